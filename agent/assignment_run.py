@@ -1,0 +1,130 @@
+"""One assignment from claim to receipt: fetch, train, send."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.cache import ShardCache
+from agent.client import Client
+from agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
+from agent.heartbeat import Heartbeat
+from agent.messages import DataSource, LocalShard, TrainRequest
+from agent.outbox import Outbox
+from agent.retry import patiently
+from agent.trainer_process import TrainerProcess
+from shared.digests import digest_of_file
+from shared.protocol import Assignment, DeltaReceipt, DeltaSubmission, FileRef, Progress, ShardRef, TrainMetrics
+
+log = logging.getLogger("fedagent")
+LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an assignment needs, made once by the daemon."""
+
+    client: Client
+    cache: ShardCache
+    outbox: Outbox
+    trainer: TrainerProcess
+    data: DataSource
+
+
+def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progress], None]) -> DeltaReceipt:
+    """Steps 3 to 5 of the straight path.
+
+    Raises `VisitFailed` when it should be given back with a reason, `LeaseGone` when it is somebody else's by now, and
+    `StopRequested`.
+    """
+    latest: list[Progress] = []
+
+    def remember(progress: Progress) -> None:
+        latest[:] = [progress]
+        report(progress)
+
+    remember(Progress(phase="fetching"))
+    with Heartbeat(tools.client, assignment, lambda: latest[-1], tools.trainer.stop) as heartbeat:
+        try:
+            # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
+            entry = tools.outbox.find(assignment)
+            if entry is None:
+                paths = fetch(tools, assignment)
+                metrics = train(tools, assignment, paths, heartbeat, remember)
+                entry = tools.outbox.put(assignment, metrics)
+            remember(latest[-1].model_copy(update={"phase": "sending"}))
+            return send(tools, assignment, entry[0], entry[1])
+        except CoordinatorSaid as error:
+            if error.code in LEASE_CODES:
+                raise LeaseGone(error.message) from error
+            raise
+
+
+def fetch(tools: Tools, assignment: Assignment) -> dict[str, Path]:
+    """The files of the manifest by digest; what the cache holds costs nothing."""
+    refs: list[ShardRef | FileRef] = [*assignment.manifest.files, *assignment.manifest.blocks]
+    tools.cache.pin((ref.digest, ref.size) for ref in refs)
+    paths: dict[str, Path] = {}
+    for ref in refs:
+        paths[ref.digest] = patiently(
+            lambda ref=ref: tools.cache.get(  # type: ignore[misc]
+                ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset)
+            )
+        )
+    return paths
+
+
+def train(
+    tools: Tools, assignment: Assignment, paths: dict[str, Path], heartbeat: Heartbeat, report: Callable[[Progress], None]
+) -> TrainMetrics:
+    manifest = assignment.manifest
+    request = TrainRequest(
+        assignment_id=assignment.assignment_id,
+        files={f.name: str(paths[f.digest]) for f in manifest.files},
+        model_key=assignment.run_id,
+        shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(paths[b.digest])) for b in manifest.blocks],
+        train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+    )  # fmt: skip
+    metrics = tools.trainer.train(request, report, heartbeat.lost)
+    return metrics.model_copy(update={"bytes_down": tools.cache.bytes_fetched})
+
+
+def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
+    """Upload what has not arrived yet, then submit; both may be repeated as often as needed."""
+    digest = digest_of_file(delta)
+    size = delta.stat().st_size
+    if size > assignment.max_delta_bytes:
+        raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
+
+    def upload() -> DeltaReceipt:
+        arrived = tools.client.upload_offset(assignment.assignment_id, digest)
+        if not arrived.complete and arrived.offset < size:
+            tools.client.upload(assignment.assignment_id, digest, delta, arrived.offset)
+        return submit()
+
+    def submit() -> DeltaReceipt:
+        try:
+            return tools.client.submit(
+                assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=metrics)
+            )
+        except CoordinatorSaid as error:
+            if error.code in ("upload_incomplete", "digest_mismatch", "offset_mismatch"):
+                raise Unreachable(f"the upload has to be repeated: {error.message}") from error
+            if error.code == "delta_refused":
+                raise VisitFailed("delta_refused", error.message) from error
+            raise
+
+    def whole() -> DeltaReceipt:
+        try:
+            return upload()
+        except CoordinatorSaid as error:
+            # An answer that got lost: the delta was taken already, and a repeat gets the same receipt.
+            if error.code == "lease_lost":
+                return submit()
+            if error.code == "offset_mismatch":
+                raise Unreachable(error.message) from error
+            raise
+
+    receipt = patiently(whole, waited=lambda error: log.warning("sending is delayed: %s", error))
+    tools.outbox.clear()
+    return receipt

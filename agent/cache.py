@@ -1,0 +1,96 @@
+"""Shards by digest on the agent's disk, bounded in size; a transfer that was cut goes on where it stopped."""
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+
+from agent.errors import Unreachable, VisitFailed
+from shared.digests import digest_of_file
+
+Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
+CHUNK = 1 << 20
+
+
+class ShardCache:
+    """Least recently used shards go first when there is no room; those of the visit at hand are never dropped."""
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self._root = root
+        self._limit = limit
+        self._pinned: set[str] = set()
+        root.mkdir(parents=True, exist_ok=True)
+        self.bytes_fetched = 0
+        """Body bytes that came over the wire since the last call of `pin`."""
+
+    def pin(self, refs: Iterable[tuple[str, int]]) -> None:
+        """Hold these (digest, size) until the next call; raises `VisitFailed` when they do not fit in the limit."""
+        wanted = dict(refs)
+        self._pinned = set(wanted)
+        self.bytes_fetched = 0
+        if sum(wanted.values()) > self._limit:
+            raise VisitFailed(
+                "disk_limit",
+                f"this visit needs {sum(wanted.values()) / 1e9:.2f} GB of shards, limits.disk_gb allows {self._limit / 1e9:.2f}; raise it",
+            )
+
+    def get(self, digest: str, size: int, fetch: Fetch) -> Path:
+        """The verified file of a shard, fetched if it is not there.
+
+        Raises `Unreachable` when the transfer is cut (what arrived is kept), `VisitFailed` when the disk is full or when the bytes
+        are wrong (nothing is kept).
+        """
+        path = self._root / digest
+        if path.is_file() and path.stat().st_size == size:
+            os.utime(path)
+            return path
+        part = self._root / f"{digest}.part"
+        self._make_room(size)
+        try:
+            self._receive(part, size, fetch)
+            if part.stat().st_size < size:
+                raise Unreachable(f"the transfer of {digest[:12]} ended early")
+            if digest_of_file(part) != digest:
+                part.unlink()
+                raise VisitFailed("shard_corrupt", f"shard {digest[:12]} arrived damaged and was thrown away")
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise VisitFailed("disk_full", f"the disk of {self._root} is full; free space, or lower limits.disk_gb") from error
+            raise
+        return path
+
+    def _receive(self, part: Path, size: int, fetch: Fetch) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if have > size:
+            part.unlink()
+            have = 0
+        if have == size:
+            return
+        with fetch(have) as answer:
+            if answer.status_code == 416:
+                part.unlink(missing_ok=True)
+                raise Unreachable("the coordinator has fewer bytes than arrived; starting over")
+            with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                for chunk in answer.iter_raw(CHUNK):
+                    self.bytes_fetched += len(chunk)
+                    file.write(chunk)
+
+    def _make_room(self, size: int) -> None:
+        """Drop what was used longest ago until `size` more bytes fit."""
+        files = sorted((f for f in self._root.iterdir() if f.is_file()), key=lambda f: f.stat().st_mtime)
+        used = sum(f.stat().st_size for f in files)
+        for file in files:
+            if used + size <= self._limit:
+                return
+            if file.name.removesuffix(".part") not in self._pinned:
+                used -= file.stat().st_size
+                file.unlink()
+
+    def size(self) -> int:
+        return sum(f.stat().st_size for f in self._root.iterdir() if f.is_file())

@@ -1,0 +1,128 @@
+"""Looks at everything that a visit needs, before there is one, and says what to do where something is wrong."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from agent import credentials
+from agent.client import Client
+from agent.device import find_device
+from agent.errors import AgentError
+from agent.settings import Config, Home, within_hours
+from shared.errors import DataError
+from shared.protocol import RunOffer
+from shared.tables import Row, read_examples, read_rows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `advice` says what to do."""
+
+    ok: bool
+    what: str
+    found: str
+    advice: str = ""
+
+
+def check(home: Home) -> Iterator[Finding]:
+    """Findings one by one, as they are made; a later one may depend on an earlier one."""
+    try:
+        config = home.load_config()
+    except AgentError as error:
+        yield Finding(False, "configuration", error.message, "correct agent.toml")
+        return
+    yield Finding(True, "configuration", str(home.config))
+    yield from _device(home, config)
+    path = home.data_path(config)
+    yield from _data(path, config)
+    client = None
+    try:
+        mine = credentials.load(home)
+        client = Client(config.coordinator, mine.key)
+    except AgentError as error:
+        yield Finding(False, "key", error.message, "ask the operator for a token: fedcoord agents token")
+    try:
+        health = (client or Client(config.coordinator)).health()
+        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health['version']}")
+        if client is None:
+            return
+        me = client.me()
+        yield Finding(True, "key", f"valid: agent {me.name}, {me.state}")
+    except AgentError as error:
+        yield Finding(False, "coordinator", error.message, "is the URL right, is the coordinator up, is the key still valid?")
+        return
+    if not me.runs:
+        yield Finding(True, "runs", "none is open to this agent at present")
+    for run in me.runs:
+        yield from _run(run, path, config, client)
+
+
+def _device(home: Home, config: Config) -> Iterator[Finding]:
+    device = find_device(config.device.kind)
+    wanted = config.device.kind
+    memory = f"{device.memory_bytes / 1e9:.1f} GB of memory, {psutil.virtual_memory().available / 1e9:.1f} free"
+    accelerator = f", {device.accelerator_bytes / 1e9:.1f} GB on it" if device.kind == "cuda" else ""
+    found = f"{device.kind} ({device.name}), {device.cores} cores, {memory}{accelerator}"
+    if wanted in ("cuda", "mps") and device.kind != wanted:
+        yield Finding(False, "device", f"{wanted} was asked for, found only {found}", "set device.kind to auto, or install the driver")
+    else:
+        yield Finding(True, "device", found)
+    home.path.mkdir(parents=True, exist_ok=True)
+    free = psutil.disk_usage(str(home.path)).free
+    wants = config.limits.disk_gb * 1e9
+    advice = "" if free >= wants else f"only {free / 1e9:.1f} GB are free: lower limits.disk_gb or free space"
+    yield Finding(free >= wants, "disk", f"cache of up to {wants / 1e9:.1f} GB, {free / 1e9:.1f} GB free", advice)
+    if config.limits.hours:
+        from datetime import datetime
+
+        inside = within_hours(config.limits.hours, datetime.now())
+        yield Finding(True, "hours", f"{', '.join(config.limits.hours)}; {'now is inside' if inside else 'now is outside: it would wait'}")
+
+
+def _data(path: Path, config: Config) -> Iterator[Finding]:
+    try:
+        count = 0
+        columns: Row = {}
+        for row in read_rows(path, config.data.format):
+            count, columns = count + 1, columns or row
+        if not count:
+            raise DataError(f"{path} has no rows")
+        if missing := sorted(c for c in config.data.columns.values() if c not in columns):
+            raise DataError(f"{path.name} has no column {', '.join(missing)}; its columns are {', '.join(columns)}")
+    except DataError as error:
+        yield Finding(False, "data", error.message, "correct [data] in agent.toml, or the file")
+        return
+    yield Finding(True, "data", f"{path.name}: {count:,} rows, columns {', '.join(columns)}")
+
+
+def _run(run: RunOffer, path: Path, config: Config, client: Client) -> Iterator[Finding]:
+    what = f"run {run.name}"
+    try:
+        examples = read_examples(path, run.task, config.data.columns, run.num_labels, run.label_names, config.data.format)
+    except DataError as error:
+        yield Finding(False, what, error.message, f"it needs {' or '.join(run.fields)}; map them in [data.columns]")
+        return
+    lengths = _token_lengths(run, examples, client)
+    if lengths is None:
+        yield Finding(True, what, f"{len(examples):,} rows fit; its tokenizer has no tokenizer.json, so tokens were not counted")
+        return
+    cut = sum(n > run.max_length for n in lengths)
+    found = f"{len(examples):,} rows fit; tokens a row: median {statistics.median(lengths):.0f}, longest {max(lengths)}, in all {sum(lengths):,}"
+    if cut and run.task == "text-classification":
+        found += f"; {cut:,} rows are longer than {run.max_length} and would be cut"
+    yield Finding(True, what, found)
+
+
+def _token_lengths(run: RunOffer, examples: list[Row], client: Client) -> list[int] | None:
+    if not any(f.name == "tokenizer.json" for f in run.files):
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(client.run_file(run.run_id, "tokenizer.json").decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    texts = [" ".join(str(v) for k, v in e.items() if k != "label") for e in examples]
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]

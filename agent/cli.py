@@ -1,0 +1,144 @@
+"""`fedagent`: enrol this machine, test its settings, and work."""
+
+import fcntl
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+
+from agent import credentials
+from agent.client import Client
+from agent.device import find_device
+from agent.errors import AgentError, ConfigError
+from agent.settings import Home, template
+from shared.errors import FedError
+from shared.protocol import EnrolRequest
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
+
+
+@app.command()
+def enroll(
+    url: Annotated[str, typer.Argument(help="URL of the coordinator.")],
+    token: Annotated[str, typer.Option(help="One-time token from the operator (fedcoord agents token).")],
+    name: Annotated[str | None, typer.Option(help="Name of this agent; default: the host's name.")] = None,
+    data: Annotated[Path | None, typer.Option(help="File with this agent's rows.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Get an identity and a key, and write a first agent.toml."""
+    import platform
+
+    place = Home(home)
+    if place.credentials.exists():
+        raise AgentError(f"{place.path} is enrolled already, as {credentials.load(place).name}; use another --home for another agent")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is no URL; it begins with http:// or https://")
+    chosen = name or platform.node().split(".")[0] or "agent"
+    answer = Client(url).enrol(EnrolRequest(token=token, name=chosen, device=find_device(), version=version("fedcybgd")))
+    credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))
+    if not place.config.exists():
+        place.config.write_text(template(url, str(data.expanduser().resolve()) if data else None))
+    console.print(f"enrolled as {answer.name}; settings in {place.config}", highlight=False, soft_wrap=True)
+    console.print("next: fedagent check, then fedagent run" if data else "next: name your data in it, then fedagent check", highlight=False)
+
+
+@app.command()
+def check(home: HomeOption = None) -> None:
+    """Test settings, device, data, coordinator and key; say what to do where something is wrong."""
+    from agent.check import check as findings
+
+    wrong = 0
+    for finding in findings(Home(home)):
+        mark = "[green]ok   [/]" if finding.ok else "[red]wrong[/]"
+        console.print(f"{mark} {finding.what}: ", end="")
+        console.print(finding.found, highlight=False, markup=False, soft_wrap=True)
+        if not finding.ok:
+            wrong += 1
+            console.print(f"      → {finding.advice}", markup=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False) -> None:
+    """Ask for work and do it, until SIGTERM or Ctrl-C."""
+    from agent.worker import Worker
+
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    logging.getLogger("stamina").setLevel(logging.ERROR)
+    place = Home(home)
+    config = place.load_config()
+    mine = credentials.load(place)
+    with _only_one(place):
+        logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
+        Worker(place, config, Client(config.coordinator, mine.key)).run()
+
+
+@contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    with home.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AgentError(f"an agent runs in {home.path} already") from error
+        yield
+
+
+@app.command()
+def status(home: HomeOption = None) -> None:
+    """What the agent on this machine is doing."""
+    place = Home(home)
+    mine = credentials.load(place)
+    console.print(f"agent {mine.name} ({mine.agent_id}) in {place.path}", highlight=False, soft_wrap=True)
+    try:
+        state = json.loads(place.status.read_text())
+    except (OSError, ValueError):
+        console.print("it has not run yet: fedagent run")
+        return
+    alive = psutil.pid_exists(state["pid"]) and state["state"] != "stopped"
+    console.print(f"{state['state'] if alive else 'not running'} (at {state['at'][:19]} UTC), {state['visits']} visits done")
+    if state.get("block") and alive:
+        console.print(
+            f"round {state['round']} of {state['run']}: {state['block']}, {state['phase']}, step {state['step']} of {state['steps']}"
+        )
+    if state.get("error"):
+        console.print(f"last error: {state['error']}", style="red", markup=False, soft_wrap=True)
+    try:
+        me = Client(place.load_config().coordinator, mine.key).me()
+        console.print(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
+    except AgentError as error:
+        console.print(f"coordinator: {error.message}", style="red", markup=False, soft_wrap=True)
+
+
+@app.command()
+def config(home: HomeOption = None) -> None:
+    """Show the settings in force, defaults included."""
+    place = Home(home)
+    console.print_json(place.load_config().model_dump_json())
+
+
+def main() -> None:
+    """Errors that we know are one line for a person; the rest keep their traceback."""
+    try:
+        app()
+    except FedError as error:
+        Console(stderr=True).print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The agent's identity and key, in a file that only its owner may read."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from agent.errors import NotEnrolled
+from agent.settings import Home
+
+
+@dataclass(frozen=True)
+class Credentials:
+    agent_id: str
+    name: str
+    key: str
+
+
+def save(home: Home, credentials: Credentials) -> None:
+    home.path.mkdir(parents=True, exist_ok=True)
+    aside = home.credentials.with_suffix(".part")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(credentials), file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(home.credentials)
+
+
+def load(home: Home) -> Credentials:
+    try:
+        return Credentials(**json.loads(home.credentials.read_text()))
+    except FileNotFoundError as error:
+        raise NotEnrolled(f"this agent is not enrolled ({home.credentials} is not there); run `fedagent enroll URL --token …`") from error
+    except (ValueError, TypeError) as error:
+        raise NotEnrolled(f"{home.credentials} is damaged; enrol again under another name") from error

@@ -1,0 +1,60 @@
+"""Renews a lease from a thread of the daemon: training in its own process cannot starve it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from agent.client import Client
+from agent.errors import CoordinatorSaid
+from agent.retry import is_retryable
+from shared.protocol import Assignment, Progress, RenewRequest
+
+log = logging.getLogger("fedagent.heartbeat")
+PROGRESS_EVERY_S = 2.0
+
+
+class Heartbeat:
+    """Use as a context manager around the work on one assignment; `lost` is set when the lease is gone or not wanted any more."""
+
+    def __init__(
+        self, client: Client, assignment: Assignment, progress: Callable[[], Progress | None], on_lost: Callable[[], None]
+    ) -> None:
+        self._client, self._assignment = client, assignment
+        self._progress, self._on_lost = progress, on_lost
+        self._stop = threading.Event()
+        self.lost = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        lease = self._assignment.lease_seconds
+        every = min(lease / 3, PROGRESS_EVERY_S)
+        renewed = time.monotonic()
+        while not self._stop.wait(every):
+            request = RenewRequest(attempt=self._assignment.attempt, progress=self._progress())
+            try:
+                answer = self._client.renew(self._assignment.assignment_id, request)
+                renewed = time.monotonic()
+                if not answer.go_on:
+                    self._lose("the run has ended")
+                    return
+            except CoordinatorSaid as error:
+                if not is_retryable(error):
+                    self._lose(error.message)
+                    return
+            except Exception as error:
+                # No answer: go on training. The coordinator gives everybody a fresh lease when it comes back.
+                log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)
+
+    def _lose(self, why: str) -> None:
+        log.warning("stopping %s: %s", self._assignment.block, why)
+        self.lost.set()
+        self._on_lost()

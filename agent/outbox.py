@@ -1,0 +1,48 @@
+"""Deltas that are trained and not yet received: they survive a restart of the agent."""
+
+import json
+import os
+from pathlib import Path
+
+from shared.digests import digest_of
+from shared.protocol import Assignment, TrainMetrics
+
+
+class Outbox:
+    """At most one delta, with what it was made for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def delta_path(self, assignment: Assignment) -> Path:
+        return self._root / f"{_work(assignment)}.safetensors"
+
+    def put(self, assignment: Assignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
+        """Note the metrics beside the delta that lies at `delta_path`."""
+        note = self.delta_path(assignment).with_suffix(".json")
+        aside = note.with_suffix(".part")
+        with aside.open("w") as file:
+            file.write(metrics.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(note)
+        return self.delta_path(assignment), metrics
+
+    def find(self, assignment: Assignment) -> tuple[Path, TrainMetrics] | None:
+        """The delta of exactly this work: same block, same base versions, same settings; the attempt does not matter."""
+        path = self.delta_path(assignment)
+        note = path.with_suffix(".json")
+        if path.is_file() and note.is_file():
+            return path, TrainMetrics.model_validate_json(note.read_text())
+        self.clear()
+        return None
+
+    def clear(self) -> None:
+        for path in self._root.iterdir():
+            path.unlink(missing_ok=True)
+
+
+def _work(assignment: Assignment) -> str:
+    blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
+    return digest_of(json.dumps([assignment.assignment_id, blocks, assignment.train.model_dump(mode="json")]).encode())[:32]

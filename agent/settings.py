@@ -1,0 +1,116 @@
+"""The agent's own file, agent.toml: its data, its device, its limits, its consent."""
+
+import tomllib
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from agent.errors import ConfigError
+from shared.tables import Format
+
+Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataSection(Section):
+    path: str = Field(description="file with this agent's rows; relative to agent.toml")
+    format: Format | None = Field(None, description="csv, jsonl or parquet; default: by the file's suffix")
+    columns: dict[str, str] = Field(default_factory=dict, description='field = "column", where they differ')
+
+
+class DeviceSection(Section):
+    kind: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="what to train on")
+    threads: int = Field(0, ge=0, description="threads of the training process on a CPU; 0: as many as torch takes")
+
+
+class LimitsSection(Section):
+    memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
+    disk_gb: float = Field(20, gt=0, description="size of the shard cache at the most, in 1e9 bytes")
+    hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
+
+
+class ConsentSection(Section):
+    runs: list[str] = Field(["*"], description="names of the runs it takes part in; * and ? are wildcards")
+
+
+class Config(Section):
+    coordinator: str = Field(pattern=r"^https?://", description="URL of the coordinator")
+    data: DataSection
+    device: DeviceSection = DeviceSection()
+    limits: LimitsSection = LimitsSection()
+    consent: ConsentSection = ConsentSection()
+
+
+class Home:
+    """The agent's directory: configuration, key, cache, outbox, status."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = (path or user_data_path("fedagent")).resolve()
+        self.config = self.path / "agent.toml"
+        self.credentials = self.path / "credentials.json"
+        self.cache = self.path / "cache"
+        self.outbox = self.path / "outbox"
+        self.status = self.path / "status.json"
+        self.lock = self.path / "lock"
+
+    def load_config(self) -> Config:
+        """Read agent.toml. Raises `ConfigError`, which names each wrong field."""
+        try:
+            values = tomllib.loads(self.config.read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no {self.config}; `fedagent enroll` writes one, --home names another directory") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{self.config} is no TOML: {error}") from error
+        try:
+            return Config.model_validate(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(str(p) for p in e['loc'])}: {_problem(e['type'], e['msg'])}" for e in error.errors()]
+            raise ConfigError(f"{self.config} is wrong:\n  " + "\n  ".join(problems)) from error
+
+    def data_path(self, config: Config) -> Path:
+        return (self.path / Path(config.data.path).expanduser()).resolve()
+
+
+def _problem(kind: str, message: str) -> str:
+    return {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(kind, message)
+
+
+def within_hours(hours: list[str], now: datetime) -> bool:
+    """Whether work may begin at `now` (local time); a span may go over midnight."""
+    if not hours:
+        return True
+    at = now.time()
+    for span in hours:
+        begin, end = (time.fromisoformat(part) for part in span.split("-"))
+        if (begin <= at < end) if begin <= end else (at >= begin or at < end):
+            return True
+    return False
+
+
+def template(url: str, data: str | None) -> str:
+    """A first agent.toml, with comments."""
+    return f'''# The agent's own settings. `fedagent check` tests them.
+coordinator = "{url}"
+
+[data]
+path = "{data or "data.jsonl"}"          # CSV, JSONL or Parquet (.gz may follow); relative to this file
+# columns = {{ text = "question", label = "intent" }}   # field = "column", where they differ
+
+[device]
+kind = "auto"                   # auto, cpu, cuda, mps
+threads = 0                     # 0: as many as torch takes
+
+[limits]
+# memory_gb = 8                 # private memory of the training process at the most
+disk_gb = 20                    # size of the shard cache at the most
+hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always
+
+[consent]
+runs = ["*"]                    # names of the runs to take part in
+'''

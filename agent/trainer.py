@@ -1,0 +1,93 @@
+"""The training process: reads commands from standard input, trains, and reports on standard output, one JSON object a line."""
+
+import os
+import queue
+import sys
+import threading
+from typing import TextIO
+
+from agent.messages import Command, TrainerEvent, TrainRequest
+from shared.errors import DataError, FedError
+from shared.protocol import Progress, ReturnReason
+
+
+def main(device: str, threads: int, memory_limit: int) -> None:
+    """Serve until standard input ends: when the daemon is gone, however it went, this process goes too."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
+    commands: queue.Queue[TrainRequest] = queue.Queue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(commands, stop), daemon=True).start()
+    if memory_limit:
+        _limit_memory(memory_limit)
+
+    import torch
+
+    from agent.training.visit import Visitor, choose_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    visitor = Visitor(choose_device(device))
+    _say(out, TrainerEvent(event="ready"))
+    while True:
+        request = commands.get()
+        _say(out, _visit(visitor, request, out, stop))
+
+
+def _listen(commands: "queue.Queue[TrainRequest]", stop: threading.Event) -> None:
+    for line in sys.stdin:
+        command = Command.model_validate_json(line)
+        if command.op == "stop":
+            stop.set()
+        elif command.request is not None:
+            stop.clear()
+            commands.put(command.request)
+    os._exit(0)
+
+
+def _visit(visitor: object, request: TrainRequest, out: TextIO, stop: threading.Event) -> TrainerEvent:
+    from agent.training.train import NonFinite, Stopped
+    from agent.training.visit import Visitor
+
+    assert isinstance(visitor, Visitor)
+
+    def report(progress: Progress) -> None:
+        _say(out, TrainerEvent(event="progress", progress=progress))
+
+    try:
+        return TrainerEvent(event="done", metrics=visitor.visit(request, report, stop.is_set))
+    except Stopped:
+        return TrainerEvent(event="stopped")
+    except NonFinite as error:
+        return _failed("non_finite_loss", error)
+    except DataError as error:
+        return _failed("data_invalid", error)
+    except MemoryError as error:
+        return _failed("out_of_memory", error)
+    except (FedError, OSError, RuntimeError, ValueError) as error:
+        return _failed("out_of_memory" if _is_out_of_memory(error) else "other", error)
+
+
+def _failed(reason: ReturnReason, error: Exception) -> TrainerEvent:
+    return TrainerEvent(event="failed", reason=reason, message=f"{type(error).__name__}: {error}"[:1500])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
+
+
+def _limit_memory(limit: int) -> None:
+    # Private memory only: mapped shards can be given back by the kernel at any time.
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _say(out: TextIO, event: TrainerEvent) -> None:
+    out.write(event.model_dump_json(exclude_none=True) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

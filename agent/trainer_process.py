@@ -1,0 +1,112 @@
+"""The daemon's handle on the training process: starts it, keeps it warm, notices when it dies."""
+
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from agent.errors import LeaseGone, StopRequested, VisitFailed
+from agent.messages import Command, TrainerEvent, TrainRequest
+from agent.settings import Config
+from shared.protocol import Progress, TrainMetrics
+
+log = logging.getLogger("fedagent.trainer")
+
+
+class TrainerProcess:
+    """One child process; started ahead of need, and again after it died."""
+
+    def __init__(self, config: Config) -> None:
+        limit = int((config.limits.memory_gb or 0) * 1e9)
+        self._command = [sys.executable, "-m", "agent.trainer", config.device.kind, str(config.device.threads), str(limit)]
+        self._environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if config.device.threads:
+            self._environment["OMP_NUM_THREADS"] = str(config.device.threads)
+        self._process: subprocess.Popen[str] | None = None
+        self._events: queue.Queue[TrainerEvent | None] = queue.Queue()
+        self._stop_requested = threading.Event()
+
+    def start(self) -> None:
+        """Start the process if it does not run; it imports torch while the daemon asks for work."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._events = queue.Queue()
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, start_new_session=True
+        )
+        threading.Thread(target=self._listen, args=(self._process, self._events), daemon=True).start()
+
+    @staticmethod
+    def _listen(process: "subprocess.Popen[str]", events: "queue.Queue[TrainerEvent | None]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                events.put(TrainerEvent.model_validate_json(line))
+            except ValidationError:
+                log.warning("the training process said: %.200s", line.rstrip())
+        process.wait()
+        events.put(None)
+
+    def train(self, request: TrainRequest, report: Callable[[Progress], None], lost: threading.Event) -> TrainMetrics:
+        """Have a visit done. Raises `VisitFailed` with its reason, `StopRequested` when `stop` was called, `LeaseGone` if `lost`."""
+        self._stop_requested.clear()
+        self.start()
+        self._send(Command(op="train", request=request))
+        while True:
+            event = self._events.get()
+            if event is None:
+                code = self._process.wait() if self._process is not None else 0
+                raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
+            match event.event:
+                case "progress":
+                    assert event.progress is not None
+                    report(event.progress)
+                case "done":
+                    assert event.metrics is not None
+                    return event.metrics
+                case "failed":
+                    raise VisitFailed(event.reason or "other", event.message)
+                case "stopped":
+                    if lost.is_set():
+                        raise LeaseGone("the lease is gone")
+                    raise StopRequested
+                case "ready":
+                    pass
+
+    def stop(self) -> None:
+        """Ask the visit at hand to stop before its next step; from any thread, and harmless when there is none."""
+        self._stop_requested.set()
+        self._send(Command(op="stop"))
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            if self._process.stdin is not None:
+                try:
+                    self._process.stdin.close()
+                except OSError:
+                    pass
+            try:
+                self._process.wait(timeout=3)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def _send(self, command: Command) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            self._process.stdin.write(json.dumps(command.model_dump(mode="json")) + "\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            pass  # it died; whoever waits for its events learns it
+
+
+def _cause(code: int) -> str:
+    if code == -9:
+        return "killed, most likely because memory ran out"
+    return f"signal {-code}" if code < 0 else f"exit status {code}"

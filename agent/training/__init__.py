@@ -1,0 +1,1 @@
+"""Training, with torch and without any network."""

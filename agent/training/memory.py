@@ -1,0 +1,49 @@
+"""Measures the peak memory of this process from a point in time on, in bytes."""
+
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """Peak beyond a baseline: allocated bytes on an accelerator, resident bytes of the process on a CPU.
+
+    Linux can forget the peak so far (`clear_refs`); elsewhere the peak of the whole process counts, and says too much.
+    """
+
+    def __init__(self, device: str, baseline: int) -> None:
+        self._device = device
+        self._baseline = baseline
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            try:
+                CLEAR_REFS.write_text("5")
+            except OSError:
+                pass
+
+    def peak(self) -> int:
+        if self._device == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return max(0, _peak_resident() - self._baseline)
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_resident() -> int:
+    try:
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

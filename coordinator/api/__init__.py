@@ -1,0 +1,1 @@
+"""HTTP for agents and operators: parse, call one service, answer."""

@@ -1,0 +1,85 @@
+"""`/v1/agents`: enrolment, an agent's view of itself, and what operators do with agents."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+
+from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, WriteDep, now
+from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
+from coordinator.db import queries
+from coordinator.db.models import Agent
+from coordinator.services import agents, offers, transfers
+from coordinator.services.views import AgentView
+from shared.protocol import AgentSelf, EnrolAnswer, EnrolRequest
+
+router = APIRouter(tags=["agents"])
+
+
+@router.post(
+    "/enrolment-tokens", summary="Make an enrolment token", status_code=201, response_model=TokenAnswer,
+    responses=errors(401, 422), dependencies=[OperatorDep],
+)  # fmt: skip
+def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
+    """A token with which one agent may enrol once, before it expires."""
+    token, expires_at = agents.create_token(session, now(), timedelta(seconds=body.expires_in_s))
+    return TokenAnswer(token=token, expires_at=expires_at)
+
+
+@router.post("/agents", summary="Enrol an agent", status_code=201, response_model=EnrolAnswer, responses=errors(401, 409, 422))
+def enrol(body: EnrolRequest, session: WriteDep) -> EnrolAnswer:
+    """Spend a token on an identity and a key."""
+    return agents.enrol(session, body, now())
+
+
+@router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
+def me(agent: AgentDep, session: WriteDep) -> AgentSelf:
+    """Who the key belongs to, and which runs it may take part in."""
+    agents.seen(session, agent.id, now())
+    return offers.self_of(session, agent.id)
+
+
+@router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403))
+def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
+    """A new key under the same identity; the old one is void at once."""
+    return NewKey(key=agents.rotate_key(session, agent.id))
+
+
+@router.get("/agents", summary="List agents", response_model=list[AgentView], responses=errors(401), dependencies=[OperatorDep])
+def list_agents(session: ReadDep) -> list[Agent]:
+    """All agents by name."""
+    return list(session.scalars(select(Agent).order_by(Agent.name)))
+
+
+@router.post(
+    "/agents/{name}/revoke",
+    summary="Revoke an agent",
+    response_model=AgentView,
+    responses=errors(401, 404, 409),
+    dependencies=[OperatorDep],
+)
+def revoke(name: str, session: WriteDep) -> Agent:
+    """Shut an agent out at once; what it holds is given to others."""
+    return agents.revoke(session, name, now())
+
+
+@router.get(
+    "/exposure",
+    summary="The exposure ledger",
+    response_model=list[ExposureView],
+    responses=errors(401, 404, 422),
+    dependencies=[OperatorDep],
+)
+def exposure(
+    session: ReadDep,
+    agent: Annotated[str | None, Query(description="name or id; all agents if left out")] = None,
+    limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
+) -> list[ExposureView]:
+    """Which agent has received which block at which version and codec, newest first."""
+    names = queries.agent_names(session)
+    chosen = agents.by_name(session, agent).id if agent else None
+    return [
+        ExposureView(agent=names[e.agent_id], run_id=e.run_id, block=e.block, version=e.version, codec=e.codec, first_at=e.first_at)
+        for e in transfers.ledger(session, chosen, limit)
+    ]

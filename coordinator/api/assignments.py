@@ -1,0 +1,215 @@
+"""`/v1/assignments`: the straight path as agents walk it."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from coordinator.api.deps import AgentDep, DatabaseDep, ReadDep, SettingsDep, StoreDep, WaitingDep, WriteDep, now
+from coordinator.api.files import blob_response
+from coordinator.api.schemas import errors
+from coordinator.db.base import Database
+from coordinator.services import agents, assignments, transfers
+from coordinator.services.uploads import Upload
+from coordinator.settings import Settings
+from shared.digests import Digest
+from shared.protocol import (
+    MAX_WAIT_S,
+    Assignment,
+    AssignmentState,
+    ClaimRequest,
+    DeltaReceipt,
+    DeltaSubmission,
+    RenewAnswer,
+    RenewRequest,
+    ReturnRequest,
+    ShardRef,
+    UploadOffset,
+)
+
+router = APIRouter(prefix="/assignments", tags=["assignments"], responses=errors(401, 403))
+WRITE_CHUNK = 1 << 20
+AssignmentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,60}$")]
+
+
+@router.post(
+    "/claim",
+    summary="Ask for work",
+    response_model=Assignment,
+    responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(422)},
+)
+async def claim(
+    request: Request,
+    body: ClaimRequest,
+    agent: AgentDep,
+    database: DatabaseDep,
+    waiting: WaitingDep,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
+) -> Assignment | Response:
+    """Long poll: answers at once when there is work, else as soon as there is some."""
+    deadline = asyncio.get_running_loop().time() + wait
+    place = waiting.enter(agent.id)
+    try:
+        while True:
+            place.clear()
+            found = await run_in_threadpool(_claim_once, database, agent.id, body)
+            if found is not None:
+                return found
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(place.wait(), max(0.0, left))
+            except TimeoutError:
+                return Response(status_code=204)
+            # Nobody would hear the answer of a claim whose caller is gone, and the lease would be lost on it.
+            if waiting.closed or not waiting.holds(agent.id, place) or await request.is_disconnected():
+                return Response(status_code=204)
+    finally:
+        waiting.leave(agent.id, place)
+
+
+def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:
+    with database.transaction() as session:
+        agents.seen(session, agent_id, now())
+        return assignments.claim(session, agent_id, body, now())
+
+
+@router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))
+def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> AssignmentState:
+    """What became of an assignment that this agent had."""
+    return assignments.state_of(session, assignment_id, agent.id)
+
+
+@router.post("/{assignment_id}/renew", summary="Renew the lease", response_model=RenewAnswer, responses=errors(404, 409, 422))
+def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, session: WriteDep) -> RenewAnswer:
+    """Hold the assignment for another lease, and say how far the training is."""
+    agents.seen(session, agent.id, now())
+    return assignments.renew(session, assignment_id, agent.id, body, now())
+
+
+@router.post("/{assignment_id}/return", summary="Give the assignment back", response_model=AssignmentState, responses=errors(404, 409, 422))
+def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep, session: WriteDep) -> AssignmentState:
+    """Let go of an assignment, with the reason."""
+    given = assignments.give_back(session, assignment_id, agent.id, body, now())
+    return AssignmentState(assignment_id=given.id, state=given.state, reason=given.reason, attempt=given.attempt)
+
+
+@router.get(
+    "/{assignment_id}/shards/{digest}",
+    summary="Fetch a shard or file of the manifest",
+    response_class=Response,
+    responses={
+        200: {"description": "The bytes", "content": {"application/octet-stream": {}}},
+        206: {"description": "The range that was asked for"},
+        304: {"description": "You have it already (If-None-Match)"},
+        416: {"description": "The range is outside the shard"},
+        **errors(404, 409, 422),
+    },
+)
+def shard(
+    request: Request,
+    assignment_id: AssignmentId,
+    digest: Digest,
+    agent: AgentDep,
+    database: DatabaseDep,
+    session: WriteDep,
+    store: StoreDep,
+) -> Response:
+    """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
+    run_id, round, ref = transfers.lookup(session, assignment_id, agent.id, digest)
+    if isinstance(ref, ShardRef):
+        transfers.expose(session, agent.id, run_id, ref, now())
+    kind = "shard" if isinstance(ref, ShardRef) else "file"
+
+    def count(amount: int) -> None:
+        def save() -> None:
+            with database.transaction() as counting:
+                transfers.count(counting, run_id, round, agent.id, kind, amount)
+
+        asyncio.get_running_loop().run_in_executor(None, save)
+
+    return blob_response(request, store.path(digest), digest, count)
+
+
+@router.get(
+    "/{assignment_id}/upload/{digest}",
+    summary="How much of a delta has arrived",
+    response_model=UploadOffset,
+    responses=errors(404, 409, 422),
+)
+def upload_offset(
+    assignment_id: AssignmentId, digest: Digest, agent: AgentDep, session: ReadDep, settings: SettingsDep, store: StoreDep
+) -> UploadOffset:
+    """Where to go on with an upload, also after either side died."""
+    upload = _upload(session, assignment_id, agent.id, digest, settings)
+    complete = upload.offset == 0 and store.has(digest)
+    return UploadOffset(offset=store.size(digest) if complete else upload.offset, complete=complete)
+
+
+@router.put(
+    "/{assignment_id}/upload/{digest}",
+    summary="Send bytes of a delta",
+    response_model=UploadOffset,
+    responses=errors(404, 409, 413, 422, 507),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
+)
+async def upload(
+    request: Request,
+    assignment_id: AssignmentId,
+    digest: Digest,
+    agent: AgentDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    offset: Annotated[int, Query(ge=0, description="where these bytes belong; must be what has arrived")] = 0,
+) -> UploadOffset:
+    """Append the body at `offset`. What arrived before a cut is kept."""
+
+    def begin() -> Upload:
+        with database.reading() as session:
+            found = _upload(session, assignment_id, agent.id, digest, settings)
+        length = request.headers.get("content-length", "")
+        found.check(offset, int(length) if length.isdigit() else None)
+        return found
+
+    target = await run_in_threadpool(begin)
+    buffer = bytearray()
+    try:
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) >= WRITE_CHUNK:
+                await run_in_threadpool(target.append, bytes(buffer))
+                buffer.clear()
+    finally:
+        if buffer:
+            await run_in_threadpool(target.append, bytes(buffer))
+    return UploadOffset(offset=target.offset, complete=False)
+
+
+@router.post(
+    "/{assignment_id}/delta",
+    summary="Submit an uploaded delta",
+    response_model=DeltaReceipt,
+    status_code=202,
+    responses=errors(404, 409, 422, 507),
+)
+def delta(
+    assignment_id: AssignmentId, body: DeltaSubmission, agent: AgentDep, database: DatabaseDep, settings: SettingsDep, store: StoreDep
+) -> DeltaReceipt:
+    """Once and only once: a repeat of (attempt, digest) gets the same answer, a stale attempt gets 409."""
+    with database.reading() as session:
+        if (done := assignments.receipt(session, assignment_id, agent.id, body)) is not None:
+            return done
+        assignment = assignments.held(session, assignment_id, agent.id)
+        target = _upload(session, assignment_id, agent.id, body.digest, settings)
+        expected = assignments.expected_tensors(session, assignment)
+        run_id, round = assignment.run_id, assignment.round
+    size = target.finish(store, expected)  # hashing takes its time: outside of any transaction
+    with database.transaction() as session:
+        transfers.count(session, run_id, round, agent.id, "delta", size)
+        return assignments.submit(session, assignment_id, agent.id, body, size, now())
+
+
+def _upload(session: Session, assignment_id: str, agent_id: str, digest: str, settings: Settings) -> Upload:
+    assignment = assignments.held(session, assignment_id, agent_id)
+    return Upload(settings.uploads, assignment_id, digest, assignments.max_delta_bytes(session, assignment))

@@ -1,0 +1,78 @@
+"""What routes depend on: the transaction, and who is asking."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from sqlalchemy.orm import Session
+
+from coordinator.api.waiting import WaitingRoom
+from coordinator.db.base import Database, utcnow
+from coordinator.errors import Unauthorized
+from coordinator.services import agents, operators
+from coordinator.settings import Settings
+from coordinator.storage import BlobStore
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _store(request: Request) -> BlobStore:
+    store: BlobStore = request.app.state.store
+    return store
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _waiting(request: Request) -> WaitingRoom:
+    room: WaitingRoom = request.app.state.waiting
+    return room
+
+
+DatabaseDep = Annotated[Database, Depends(_database)]
+StoreDep = Annotated[BlobStore, Depends(_store)]
+SettingsDep = Annotated[Settings, Depends(_settings)]
+WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
+
+
+def _transaction(database: DatabaseDep) -> Iterator[Session]:
+    with database.transaction() as session:
+        yield session
+
+
+def _reading(database: DatabaseDep) -> Iterator[Session]:
+    with database.reading() as session:
+        yield session
+
+
+# Scope "function" commits before the answer is sent: with the default, a commit that fails would still be answered with 200.
+WriteDep = Annotated[Session, Depends(_transaction, scope="function")]
+ReadDep = Annotated[Session, Depends(_reading, scope="function")]
+
+
+def bearer(authorization: Annotated[str | None, Header()] = None) -> str:
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthorized("give a key: Authorization: Bearer …")
+    return key.strip()
+
+
+def _agent(database: DatabaseDep, key: Annotated[str, Depends(bearer)]) -> agents.Identity:
+    # A transaction of its own, closed before the route begins: a long poll must not hold one.
+    with database.reading() as session:
+        return agents.authenticate(session, key)
+
+
+def _operator(database: DatabaseDep, key: Annotated[str, Depends(bearer)]) -> None:
+    with database.reading() as session:
+        operators.authenticate(session, key)
+
+
+AgentDep = Annotated[agents.Identity, Depends(_agent)]
+OperatorDep = Depends(_operator)
+now = utcnow

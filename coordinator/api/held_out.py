@@ -1,0 +1,48 @@
+"""`/v1/held-out`: held-out files, uploaded by their digest."""
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+
+from coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
+from coordinator.api.schemas import HeldOutAnswer, errors
+from coordinator.db.models import HeldOut
+from coordinator.errors import TooLarge
+from coordinator.storage import BlobCorrupt
+from shared.digests import Digest
+
+router = APIRouter(prefix="/held-out", tags=["runs"], responses=errors(401), dependencies=[OperatorDep])
+
+
+@router.put(
+    "/{digest}", summary="Upload a held-out file", response_model=HeldOutAnswer, responses=errors(413, 422, 507),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
+)  # fmt: skip
+async def put(
+    request: Request,
+    digest: Digest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    name: str = Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", description="file name; its suffix tells the format"),
+) -> HeldOutAnswer:
+    """Rows that are the coordinator's own, to score the model on. The same bytes may be uploaded again."""
+    limit = settings.max_held_out_bytes
+    too_large = TooLarge(f"a held-out file has at most {limit} bytes here (FEDCOORD_MAX_HELD_OUT_BYTES)", limit=limit)
+    if int(request.headers.get("content-length", "0") or 0) > limit:
+        raise too_large
+    with store.writer() as writer:
+        async for chunk in request.stream():
+            await run_in_threadpool(writer.write, chunk)
+            if writer.size > limit:
+                raise too_large
+    if writer.digest != digest:
+        store.delete(writer.digest)
+        raise BlobCorrupt(f"the bytes have digest {writer.digest}, not {digest}")
+
+    def save() -> None:
+        with database.transaction() as session:
+            if session.get(HeldOut, digest) is None:
+                session.add(HeldOut(digest=digest, name=name, size=writer.size, created_at=now()))
+
+    await run_in_threadpool(save)
+    return HeldOutAnswer(digest=digest, size=writer.size)

@@ -1,0 +1,29 @@
+"""`/v1/models`: base models."""
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from coordinator.api.deps import OperatorDep, ReadDep, WriteDep
+from coordinator.api.schemas import ModelRequest, ModelView, errors
+from coordinator.db.models import Model
+from coordinator.services import models
+
+router = APIRouter(prefix="/models", tags=["models"], responses=errors(401), dependencies=[OperatorDep])
+
+
+@router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422))
+def add(body: ModelRequest, session: WriteDep) -> Model:
+    """Begin to split a model into blocks; its state says when it is ready."""
+    return models.add(session, body.name, body.source)
+
+
+@router.get("", summary="List models", response_model=list[ModelView])
+def list_models(session: ReadDep) -> list[Model]:
+    """All models by name."""
+    return list(session.scalars(select(Model).order_by(Model.name)))
+
+
+@router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404))
+def get(name: str, session: ReadDep) -> Model:
+    """A model with its blocks."""
+    return models.by_name(session, name)

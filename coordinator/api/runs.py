@@ -1,0 +1,121 @@
+"""`/v1/runs`: everything an operator does with runs; and the small files of a run for its agents."""
+
+from fastapi import APIRouter, Request, Response
+
+from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, StoreDep, WriteDep, now
+from coordinator.api.files import blob_response
+from coordinator.api.schemas import ExportRequested, ExportView, errors
+from coordinator.domain.run_file import RunFile
+from coordinator.errors import NotFound
+from coordinator.services import offers, runs, status
+from coordinator.services.views import AssignmentView, RunSummary, RunView
+
+router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401))
+operator = [OperatorDep]
+
+
+@router.post("", summary="Create a run", status_code=201, response_model=RunView, responses=errors(404, 409, 422), dependencies=operator)
+def create(body: RunFile, session: WriteDep) -> RunView:
+    """A draft from the contents of a run file; its blocks are prepared at once."""
+    run = runs.create(session, body, now())
+    session.flush()
+    return status.run_view(session, run, now())
+
+
+@router.get("", summary="List runs", response_model=list[RunSummary], dependencies=operator)
+def list_runs(session: ReadDep) -> list[RunSummary]:
+    """All runs, newest first."""
+    return status.run_summaries(session)
+
+
+@router.get("/{run}", summary="The status of a run", response_model=RunView, responses=errors(404), dependencies=operator)
+def get(run: str, session: ReadDep) -> RunView:
+    """Rounds, blocks, who trains what, held-out metrics, bytes. `run` is an id, or a name for the newest run of that name."""
+    return status.run_status(session, run, now())
+
+
+@router.get(
+    "/{run}/assignments",
+    summary="All assignments of a run",
+    response_model=list[AssignmentView],
+    responses=errors(404),
+    dependencies=operator,
+)
+def assignments(run: str, session: ReadDep) -> list[AssignmentView]:
+    """Every visit so far: who, when, which attempt, what was reported, and what became of it."""
+    return status.run_assignments(session, run)
+
+
+@router.post("/{run}/start", summary="Start a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
+def start(run: str, session: WriteDep) -> RunView:
+    """Fix the participants and open the first round."""
+    return status.run_view(session, runs.start(session, run, now()), now())
+
+
+@router.post("/{run}/pause", summary="Pause a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
+def pause(run: str, session: WriteDep) -> RunView:
+    """Begin no further round; what is being trained is finished and applied."""
+    return status.run_view(session, runs.pause(session, run), now())
+
+
+@router.post("/{run}/resume", summary="Resume a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
+def resume(run: str, session: WriteDep) -> RunView:
+    """Go on with a paused run; failures so far are forgotten."""
+    return status.run_view(session, runs.resume(session, run, now()), now())
+
+
+@router.post("/{run}/cancel", summary="Cancel a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
+def cancel(run: str, session: WriteDep) -> RunView:
+    """End a run for good; what was applied stays and can be exported."""
+    return status.run_view(session, runs.cancel(session, run, now()), now())
+
+
+@router.post(
+    "/{run}/exports",
+    summary="Export the model",
+    status_code=202,
+    response_model=ExportRequested,
+    responses=errors(404, 409),
+    dependencies=operator,
+)
+def request_export(run: str, session: WriteDep) -> ExportRequested:
+    """Have the present model joined into the files of a directory that transformers loads."""
+    return ExportRequested(export_id=runs.request_export(session, run).id)
+
+
+@router.get(
+    "/{run}/exports/{export_id}",
+    summary="The files of an export",
+    response_model=ExportView,
+    responses=errors(404, 409),
+    dependencies=operator,
+)
+def get_export(run: str, export_id: str, session: ReadDep) -> ExportView:
+    """Whether it is ready, and its files with their digests."""
+    found = runs.export_of(session, run, export_id)
+    if found is None:
+        return ExportView(export_id=export_id, ready=False)
+    return ExportView(export_id=export_id, ready=True, after_rounds=found.after_rounds, files=found.files)
+
+
+@router.get(
+    "/{run}/exports/{export_id}/{name}", summary="One file of an export", response_class=Response,
+    responses={200: {"description": "The bytes", "content": {"application/octet-stream": {}}}, **errors(404, 409)}, dependencies=operator,
+)  # fmt: skip
+def export_file(request: Request, run: str, export_id: str, name: str, session: ReadDep, store: StoreDep) -> Response:
+    """The bytes of one file; `Range` resumes."""
+    found = runs.export_of(session, run, export_id)
+    for file in found.files if found else []:
+        if file.name == name:
+            return blob_response(request, store.path(file.digest), file.digest)
+    raise NotFound(f"the export has no file {name!r} (yet)")
+
+
+@router.get(
+    "/{run}/files/{name}", summary="Configuration or tokenizer of a run", response_class=Response,
+    responses={200: {"description": "The bytes", "content": {"application/octet-stream": {}}}, **errors(403, 404)},
+)  # fmt: skip
+def file(request: Request, run: str, name: str, agent: AgentDep, session: ReadDep, store: StoreDep) -> Response:
+    """For agents that the run is open to: lets `fedagent check` count tokens before any work is claimed."""
+    ref = offers.file_of(session, agent.id, run, name)
+    return blob_response(request, store.path(ref.digest), ref.digest)

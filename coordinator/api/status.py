@@ -1,0 +1,24 @@
+"""`/v1/status` and `/v1/health`."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+
+from coordinator.api.deps import OperatorDep, ReadDep, WaitingDep, now
+from coordinator.api.schemas import Health, errors
+from coordinator.services import status
+from coordinator.services.views import StatusView
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/status", summary="The state of everything", response_model=StatusView, responses=errors(401), dependencies=[OperatorDep])
+def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
+    """Runs, rounds, agents, leases, bytes, jobs and the last errors."""
+    return status.overview(session, now(), len(waiting))
+
+
+@router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400))
+def health() -> Health:
+    """For load balancers and `fedagent check`; needs no key."""
+    return Health(status="ok", version=version("fedcybgd"))

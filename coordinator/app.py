@@ -1,0 +1,135 @@
+"""Makes the web application: routers, error handlers, and what lives as long as it does."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from coordinator.api import agents, assignments, held_out, models, runs, status
+from coordinator.api.waiting import WaitingRoom
+from coordinator.dashboard import pages
+from coordinator.db import migrate
+from coordinator.db.base import Database, utcnow
+from coordinator.errors import CoordinatorError
+from coordinator.jobs.local import LocalJobs
+from coordinator.services import agents as agent_services
+from coordinator.services import assignments as assignment_services
+from coordinator.services.signals import LANES, WAKE, WAKE_ANY, Signals
+from coordinator.settings import Settings
+from coordinator.storage import open_store
+from shared.errors import FedError
+from shared.protocol import API
+
+log = logging.getLogger("fedcoord")
+UPLOAD_KEPT_S = 7 * 86_400
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The coordinator for `settings`; its database is brought to the newest schema when it starts."""
+    app = FastAPI(
+        title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url="/docs", redoc_url=None,
+        description="Federated fine-tuning of all parameters of a language model, one block at a time.",
+    )  # fmt: skip
+    app.state.settings = settings
+    v1 = APIRouter(prefix=API)
+    for module in (agents, assignments, models, runs, held_out, status):
+        v1.include_router(module.router)
+    app.include_router(v1)
+    app.include_router(pages.router)
+    app.add_exception_handler(FedError, _known_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unknown_error)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    settings.uploads.mkdir(parents=True, exist_ok=True)
+    waiting = app.state.waiting = WaitingRoom()
+    waiting.open()
+    database = app.state.database = Database(settings.url)
+    app.state.store = open_store(settings.blobs)
+    migrate.upgrade(database.engine)
+    with database.transaction() as session:
+        assignment_services.extend_all(session, utcnow())
+    jobs = app.state.jobs = LocalJobs(database, settings.blobs, settings.engine_threads)
+
+    def after_commit(signals: Signals) -> None:
+        if WAKE in signals:
+            waiting.wake(signals[WAKE])
+        if WAKE_ANY in signals:
+            waiting.wake_any(signals[WAKE_ANY])
+        if LANES in signals:
+            jobs.wake(signals[LANES])
+
+    database.after_commit = after_commit
+    jobs.start()
+    sweeper = asyncio.create_task(_sweep(settings, database))
+    try:
+        yield
+    finally:
+        sweeper.cancel()
+        waiting.close()
+        jobs.stop()
+        database.close()
+
+
+async def _sweep(settings: Settings, database: Database) -> None:
+    """Take back lapsed leases, notice silent agents, let others stand in for absent ones."""
+    while True:
+        await asyncio.sleep(settings.sweep_every_s)
+        try:
+            await run_in_threadpool(_sweep_once, settings, database)
+        except Exception:
+            log.exception("the sweeper failed; it tries again")
+
+
+def _sweep_once(settings: Settings, database: Database) -> None:
+    with database.transaction() as session:
+        assignment_services.lapse(session, utcnow())
+        assignment_services.offer_overdue(session, utcnow())
+        agent_services.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
+    for path in settings.uploads.glob("*.part"):
+        if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
+            path.unlink(missing_ok=True)
+
+
+def _answer(status: int, code: str, message: str, detail: object = None) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message, "detail": detail or {}}, status)
+
+
+def _known_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FedError)
+    status = error.status if isinstance(error, CoordinatorError) else 422
+    if status >= 500:
+        log.error("%s %s: %s", request.method, request.url.path, error.message)
+    return _answer(status, error.code, error.message, error.detail)
+
+
+def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [{"field": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in error.errors()]
+    message = "; ".join(f"{p['field']}: {p['message']}" for p in problems[:5])
+    return _answer(422, "invalid_request", message, {"problems": problems[:50]})
+
+
+def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    return _answer(error.status_code, codes.get(error.status_code, "http_error"), str(error.detail))
+
+
+def _unknown_error(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(500, "internal_error", "the coordinator failed at this request; its log says more. It is safe to repeat it")

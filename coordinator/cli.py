@@ -1,0 +1,135 @@
+"""`fedcoord`: run a coordinator, and steer one over its REST API."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from coordinator.commands import agents, models, runs
+from coordinator.settings import Settings
+from shared.errors import FedError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(models.app, name="models")
+app.add_typer(agents.app, name="agents")
+app.add_typer(runs.app, name="run")
+operator_app = typer.Typer(no_args_is_help=True, help="The operator's key.")
+db_app = typer.Typer(no_args_is_help=True, help="The database.")
+app.add_typer(operator_app, name="operator")
+app.add_typer(db_app, name="db")
+console = Console()
+Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
+
+
+@app.command()
+def serve(
+    home: Home = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (FEDCOORD_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (FEDCOORD_PORT); 0 takes a free one.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="postgresql://… instead of SQLite (FEDCOORD_DATABASE_URL).")] = None,
+) -> None:
+    """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
+    from coordinator.serve import address, bind, prepare_home
+    from coordinator.serve import serve as run
+
+    settings = _settings(home=home, host=host, port=port, database_url=database_url)
+    listener = bind(settings.host, settings.port)
+    key = prepare_home(settings)
+    url = address(settings, listener)
+    console.print(f"coordinator at {url}, status page {url}/admin, data in {settings.home}", highlight=False, soft_wrap=True)
+    if key is not None:
+        console.print(
+            f"\noperator's key, shown this once:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY={key}\n",
+            highlight=False,
+            soft_wrap=True,
+        )
+    sys.stdout.flush()
+    run(settings, listener)
+
+
+@app.command()
+def status() -> None:
+    """Runs, agents, leases and last errors."""
+    from coordinator.operator import Operator
+
+    view = Operator().get("/status")
+    active = sum(agent["state"] == "active" for agent in view["agents"])
+    console.print(f"{active} of {len(view['agents'])} agents active, {view['waiting_claims']} waiting, {len(view['leases'])} training")
+    for run in view["runs"][:10]:
+        console.print(
+            f"run {run['name']}: {run['state']}, round {run['rounds_done']} of {run['rounds_total']}"
+            + (f" – {run['reason']}" if run["reason"] else "")
+        )
+    for lease in view["leases"]:
+        console.print(
+            f"lease: {lease['agent']} trains {lease['block']} of {lease['run']}, round {lease['round']}, attempt {lease['attempt']}"
+        )
+    for event in view["last_errors"][:5]:
+        console.print(f"{event['at'][:19]} {event['level']} {event['code']}: {event['message']}", soft_wrap=True)
+
+
+@operator_app.command()
+def rotate(home: Home = None) -> None:
+    """Make a new operator's key; the old one is void at once. Run this on the coordinator's machine."""
+    from coordinator.db.base import utcnow
+    from coordinator.services import operators
+
+    with _database(home).transaction() as session:
+        key = operators.rotate_key(session, utcnow())
+    console.print(f"export FEDCOORD_OPERATOR_KEY={key}", highlight=False, soft_wrap=True)
+
+
+@db_app.command()
+def upgrade(home: Home = None) -> None:
+    """Bring the database to the newest schema (`serve` does so by itself)."""
+    from coordinator.db import migrate
+
+    database = _database(home, check=False)
+    migrate.upgrade(database.engine)
+    console.print(f"schema {migrate.current(database.engine)}")
+
+
+@db_app.command()
+def current(home: Home = None) -> None:
+    """The schema of the database, and the newest there is."""
+    from coordinator.db import migrate
+
+    console.print(f"schema {migrate.current(_database(home, check=False).engine)}, newest {migrate.newest()}")
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [f"FEDCOORD_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        raise FedError("settings are wrong:\n" + "\n".join(lines)) from error
+
+
+def _database(home: Path | None, check: bool = True) -> Any:
+    from coordinator.db import migrate
+    from coordinator.db.base import Database
+
+    settings = _settings(home=home)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.url)
+    if check and migrate.current(database.engine) is None:
+        raise FedError(f"there is no coordinator in {settings.home}; `fedcoord serve` makes one, --home or FEDCOORD_HOME names another")
+    return database
+
+
+def main() -> None:
+    """Errors that we know are one line for a person; the rest keep their traceback."""
+    try:
+        app()
+    except FedError as error:
+        Console(stderr=True).print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

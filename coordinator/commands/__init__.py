@@ -1,0 +1,1 @@
+"""The sub-commands of `fedcoord` that speak to a coordinator over its REST API."""

@@ -1,0 +1,80 @@
+"""Draws a run in the terminal: block map, who trains what, loss, accuracy, megabytes."""
+
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"running": "green", "paused": "yellow", "completed": "green", "failed": "red", "cancelled": "red", "draft": "dim"}
+
+
+def draw(run: dict[str, Any]) -> RenderableType:
+    """The whole view of a run, from the answer of `GET /v1/runs/{run}`."""
+    parts: list[RenderableType] = [_heading(run), _progress(run), _blocks(run), *_current(run)]
+    if run["evaluations"]:
+        parts.append(_evaluations(run))
+    return Group(*parts)
+
+
+def _heading(run: dict[str, Any]) -> Text:
+    text = Text.assemble(
+        (run["name"], "bold"),
+        "  ",
+        (run["state"], STYLES.get(run["state"], "")),
+        f"  model {run['model']}, ",
+        f"{len(run['participants'])} agents",
+    )
+    if run["reason"]:
+        text.append(f"\n{run['reason']}", "red")
+    return text
+
+
+def _progress(run: dict[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    left = f"about {run['seconds_left'] / 60:.1f} min left" if run["seconds_left"] else ""
+    moved = f"{run['bytes']['down'] / 1e6:,.0f} MB down, {run['bytes']['up'] / 1e6:,.0f} MB up"
+    bar = ProgressBar(total=max(run["rounds_total"], 1), completed=run["rounds_done"], width=30)
+    grid.add_row(bar, f"round {run['rounds_done']} of {run['rounds_total']}", moved, left)
+    return grid
+
+
+def _blocks(run: dict[str, Any]) -> Columns:
+    busy = {a["block"]: a for a in run["current"] if a["state"] in ("pending", "leased", "submitted")}
+    panels = []
+    for block in run["blocks"]:
+        at = busy.get(block["name"])
+        style = "bold blue" if at else "green" if block["version"] else "dim"
+        who = (at["agent"] or at["meant_for"] or "anyone") if at else ""
+        panels.append(
+            Panel(Text(f"v{block['version']} {who}"), title=block["name"], border_style=style, width=max(16, len(block["name"]) + 6))
+        )
+    return Columns(panels)
+
+
+def _current(run: dict[str, Any]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for assignment in run["current"]:
+        progress = assignment["progress"] or {}
+        text = f"round {assignment['round']}: {assignment['block']} – {assignment['agent'] or assignment['meant_for'] or 'anyone'}, {assignment['state']}"
+        if progress.get("steps"):
+            text += (
+                f", step {progress['step']} of {progress['steps']}, loss {progress['loss']:.3f}, {progress['tokens_per_s']:,.0f} tokens/s"
+            )
+        elif progress:
+            text += f", {progress['phase']}"
+        if assignment["reason"]:
+            text += f" ({assignment['reason']})"
+        lines.append(Text(text))
+    return lines
+
+
+def _evaluations(run: dict[str, Any]) -> Table:
+    table = Table("after rounds", "held-out loss", "accuracy", "rows", box=None, padding=(0, 2))
+    for e in run["evaluations"][-8:]:
+        accuracy = f"{e['accuracy']:.2%}" if e["accuracy"] is not None else "–"
+        table.add_row(str(e["after_rounds"]), f"{e['loss']:.4f}", accuracy, f"{e['rows']:,}")
+    return table

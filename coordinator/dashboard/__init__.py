@@ -1,0 +1,1 @@
+"""The admin page: reads through queries, acts through services."""

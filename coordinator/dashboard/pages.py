@@ -1,0 +1,72 @@
+"""`/admin`: one plain page that shows what is going on, live, behind the operator's key."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.templating import Jinja2Templates
+from itsdangerous import BadSignature, TimestampSigner
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from coordinator.api.deps import ReadDep, WaitingDep, now
+from coordinator.db.models import OperatorKey
+from coordinator.errors import Unauthorized
+from coordinator.services import operators, status
+
+router = APIRouter(prefix="/admin", include_in_schema=False)
+templates = Jinja2Templates(Path(__file__).parent / "templates")
+COOKIE = "fedcoord_session"
+SESSION_S = 12 * 3600
+
+
+def _signer(session: Session) -> TimestampSigner:
+    # The key's hash signs the cookie: a new key ends all sessions, and no further secret has to be kept.
+    secret = session.scalar(select(OperatorKey.key_hash).limit(1)) or ""
+    return TimestampSigner(hashlib.sha256(b"admin-session:" + secret.encode()).hexdigest())
+
+
+def _is_operator(request: Request, session: Session) -> bool:
+    try:
+        return bool(_signer(session).unsign(request.cookies.get(COOKIE, ""), max_age=SESSION_S) == b"operator")
+    except BadSignature:
+        return False
+
+
+@router.get("")
+def page(request: Request, session: ReadDep) -> Response:
+    if not _is_operator(request, session):
+        return templates.TemplateResponse(request, "login.html", {"error": None})
+    return templates.TemplateResponse(request, "admin.html", {})
+
+
+@router.post("")
+def login(request: Request, session: ReadDep, key: Annotated[str, Form()] = "") -> Response:
+    try:
+        operators.authenticate(session, key.strip())
+    except Unauthorized:
+        return templates.TemplateResponse(request, "login.html", {"error": "That is not the operator's key."}, status_code=401)
+    answer = RedirectResponse("/admin", status_code=303)
+    value = _signer(session).sign("operator").decode()
+    answer.set_cookie(COOKIE, value, max_age=SESSION_S, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    return answer
+
+
+@router.post("/logout")
+def logout() -> Response:
+    answer = RedirectResponse("/admin", status_code=303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@router.get("/live")
+def live(request: Request, session: ReadDep, waiting: WaitingDep) -> Response:
+    """The part of the page that changes; the page asks for it every other second."""
+    if not _is_operator(request, session):
+        return HTMLResponse("", status_code=401)
+    overview = status.overview(session, now(), len(waiting))
+    shown = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
+    runs = [status.run_status(session, run.id, now()) for run in shown[:5]]
+    return templates.TemplateResponse(request, "live.html", {"status": overview, "runs": runs, "now": now()})

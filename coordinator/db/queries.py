@@ -1,0 +1,96 @@
+"""Reads that more than one service needs."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Job, Round, Run, Traffic
+from coordinator.domain.assignment import AssignmentState
+from coordinator.domain.job import JobState
+from coordinator.domain.round import RoundState
+from coordinator.domain.run import RunState
+from coordinator.errors import NotFound
+from shared.protocol import ShardRef
+
+
+def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
+    """A run by its id, or the newest one of that name."""
+    query = select(Run).where((Run.id == name_or_id) | (Run.name == name_or_id)).order_by(Run.created_at.desc()).limit(1)
+    run = session.scalar(query.with_for_update() if lock else query)
+    if run is None:
+        raise NotFound(f"there is no run {name_or_id!r}; `fedcoord run list` lists them")
+    return run
+
+
+def blocks_of(session: Session, run_id: str) -> Sequence[Block]:
+    """The blocks of a run in the order of the model."""
+    return session.scalars(select(Block).where(Block.run_id == run_id).order_by(Block.position)).all()
+
+
+def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
+    return [ShardRef(block=b.name, version=b.version, codec="exact", digest=b.digest, size=b.size) for b in blocks]
+
+
+def last_round(session: Session, run_id: str) -> Round | None:
+    return session.scalar(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1))
+
+
+def rounds_closed(session: Session, run_id: str) -> int:
+    return session.scalar(select(func.count()).select_from(Round).where(Round.run_id == run_id, Round.state == RoundState.CLOSED)) or 0
+
+
+def pending_assignments(session: Session, lock: bool = True) -> Sequence[tuple[Assignment, Run]]:
+    """Those of running runs, oldest first; with `lock`, rows that another coordinator is about to lease are passed over."""
+    query = (
+        select(Assignment, Run)
+        .join(Run, Run.id == Assignment.run_id)
+        .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING)
+        .order_by(Assignment.waiting_since, Assignment.id)
+    )
+    rows = session.execute(query.with_for_update(skip_locked=True, of=Assignment) if lock else query)
+    return [(a, r) for a, r in rows]
+
+
+def leased_to(session: Session, agent_id: str) -> Sequence[Assignment]:
+    return session.scalars(
+        select(Assignment)
+        .where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == agent_id)
+        .order_by(Assignment.id)
+        .with_for_update()
+    ).all()
+
+
+def unfinished_jobs(session: Session, subject: str) -> int:
+    return (
+        session.scalar(
+            select(func.count()).select_from(Job).where(Job.subject == subject, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+        )
+        or 0
+    )
+
+
+def evaluations_of(session: Session, run_id: str) -> Sequence[Evaluation]:
+    return session.scalars(select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds)).all()
+
+
+def traffic_of(session: Session, run_id: str) -> dict[str, int]:
+    """Bytes per kind."""
+    rows = session.execute(select(Traffic.kind, func.sum(Traffic.bytes)).where(Traffic.run_id == run_id).group_by(Traffic.kind))
+    return {kind: int(total) for kind, total in rows}
+
+
+def assignments_of(session: Session, run_id: str, round: int | None = None) -> Sequence[Assignment]:
+    query = select(Assignment).where(Assignment.run_id == run_id).order_by(Assignment.round, Assignment.waiting_since, Assignment.id)
+    return session.scalars(query if round is None else query.where(Assignment.round == round)).all()
+
+
+def agent_names(session: Session) -> dict[str, str]:
+    return {row.id: row.name for row in session.execute(select(Agent.id, Agent.name))}
+
+
+def recent_events(session: Session, limit: int = 20, levels: tuple[str, ...] = (), run_id: str | None = None) -> Sequence[Event]:
+    query = select(Event).order_by(Event.id.desc()).limit(limit)
+    if levels:
+        query = query.where(Event.level.in_(levels))
+    return session.scalars(query.where(Event.run_id == run_id) if run_id else query).all()

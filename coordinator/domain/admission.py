@@ -1,0 +1,62 @@
+"""Judges a delta: first its structure from the header alone, then its numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.domain.run_file import AdmissionSection
+from coordinator.errors import Invalid
+from shared.safetensors_header import Header
+
+
+class DeltaRefused(Invalid):
+    """A delta that is not one of this assignment; nothing was kept of it and the lease goes on."""
+
+    code = "delta_refused"
+
+
+@dataclass(frozen=True)
+class BlockNumbers:
+    """What was measured on the delta of one block."""
+
+    non_finite: list[str]
+    """Names of tensors with NaN or infinity."""
+    norm: float
+    """Euclidean norm of the delta."""
+    base_norm: float
+    """Euclidean norm of the block as it was sent."""
+
+
+def check_structure(expected: Mapping[str, tuple[int, ...]], header: Header) -> None:
+    """Compare a delta's header with the tensors (name → shape) that the assignment trains; raise `DeltaRefused` on a difference."""
+    missing = sorted(set(expected) - set(header.tensors))
+    foreign = sorted(set(header.tensors) - set(expected))
+    if missing or foreign:
+        raise DeltaRefused(
+            f"the delta must hold exactly the tensors of the trained blocks; missing: {_some(missing)}; foreign: {_some(foreign)}",
+            missing=missing[:20], foreign=foreign[:20],
+        )  # fmt: skip
+    for name, shape in expected.items():
+        tensor = header.tensors[name]
+        if tensor.shape != shape:
+            raise DeltaRefused(f"{name} has shape {list(tensor.shape)}, must be {list(shape)}", tensor=name)
+        if tensor.dtype != "F32":
+            raise DeltaRefused(f"{name} is {tensor.dtype}, must be F32", tensor=name)
+
+
+def judge_numbers(numbers: Mapping[str, BlockNumbers], always: frozenset[str], rules: AdmissionSection) -> str | None:
+    """None for a delta to accept, else the reason to reject it: `non_finite …` or `norm …`.
+
+    The norm is no matter for blocks that are trained along: a fresh head moves by more than it weighs.
+    """
+    for block, found in numbers.items():
+        if found.non_finite:
+            return f"non_finite: {_some(found.non_finite)} in block {block}"
+    for block, found in numbers.items():
+        limit = rules.max_relative_norm
+        if limit is not None and block not in always and found.norm > limit * found.base_norm:
+            return f"norm: the delta of {block} has norm {found.norm:.4g}, more than {limit:g} times its block's {found.base_norm:.4g}"
+    return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

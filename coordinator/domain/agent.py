@@ -1,0 +1,40 @@
+"""The states of an agent."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from coordinator.domain.machine import Machine
+
+
+class AgentState(StrEnum):
+    ENROLLED = "enrolled"
+    ACTIVE = "active"
+    SILENT = "silent"
+    REVOKED = "revoked"
+
+
+class AgentEvent(StrEnum):
+    SEEN = "seen"
+    MISSED = "missed"
+    REVOKE = "revoke"
+
+
+AGENT = Machine(
+    "agent", AgentState, AgentEvent, AgentState.ENROLLED,
+    {
+        (AgentState.ENROLLED, AgentEvent.SEEN): AgentState.ACTIVE,
+        (AgentState.ACTIVE, AgentEvent.SEEN): AgentState.ACTIVE,
+        (AgentState.SILENT, AgentEvent.SEEN): AgentState.ACTIVE,
+        (AgentState.ACTIVE, AgentEvent.MISSED): AgentState.SILENT,
+        (AgentState.ENROLLED, AgentEvent.REVOKE): AgentState.REVOKED,
+        (AgentState.ACTIVE, AgentEvent.REVOKE): AgentState.REVOKED,
+        (AgentState.SILENT, AgentEvent.REVOKE): AgentState.REVOKED,
+    },
+)  # fmt: skip
+
+SEEN_EVERY = timedelta(seconds=20)
+"""A sign of life is written down at most this often: a poll costs no write then."""
+
+
+def needs_seen(state: str, last_seen: datetime | None, now: datetime) -> bool:
+    return state != AgentState.ACTIVE or last_seen is None or now - last_seen >= SEEN_EVERY

@@ -1,0 +1,68 @@
+"""The states of an assignment, its lease, and the fence that its attempts are."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from coordinator.domain.machine import Machine
+from coordinator.errors import Conflict
+
+
+class AssignmentState(StrEnum):
+    PENDING = "pending"
+    LEASED = "leased"
+    SUBMITTED = "submitted"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class AssignmentEvent(StrEnum):
+    CLAIM = "claim"
+    LAPSE = "lapse"
+    GIVE_BACK = "give_back"
+    SUBMIT = "submit"
+    ACCEPT = "accept"
+    REJECT = "reject"
+
+
+ASSIGNMENT = Machine(
+    "assignment", AssignmentState, AssignmentEvent, AssignmentState.PENDING,
+    {
+        (AssignmentState.PENDING, AssignmentEvent.CLAIM): AssignmentState.LEASED,
+        # The holder itself asks again: it restarted and lost what it did. The attempt counts up.
+        (AssignmentState.LEASED, AssignmentEvent.CLAIM): AssignmentState.LEASED,
+        (AssignmentState.LEASED, AssignmentEvent.LAPSE): AssignmentState.PENDING,
+        (AssignmentState.LEASED, AssignmentEvent.GIVE_BACK): AssignmentState.PENDING,
+        (AssignmentState.LEASED, AssignmentEvent.SUBMIT): AssignmentState.SUBMITTED,
+        (AssignmentState.SUBMITTED, AssignmentEvent.ACCEPT): AssignmentState.ACCEPTED,
+        (AssignmentState.SUBMITTED, AssignmentEvent.REJECT): AssignmentState.REJECTED,
+    },
+)  # fmt: skip
+
+
+class StaleAttempt(Conflict):
+    """A later attempt of this assignment was begun, or another delta was submitted for it: the caller's work is not used."""
+
+    code = "stale_attempt"
+
+
+class LeaseLost(Conflict):
+    """The caller does not hold the lease (any more): stop training."""
+
+    code = "lease_lost"
+
+
+def check_lease(state: str, holder: str | None, attempt: int, agent: str, given: int) -> None:
+    """Raise unless `agent` holds the lease of this very attempt."""
+    if given != attempt:
+        raise StaleAttempt(f"attempt {given} was overtaken by attempt {attempt}; ask for work again", attempt=attempt)
+    if state != AssignmentState.LEASED or holder != agent:
+        raise LeaseLost(f"you do not hold this assignment any more (it is {state}); ask for work again", state=state)
+
+
+def may_take(
+    agent: str, meant_for: str | None, excluded: list[str], waiting_since: datetime, reassign_after: timedelta, now: datetime
+) -> bool:
+    """Whether an agent may lease a pending assignment: it is meant for it, or for nobody, or its agent has not come for too long."""
+    if agent in excluded:
+        return False
+    return meant_for in (None, agent) or now - waiting_since >= reassign_after

@@ -1,0 +1,42 @@
+"""The states of a run."""
+
+from enum import StrEnum
+
+from coordinator.domain.machine import Machine
+
+
+class RunState(StrEnum):
+    DRAFT = "draft"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RunEvent(StrEnum):
+    START = "start"
+    PAUSE = "pause"
+    RESUME = "resume"
+    FINISH = "finish"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+RUN = Machine(
+    "run", RunState, RunEvent, RunState.DRAFT,
+    {
+        (RunState.DRAFT, RunEvent.START): RunState.RUNNING,
+        (RunState.DRAFT, RunEvent.FAIL): RunState.FAILED,
+        (RunState.DRAFT, RunEvent.CANCEL): RunState.CANCELLED,
+        (RunState.RUNNING, RunEvent.PAUSE): RunState.PAUSED,
+        (RunState.RUNNING, RunEvent.FINISH): RunState.COMPLETED,
+        (RunState.RUNNING, RunEvent.FAIL): RunState.FAILED,
+        (RunState.RUNNING, RunEvent.CANCEL): RunState.CANCELLED,
+        (RunState.PAUSED, RunEvent.RESUME): RunState.RUNNING,
+        # What was submitted before the pause is still applied, and may have been the last of the run.
+        (RunState.PAUSED, RunEvent.FINISH): RunState.COMPLETED,
+        (RunState.PAUSED, RunEvent.FAIL): RunState.FAILED,
+        (RunState.PAUSED, RunEvent.CANCEL): RunState.CANCELLED,
+    },
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""The run file: everything an operator decides about a run, validated, with errors that name the field and its line."""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coordinator.errors import Invalid
+from shared.digests import Digest
+from shared.protocol import Name, Precision, Task
+
+
+class RunFileInvalid(Invalid):
+    code = "run_file_invalid"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskSection(Section):
+    kind: Task
+    labels: Annotated[int, Field(ge=2, le=100_000)] | list[str] | None = Field(None, description="how many labels, or their names in order")
+    max_length: int = Field(128, ge=2, le=1_000_000, description="tokens of a row (longer ones are cut) or of a window of text")
+
+    @property
+    def num_labels(self) -> int | None:
+        return len(self.labels) if isinstance(self.labels, list) else self.labels
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return self.labels if isinstance(self.labels, list) else None
+
+    @model_validator(mode="after")
+    def _labels_fit_the_kind(self) -> "TaskSection":
+        if self.kind == "text-classification" and self.labels is None:
+            raise ValueError("text-classification needs `labels`: how many there are, or their names")
+        if self.kind != "text-classification" and self.labels is not None:
+            raise ValueError(f"{self.kind} has no labels")
+        if isinstance(self.labels, list) and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
+            raise ValueError("`labels` must name at least two different labels")
+        return self
+
+
+class ScheduleSection(Section):
+    cycles: int = Field(1, ge=1, le=10_000, description="passes in which every trained block is visited once")
+    order: Literal["ascending", "descending", "random"] = Field(
+        "ascending", description="of the blocks in a cycle; random is drawn from the seed"
+    )
+    agents: Literal["fixed", "rotating", "first_come"] = Field(
+        "rotating", description="who trains which block: always the same agent (the paper), another one each cycle, or who asks first"
+    )
+    blocks: list[str] = Field(["all"], min_length=1, description="which blocks are trained: names, layers, layers.2-5, all")
+    always: list[str] = Field([], description="blocks that are trained along in every visit; a fresh head must be")
+    layers_per_block: int = Field(1, ge=1, description="how many consecutive layers make one block")
+    reassign_after_s: float = Field(300, ge=0, description="how long a visit waits for its own agent before another may take it")
+    max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
+
+
+class TrainSection(Section):
+    steps: int | None = Field(None, ge=1, description="local steps of a visit; instead of `epochs`")
+    epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
+    batch_size: int = Field(16, ge=1, le=65536)
+    learning_rate: float = Field(3e-4, gt=0, lt=10)
+    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from cycle to cycle")
+    always_learning_rate: float | None = Field(None, gt=0, lt=10, description="of the blocks trained along; default: learning_rate")
+    always_learning_rate_decay: float = Field(1.0, gt=0, le=1)
+    warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises at the beginning of each visit")
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "TrainSection":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give `steps` or `epochs`, not both")
+        return self
+
+
+class EvaluateSection(Section):
+    held_out: str = Field(min_length=1, description="CSV, JSONL or Parquet file on held-out rows; relative to the run file")
+    columns: dict[str, str] = Field(default_factory=dict, description="field: column, where they differ")
+    every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1)] = Field("cycle", description="or a number of rounds")
+    digest: Digest | None = Field(None, description="of the uploaded held-out file; filled in by `fedcoord run create`")
+
+
+class AdmissionSection(Section):
+    max_relative_norm: float | None = Field(
+        10.0, gt=0, description="a delta whose norm is more than this many times its block's is rejected; not for blocks trained along"
+    )
+
+
+class RunFile(Section):
+    name: Name
+    model: Name = Field(description="name of an added model")
+    task: TaskSection
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection | None = None
+    admission: AdmissionSection = AdmissionSection()
+    agents: Literal["all"] | list[Name] = Field("all", description="who takes part: all agents enrolled at the start, or these")
+    lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _agents_named(self) -> "RunFile":
+        if isinstance(self.agents, list) and not self.agents:
+            raise ValueError("`agents` must name at least one agent, or be: all")
+        return self
+
+
+def parse_run_file(text: str, source: str = "run file") -> RunFile:
+    """Read a YAML run file. Raises `RunFileInvalid`; its message has one line for each wrong field, with the line in the file."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise RunFileInvalid(f"{source}{where}: this is no YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise RunFileInvalid(f"{source}: a run file is a mapping; it needs at least name, model and task")
+    try:
+        return RunFile.model_validate(values)
+    except ValidationError as error:
+        problems = [(_line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
+        problems = sorted(set(problems), key=lambda p: (p[0], p[1]))
+        lines = [f"{source} line {line}: {field}: {message}" for line, field, message in problems]
+        raise RunFileInvalid(
+            "\n".join(lines), problems=[{"line": line, "field": field, "message": message} for line, field, message in problems]
+        ) from error
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    if error["type"] == "missing":
+        return "this field is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = error.get("input")
+    return message if isinstance(shown, (dict, list)) else f"{message} (not {shown!r:.60})"
+
+
+def _field(loc: tuple[int | str, ...], values: Any) -> str:
+    # pydantic adds the names of union members to the location; only what is in the file helps the reader.
+    path: list[str] = []
+    for position, part in enumerate(loc):
+        inside = (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        )
+        if inside:
+            values = values[part]
+        elif position < len(loc) - 1 or not isinstance(values, dict):
+            continue
+        path.append(str(part))
+    return ".".join(path) or "run file"
+
+
+def _line_of(node: Any, loc: tuple[int | str, ...]) -> int:
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == part), None)
+            if pair is None:
+                continue
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return int(line)

@@ -1,0 +1,121 @@
+"""Makes a run's model from an added one: its blocks for the task, a fresh head where the task needs one, its configuration."""
+
+import json
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
+from coordinator.engine.evaluate import held_out_examples
+from coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
+from coordinator.errors import Invalid
+from coordinator.storage import BlobStore
+from shared.assembly import names_by_canonical, skeleton
+from shared.batches import Encoder
+from shared.blocks import FRESHLY_MADE, BlockSpec, partition, select
+
+
+class RunRefused(Invalid):
+    code = "run_refused"
+
+
+def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
+    """The blocks of the run at version 0. Shards of the added model are used as they are wherever they fit.
+
+    Raises `RunRefused` when block patterns mean nothing, or when a fresh part would never be trained; `DataError` when the
+    held-out file does not fit the task.
+    """
+    config = _task_config(payload)
+    model = skeleton(config, payload.task)
+    blocks = partition(model, payload.layers_per_block)
+    names = [b.name for b in blocks]
+    trained = select(payload.patterns, names)
+    always = set(select(payload.always, names))
+    visited = [name for name in trained if name not in always] or trained
+    available = {t.name: block for block in payload.blocks for t in block.tensors}
+    fresh = [t.name for block in blocks for t in block.tensors if t.name not in available]
+    _check_fresh(blocks, fresh, visited, always)
+    values = _initialise(model, fresh, payload.seed)
+    stored = [_store(store, block, payload, values) for block in blocks]
+    with as_directory(store, payload.files) as folder:
+        (folder / "config.json").write_text(json.dumps(config))
+        config["pad_token_id"] = Encoder(folder, payload.task, payload.max_length).pad
+    files = [*payload.files, write_json(store, "config.json", config)]
+    rows = len(_held_out(store, payload.held_out, payload)) if payload.held_out else None
+    return PrepareResult(files=files, blocks=stored, trained=visited, held_out_rows=rows)
+
+
+def _held_out(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload) -> list[dict[str, Any]]:
+    return held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
+
+
+def _task_config(payload: PreparePayload) -> dict[str, Any]:
+    config: dict[str, Any] = {k: v for k, v in payload.config.items() if k not in ("_name_or_path", "torch_dtype", "transformers_version")}
+    config["dtype"] = "float32"
+    if payload.task == "text-classification":
+        assert payload.num_labels is not None
+        labels = payload.label_names or [f"LABEL_{i}" for i in range(payload.num_labels)]
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
+        config["problem_type"] = "single_label_classification"
+    config["architectures"] = [type(skeleton(config, payload.task)).__name__]
+    return config
+
+
+def _check_fresh(blocks: list[BlockSpec], fresh: list[str], visited: list[str], always: set[str]) -> None:
+    if not fresh:
+        return
+    holders = [b for b in blocks if any(t.name in fresh for t in b.tensors)]
+    if wrong := [b.name for b in holders if b.kind not in FRESHLY_MADE]:
+        raise RunRefused(f"the added model lacks tensors of {', '.join(wrong)}: {', '.join(fresh[:5])}", missing=fresh[:50])
+    for block in holders:
+        if block.name not in always and visited != [block.name]:
+            raise RunRefused(
+                f"{block.name} holds fresh, random weights ({', '.join(fresh[:3])}) and must be trained along in every visit: "
+                f"write `always: [{block.name}]` under `schedule`",
+                block=block.name,
+            )
+
+
+def _initialise(model: nn.Module, fresh: list[str], seed: int) -> dict[str, torch.Tensor]:
+    """Fresh tensors as the model's own initialisation makes them, float32, from `seed` alone."""
+    if not fresh:
+        return {}
+    names = names_by_canonical(model)
+    places = {name: names[name].rpartition(".") for name in fresh}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path, _, leaf in places.values():
+            module = model.get_submodule(path)
+            old = module._parameters[leaf]
+            assert old is not None
+            module._parameters[leaf] = nn.Parameter(torch.zeros(old.shape))
+        for path in dict.fromkeys(path for path, _, _ in places.values()):
+            model._init_weights(model.get_submodule(path))  # type: ignore[operator]
+    return {name: model.get_submodule(path).get_parameter(leaf).detach() for name, (path, _, leaf) in places.items()}
+
+
+def _same(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def _store(store: BlobStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor]) -> StoredBlock:
+    trainable = [TensorShape(name=t.name, shape=list(t.shape)) for t in block.tensors if t.is_parameter]
+    wanted = {t.name for t in block.tensors}
+    same = next((b for b in payload.blocks if {t.name for t in b.tensors} == wanted), None)
+    if same is not None:
+        digest, size = same.digest, same.size
+    else:
+        holders = {t.name: b for b in payload.blocks for t in b.tensors}
+        pieces: list[Piece] = []
+        for tensor in block.tensors:
+            if tensor.name in values:
+                value = values[tensor.name]
+                pieces.append(from_tensor(tensor.name, tensor.shape, torch.float32, partial(_same, value)))
+            else:
+                path, header = shard_header(store, holders[tensor.name].digest)
+                pieces.append(from_file(path, header, header.tensors[tensor.name], tensor.name))
+        digest, size = write_shard(store, pieces)
+    return StoredBlock(name=block.name, kind=block.kind, digest=digest, size=size, num_parameters=block.num_parameters, tensors=trainable)

@@ -1,0 +1,83 @@
+"""Writes shards into the store tensor by tensor, so that memory holds one chunk or one tensor and never a model."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coordinator.storage import BlobStore
+from shared.blocks import DTYPE_NAMES
+from shared.protocol import FileRef
+from shared.safetensors_header import Header, TensorInfo, copy_tensor, pack_header, read_header
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor to write: its name and type, and where its bytes come from."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Iterable[bytes | memoryview]]
+
+
+def from_file(path: Path, header: Header, tensor: TensorInfo, name: str) -> Piece:
+    """The tensor of a safetensors file under the name `name`, byte for byte."""
+
+    def read() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            yield from copy_tensor(file, header, tensor.name)
+
+    return Piece(name, tensor.dtype, tensor.shape, read)
+
+
+def from_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], torch.Tensor]) -> Piece:
+    """A tensor that `make` computes when its turn has come."""
+
+    def read() -> Iterator[memoryview]:
+        tensor = make().detach().contiguous()
+        assert tensor.dtype == dtype
+        assert list(tensor.shape) == list(shape)
+        yield tensor.flatten().view(torch.uint8).numpy().data
+
+    return Piece(name, DTYPE_NAMES[dtype], tuple(shape), read)
+
+
+def write_shard(store: BlobStore, pieces: Sequence[Piece], metadata: dict[str, str] | None = None) -> tuple[str, int]:
+    """Write `pieces` as one safetensors blob; returns its digest and its size in bytes."""
+    with store.writer() as writer:
+        writer.write(pack_header([(p.name, p.dtype, p.shape) for p in pieces], metadata))
+        for piece in pieces:
+            for chunk in piece.read():
+                writer.write(chunk)
+    return writer.digest, writer.size
+
+
+def write_blob(store: BlobStore, data: bytes) -> tuple[str, int]:
+    with store.writer() as writer:
+        writer.write(data)
+    return writer.digest, writer.size
+
+
+def write_json(store: BlobStore, name: str, value: Any) -> FileRef:
+    digest, size = write_blob(store, json.dumps(value, indent=2, sort_keys=True).encode())
+    return FileRef(name=name, digest=digest, size=size)
+
+
+def shard_header(store: BlobStore, digest: str) -> tuple[Path, Header]:
+    path = store.path(digest)
+    return path, read_header(path)
+
+
+@contextlib.contextmanager
+def as_directory(store: BlobStore, files: Iterable[FileRef]) -> Iterator[Path]:
+    """A directory that holds `files` under their names, for libraries that want one."""
+    with tempfile.TemporaryDirectory(prefix="fedcoord-") as folder:
+        for file in files:
+            (Path(folder) / file.name).symlink_to(store.path(file.digest).resolve())
+        yield Path(folder)

@@ -1,0 +1,60 @@
+"""The entry of the process that engine functions run in."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from coordinator.domain.job import (
+    AdmitPayload,
+    ApplyPayload,
+    EvaluatePayload,
+    ExportPayload,
+    ImportPayload,
+    JobKind,
+    PreparePayload,
+)
+from coordinator.storage import open_store
+
+
+def warm_up(threads: int) -> int:
+    """Import torch before the first job asks for it; returns the process id."""
+    import torch
+
+    torch.set_num_threads(threads)
+    import coordinator.engine.admit
+    import coordinator.engine.apply
+    import coordinator.engine.evaluate
+    import coordinator.engine.export
+    import coordinator.engine.import_model
+    import coordinator.engine.prepare  # noqa: F401
+
+    return os.getpid()
+
+
+def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
+    """Do one job: `payload` and the answer are the JSON forms of the models in `domain/job.py`."""
+    from coordinator.engine.admit import admit
+    from coordinator.engine.apply import apply
+    from coordinator.engine.evaluate import evaluate
+    from coordinator.engine.export import export
+    from coordinator.engine.import_model import import_model
+    from coordinator.engine.prepare import prepare
+
+    store = open_store(Path(blobs))
+    result: BaseModel
+    match JobKind(kind):
+        case JobKind.ADMIT:
+            result = admit(store, AdmitPayload.model_validate(payload))
+        case JobKind.APPLY:
+            result = apply(store, ApplyPayload.model_validate(payload))
+        case JobKind.PREPARE:
+            result = prepare(store, PreparePayload.model_validate(payload))
+        case JobKind.IMPORT:
+            result = import_model(store, ImportPayload.model_validate(payload))
+        case JobKind.EVALUATE:
+            result = evaluate(store, EvaluatePayload.model_validate(payload))
+        case JobKind.EXPORT:
+            result = export(store, ExportPayload.model_validate(payload))
+    return result.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Where engine functions run: local worker processes by default."""

@@ -1,0 +1,90 @@
+"""The operator's HTTP client: what the command line says to a coordinator."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shared.digests import digest_of_file
+from shared.errors import FedError
+from shared.protocol import API
+
+DEFAULT_URL = "http://127.0.0.1:8440"
+CHUNK = 1 << 20
+
+
+class OperatorError(FedError):
+    """What the coordinator answered, or that it did not."""
+
+    code = "operator_error"
+
+
+class Operator:
+    def __init__(self, url: str | None = None, key: str | None = None, timeout: float = 60) -> None:
+        self.url = (url or os.environ.get("FEDCOORD_URL") or DEFAULT_URL).rstrip("/")
+        key = key or os.environ.get("FEDCOORD_OPERATOR_KEY", "")
+        self._http = httpx.Client(base_url=self.url + API, headers={"Authorization": f"Bearer {key.strip()}"}, timeout=timeout)
+        self._has_key = bool(key.strip())
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._call("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._call("POST", path, json=body)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise OperatorError(
+                f"no coordinator answers at {self.url} ({error}). Is `fedcoord serve` running? Set FEDCOORD_URL if it is elsewhere"
+            ) from error
+        return self._answer(answer)
+
+    def _answer(self, answer: httpx.Response) -> Any:
+        if answer.is_success:
+            return answer.json()
+        if answer.status_code == 401 and not self._has_key:
+            raise OperatorError(
+                "set FEDCOORD_OPERATOR_KEY to the operator's key (`fedcoord serve` printed it once; `fedcoord operator rotate` makes a new one)"
+            )
+        try:
+            body = answer.json()
+            raise OperatorError(f"{body['message']} [{body['code']}]", code=body["code"], **body.get("detail", {}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise OperatorError(f"{self.url} answered {answer.status_code}: is it a coordinator?") from error
+
+    def wait(self, look: Callable[[], Any], done: Callable[[Any], bool], every: float = 0.2, limit: float = 86_400) -> Any:
+        """Look until `done`; raises `OperatorError` after `limit` seconds."""
+        until = time.monotonic() + limit
+        while not done(value := look()):
+            if time.monotonic() > until:
+                raise OperatorError(f"nothing came within {limit:g} s")
+            time.sleep(every)
+        return value
+
+    def upload_held_out(self, path: Path) -> str:
+        digest = digest_of_file(path)
+        with path.open("rb") as file:
+            self._call("PUT", f"/held-out/{digest}", params={"name": path.name}, content=iter(lambda: file.read(CHUNK), b""))
+        return digest
+
+    def download(self, path: str, target: Path, digest: str) -> None:
+        """Fetch a file aside, verify it, rename it; an earlier part is resumed."""
+        part = target.with_name(target.name + ".part")
+        have = part.stat().st_size if part.exists() else 0
+        with self._http.stream("GET", path, headers={"Range": f"bytes={have}-"} if have else {}) as answer:
+            if answer.status_code != 416:
+                if not answer.is_success:
+                    answer.read()
+                    self._answer(answer)
+                with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                    for chunk in answer.iter_bytes(CHUNK):
+                        file.write(chunk)
+        if digest_of_file(part) != digest:
+            part.unlink()
+            raise OperatorError(f"{target.name} arrived damaged; run the command again")
+        part.replace(target)

@@ -1,0 +1,46 @@
+"""The queue of heavy work: what waits, what runs, what came of it."""
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from coordinator.db.base import utcnow
+from coordinator.db.models import Job
+from coordinator.domain.job import LANES, JobKind, JobState
+from coordinator.services import keys, signals
+
+
+def enqueue(session: Session, kind: JobKind, subject: str, payload: dict[str, object]) -> Job:
+    job = Job(
+        id=keys.new_id("job"), kind=kind, lane=LANES[kind], subject=subject, payload=payload,
+        state=JobState.QUEUED, tries=0, created_at=utcnow(),
+    )  # fmt: skip
+    session.add(job)
+    signals.start_lane(session, job.lane)
+    return job
+
+
+def take(session: Session, lane: str) -> Job | None:
+    """The oldest waiting job of a lane, now running."""
+    job = session.scalar(
+        select(Job)
+        .where(Job.state == JobState.QUEUED, Job.lane == lane)
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if job is not None:
+        job.state = JobState.RUNNING
+        job.tries += 1
+    return job
+
+
+def requeue_interrupted(session: Session) -> None:
+    """Jobs that ran when this coordinator died wait again: each may be repeated, its results are named by their content."""
+    session.execute(update(Job).where(Job.state == JobState.RUNNING).values(state=JobState.QUEUED))
+
+
+def requeue_failed(session: Session, subject: str, kinds: tuple[JobKind, ...]) -> None:
+    """Failed jobs of a run wait again (the operator has resumed it)."""
+    for job in session.scalars(select(Job).where(Job.subject == subject, Job.state == JobState.FAILED, Job.kind.in_(kinds))):
+        job.state, job.tries, job.error, job.error_code = JobState.QUEUED, 0, None, None
+        signals.start_lane(session, job.lane)

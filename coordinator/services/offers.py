@@ -1,0 +1,47 @@
+"""Which runs an agent may take part in, and what its data must look like for them."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from coordinator.db import queries
+from coordinator.db.models import Agent, Run
+from coordinator.domain.run import RunState
+from coordinator.domain.run_file import RunFile
+from coordinator.errors import NotFound
+from shared.protocol import AgentSelf, FileRef, RunOffer
+from shared.tables import FIELDS
+
+OPEN_STATES = (RunState.DRAFT, RunState.RUNNING, RunState.PAUSED)
+
+
+def self_of(session: Session, agent_id: str) -> AgentSelf:
+    agent = session.get_one(Agent, agent_id)
+    runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES), Run.prepared).order_by(Run.created_at))
+    offers = [_offer(run) for run in runs if _open_to(run, agent)]
+    return AgentSelf(agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, runs=offers)
+
+
+def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
+    """A configuration or tokenizer file of a run that is open to the agent; never weights."""
+    run = queries.run_by_name(session, run_id)
+    if run.state in OPEN_STATES and _open_to(run, session.get_one(Agent, agent_id)):
+        for file in run.files:
+            if file["name"] == name:
+                return FileRef.model_validate(file)
+    raise NotFound(f"no run {run_id!r} with a file {name!r} is open to you")
+
+
+def _open_to(run: Run, agent: Agent) -> bool:
+    chosen = RunFile.model_validate(run.spec).agents
+    return chosen == "all" or agent.name in chosen
+
+
+def _offer(run: Run) -> RunOffer:
+    task = RunFile.model_validate(run.spec).task
+    fields = FIELDS[task.kind]
+    return RunOffer(
+        run_id=run.id, name=run.name, state=run.state, task=task.kind,
+        fields=[" and ".join(a) for a in fields.alternatives], optional_fields=list(fields.optional),
+        num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length,
+        files=[FileRef.model_validate(f) for f in run.files],
+    )  # fmt: skip

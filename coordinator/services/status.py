@@ -1,0 +1,115 @@
+"""Builds what operators see: runs, rounds, blocks, agents, leases, bytes, errors."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.db import queries
+from coordinator.db.models import Agent, Assignment, Event, Job, Model, Run
+from coordinator.domain.assignment import AssignmentState
+from coordinator.domain.run import RUN
+from coordinator.domain.run_file import RunFile
+from coordinator.services import transfers
+from coordinator.services.views import (
+    AgentView,
+    AssignmentView,
+    BlockView,
+    BytesView,
+    EvaluationView,
+    EventView,
+    LeaseView,
+    RunSummary,
+    RunView,
+    StatusView,
+)
+
+
+def run_summaries(session: Session, limit: int = 1000) -> list[RunSummary]:
+    return [_summary(session, run) for run in session.scalars(select(Run).order_by(Run.created_at.desc()).limit(limit))]
+
+
+def _summary(session: Session, run: Run) -> RunSummary:
+    return RunSummary(
+        id=run.id, name=run.name, model=session.get_one(Model, run.model_id).name, state=run.state, reason=run.reason, prepared=run.prepared,
+        rounds_done=queries.rounds_closed(session, run.id), rounds_total=run.rounds_total,
+        created_at=run.created_at, started_at=run.started_at, ended_at=run.ended_at,
+    )  # fmt: skip
+
+
+def run_status(session: Session, name: str, now: datetime) -> RunView:
+    return run_view(session, queries.run_by_name(session, name), now)
+
+
+def run_view(session: Session, run: Run, now: datetime) -> RunView:
+    summary = _summary(session, run)
+    names = queries.agent_names(session)
+    trained = {*run.trained_blocks, *RunFile.model_validate(run.spec).schedule.always} if run.prepared else set()
+    newest = queries.last_round(session, run.id)
+    current = queries.assignments_of(session, run.id, newest.number) if newest else []
+    return RunView(
+        **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
+        blocks=[
+            BlockView(name=b.name, kind=b.kind, version=b.version, digest=b.digest, size=b.size, num_parameters=b.num_parameters,
+                      trained=b.name in trained)
+            for b in queries.blocks_of(session, run.id)
+        ],
+        current=[_assignment(a, names) for a in current],
+        evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **e.metrics)
+                     for e in queries.evaluations_of(session, run.id)],
+        bytes=_bytes(queries.traffic_of(session, run.id)),
+        pending_jobs=queries.unfinished_jobs(session, run.id),
+        seconds_left=_seconds_left(run, summary.rounds_done, now),
+        events=_events(queries.recent_events(session, 10, run_id=run.id)),
+    )  # fmt: skip
+
+
+def run_assignments(session: Session, name: str) -> list[AssignmentView]:
+    names = queries.agent_names(session)
+    return [_assignment(a, names) for a in queries.assignments_of(session, queries.run_by_name(session, name).id)]
+
+
+def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView:
+    names = queries.agent_names(session)
+    leased = session.execute(
+        select(Assignment, Run.name).join(Run, Run.id == Assignment.run_id).where(Assignment.state == AssignmentState.LEASED)
+    ).all()
+    jobs = session.execute(select(Job.state, func.count()).group_by(Job.state))
+    return StatusView(
+        version=version("fedcybgd"), now=now, waiting_claims=waiting_claims,
+        runs=run_summaries(session, 50),
+        agents=[AgentView.model_validate(a, from_attributes=True) for a in session.scalars(select(Agent).order_by(Agent.name).limit(1000))],
+        leases=[
+            LeaseView(run=name, round=a.round, block=a.block, agent=names.get(a.agent_id or "", "?"), attempt=a.attempt,
+                      expires_at=a.lease_expires_at, progress=a.progress)
+            for a, name in leased
+        ],
+        bytes=_bytes(transfers.totals(session)),
+        jobs=dict(jobs),
+        last_errors=_events(queries.recent_events(session, 20, ("error", "warning"))),
+    )  # fmt: skip
+
+
+def _assignment(assignment: Assignment, names: dict[str, str]) -> AssignmentView:
+    return AssignmentView(
+        id=assignment.id, round=assignment.round, block=assignment.block, state=assignment.state, reason=assignment.reason,
+        attempt=assignment.attempt, agent=names.get(assignment.agent_id or ""), meant_for=names.get(assignment.meant_for or ""),
+        lease_expires_at=assignment.lease_expires_at, leased_at=assignment.leased_at, submitted_at=assignment.submitted_at,
+        judged_at=assignment.judged_at, progress=assignment.progress, metrics=assignment.metrics, delta_digest=assignment.delta_digest,
+    )  # fmt: skip
+
+
+def _bytes(by_kind: dict[str, int]) -> BytesView:
+    return BytesView(down=by_kind.get("shard", 0) + by_kind.get("file", 0), up=by_kind.get("delta", 0))
+
+
+def _events(events: Sequence[Event]) -> list[EventView]:
+    return [EventView(at=e.at, level=e.level, code=e.code, message=e.message) for e in events]
+
+
+def _seconds_left(run: Run, done: int, now: datetime) -> float | None:
+    if run.started_at is None or not done or RUN.is_final(run.state):
+        return None
+    return (now - run.started_at).total_seconds() / done * (run.rounds_total - done)

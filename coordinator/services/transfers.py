@@ -1,0 +1,55 @@
+"""The ledgers of what was sent to whom: exposure before the first byte, traffic after the last."""
+
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from coordinator.db.models import Exposure, Traffic
+from coordinator.errors import Forbidden
+from coordinator.services import assignments
+from shared.protocol import FileRef, Manifest, ShardRef
+
+
+class NotInManifest(Forbidden):
+    """An agent gets only what the manifest of its present lease names."""
+
+    code = "not_in_manifest"
+
+
+def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> tuple[str, int, ShardRef | FileRef]:
+    """Run, round and reference of a shard or file that this agent may have now."""
+    assignment = assignments.held(session, assignment_id, agent_id)
+    manifest = Manifest.model_validate(assignment.manifest)
+    refs: list[ShardRef | FileRef] = [*manifest.blocks, *manifest.files]
+    for ref in refs:
+        if ref.digest == digest:
+            return assignment.run_id, assignment.round, ref
+    raise NotInManifest(f"{digest} is not in the manifest of assignment {assignment_id}")
+
+
+def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
+    """Write down that an agent gets a block, before it does."""
+    if session.get(Exposure, (agent_id, run_id, ref.block, ref.version, ref.codec)) is None:
+        session.add(Exposure(agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now))
+
+
+def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, amount: int) -> None:
+    """Add bytes that crossed the wire."""
+    if amount <= 0:
+        return
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    insert = dialect.insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
+    keys = ["run_id", "round", "agent_id", "kind"]
+    session.execute(insert.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
+
+
+def ledger(session: Session, agent_id: str | None = None, limit: int = 1000) -> list[Exposure]:
+    query = select(Exposure).order_by(Exposure.first_at.desc()).limit(limit)
+    return list(session.scalars(query.where(Exposure.agent_id == agent_id) if agent_id else query))
+
+
+def totals(session: Session) -> dict[str, int]:
+    """Bytes per kind, over all runs."""
+    return {kind: int(total) for kind, total in session.execute(select(Traffic.kind, func.sum(Traffic.bytes)).group_by(Traffic.kind))}

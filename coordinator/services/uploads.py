@@ -1,0 +1,86 @@
+"""Deltas on their way: appended to a file aside, resumable at the byte where they stopped."""
+
+import errno
+import re
+from pathlib import Path
+
+from coordinator.domain.admission import DeltaRefused, check_structure
+from coordinator.errors import Conflict, TooLarge
+from coordinator.storage import BlobCorrupt, BlobStore, StoreFull
+from shared.errors import HeaderError
+from shared.safetensors_header import read_header
+
+
+class OffsetMismatch(Conflict):
+    """The bytes sent do not follow on those that arrived; `detail.offset` says where to go on."""
+
+    code = "offset_mismatch"
+
+
+class UploadIncomplete(Conflict):
+    code = "upload_incomplete"
+
+
+class UploadTooLarge(TooLarge):
+    code = "delta_too_large"
+
+
+class Upload:
+    """One delta under its (assignment, digest)."""
+
+    def __init__(self, folder: Path, assignment_id: str, digest: str, limit: int) -> None:
+        assert re.fullmatch(r"[A-Za-z0-9_]+", assignment_id)
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+        self.path = folder / f"{assignment_id}-{digest}.part"
+        self.digest = digest
+        self._limit = limit
+
+    @property
+    def offset(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def check(self, offset: int, length: int | None) -> None:
+        """Refuse before the first byte what cannot be taken."""
+        if offset != self.offset:
+            raise OffsetMismatch(f"{self.offset} bytes have arrived; send from there", offset=self.offset)
+        if length is not None and offset + length > self._limit:
+            raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes, not {offset + length}", limit=self._limit)
+
+    def append(self, data: bytes) -> None:
+        if self.offset + len(data) > self._limit:
+            self.path.unlink(missing_ok=True)
+            raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes", limit=self._limit)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull("the coordinator's disk is full; what arrived is kept, try again later") from error
+            raise
+
+    def finish(self, store: BlobStore, expected: dict[str, tuple[int, ...]]) -> int:
+        """Verify the bytes and the structure, put them into the store, and return their number.
+
+        Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; a file that is wrong is not kept.
+        """
+        if not self.path.exists():
+            if store.has(self.digest):
+                return store.size(self.digest)
+            raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0)
+        try:
+            check_structure(expected, read_header(self.path))
+        except HeaderError as error:
+            self.path.unlink(missing_ok=True)
+            raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
+        except DeltaRefused:
+            self.path.unlink(missing_ok=True)
+            raise
+        size = self.path.stat().st_size
+        try:
+            store.adopt(self.path, self.digest)
+        except BlobCorrupt:
+            self.path.unlink(missing_ok=True)
+            raise
+        return size

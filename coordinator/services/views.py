@@ -1,0 +1,115 @@
+"""What operators see, as models: built by `status`, answered by the API, drawn by the dashboard and the command line."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class AgentView(BaseModel):
+    id: str
+    name: str
+    state: str
+    device: dict[str, Any]
+    version: str
+    enrolled_at: datetime
+    last_seen_at: datetime | None
+    last_error: str | None
+    last_error_at: datetime | None
+
+
+class BlockView(BaseModel):
+    name: str
+    kind: str
+    version: int
+    digest: str
+    size: int
+    num_parameters: int
+    trained: bool = Field(description="visited in every cycle, or trained along")
+
+
+class EvaluationView(BaseModel):
+    after_rounds: int
+    loss: float
+    accuracy: float | None
+    rows: int
+    seconds: float
+    created_at: datetime
+
+
+class AssignmentView(BaseModel):
+    id: str
+    round: int
+    block: str
+    state: str
+    reason: str | None
+    attempt: int
+    agent: str | None = Field(description="name of the agent that has it, or had it")
+    meant_for: str | None
+    lease_expires_at: datetime | None
+    leased_at: datetime | None
+    submitted_at: datetime | None
+    judged_at: datetime | None
+    progress: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    delta_digest: str | None
+
+
+class EventView(BaseModel):
+    at: datetime
+    level: str
+    code: str
+    message: str
+
+
+class BytesView(BaseModel):
+    down: int = Field(description="bytes of shards and files sent to agents")
+    up: int = Field(description="bytes of deltas received")
+
+
+class RunSummary(BaseModel):
+    id: str
+    name: str
+    model: str
+    state: str
+    reason: str | None
+    prepared: bool
+    rounds_done: int
+    rounds_total: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class RunView(RunSummary):
+    spec: dict[str, Any]
+    participants: list[str] = Field(description="names of the agents that take part")
+    blocks: list[BlockView]
+    current: list[AssignmentView] = Field(description="assignments of the newest round")
+    evaluations: list[EvaluationView]
+    bytes: BytesView
+    pending_jobs: int
+    seconds_left: float | None = Field(description="at the pace so far")
+    events: list[EventView]
+
+
+class LeaseView(BaseModel):
+    run: str
+    round: int
+    block: str
+    agent: str
+    attempt: int
+    expires_at: datetime | None
+    progress: dict[str, Any] | None
+
+
+class StatusView(BaseModel):
+    version: str
+    now: datetime
+    waiting_claims: int = Field(description="agents that wait for work right now")
+    runs: list[RunSummary]
+    agents: list[AgentView]
+    leases: list[LeaseView]
+    bytes: BytesView
+    jobs: dict[str, int] = Field(description="jobs by state")
+    last_errors: list[EventView]

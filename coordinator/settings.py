@@ -1,0 +1,33 @@
+"""Settings of the coordinator: environment variables with the prefix FEDCOORD_, none of them needed."""
+
+from pathlib import Path
+
+from platformdirs import user_data_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FEDCOORD_", extra="ignore")
+
+    home: Path = Field(default_factory=lambda: user_data_path("fedcoord"), description="directory of the database and the blobs")
+    database_url: str | None = Field(None, description="postgresql://…; default: an SQLite file in the home directory")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8440, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    engine_threads: int = Field(1, ge=1, description="threads of each engine process")
+    silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
+    sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
+    max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @property
+    def url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'coordinator.db'}"
+
+    @property
+    def blobs(self) -> Path:
+        return self.home / "blobs"
+
+    @property
+    def uploads(self) -> Path:
+        return self.home / "uploads"

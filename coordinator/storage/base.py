@@ -1,0 +1,57 @@
+"""What a store of immutable blobs promises; `tests/contract` runs one test class over every implementation."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from coordinator.errors import CoordinatorError
+
+
+class BlobMissing(CoordinatorError):
+    code = "blob_missing"
+    status = 404
+
+
+class StoreFull(CoordinatorError):
+    code = "disk_full"
+    status = 507
+
+
+class BlobCorrupt(CoordinatorError):
+    code = "digest_mismatch"
+    status = 422
+
+
+class BlobWriter(Protocol):
+    """Writes one blob; it is in the store once the `with` block ends without an error, and then `digest` is its name."""
+
+    digest: str
+    size: int
+
+    def write(self, data: bytes | memoryview) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class BlobStore(Protocol):
+    def has(self, digest: str) -> bool: ...
+
+    def size(self, digest: str) -> int:
+        """Bytes of the blob; raises `BlobMissing`."""
+        ...
+
+    def path(self, digest: str) -> Path:
+        """A local file with the blob's bytes, to be read only; raises `BlobMissing`."""
+        ...
+
+    def writer(self) -> BlobWriter:
+        """Raises `StoreFull` from `write` or at the end when the bytes do not fit; nothing is left behind then."""
+        ...
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Move the local file at `path` in, verified; raises `BlobCorrupt` when its bytes are not `digest`."""
+        ...
+
+    def delete(self, digest: str) -> None:
+        """Delete the blob; none is no error."""
+        ...

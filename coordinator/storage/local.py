@@ -1,0 +1,103 @@
+"""Keeps blobs as files in a directory, named by their digest."""
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coordinator.storage.base import BlobCorrupt, BlobMissing, StoreFull
+from shared.digests import digest_of_file
+
+
+class LocalBlobStore:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._aside = root / "incoming"
+        self._aside.mkdir(parents=True, exist_ok=True)
+
+    def has(self, digest: str) -> bool:
+        return self._place(digest).is_file()
+
+    def size(self, digest: str) -> int:
+        return self.path(digest).stat().st_size
+
+    def path(self, digest: str) -> Path:
+        place = self._place(digest)
+        if not place.is_file():
+            raise BlobMissing(f"no blob {digest}")
+        return place
+
+    def writer(self) -> "LocalBlobWriter":
+        return LocalBlobWriter(self, self._aside / f"{secrets.token_hex(8)}.part")
+
+    def adopt(self, path: Path, digest: str) -> None:
+        actual = digest_of_file(path)
+        if actual != digest:
+            raise BlobCorrupt(f"the bytes have digest {actual}, not {digest}", expected=digest, actual=actual)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.publish(path, digest)
+
+    def delete(self, digest: str) -> None:
+        self._place(digest).unlink(missing_ok=True)
+
+    def publish(self, path: Path, digest: str) -> None:
+        """Rename a finished, synced file to its place, so that no reader ever sees half of a blob."""
+        place = self._place(digest)
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
+        folder = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _place(self, digest: str) -> Path:
+        return self._root / digest[:2] / digest
+
+
+class LocalBlobWriter:
+    """Writes aside while it hashes; syncs and renames at the end."""
+
+    def __init__(self, store: LocalBlobStore, path: Path) -> None:
+        self.digest = ""
+        self.size = 0
+        self._store, self._path, self._hash = store, path, hashlib.sha256()
+        self._file = path.open("wb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _store_error(error) from error
+        self._hash.update(data)
+        self.size += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self.digest = self._hash.hexdigest()
+                self._store.publish(self._path, self.digest)
+        except OSError as failure:
+            raise _store_error(failure) from failure
+        finally:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # the error that matters is on its way
+            self._path.unlink(missing_ok=True)
+
+
+def _store_error(error: OSError) -> OSError | StoreFull:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull("the coordinator's disk is full; nothing was lost, free space and try again")
+    return error

@@ -1,0 +1,1 @@
+"""Builds the database, step by step (Alembic)."""

@@ -1,0 +1,1 @@
+"""The contract between coordinator and agent: everything that both sides must understand alike."""

@@ -1,0 +1,32 @@
+"""Errors that both sides may raise.
+
+FedError                    code, message and what to do
+├── HeaderError             a safetensors file whose header cannot be trusted
+├── DataError               rows that cannot be read or do not fit the task
+└── PartitionError          a model that cannot be split into blocks
+"""
+
+from typing import Any
+
+
+class FedError(Exception):
+    """An error with a stable `code`, a message for a person, and `detail` for a program."""
+
+    code = "error"
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class HeaderError(FedError):
+    code = "safetensors_invalid"
+
+
+class DataError(FedError):
+    code = "data_invalid"
+
+
+class PartitionError(FedError):
+    code = "model_not_partitionable"

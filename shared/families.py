@@ -1,0 +1,78 @@
+"""Finds where a model's layers are: by structure first, by a small descriptor where structure does not tell."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from shared.errors import PartitionError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the structure of a model type does not say; patterns match whole canonical parameter names."""
+
+    before: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()
+
+
+# Keyed by `config.model_type`. Only models whose modules are registered in another order than they are run in need one.
+FAMILIES: dict[str, Family] = {
+    "opt": Family(norm=(r"decoder\.final_layer_norm\..*", r"decoder\.project_out\..*")),
+}
+
+NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stack of alike layers: the module path of its list and how many layers it has."""
+
+    path: str
+    length: int
+
+
+def canonical(name: str, base_prefix: str) -> str:
+    """A tensor's name as the base model calls it: without the prefix that a task model puts before it.
+
+    Base parts of a model are so named alike for every task, and their shards can be shared; heads keep their full name.
+    """
+    return name.removeprefix(base_prefix + ".") if base_prefix else name
+
+
+def base_prefix(model: nn.Module) -> str:
+    """The prefix of the base model's names inside `model`; empty if `model` is the base model itself."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if isinstance(prefix, str) and prefix and hasattr(model, prefix) else ""
+
+
+def find_stack(model: nn.Module) -> Stack:
+    """The module list that holds most parameters, if its layers are alike.
+
+    Raises `PartitionError` naming the offenders when there is no stack, more than one, or when its layers differ.
+    """
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    weights = {path: sum(p.numel() for p in module.parameters()) for path, module in lists}
+    # A list inside another list (experts inside a layer) belongs to its layer.
+    outer = [path for path, _ in lists if not any(path.startswith(other + ".") for other, _ in lists)]
+    outer = [path for path in outer if weights[path]]
+    if not outer:
+        raise PartitionError("this model has no stack of layers (no list of modules with parameters)")
+    best = max(outer, key=lambda path: weights[path])
+    rivals = [path for path in outer if path != best and 10 * weights[path] > weights[best]]
+    if rivals:
+        raise PartitionError(f"this model has several stacks of layers: {', '.join([best, *rivals])}", stacks=[best, *rivals])
+    layers = list(dict(lists)[best])
+    first = _signature(layers[0])
+    unlike = [f"{best}.{index}" for index, layer in enumerate(layers) if _signature(layer) != first]
+    if unlike:
+        raise PartitionError(f"the layers of this model are not alike: {', '.join(unlike)} differ from {best}.0", layers=unlike)
+    return Stack(best, len(layers))
+
+
+def _signature(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in layer.named_parameters(remove_duplicate=False)}
+
+
+def is_norm(module: nn.Module) -> bool:
+    return bool(NORM_CLASS.search(type(module).__name__)) and not any(True for _ in module.children())

@@ -1,0 +1,235 @@
+"""What travels between agent and coordinator: the messages of `/v1`, as pydantic models."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.digests import Digest
+
+API = "/v1"
+MAX_WAIT_S = 60.0
+Codec = Literal["exact"]
+"""How a shard's tensors are stored. Manifests name it, so that lossy codecs can join."""
+DeltaCodec = Literal["float32"]
+"""How a delta travels."""
+Task = Literal["text-classification", "causal-lm"]
+Precision = Literal["float32", "bfloat16", "auto"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not 2xx has this body."""
+
+    code: str = Field(description="stable name of the error, for programs")
+    message: str = Field(description="what is wrong and what to do, for people")
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+# ---- agents ---------------------------------------------------------------------------------------------------------
+
+
+class DeviceInfo(Message):
+    """What an agent says of its device; nothing of its data."""
+
+    kind: str = Field("cpu", max_length=20)
+    name: str = Field("", max_length=200)
+    cores: int = Field(1, ge=1)
+    memory_bytes: int = Field(0, ge=0)
+    accelerator_bytes: int = Field(0, ge=0)
+
+
+class EnrolRequest(Message):
+    token: str = Field(min_length=8, max_length=200)
+    name: Name
+    device: DeviceInfo = DeviceInfo()
+    version: str = Field("", max_length=40)
+
+
+class EnrolAnswer(BaseModel):
+    agent_id: str
+    name: str
+    key: str = Field(description="shown this once; the coordinator keeps a hash of it only")
+
+
+class RunOffer(BaseModel):
+    """A run that this agent may take part in, with what its data must look like."""
+
+    run_id: str
+    name: str
+    state: str
+    task: Task
+    fields: list[str] = Field(description="fields that the agent's columns must supply")
+    optional_fields: list[str]
+    num_labels: int | None
+    label_names: list[str] | None
+    max_length: int
+    files: list["FileRef"] = Field(description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+
+
+class AgentSelf(BaseModel):
+    agent_id: str
+    name: str
+    state: str
+    enrolled_at: datetime
+    runs: list[RunOffer]
+
+
+# ---- assignments ----------------------------------------------------------------------------------------------------
+
+
+class FileRef(BaseModel):
+    """A small text file of the model (configuration, tokenizer)."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class ShardRef(BaseModel):
+    """One block at one version in one codec."""
+
+    block: str
+    version: int
+    codec: Codec
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """All that makes up one emulator, in the order of the model."""
+
+    files: list[FileRef]
+    blocks: list[ShardRef]
+
+
+class ParameterGroup(BaseModel):
+    """Blocks that are trained in a visit with one learning rate."""
+
+    blocks: list[str]
+    learning_rate: float
+
+
+class TrainSettings(BaseModel):
+    """One visit: which blocks are trained, and how."""
+
+    task: Task
+    num_labels: int | None = None
+    label_names: list[str] | None = None
+    groups: list[ParameterGroup]
+    steps: int | None = Field(None, description="local steps; None: `epochs` decides")
+    epochs: float = 1.0
+    batch_size: int
+    max_length: int = Field(description="tokens a row or window at the most")
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    precision: Precision = "auto"
+    seed: int = Field(description="from (run, round, block), never from the attempt")
+
+
+class ClaimRequest(Message):
+    runs: list[str] = Field(default_factory=lambda: ["*"], max_length=100, description="names of the runs it consents to; * for all")
+    refuses: list[str] = Field(default_factory=list, max_length=1000, description="ids of runs that its data do not fit")
+
+
+class Assignment(BaseModel):
+    """A block to train under a lease."""
+
+    assignment_id: str
+    attempt: int
+    lease_seconds: float
+    run_id: str
+    run_name: str
+    round: int
+    cycle: int
+    block: str
+    manifest: Manifest
+    train: TrainSettings
+    delta_codec: DeltaCodec = "float32"
+    max_delta_bytes: int
+
+
+class Progress(Message):
+    """Scalars only: nothing that could carry a row."""
+
+    phase: Literal["fetching", "loading", "training", "sending"]
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class RenewRequest(Message):
+    attempt: int
+    progress: Progress | None = None
+
+
+class RenewAnswer(BaseModel):
+    lease_seconds: float
+    go_on: bool = Field(description="false: stop training and give the assignment back (the run was paused or cancelled)")
+
+
+class TrainMetrics(Message):
+    """What a visit reports of itself."""
+
+    steps: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    loss_first: float
+    loss_last: float
+    seconds: float = Field(ge=0)
+    tokens_per_s: float = Field(ge=0)
+    peak_memory_bytes: int = Field(0, ge=0, description="peak of the training process beyond its state before the model was loaded")
+    started_at: datetime | None = Field(None, description="when its first training step began, by the agent's clock")
+    bytes_down: int = Field(0, ge=0, description="bytes of shards and files fetched for this visit")
+
+
+class DeltaSubmission(Message):
+    attempt: int
+    digest: Digest
+    metrics: TrainMetrics
+
+
+class DeltaReceipt(BaseModel):
+    """The answer to a delta; a repeat of (attempt, digest) gets the same one."""
+
+    assignment_id: str
+    attempt: int
+    digest: Digest
+    state: Literal["submitted"] = "submitted"
+
+
+class UploadOffset(BaseModel):
+    offset: int = Field(description="bytes that have arrived; send from here")
+    complete: bool
+
+
+ReturnReason = Literal[
+    "stopping", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
+    "shard_corrupt", "trainer_died", "delta_refused", "other",
+]  # fmt: skip
+"""Why an agent gives an assignment back."""
+
+LASTING_REASONS: frozenset[str] = frozenset(
+    {"data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused"}
+)
+"""Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
+
+
+class ReturnRequest(Message):
+    attempt: int
+    reason: ReturnReason
+    message: str = Field("", max_length=2000)
+
+
+class AssignmentState(BaseModel):
+    assignment_id: str
+    state: str
+    reason: str | None
+    attempt: int
