@@ -1,0 +1,61 @@
+"""Fixtures that several kinds of tests use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.support import models
+from tests.support.live import LiveCoordinator
+from tests.support.postgres import PostgresServer, find_program
+
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server. Where its programs are missing the test is skipped; in CI they must be there."""
+    if find_program("initdb") is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL's initdb was not found, and CI must not skip it: apt-get install postgresql")
+        pytest.skip("PostgreSQL's initdb was not found: install postgresql to run this test")
+    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, on SQLite and on PostgreSQL."""
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.new_database()
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCoordinator]:
+    """A coordinator for many tests; names of agents, models and runs must be a test's own."""
+    url = request.getfixturevalue("postgres").new_database() if request.param == "postgresql" else None
+    coordinator = LiveCoordinator(tmp_path_factory.mktemp("coordinator"), url)
+    yield coordinator
+    coordinator.stop()
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_gpt2(tmp_path_factory.mktemp("gpt2"))

@@ -1,0 +1,93 @@
+"""A coordinator with real HTTP, a real migrated database and the real engine, in threads of the test process.
+
+The only difference to `fedcoord serve` is that the engine's processes are threads here: a spawned process takes ten seconds to
+import torch. Tests in `e2e` run the real processes.
+"""
+
+import socket
+import threading
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from agent.client import Client
+from coordinator.app import create_app
+from coordinator.db.base import Database, utcnow
+from coordinator.jobs import local
+from coordinator.operator import Operator
+from coordinator.serve import Server, prepare_home
+from coordinator.services import operators
+from coordinator.settings import Settings
+from coordinator.storage import BlobStore
+from shared.protocol import DeviceInfo, EnrolRequest
+
+
+class LiveCoordinator:
+    def __init__(self, home: Path, database_url: str | None = None, **settings: Any) -> None:
+        self.settings = Settings(home=home, database_url=database_url, sweep_every_s=0.1, **settings)
+        prepare_home(self.settings)
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.app = create_app(self.settings)
+        self._server = Server(uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        until = time.monotonic() + 30
+        while not self._server.started:
+            assert time.monotonic() < until, "the coordinator did not start"
+            assert self._thread.is_alive(), "the coordinator stopped at once"
+            time.sleep(0.02)
+        with self.database.transaction() as session:
+            self.operator_key = operators.rotate_key(session, utcnow())
+        self.operator = Operator(self.url, self.operator_key)
+
+    def _serve(self) -> None:
+        new_pool = local.Lane._new_pool
+
+        def threads(_lane: local.Lane) -> Executor:
+            return ThreadPoolExecutor(1)
+
+        local.Lane._new_pool = threads  # type: ignore[assignment,method-assign]
+        try:
+            self._server.run([self._listener])
+        finally:
+            local.Lane._new_pool = new_pool  # type: ignore[method-assign]
+
+    @property
+    def database(self) -> Database:
+        database: Database = self.app.state.database
+        return database
+
+    @property
+    def store(self) -> BlobStore:
+        store: BlobStore = self.app.state.store
+        return store
+
+    def enrol(self, name: str) -> Client:
+        """A client with the key of a new agent."""
+        token = self.operator.post("/enrolment-tokens", {})["token"]
+        answer = Client(self.url).enrol(EnrolRequest(token=token, name=name, device=DeviceInfo(), version="test"))
+        return Client(self.url, answer.key)
+
+    def add_model(self, name: str, folder: Path) -> Any:
+        self.operator.post("/models", {"name": name, "source": str(folder)})
+        model = self.operator.wait(lambda: self.operator.get(f"/models/{name}"), lambda m: m["state"] != "adding", every=0.05, limit=60)
+        assert model["state"] == "ready", model["reason"]
+        return model
+
+    def create_run(self, spec: dict[str, Any], start: bool = False) -> Any:
+        run = self.operator.post("/runs", spec)
+        run = self.operator.wait(
+            lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.05, limit=60
+        )
+        return self.operator.post(f"/runs/{run['id']}/start") if start else run
+
+    def stop(self) -> None:
+        self.app.state.waiting.close()
+        self._server.should_exit = True
+        self._thread.join(timeout=15)

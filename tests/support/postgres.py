@@ -1,0 +1,54 @@
+"""A PostgreSQL server of our own for the tests, as an unprivileged user, in a temporary directory."""
+
+import glob
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+
+
+def find_program(name: str) -> str | None:
+    """initdb and friends; Debian keeps them off the PATH."""
+    return shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None)
+
+
+class PostgresServer:
+    """Started by the constructor, gone after `stop`; `new_database` gives a URL to an empty database."""
+
+    def __init__(self, folder: Path) -> None:
+        initdb, self._pg_ctl = find_program("initdb"), find_program("pg_ctl")
+        assert initdb, "initdb was not found"
+        assert self._pg_ctl, "pg_ctl was not found"
+        self._data = folder / "data"
+        self._user = "postgres"
+        if os.geteuid() == 0:
+            # PostgreSQL refuses to run as root; the package made a user for it, else nobody will do.
+            self._user = next(u.pw_name for name in ("postgres", "nobody") for u in pwd.getpwall() if u.pw_name == name)
+            for path in (folder, *folder.parents):
+                if path.stat().st_uid == 0 and path != Path("/"):
+                    path.chmod(path.stat().st_mode | 0o055)
+            shutil.chown(folder, self._user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._run(initdb, "-D", str(self._data), "-U", "fed", "--auth=trust", "-E", "UTF8", "--no-sync")
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off -c max_connections=200"
+        self._run(self._pg_ctl, "-D", str(self._data), "-w", "-o", options, "-l", str(folder / "log"), "start")
+
+    def _run(self, *command: str) -> None:
+        switch = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60, **switch)  # type: ignore[call-overload]
+
+    def new_database(self) -> str:
+        import psycopg
+
+        name = f"fed_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(f"postgresql://fed@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return f"postgresql://fed@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        self._run(str(self._pg_ctl), "-D", str(self._data), "-m", "immediate", "stop")
