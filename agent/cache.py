@@ -12,7 +12,6 @@ from agent.errors import Unreachable, VisitFailed
 from shared.digests import digest_of_file
 
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
-CHUNK = 1 << 20
 
 
 class ShardCache:
@@ -48,7 +47,7 @@ class ShardCache:
             os.utime(path)
             return path
         part = self._root / f"{digest}.part"
-        self._make_room(size)
+        self._make_room(digest, size)
         try:
             self._receive(part, size, fetch)
             if part.stat().st_size < size:
@@ -77,13 +76,14 @@ class ShardCache:
                 part.unlink(missing_ok=True)
                 raise Unreachable("the coordinator has fewer bytes than arrived; starting over")
             with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                for chunk in answer.iter_raw(CHUNK):
+                for chunk in answer.iter_raw():  # as they come: chunks of a fixed size would lose what arrived before a cut
                     self.bytes_fetched += len(chunk)
                     file.write(chunk)
 
-    def _make_room(self, size: int) -> None:
-        """Drop what was used longest ago until `size` more bytes fit."""
-        files = sorted((f for f in self._root.iterdir() if f.is_file()), key=lambda f: f.stat().st_mtime)
+    def _make_room(self, digest: str, size: int) -> None:
+        """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""
+        others = (f for f in self._root.iterdir() if f.is_file() and f.name.removesuffix(".part") != digest)
+        files = sorted(others, key=lambda f: f.stat().st_mtime)
         used = sum(f.stat().st_size for f in files)
         for file in files:
             if used + size <= self._limit:

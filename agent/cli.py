@@ -47,7 +47,7 @@ def enroll(
     answer = Client(url).enrol(EnrolRequest(token=token, name=chosen, device=find_device(), version=version("fedcybgd")))
     credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))
     if not place.config.exists():
-        place.config.write_text(template(url, str(data.expanduser().resolve()) if data else None))
+        place.config.write_text(template(url, str(data.expanduser().resolve()) if data else None), encoding="utf-8")
     console.print(f"enrolled as {answer.name}; settings in {place.config}", highlight=False, soft_wrap=True)
     console.print("next: fedagent check, then fedagent run" if data else "next: name your data in it, then fedagent check", highlight=False)
 

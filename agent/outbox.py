@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from shared.digests import digest_of
 from shared.protocol import Assignment, TrainMetrics
 
@@ -34,7 +36,10 @@ class Outbox:
         path = self.delta_path(assignment)
         note = path.with_suffix(".json")
         if path.is_file() and note.is_file():
-            return path, TrainMetrics.model_validate_json(note.read_text())
+            try:
+                return path, TrainMetrics.model_validate_json(note.read_text())
+            except ValidationError:
+                pass  # written by another version of this agent: the work is done again
         self.clear()
         return None
 

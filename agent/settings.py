@@ -1,5 +1,6 @@
 """The agent's own file, agent.toml: its data, its device, its limits, its consent."""
 
+import json
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
@@ -62,10 +63,10 @@ class Home:
     def load_config(self) -> Config:
         """Read agent.toml. Raises `ConfigError`, which names each wrong field."""
         try:
-            values = tomllib.loads(self.config.read_text())
+            values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"there is no {self.config}; `fedagent enroll` writes one, --home names another directory") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.config} is no TOML: {error}") from error
         try:
             return Config.model_validate(values)
@@ -82,13 +83,13 @@ def _problem(kind: str, message: str) -> str:
 
 
 def within_hours(hours: list[str], now: datetime) -> bool:
-    """Whether work may begin at `now` (local time); a span may go over midnight."""
+    """Whether work may begin at `now` (local time); a span may go over midnight, and one that ends where it begins is a whole day."""
     if not hours:
         return True
     at = now.time()
     for span in hours:
         begin, end = (time.fromisoformat(part) for part in span.split("-"))
-        if (begin <= at < end) if begin <= end else (at >= begin or at < end):
+        if (begin <= at < end) if begin < end else (at >= begin or at < end):
             return True
     return False
 
@@ -96,10 +97,10 @@ def within_hours(hours: list[str], now: datetime) -> bool:
 def template(url: str, data: str | None) -> str:
     """A first agent.toml, with comments."""
     return f'''# The agent's own settings. `fedagent check` tests them.
-coordinator = "{url}"
+coordinator = {_quoted(url)}
 
 [data]
-path = "{data or "data.jsonl"}"          # CSV, JSONL or Parquet (.gz may follow); relative to this file
+path = {_quoted(data or "data.jsonl")}          # CSV, JSONL or Parquet (.gz may follow); relative to this file
 # columns = {{ text = "question", label = "intent" }}   # field = "column", where they differ
 
 [device]
@@ -114,3 +115,7 @@ hours = []                      # when work may begin, as in ["22:00-06:00"]; em
 [consent]
 runs = ["*"]                    # names of the runs to take part in
 '''
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a string of JSON is one of TOML

@@ -24,9 +24,11 @@ def main(device: str, threads: int, memory_limit: int) -> None:
     import torch
 
     from agent.training.visit import Visitor, choose_device
+    from shared.assembly import import_model_code
 
     if threads:
         torch.set_num_threads(threads)
+    import_model_code()
     visitor = Visitor(choose_device(device))
     _say(out, TrainerEvent(event="ready"))
     while True:

@@ -30,7 +30,7 @@ class TrainerProcess:
             self._environment["OMP_NUM_THREADS"] = str(config.device.threads)
         self._process: subprocess.Popen[str] | None = None
         self._events: queue.Queue[TrainerEvent | None] = queue.Queue()
-        self._stop_requested = threading.Event()
+        self._ending = threading.Event()
 
     def start(self) -> None:
         """Start the process if it does not run; it imports torch while the daemon asks for work."""
@@ -54,10 +54,15 @@ class TrainerProcess:
         events.put(None)
 
     def train(self, request: TrainRequest, report: Callable[[Progress], None], lost: threading.Event) -> TrainMetrics:
-        """Have a visit done. Raises `VisitFailed` with its reason, `StopRequested` when `stop` was called, `LeaseGone` if `lost`."""
-        self._stop_requested.clear()
+        """Have a visit done. Raises `VisitFailed` with its reason, `StopRequested` after `end`, `LeaseGone` if `lost`."""
+        if self._ending.is_set():
+            raise StopRequested
+        if lost.is_set():
+            raise LeaseGone("the lease is gone")
         self.start()
         self._send(Command(op="train", request=request))
+        if self._ending.is_set() or lost.is_set():
+            self.stop()  # asked for a moment ago: the visit that was just begun does not know it
         while True:
             event = self._events.get()
             if event is None:
@@ -81,8 +86,12 @@ class TrainerProcess:
 
     def stop(self) -> None:
         """Ask the visit at hand to stop before its next step; from any thread, and harmless when there is none."""
-        self._stop_requested.set()
         self._send(Command(op="stop"))
+
+    def end(self) -> None:
+        """Stop the visit at hand and refuse all later ones: the agent was asked to stop, perhaps while it fetched."""
+        self._ending.set()
+        self.stop()
 
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -25,6 +25,8 @@ log = logging.getLogger("fedagent")
 WAIT_S = 25.0
 FAILURE_PAUSE_S = 5.0
 HOURS_PAUSE_S = 30.0
+QUOTING_REASONS = frozenset({"data_invalid", "other"})
+"""Reasons whose message may quote a row of the data: it stays in the log and the status of this agent."""
 
 
 class Worker:
@@ -61,7 +63,7 @@ class Worker:
         self._stopping = True
         if self._interruptible:
             raise StopRequested
-        self._trainer.stop()
+        self._trainer.end()
 
     def _one(self) -> None:
         if not within_hours(self._config.limits.hours, datetime.now()):
@@ -112,7 +114,7 @@ class Worker:
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s; mend it and start the agent again", assignment.run_name)
             self._refused.add(assignment.run_id)
-        self._give_back(assignment, reason, message)
+        self._give_back(assignment, reason, "the agent's own log says more" if reason in QUOTING_REASONS else message)
         self._write_status("waiting after a failure", error=f"{reason}: {message}")
         self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 

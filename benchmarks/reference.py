@@ -109,7 +109,9 @@ def run(
         names = {name for group in settings.groups for name in group.blocks}
         digest = _store_file(store, delta)
         reference.deltas.append(digest)
-        changed = apply(store, ApplyPayload(round=number, blocks=[b for b in reference.blocks if b.block in names], deltas=[digest], weights=[1.0]))
+        changed = apply(
+            store, ApplyPayload(round=number, blocks=[b for b in reference.blocks if b.block in names], deltas=[digest], weights=[1.0])
+        )
         new = {b.block: b for b in changed.blocks}
         reference.blocks = [new.get(b.block, b) for b in reference.blocks]
         after_round(number)

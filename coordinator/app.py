@@ -11,6 +11,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(pages.router)
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(DataError, _impossible_value)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unknown_error)
     return app
@@ -122,6 +124,11 @@ def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     problems = [{"field": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in error.errors()]
     message = "; ".join(f"{p['field']}: {p['message']}" for p in problems[:5])
     return _answer(422, "invalid_request", message, {"problems": problems[:50]})
+
+
+def _impossible_value(_request: Request, _error: Exception) -> JSONResponse:
+    # A name with a NUL in it, a number of a thousand digits: the database says no, and it is the caller's mistake.
+    return _answer(422, "invalid_request", "the request holds a value that cannot be stored or looked for")
 
 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import signal
 import socket
 from types import FrameType
 
@@ -66,6 +67,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         create_app(settings), log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_S, backlog=2048,
     )  # fmt: skip
+    # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     Server(config).run([listener])
 
 

@@ -29,6 +29,12 @@ class AssemblyError(FedError):
     code = "assembly_failed"
 
 
+class ModelUnknown(FedError):
+    """A configuration that transformers cannot make a model of."""
+
+    code = "model_unknown"
+
+
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     # Parameters take no memory and are not initialised; buffers that a model computes for itself (rotary frequencies) are real.
@@ -50,30 +56,40 @@ def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None
     """The model that `config` (the contents of a config.json) describes, its parameters on the meta device, dropout off.
 
     `task` picks the class; None takes the one the configuration names. `attention` is transformers' attn_implementation. Never runs remote code: a configuration whose classes
-    are not part of transformers raises `FedError`.
+    are not part of transformers, or whose values do not fit together, raises `ModelUnknown`.
     """
     values = dict(config)
     if "auto_map" in values:
-        raise FedError("this model needs code of its own (auto_map), which is never run; use one that transformers knows")
+        raise ModelUnknown("this model needs code of its own (auto_map), which is never run; use one that transformers knows")
     model_type = values.pop("model_type", None)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise ModelUnknown(f"transformers {transformers.__version__} knows no model type {model_type!r}")
     try:
-        settings = transformers.AutoConfig.for_model(model_type, **values)
+        return _skeleton(transformers.AutoConfig.for_model(model_type, **values), task, attention)
     except (ValueError, KeyError, TypeError) as error:
-        raise FedError(f"transformers {transformers.__version__} knows no model type {model_type!r}: {error}") from error
+        raise ModelUnknown(f"transformers {transformers.__version__} cannot make a model of this configuration: {error}") from error
+
+
+def _skeleton(settings: Any, task: Task | None, attention: str | None) -> nn.Module:
     if attention is not None:
         settings._attn_implementation = attention
     with _parameters_on_meta():
         if task is not None:
-            try:
-                model = AUTO_CLASSES[task].from_config(settings)
-            except ValueError as error:
-                raise FedError(f"{model_type} has no {task} model in transformers {transformers.__version__}") from error
+            if type(settings) not in AUTO_CLASSES[task]._model_mapping:
+                raise ModelUnknown(f"{settings.model_type} has no {task} model in transformers {transformers.__version__}")
+            model = AUTO_CLASSES[task].from_config(settings)
         else:
             model = _named_class(settings).from_config(settings) if _is_auto(settings) else _named_class(settings)(settings)
     model.tie_weights()
     model.eval()  # frozen layers run without dropout, so that a visit is repeatable and a prefix could be cached
     assert isinstance(model, nn.Module)
     return model
+
+
+def import_model_code() -> None:
+    """Import what every model needs, two seconds of transformers' and torch's code, before a visit or a job waits for it."""
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    skeleton({"model_type": "bert", **sizes}, "text-classification")
 
 
 def _is_auto(settings: Any) -> bool:

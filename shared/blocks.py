@@ -105,11 +105,13 @@ def layer_index(name: str, stack_path: str) -> int | None:
 def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """The block names that `patterns` mean, in model order: a name, `layers` for all layers, `layers.2-4` for a range, `all`.
 
-    Raises `PartitionError` for a pattern that means no block.
+    Raises `PartitionError` for a pattern that means no block, or only a part of one.
     """
     chosen: set[str] = set()
     for pattern in patterns:
         found = {name for name in names if _pattern_means(pattern, name)}
+        if cut := [name for name in names if name not in found and _overlaps(pattern, name)]:
+            raise PartitionError(f"{pattern!r} cuts through {', '.join(cut)}; blocks are trained whole", blocks=list(names))
         if not found:
             raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
         chosen |= found
@@ -125,6 +127,11 @@ def _pattern_means(pattern: str, name: str) -> bool:
         return True
     wanted, have = _layer_range(pattern), _layer_range(name)
     return wanted is not None and have is not None and wanted[0] <= have[0] and have[1] <= wanted[1]
+
+
+def _overlaps(pattern: str, name: str) -> bool:
+    wanted, have = _layer_range(pattern), _layer_range(name)
+    return wanted is not None and have is not None and wanted[0] <= have[1] and have[0] <= wanted[1]
 
 
 def _layer_range(text: str) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.digests import Digest
 
@@ -18,8 +18,14 @@ Precision = Literal["float32", "bfloat16", "auto"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
+PlainText = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\N{REPLACEMENT CHARACTER}"))]
+"""What people read. PostgreSQL stores no NUL, and a message is worth more than its control characters."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # NaN and infinity have no place in JSON: whoever stored or showed one would fail at it.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ErrorBody(BaseModel):
@@ -38,16 +44,16 @@ class DeviceInfo(Message):
 
     kind: str = Field("cpu", max_length=20)
     name: str = Field("", max_length=200)
-    cores: int = Field(1, ge=1)
-    memory_bytes: int = Field(0, ge=0)
-    accelerator_bytes: int = Field(0, ge=0)
+    cores: int = Field(1, ge=1, lt=2**31)
+    memory_bytes: Count = 0
+    accelerator_bytes: Count = 0
 
 
 class EnrolRequest(Message):
     token: str = Field(min_length=8, max_length=200)
     name: Name
     device: DeviceInfo = DeviceInfo()
-    version: str = Field("", max_length=40)
+    version: PlainText = Field("", max_length=40)
 
 
 class EnrolAnswer(BaseModel):
@@ -158,11 +164,11 @@ class Progress(Message):
     """Scalars only: nothing that could carry a row."""
 
     phase: Literal["fetching", "loading", "training", "sending"]
-    step: int = 0
-    steps: int = 0
+    step: Count = 0
+    steps: Count = 0
     loss: float | None = None
     tokens_per_s: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
 
 
 class RenewRequest(Message):
@@ -178,16 +184,16 @@ class RenewAnswer(BaseModel):
 class TrainMetrics(Message):
     """What a visit reports of itself."""
 
-    steps: int = Field(ge=0)
-    rows: int = Field(ge=0)
-    tokens: int = Field(ge=0)
+    steps: Count
+    rows: Count
+    tokens: Count
     loss_first: float
     loss_last: float
     seconds: float = Field(ge=0)
     tokens_per_s: float = Field(ge=0)
-    peak_memory_bytes: int = Field(0, ge=0, description="peak of the training process beyond its state before the model was loaded")
+    peak_memory_bytes: Count = Field(0, description="peak of the training process beyond its state before the model was loaded")
     started_at: datetime | None = Field(None, description="when its first training step began, by the agent's clock")
-    bytes_down: int = Field(0, ge=0, description="bytes of shards and files fetched for this visit")
+    bytes_down: Count = Field(0, description="bytes of shards and files fetched for this visit")
 
 
 class DeltaSubmission(Message):
@@ -225,7 +231,7 @@ LASTING_REASONS: frozenset[str] = frozenset(
 class ReturnRequest(Message):
     attempt: int
     reason: ReturnReason
-    message: str = Field("", max_length=2000)
+    message: PlainText = Field("", max_length=2000)
 
 
 class AssignmentState(BaseModel):

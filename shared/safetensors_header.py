@@ -16,6 +16,7 @@ from shared.errors import HeaderError
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+MAX_NUMBER = 2**62  # of elements or bytes; readers hold them in 64 bits
 CHUNK = 1 << 20
 
 DTYPE_BITS = {
@@ -83,9 +84,12 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(raw: bytes, source: str = "safetensors header") -> Header:
+    """At least as strict as the safetensors library: what is accepted here can be opened there."""
     try:
-        entries = json.loads(raw)
-    except ValueError as error:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        # Neither NaN and Infinity nor half of a surrogate pair are JSON, though Python reads them.
+        json.dumps(entries, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
         raise HeaderError(f"{source}: the header is no JSON") from error
     if not isinstance(entries, dict):
         raise HeaderError(f"{source}: the header is no JSON object")
@@ -101,10 +105,19 @@ def parse_header(raw: bytes, source: str = "safetensors header") -> Header:
     return Header(tensors, 8 + len(raw), metadata)
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name is there twice")
+    return entries
+
+
 def _parse_tensor(name: str, entry: object, source: str) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if all(
-            isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end], **more} if (
+            not more
+            and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in [*shape, begin, end])
+            and math.prod(max(n, 1) for n in shape) < MAX_NUMBER
         ):
             if tensor_nbytes(dtype, shape) != end - begin:
                 raise HeaderError(

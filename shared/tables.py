@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ def read_rows(path: Path, format: Format | None = None) -> Iterator[Row]:
                 yield from _jsonl_rows(path)
             case "parquet":
                 yield from _parquet_rows(path)
-    except (UnicodeDecodeError, OSError, EOFError, csv.Error) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"data file {path} cannot be read: {error}", path=str(path)) from error
 
 
@@ -88,7 +90,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path.name} line {number} is no JSON: {error}", path=str(path), line=number) from error
             if not isinstance(row, dict):
                 raise DataError(f"{path.name} line {number} is no JSON object", path=str(path), line=number)
@@ -171,10 +173,11 @@ def _example(row: Row, wanted: dict[str, str], num_labels: int | None, names: di
 
 
 def _label(value: object, num_labels: int | None, where: str) -> int:
-    try:
-        label = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
-    except ValueError:
-        label = None
+    label: int | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        label = value
+    elif isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value):  # int() itself would read 1_0 as ten
+        label = int(value)
     if label is None:
         raise DataError(f"{where}: the label must be a whole number, not {value!r:.60}")
     if num_labels is not None and not 0 <= label < num_labels:

@@ -52,7 +52,9 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # for layers that draw, should a model have any in eval mode
     optimizer = torch.optim.AdamW(
-        [{"params": g.parameters, "lr": g.learning_rate} for g in groups], weight_decay=settings.weight_decay, fused=device in ("cpu", "cuda")
+        [{"params": g.parameters, "lr": g.learning_rate} for g in groups],
+        weight_decay=settings.weight_decay,
+        fused=device in ("cpu", "cuda"),
     )
     parameters = [p for g in groups for p in g.parameters]
     steps = num_steps(settings, len(partition.features))

@@ -14,22 +14,23 @@ from coordinator.settings import Settings
 from coordinator.storage import BlobStore
 
 
-def _database(request: Request) -> Database:
+# Coroutines, though they wait for nothing: FastAPI would send each plain function to a thread, a fifth of the cost of a claim.
+async def _database(request: Request) -> Database:
     database: Database = request.app.state.database
     return database
 
 
-def _store(request: Request) -> BlobStore:
+async def _store(request: Request) -> BlobStore:
     store: BlobStore = request.app.state.store
     return store
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _waiting(request: Request) -> WaitingRoom:
+async def _waiting(request: Request) -> WaitingRoom:
     room: WaitingRoom = request.app.state.waiting
     return room
 
@@ -55,7 +56,7 @@ WriteDep = Annotated[Session, Depends(_transaction, scope="function")]
 ReadDep = Annotated[Session, Depends(_reading, scope="function")]
 
 
-def bearer(authorization: Annotated[str | None, Header()] = None) -> str:
+async def bearer(authorization: Annotated[str | None, Header()] = None) -> str:
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("give a key: Authorization: Bearer …")

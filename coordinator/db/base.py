@@ -56,7 +56,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A transaction that may write: commits at the end of the block, rolls back on an exception."""
-        with self._writer, Session(self.engine, expire_on_commit=False) as session:
+        with self._writer, self._session() as session:
             if self.engine.dialect.name == "sqlite":
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
@@ -68,8 +68,20 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that only reads."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._session() as session:
             yield session
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False) as session:
+            try:
+                yield session
+            except BaseException:
+                # A result that was not read to its end, kept alive by the traceback, would hold SQLite's snapshot beyond the
+                # rollback, and every later write on this connection would find the database locked. So it is thrown away.
+                if self.engine.dialect.name == "sqlite":
+                    session.invalidate()
+                raise
 
     def close(self) -> None:
         self.engine.dispose()
@@ -87,6 +99,10 @@ def open_engine(url: str) -> Engine:
         connection.isolation_level = None  # we begin transactions ourselves
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "invalidate")
+    def _let_go(connection: Any, _record: Any, _error: Any) -> None:
+        connection.rollback()  # closed with an open transaction, it would keep the write lock for as long as a result lives
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:

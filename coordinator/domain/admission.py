@@ -53,7 +53,7 @@ def judge_numbers(numbers: Mapping[str, BlockNumbers], always: frozenset[str], r
             return f"non_finite: {_some(found.non_finite)} in block {block}"
     for block, found in numbers.items():
         limit = rules.max_relative_norm
-        if limit is not None and block not in always and found.norm > limit * found.base_norm:
+        if limit is not None and block not in always and not found.norm <= limit * found.base_norm:  # NaN is no number to accept
             return f"norm: the delta of {block} has norm {found.norm:.4g}, more than {limit:g} times its block's {found.base_norm:.4g}"
     return None
 

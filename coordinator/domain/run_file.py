@@ -1,5 +1,6 @@
 """The run file: everything an operator decides about a run, validated, with errors that name the field and its line."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -15,11 +16,12 @@ class RunFileInvalid(Invalid):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # JSON, in which runs are kept and shown, has neither NaN nor infinity.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class TaskSection(Section):
-    kind: Task
+    kind: Task = Field(description="what the model learns to do")
     labels: Annotated[int, Field(ge=2, le=100_000)] | list[str] | None = Field(None, description="how many labels, or their names in order")
     max_length: int = Field(128, ge=2, le=1_000_000, description="tokens of a row (longer ones are cut) or of a window of text")
 
@@ -53,21 +55,21 @@ class ScheduleSection(Section):
     blocks: list[str] = Field(["all"], min_length=1, description="which blocks are trained: names, layers, layers.2-5, all")
     always: list[str] = Field([], description="blocks that are trained along in every visit; a fresh head must be")
     layers_per_block: int = Field(1, ge=1, description="how many consecutive layers make one block")
-    reassign_after_s: float = Field(300, ge=0, description="how long a visit waits for its own agent before another may take it")
+    reassign_after_s: float = Field(300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it")
     max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
 
 
 class TrainSection(Section):
     steps: int | None = Field(None, ge=1, description="local steps of a visit; instead of `epochs`")
     epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
-    batch_size: int = Field(16, ge=1, le=65536)
-    learning_rate: float = Field(3e-4, gt=0, lt=10)
+    batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
+    learning_rate: float = Field(3e-4, gt=0, lt=10, description="of the visited block, in the first cycle")
     learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from cycle to cycle")
     always_learning_rate: float | None = Field(None, gt=0, lt=10, description="of the blocks trained along; default: learning_rate")
-    always_learning_rate_decay: float = Field(1.0, gt=0, le=1)
+    always_learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the same factor for the blocks trained along")
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises at the beginning of each visit")
-    weight_decay: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
 
     @model_validator(mode="after")
@@ -91,22 +93,16 @@ class AdmissionSection(Section):
 
 
 class RunFile(Section):
-    name: Name
+    name: Name = Field(description="how people call the run; free again once a run of that name has ended")
     model: Name = Field(description="name of an added model")
-    task: TaskSection
-    schedule: ScheduleSection = ScheduleSection()
-    train: TrainSection = TrainSection()
-    evaluate: EvaluateSection | None = None
-    admission: AdmissionSection = AdmissionSection()
-    agents: Literal["all"] | list[Name] = Field("all", description="who takes part: all agents enrolled at the start, or these")
+    task: TaskSection = Field(description="what is learned")
+    schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
+    train: TrainSection = Field(TrainSection(), description="how a visit trains")
+    evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")
+    admission: AdmissionSection = Field(AdmissionSection(), description="which deltas are rejected")
+    agents: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = Field("all", description="who takes part: all agents enrolled at the start, or these")
     lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
-    seed: int = Field(0, ge=0, lt=2**31)
-
-    @model_validator(mode="after")
-    def _agents_named(self) -> "RunFile":
-        if isinstance(self.agents, list) and not self.agents:
-            raise ValueError("`agents` must name at least one agent, or be: all")
-        return self
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")
 
 
 def parse_run_file(text: str, source: str = "run file") -> RunFile:
@@ -118,17 +114,33 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise RunFileInvalid(f"{source}{where}: this is no YAML: {getattr(error, 'problem', error)}") from error
+    except (ValueError, RecursionError) as error:  # a date that does not exist, a thousand brackets
+        raise RunFileInvalid(f"{source}: a value cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise RunFileInvalid(f"{source}: a run file is a mapping; it needs at least name, model and task")
+    problems = list(_repeated(tree, ""))
     try:
-        return RunFile.model_validate(values)
+        run = RunFile.model_validate(values)
     except ValidationError as error:
-        problems = [(_line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
-        problems = sorted(set(problems), key=lambda p: (p[0], p[1]))
-        lines = [f"{source} line {line}: {field}: {message}" for line, field, message in problems]
-        raise RunFileInvalid(
-            "\n".join(lines), problems=[{"line": line, "field": field, "message": message} for line, field, message in problems]
-        ) from error
+        problems += [(_line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
+    if not problems:
+        return run
+    problems = sorted(set(problems), key=lambda p: (p[0], p[1]))
+    lines = [f"{source} line {line}: {field}: {message}" for line, field, message in problems]
+    raise RunFileInvalid(
+        "\n".join(lines), problems=[{"line": line, "field": field, "message": message} for line, field, message in problems]
+    )
+
+
+def _repeated(node: Any, path: str) -> Iterator[tuple[int, str, str]]:
+    """Fields that are written twice in one section: YAML would take the last one and say nothing."""
+    seen: set[str] = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        field = f"{path}{key.value}"
+        if field in seen:
+            yield key.start_mark.line + 1, field, "this field is there twice"
+        seen.add(field)
+        yield from _repeated(value, f"{field}.")
 
 
 def _problem(error: Any) -> str:

@@ -100,7 +100,10 @@ def _config(folder: Path) -> dict[str, object]:
 def _checkpoint(folder: Path) -> dict[str, Source]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        listed = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            listed = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelRefused(f"{index} is no index of a checkpoint") from error
         paths = [folder / name for name in sorted(listed) if Path(name).name == name]
     else:
         paths = sorted(folder.glob("*.safetensors"))

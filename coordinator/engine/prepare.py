@@ -33,6 +33,8 @@ def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     names = [b.name for b in blocks]
     trained = select(payload.patterns, names)
     always = set(select(payload.always, names))
+    if patterns := [p for p in payload.always if p not in names]:
+        raise RunRefused(f"`always` names its blocks one by one, without patterns like {', '.join(patterns)}", blocks=names)
     visited = [name for name in trained if name not in always] or trained
     available = {t.name: block for block in payload.blocks for t in block.tensors}
     fresh = [t.name for block in blocks for t in block.tensors if t.name not in available]

@@ -19,7 +19,7 @@ from coordinator.storage import open_store
 
 
 def warm_up(threads: int) -> int:
-    """Import torch before the first job asks for it; returns the process id."""
+    """Import torch and the code of models before the first job asks for it; returns the process id."""
     import torch
 
     torch.set_num_threads(threads)
@@ -29,7 +29,9 @@ def warm_up(threads: int) -> int:
     import coordinator.engine.export
     import coordinator.engine.import_model
     import coordinator.engine.prepare  # noqa: F401
+    from shared.assembly import import_model_code
 
+    import_model_code()
     return os.getpid()
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from coordinator.db.models import Agent, EnrolmentToken
@@ -57,8 +58,9 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
         raise TokenUsed("this enrolment token was used already; ask the operator for a new one")
     if token.expires_at <= now:
         raise TokenExpired(f"this enrolment token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC; ask the operator for a new one")
+    taken = NameTaken(f"there is an agent named {request.name!r} already; enrol under another name")
     if session.scalar(select(Agent.id).where(Agent.name == request.name)) is not None:
-        raise NameTaken(f"there is an agent named {request.name!r} already; enrol under another name")
+        raise taken
     token.used_at = now
     key = keys.new_key(keys.AGENT)
     agent = Agent(
@@ -66,7 +68,10 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
         device=request.device.model_dump(), version=request.version, enrolled_at=now,
     )  # fmt: skip
     session.add(agent)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError as error:  # somebody took the name a moment ago
+        raise taken from error
     record(session, "info", "agent_enrolled", f"agent {agent.name} enrolled", agent_id=agent.id)
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key)
 

@@ -1,6 +1,7 @@
 """Base models: added once, split into blocks, used by many runs."""
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from coordinator.db.base import utcnow
@@ -29,7 +30,10 @@ def add(session: Session, name: str, source: str) -> Model:
         session.add(model)
     model.source, model.state, model.reason, model.created_at = source, "adding", None, utcnow()
     model.config, model.files, model.blocks, model.left_out, model.num_parameters = {}, [], [], [], 0
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError as error:  # somebody took the name a moment ago
+        raise ModelNameTaken(f"there is a model named {name!r} already; choose another name") from error
     jobs.enqueue(session, JobKind.IMPORT, model.id, ImportPayload(source=source).model_dump())
     return model
 
@@ -57,7 +61,9 @@ def by_name(session: Session, name: str) -> Model:
 
 
 def ready(session: Session, name: str) -> Model:
+    """A model that runs can use, locked: its runs are created one after another, so that two cannot take one name."""
     model = by_name(session, name)
+    session.refresh(model, with_for_update=True)
     if model.state != "ready":
         raise ModelNotReady(f"model {name!r} is not ready: {model.reason or 'it is still being added'}")
     return model

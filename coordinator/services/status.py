@@ -25,6 +25,7 @@ from coordinator.services.views import (
     RunView,
     StatusView,
 )
+from shared.protocol import FileRef
 
 
 def run_summaries(session: Session, limit: int = 1000) -> list[RunSummary]:
@@ -51,6 +52,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
     current = queries.assignments_of(session, run.id, newest.number) if newest else []
     return RunView(
         **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
+        files=[FileRef.model_validate(f) for f in run.files],
         blocks=[
             BlockView(name=b.name, kind=b.kind, version=b.version, digest=b.digest, size=b.size, num_parameters=b.num_parameters,
                       trained=b.name in trained)
@@ -87,7 +89,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
             for a, name in leased
         ],
         bytes=_bytes(transfers.totals(session)),
-        jobs=dict(jobs),
+        jobs=dict(jobs.tuples().all()),
         last_errors=_events(queries.recent_events(session, 20, ("error", "warning"))),
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The ledgers of what was sent to whom: exposure before the first byte, traffic after the last."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,18 +32,22 @@ def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> 
 
 def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
     """Write down that an agent gets a block, before it does."""
-    if session.get(Exposure, (agent_id, run_id, ref.block, ref.version, ref.codec)) is None:
-        session.add(Exposure(agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now))
+    insert = _dialect(session).insert(Exposure)
+    values = insert.values(agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now)
+    session.execute(values.on_conflict_do_nothing())
 
 
 def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, amount: int) -> None:
     """Add bytes that crossed the wire."""
     if amount <= 0:
         return
-    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    insert = dialect.insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
+    insert = _dialect(session).insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
     keys = ["run_id", "round", "agent_id", "kind"]
     session.execute(insert.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
+
+
+def _dialect(session: Session) -> Any:
+    return sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
 
 
 def ledger(session: Session, agent_id: str | None = None, limit: int = 1000) -> list[Exposure]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from shared.protocol import FileRef
+
 
 class AgentView(BaseModel):
     id: str
@@ -84,6 +86,7 @@ class RunSummary(BaseModel):
 class RunView(RunSummary):
     spec: dict[str, Any]
     participants: list[str] = Field(description="names of the agents that take part")
+    files: list[FileRef] = Field(description="configuration and tokenizer")
     blocks: list[BlockView]
     current: list[AssignmentView] = Field(description="assignments of the newest round")
     evaluations: list[EvaluationView]

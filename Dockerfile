@@ -1,0 +1,33 @@
+# docker build --target coordinator -t fedcybgd-coordinator .
+# docker build --target agent -t fedcybgd-agent .
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/data
+RUN useradd --create-home --home-dir /data --uid 1000 fed
+WORKDIR /app
+# TORCH may name a build for your accelerator.
+ARG TORCH=torch==2.13.0
+RUN pip install "$TORCH"
+COPY pyproject.toml README.md LICENSE ./
+COPY shared shared
+COPY migrations migrations
+COPY coordinator coordinator
+COPY agent agent
+
+FROM base AS coordinator
+RUN pip install '.[coordinator,postgresql,parquet,hub]'
+USER fed
+ENV FEDCOORD_HOME=/data/fedcoord FEDCOORD_HOST=0.0.0.0
+VOLUME /data
+EXPOSE 8440
+HEALTHCHECK CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8440/v1/health', timeout=3)"
+ENTRYPOINT ["fedcoord"]
+CMD ["serve"]
+
+FROM base AS agent
+RUN pip install '.[parquet]'
+USER fed
+ENV FEDAGENT_HOME=/data/fedagent
+VOLUME /data
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["fedagent"]
+CMD ["run"]

@@ -1,0 +1,57 @@
+# Two commands do everything on a machine with Python 3.11, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Without a GPU a looser range may pull gigabytes of CUDA packages.
+TORCH := torch==2.13.0
+JSON_OPTION = $(if $(JSON),--json $(JSON))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-lm test unit lint types docs serve clean benchmarks
+
+help: ## Show this help
+	@echo "make TARGET"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "KEEP=1 make demo keeps the demo alive afterwards; make demo JSON=FILE writes its figures."
+
+$(VENV)/.installed: pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[coordinator,postgresql,parquet,hub,demo,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Make .venv and install everything (the other targets do so by themselves)
+
+demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live (about 5 minutes)
+	$(BIN)/python -m examples.demo banking77 $(JSON_OPTION)
+
+demo-lm: setup ## The same for a small Llama on Shakespeare, with text before and after
+	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
+
+test: setup lint types ## Lint, types and all tests
+	$(BIN)/python -m pytest
+
+unit: setup ## Only the tests that take seconds
+	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup ## Generate the parts of docs/ that come from the code
+	$(BIN)/python -m docs.generate
+
+benchmarks: setup ## Measure overhead, idle agents and import memory (about 10 minutes; needs a quiet machine)
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.idle_agents
+	$(BIN)/python -m benchmarks.import_memory
+
+serve: setup ## Run a coordinator here
+	$(BIN)/fedcoord serve
+
+clean: ## Remove what the demos and tools left (not .venv)
+	rm -rf demo-banking77 demo-shakespeare .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

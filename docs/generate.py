@@ -1,0 +1,160 @@
+"""Writes what the documentation takes from the code: docs/states.md, and the tables between `<!-- table: … -->` and `<!-- end -->`.
+
+`python docs/generate.py` writes; `tests/test_docs.py` fails where a page is not what this would write.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from agent.settings import Config
+from coordinator.api import agents, assignments, deps, held_out, models, runs, status
+from coordinator.domain import statechart
+from coordinator.domain.run_file import RunFile
+from coordinator.settings import Settings
+from shared.protocol import API
+
+DOCS = Path(__file__).parent
+ROUTERS = (status, agents, models, held_out, runs, assignments)
+MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """What every page of docs/ must say."""
+    result = {DOCS / "states.md": statechart.document()}
+    for path in sorted(DOCS.rglob("*.md")):
+        if path not in result:
+            result[path] = MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m['name']]()}\n{m[3]}", path.read_text())
+    return result
+
+
+def rows(heading: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    heading = list(heading)
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in (heading, ["---"] * len(heading), *lines)
+    )
+
+
+# ---- fields of pydantic models --------------------------------------------------------------------------------------
+
+
+def fields_of(model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    """Dotted name, type, default and meaning of every field; sections are entered."""
+    schema = model.model_json_schema()
+    yield from _fields(schema, schema.get("$defs", {}), model, "")
+
+
+def _fields(schema: dict[str, Any], defs: dict[str, Any], model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, entry in schema["properties"].items():
+        section = _section(model, name)
+        if section is not None:
+            yield from _fields(defs[section.__name__], defs, section, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _type(entry), _default(model, name), entry.get("description", "")
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    annotation: Any = model.model_fields[name].annotation
+    return next((t for t in (annotation, *getattr(annotation, "__args__", ())) if isinstance(t, type) and issubclass(t, BaseModel)), None)
+
+
+def _type(entry: dict[str, Any]) -> str:
+    if "anyOf" in entry:
+        return " or ".join(_type(option) for option in entry["anyOf"])
+    if "const" in entry or "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
+    if entry["type"] == "array":
+        return f"list of {_type(entry['items'])}"
+    if entry["type"] == "object":
+        return "mapping"
+    name = {"string": "text", "integer": "whole number", "number": "number", "null": "`null`"}[entry["type"]]
+    name = "path" if entry.get("format") == "path" else name
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [
+        f"{sign} {entry[key]:g}" if isinstance(entry[key], float) else f"{sign} {entry[key]}" for key, sign in signs.items() if key in entry
+    ]
+    return " ".join([name, ", ".join(limits)]).strip()
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields[name]
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Path):
+        return "the user's data directory"  # it differs from machine to machine
+    if value is None:
+        return "–"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`".replace("'", '"')
+
+
+def run_file_table() -> str:
+    return rows(("field", "type", "default", "meaning"), ((f"`{n}`", *rest) for n, *rest in fields_of(RunFile)))
+
+
+def agent_table() -> str:
+    return rows(("setting", "type", "default", "meaning"), ((f"`{n}`", *rest) for n, *rest in fields_of(Config)))
+
+
+def settings_table() -> str:
+    return rows(("variable", "type", "default", "meaning"), ((f"`FEDCOORD_{n.upper()}`", *rest) for n, *rest in fields_of(Settings)))
+
+
+# ---- routes ---------------------------------------------------------------------------------------------------------
+
+
+def routes() -> list[tuple[str, str, APIRoute]]:
+    """Method, path and route of everything under /v1."""
+    found = [route for module in ROUTERS for route in module.router.routes if isinstance(route, APIRoute)]
+    return [(method, API + route.path, route) for route in found for method in sorted(route.methods)]
+
+
+def routes_table() -> str:
+    return rows(
+        ("route", "what it does", "key", "good answers", "errors"),
+        (
+            (
+                f"`{method} {path}`", route.summary or "", caller(route),
+                ", ".join(str(s) for s in sorted({route.status_code or 200, *_statuses(route, 0, 400)})),
+                ", ".join(str(s) for s in _statuses(route, 400, 600)),
+            )
+            for method, path, route in routes()
+        ),
+    )  # fmt: skip
+
+
+def caller(route: APIRoute) -> str:
+    """Whose key the route asks for, found in what it depends on."""
+    needed = set(_calls(route.dependant))
+    return "agent" if deps._agent in needed else "operator" if deps._operator in needed else "none"
+
+
+def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:
+    for child in dependant.dependencies:
+        if child.call is not None:
+            yield child.call
+        yield from _calls(child)
+
+
+def _statuses(route: APIRoute, low: int, high: int) -> list[int]:
+    return sorted(int(s) for s in route.responses if low <= int(s) < high)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "run-file": run_file_table,
+    "agent": agent_table,
+    "settings": settings_table,
+    "routes": routes_table,
+}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(DOCS.parent)}")

@@ -1,0 +1,1 @@
+"""Things to try: the demos, their data and their run files."""

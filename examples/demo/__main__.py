@@ -1,0 +1,173 @@
+"""`python -m examples.demo banking77|shakespeare`: the whole story in a few minutes."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from coordinator.commands.run_view import draw
+from coordinator.commands.runs import create_run, export_run
+from coordinator.domain.run_file import RunFile
+from coordinator.domain.schedule import visit
+from coordinator.operator import Operator
+from coordinator.services.rounds import train_settings
+from examples.demo import report, tasks
+from examples.demo.measure import in_process
+from examples.demo.system import DemoFailed, System
+from shared.errors import FedError
+from shared.protocol import Assignment, FileRef, Manifest, ShardRef
+
+console = Console(soft_wrap=True)
+# One agent trains at a time, so it may have the machine; a model of 260,000 parameters only loses by a second thread.
+THREADS = {"banking77": min(4, os.cpu_count() or 1), "shakespeare": 1}
+FINAL = ("completed", "failed", "cancelled")
+MAKERS: dict[str, Callable[[Path], tuple[tasks.DemoTask, list[Path]]]] = {"banking77": tasks.banking77, "shakespeare": tasks.shakespeare}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=sorted(MAKERS))
+    parser.add_argument("--folder", type=Path, help="where to work; default: demo-TASK here")
+    parser.add_argument("--threads", type=int, help="of each training process")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    folder = (arguments.folder or Path(f"demo-{arguments.task}")).resolve()
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with System(folder) as system:
+            _demo(system, arguments.task, arguments.threads or THREADS[arguments.task], arguments.json)
+    except (DemoFailed, FedError) as error:
+        console.print(f"the demo failed: {error}", style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\nstopped; everything the demo made is in " + str(folder))
+        sys.exit(130)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(system: System, name: str, threads: int, json_path: Path | None) -> None:
+    began = time.monotonic()
+    task, partitions = MAKERS[name](system.folder / "data")
+    rows = sum(path.read_bytes().count(b"\n") for path in partitions)
+    console.print(f"[bold]{task.title}[/]\n{rows:,} rows, dealt out to {len(partitions)} agents; no row leaves its agent.\n")
+    operator = system.start_coordinator()
+    console.print(
+        f"coordinator at {system.url}, status page {system.url}/admin\n  operator's key of this demo: {system.key}\n", highlight=False
+    )
+    for path in partitions:
+        system.start_agent(operator, path.stem, path, threads)
+    with console.status("adding the model, block by block"):
+        system.add_model(task.model, task.model_name)
+        run = create_run(operator, task.run_file)
+    console.print(f"{len(run['blocks'])} blocks, {run['rounds_total']} rounds; {len(partitions)} agents are enrolled and wait for work")
+    with console.status("measuring the memory of full fine-tuning, for comparison"):
+        full = in_process(
+            "full_memory", _as_assignment(run), str(system.folder / "coordinator" / "blobs"), str(partitions[0]), str(threads)
+        )
+
+    anchor = None
+    if task.anchor_file is not None:
+        console.print("\n[bold]The anchor:[/] the head alone, on the frozen model")
+        anchor = _follow(system, operator, create_run(operator, task.anchor_file))
+    console.print("\n[bold]The run:[/] all parameters, block by block")
+    run = _follow(system, operator, run)
+
+    with console.status("exporting the model, and loading it as anybody would"):
+        exported = system.folder / "exported"
+        export_run(operator, run["id"], exported)
+        spec = RunFile.model_validate(run["spec"])
+        assert spec.evaluate is not None
+        held_out = task.run_file.parent / spec.evaluate.held_out
+        reloaded = in_process("score", str(exported), spec.task.kind, str(held_out), str(spec.task.max_length))
+        texts = [in_process("sample", str(where), *task.sample_prompts) for where in (task.model, exported)] if task.sample_prompts else []
+    visits = operator.get(f"/runs/{run['id']}/assignments")
+    first, last = run["evaluations"][0], run["evaluations"][-1]
+    head = anchor["evaluations"][-1] if anchor else None
+    model_bytes = sum(4 * b["num_parameters"] for b in run["blocks"])
+    figures = report.Figures(
+        task=name, rows_trained_on=rows, rows_held_out=last["rows"],
+        start=first["accuracy"] or 0.0, head_only=head["accuracy"] if head else None, final=last["accuracy"] or 0.0,
+        start_loss=first["loss"], head_only_loss=head["loss"] if head else None, final_loss=last["loss"],
+        reloaded=reloaded["accuracy"], reloaded_loss=reloaded["loss"],
+        wall_s=time.monotonic() - began, training_s=_seconds(run),
+        bytes_down=run["bytes"]["down"], bytes_up=run["bytes"]["up"], fedavg_bytes=2 * model_bytes * len(visits),
+        visit_peak_bytes=max(v["metrics"]["peak_memory_bytes"] for v in visits), full_peak_bytes=int(full["peak_bytes"]),
+        web_memory_bytes=system.memory_of_web_process(), exported=str(exported),
+    )  # fmt: skip
+    report.show(console, figures, spec.task.kind == "text-classification")
+    for title, text in zip(("Before", "After"), texts, strict=False):
+        console.print(f"\n[bold]{title}:[/]")
+        for line in text:
+            console.print(f"  {line!r}", highlight=False, markup=False)
+    console.print(f"\nthe fine-tuned model: {exported}", highlight=False)
+    if json_path is not None:
+        report.save(json_path, figures, {"digests": {b["name"]: b["digest"] for b in run["blocks"]}})
+    if os.environ.get("KEEP"):
+        console.print(f"\nkept alive: {system.url}/admin with the key {system.key}; Ctrl-C ends it", highlight=False)
+        while True:
+            system.check()
+            time.sleep(1)
+
+
+def _follow(system: System, operator: Operator, run: dict[str, Any]) -> dict[str, Any]:
+    """Start a run and show it live until it has ended; a terminal gets a picture, a log file one line a round."""
+    operator.post(f"/runs/{run['id']}/start")
+    shown = -1
+    with Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else _Lines() as live:
+        while True:
+            system.check()
+            view: dict[str, Any] = operator.get(f"/runs/{run['id']}")
+            if isinstance(live, Live):
+                live.update(draw(view))
+            elif view["rounds_done"] != shown:
+                shown = view["rounds_done"]
+                score = view["evaluations"][-1] if view["evaluations"] else None
+                text = f"round {shown:>3} of {view['rounds_total']}, {view['bytes']['down'] / 1e6:,.0f} MB down, {view['bytes']['up'] / 1e6:,.0f} up"
+                console.print(text + (f", held-out loss {score['loss']:.4f} after round {score['after_rounds']}" if score else ""))
+            if view["state"] in FINAL and not view["pending_jobs"]:
+                break
+            time.sleep(0.25)
+    if view["state"] != "completed":
+        raise DemoFailed(f"the run ended {view['state']}: {view['reason']}")
+    return view
+
+
+class _Lines:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    return (datetime.fromisoformat(run["ended_at"]) - datetime.fromisoformat(run["started_at"])).total_seconds()
+
+
+def _as_assignment(run: dict[str, Any]) -> str:
+    """The first visit of the run as an agent would get it, for the comparison with full fine-tuning."""
+    spec = RunFile.model_validate(run["spec"])
+    trained = [b["name"] for b in run["blocks"] if b["trained"] and b["name"] not in spec.schedule.always]
+    plan = visit(spec, trained, ["agent-1"], 0)
+    blocks = [ShardRef(block=b["name"], version=0, codec="exact", digest=b["digest"], size=b["size"]) for b in run["blocks"]]
+    files = [FileRef.model_validate(f) for f in run["files"]]
+    return Assignment(
+        assignment_id="full", attempt=1, lease_seconds=60, run_id=run["id"], run_name=run["name"], round=0, cycle=0, block="all",
+        manifest=Manifest(files=files, blocks=blocks), train=train_settings(spec, plan), max_delta_bytes=0,
+    ).model_dump_json()  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

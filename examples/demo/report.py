@@ -1,0 +1,68 @@
+"""What the demo says at the end: what was learned, what was moved, what it cost in memory."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Bytes are bytes; accuracies are fractions; losses are nats."""
+
+    task: str
+    rows_trained_on: int
+    rows_held_out: int
+    start: float
+    head_only: float | None
+    final: float
+    start_loss: float
+    head_only_loss: float | None
+    final_loss: float
+    reloaded: float
+    reloaded_loss: float
+    wall_s: float
+    training_s: float
+    bytes_down: int
+    bytes_up: int
+    fedavg_bytes: int
+    visit_peak_bytes: int
+    full_peak_bytes: int
+    web_memory_bytes: int
+    exported: str
+
+
+def show(console: Console, figures: Figures, classification: bool) -> None:
+    def quality(accuracy: float | None, loss: float | None) -> str:
+        if loss is None or (classification and accuracy is None):
+            return "–"
+        return f"{accuracy:.2%} accuracy, loss {loss:.4f}" if classification else f"{loss:.4f} nats per token"
+
+    table = Table(title="\nHeld-out quality", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("before", quality(figures.start, figures.start_loss))
+    if figures.head_only_loss is not None:
+        table.add_row("head alone, as many passes over the rows", quality(figures.head_only, figures.head_only_loss))
+    table.add_row("[bold]after, all parameters, block by block", "[bold]" + quality(figures.final, figures.final_loss))
+    table.add_row("the exported model, loaded by transformers", quality(figures.reloaded, figures.reloaded_loss))
+    console.print(table)
+
+    moved = figures.bytes_down + figures.bytes_up
+    table = Table(title="\nWhat it cost", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("moved", f"{moved / 1e6:,.0f} MB ({figures.bytes_down / 1e6:,.0f} down, {figures.bytes_up / 1e6:,.0f} up)")
+    table.add_row(
+        "FedAvg of the whole model, as many visits", f"{figures.fedavg_bytes / 1e6:,.0f} MB, {figures.fedavg_bytes / moved:.1f} × as much"
+    )
+    table.add_row("peak training memory of a visit", f"{figures.visit_peak_bytes / 1e6:,.0f} MB beyond the bare process")
+    ratio = figures.full_peak_bytes / max(figures.visit_peak_bytes, 1)
+    table.add_row("full fine-tuning, measured here", f"{figures.full_peak_bytes / 1e6:,.0f} MB, {ratio:.1f} × as much")
+    table.add_row("coordinator's web process", f"{figures.web_memory_bytes / 1e6:,.0f} MB")
+    table.add_row("time", f"{figures.wall_s:,.0f} s in all, {figures.training_s:,.0f} s from start to end of the run")
+    console.print(table)
+
+
+def save(path: Path, figures: Figures, more: dict[str, Any]) -> None:
+    values = asdict(figures) | {"bytes": figures.bytes_down + figures.bytes_up, "memory": figures.visit_peak_bytes} | more
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,86 @@
+"""Whatever process dies, the run goes on when it is there again, and ends with the weights of an undisturbed run."""
+
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Federation, spec
+from tests.support.processes import wait_for
+
+STEPS = 400  # long enough to be killed in the middle
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation) -> dict[str, str]:
+    return federation.digests(federation.start(spec("undisturbed", STEPS)))
+
+
+def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("kill-agent", STEPS))
+    agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
+    trainer = agent.trainer()
+    assert trainer is not None
+    agent.kill()
+    wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, limit=10)  # it goes with its daemon
+    agent.start()
+    assert federation.digests(run_id) == undisturbed
+
+
+def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("kill-trainer", STEPS))
+    assignment = wait_for(lambda: federation.training(run_id))
+    trainer = federation.agent_of(assignment).trainer()
+    assert trainer is not None
+    trainer.kill()
+    assert federation.digests(run_id) == undisturbed
+    attempts = [a["attempt"] for a in federation.operator.get(f"/runs/{run_id}/assignments")]
+    assert max(attempts) == 2
+    errors = federation.operator.get("/status")["last_errors"]
+    assert any(e["code"] == "trainer_died" and "memory" in e["message"] for e in errors)
+
+
+def test_the_coordinator_is_killed_while_an_agent_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("kill-coordinator", STEPS))
+    wait_for(lambda: federation.training(run_id))
+    workers = psutil.Process(federation.coordinator.process.pid).children(recursive=True)  # type: ignore[union-attr]
+    federation.coordinator.kill()
+    wait_for(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers), limit=10)
+    federation.coordinator.start()
+    assert federation.digests(run_id) == undisturbed
+    # The agents did not even lose their attempt.
+    assert all(a["attempt"] == 1 for a in federation.operator.get(f"/runs/{run_id}/assignments"))
+
+
+def test_the_engine_is_killed_again_and_again(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("kill-engine", STEPS))
+    wait_for(lambda: federation.training(run_id))
+    for _ in range(2):
+        for worker in psutil.Process(federation.coordinator.process.pid).children(recursive=True):  # type: ignore[union-attr]
+            if "spawn_main" in " ".join(worker.cmdline()):
+                worker.kill()
+        time.sleep(0.5)
+    assert federation.digests(run_id) == undisturbed
+
+
+def test_an_agent_told_to_stop_gives_its_work_back(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("sigterm", STEPS))
+    agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
+    assert agent.stop() == 0
+    current = federation.operator.get(f"/runs/{run_id}")["current"][0]
+    assert (current["state"], current["reason"]) == ("pending", "stopping")
+    agent.start()
+    assert federation.digests(run_id) == undisturbed
+
+
+def test_agents_wait_for_a_coordinator_that_is_not_there(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.create(spec("absent", STEPS))
+    for agent in federation.agents:
+        agent.stop()
+    assert federation.coordinator.stop() == 0
+    for agent in federation.agents:
+        agent.start()
+    wait_for(lambda: all("trying again" in agent.log.read_text() for agent in federation.agents), limit=60)
+    federation.coordinator.start()
+    federation.operator.post(f"/runs/{run_id}/start")
+    assert federation.digests(run_id) == undisturbed

@@ -1,0 +1,41 @@
+"""What integration tests share: models that are added once to each coordinator, and coordinators of a test's own."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand
+
+
+@pytest.fixture(scope="session")
+def model(live: LiveCoordinator, bert: Path) -> str:
+    """The name of a BERT with two layers, ready to be used by runs."""
+    live.add_model("shared-bert", bert)
+    return "shared-bert"
+
+
+@pytest.fixture
+def hand(live: LiveCoordinator) -> Hand:
+    return Hand(live)
+
+
+@pytest.fixture
+def other(live: LiveCoordinator) -> Hand:
+    return Hand(live)
+
+
+@pytest.fixture
+def coordinators(tmp_path: Path, database_url: str) -> Iterator[Callable[..., LiveCoordinator]]:
+    """Starts coordinators on one home and one database of this test; one after another, as a restart does."""
+    started: list[LiveCoordinator] = []
+
+    def start(**settings: Any) -> LiveCoordinator:
+        started.append(LiveCoordinator(tmp_path / "home", database_url, **settings))
+        return started[-1]
+
+    yield start
+    for coordinator in started:
+        coordinator.stop()

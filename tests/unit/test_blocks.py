@@ -1,0 +1,226 @@
+"""The blocks of a model are disjoint, together they are all of it, and patterns mean whole names."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from shared.blocks import BlockSpec, layer_index, own_tensors, partition, select
+from shared.errors import PartitionError
+from shared.families import base_prefix, canonical, find_stack
+from tests.support.families import DECODER, FAMILIES, OPT, TINY
+
+# What follows the layers, in order; "lm_head" of a tied model belongs to the embeddings.
+AFTER = {
+    "bert": ["pooler", "head"], "roberta": ["head"], "distilbert": ["head"], "gpt2": ["norm"], "gpt2-classifier": ["norm", "head"],
+    "opt": ["norm"], "opt-projected": ["norm"], "bloom": ["norm"], "llama-tied": ["norm"], "llama-untied": ["norm", "head"],
+    "llama-classifier": ["norm", "head"], "mistral": ["norm", "head"], "qwen2": ["norm"],
+}  # fmt: skip
+
+
+def names(blocks: list[BlockSpec]) -> list[str]:
+    return [block.name for block in blocks]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("per_block", [1, 2, 5])
+def test_every_tensor_is_in_exactly_one_block(family: str, per_block: int) -> None:
+    model = FAMILIES[family][1](3)
+    blocks = partition(model, per_block)
+    prefix = base_prefix(model)
+    held = [t.name for block in blocks for t in block.tensors]
+    assert len(held) == len(set(held))
+    storages = {p.data_ptr() for p in model.parameters()}
+    assert set(held) == {canonical(n, prefix) for n in own_tensors(model)}
+    assert sum(block.num_parameters for block in blocks) == sum(p.numel() for p in model.parameters())
+    assert len([t for block in blocks for t in block.tensors if t.is_parameter]) == len(storages)
+    shapes = {canonical(n, prefix): tuple(t.shape) for n, t in own_tensors(model).items()}
+    assert all(shapes[t.name] == t.shape for block in blocks for t in block.tensors)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_come_in_the_order_of_the_forward_pass(family: str) -> None:
+    blocks = partition(FAMILIES[family][1](3))
+    assert names(blocks) == ["embeddings", "layers.0", "layers.1", "layers.2", *AFTER[family]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_forward_pass_runs_through_the_blocks_in_that_order(family: str) -> None:
+    model = FAMILIES[family][1](3)
+    prefix = base_prefix(model)
+    block_of = {t.name: i for i, b in enumerate(partition(model)) for t in b.tensors}
+    ran: list[int] = []
+    for path, module in model.named_modules():
+        own = {block_of[canonical(f"{path}.{n}", prefix)] for n, _ in module.named_parameters(recurse=False) if canonical(f"{path}.{n}", prefix) in block_of}
+        tied = "lm_head" in path and not AFTER[family][-1:] == ["head"]  # a second use of the embeddings
+        if own and not tied:
+            [index] = own
+            module.register_forward_hook(lambda *_, index=index: ran.append(index))
+    model(torch.tensor([[5, 6, 7]]))
+    assert ran == sorted(ran)
+    assert set(ran) == set(block_of.values())
+
+
+@pytest.mark.parametrize(
+    ("per_block", "layers", "wanted"),
+    [
+        (1, 3, ["layers.0", "layers.1", "layers.2"]),
+        (2, 4, ["layers.0-1", "layers.2-3"]),
+        (2, 5, ["layers.0-1", "layers.2-3", "layers.4"]),
+        (3, 5, ["layers.0-2", "layers.3-4"]),
+        (9, 3, ["layers.0-2"]),
+        (1, 12, [f"layers.{i}" for i in range(12)]),
+    ],
+)
+def test_layers_are_grouped(per_block: int, layers: int, wanted: list[str]) -> None:
+    model = FAMILIES["llama-tied"][1](layers)
+    blocks = [b for b in partition(model, per_block) if b.kind == "layer"]
+    assert names(blocks) == wanted
+    for block in blocks:
+        first, _, last = block.name.removeprefix("layers.").partition("-")
+        inside = {int(t.name.split(".")[1]) for t in block.tensors}
+        assert inside == set(range(int(first), int(last or first) + 1))
+
+
+def test_a_layer_is_told_by_its_whole_segment() -> None:
+    blocks = {b.name: b for b in partition(FAMILIES["bert"][1](12))}
+    assert len(blocks["layers.1"].tensors) == len(blocks["layers.10"].tensors) == len(blocks["layers.11"].tensors)
+    assert all(t.name.startswith("encoder.layer.1.") for t in blocks["layers.1"].tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("model.layers.1.mlp.weight", 1),
+        ("model.layers.10.mlp.weight", 10),
+        ("model.layers.norm.weight", None),
+        ("model.layers2.1.weight", None),
+        ("other.model.layers.1.weight", None),
+        ("model.layers", None),
+    ],
+)
+def test_layer_index(name: str, index: int | None) -> None:
+    assert layer_index(name, "model.layers") == index
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama-tied", "qwen2"])
+def test_tied_weights_are_in_one_block_once(family: str) -> None:
+    model = FAMILIES[family][1](2)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings().weight.shape
+    blocks = partition(model)
+    assert "head" not in names(blocks)
+    holders = [b.name for b in blocks for t in b.tensors if t.shape == tuple(embeddings)]
+    assert holders == ["embeddings"]
+
+
+def test_untied_weights_are_two_blocks() -> None:
+    blocks = {b.name: b for b in partition(FAMILIES["llama-untied"][1](2))}
+    assert [t.name for t in blocks["head"].tensors] == ["lm_head.weight"]
+    assert "embed_tokens.weight" in [t.name for t in blocks["embeddings"].tensors]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_memory_is_split_alike(family: str) -> None:
+    real = FAMILIES[family][1](2)
+    with torch.device("meta"):
+        shell = type(real)(real.config)
+        shell.tie_weights()
+    assert partition(shell) == partition(real)
+
+
+def test_base_parts_are_named_alike_whatever_the_task() -> None:
+    base = transformers.BertModel(transformers.BertConfig(num_hidden_layers=2, **TINY))
+    task = FAMILIES["bert"][1](2)
+    assert partition(base) == [b for b in partition(task) if b.name != "head"]
+
+
+TWELVE = ["embeddings", *(f"layers.{i}" for i in range(12)), "norm", "head"]
+GROUPS = ["embeddings", "layers.0-1", "layers.2-3", "layers.4", "head"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "among", "chosen"),
+    [
+        (["layers.1"], TWELVE, ["layers.1"]),
+        (["layers.10"], TWELVE, ["layers.10"]),
+        (["layers.1-2"], TWELVE, ["layers.1", "layers.2"]),
+        (["layers.9-11"], TWELVE, ["layers.9", "layers.10", "layers.11"]),
+        (["layers"], TWELVE, TWELVE[1:13]),
+        (["all"], TWELVE, TWELVE),
+        (["head", "embeddings"], TWELVE, ["embeddings", "head"]),
+        (["layers.1", "layers.0-1"], TWELVE, ["layers.0", "layers.1"]),
+        ([], TWELVE, []),
+        (["layers"], GROUPS, ["layers.0-1", "layers.2-3", "layers.4"]),
+        (["layers.0-3"], GROUPS, ["layers.0-1", "layers.2-3"]),
+        (["layers.2-3"], GROUPS, ["layers.2-3"]),
+        (["layers.4"], GROUPS, ["layers.4"]),
+        (["layers.0-99"], GROUPS, ["layers.0-1", "layers.2-3", "layers.4"]),
+    ],
+)
+def test_patterns(patterns: list[str], among: list[str], chosen: list[str]) -> None:
+    assert select(patterns, among) == chosen
+
+
+@pytest.mark.parametrize(
+    "pattern", ["layers.12", "layers.3-2", "layer", "layers.", "layers.x", "Layers", "emb", "layers.1.", "layers.-1", "", "*", "layers.01x"]
+)
+def test_a_pattern_that_means_nothing_is_refused_with_what_there_is(pattern: str) -> None:
+    with pytest.raises(PartitionError) as refused:
+        select(["head", pattern], TWELVE)
+    assert f"{pattern!r} means no block" in refused.value.message
+    assert "layers.11" in refused.value.message
+    assert refused.value.detail == {"blocks": TWELVE}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cut"),
+    [("layers.1", "layers.0-1"), ("layers.1-2", "layers.0-1, layers.2-3"), ("layers.3-4", "layers.2-3"), ("layers.0-2", "layers.2-3")],
+)
+def test_a_range_that_cuts_through_a_block_is_refused(pattern: str, cut: str) -> None:
+    with pytest.raises(PartitionError, match=f"cuts through {cut}; blocks are trained whole"):
+        select([pattern], GROUPS)
+
+
+def test_unlike_layers_are_refused_by_name() -> None:
+    model = FAMILIES["llama-tied"][1](4)
+    model.model.layers[2].mlp.up_proj = nn.Linear(16, 99, bias=False)
+    with pytest.raises(PartitionError, match=r"not alike: model\.layers\.2 differ from model\.layers\.0") as refused:
+        partition(model)
+    assert refused.value.detail == {"layers": ["model.layers.2"]}
+
+
+@pytest.mark.parametrize("model", ["T5", "Bart"])
+def test_an_encoder_decoder_is_refused_with_its_stacks(model: str) -> None:
+    sizes: dict[str, Any] = {
+        "T5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 64},
+        "Bart": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+                 "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 32},
+    }[model]  # fmt: skip
+    config = getattr(transformers, f"{model}Config")(**sizes)
+    with pytest.raises(PartitionError, match="several stacks of layers") as refused:
+        partition(getattr(transformers, f"{model}ForConditionalGeneration")(config))
+    assert any("encoder" in s for s in refused.value.detail["stacks"])
+    assert any("decoder" in s for s in refused.value.detail["stacks"])
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(PartitionError, match="no stack of layers"):
+        partition(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()])))
+
+
+def test_experts_inside_a_layer_belong_to_it() -> None:
+    config = transformers.MixtralConfig(**DECODER, num_hidden_layers=2, num_local_experts=2)
+    model = transformers.MixtralForCausalLM(config)
+    assert find_stack(model).path == "model.layers"
+    assert names(partition(model)) == ["embeddings", "layers.0", "layers.1", "norm", "head"]
+
+
+def test_projections_of_opt_are_where_they_are_run() -> None:
+    blocks = {b.name: b for b in partition(FAMILIES["opt-projected"][1](2))}
+    assert "decoder.project_in.weight" in [t.name for t in blocks["embeddings"].tensors]
+    assert [t.name for t in blocks["norm"].tensors] == ["decoder.project_out.weight"]
+    whole = {b.name: b for b in partition(transformers.OPTForCausalLM(transformers.OPTConfig(**OPT, num_hidden_layers=2)))}
+    assert [t.name for t in whole["norm"].tensors] == ["decoder.final_layer_norm.weight", "decoder.final_layer_norm.bias"]

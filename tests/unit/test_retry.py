@@ -1,0 +1,106 @@
+"""What may be different the next time is tried again; everything else is left alone."""
+
+import httpx
+import pytest
+import stamina
+
+from agent.errors import AgentError, ConfigError, CoordinatorSaid, KeyRefused, LeaseGone, NotEnrolled, StopRequested, Unreachable, VisitFailed
+from agent.retry import is_retryable, patiently
+
+AGAIN = {408, 425, 429, 500, 502, 503, 504, 507}
+
+
+@pytest.mark.parametrize("status", sorted(AGAIN | {400, 401, 403, 404, 405, 409, 410, 413, 416, 422, 501, 505}))
+def test_answers(status: int) -> None:
+    assert is_retryable(CoordinatorSaid(status, "code", "message")) is (status in AGAIN)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unreachable("no answer"),
+        httpx.ConnectError("refused"),
+        httpx.ConnectTimeout("slow"),
+        httpx.ReadError("cut"),
+        httpx.ReadTimeout("slow"),
+        httpx.WriteError("cut"),
+        httpx.RemoteProtocolError("cut"),
+        httpx.PoolTimeout("busy"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_no_answer_is_tried_again(error: Exception) -> None:
+    assert is_retryable(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyRefused(401, "unauthorized", "no"),
+        VisitFailed("disk_full", "full"),
+        LeaseGone("gone"),
+        StopRequested(),
+        ConfigError("wrong"),
+        NotEnrolled("no key"),
+        AgentError("other"),
+        httpx.InvalidURL("no"),
+        ValueError("a mistake of ours"),
+        OSError("disk"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_what_stays_as_it_is_is_not_tried_again(error: Exception) -> None:
+    assert not is_retryable(error)
+
+
+class Flaky:
+    """Fails with the given errors one after another, then answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "answer"
+
+
+def test_it_calls_until_it_works_and_tells_of_each_failure() -> None:
+    call, told = Flaky(Unreachable("one"), CoordinatorSaid(503, "busy", "two"), httpx.ReadError("three")), []
+    with stamina.set_testing(True, attempts=10):  # no waiting
+        assert patiently(call, waited=lambda error: told.append(str(error))) == "answer"
+    assert call.calls == 4
+    assert told == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("error", [CoordinatorSaid(409, "stale_attempt", "no"), StopRequested(), ValueError("no")], ids=lambda e: type(e).__name__)
+def test_what_is_not_worth_it_comes_through_at_once(error: Exception) -> None:
+    call, told = Flaky(error), []
+    with pytest.raises(type(error)) as raised:
+        patiently(call, waited=told.append)
+    assert raised.value is error
+    assert call.calls == 1
+    assert told == []
+
+
+def test_the_last_error_comes_through_when_time_is_up() -> None:
+    call = Flaky(*(Unreachable(str(i)) for i in range(100)))
+    with pytest.raises(Unreachable):
+        patiently(call, timeout=0.3)
+    assert 1 <= call.calls < 100
+
+
+def test_waits_grow_and_are_not_the_same_for_all_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits() -> list[float]:
+        slept: list[float] = []
+        monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
+        assert patiently(Flaky(*(Unreachable("x") for _ in range(12)))) == "answer"
+        return slept
+
+    first, second = waits(), waits()
+    assert len(first) == 12
+    assert first != second, "jitter"
+    assert max(first[:2]) < 2
+    assert max(first) <= 61
+    assert first[-1] > 20
