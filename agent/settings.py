@@ -96,7 +96,7 @@ def within_hours(hours: list[str], now: datetime) -> bool:
 
 def template(url: str, data: str | None) -> str:
     """A first agent.toml, with comments."""
-    return f'''# The agent's own settings. `fedagent check` tests them.
+    return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
 
 [data]
@@ -114,7 +114,7 @@ hours = []                      # when work may begin, as in ["22:00-06:00"]; em
 
 [consent]
 runs = ["*"]                    # names of the runs to take part in
-'''
+"""
 
 
 def _quoted(text: str) -> str:

@@ -33,10 +33,10 @@ AGENTS = [f"agent-{i}" for i in range(4)]
 STARTERS = ["starter-0", "starter-1", "starter-2"]
 """Each of them is asked once, and has never seen a model before."""
 
-RUN = {
+RUN: dict[str, Any] = {
     "name": "overhead", "model": "minilm", "task": TASK, "agents": AGENTS,
     "schedule": {"cycles": 3, "agents": "rotating", "blocks": ["layers.2-5"], "always": ["pooler", "head"]},
-    "train": {"steps": 40, "batch_size": 32, "learning_rate": 1e-3},
+    "train": {"steps": 30, "batch_size": 32, "learning_rate": 1e-3},
 }  # fmt: skip
 WARM_UP = RUN | {"name": "warm-up", "model": "tiny", "train": {"steps": 1}} | {
     "schedule": {"cycles": 4, "agents": "rotating", "blocks": ["layers.0"], "always": ["pooler", "head"]}
@@ -53,14 +53,14 @@ class Side:
     digests: dict[str, str]
 
 
-def through_the_system(folder: Path, partitions: list[Path], tiny: Path) -> Side:
+def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path], tiny: Path) -> Side:
     with System(folder, dict(zip(AGENTS, partitions, strict=True))) as system:
         system.add_model("tiny", tiny)
         system.add_model("minilm", banking77.minilm())
         warm_up = system.create_run(WARM_UP)
         system.start(warm_up)
         system.wait_for(warm_up)
-        run_id = system.create_run(RUN)
+        run_id = system.create_run(spec)
         system.wait_until_idle()
         cpu = system.cpu_seconds()
         began = system.start(run_id)
@@ -75,9 +75,9 @@ def through_the_system(folder: Path, partitions: list[Path], tiny: Path) -> Side
         )
 
 
-def in_one_process(partitions: list[Path], tiny: Path) -> Side:
+def in_one_process(spec: dict[str, Any], partitions: list[Path], tiny: Path) -> Side:
     request = BareRequest(
-        model=banking77.minilm(), spec=RunFile.model_validate(RUN), warm_up_model=tiny, warm_up=RunFile.model_validate(WARM_UP),
+        model=banking77.minilm(), spec=RunFile.model_validate(spec), warm_up_model=tiny, warm_up=RunFile.model_validate(WARM_UP),
         partitions=partitions,
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.bare", request.model_dump_json()]
@@ -111,8 +111,10 @@ def _at(moment: str) -> float:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=2, help="how often each side is measured (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="length of a visit (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this folder and leave it, for a look at the logs")
     options = parser.parse_args()
+    spec = RUN | {"train": RUN["train"] | {"steps": options.steps}}
     system_sides, bare_sides = [], []
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
@@ -121,8 +123,8 @@ def main() -> None:
         print(f"{'':14}{'wall s':>10}{'CPU s':>10}{'of it training, wall s':>26}")
         for i in range(options.repeats):
             for label, sides, measure in (
-                ("bare process", bare_sides, lambda: in_one_process(partitions, tiny)),
-                ("system", system_sides, lambda i=i: through_the_system(folder / f"system-{i}", partitions, tiny)),
+                ("bare process", bare_sides, lambda: in_one_process(spec, partitions, tiny)),
+                ("system", system_sides, lambda i=i: through_the_system(spec, folder / f"system-{i}", partitions, tiny)),
             ):
                 side = measure()
                 sides.append(side)

@@ -1,6 +1,6 @@
 """Writes what the documentation takes from the code: docs/states.md, and the tables between `<!-- table: … -->` and `<!-- end -->`.
 
-`python docs/generate.py` writes; `tests/test_docs.py` fails where a page is not what this would write.
+`make docs` writes; `tests/test_docs.py` fails where a page is not what this would write.
 """
 
 import re

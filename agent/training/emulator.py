@@ -55,6 +55,12 @@ class Emulator:
             parameter.requires_grad_(True)
         return parameters
 
+    def close(self) -> None:
+        """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
     def _frozen(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen matrices in the precision that they are multiplied in: autocast would make the same copy in every step."""
         if self._precision == torch.float32:

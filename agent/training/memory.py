@@ -1,5 +1,7 @@
 """Measures the peak memory of this process from a point in time on, in bytes."""
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -36,6 +38,15 @@ class PeakMemory:
 
 def resident() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: an agent that waits for its next visit should not hold what only training needs."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # only glibc has it
 
 
 def _peak_resident() -> int:

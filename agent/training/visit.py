@@ -11,7 +11,7 @@ from agent.messages import TrainRequest
 from agent.training.data import Partition
 from agent.training.delta import write_delta
 from agent.training.emulator import Emulator
-from agent.training.memory import PeakMemory, resident
+from agent.training.memory import PeakMemory, give_back_memory, resident
 from agent.training.train import Group, train
 from shared.errors import DataError
 from shared.protocol import Precision, Progress, TrainMetrics
@@ -25,6 +25,7 @@ class Visitor:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        _warm_up(device)
         self._baseline = resident()
         self._emulator: tuple[object, Emulator] | None = None
         self._partition: tuple[object, Partition] | None = None
@@ -47,6 +48,9 @@ class Visitor:
         groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
         metrics = train(emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop)
         write_delta(trained, {block: Path(shards[block].path) for block in opened}, Path(request.delta_path))
+        del trained, groups
+        emulator.close()
+        give_back_memory()
         return metrics
 
     def _model(self, request: TrainRequest, precision: torch.dtype) -> Emulator:
@@ -72,6 +76,25 @@ class Visitor:
         if not self._partition[1].features:
             raise DataError("there are no rows to train on")
         return self._partition[1]
+
+
+def _warm_up(device: str) -> None:
+    """Import what the first step would import (classes of models and tokenizers, the optimizer's machinery): seconds on a slow disk."""
+    import transformers
+
+    for name in (
+        "AutoTokenizer",
+        "AutoModelForSequenceClassification",
+        "AutoModelForCausalLM",
+        "BertForSequenceClassification",
+        "LlamaForCausalLM",
+    ):
+        getattr(transformers, name)
+    weight = torch.nn.Parameter(torch.zeros(8, 8, device=device))
+    optimizer = torch.optim.AdamW([weight], fused=device in ("cpu", "cuda"))
+    torch.nn.functional.linear(torch.ones(8, 8, device=device), weight).sum().backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_([weight], 1.0)
+    optimizer.step()
 
 
 def choose_device(wanted: str) -> str:

@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from sqlalchemy import select
 
 from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, WriteDep, now
 from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
@@ -49,7 +48,7 @@ def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
 @router.get("/agents", summary="List agents", response_model=list[AgentView], responses=errors(401), dependencies=[OperatorDep])
 def list_agents(session: ReadDep) -> list[Agent]:
     """All agents by name."""
-    return list(session.scalars(select(Agent).order_by(Agent.name)))
+    return list(queries.agents(session))
 
 
 @router.post(

@@ -51,12 +51,14 @@ async def claim(
     """Long poll: answers at once when there is work, else as soon as there is some."""
     deadline = asyncio.get_running_loop().time() + wait
     place = waiting.enter(agent.id)
+    found = None
     try:
         while True:
             place.clear()
             found = await run_in_threadpool(_claim_once, database, agent.id, body)
             if found is not None:
                 return found
+            waiting.pass_on(place)
             left = deadline - asyncio.get_running_loop().time()
             try:
                 await asyncio.wait_for(place.wait(), max(0.0, left))
@@ -66,7 +68,7 @@ async def claim(
             if waiting.closed or not waiting.holds(agent.id, place) or await request.is_disconnected():
                 return Response(status_code=204)
     finally:
-        waiting.leave(agent.id, place)
+        waiting.leave(agent.id, place, served=found is not None)
 
 
 def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:

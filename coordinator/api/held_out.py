@@ -3,13 +3,12 @@
 import hashlib
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy.exc import IntegrityError
 from starlette.concurrency import run_in_threadpool
 
 from coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
 from coordinator.api.schemas import HeldOutAnswer, errors
-from coordinator.db.models import HeldOut
 from coordinator.errors import TooLarge
+from coordinator.services import held_out
 from coordinator.storage import BlobCorrupt
 from shared.digests import Digest
 
@@ -45,11 +44,7 @@ async def put(
 
     def save() -> None:
         with database.transaction() as session:
-            if session.get(HeldOut, digest) is None:
-                session.add(HeldOut(digest=digest, name=name, size=writer.size, created_at=now()))
+            held_out.keep(session, digest, name, writer.size, now())
 
-    try:
-        await run_in_threadpool(save)
-    except IntegrityError:
-        pass  # another upload of the same bytes was a moment faster
+    await run_in_threadpool(save)
     return HeldOutAnswer(digest=digest, size=writer.size)

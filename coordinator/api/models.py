@@ -1,10 +1,10 @@
 """`/v1/models`: base models."""
 
 from fastapi import APIRouter
-from sqlalchemy import select
 
 from coordinator.api.deps import OperatorDep, ReadDep, WriteDep
 from coordinator.api.schemas import ModelRequest, ModelView, errors
+from coordinator.db import queries
 from coordinator.db.models import Model
 from coordinator.services import models
 
@@ -20,7 +20,7 @@ def add(body: ModelRequest, session: WriteDep) -> Model:
 @router.get("", summary="List models", response_model=list[ModelView])
 def list_models(session: ReadDep) -> list[Model]:
     """All models by name."""
-    return list(session.scalars(select(Model).order_by(Model.name)))
+    return list(queries.models(session))
 
 
 @router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404))

@@ -18,7 +18,6 @@ operator = [OperatorDep]
 def create(body: RunFile, session: WriteDep) -> RunView:
     """A draft from the contents of a run file; its blocks are prepared at once."""
     run = runs.create(session, body, now())
-    session.flush()
     return status.run_view(session, run, now())
 
 

@@ -5,11 +5,20 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 
+class Place(asyncio.Event):
+    """Where one claim waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offers: list[set[str]] = []
+        """Work that anybody may have and that this claim was woken for; each is the agents that were asked already."""
+
+
 class WaitingRoom:
     """Lives in the event loop; `wake` and `wake_any` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._places: OrderedDict[str, asyncio.Event] = OrderedDict()
+        self._places: OrderedDict[str, Place] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
 
@@ -24,21 +33,31 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._places)
 
-    def enter(self, agent: str) -> asyncio.Event:
+    def enter(self, agent: str) -> Place:
         """A place for a claim; must be entered before the first look for work, so that no wake is missed in between.
 
         A second claim of the same agent takes the place over, and the first one is let go.
         """
         if (old := self._places.pop(agent, None)) is not None:
             old.set()
-        place = self._places[agent] = asyncio.Event()
+        place = self._places[agent] = Place()
         return place
 
-    def leave(self, agent: str, place: asyncio.Event) -> None:
+    def leave(self, agent: str, place: Place, served: bool = False) -> None:
+        """Give the place up; offers that were not used go to the next. `served`: it leaves with work."""
         if self._places.get(agent) is place:
             del self._places[agent]
+        if served:
+            del place.offers[:1]
+        self.pass_on(place)
 
-    def holds(self, agent: str, place: asyncio.Event) -> bool:
+    def pass_on(self, place: Place) -> None:
+        """What this place was woken for is nothing for it: ask the agent that has waited longest and was not asked yet."""
+        offers, place.offers = place.offers, []
+        for asked in offers:
+            self._offer(asked)
+
+    def holds(self, agent: str, place: Place) -> bool:
         return self._places.get(agent) is place
 
     def wake(self, agents: Iterable[str]) -> None:
@@ -58,10 +77,14 @@ class WaitingRoom:
                 self._places[agent].set()
 
     def _set_first(self, count: int) -> None:
-        for agent, place in list(self._places.items()):
-            if count <= 0:
-                return
-            if not place.is_set():
+        for _ in range(count):
+            self._offer(set())
+
+    def _offer(self, asked: set[str]) -> None:
+        for agent, place in self._places.items():
+            if agent not in asked and not place.is_set():
+                asked.add(agent)
+                place.offers.append(asked)
                 place.set()
                 self._places.move_to_end(agent)  # the next call wakes another one, should this one not be able to
-                count -= 1
+                return

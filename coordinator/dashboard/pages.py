@@ -8,11 +8,10 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from itsdangerous import BadSignature, TimestampSigner
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.api.deps import ReadDep, WaitingDep, now
-from coordinator.db.models import OperatorKey
+from coordinator.db import queries
 from coordinator.errors import Unauthorized
 from coordinator.services import operators, status
 
@@ -24,7 +23,7 @@ SESSION_S = 12 * 3600
 
 def _signer(session: Session) -> TimestampSigner:
     # The key's hash signs the cookie: a new key ends all sessions, and no further secret has to be kept.
-    secret = session.scalar(select(OperatorKey.key_hash).limit(1)) or ""
+    secret = queries.operator_key_hash(session) or ""
     return TimestampSigner(hashlib.sha256(b"admin-session:" + secret.encode()).hexdigest())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Job, Round, Run, Traffic
+from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Job, Model, OperatorKey, Round, Run, Traffic
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import JobState
 from coordinator.domain.round import RoundState
@@ -83,6 +83,21 @@ def traffic_of(session: Session, run_id: str) -> dict[str, int]:
 def assignments_of(session: Session, run_id: str, round: int | None = None) -> Sequence[Assignment]:
     query = select(Assignment).where(Assignment.run_id == run_id).order_by(Assignment.round, Assignment.waiting_since, Assignment.id)
     return session.scalars(query if round is None else query.where(Assignment.round == round)).all()
+
+
+def agents(session: Session, limit: int | None = None) -> Sequence[Agent]:
+    """The agents by name."""
+    return session.scalars(select(Agent).order_by(Agent.name).limit(limit)).all()
+
+
+def models(session: Session) -> Sequence[Model]:
+    """The base models by name."""
+    return session.scalars(select(Model).order_by(Model.name)).all()
+
+
+def operator_key_hash(session: Session) -> str | None:
+    """The hash of the operator's key in force."""
+    return session.scalar(select(OperatorKey.key_hash).limit(1))
 
 
 def agent_names(session: Session) -> dict[str, str]:

@@ -32,8 +32,8 @@ AGENT = Machine(
     },
 )  # fmt: skip
 
-SEEN_EVERY = timedelta(seconds=20)
-"""A sign of life is written down at most this often: a poll costs no write then."""
+SEEN_EVERY = timedelta(seconds=30)
+"""A sign of life is written down at most this often. Longer than a poll lasts: every second claim of an idle agent costs no write."""
 
 
 def needs_seen(state: str, last_seen: datetime | None, now: datetime) -> bool:

@@ -55,7 +55,9 @@ class ScheduleSection(Section):
     blocks: list[str] = Field(["all"], min_length=1, description="which blocks are trained: names, layers, layers.2-5, all")
     always: list[str] = Field([], description="blocks that are trained along in every visit; a fresh head must be")
     layers_per_block: int = Field(1, ge=1, description="how many consecutive layers make one block")
-    reassign_after_s: float = Field(300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it")
+    reassign_after_s: float = Field(
+        300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it"
+    )
     max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
 
 
@@ -100,7 +102,9 @@ class RunFile(Section):
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")
     admission: AdmissionSection = Field(AdmissionSection(), description="which deltas are rejected")
-    agents: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = Field("all", description="who takes part: all agents enrolled at the start, or these")
+    agents: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = Field(
+        "all", description="who takes part: all agents enrolled at the start, or these"
+    )
     lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")
 

@@ -53,7 +53,7 @@ MEANINGS: dict[tuple[type[StrEnum], str], str] = {
 
 HEADING = """# States
 
-This file is generated from the transition tables in `coordinator/domain/`. Do not edit it: `python docs/generate.py` writes it.
+This file is generated from the transition tables in `coordinator/domain/`. Do not edit it: `make docs` writes it.
 
 A transition that a table does not have is refused with 409 `invalid_transition`, and nothing changes.
 What led to a state is not a state: it is in a column of its own, `reason`.

@@ -86,7 +86,10 @@ def authenticate(session: Session, key: str) -> Identity:
 
 
 def seen(session: Session, agent_id: str, now: datetime) -> None:
+    """Note a sign of life. Raises `AgentRevoked` for an agent that was revoked while its call waited."""
     agent = session.get_one(Agent, agent_id)
+    if agent.state == AgentState.REVOKED:
+        raise AgentRevoked(f"agent {agent.name} was revoked by the operator")
     if needs_seen(agent.state, agent.last_seen_at, now):
         agent.state = AGENT.after(agent.state, AgentEvent.SEEN)
         agent.last_seen_at = now

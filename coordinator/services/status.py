@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.db import queries
-from coordinator.db.models import Agent, Assignment, Event, Job, Model, Run
+from coordinator.db.models import Assignment, Event, Job, Model, Run
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.run import RUN
 from coordinator.domain.run_file import RunFile
@@ -82,7 +82,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
     return StatusView(
         version=version("fedcybgd"), now=now, waiting_claims=waiting_claims,
         runs=run_summaries(session, 50),
-        agents=[AgentView.model_validate(a, from_attributes=True) for a in session.scalars(select(Agent).order_by(Agent.name).limit(1000))],
+        agents=[AgentView.model_validate(a, from_attributes=True) for a in queries.agents(session, 1000)],
         leases=[
             LeaseView(run=name, round=a.round, block=a.block, agent=names.get(a.agent_id or "", "?"), attempt=a.attempt,
                       expires_at=a.lease_expires_at, progress=a.progress)

@@ -45,11 +45,11 @@ class BlobStore(Protocol):
         ...
 
     def writer(self) -> BlobWriter:
-        """Raises `StoreFull` from `write` or at the end when the bytes do not fit; nothing is left behind then."""
+        """Raises `StoreFull`, here, from `write` or at the end, when the bytes do not fit; nothing is left behind then."""
         ...
 
     def adopt(self, path: Path, digest: str) -> None:
-        """Move the local file at `path` in, verified; raises `BlobCorrupt` when its bytes are not `digest`."""
+        """Move the local file at `path` in, verified; on `BlobCorrupt` (its bytes are not `digest`) or `StoreFull` it stays there."""
         ...
 
     def delete(self, digest: str) -> None:

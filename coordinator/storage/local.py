@@ -4,6 +4,9 @@ import errno
 import hashlib
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,12 +14,16 @@ from typing import Self
 from coordinator.storage.base import BlobCorrupt, BlobMissing, StoreFull
 from shared.digests import digest_of_file
 
+LEFTOVER_AFTER_S = 86_400
+"""Age at which a file aside has no writer any more: a killed process left it."""
+
 
 class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._aside = root / "incoming"
         self._aside.mkdir(parents=True, exist_ok=True)
+        self._sweep()
 
     def has(self, digest: str) -> bool:
         return self._place(digest).is_file()
@@ -37,9 +44,9 @@ class LocalBlobStore:
         actual = digest_of_file(path)
         if actual != digest:
             raise BlobCorrupt(f"the bytes have digest {actual}, not {digest}", expected=digest, actual=actual)
-        with path.open("rb") as file:
+        with _full_disk_told(), path.open("rb") as file:
             os.fsync(file.fileno())
-        self.publish(path, digest)
+            self.publish(path, digest)
 
     def delete(self, digest: str) -> None:
         self._place(digest).unlink(missing_ok=True)
@@ -55,6 +62,14 @@ class LocalBlobStore:
         finally:
             os.close(folder)
 
+    def _sweep(self) -> None:
+        for path in self._aside.iterdir():
+            try:
+                if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
+                    path.unlink()
+            except FileNotFoundError:
+                pass  # its writer has just finished
+
     def _place(self, digest: str) -> Path:
         return self._root / digest[:2] / digest
 
@@ -66,13 +81,12 @@ class LocalBlobWriter:
         self.digest = ""
         self.size = 0
         self._store, self._path, self._hash = store, path, hashlib.sha256()
-        self._file = path.open("wb")
+        with _full_disk_told():
+            self._file = path.open("wb")
 
     def write(self, data: bytes | memoryview) -> None:
-        try:
+        with _full_disk_told():
             self._file.write(data)
-        except OSError as error:
-            raise _store_error(error) from error
         self._hash.update(data)
         self.size += len(data)
 
@@ -82,13 +96,12 @@ class LocalBlobWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+                with _full_disk_told():
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._file.close()
+                    self._store.publish(self._path, self._hash.hexdigest())
                 self.digest = self._hash.hexdigest()
-                self._store.publish(self._path, self.digest)
-        except OSError as failure:
-            raise _store_error(failure) from failure
         finally:
             try:
                 self._file.close()
@@ -97,7 +110,11 @@ class LocalBlobWriter:
             self._path.unlink(missing_ok=True)
 
 
-def _store_error(error: OSError) -> OSError | StoreFull:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull("the coordinator's disk is full; nothing was lost, free space and try again")
-    return error
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull("the coordinator's disk is full; nothing was lost, free space and try again") from error
+        raise

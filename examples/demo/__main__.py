@@ -99,21 +99,21 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     first, last = run["evaluations"][0], run["evaluations"][-1]
     head = anchor["evaluations"][-1] if anchor else None
     model_bytes = sum(4 * b["num_parameters"] for b in run["blocks"])
+    metric = "accuracy" if spec.task.kind == "text-classification" else "loss"
     figures = report.Figures(
-        task=name, rows_trained_on=rows, rows_held_out=last["rows"],
-        start=first["accuracy"] or 0.0, head_only=head["accuracy"] if head else None, final=last["accuracy"] or 0.0,
-        start_loss=first["loss"], head_only_loss=head["loss"] if head else None, final_loss=last["loss"],
-        reloaded=reloaded["accuracy"], reloaded_loss=reloaded["loss"],
+        task=name, metric=metric, rows_trained_on=rows, rows_held_out=last["rows"],
+        start=first[metric], head_only=head[metric] if head else None, final=last[metric], reloaded=reloaded[metric],
+        start_loss=first["loss"], head_only_loss=head["loss"] if head else None, final_loss=last["loss"], reloaded_loss=reloaded["loss"],
         wall_s=time.monotonic() - began, training_s=_seconds(run),
         bytes_down=run["bytes"]["down"], bytes_up=run["bytes"]["up"], fedavg_bytes=2 * model_bytes * len(visits),
         visit_peak_bytes=max(v["metrics"]["peak_memory_bytes"] for v in visits), full_peak_bytes=int(full["peak_bytes"]),
         web_memory_bytes=system.memory_of_web_process(), exported=str(exported),
     )  # fmt: skip
-    report.show(console, figures, spec.task.kind == "text-classification")
+    report.show(console, figures)
     for title, text in zip(("Before", "After"), texts, strict=False):
         console.print(f"\n[bold]{title}:[/]")
-        for line in text:
-            console.print(f"  {line!r}", highlight=False, markup=False)
+        for passage in text:
+            console.print("  " + passage.replace("\n", "\n  ") + "\n", highlight=False, markup=False)
     console.print(f"\nthe fine-tuned model: {exported}", highlight=False)
     if json_path is not None:
         report.save(json_path, figures, {"digests": {b["name"]: b["digest"] for b in run["blocks"]}})

@@ -11,18 +11,19 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figures:
-    """Bytes are bytes; accuracies are fractions; losses are nats."""
+    """Bytes are bytes; accuracies are fractions; losses are nats. `start`, `head_only` and `final` are of the task's metric."""
 
     task: str
+    metric: str
     rows_trained_on: int
     rows_held_out: int
     start: float
     head_only: float | None
     final: float
+    reloaded: float
     start_loss: float
     head_only_loss: float | None
     final_loss: float
-    reloaded: float
     reloaded_loss: float
     wall_s: float
     training_s: float
@@ -35,7 +36,9 @@ class Figures:
     exported: str
 
 
-def show(console: Console, figures: Figures, classification: bool) -> None:
+def show(console: Console, figures: Figures) -> None:
+    classification = figures.metric == "accuracy"
+
     def quality(accuracy: float | None, loss: float | None) -> str:
         if loss is None or (classification and accuracy is None):
             return "–"
@@ -53,7 +56,7 @@ def show(console: Console, figures: Figures, classification: bool) -> None:
     table = Table(title="\nWhat it cost", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("moved", f"{moved / 1e6:,.0f} MB ({figures.bytes_down / 1e6:,.0f} down, {figures.bytes_up / 1e6:,.0f} up)")
     table.add_row(
-        "FedAvg of the whole model, as many visits", f"{figures.fedavg_bytes / 1e6:,.0f} MB, {figures.fedavg_bytes / moved:.1f} × as much"
+        "FedAvg of the whole model, equal visits", f"{figures.fedavg_bytes / 1e6:,.0f} MB, {figures.fedavg_bytes / moved:.1f} × as much"
     )
     table.add_row("peak training memory of a visit", f"{figures.visit_peak_bytes / 1e6:,.0f} MB beyond the bare process")
     ratio = figures.full_peak_bytes / max(figures.visit_peak_bytes, 1)

@@ -93,8 +93,8 @@ def test_first_come_goes_to_whoever_asks(live: LiveCoordinator, model: str, hand
 def test_first_come_wakes_somebody_who_may(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     run = live.create_run(run_file(model, [other], schedule={"agents": "first_come"}))["name"]
     with ThreadPoolExecutor() as pool:
-        outsider = waiting(live, pool, hand, run, wait=8)  # waits longest, and has no part in the run
-        claim = waiting(live, pool, other, run, wait=8)
+        outsider = waiting(live, pool, hand, run, wait=4)  # waits longest, and has no part in the run
+        claim = waiting(live, pool, other, run, wait=4)
         live.operator.post(f"/runs/{run}/start")
         started = time.monotonic()
         found, answered = claim.result()
@@ -184,11 +184,12 @@ def test_a_late_joiner_may_stand_in_where_a_run_is_open_to_all(live: LiveCoordin
 
 
 def test_a_revoked_agent_gets_nothing_by_a_claim_that_waits(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
-    run = live.create_run(run_file(model, [hand, other], schedule={"agents": "first_come"}))["name"]
+    run = start_run(live, model, [hand, other], schedule={"agents": "first_come"})
+    first = other.take(run)
     with ThreadPoolExecutor() as pool:
-        claim = pool.submit(lambda: hand.http.post("/assignments/claim", params={"wait": 10}, json={"runs": [run]}))
+        claim = pool.submit(lambda: hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": [run]}))
         wait_for(lambda: live.operator.get("/status")["waiting_claims"])
         live.operator.post(f"/agents/{hand.name}/revoke")
-        live.operator.post(f"/runs/{run}/start")
+        other.deliver(first)
         refused(claim.result(), 403, "agent_revoked")
-    assert other.take(run, wait=0).attempt == 1
+    assert other.take(run).attempt == 1

@@ -191,9 +191,9 @@ def finish(live: LiveCoordinator, run: str, agents: list[Hand], scale: float = 0
 
 def settled(live: LiveCoordinator, run: str) -> Any:
     """The run once no job of it is left to do."""
-    view = wait_for(lambda: None if (r := live.operator.get(f"/runs/{run}"))["pending_jobs"] else r)
-    assert view["name"] == run or view["id"] == run
-    return view
+    # Looked at once more: a view is not one snapshot, and its first part may be older than the end of the last job.
+    wait_for(lambda: not live.operator.get(f"/runs/{run}")["pending_jobs"])
+    return live.operator.get(f"/runs/{run}")
 
 
 def shard_tensors(live: LiveCoordinator, digest: str) -> Tensors:

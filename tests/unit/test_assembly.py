@@ -147,7 +147,10 @@ def test_without_a_task_the_configuration_names_the_class() -> None:
     base = transformers.BertModel(transformers.BertConfig(num_hidden_layers=2, **TINY))
     assert type(skeleton(config_of(base) | {"architectures": ["BertModel"]}, None)) is transformers.BertModel
     assert type(skeleton(config_of(base) | {"architectures": None}, None)) is transformers.BertModel
-    assert type(skeleton(config_of(base) | {"architectures": ["BertForSequenceClassification"]}, None)) is transformers.BertForSequenceClassification
+    assert (
+        type(skeleton(config_of(base) | {"architectures": ["BertForSequenceClassification"]}, None))
+        is transformers.BertForSequenceClassification
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,11 @@ def test_the_forward_pass_runs_through_the_blocks_in_that_order(family: str) -> 
     block_of = {t.name: i for i, b in enumerate(partition(model)) for t in b.tensors}
     ran: list[int] = []
     for path, module in model.named_modules():
-        own = {block_of[canonical(f"{path}.{n}", prefix)] for n, _ in module.named_parameters(recurse=False) if canonical(f"{path}.{n}", prefix) in block_of}
+        own = {
+            block_of[canonical(f"{path}.{n}", prefix)]
+            for n, _ in module.named_parameters(recurse=False)
+            if canonical(f"{path}.{n}", prefix) in block_of
+        }
         tied = "lm_head" in path and not AFTER[family][-1:] == ["head"]  # a second use of the embeddings
         if own and not tied:
             [index] = own

@@ -4,7 +4,17 @@ import httpx
 import pytest
 import stamina
 
-from agent.errors import AgentError, ConfigError, CoordinatorSaid, KeyRefused, LeaseGone, NotEnrolled, StopRequested, Unreachable, VisitFailed
+from agent.errors import (
+    AgentError,
+    ConfigError,
+    CoordinatorSaid,
+    KeyRefused,
+    LeaseGone,
+    NotEnrolled,
+    StopRequested,
+    Unreachable,
+    VisitFailed,
+)
 from agent.retry import is_retryable, patiently
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504, 507}
@@ -74,7 +84,9 @@ def test_it_calls_until_it_works_and_tells_of_each_failure() -> None:
     assert told == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize("error", [CoordinatorSaid(409, "stale_attempt", "no"), StopRequested(), ValueError("no")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [CoordinatorSaid(409, "stale_attempt", "no"), StopRequested(), ValueError("no")], ids=lambda e: type(e).__name__
+)
 def test_what_is_not_worth_it_comes_through_at_once(error: Exception) -> None:
     call, told = Flaky(error), []
     with pytest.raises(type(error)) as raised:

@@ -14,7 +14,7 @@ from shared.errors import DataError
 from shared.protocol import Task
 from shared.tables import format_of, read_examples, read_rows
 
-ROWS = [{"text": "my card, \"gone\"", "label": 0}, {"text": "two\nlines – ünïcode", "label": 2}]
+ROWS = [{"text": 'my card, "gone"', "label": 0}, {"text": "two\nlines – ünïcode", "label": 2}]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> Path:
@@ -197,7 +197,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, name: str, spoil: Any) -> 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes('text,label\nm\u00fcll,1\n'.encode("latin-1"))
+    (tmp_path / name).write_bytes("text,label\nm\u00fcll,1\n".encode("latin-1"))
     assert "cannot be read" in refused(tmp_path / name).message
 
 

@@ -1,0 +1,260 @@
+"""One class of promises, run over every implementation of `BlobStore`."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from coordinator.errors import CoordinatorError
+from coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull, local, open_store
+from coordinator.storage.local import LEFTOVER_AFTER_S, LocalBlobStore
+from shared.digests import digest_of, digest_of_file
+
+DATA = bytes(range(256)) * 1000
+DIGEST = digest_of(DATA)
+ABSENT = digest_of(b"never stored")
+
+
+class Backing(Protocol):
+    """An implementation, and what a test must be able to do to it from outside."""
+
+    def open(self) -> BlobStore:
+        """The store, as another process would open it."""
+        ...
+
+    def contents(self) -> dict[str, bytes]:
+        """Everything that it keeps, finished or not, by name."""
+        ...
+
+    def full(self, when: str) -> Any:
+        """A context in which there is no room: "open", "write" or "finish" fails."""
+        ...
+
+
+class LocalBacking:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root, self._monkeypatch = folder / "blobs", monkeypatch
+
+    def open(self) -> BlobStore:
+        return open_store(self._root)
+
+    def contents(self) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in self._root.rglob("*") if p.is_file()}
+
+    @contextmanager
+    def full(self, when: str) -> Iterator[None]:
+        opened = Path.open
+
+        def no_room(*_: Any, **__: Any) -> Any:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def open_full(path: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
+            if "w" not in mode:
+                return opened(path, mode, *args, **more)
+            if when == "open":
+                no_room()
+            return FullFile(opened(path, mode, *args, **more), when)
+
+        with self._monkeypatch.context() as patch:
+            patch.setattr(Path, "open", open_full)
+            if when == "finish":
+                patch.setattr(local.os, "fsync", no_room)
+            yield
+
+
+class FullFile:
+    """Takes half of what is written, as a disk does that becomes full."""
+
+    def __init__(self, file: Any, when: str) -> None:
+        self._file, self._when = file, when
+
+    def write(self, data: Any) -> int:
+        if self._when == "write":
+            self._file.write(bytes(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return int(self._file.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+BACKINGS: dict[str, Callable[..., Backing]] = {"local": LocalBacking}
+
+
+@pytest.fixture(params=BACKINGS)
+def backing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backing:
+    return BACKINGS[request.param](tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def store(backing: Backing) -> BlobStore:
+    return backing.open()
+
+
+def put(store: BlobStore, data: bytes = DATA, chunk: int = 10_000) -> str:
+    with store.writer() as writer:
+        for start in range(0, len(data), chunk):
+            writer.write(data[start : start + chunk])
+    return writer.digest
+
+
+class TestBlobStore:
+    def test_what_was_written_is_there_under_its_digest(self, store: BlobStore) -> None:
+        with store.writer() as writer:
+            writer.write(DATA[:1000])
+            writer.write(memoryview(DATA)[1000:])
+        assert (writer.digest, writer.size) == (DIGEST, len(DATA))
+        assert store.has(DIGEST)
+        assert store.size(DIGEST) == len(DATA)
+        assert store.path(DIGEST).read_bytes() == DATA
+
+    def test_an_empty_blob_is_a_blob(self, store: BlobStore) -> None:
+        digest = put(store, b"")
+        assert digest == digest_of(b"")
+        assert store.has(digest)
+        assert store.size(digest) == 0
+
+    def test_it_is_there_for_whoever_opens_the_store_later(self, backing: Backing, store: BlobStore) -> None:
+        put(store)
+        assert backing.open().path(DIGEST).read_bytes() == DATA
+
+    def test_the_same_bytes_again_are_one_blob(self, backing: Backing, store: BlobStore) -> None:
+        assert put(store) == put(store, chunk=777) == DIGEST
+        assert list(backing.contents().values()) == [DATA]
+
+    def test_what_is_missing_is_said_to_be(self, store: BlobStore) -> None:
+        assert not store.has(ABSENT)
+        for ask in (store.size, store.path):
+            with pytest.raises(BlobMissing) as missing:
+                ask(ABSENT)
+            assert (missing.value.code, missing.value.status) == ("blob_missing", 404)
+
+    def test_nothing_is_there_before_the_end(self, store: BlobStore) -> None:
+        with store.writer() as writer:
+            writer.write(DATA)
+            assert not store.has(DIGEST)
+        assert store.has(DIGEST)
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+    def test_a_writer_that_fails_leaves_nothing(self, backing: Backing, store: BlobStore, error: type[BaseException]) -> None:
+        def write_and_fail() -> None:
+            with store.writer() as writer:
+                writer.write(DATA)
+                raise error
+
+        with pytest.raises(error):
+            write_and_fail()
+        assert backing.contents() == {}
+
+    @pytest.mark.parametrize("when", ["open", "write", "finish"])
+    def test_a_full_store_says_so_and_keeps_nothing_of_it(self, backing: Backing, store: BlobStore, when: str) -> None:
+        before = put(store, b"here before")
+        with backing.full(when), pytest.raises(StoreFull) as full:
+            put(store)
+        assert (full.value.code, full.value.status) == ("disk_full", 507)
+        assert isinstance(full.value, CoordinatorError)
+        assert backing.contents() == {before: b"here before"}
+        assert put(store) == DIGEST, "it works again once there is room"
+
+    def test_a_file_is_taken_in_whole_and_leaves_its_place(self, store: BlobStore, tmp_path: Path) -> None:
+        source = tmp_path / "delta.part"
+        source.write_bytes(DATA)
+        store.adopt(source, DIGEST)
+        assert not source.exists()
+        assert store.path(DIGEST).read_bytes() == DATA
+
+    def test_a_file_that_the_store_has_already_is_taken_in_again(self, backing: Backing, store: BlobStore, tmp_path: Path) -> None:
+        put(store)
+        source = tmp_path / "delta.part"
+        source.write_bytes(DATA)
+        store.adopt(source, DIGEST)
+        assert not source.exists()
+        assert list(backing.contents().values()) == [DATA]
+
+    @pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d[:-1] + b"\0"])
+    def test_a_file_with_another_digest_is_refused_and_left_where_it_is(
+        self, backing: Backing, store: BlobStore, tmp_path: Path, spoil: Callable[[bytes], bytes]
+    ) -> None:
+        source = tmp_path / "delta.part"
+        source.write_bytes(spoil(DATA))
+        with pytest.raises(BlobCorrupt) as refused:
+            store.adopt(source, DIGEST)
+        assert (refused.value.code, refused.value.status) == ("digest_mismatch", 422)
+        assert refused.value.detail == {"expected": DIGEST, "actual": digest_of(spoil(DATA))}
+        assert source.read_bytes() == spoil(DATA)
+        assert backing.contents() == {}
+
+    def test_a_full_store_takes_no_file_and_leaves_it_where_it_is(self, backing: Backing, store: BlobStore, tmp_path: Path) -> None:
+        source = tmp_path / "delta.part"
+        source.write_bytes(DATA)
+        with backing.full("finish"), pytest.raises(StoreFull):
+            store.adopt(source, DIGEST)
+        assert source.read_bytes() == DATA
+        assert backing.contents() == {}
+        store.adopt(source, DIGEST)
+        assert store.has(DIGEST)
+
+    def test_a_blob_can_be_deleted_and_one_that_is_not_there_too(self, store: BlobStore) -> None:
+        put(store)
+        store.delete(DIGEST)
+        store.delete(DIGEST)
+        store.delete(ABSENT)
+        assert not store.has(DIGEST)
+
+    def test_many_writers_of_the_same_and_of_other_bytes(self, store: BlobStore) -> None:
+        blobs = [bytes([i % 4]) * 50_000 for i in range(12)]
+        threads = [threading.Thread(target=put, args=(store, blob, 5_000)) for blob in blobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(digest_of_file(store.path(digest_of(blob))) == digest_of(blob) for blob in blobs)
+
+    def test_a_reader_never_sees_half_of_a_blob(self, store: BlobStore) -> None:
+        put(store)
+        path = store.path(DIGEST)
+        with path.open("rb") as reading:
+            first = reading.read(1000)
+            put(store)  # the same blob, written again
+            assert first + reading.read() == DATA
+
+
+class TestLocalBlobStore:
+    """What a crash leaves in the directory of the local store."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        LocalBlobStore(tmp_path)
+        return tmp_path
+
+    def test_what_a_killed_writer_left_is_no_blob(self, root: Path) -> None:
+        writer = LocalBlobStore(root).writer()
+        writer.write(DATA)  # and then the process was killed
+        assert len(list((root / "incoming").iterdir())) == 1
+        assert not LocalBlobStore(root).has(DIGEST)
+        assert put(LocalBlobStore(root)) == DIGEST
+
+    def test_what_a_killed_writer_left_is_swept_when_nobody_can_be_writing_it(self, root: Path) -> None:
+        old, fresh = root / "incoming" / "old.part", root / "incoming" / "fresh.part"
+        for path in (old, fresh):
+            path.write_bytes(DATA)
+        os.utime(old, (0, time.time() - LEFTOVER_AFTER_S - 1))
+        LocalBlobStore(root)
+        assert [p.name for p in (root / "incoming").iterdir()] == ["fresh.part"]
+
+    def test_a_sweep_leaves_a_writer_at_work_alone(self, root: Path) -> None:
+        with LocalBlobStore(root).writer() as writer:
+            writer.write(DATA[:1000])
+            LocalBlobStore(root)
+            writer.write(DATA[1000:])
+        assert LocalBlobStore(root).path(DIGEST).read_bytes() == DATA
+
+    def test_names_of_blobs_never_leave_the_directory(self, root: Path) -> None:
+        put(LocalBlobStore(root))
+        assert {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} == {f"{DIGEST[:2]}/{DIGEST}"}

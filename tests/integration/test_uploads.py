@@ -1,0 +1,206 @@
+"""Uploads of deltas: resumed where they were cut, bounded before and while they arrive, and taken exactly once."""
+
+import http.client
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from shared.digests import digest_of
+from shared.protocol import Assignment
+from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, together, unchanged, versions
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def run(live: LiveCoordinator, model: str, hand: Hand) -> str:
+    return start_run(live, model, [hand])
+
+
+def path(assignment: Assignment, digest: str) -> str:
+    return f"/assignments/{assignment.assignment_id}/upload/{digest}"
+
+
+def part(live: LiveCoordinator, assignment: Assignment, digest: str) -> Path:
+    return live.settings.uploads / f"{assignment.assignment_id}-{digest}.part"
+
+
+def test_an_upload_goes_on_in_the_middle(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    digest, middle = digest_of(data), len(data) // 2
+    assert hand.offset(assignment, digest) == {"offset": 0, "complete": False}
+    assert hand.put(assignment, data[:middle], digest=digest).json() == {"offset": middle, "complete": False}
+    assert hand.offset(assignment, digest) == {"offset": middle, "complete": False}
+    assert hand.put(assignment, data[middle:], offset=middle, digest=digest).json()["offset"] == len(data)
+    assert hand.submit(assignment, digest).status_code == 202
+    assert settled(live, run)["rounds_done"] == 1
+
+
+@pytest.mark.parametrize("offset", [0, 99, 101, 10**30])
+def test_bytes_that_do_not_follow_on_are_not_written(live: LiveCoordinator, hand: Hand, run: str, offset: int) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    digest = digest_of(data)
+    hand.put(assignment, data[:100], digest=digest)
+    with unchanged(live, run):
+        error = refused(hand.put(assignment, data[100:], offset=offset, digest=digest), 409, "offset_mismatch")
+    assert error.detail == {"offset": 100}
+    assert part(live, assignment, digest).read_bytes() == data[:100]
+
+
+@pytest.mark.parametrize("offset", [-1, "x"])
+def test_an_offset_is_a_number_of_bytes(hand: Hand, run: str, offset: object) -> None:
+    assignment = hand.take(run)
+    answer = hand.http.put(path(assignment, digest_of(b"x")), params={"offset": offset}, content=b"x")  # type: ignore[dict-item]
+    refused(answer, 422, "invalid_request")
+
+
+def test_what_is_announced_as_too_large_is_refused_before_the_first_byte(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    digest = digest_of(b"large")
+    connection = http.client.HTTPConnection(urlsplit(live.url).netloc, timeout=10)
+    connection.putrequest("PUT", "/v1" + path(assignment, digest))
+    connection.putheader("Authorization", hand.http.headers["Authorization"])
+    connection.putheader("Content-Length", str(assignment.max_delta_bytes + 1))
+    with unchanged(live, run):
+        connection.endheaders()  # and not one byte of the body
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert b'"delta_too_large"' in answer.read()
+    connection.close()
+    assert not part(live, assignment, digest).exists()
+
+
+def test_what_becomes_too_large_as_it_arrives_is_cut_off_and_not_kept(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    assert MIB < assignment.max_delta_bytes < 2 * MIB
+    digest = digest_of(b"large")
+
+    def chunks() -> Iterator[bytes]:  # without a length: chunked
+        for _ in range(24):
+            yield os.urandom(MIB // 8)
+
+    with unchanged(live, run):
+        error = refused(hand.http.put(path(assignment, digest), content=chunks()), 413, "delta_too_large")
+    assert error.detail == {"limit": assignment.max_delta_bytes}
+    assert hand.offset(assignment, digest) == {"offset": 0, "complete": False}
+    assert not part(live, assignment, digest).exists()
+
+
+def test_a_part_that_would_grow_too_large_is_refused(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    digest = digest_of(b"large")
+    hand.put(assignment, b"x" * 1000, digest=digest)
+    rest = b"x" * (assignment.max_delta_bytes - 999)
+    refused(hand.put(assignment, rest, offset=1000, digest=digest), 413, "delta_too_large")
+    assert hand.put(assignment, rest[1:], offset=1000, digest=digest).status_code == 200, "one byte less is as much as there may be"
+
+
+def test_a_full_disk_is_said_and_the_upload_goes_on_later(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    target = part(live, assignment, digest_of(data))
+    target.symlink_to("/dev/full")  # the kernel's own full disk
+    with unchanged(live, run):
+        refused(hand.put(assignment, data), 507, "disk_full")
+    target.unlink()
+    assert hand.send(assignment, data).status_code == 202
+
+
+def test_nothing_is_submitted_before_it_is_uploaded(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    with unchanged(live, run):
+        refused(hand.submit(assignment, digest_of(data)), 409, "upload_incomplete")
+    assert hand.send(assignment, data).status_code == 202
+
+
+def test_an_upload_under_no_digest_or_for_nobody(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    for odd in ("x", "A" * 64, "0" * 63):
+        refused(hand.http.put(path(assignment, odd), content=b"x"), 422, "invalid_request")
+    refused(hand.http.put(f"/assignments/asg_0/upload/{digest_of(b'x')}", content=b"x"), 404, "not_found")
+    assert not list(live.settings.uploads.glob(f"{assignment.assignment_id}*"))
+
+
+def test_a_repeat_gets_the_same_receipt_before_and_after_it_is_accepted(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    first = hand.send(assignment, data)
+    assert first.status_code == 202
+    assert hand.submit(assignment, digest_of(data)).content == first.content
+    settled(live, run)
+    assert last_visit(live, run)["block"] == "layers.1"
+    with unchanged(live, run):
+        repeat = hand.submit(assignment, digest_of(data))
+        assert (repeat.status_code, repeat.content) == (202, first.content)
+    assert versions(live, run)["layers.0"] == 1
+
+
+def test_another_delta_for_the_same_attempt_is_refused(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    hand.deliver(assignment)
+    settled(live, run)
+    other = digest_of(b"another")
+    with unchanged(live, run):
+        refused(hand.submit(assignment, other), 409, "stale_attempt")
+        refused(hand.submit(assignment, other, attempt=2), 409, "stale_attempt")
+        refused(hand.put(assignment, b"another"), 409, "lease_lost")
+
+
+@pytest.mark.parametrize("attempt", [2, 99, -1, 10**30])
+def test_an_attempt_that_is_not_the_present_one_is_stale(live: LiveCoordinator, hand: Hand, run: str, attempt: int) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    hand.put(assignment, data)
+    with unchanged(live, run):
+        assert refused(hand.submit(assignment, digest_of(data), attempt=attempt), 409, "stale_attempt").detail == {"attempt": 1}
+        refused(hand.renew(assignment, attempt=attempt), 409, "stale_attempt")
+
+
+def test_a_delta_submitted_eight_times_at_once_is_applied_once(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    before = {b["name"]: b["digest"] for b in live.operator.get(f"/runs/{run}")["blocks"]}
+    assignment = hand.take(run)
+    tensors = hand.delta(assignment, 0.125)
+    data = save(tensors)
+    hand.put(assignment, data)
+    answers = together(8, lambda _: hand.submit(assignment, digest_of(data)))
+    assert [a.status_code for a in answers] == [202] * 8, [a.text for a in answers]
+    assert len({a.content for a in answers}) == 1
+    view = settled(live, run)
+    assert (versions(live, run)["layers.0"], versions(live, run)["head"], view["rounds_done"]) == (1, 1, 1)
+    assert view["bytes"]["up"] == len(data)
+    after = {b["name"]: b["digest"] for b in view["blocks"]}
+    base, trained = shard_tensors(live, before["layers.0"]), shard_tensors(live, after["layers.0"])
+    assert all(torch.equal(trained[name], base[name] + tensors[name]) for name in trained)
+
+
+def test_two_deltas_at_once_for_one_attempt_leave_one(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    payloads = [save(hand.delta(assignment, value)) for value in (0.1, 0.2, 0.3, 0.4)]
+    for data in payloads:
+        hand.put(assignment, data)
+    answers = together(4, lambda i: hand.submit(assignment, digest_of(payloads[i])))
+    assert sorted(a.status_code for a in answers) == [202, 409, 409, 409]
+    assert {a.json()["code"] for a in answers if a.status_code == 409} <= {"stale_attempt", "lease_lost"}
+    settled(live, run)
+    winner = next(a.json()["digest"] for a in answers if a.status_code == 202)
+    assert live.operator.get(f"/runs/{run}/assignments")[0]["delta_digest"] == winner
+    assert versions(live, run)["layers.0"] == 1
+
+
+def test_the_same_upload_twice_at_once_is_still_whole(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    answers = together(4, lambda _: hand.put(assignment, data))
+    assert {a.status_code for a in answers} <= {200, 409}
+    offset = hand.offset(assignment, digest_of(data))["offset"]
+    assert offset <= len(data)
+    assert part(live, assignment, digest_of(data)).read_bytes() == data[:offset]

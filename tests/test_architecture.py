@@ -1,0 +1,271 @@
+"""The import rule of docs/architecture.md, and the other house rules that a program can check."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("coordinator", "agent", "shared", "migrations")
+MAX_LINES = 400
+
+# What the modules of a layer may import of ours, besides their own layer. The longest prefix of a module's name decides.
+# shared ← domain ← services ← api, dashboard, jobs; db and storage are for services; engine is for jobs alone.
+MAY_IMPORT: dict[str, set[str]] = {
+    "shared": set(),
+    "agent": {"shared"},
+    "agent.training": {"shared", "agent.messages"},
+    "migrations": {"coordinator.db"},
+    "coordinator.errors": {"shared"},
+    "coordinator.settings": set(),
+    "coordinator.operator": {"shared"},
+    "coordinator.domain": {"shared", "coordinator.errors"},
+    "coordinator.storage": {"shared", "coordinator.errors"},
+    "coordinator.db": {"shared", "coordinator.errors", "coordinator.domain"},
+    "coordinator.services": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage"},
+    "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
+    "coordinator.jobs": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.services", "coordinator.engine"},
+    "coordinator.api": {
+        "shared", "coordinator.errors", "coordinator.settings", "coordinator.domain", "coordinator.db", "coordinator.services",
+        "coordinator.storage",
+    },
+    "coordinator.dashboard": {"shared", "coordinator.errors", "coordinator.db", "coordinator.services", "coordinator.api"},
+    "coordinator.commands": {"shared", "coordinator.operator", "coordinator.domain", "coordinator.errors"},
+    "coordinator.app": {
+        "shared", "coordinator.api", "coordinator.dashboard", "coordinator.db", "coordinator.domain", "coordinator.errors",
+        "coordinator.jobs", "coordinator.services", "coordinator.settings", "coordinator.storage",
+    },
+    "coordinator.serve": {"shared", "coordinator.app", "coordinator.db", "coordinator.services", "coordinator.settings", "coordinator.errors"},
+    "coordinator.cli": {
+        "shared", "coordinator.commands", "coordinator.db", "coordinator.errors", "coordinator.operator", "coordinator.serve",
+        "coordinator.services", "coordinator.settings",
+    },
+}  # fmt: skip
+
+# Foreign libraries that a layer must do without, wherever in the file they are imported.
+MUST_NOT_IMPORT: dict[str, set[str]] = {
+    "shared": {"fastapi", "starlette", "sqlalchemy", "httpx", "typer"},
+    "agent": {"fastapi", "starlette", "sqlalchemy", "uvicorn"},
+    "agent.training": {"httpx", "stamina", "socket", "urllib", "http", "requests"},
+    "coordinator.domain": {
+        "fastapi", "starlette", "sqlalchemy", "torch", "transformers", "safetensors", "httpx", "time", "os", "subprocess", "threading",
+    },
+    "coordinator.services": {"fastapi", "starlette", "torch", "transformers", "safetensors", "httpx"},
+    "coordinator.api": {"torch", "transformers", "safetensors", "httpx"},
+    "coordinator.dashboard": {"torch", "transformers", "safetensors", "httpx"},
+    "coordinator.db": {"fastapi", "starlette", "torch", "transformers", "httpx"},
+    "coordinator.storage": {"fastapi", "starlette", "sqlalchemy", "torch", "transformers"},
+    "coordinator.engine": {"fastapi", "starlette", "sqlalchemy", "httpx"},
+    "coordinator.jobs": {"fastapi", "starlette", "torch", "transformers"},
+}  # fmt: skip
+TORCH = {"torch", "transformers", "tokenizers", "safetensors"}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: Path
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(), str(self.path))
+
+    def imports(self) -> Iterator[tuple[int, str, str]]:
+        """Line, module and the name taken from it ("" for the module itself), inside functions too."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node.lineno, alias.name, ""
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.path}:{node.lineno}: import by the whole name"
+                for alias in node.names:
+                    yield node.lineno, node.module or "", alias.name
+
+    def layer(self) -> str:
+        """The longest entry of the table that this module is in."""
+        found = [layer for layer in MAY_IMPORT if inside(self.name, layer)]
+        return max(found, key=len, default="")
+
+
+def inside(module: str, package: str) -> bool:
+    """Whether a module is a package or in it; whole segments count."""
+    return module == package or module.startswith(package + ".")
+
+
+def modules() -> list[Module]:
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(Module(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
+MODULES = modules()
+OURS = {m.name for m in MODULES}
+# The package file of the whole coordinator belongs to no layer; it must stay empty of code.
+LAYERED = [m for m in MODULES if m.name != "coordinator"]
+each_module = pytest.mark.parametrize("module", LAYERED, ids=lambda m: m.name)
+
+
+def test_every_module_has_its_place() -> None:
+    assert len(LAYERED) > 60, "the test looks in the wrong directory"
+    assert [m.name for m in LAYERED if not m.layer()] == []
+    [package] = [m for m in MODULES if m.name == "coordinator"]
+    assert list(package.imports()) == []
+
+
+@each_module
+def test_it_imports_only_what_its_layer_may(module: Module) -> None:
+    layer = module.layer()
+    wrong = []
+    for line, source, name in module.imports():
+        if source.split(".")[0] not in PACKAGES:
+            continue
+        target = f"{source}.{name}" if f"{source}.{name}" in OURS else source
+        # A subpackage with an entry of its own is another layer, also for its parent.
+        own = max((entry for entry in MAY_IMPORT if inside(target, entry)), key=len, default=target)
+        if (
+            own != layer
+            and not any(inside(target, allowed) for allowed in MAY_IMPORT[layer])
+            and not (layer == "agent" and own == "agent.training")
+        ):
+            wrong.append(f"{module.path.relative_to(ROOT)}:{line} imports {target}")
+    assert wrong == [], f"{layer} may import {sorted(MAY_IMPORT[layer])} of ours"
+
+
+@each_module
+def test_it_does_without_the_libraries_of_other_layers(module: Module) -> None:
+    banned = {library for layer, libraries in MUST_NOT_IMPORT.items() if inside(module.name, layer) for library in libraries}
+    wrong = [
+        f"{module.path.relative_to(ROOT)}:{line} imports {source}" for line, source, _ in module.imports() if source.split(".")[0] in banned
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("coordinator", "agent"), ("agent", "coordinator"), ("shared", "agent"), ("shared", "coordinator")]
+)
+def test_the_two_sides_meet_in_shared_only(one: str, other: str) -> None:
+    wrong = [f"{m.name} imports {source}" for m in MODULES if inside(m.name, one) for _, source, _ in m.imports() if inside(source, other)]
+    assert wrong == []
+
+
+def test_the_engine_is_for_jobs_alone() -> None:
+    users = {m.layer() for m in LAYERED for _, source, _ in m.imports() if inside(source, "coordinator.engine")}
+    assert users == {"coordinator.engine", "coordinator.jobs"}
+
+
+def test_jobs_import_the_engine_only_where_it_runs() -> None:
+    """Inside a function, which the worker process calls: the web process imports `jobs` too."""
+    for module in MODULES:
+        if module.layer() == "coordinator.jobs":
+            top = [n for n in module.tree.body if isinstance(n, ast.ImportFrom) and inside(n.module or "", "coordinator.engine")]
+            assert top == [], module.name
+
+
+@pytest.mark.parametrize("layer", ["coordinator.api", "coordinator.dashboard"])
+def test_routes_write_no_sql(layer: str) -> None:
+    taken = {
+        (m.name, source, name) for m in MODULES if m.layer() == layer for _, source, name in m.imports() if inside(source, "sqlalchemy")
+    }
+    assert {(source, name) for _, source, name in taken} <= {("sqlalchemy.orm", "Session")}, sorted(taken)
+    for module in MODULES:
+        if module.layer() == layer:
+            on_session = [c for c in calls(module) if isinstance(c.func, ast.Attribute) and is_name(c.func.value, "session")]
+            assert on_session == [], f"{module.path}: line {on_session[0].lineno} speaks to the database by itself"
+
+
+def calls(module: Module) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+
+
+def is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def called_attributes(layer: str) -> set[tuple[str, str]]:
+    """(module, attribute) of everything that the modules of a layer call as `something.attribute(…)`."""
+    return {(m.name, c.func.attr) for m in MODULES if inside(m.name, layer) for c in calls(m) if isinstance(c.func, ast.Attribute)}
+
+
+def test_services_never_commit() -> None:
+    assert {
+        found for found in called_attributes("coordinator.services") if found[1] in {"commit", "rollback", "begin", "begin_nested", "close"}
+    } == set()
+
+
+def test_transactions_end_in_one_place() -> None:
+    assert {name for name, attribute in called_attributes("coordinator") if attribute == "commit"} == {"coordinator.db.base"}
+
+
+def test_the_domain_looks_at_no_clock() -> None:
+    clocks = {"now", "utcnow", "today", "time", "monotonic", "perf_counter"}
+    assert {found for found in called_attributes("coordinator.domain") if found[1] in clocks} == set()
+    taken = {name for m in MODULES if inside(m.name, "coordinator.domain") for _, _, name in m.imports()}
+    assert taken & {"utcnow", "now"} == set()
+
+
+def test_the_domain_draws_only_from_seeds() -> None:
+    """`random.Random(seed)` is a function of its argument; everything else in `random` is not."""
+    for module in MODULES:
+        if not inside(module.name, "coordinator.domain"):
+            continue
+        for call in calls(module):
+            if isinstance(call.func, ast.Attribute) and is_name(call.func.value, "random"):
+                assert call.func.attr == "Random", f"{module.name}:{call.lineno}"
+                assert call.args, f"{module.name}:{call.lineno}: no seed"
+        assert not {source for _, source, name in module.imports() if source in ("secrets", "uuid") or (source == "random" and name)}
+
+
+def test_weights_are_never_pickled_and_foreign_code_is_never_run() -> None:
+    banned_modules, banned_calls = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}, {("torch", "load"), ("torch", "save")}
+    for module in MODULES:
+        assert not {source for _, source, _ in module.imports() if source.split(".")[0] in banned_modules}, module.name
+        for call in calls(module):
+            if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+                assert (call.func.value.id, call.func.attr) not in banned_calls, f"{module.name}:{call.lineno}"
+            for keyword in call.keywords:
+                if keyword.arg == "trust_remote_code":
+                    assert isinstance(keyword.value, ast.Constant), f"{module.name}:{call.lineno}"
+                    assert keyword.value.value is False, f"{module.name}:{call.lineno}"
+
+
+LIGHT = [
+    ["coordinator.app", "coordinator.serve", "coordinator.cli", "coordinator.jobs.local"],
+    ["agent.cli", "agent.worker", "agent.check", "agent.trainer_process", "agent.trainer"],
+    ["coordinator.domain.run_file", "coordinator.domain.schedule", "coordinator.domain.admission", "coordinator.domain.job"],
+]
+
+
+@pytest.mark.parametrize("names", LIGHT, ids=lambda names: names[0])
+def test_neither_the_web_process_nor_the_daemon_imports_torch(names: list[str]) -> None:
+    heavy = sorted(TORCH | {"numpy"})
+    program = f"import {', '.join(names)}, sys; print(sorted(set({heavy}) & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_web_process_can_be_made_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from coordinator.app import create_app; from coordinator.settings import Settings;"
+        f"create_app(Settings(home=Path({str(tmp_path)!r}))).openapi(); assert not set({sorted(TORCH)}) & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
+
+
+@each_module
+def test_a_module_says_what_its_one_job_is(module: Module) -> None:
+    if module.path.read_text().strip():
+        assert ast.get_docstring(module.tree), f"{module.path.relative_to(ROOT)} has no docstring"
+
+
+def test_no_file_is_too_long() -> None:
+    folders = [*PACKAGES, "tests", "benchmarks", "examples", "docs"]
+    lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for f in folders for p in (ROOT / f).rglob("*.py")}
+    assert len(lengths) > 80
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}

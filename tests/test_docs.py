@@ -1,0 +1,214 @@
+"""The documentation is complete and true, as far as a program can tell."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+import yaml
+
+from agent import cli as agent_cli
+from agent.settings import Config
+from coordinator import cli as coordinator_cli
+from coordinator import domain
+from coordinator.app import create_app
+from coordinator.domain import statechart
+from coordinator.domain.machine import Machine
+from coordinator.domain.run_file import RunFile, parse_run_file
+from coordinator.settings import Settings
+from docs import generate
+from shared.errors import FedError
+from shared.protocol import ReturnReason
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+CODE = [path for package in ("coordinator", "agent", "shared") for path in sorted((ROOT / package).rglob("*.py"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def fenced(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+# ---- what is generated ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_generated_parts_are_what_the_code_says(page: Path) -> None:
+    assert page.read_text() == generate.pages()[page], "run `make docs`"
+
+
+def test_every_state_machine_is_drawn() -> None:
+    modules = [importlib.import_module(f"{domain.__name__}.{info.name}") for info in pkgutil.iter_modules(domain.__path__)]
+    machines = {value.noun: value for module in modules for value in vars(module).values() if isinstance(value, Machine)}
+    assert {m.noun for m in statechart.MACHINES} == set(machines)
+    for machine in machines.values():
+        for word in (*machine.states, *machine.events):
+            assert f"`{word}`" in statechart.section(machine)
+            assert statechart.MEANINGS[type(word), str(word)]
+
+
+def test_every_setting_of_the_coordinator_is_explained() -> None:
+    for name, field in Settings.model_fields.items():
+        assert f"| `FEDCOORD_{name.upper()}` |" in text("operating.md")
+        assert field.description, name
+
+
+@pytest.mark.parametrize(("model", "page"), [(Config, "running-an-agent.md"), (RunFile, "run-file.md")])
+def test_every_field_is_explained(model: type[Config] | type[RunFile], page: str) -> None:
+    fields = list(generate.fields_of(model))
+    assert len(fields) >= len(model.model_fields)
+    for name, _, _, meaning in fields:
+        assert f"| `{name}` |" in text(page)
+        assert meaning, f"{name} has no description"
+
+
+# ---- what is written by hand ----------------------------------------------------------------------------------------
+
+
+def test_every_route_is_in_the_protocol_and_no_other() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    real = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert set(re.findall(r"^\| `([A-Z]+ /v1/[^`]*)` \|", text("protocol.md"), re.MULTILINE)) == real
+
+
+def test_every_reason_to_give_work_back_is_in_the_protocol() -> None:
+    for reason in get_args(ReturnReason):
+        assert f"\n| `{reason}` | " in text("protocol.md")
+
+
+def test_every_error_code_is_in_the_protocol() -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", text("protocol.md")))
+    missing = {code: str(path.relative_to(ROOT)) for code, path in codes_in_the_code().items() if code not in documented}
+    assert missing == {}
+
+
+def test_no_error_code_is_in_the_protocol_that_the_code_does_not_have() -> None:
+    known = {*codes_in_the_code(), *get_args(ReturnReason)}
+    tables = text("protocol.md").split("### Codes over HTTP")[1]
+    documented = {code for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for code in re.findall(r"`([a-z_]+)`", row)}
+    assert documented - known == set()
+
+
+def test_documented_statuses_are_those_of_the_code() -> None:
+    for path in CODE:
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    statuses = {kind.code: kind.status for kind in subclasses(FedError) if hasattr(kind, "status")}
+    documented = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", text("protocol.md"), re.MULTILINE))
+    assert len(documented) > 25
+    for code, status in documented.items():
+        if code in statuses:
+            assert int(status) == statuses[code], code
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def codes_in_the_code() -> dict[str, Path]:
+    """Every stable code: of error classes, of answers that no class makes, of events."""
+    found: dict[str, Path] = {}
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            for value in code_expressions(node):
+                for part in ast.walk(value):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str) and re.fullmatch(r"[a-z]+(_[a-z]+)*", part.value):
+                        found[part.value] = path
+    return found
+
+
+def code_expressions(node: ast.AST) -> Iterator[ast.expr]:
+    match node:
+        case ast.Assign(targets=[ast.Name(id="code" | "codes")], value=value):
+            yield value
+        case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+            yield from (v for n, v in zip(names, values, strict=True) if isinstance(n, ast.Name) and n.id == "code")
+        case ast.Call(func=ast.Name(id="_answer"), args=[_, code, *_]):
+            yield code
+        case ast.Call(func=ast.Name(id="record"), args=[_, _, code, *_]):
+            yield code
+        case ast.Call(func=ast.Attribute(attr="failed_attempt"), args=[_, _, _, reason, *_]):
+            yield reason
+
+
+@pytest.mark.parametrize(
+    ("program", "app", "page"),
+    [("fedcoord", coordinator_cli.app, "operating.md"), ("fedagent", agent_cli.app, "running-an-agent.md")],
+)
+def test_every_command_is_shown_and_every_shown_command_exists(program: str, app: typer.Typer, page: str) -> None:
+    real = {f"{program} {command}" for command in commands(typer.main.get_command(app))}
+    assert not [command for command in real if command not in text(page)]
+    groups = {command.rsplit(" ", 1)[0] for command in real}
+    for block in fenced(text(page), "sh"):
+        for words in re.findall(rf"^{program} (.*)", block, re.MULTILINE):
+            first, second, *_ = [*words.split(), ""]
+            shown = f"{program} {first} {second}" if f"{program} {first}" in groups else f"{program} {first}"
+            assert shown in real
+
+
+def commands(command: object) -> Iterator[str]:
+    for name, child in command.commands.items():  # type: ignore[attr-defined]
+        if hasattr(child, "commands"):
+            yield from (f"{name} {rest}" for rest in commands(child))
+        else:
+            yield name
+
+
+def test_run_files_that_are_shown_are_valid() -> None:
+    shown = fenced(text("run-file.md"), "yaml")
+    assert len(shown) == 2
+    for example in shown:
+        assert parse_run_file(example).name == yaml.safe_load(example)["name"]
+
+
+def test_the_agent_toml_that_is_shown_is_valid_and_has_every_setting() -> None:
+    (shown,) = fenced(text("running-an-agent.md"), "toml")
+    values = tomllib.loads(shown)
+    Config.model_validate(values)
+    for name, *_ in generate.fields_of(Config):
+        section, _, setting = name.rpartition(".")
+        assert setting in (values[section] if section else values)
+
+
+# ---- all pages ------------------------------------------------------------------------------------------------------
+
+
+@every_page
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(place), f"{target}: no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:coordinator|agent|shared|tests|migrations|benchmarks|examples|docs)/[\w./-]*)`", page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@every_page
+def test_no_page_names_a_place_on_somebodys_machine(page: Path) -> None:
+    assert not re.findall(r"(?<![\w.])/(?:home|root|work|tmp|Users|mnt)/\S*", page.read_text())
