@@ -29,6 +29,8 @@ class Tools:
     outbox: Outbox
     trainer: TrainerProcess
     data: DataSource
+    memory_limit: float | None = None
+    """bytes that training may take at the most"""
 
 
 def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progress], None]) -> DeltaReceipt:
@@ -62,6 +64,7 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
 
 def fetch(tools: Tools, assignment: Assignment) -> dict[str, Path]:
     """The files of the manifest by digest; what the cache holds costs nothing."""
+    check_memory(tools.memory_limit, assignment)
     refs: list[ShardRef | FileRef] = [*assignment.manifest.files, *assignment.manifest.blocks]
     tools.cache.pin((ref.digest, ref.size) for ref in refs)
     paths: dict[str, Path] = {}
@@ -72,6 +75,15 @@ def fetch(tools: Tools, assignment: Assignment) -> dict[str, Path]:
             )
         )
     return paths
+
+
+def check_memory(limit: float | None, assignment: Assignment) -> None:
+    """Refuse, before anything is fetched, a visit whose float32 weights, gradients and two moments alone are over the limit."""
+    trained = {block for group in assignment.train.groups for block in group.blocks}
+    needed = 4 * sum(ref.size for ref in assignment.manifest.blocks if ref.block in trained)
+    if limit is not None and needed > limit:
+        text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, limits.memory_gb allows {limit / 1e9:.2f}"
+        raise VisitFailed("memory_limit", text)
 
 
 def train(

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -120,6 +121,17 @@ def status(home: HomeOption = None) -> None:
         console.print(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
     except AgentError as error:
         console.print(f"coordinator: {error.message}", style="red", markup=False, soft_wrap=True)
+
+
+@app.command()
+def rotate_key(home: HomeOption = None) -> None:
+    """Get a new key under the same identity; the old one is void at once. Start the agent again afterwards."""
+    place = Home(home)
+    mine = credentials.load(place)
+    with _only_one(place):
+        key = Client(place.load_config().coordinator, mine.key).rotate_key()
+        credentials.save(place, replace(mine, key=key))
+    console.print(f"agent {mine.name} has a new key")
 
 
 @app.command()

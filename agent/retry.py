@@ -1,5 +1,6 @@
 """Decides what is worth retrying, and waits with jitter: the only place that does."""
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,8 @@ from agent.errors import CoordinatorSaid, Unreachable
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 WAIT_MAX_S = 60.0
+asleep = threading.Event()
+"""Whether the main thread waits before it calls again."""
 
 
 def is_retryable(error: Exception) -> bool:
@@ -23,16 +26,20 @@ def is_retryable(error: Exception) -> bool:
 def patiently(call: Callable[[], T], timeout: float | None = None, waited: Callable[[Exception], None] | None = None) -> T:
     """Call until it works, waiting a growing and jittered time in between; without `timeout` for as long as it takes.
 
-    An agent must outlast a coordinator that is away for a weekend. SIGTERM interrupts the waiting.
+    An agent must outlast a coordinator that is away for a weekend. `asleep` is set between two calls: a signal handler may raise
+    then, and so end the waiting.
     """
 
     def worth(error: Exception) -> bool:
         worth_it = is_retryable(error)
         if worth_it and waited is not None:
             waited(error)
+        if worth_it:
+            asleep.set()
         return worth_it
 
     for attempt in stamina.retry_context(on=worth, attempts=None, timeout=timeout, wait_initial=0.2, wait_max=WAIT_MAX_S, wait_jitter=1.0):
+        asleep.clear()
         with attempt:
             return call()
     raise AssertionError("unreachable")

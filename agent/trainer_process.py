@@ -113,6 +113,8 @@ class TrainerProcess:
             self._process.stdin.flush()
         except (OSError, ValueError):
             pass  # it died; whoever waits for its events learns it
+        except RuntimeError:
+            pass  # a signal came while a command was being written; `train` looks again right after
 
 
 def _cause(code: int) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
+from agent import retry
 from agent.assignment_run import Tools, run_assignment
 from agent.cache import ShardCache
 from agent.client import Client
@@ -34,8 +35,9 @@ class Worker:
         self._home, self._config, self._client = home, config, client
         data = DataSource(path=str(home.data_path(config)), format=config.data.format, columns=config.data.columns)
         self._trainer = TrainerProcess(config)
+        memory = config.limits.memory_gb
         cache = ShardCache(home.cache, int(config.limits.disk_gb * 1e9))
-        self._tools = Tools(client, cache, Outbox(home.outbox), self._trainer, data)
+        self._tools = Tools(client, cache, Outbox(home.outbox), self._trainer, data, memory * 1e9 if memory else None)
         self._refused: set[str] = set()
         self._stopping = False
         self._interruptible = False
@@ -61,7 +63,8 @@ class Worker:
             os._exit(128 + number)  # asked twice
         log.info("stopping; once more to stop without giving work back")
         self._stopping = True
-        if self._interruptible:
+        if self._interruptible or retry.asleep.is_set():
+            retry.asleep.clear()
             raise StopRequested
         self._trainer.end()
 

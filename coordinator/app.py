@@ -2,17 +2,14 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from coordinator.api import agents, assignments, held_out, models, runs, status
@@ -22,16 +19,15 @@ from coordinator.db import migrate
 from coordinator.db.base import Database, utcnow
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
-from coordinator.services import agents as agent_services
 from coordinator.services import assignments as assignment_services
 from coordinator.services.signals import LANES, WAKE, WAKE_ANY, Signals
 from coordinator.settings import Settings
 from coordinator.storage import open_store
+from coordinator.sweeper import sweep
 from shared.errors import FedError
 from shared.protocol import API
 
 log = logging.getLogger("fedcoord")
-UPLOAD_KEPT_S = 7 * 86_400
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -77,7 +73,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     database.after_commit = after_commit
     jobs.start()
-    sweeper = asyncio.create_task(_sweep(settings, database))
+    sweeper = asyncio.create_task(sweep(settings, database, app.state.store))
     try:
         yield
     finally:
@@ -85,26 +81,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         waiting.close()
         jobs.stop()
         database.close()
-
-
-async def _sweep(settings: Settings, database: Database) -> None:
-    """Take back lapsed leases, notice silent agents, let others stand in for absent ones."""
-    while True:
-        await asyncio.sleep(settings.sweep_every_s)
-        try:
-            await run_in_threadpool(_sweep_once, settings, database)
-        except Exception:
-            log.exception("the sweeper failed; it tries again")
-
-
-def _sweep_once(settings: Settings, database: Database) -> None:
-    with database.transaction() as session:
-        assignment_services.lapse(session, utcnow())
-        assignment_services.offer_overdue(session, utcnow())
-        agent_services.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
-    for path in settings.uploads.glob("*.part"):
-        if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
-            path.unlink(missing_ok=True)
 
 
 def _answer(status: int, code: str, message: str, detail: object = None) -> JSONResponse:

@@ -18,6 +18,9 @@ class Settings(BaseSettings):
     silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
+    keep_blobs_s: float = Field(
+        3600, ge=60, description="seconds that a blob is kept after its last use: superseded shards, applied deltas, old exports"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property

@@ -8,7 +8,7 @@ from coordinator.db.base import Base, UtcDateTime
 connection = context.config.attributes["connection"]
 
 
-def render_item(kind: str, item: object, autogen: object) -> str | bool:
+def render_item(kind: str, item: object, _autogen: object) -> str | bool:
     if kind == "type" and isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     return False

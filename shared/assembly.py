@@ -55,7 +55,8 @@ def _parameters_on_meta() -> Iterator[None]:
 def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None = None) -> nn.Module:
     """The model that `config` (the contents of a config.json) describes, its parameters on the meta device, dropout off.
 
-    `task` picks the class; None takes the one the configuration names. `attention` is transformers' attn_implementation. Never runs remote code: a configuration whose classes
+    `task` picks the class; None takes the one the configuration names. `attention` is transformers' attn_implementation.
+    Never runs remote code: a configuration whose classes
     are not part of transformers, or whose values do not fit together, raises `ModelUnknown`.
     """
     values = dict(config)

@@ -208,8 +208,10 @@ def delta(
         run_id, round = assignment.run_id, assignment.round
     size = target.finish(store, expected)  # hashing takes its time: outside of any transaction
     with database.transaction() as session:
-        transfers.count(session, run_id, round, agent.id, "delta", size)
-        return assignments.submit(session, assignment_id, agent.id, body, size, now())
+        done, new = assignments.submit(session, assignment_id, agent.id, body, size, now())
+        if new:
+            transfers.count(session, run_id, round, agent.id, "delta", size)
+        return done
 
 
 def _upload(session: Session, assignment_id: str, agent_id: str, digest: str, settings: Settings) -> Upload:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from coordinator.api.waiting import WaitingRoom
@@ -56,11 +57,13 @@ WriteDep = Annotated[Session, Depends(_transaction, scope="function")]
 ReadDep = Annotated[Session, Depends(_reading, scope="function")]
 
 
-async def bearer(authorization: Annotated[str | None, Header()] = None) -> str:
-    scheme, _, key = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+_scheme = HTTPBearer(auto_error=False, description="the operator's key (fco_…) or an agent's (fca_…)")
+
+
+async def bearer(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str:
+    if given is None or not given.credentials.strip():
         raise Unauthorized("give a key: Authorization: Bearer …")
-    return key.strip()
+    return given.credentials.strip()
 
 
 def _agent(database: DatabaseDep, key: Annotated[str, Depends(bearer)]) -> agents.Identity:

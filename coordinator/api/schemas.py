@@ -46,7 +46,10 @@ class NewKey(BaseModel):
 class ModelRequest(Message):
     name: Name
     source: str = Field(
-        min_length=1, max_length=4096, pattern=r"^[^\x00]*$", description="a directory on the coordinator's machine, or a hub id (owner/name[@revision])"
+        min_length=1,
+        max_length=4096,
+        pattern=r"^[^\x00]*$",
+        description="a directory on the coordinator's machine, or a hub id (owner/name[@revision])",
     )
 
 

@@ -16,7 +16,9 @@ console = Console()
 
 @app.command()
 def add(
-    source: Annotated[str, typer.Argument(help="A directory on the coordinator's machine, or a hub id (owner/name[@revision]).")],
+    source: Annotated[
+        str, typer.Argument(help="A directory on the coordinator's machine, or a hub id: owner/name or owner/name@revision.")
+    ],
     name: Annotated[str | None, typer.Option(help="How runs call it; default: the last part of the source.")] = None,
 ) -> None:
     """Split a model into blocks and store them. Only safetensors weights; never remote code."""

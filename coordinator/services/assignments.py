@@ -131,17 +131,19 @@ def receipt(session: Session, assignment_id: str, agent_id: str, submission: Del
     return _receipt(assignment)
 
 
-def submit(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime) -> DeltaReceipt:
-    """Take a delta whose bytes are stored and whose structure was checked: once, whatever is repeated."""
+def submit(
+    session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime
+) -> tuple[DeltaReceipt, bool]:
+    """Take a delta whose bytes are stored and whose structure was checked: once, whatever is repeated. Says whether it is new."""
     assignment, run = _locked(session, assignment_id)
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
-        return done
+        return done, False
     assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.SUBMIT)
     assignment.submitted_at, assignment.lease_expires_at = now, None
     assignment.delta_digest, assignment.delta_size = submission.digest, size
     assignment.metrics = submission.metrics.model_dump(mode="json")
     rounds.judge(session, run, assignment)
-    return _receipt(assignment)
+    return _receipt(assignment), True
 
 
 def _receipt(assignment: Assignment) -> DeltaReceipt:

@@ -65,22 +65,23 @@ class Upload:
 
         Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; a file that is wrong is not kept.
         """
-        if not self.path.exists():
-            if store.has(self.digest):
-                return store.size(self.digest)
-            raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0)
         try:
-            check_structure(expected, read_header(self.path))
-        except HeaderError as error:
-            self.path.unlink(missing_ok=True)
-            raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
-        except DeltaRefused:
-            self.path.unlink(missing_ok=True)
-            raise
-        size = self.path.stat().st_size
-        try:
+            _check(expected, self.path)
             store.adopt(self.path, self.digest)
-        except BlobCorrupt:
+        except FileNotFoundError:
+            # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
+            # The store holds more than deltas, so what is found there is judged alike.
+            if not store.has(self.digest):
+                raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0) from None
+            _check(expected, store.path(self.digest))
+        except (DeltaRefused, BlobCorrupt):
             self.path.unlink(missing_ok=True)
             raise
-        return size
+        return store.size(self.digest)
+
+
+def _check(expected: dict[str, tuple[int, ...]], path: Path) -> None:
+    try:
+        check_structure(expected, read_header(path))
+    except HeaderError as error:
+        raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error

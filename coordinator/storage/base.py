@@ -1,5 +1,6 @@
 """What a store of immutable blobs promises; `tests/contract` runs one test class over every implementation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -50,6 +51,10 @@ class BlobStore(Protocol):
 
     def adopt(self, path: Path, digest: str) -> None:
         """Move the local file at `path` in, verified; on `BlobCorrupt` (its bytes are not `digest`) or `StoreFull` it stays there."""
+        ...
+
+    def stored(self) -> Iterator[tuple[str, float]]:
+        """Digest and time (seconds since the epoch) of every blob, in no order."""
         ...
 
     def delete(self, digest: str) -> None:

@@ -48,6 +48,13 @@ class LocalBlobStore:
             os.fsync(file.fileno())
             self.publish(path, digest)
 
+    def stored(self) -> Iterator[tuple[str, float]]:
+        for path in self._root.glob("??/*"):
+            try:
+                yield path.name, path.stat().st_mtime
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+
     def delete(self, digest: str) -> None:
         self._place(digest).unlink(missing_ok=True)
 

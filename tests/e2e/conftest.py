@@ -42,7 +42,8 @@ class Federation:
         self.operator.post("/models", {"name": "tiny", "source": str(bert)})
         self.partitions = [write_rows(folder / f"rows-{i}.jsonl", i) for i in range(2)]
         self.agents = [
-            AgentProcess(folder / f"agent-{i}", f"agent-{i}").enrol(self.coordinator, path).start() for i, path in enumerate(self.partitions)
+            AgentProcess(folder / f"agent-{i}", f"agent-{i}").enrol(self.coordinator, path).start()
+            for i, path in enumerate(self.partitions)
         ]
         model = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)
         assert model["state"] == "ready", model["reason"]

@@ -19,7 +19,9 @@ def fedcoord(federation: Federation, *arguments: str, key: str | None = None) ->
         **os.environ, **ENVIRONMENT, "FEDCOORD_URL": federation.coordinator.url, "COLUMNS": "200",
         "FEDCOORD_OPERATOR_KEY": federation.coordinator.key if key is None else key,
     }  # fmt: skip
-    return subprocess.run([sys.executable, "-m", "coordinator.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "coordinator.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def fedagent(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +32,9 @@ def fedagent(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path: Path) -> None:
-    from shared.batches import Encoder, forward_logits
     from transformers import AutoModelForSequenceClassification
+
+    from shared.batches import Encoder, forward_logits
 
     write_rows(tmp_path / "held-out.jsonl", 99)
     values = spec("by-hand", steps=60)

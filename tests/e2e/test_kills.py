@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.conftest import Federation, spec
 from tests.support.processes import wait_for
 
-STEPS = 400  # long enough to be killed in the middle
+STEPS = 250  # long enough to be killed in the middle
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,12 +84,16 @@ def test_what_becomes_too_large_as_it_arrives_is_cut_off_and_not_kept(live: Live
     assert MIB < assignment.max_delta_bytes < 2 * MIB
     digest = digest_of(b"large")
 
+    hand.put(assignment, os.urandom(100_000), digest=digest)
+
     def chunks() -> Iterator[bytes]:  # without a length: chunked
-        for _ in range(24):
-            yield os.urandom(MIB // 8)
+        for _ in range(100):
+            yield os.urandom(MIB // 64)
+            time.sleep(0.001)
 
     with unchanged(live, run):
-        error = refused(hand.http.put(path(assignment, digest), content=chunks()), 413, "delta_too_large")
+        answer = hand.http.put(path(assignment, digest), params={"offset": 100_000}, content=chunks())
+        error = refused(answer, 413, "delta_too_large")
     assert error.detail == {"limit": assignment.max_delta_bytes}
     assert hand.offset(assignment, digest) == {"offset": 0, "complete": False}
     assert not part(live, assignment, digest).exists()

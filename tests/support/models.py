@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-WORDS = "the a card money bank lost stolen pay transfer top up why how my is was not working please help i need new pin".split()
+WORDS = ["the", "a", "card", "money", "bank", "lost", "stolen", "pay", "transfer", "top", "up", "why", "how", "my", "is", "was", "not", "working", "please", "help", "i", "need", "new", "pin"]
 
 
 def _wordpiece(folder: Path) -> None:

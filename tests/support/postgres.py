@@ -1,6 +1,5 @@
 """A PostgreSQL server of our own for the tests, as an unprivileged user, in a temporary directory."""
 
-import glob
 import os
 import pwd
 import shutil
@@ -12,7 +11,8 @@ from pathlib import Path
 
 def find_program(name: str) -> str | None:
     """initdb and friends; Debian keeps them off the PATH."""
-    return shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None)
+    packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    return shutil.which(name) or next((str(path) for path in packaged), None)
 
 
 class PostgresServer:

@@ -122,8 +122,9 @@ class Hand:
         assert answer.status_code == 200, answer.text
         return load(answer.content)
 
-    def delta(self, assignment: Assignment, value: float = 0.01) -> Tensors:
-        """A delta with `value` everywhere."""
+    def delta(self, assignment: Assignment, value: float | None = None) -> Tensors:
+        """A delta with `value` everywhere; by default a small one that no other delta has."""
+        value = 0.01 + next(_numbers) * 1e-6 if value is None else value
         return {
             name: torch.full_like(t, value, dtype=torch.float32) for tensors in self.base(assignment).values() for name, t in tensors.items()
         }

@@ -121,7 +121,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_tensor_that_the_model_does_not_have_is_refused() -> None:
     assembled = Assembled(skeleton(config_of(FAMILIES["bert"][1](2)), "text-classification"))
-    with pytest.raises(AssemblyError, match="holds layers.99.weight, which the model does not have"):
+    with pytest.raises(AssemblyError, match=r"holds layers\.99\.weight, which the model does not have"):
         assembled.put({"layers.99.weight": torch.zeros(1)})
 
 

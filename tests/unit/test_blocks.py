@@ -58,7 +58,7 @@ def test_the_forward_pass_runs_through_the_blocks_in_that_order(family: str) -> 
             for n, _ in module.named_parameters(recurse=False)
             if canonical(f"{path}.{n}", prefix) in block_of
         }
-        tied = "lm_head" in path and not AFTER[family][-1:] == ["head"]  # a second use of the embeddings
+        tied = "lm_head" in path and AFTER[family][-1:] != ["head"]  # a second use of the embeddings
         if own and not tied:
             [index] = own
             module.register_forward_hook(lambda *_, index=index: ran.append(index))

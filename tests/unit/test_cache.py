@@ -260,7 +260,7 @@ def test_a_full_disk_is_a_reason_that_the_agent_reports(
     cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(agent.cache.os, "fsync", raises(OSError(number, os.strerror(number))))
-    with pytest.raises(VisitFailed, match="disk of .* is full") as failed:
+    with pytest.raises(VisitFailed, match=r"disk of .* is full") as failed:
         cache.get(DIGEST, SIZE, Coordinator().fetch)
     assert failed.value.reason == "disk_full"
     assert DIGEST not in files(tmp_path)

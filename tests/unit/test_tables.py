@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ ROWS = [{"text": 'my card, "gone"', "label": 0}, {"text": "two\nlines – ünïc
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> Path:
-    opened = gzip.open(path, "wt", encoding=encoding, newline="") if path.suffix == ".gz" else path.open("w", encoding=encoding, newline="")
-    with opened as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    data = text.getvalue().encode(encoding)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,25 @@ def base(shards: dict[str, Path]) -> dict[str, torch.Tensor]:
     return {name: tensor for path in shards.values() for name, tensor in load_file(path).items()}
 
 
+def open_emulator(request: TrainRequest, block: str) -> tuple[Emulator, dict[str, nn.Parameter]]:
+    """An emulator with one open block, and the parameters of that block."""
+    emulator = Emulator(Path(request.files["config.json"]), "text-classification", "cpu", torch.float32, "eager")
+    emulator.update(request.shards, [block])
+    return emulator, emulator.open(next(Path(s.path) for s in request.shards if s.block == block))
+
+
 @pytest.mark.parametrize(
     "opened", [["layers.0"], ["layers.1"], ["head"], ["embeddings"], ["layers.1", "head"], ["layers.0", "pooler", "head"]]
 )
 def test_only_the_open_blocks_change_and_the_delta_is_the_difference(ask: Ask, shards: dict[str, Path], opened: list[str]) -> None:
     visitor = Visitor("cpu")
-    delta = visit(visitor, ask(*opened))
+    trainable: list[set[str]] = []
+
+    def look() -> bool:
+        trainable.append({canonical(n, "bert") for n, p in model_of(visitor).named_parameters() if p.requires_grad})
+        return False
+
+    delta = visit(visitor, ask(*opened), look)
     before, after = base(shards), values_of(model_of(visitor))
     inside = {name for block in opened for name in load_file(shards[block])}
     assert {name for name in after if not torch.equal(after[name], before[name])} == {n for n in inside if delta[n].any()}
@@ -106,14 +119,13 @@ def test_only_the_open_blocks_change_and_the_delta_is_the_difference(ask: Ask, s
         assert delta[name].dtype == torch.float32
         assert torch.equal(delta[name], after[name] - before[name])
     assert all(any(delta[name].any() for name in load_file(shards[block])) for block in opened)
-    assert {canonical(n, "bert") for n, p in model_of(visitor).named_parameters() if p.requires_grad} == inside
+    assert trainable == [inside] * 4, "in each of four steps"
+    assert not any(p.requires_grad or p.grad is not None for p in model_of(visitor).parameters()), "nothing is kept between visits"
 
 
 @pytest.mark.parametrize(("opened", "below"), [("layers.1", "encoder.layer.0"), ("layers.0", "embeddings"), ("head", "pooler")])
 def test_nothing_below_the_open_block_is_kept_for_backward(ask: Ask, opened: str, below: str) -> None:
-    visitor = Visitor("cpu")
-    visit(visitor, ask(opened))  # leaves the model with this block open
-    model = model_of(visitor)
+    model: Any = open_emulator(ask(opened), opened)[0].model
     saved: list[torch.Tensor] = []
     kept_below: list[int] = []
 
@@ -209,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_first_step(ask: Ask, shards:
     save_file(tensors, spoilt)
     visitor = Visitor("cpu")
     request = ask("layers.1", replaced={"head": spoilt})
-    with pytest.raises(NonFinite, match="the loss is .* at step 1 of 4"):
+    with pytest.raises(NonFinite, match=r"the loss is .* at step 1 of 4"):
         visit(visitor, request)
     assert not Path(request.delta_path).exists()
     after = values_of(model_of(visitor))
@@ -222,12 +234,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_first_step(ask: Ask, shards:
 
 
 @pytest.fixture
-def loop(bert: Path, ask: Ask) -> Iterator[Callable[..., Any]]:
+def loop(bert: Path, ask: Ask) -> Callable[..., Any]:
     """The training loop itself on an emulator with `layers.1` open."""
     request = ask("layers.1")
-    emulator = Emulator(Path(request.files["config.json"]), "text-classification", "cpu", torch.float32, "eager")
-    emulator.update(request.shards, ["layers.1"])
-    opened = emulator.open(next(Path(s.path) for s in request.shards if s.block == "layers.1"))
+    emulator, opened = open_emulator(request, "layers.1")
     partition = Partition(request.data, bert, request.train)
 
     def run(should_stop: Callable[[], bool] = lambda: False, **settings: Any) -> Any:
@@ -237,7 +247,7 @@ def loop(bert: Path, ask: Ask) -> Iterator[Callable[..., Any]]:
         return train(emulator.model, groups, partition, changed, torch.float32, "cpu", memory, lambda _: None, should_stop)
 
     run.parameters = opened  # type: ignore[attr-defined]
-    yield run
+    return run
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -128,6 +128,41 @@ async def test_who_left_is_not_woken(room: WaitingRoom) -> None:
 
 
 @in_room
+async def test_an_offer_goes_on_to_the_next_until_all_were_asked(room: WaitingRoom) -> None:
+    places = {name: room.enter(name) for name in ("ann", "bob", "eve")}
+    room.wake_any(1)
+    for asked in ("ann", "bob", "eve"):
+        await settle()
+        assert [name for name, place in places.items() if place.is_set()] == [asked]
+        places[asked].clear()  # it looked and could not take it
+        room.pass_on(places[asked])
+    assert not any(place.is_set() for place in places.values()), "nobody is asked twice"
+
+
+@in_room
+async def test_who_leaves_with_work_uses_one_offer_and_the_rest_go_on(room: WaitingRoom) -> None:
+    ann = room.enter("ann")
+    room.wake_any(1)
+    await settle()
+    ann.clear()
+    room.wake_any(1)
+    await settle()
+    assert len(ann.offers) == 2
+    bob, eve = room.enter("bob"), room.enter("eve")
+    room.leave("ann", ann, served=True)
+    assert (bob.is_set(), eve.is_set()) == (True, False)
+
+
+@in_room
+async def test_who_leaves_without_work_gives_its_offer_to_the_next(room: WaitingRoom) -> None:
+    ann, bob = room.enter("ann"), room.enter("bob")
+    room.wake_any(1)
+    await settle()
+    room.leave("ann", ann)
+    assert bob.is_set()
+
+
+@in_room
 async def test_closing_lets_everybody_go(room: WaitingRoom) -> None:
     places = [room.enter(name) for name in ("ann", "bob")]
     assert not room.closed

@@ -1,0 +1,49 @@
+"""Looks after what time changes: lapsed leases, silent agents, absent ones to stand in for, and what can be deleted."""
+
+import asyncio
+import logging
+import time
+from datetime import timedelta
+
+from starlette.concurrency import run_in_threadpool
+
+from coordinator.db.base import Database, utcnow
+from coordinator.services import agents, assignments, garbage
+from coordinator.settings import Settings
+from coordinator.storage import BlobStore
+
+log = logging.getLogger("fedcoord.sweeper")
+UPLOAD_KEPT_S = 7 * 86_400
+
+
+async def sweep(settings: Settings, database: Database, store: BlobStore) -> None:
+    """Run until cancelled; a sweep that fails is tried again."""
+    tidied = time.monotonic()
+    while True:
+        await asyncio.sleep(settings.sweep_every_s)
+        try:
+            await run_in_threadpool(sweep_leases, settings, database)
+            if time.monotonic() - tidied > settings.keep_blobs_s / 6:
+                tidied = time.monotonic()
+                await run_in_threadpool(tidy, settings, database, store)
+        except Exception:
+            log.exception("the sweeper failed; it tries again")
+
+
+def sweep_leases(settings: Settings, database: Database) -> None:
+    with database.transaction() as session:
+        assignments.lapse(session, utcnow())
+        assignments.offer_overdue(session, utcnow())
+        agents.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
+
+
+def tidy(settings: Settings, database: Database, store: BlobStore) -> None:
+    """Delete blobs that nothing needs, and uploads that nobody goes on with."""
+    before = time.time() - settings.keep_blobs_s
+    with database.reading() as session:
+        keep = garbage.needed(session, utcnow())
+    if count := garbage.collect(store, keep, before):
+        log.info("deleted %d blobs that nothing needs any more", count)
+    for path in settings.uploads.glob("*.part"):
+        if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
+            path.unlink(missing_ok=True)
