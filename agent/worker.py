@@ -108,7 +108,9 @@ class Worker:
         try:
             if self._stopping:
                 raise StopRequested
-            return patiently(lambda: self._client.claim(request, WAIT_S), waited=waited)
+            # Jitter: agents that began together must not go on asking together.
+            wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
+            return patiently(lambda: self._client.claim(request, wait), waited=waited)
         finally:
             self._interruptible = False
 

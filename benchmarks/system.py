@@ -49,8 +49,13 @@ class System:
     def _start_coordinator(self) -> None:
         log = self._folder / "coordinator.log"
         command = [sys.executable, "-m", "coordinator.cli", "serve", "--home", str(self.home), "--port", "0"]
-        self.web = psutil.Process(self._spawn(command, log).pid)
-        text = _wait(lambda: log.read_text() if "Application startup complete" in log.read_text() else "", "the coordinator started")
+        process = self._spawn(command, log)
+        self.web = psutil.Process(process.pid)
+        until = time.monotonic() + 60
+        while "Application startup complete" not in (text := log.read_text()):
+            assert process.poll() is None, f"the coordinator ended: {text}"
+            assert time.monotonic() < until, f"the coordinator does not start: {text}"
+            time.sleep(0.05)
         url, key = re.search(r"coordinator at (http://\S+?:\d+)", text), re.search(r"FEDCOORD_OPERATOR_KEY=(\S+)", text)
         assert url, text
         assert key, text
@@ -128,7 +133,7 @@ class System:
 
     def wait_for(self, run_id: str) -> Any:
         """The view of a run that has completed."""
-        run = self.operator.wait(lambda: self.operator.get(f"/runs/{run_id}"), lambda r: r["state"] != "running", every=0.25)
+        run = self.operator.wait(lambda: self.operator.get(f"/runs/{run_id}"), lambda r: r["state"] != "running", every=1)
         assert run["state"] == "completed", f"{run['state']}: {run['reason']}"
         return run
 
@@ -140,12 +145,3 @@ class System:
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def _wait(look: Any, what: str, limit: float = 60) -> Any:
-    until = time.monotonic() + limit
-    while not (value := look()):
-        if time.monotonic() > until:
-            raise TimeoutError(f"in vain waited until {what}")
-        time.sleep(0.05)
-    return value

@@ -55,7 +55,7 @@ def list_agents(session: ReadDep) -> list[Agent]:
     "/agents/{name}/revoke",
     summary="Revoke an agent",
     response_model=AgentView,
-    responses=errors(401, 404, 409),
+    responses=errors(401, 404, 409, 422),
     dependencies=[OperatorDep],
 )
 def revoke(name: str, session: WriteDep) -> Agent:

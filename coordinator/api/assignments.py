@@ -1,13 +1,14 @@
 """`/v1/assignments`: the straight path as agents walk it."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from coordinator.api.deps import AgentDep, DatabaseDep, ReadDep, SettingsDep, StoreDep, WaitingDep, WriteDep, now
+from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, ReadDep, SettingsDep, StoreDep, WaitingDep, WriteDep, now
 from coordinator.api.files import blob_response
 from coordinator.api.schemas import errors
 from coordinator.db.base import Database
@@ -29,9 +30,27 @@ from shared.protocol import (
     UploadOffset,
 )
 
-router = APIRouter(prefix="/assignments", tags=["assignments"], responses=errors(401, 403))
+router = APIRouter(prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 WRITE_CHUNK = 1 << 20
 AssignmentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,60}$")]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A glance at the work there is, and how many wakes there had been before it."""
+
+    glance: agents.Glance
+    wakes: int
+
+
+async def _arrive(database: DatabaseDep, waiting: WaitingDep, key: BearerDep) -> Arrival:
+    wakes = waiting.wakes
+
+    def look() -> agents.Glance:
+        with database.reading() as session:
+            return agents.glance(session, key, now())
+
+    return Arrival(await run_in_threadpool(look), wakes)
 
 
 @router.post(
@@ -43,22 +62,27 @@ AssignmentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,60}$")]
 async def claim(
     request: Request,
     body: ClaimRequest,
-    agent: AgentDep,
+    arrival: Annotated[Arrival, Depends(_arrive)],
     database: DatabaseDep,
     waiting: WaitingDep,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
 ) -> Assignment | Response:
     """Long poll: answers at once when there is work, else as soon as there is some."""
     deadline = asyncio.get_running_loop().time() + wait
+    agent = arrival.glance.agent
     place = waiting.enter(agent.id)
     found = None
+    # What was offered between the glance and the entering would have been missed.
+    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes
     try:
         while True:
             place.clear()
-            found = await run_in_threadpool(_claim_once, database, agent.id, body)
+            if look_closer:
+                found = await run_in_threadpool(_claim_once, database, agent.id, body)
             if found is not None:
                 return found
             waiting.pass_on(place)
+            look_closer = True
             left = deadline - asyncio.get_running_loop().time()
             try:
                 await asyncio.wait_for(place.wait(), max(0.0, left))
@@ -176,15 +200,20 @@ async def upload(
 
     target = await run_in_threadpool(begin)
     buffer = bytearray()
+
+    async def write() -> None:
+        data = bytes(buffer)
+        buffer.clear()  # before it is written: what could not be written must not be tried again, at another offset
+        await run_in_threadpool(target.append, data)
+
     try:
         async for chunk in request.stream():
             buffer += chunk
             if len(buffer) >= WRITE_CHUNK:
-                await run_in_threadpool(target.append, bytes(buffer))
-                buffer.clear()
+                await write()
     finally:
         if buffer:
-            await run_in_threadpool(target.append, bytes(buffer))
+            await write()
     return UploadOffset(offset=target.offset, complete=False)
 
 

@@ -8,7 +8,7 @@ from coordinator.db import queries
 from coordinator.db.models import Model
 from coordinator.services import models
 
-router = APIRouter(prefix="/models", tags=["models"], responses=errors(401), dependencies=[OperatorDep])
+router = APIRouter(prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
 
 
 @router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422))

@@ -10,7 +10,7 @@ from coordinator.errors import NotFound
 from coordinator.services import offers, runs, status
 from coordinator.services.views import AssignmentView, RunSummary, RunView
 
-router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401))
+router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401, 422))
 operator = [OperatorDep]
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Place(asyncio.Event):
@@ -21,6 +22,8 @@ class WaitingRoom:
         self._places: OrderedDict[str, Place] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
+        self.wakes = 0
+        """Counts up at every wake: whoever was not in the room yet sees that there was one."""
 
     def open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -34,7 +37,7 @@ class WaitingRoom:
         return len(self._places)
 
     def enter(self, agent: str) -> Place:
-        """A place for a claim; must be entered before the first look for work, so that no wake is missed in between.
+        """A place for a claim; `wakes` must be read before the first look for work, so that none is missed in between.
 
         A second claim of the same agent takes the place over, and the first one is let go.
         """
@@ -67,9 +70,13 @@ class WaitingRoom:
         """Wake the `count` agents that have waited longest."""
         self._call(self._set_first, count)
 
-    def _call(self, function: object, argument: object) -> None:
+    def _call(self, function: Callable[[Any], None], argument: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, argument)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(self._count, function, argument)
+
+    def _count(self, function: Callable[[Any], None], argument: object) -> None:
+        self.wakes += 1
+        function(argument)
 
     def _set(self, agents: list[str]) -> None:
         for agent in agents:

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Agent, EnrolmentToken
+from coordinator.db.models import Agent, Assignment, EnrolmentToken
 from coordinator.domain.agent import AGENT, AgentEvent, AgentState, needs_seen
+from coordinator.domain.assignment import AssignmentState
 from coordinator.errors import Conflict, Forbidden, NotFound, Unauthorized
 from coordinator.services import assignments, keys
 from coordinator.services.events import record
@@ -76,8 +78,30 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key)
 
 
+@dataclass(frozen=True)
+class Glance:
+    """Who is asking, and whether a claim could find something or has something to write down."""
+
+    agent: Identity
+    worth_a_claim: bool
+
+
 def authenticate(session: Session, key: str) -> Identity:
     row = session.execute(select(Agent.id, Agent.name, Agent.state).where(Agent.key_hash == keys.key_hash(key))).one_or_none()
+    return _known(row)
+
+
+def glance(session: Session, key: str, now: datetime) -> Glance:
+    """Authenticate, and look for work, in one statement: a thousand idle agents ask again and again."""
+    held = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
+    pending = exists().where(Assignment.state == AssignmentState.PENDING)
+    columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, held.label("held"), pending.label("pending"))
+    row: Any = session.execute(select(*columns).where(Agent.key_hash == keys.key_hash(key))).one_or_none()
+    agent = _known(row)
+    return Glance(agent, row.held or row.pending or needs_seen(row.state, row.last_seen_at, now))
+
+
+def _known(row: Any) -> Identity:
     if row is None:
         raise Unauthorized("this needs an agent's key (Authorization: Bearer fca_…); enrol with `fedagent enroll`")
     if row.state == AgentState.REVOKED:

@@ -89,7 +89,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
             for a, name in leased
         ],
         bytes=_bytes(transfers.totals(session)),
-        jobs=dict(jobs.tuples().all()),
+        jobs={str(row[0]): int(row[1]) for row in jobs},
         last_errors=_events(queries.recent_events(session, 20, ("error", "warning"))),
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Deltas on their way: appended to a file aside, resumable at the byte where they stopped."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Upload:
         self.path = folder / f"{assignment_id}-{digest}.part"
         self.digest = digest
         self._limit = limit
+        self._at = self.offset
 
     @property
     def offset(self) -> int:
@@ -44,17 +46,21 @@ class Upload:
         """Refuse before the first byte what cannot be taken."""
         if offset != self.offset:
             raise OffsetMismatch(f"{self.offset} bytes have arrived; send from there", offset=self.offset)
+        self._at = offset
         if length is not None and offset + length > self._limit:
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes, not {offset + length}", limit=self._limit)
 
     def append(self, data: bytes) -> None:
-        if self.offset + len(data) > self._limit:
+        """Write the bytes that follow. A repeat that overtakes a request which still hangs writes the same bytes to the same place."""
+        if self._at + len(data) > self._limit:
             self.path.unlink(missing_ok=True)
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes", limit=self._limit)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("ab") as file:
+            with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+                file.seek(self._at)
                 file.write(data)
+            self._at += len(data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull("the coordinator's disk is full; what arrived is kept, try again later") from error

@@ -46,6 +46,7 @@ class LocalBlobStore:
             raise BlobCorrupt(f"the bytes have digest {actual}, not {digest}", expected=digest, actual=actual)
         with _full_disk_told(), path.open("rb") as file:
             os.fsync(file.fileno())
+            os.utime(path)  # as young as any blob just written: its last byte may have arrived long ago
             self.publish(path, digest)
 
     def stored(self) -> Iterator[tuple[str, float]]:

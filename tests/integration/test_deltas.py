@@ -189,7 +189,9 @@ def test_what_the_coordinator_has_anyway_is_no_delta(live: LiveCoordinator, mode
     assert live.operator.get(f"/runs/{run}")["state"] == "running"
 
 
-@pytest.mark.parametrize("change", [{"attempt": "x"}, {"digest": "x"}, {"metrics": None}, {"rows": ["my data"]}, {"metrics.loss_last": 1e999}])
+@pytest.mark.parametrize(
+    "change", [{"attempt": "x"}, {"digest": "x"}, {"metrics": None}, {"rows": ["my data"]}, {"metrics.loss_last": 1e999}]
+)
 def test_a_submission_that_is_none_changes_nothing(live: LiveCoordinator, model: str, hand: Hand, change: dict[str, Any]) -> None:
     run = start_run(live, model, [hand])
     assignment = hand.take(run)

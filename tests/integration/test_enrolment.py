@@ -82,7 +82,9 @@ def test_a_name_that_is_no_name_is_refused(live: LiveCoordinator, name: str) -> 
     assert enrol(live, good, fresh("good")).status_code == 201
 
 
-@pytest.mark.parametrize("more", [{"device": {"memory_bytes": 10**400}}, {"device": {"cores": 0}}, {"version": "1" * 41}, {"weights": "mine"}])
+@pytest.mark.parametrize(
+    "more", [{"device": {"memory_bytes": 10**400}}, {"device": {"cores": 0}}, {"version": "1" * 41}, {"weights": "mine"}]
+)
 def test_what_an_agent_says_of_itself_is_checked(live: LiveCoordinator, more: dict[str, object]) -> None:
     name = fresh("odd")
     refused(enrol(live, token(live), name, **more), 422, "invalid_request")

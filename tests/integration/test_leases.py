@@ -156,7 +156,9 @@ def test_too_many_failures_pause_the_run_with_the_reason_and_resume_goes_on(live
     assert settled(live, run)["rounds_done"] == 1
 
 
-def test_a_run_without_an_agent_left_is_paused_and_resume_asks_all_again(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+def test_a_run_without_an_agent_left_is_paused_and_resume_asks_all_again(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand
+) -> None:
     run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
     hand.give_back(hand.take(run), "data_invalid", "no such column")
     assert live.operator.get(f"/runs/{run}")["state"] == "running"
@@ -185,7 +187,7 @@ def test_what_a_revoked_agent_holds_goes_to_another(live: LiveCoordinator, model
 def test_numbers_that_are_none_do_not_get_into_the_books(live: LiveCoordinator, model: str, hand: Hand, value: str) -> None:
     run = start_run(live, model, [hand])
     assignment = hand.take(run)
-    body = '{"attempt": 1, "progress": {"phase": "training", "loss": %s}}' % value
+    body = '{"attempt": 1, "progress": {"phase": "training", "loss": VALUE}}'.replace("VALUE", value)
     with unchanged(live, run):
         path = f"/assignments/{assignment.assignment_id}/renew"
         refused(hand.http.post(path, content=body, headers={"Content-Type": "application/json"}), 422, "invalid_request")

@@ -147,7 +147,9 @@ def test_a_name_whose_import_failed_can_be_used_again(live: LiveCoordinator, ber
     refused(operator(live).post("/models", json={"name": model["name"], "source": str(bert)}), 409, "model_name_taken")
 
 
-@pytest.mark.parametrize("body", [{}, {"name": "a b", "source": "x"}, {"name": "x"}, {"name": "x", "source": ""}, {"name": "x", "source": "\0"}])
+@pytest.mark.parametrize(
+    "body", [{}, {"name": "a b", "source": "x"}, {"name": "x"}, {"name": "x", "source": ""}, {"name": "x", "source": "\0"}]
+)
 def test_a_request_that_is_none_adds_nothing(live: LiveCoordinator, body: dict[str, str]) -> None:
     before = live.operator.get("/models")
     refused(operator(live).post("/models", json=body), 422, "invalid_request")

@@ -75,9 +75,7 @@ def test_only_runs_that_there_are_can_be_acted_on(live: LiveCoordinator, action:
     refused(operator(live).post(f"/runs/nobody/{action}"), 404, "not_found")
 
 
-def test_a_run_cannot_start_before_it_is_prepared(
-    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_cannot_start_before_it_is_prepared(live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     may_go_on, real = threading.Event(), coordinator.engine.prepare.prepare
 
     def slow(*arguments: Any) -> Any:
@@ -98,9 +96,7 @@ def test_a_run_cannot_start_before_it_is_prepared(
     act(live, run, "start")
 
 
-def test_a_run_cancelled_while_it_is_prepared_stays_cancelled(
-    live: LiveCoordinator, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_cancelled_while_it_is_prepared_stays_cancelled(live: LiveCoordinator, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     may_go_on, real = threading.Event(), coordinator.engine.prepare.prepare
 
     def slow(*arguments: Any) -> Any:

@@ -57,9 +57,7 @@ def test_only_what_was_fetched_is_in_the_ledger_and_once(live: LiveCoordinator, 
     ("wanted", "part"),
     [("bytes=0-99", slice(0, 100)), ("bytes=100-", slice(100, None)), ("bytes=7-7", slice(7, 8)), ("bytes=-5", slice(-5, None))],
 )
-def test_a_range_is_what_was_asked_for_and_counted_as_such(
-    live: LiveCoordinator, hand: Hand, run: str, wanted: str, part: slice
-) -> None:
+def test_a_range_is_what_was_asked_for_and_counted_as_such(live: LiveCoordinator, hand: Hand, run: str, wanted: str, part: slice) -> None:
     assignment = hand.take(run)
     ref = assignment.manifest.blocks[0]
     whole = live.store.path(ref.digest).read_bytes()

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-WORDS = ["the", "a", "card", "money", "bank", "lost", "stolen", "pay", "transfer", "top", "up", "why", "how", "my", "is", "was", "not", "working", "please", "help", "i", "need", "new", "pin"]
+# fmt: off
+WORDS = [
+    "the", "a", "card", "money", "bank", "lost", "stolen", "pay", "transfer", "top", "up", "why", "how", "my", "is", "was", "not", "working",
+    "please", "help", "i", "need", "new", "pin",
+]
+# fmt: on
 
 
 def _wordpiece(folder: Path) -> None:
@@ -62,7 +67,9 @@ def tiny_gpt2(folder: Path, layers: int = 2, seed: int = 0) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=100, n_embd=32, n_layer=layers, n_head=2, n_positions=128, bos_token_id=2, eos_token_id=3, pad_token_id=0)
+    config = GPT2Config(
+        vocab_size=100, n_embd=32, n_layer=layers, n_head=2, n_positions=128, bos_token_id=2, eos_token_id=3, pad_token_id=0
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     _wordpiece(folder)
     return folder

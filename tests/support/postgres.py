@@ -51,4 +51,5 @@ class PostgresServer:
         return f"postgresql://fed@127.0.0.1:{self.port}/{name}"
 
     def stop(self) -> None:
-        self._run(str(self._pg_ctl), "-D", str(self._data), "-m", "immediate", "stop")
+        if (self._data / "postmaster.pid").exists():
+            self._run(str(self._pg_ctl), "-D", str(self._data), "-m", "immediate", "stop")

@@ -81,7 +81,10 @@ class AgentProcess:
     def start(self) -> "AgentProcess":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent.cli", "run", "--home", str(self.home)], stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}
+                [sys.executable, "-m", "agent.cli", "run", "--home", str(self.home)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT},
             )
         return self
 

@@ -126,7 +126,9 @@ class Hand:
         """A delta with `value` everywhere; by default a small one that no other delta has."""
         value = 0.01 + next(_numbers) * 1e-6 if value is None else value
         return {
-            name: torch.full_like(t, value, dtype=torch.float32) for tensors in self.base(assignment).values() for name, t in tensors.items()
+            name: torch.full_like(t, value, dtype=torch.float32)
+            for tensors in self.base(assignment).values()
+            for name, t in tensors.items()
         }
 
     def put(self, assignment: Assignment, data: bytes, offset: int = 0, digest: str | None = None) -> httpx.Response:
