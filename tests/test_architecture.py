@@ -37,7 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.commands": {"shared", "coordinator.operator", "coordinator.domain", "coordinator.errors"},
     "coordinator.app": {
         "shared", "coordinator.api", "coordinator.dashboard", "coordinator.db", "coordinator.domain", "coordinator.errors",
-        "coordinator.jobs", "coordinator.services", "coordinator.settings", "coordinator.storage",
+        "coordinator.jobs", "coordinator.services", "coordinator.settings", "coordinator.storage", "coordinator.sweeper",
+    },
+    "coordinator.sweeper": {
+        "shared", "coordinator.db", "coordinator.errors", "coordinator.services", "coordinator.settings", "coordinator.storage",
     },
     "coordinator.serve": {"shared", "coordinator.app", "coordinator.db", "coordinator.services", "coordinator.settings", "coordinator.errors"},
     "coordinator.cli": {

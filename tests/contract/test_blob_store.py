@@ -207,6 +207,20 @@ class TestBlobStore:
         store.delete(ABSENT)
         assert not store.has(DIGEST)
 
+    def test_all_blobs_are_listed_with_the_time_when_they_came(self, store: BlobStore, tmp_path: Path) -> None:
+        assert list(store.stored()) == []
+        began = time.time() - 1
+        source = tmp_path / "delta.part"
+        source.write_bytes(b"its last byte arrived long ago")
+        os.utime(source, (1, 1))
+        store.adopt(source, digest_of_file(source))
+        put(store)
+        with store.writer() as unfinished:
+            unfinished.write(b"not a blob yet")
+            listed = dict(store.stored())
+        assert set(listed) == {DIGEST, digest_of(b"its last byte arrived long ago")}
+        assert all(began < written < time.time() + 1 for written in listed.values())
+
     def test_many_writers_of_the_same_and_of_other_bytes(self, store: BlobStore) -> None:
         blobs = [bytes([i % 4]) * 50_000 for i in range(12)]
         threads = [threading.Thread(target=put, args=(store, blob, 5_000)) for blob in blobs]

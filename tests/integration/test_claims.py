@@ -93,8 +93,8 @@ def test_first_come_goes_to_whoever_asks(live: LiveCoordinator, model: str, hand
 def test_first_come_wakes_somebody_who_may(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     run = live.create_run(run_file(model, [other], schedule={"agents": "first_come"}))["name"]
     with ThreadPoolExecutor() as pool:
-        outsider = waiting(live, pool, hand, run, wait=4)  # waits longest, and has no part in the run
-        claim = waiting(live, pool, other, run, wait=4)
+        outsider = waiting(live, pool, hand, run, wait=2.5)  # waits longest, and has no part in the run
+        claim = waiting(live, pool, other, run, wait=2.5)
         live.operator.post(f"/runs/{run}/start")
         started = time.monotonic()
         found, answered = claim.result()

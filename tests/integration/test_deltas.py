@@ -9,11 +9,20 @@ import torch
 from safetensors.torch import save
 
 from shared.digests import digest_of
+from shared.protocol import Assignment
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, Hand, Tensors, events, last_visit, refused, settled, start_run, state_of, unchanged, versions
 
 BIAS = "encoder.layer.0.output.dense.bias"
 WEIGHT = "encoder.layer.0.output.dense.weight"
+
+
+@pytest.fixture(scope="module")
+def held(live: LiveCoordinator, model: str) -> tuple[Hand, str, Assignment]:
+    """One assignment for all deltas that are refused: none of them may leave a trace on it."""
+    hand = Hand(live)
+    run = start_run(live, model, [hand], lease_s=3600)
+    return hand, run, hand.take(run)
 
 
 def changed(change: Callable[[Tensors], Any]) -> Callable[[Tensors], bytes]:
@@ -64,10 +73,9 @@ def header_says_more(good: Tensors) -> bytes:
     ],
 )
 def test_a_delta_of_the_wrong_form_is_not_taken(
-    live: LiveCoordinator, model: str, hand: Hand, spoil: Callable[[Tensors], bytes], said: str
+    live: LiveCoordinator, held: tuple[Hand, str, Assignment], spoil: Callable[[Tensors], bytes], said: str
 ) -> None:
-    run = start_run(live, model, [hand])
-    assignment = hand.take(run)
+    hand, run, assignment = held
     data = spoil(hand.delta(assignment))
     with unchanged(live, run):
         assert said in refused(hand.send(assignment, data), 422, "delta_refused").message

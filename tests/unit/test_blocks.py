@@ -10,7 +10,7 @@ from torch import nn
 from shared.blocks import BlockSpec, layer_index, own_tensors, partition, select
 from shared.errors import PartitionError
 from shared.families import base_prefix, canonical, find_stack
-from tests.support.families import DECODER, FAMILIES, OPT, TINY
+from tests.support.families import FAMILIES, OPT, TINY
 
 # What follows the layers, in order; "lm_head" of a tied model belongs to the embeddings.
 AFTER = {
@@ -215,11 +215,14 @@ def test_a_model_without_layers_is_refused() -> None:
         partition(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()])))
 
 
-def test_experts_inside_a_layer_belong_to_it() -> None:
-    config = transformers.MixtralConfig(**DECODER, num_hidden_layers=2, num_local_experts=2)
-    model = transformers.MixtralForCausalLM(config)
+def test_a_list_inside_a_layer_belongs_to_it() -> None:
+    model = FAMILIES["llama-tied"][1](2)
+    for layer in model.model.layers:
+        layer.mlp.experts = nn.ModuleList(nn.Linear(16, 99) for _ in range(3))
     assert find_stack(model).path == "model.layers"
-    assert names(partition(model)) == ["embeddings", "layers.0", "layers.1", "norm", "head"]
+    blocks = {b.name: b for b in partition(model)}
+    assert list(blocks) == ["embeddings", "layers.0", "layers.1", "norm"]
+    assert "layers.1.mlp.experts.2.weight" in [t.name for t in blocks["layers.1"].tensors]
 
 
 def test_projections_of_opt_are_where_they_are_run() -> None:
