@@ -82,7 +82,7 @@ class Operator:
                     answer.read()
                     self._answer(answer)
                 with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                    for chunk in answer.iter_bytes(CHUNK):
+                    for chunk in answer.iter_bytes():  # as it comes: what is buffered would be lost at a cut
                         file.write(chunk)
         if digest_of_file(part) != digest:
             part.unlink()

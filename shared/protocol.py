@@ -178,7 +178,7 @@ class RenewRequest(Message):
 
 class RenewAnswer(BaseModel):
     lease_seconds: float
-    go_on: bool = Field(description="false: stop training and give the assignment back (the run was paused or cancelled)")
+    go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
 
 
 class TrainMetrics(Message):

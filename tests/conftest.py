@@ -17,13 +17,13 @@ DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server. Where its programs are missing the test is skipped; in CI they must be there."""
     if find_program("initdb") is None:
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL's initdb was not found, and CI must not skip it: apt-get install postgresql")
         pytest.skip("PostgreSQL's initdb was not found: install postgresql to run this test")
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    server = PostgresServer()
     yield server
     server.stop()
 

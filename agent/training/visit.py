@@ -44,14 +44,16 @@ class Visitor:
         shards = {s.block: s for s in request.shards}
         opened = [block for group in settings.groups for block in group.blocks]
         emulator.update(request.shards, opened)
-        trained = {block: emulator.open(Path(shards[block].path)) for block in opened}
-        groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
-        metrics = train(emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop)
-        write_delta(trained, {block: Path(shards[block].path) for block in opened}, Path(request.delta_path))
-        del trained, groups
-        emulator.close()
-        give_back_memory()
-        return metrics
+        try:
+            trained = {block: emulator.open(Path(shards[block].path)) for block in opened}
+            groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
+            metrics = train(emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop)
+            write_delta(trained, {block: Path(shards[block].path) for block in opened}, Path(request.delta_path))
+            return metrics
+        finally:
+            trained, groups = {}, []
+            emulator.close()
+            give_back_memory()
 
     def _model(self, request: TrainRequest, precision: torch.dtype) -> Emulator:
         key = (request.model_key, request.train.task, precision)

@@ -44,7 +44,7 @@ def utcnow() -> datetime:
 
 
 class Database:
-    """Sessions in transactions. What a service puts under `session.info["signals"]` is handed to `after_commit` once it is true."""
+    """Sessions in transactions. What a service puts into `session.info` is handed to `after_commit` once it is true."""
 
     def __init__(self, url: str, after_commit: AfterCommit | None = None) -> None:
         self.url = url

@@ -52,13 +52,10 @@ def pending_assignments(session: Session, lock: bool = True) -> Sequence[tuple[A
     return [(a, r) for a, r in rows]
 
 
-def leased_to(session: Session, agent_id: str) -> Sequence[Assignment]:
-    return session.scalars(
-        select(Assignment)
-        .where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == agent_id)
-        .order_by(Assignment.id)
-        .with_for_update()
-    ).all()
+def leased_to(session: Session, agent_id: str) -> Sequence[str]:
+    """Ids of the assignments that an agent holds."""
+    leased = (Assignment.state == AssignmentState.LEASED) & (Assignment.agent_id == agent_id)
+    return session.scalars(select(Assignment.id).where(leased).order_by(Assignment.id)).all()
 
 
 def unfinished_jobs(session: Session, subject: str) -> int:

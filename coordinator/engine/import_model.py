@@ -74,9 +74,7 @@ def locate(source: str) -> Path:
         raise ModelRefused("hub ids need huggingface_hub: pip install 'fedcybgd[hub]'") from error
     name, _, revision = source.partition("@")
     try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
-        )
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except Exception as error:
         raise ModelRefused(f"the hub did not give {source}: {type(error).__name__}: {error}") from error
 

@@ -29,6 +29,7 @@ def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     """
     config = _task_config(payload)
     model = skeleton(config, payload.task)
+    _check_length(model, payload.max_length)
     blocks = partition(model, payload.layers_per_block)
     names = [b.name for b in blocks]
     trained = select(payload.patterns, names)
@@ -47,6 +48,12 @@ def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     files = [*payload.files, write_json(store, "config.json", config)]
     rows = len(_held_out(store, payload.held_out, payload)) if payload.held_out else None
     return PrepareResult(files=files, blocks=stored, trained=visited, held_out_rows=rows)
+
+
+def _check_length(model: nn.Module, max_length: int) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < max_length:
+        raise RunRefused(f"task.max_length is {max_length}, but this model has only {positions} positions", positions=positions)
 
 
 def _held_out(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload) -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ HEADER_ROOM = 1 << 20
 
 def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime) -> protocol.Assignment | None:
     """Lease an assignment to an agent: its own unfinished one again (attempt + 1), or the one that waits longest for it."""
-    for held in queries.leased_to(session, agent_id):
-        run = session.get_one(Run, held.run_id)
+    for assignment_id in queries.leased_to(session, agent_id):
+        held, run = _locked(session, assignment_id)
+        if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
+            continue  # lapsed a moment ago
         if not RUN.is_final(run.state) and _consents(run, request):
             return _lease(session, held, run, agent_id, now)
         _give_back(session, held, run, "stopping", "", now)
@@ -153,11 +155,12 @@ def _receipt(assignment: Assignment) -> DeltaReceipt:
 
 def lapse(session: Session, now: datetime) -> None:
     """Take back the leases that ended: the work waits again, under the next attempt."""
-    query = select(Assignment).where(Assignment.state == AssignmentState.LEASED, Assignment.lease_expires_at < now)
-    for assignment in session.scalars(query.with_for_update(skip_locked=True)):
-        assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.LAPSE)
-        run = session.get_one(Run, assignment.run_id)
-        rounds.failed_attempt(session, run, assignment, "lease_lapsed", "the agent did not renew its lease", now)
+    ended = (Assignment.state == AssignmentState.LEASED) & (Assignment.lease_expires_at < now)
+    for assignment_id in session.scalars(select(Assignment.id).where(ended).order_by(Assignment.id)).all():
+        assignment, run = _locked(session, assignment_id)
+        if assignment.state == AssignmentState.LEASED and assignment.lease_expires_at is not None and assignment.lease_expires_at < now:
+            assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.LAPSE)
+            rounds.failed_attempt(session, run, assignment, "lease_lapsed", "the agent did not renew its lease", now)
 
 
 def extend_all(session: Session, now: datetime) -> None:
@@ -169,8 +172,10 @@ def extend_all(session: Session, now: datetime) -> None:
 
 def release_all(session: Session, agent_id: str, now: datetime) -> None:
     """Give back what a revoked agent holds, and let others have what was meant for it."""
-    for assignment in queries.leased_to(session, agent_id):
-        _give_back(session, assignment, session.get_one(Run, assignment.run_id), "stopping", "", now)
+    for assignment_id in queries.leased_to(session, agent_id):
+        assignment, run = _locked(session, assignment_id)
+        if assignment.state == AssignmentState.LEASED:
+            _give_back(session, assignment, run, "stopping", "", now)
     session.flush()
     waiting = (Assignment.meant_for == agent_id) & (Assignment.state == AssignmentState.PENDING)
     session.execute(update(Assignment).where(waiting).values(meant_for=None))

@@ -185,7 +185,7 @@ def applied(session: Session, job: Job, result: ApplyResult) -> None:
 
 
 def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
-    """Have the model scored on the held-out rows, at the start, as often as the run file says, and at the end."""
+    """Have the model scored on the held-out rows: at the start (but for `end`), as often as the run file says, and at the end."""
     spec = RunFile.model_validate(run.spec)
     if spec.evaluate is None or spec.evaluate.digest is None:
         return
@@ -198,7 +198,7 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
             every = run.rounds_total
         case int(number):
             every = number
-    if after_rounds % every and after_rounds != run.rounds_total:
+    if after_rounds != run.rounds_total and (after_rounds % every or spec.evaluate.every == "end"):
         return
     payload = EvaluatePayload(
         after_rounds=after_rounds, task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names,

@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -98,6 +99,7 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     visits = operator.get(f"/runs/{run['id']}/assignments")
     first, last = run["evaluations"][0], run["evaluations"][-1]
     head = anchor["evaluations"][-1] if anchor else None
+    peaks = [v["metrics"]["peak_memory_bytes"] for v in visits]
     model_bytes = sum(4 * b["num_parameters"] for b in run["blocks"])
     metric = "accuracy" if spec.task.kind == "text-classification" else "loss"
     figures = report.Figures(
@@ -106,7 +108,7 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
         start_loss=first["loss"], head_only_loss=head["loss"] if head else None, final_loss=last["loss"], reloaded_loss=reloaded["loss"],
         wall_s=time.monotonic() - began, training_s=_seconds(run),
         bytes_down=run["bytes"]["down"], bytes_up=run["bytes"]["up"], fedavg_bytes=2 * model_bytes * len(visits),
-        visit_peak_bytes=max(v["metrics"]["peak_memory_bytes"] for v in visits), full_peak_bytes=int(full["peak_bytes"]),
+        visit_peak_bytes=max(peaks), visit_peak_bytes_median=int(statistics.median(peaks)), full_peak_bytes=int(full["peak_bytes"]),
         web_memory_bytes=system.memory_of_web_process(), exported=str(exported),
     )  # fmt: skip
     report.show(console, figures)
@@ -141,7 +143,7 @@ def _follow(system: System, operator: Operator, run: dict[str, Any]) -> dict[str
                 console.print(text + (f", held-out loss {score['loss']:.4f} after round {score['after_rounds']}" if score else ""))
             if view["state"] in FINAL and not view["pending_jobs"]:
                 break
-            time.sleep(0.25)
+            time.sleep(0.5)
     if view["state"] != "completed":
         raise DemoFailed(f"the run ended {view['state']}: {view['reason']}")
     return view

@@ -8,8 +8,6 @@ from typing import Any
 
 from examples.demo.system import ENVIRONMENT
 
-STEPS = 12
-
 
 def in_process(what: str, *arguments: str) -> Any:
     """Run one measurement in a fresh process and return its JSON answer."""
@@ -22,7 +20,7 @@ def in_process(what: str, *arguments: str) -> Any:
 
 
 def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str, float]:
-    """Peak memory and step time of full fine-tuning: the agents' own training loop, with all blocks open at once."""
+    """Peak memory and step time of full fine-tuning: a visit of the agents' own training loop, with all blocks open."""
     import tempfile
 
     import torch
@@ -37,9 +35,7 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
     assignment = Assignment.model_validate_json(run_json)
     blocks = assignment.manifest.blocks
     rate = assignment.train.groups[0].learning_rate / 10
-    settings = assignment.train.model_copy(
-        update={"groups": [ParameterGroup(blocks=[b.block for b in blocks], learning_rate=rate)], "steps": STEPS}
-    )
+    settings = assignment.train.model_copy(update={"groups": [ParameterGroup(blocks=[b.block for b in blocks], learning_rate=rate)]})
     with tempfile.TemporaryDirectory() as scratch:
         request = TrainRequest(
             assignment_id="full", files={f.name: str(store.path(f.digest)) for f in assignment.manifest.files}, model_key="full",
@@ -47,7 +43,7 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
             train=settings, data=DataSource(path=data), delta_path=f"{scratch}/delta.safetensors",
         )  # fmt: skip
         metrics = Visitor("cpu").visit(request, lambda _: None, lambda: False)
-    return {"peak_bytes": metrics.peak_memory_bytes, "seconds_a_step": metrics.seconds / STEPS}
+    return {"peak_bytes": metrics.peak_memory_bytes, "seconds_a_step": metrics.seconds / metrics.steps}
 
 
 def score(directory: str, task: str, held_out: str, max_length: str) -> dict[str, float]:

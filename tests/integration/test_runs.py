@@ -139,6 +139,12 @@ def test_a_schedule_that_means_nothing_fails_with_the_reason(
     assert said in failed(live, run_file(model, "all", schedule=schedule), code)
 
 
+def test_rows_longer_than_the_model_has_positions_are_refused(live: LiveCoordinator, model: str) -> None:
+    spec = run_file(model, "all")
+    spec["task"]["max_length"] = 65
+    assert "only 64 positions" in failed(live, spec, "run_refused")
+
+
 def test_a_fresh_head_may_be_all_that_is_trained(live: LiveCoordinator, model: str) -> None:
     run = live.create_run(run_file(model, "all", schedule={"blocks": ["head"], "always": []}))
     assert (run["state"], run["rounds_total"]) == ("draft", 1)

@@ -20,7 +20,7 @@ def test_a_message_that_may_quote_a_row_stays_with_the_agent(
     name = f"quotes-{reason}"
     live.add_model(name, bert)
     client = live.enrol(name)
-    spec = {"name": name, "model": name, "agents": [name], "task": {"kind": "text-classification", "labels": 3}}
+    spec = {"name": name, "model": name, "agents": [name], "task": {"kind": "text-classification", "labels": 3, "max_length": 32}}
     live.create_run({**spec, "schedule": {"blocks": ["layers"], "always": ["head"]}}, start=True)
     assignment = client.claim(ClaimRequest(), wait=5)
     assert assignment is not None

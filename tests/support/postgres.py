@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def find_program(name: str) -> str | None:
 class PostgresServer:
     """Started by the constructor, gone after `stop`; `new_database` gives a URL to an empty database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="fedcybgd-postgres-"))
         initdb, self._pg_ctl = find_program("initdb"), find_program("pg_ctl")
         assert initdb, "initdb was not found"
         assert self._pg_ctl, "pg_ctl was not found"
@@ -27,9 +29,6 @@ class PostgresServer:
         if os.geteuid() == 0:
             # PostgreSQL refuses to run as root; the package made a user for it, else nobody will do.
             self._user = next(u.pw_name for name in ("postgres", "nobody") for u in pwd.getpwall() if u.pw_name == name)
-            for path in (folder, *folder.parents):
-                if path.stat().st_uid == 0 and path != Path("/"):
-                    path.chmod(path.stat().st_mode | 0o055)
             shutil.chown(folder, self._user)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -53,3 +52,4 @@ class PostgresServer:
     def stop(self) -> None:
         if (self._data / "postmaster.pid").exists():
             self._run(str(self._pg_ctl), "-D", str(self._data), "-m", "immediate", "stop")
+        shutil.rmtree(self._data.parent, ignore_errors=True)
