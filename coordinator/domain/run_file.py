@@ -84,7 +84,9 @@ class TrainSection(Section):
 class EvaluateSection(Section):
     held_out: str = Field(min_length=1, description="CSV, JSONL or Parquet file on held-out rows; relative to the run file")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column, where they differ")
-    every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1)] = Field("cycle", description="or a number of rounds")
+    every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1)] = Field(
+        "cycle", description="or a number of rounds; the model is scored before the first round too, but for `end`"
+    )
     digest: Digest | None = Field(None, description="of the uploaded held-out file; filled in by `fedcoord run create`")
 
 
