@@ -12,6 +12,8 @@ from shared.protocol import Assignment, Progress, RenewRequest
 
 log = logging.getLogger("fedagent.heartbeat")
 PROGRESS_EVERY_S = 2.0
+FIRST_S = 0.5
+"""Whoever watches sees soon that a visit has begun."""
 
 
 class Heartbeat:
@@ -38,7 +40,9 @@ class Heartbeat:
         lease = self._assignment.lease_seconds
         every = min(lease / 3, PROGRESS_EVERY_S)
         renewed = time.monotonic()
-        while not self._stop.wait(every):
+        wait = min(every, FIRST_S)
+        while not self._stop.wait(wait):
+            wait = every
             request = RenewRequest(attempt=self._assignment.attempt, progress=self._progress())
             try:
                 answer = self._client.renew(self._assignment.assignment_id, request)

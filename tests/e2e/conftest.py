@@ -27,7 +27,7 @@ def spec(name: str, steps: int = 20, **schedule: Any) -> dict[str, Any]:
     """A run over both layers with the head along: four rounds in two cycles."""
     values = {
         "name": name, "model": "tiny", "task": {"kind": "text-classification", "labels": 2, "max_length": 16},
-        "schedule": {"cycles": 2, "blocks": ["layers"], "always": ["pooler", "head"], **schedule},
+        "schedule": {"cycles": 2, "blocks": ["layers"], "always": ["pooler", "head"]} | schedule,
         "train": {"steps": steps, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"},
         "lease_s": 20,
     }  # fmt: skip

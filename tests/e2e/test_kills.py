@@ -8,16 +8,16 @@ import pytest
 from tests.e2e.conftest import Federation, spec
 from tests.support.processes import wait_for
 
-STEPS = 250  # long enough to be killed in the middle
+STEPS = 1200  # long enough to be killed in the middle, on a fast machine too
 
 
 @pytest.fixture(scope="module")
 def undisturbed(federation: Federation) -> dict[str, str]:
-    return federation.digests(federation.start(spec("undisturbed", STEPS)))
+    return federation.digests(federation.start(spec("undisturbed", STEPS, cycles=1)))
 
 
 def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-agent", STEPS))
+    run_id = federation.start(spec("kill-agent", STEPS, cycles=1))
     agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
     trainer = agent.trainer()
     assert trainer is not None
@@ -28,7 +28,7 @@ def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed:
 
 
 def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-trainer", STEPS))
+    run_id = federation.start(spec("kill-trainer", STEPS, cycles=1))
     assignment = wait_for(lambda: federation.training(run_id))
     trainer = federation.agent_of(assignment).trainer()
     assert trainer is not None
@@ -41,7 +41,7 @@ def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[
 
 
 def test_the_coordinator_is_killed_while_an_agent_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-coordinator", STEPS))
+    run_id = federation.start(spec("kill-coordinator", STEPS, cycles=1))
     wait_for(lambda: federation.training(run_id))
     workers = psutil.Process(federation.coordinator.process.pid).children(recursive=True)  # type: ignore[union-attr]
     federation.coordinator.kill()
@@ -53,7 +53,7 @@ def test_the_coordinator_is_killed_while_an_agent_trains(federation: Federation,
 
 
 def test_the_engine_is_killed_again_and_again(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-engine", STEPS))
+    run_id = federation.start(spec("kill-engine", STEPS, cycles=1))
     wait_for(lambda: federation.training(run_id))
     for _ in range(2):
         for worker in psutil.Process(federation.coordinator.process.pid).children(recursive=True):  # type: ignore[union-attr]
@@ -64,7 +64,7 @@ def test_the_engine_is_killed_again_and_again(federation: Federation, undisturbe
 
 
 def test_an_agent_told_to_stop_gives_its_work_back(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("sigterm", STEPS))
+    run_id = federation.start(spec("sigterm", STEPS, cycles=1))
     agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
     assert agent.stop() == 0
     current = federation.operator.get(f"/runs/{run_id}")["current"][0]
@@ -74,7 +74,7 @@ def test_an_agent_told_to_stop_gives_its_work_back(federation: Federation, undis
 
 
 def test_agents_wait_for_a_coordinator_that_is_not_there(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.create(spec("absent", STEPS))
+    run_id = federation.create(spec("absent", STEPS, cycles=1))
     for agent in federation.agents:
         agent.stop()
     assert federation.coordinator.stop() == 0
