@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 
 setup: $(VENV)/.installed ## Make .venv and install everything (the other targets do so by themselves)
 
-demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live (about 5 minutes)
+demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live (about 6 minutes on two cores)
 	$(BIN)/python -m examples.demo banking77 $(JSON_OPTION)
 
 demo-lm: setup ## The same for a small Llama on Shakespeare, with text before and after
