@@ -8,13 +8,15 @@ from pathlib import Path
 from agent.cache import ShardCache
 from agent.client import Client
 from agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
+from agent.fetching import cheapest
 from agent.heartbeat import Heartbeat
 from agent.messages import DataSource, LocalShard, TrainRequest
 from agent.outbox import Outbox
+from agent.residuals import Residuals
 from agent.retry import patiently
 from agent.trainer_process import TrainerProcess
 from shared.digests import digest_of_file
-from shared.protocol import Assignment, DeltaReceipt, DeltaSubmission, FileRef, Progress, ShardRef, TrainMetrics
+from shared.protocol import Assignment, BlobRef, DeltaReceipt, DeltaSubmission, FileRef, Progress, TrainMetrics
 
 log = logging.getLogger("fedagent")
 LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
@@ -29,8 +31,19 @@ class Tools:
     outbox: Outbox
     trainer: TrainerProcess
     data: DataSource
+    residuals: Residuals
     memory_limit: float | None = None
     """bytes that training may take at the most"""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a visit needs, all of it on this machine."""
+
+    files: dict[str, str]
+    shards: list[LocalShard]
+    spent: set[str]
+    """digests of what is of no use once the shards are made"""
 
 
 def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progress], None]) -> DeltaReceipt:
@@ -51,8 +64,8 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
             entry = tools.outbox.find(assignment)
             if entry is None:
-                paths = fetch(tools, assignment)
-                metrics = train(tools, assignment, paths, heartbeat, remember)
+                fetched = fetch(tools, assignment)
+                metrics = train(tools, assignment, fetched, heartbeat, remember)
                 entry = tools.outbox.put(assignment, metrics)
             remember(latest[-1].model_copy(update={"phase": "sending"}))
             return send(tools, assignment, entry[0], entry[1])
@@ -62,19 +75,26 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
             raise
 
 
-def fetch(tools: Tools, assignment: Assignment) -> dict[str, Path]:
-    """The files of the manifest by digest; what the cache holds costs nothing."""
+def fetch(tools: Tools, assignment: Assignment) -> Fetched:
+    """The files of the manifest, and for each shard what it can be made of; what the cache holds costs nothing."""
     check_memory(tools.memory_limit, assignment)
-    refs: list[ShardRef | FileRef] = [*assignment.manifest.files, *assignment.manifest.blocks]
-    tools.cache.pin((ref.digest, ref.size) for ref in refs)
+    manifest = assignment.manifest
+    ways = [cheapest(ref, tools.cache.has) for ref in manifest.blocks]
+    blobs: list[FileRef | BlobRef] = [*manifest.files, *(blob for way in ways for blob in way.blobs)]
+    tools.cache.pin([*((ref.digest, ref.size) for ref in blobs), *((ref.digest, ref.size) for ref in manifest.blocks),
+                     *((way.base, 0) for way in ways if way.base)])  # fmt: skip
     paths: dict[str, Path] = {}
-    for ref in refs:
+    for ref in blobs:
         paths[ref.digest] = patiently(
             lambda ref=ref: tools.cache.get(  # type: ignore[misc]
                 ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset)
             )
         )
-    return paths
+    for shard in manifest.blocks:
+        tools.cache.make_room(shard.digest, shard.size)
+    shards = [way.local(tools.cache.path) for way in ways]
+    spent = {blob.digest for way in ways for blob in way.blobs} - {ref.digest for ref in manifest.blocks}
+    return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, spent)
 
 
 def check_memory(limit: float | None, assignment: Assignment) -> None:
@@ -86,24 +106,29 @@ def check_memory(limit: float | None, assignment: Assignment) -> None:
         raise VisitFailed("memory_limit", text)
 
 
-def train(
-    tools: Tools, assignment: Assignment, paths: dict[str, Path], heartbeat: Heartbeat, report: Callable[[Progress], None]
-) -> TrainMetrics:
-    manifest = assignment.manifest
+def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
+    trained = [block for group in assignment.train.groups for block in group.blocks]
+    feedback = assignment.error_feedback
     request = TrainRequest(
-        assignment_id=assignment.assignment_id,
-        files={f.name: str(paths[f.digest]) for f in manifest.files},
-        model_key=assignment.run_id,
-        shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(paths[b.digest])) for b in manifest.blocks],
-        train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+        assignment_id=assignment.assignment_id, files=fetched.files, model_key=assignment.run_id, shards=fetched.shards,
+        dropped=assignment.manifest.dropped, train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+        delta_codec=assignment.delta_codec, carried=tools.residuals.of(assignment.run_id, trained) if feedback else {},
+        leave=str(tools.outbox.left_path(assignment)) if feedback else None,
     )  # fmt: skip
-    metrics = tools.trainer.train(request, report, heartbeat.lost)
+    try:
+        metrics = tools.trainer.train(request, report, heartbeat.lost)
+    except VisitFailed as error:
+        if error.reason == "shard_corrupt":  # whatever it was made of: the next attempt fetches all of it again
+            tools.cache.drop({*fetched.spent, *(shard.digest for shard in fetched.shards)})
+        raise
+    tools.cache.drop(fetched.spent)
     return metrics.model_copy(update={"bytes_down": tools.cache.bytes_fetched})
 
 
 def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
     """Upload what has not arrived yet, then submit; both may be repeated as often as needed."""
     digest = digest_of_file(delta)
+    sent_before = tools.client.bytes_sent
     size = delta.stat().st_size
     if size > assignment.max_delta_bytes:
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
@@ -116,9 +141,8 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
 
     def submit() -> DeltaReceipt:
         try:
-            return tools.client.submit(
-                assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=metrics)
-            )
+            done = metrics.model_copy(update={"bytes_up": tools.client.bytes_sent - sent_before})
+            return tools.client.submit(assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=done))
         except CoordinatorSaid as error:
             if error.code in ("upload_incomplete", "digest_mismatch", "offset_mismatch"):
                 raise Unreachable(f"the upload has to be repeated: {error.message}") from error
@@ -138,5 +162,9 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
             raise
 
     receipt = patiently(whole, waited=lambda error: log.warning("sending is delayed: %s", error))
+    if assignment.error_feedback:
+        tools.residuals.keep(assignment.run_id, tools.outbox.left_path(assignment))
+    # Once it is applied, it is the way from the block as received to the block's next version.
+    tools.cache.adopt(delta, digest)
     tools.outbox.clear()
     return receipt

@@ -36,6 +36,27 @@ class ShardCache:
                 f"this visit needs {sum(wanted.values()) / 1e9:.2f} GB of shards, limits.disk_gb allows {self._limit / 1e9:.2f}; raise it",
             )
 
+    def path(self, digest: str) -> Path:
+        """Where a blob is, or would be."""
+        return self._root / digest
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def make_room(self, digest: str, size: int) -> None:
+        """Make room for a file that the training process is going to write."""
+        self._make_room(digest, size)
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Move a file in that was made here and is known by its digest."""
+        self._make_room(digest, path.stat().st_size)
+        path.replace(self.path(digest))
+
+    def drop(self, digests: Iterable[str]) -> None:
+        """Forget blobs; what is not there is no error."""
+        for digest in digests:
+            self.path(digest).unlink(missing_ok=True)
+
     def get(self, digest: str, size: int, fetch: Fetch) -> Path:
         """The verified file of a shard, fetched if it is not there.
 

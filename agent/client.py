@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
-from agent.errors import CoordinatorSaid, KeyRefused, Unreachable
+from agent.errors import AgentError, CoordinatorSaid, KeyRefused, ManifestInvalid, Unreachable
 from shared.protocol import (
     API,
     AgentSelf,
@@ -35,6 +36,8 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT)
         self.url = url
+        self.bytes_sent = 0
+        """Bytes of deltas that were sent"""
 
     def close(self) -> None:
         self._http.close()
@@ -59,7 +62,12 @@ class Client:
     def claim(self, request: ClaimRequest, wait: float) -> Assignment | None:
         timeout = httpx.Timeout(30, read=wait + 30)
         answer = self._call("POST", "/assignments/claim", params={"wait": wait}, json=request.model_dump(), timeout=timeout)
-        return Assignment.model_validate_json(answer.content) if answer.status_code == 200 else None
+        if answer.status_code != 200:
+            return None
+        try:
+            return Assignment.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise _invalid(answer, error) from error
 
     def state(self, assignment_id: str) -> AssignmentState:
         return AssignmentState.model_validate(self._call("GET", f"/assignments/{assignment_id}").json())
@@ -87,13 +95,19 @@ class Client:
         return UploadOffset.model_validate(self._call("GET", f"/assignments/{assignment_id}/upload/{digest}").json())
 
     def upload(self, assignment_id: str, digest: str, path: Path, offset: int) -> UploadOffset:
-        """Send the bytes of `path` from `offset` on."""
+        """Send the bytes of `path` from `offset` on; `bytes_sent` counts them."""
         size = path.stat().st_size - offset
+
+        def body() -> Iterator[bytes]:
+            while chunk := file.read(CHUNK):
+                yield chunk
+                self.bytes_sent += len(chunk)
+
         with path.open("rb") as file:
             file.seek(offset)
             answer = self._call(
                 "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset},
-                content=iter(lambda: file.read(CHUNK), b""), headers={"Content-Length": str(size)},
+                content=body(), headers={"Content-Length": str(size)},
             )  # fmt: skip
         return UploadOffset.model_validate(answer.json())
 
@@ -118,3 +132,15 @@ class Client:
             code, message, detail = "not_a_coordinator", f"{self.url} answered {answer.status_code}: is it a coordinator?", {}
         kind = KeyRefused if answer.status_code == 401 or code == "agent_revoked" else CoordinatorSaid
         raise kind(answer.status_code, code, message, **detail)
+
+
+def _invalid(answer: httpx.Response, error: ValidationError) -> AgentError:
+    """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
+    first = error.errors()[0]
+    what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+    try:
+        body = answer.json()
+        assignment_id, attempt = str(body["assignment_id"]), int(body["attempt"])
+    except (ValueError, KeyError, TypeError):
+        assignment_id, attempt = "", 0
+    return ManifestInvalid(f"the assignment cannot be read ({what}); is this agent of the coordinator's version?", assignment_id, attempt)

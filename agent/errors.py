@@ -52,6 +52,17 @@ class VisitFailed(AgentError):
         self.reason = reason
 
 
+class ManifestInvalid(AgentError):
+    """An assignment that this agent cannot read: a codec that it does not know, say. Its lease should be given back."""
+
+    code = "manifest_invalid"
+
+    def __init__(self, message: str, assignment_id: str, attempt: int) -> None:
+        super().__init__(message)
+        self.assignment_id = assignment_id
+        self.attempt = attempt
+
+
 class LeaseGone(AgentError):
     """The lease is not ours any more: leave the work alone."""
 

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-from shared.protocol import Progress, ReturnReason, TrainMetrics, TrainSettings
+from shared.protocol import DeltaCodec, Progress, ReturnReason, TrainMetrics, TrainSettings
 from shared.tables import Format
 
 
@@ -16,11 +16,43 @@ class DataSource(BaseModel):
     columns: dict[str, str] = {}
 
 
+class LocalPatch(BaseModel):
+    """A step from one shard to the next; `digest` and `target` are those of the next."""
+
+    kind: Literal["difference", "delta"]
+    path: str
+    weight: float
+    digest: str
+    target: str
+
+
 class LocalShard(BaseModel):
+    """Where a shard is, or is to be, and what it can be made of: its packed form, or an older shard and patches."""
+
     block: str
     digest: str
     codec: str
     path: str
+    size: int = 0
+    packed: str | None = None
+    base: str | None = None
+    patches: list[LocalPatch] = []
+
+
+class TrainingOptions(BaseModel):
+    """How training trades time for memory; none of it changes what is learned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute activations above the trained block twice instead of keeping them; auto: when they are large"
+    )
+    prefix_cache: Literal["auto", "off", "memory", "disk"] = Field(
+        "auto", description="compute what enters the trained block once a visit; auto: when rows are used more than once"
+    )
+    chunked_logits: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute a language model's logits in chunks; auto: from 8 million logits a batch"
+    )
 
 
 class TrainRequest(BaseModel):
@@ -32,9 +64,16 @@ class TrainRequest(BaseModel):
     model_key: str
     """same key: same configuration, so that blocks in memory may stay"""
     shards: list[LocalShard]
+    dropped: list[str] = []
+    """blocks of layers that this emulator does without"""
     train: TrainSettings
     data: DataSource
     delta_path: str
+    delta_codec: DeltaCodec = "float32"
+    carried: dict[str, str] = {}
+    """block → file of what the codec left out of its last delta"""
+    leave: str | None = None
+    """directory for what it leaves out of this one"""
 
 
 class Command(BaseModel):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,10 @@ class Outbox:
 
     def delta_path(self, assignment: Assignment) -> Path:
         return self._root / f"{_work(assignment)}.safetensors"
+
+    def left_path(self, assignment: Assignment) -> Path:
+        """Directory for what the delta's codec leaves out."""
+        return self._root / f"{_work(assignment)}.left"
 
     def put(self, assignment: Assignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
         """Note the metrics beside the delta that lies at `delta_path`."""
@@ -45,9 +50,13 @@ class Outbox:
 
     def clear(self) -> None:
         for path in self._root.iterdir():
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _work(assignment: Assignment) -> str:
     blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
-    return digest_of(json.dumps([assignment.assignment_id, blocks, assignment.train.model_dump(mode="json")]).encode())[:32]
+    how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback]
+    return digest_of(json.dumps([assignment.assignment_id, blocks, how, assignment.train.model_dump(mode="json")]).encode())[:32]

@@ -10,6 +10,8 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from agent.errors import ConfigError
+from agent.messages import TrainingOptions
+from shared.protocol import DeclaredLimits
 from shared.tables import Format
 
 Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
@@ -33,6 +35,7 @@ class DeviceSection(Section):
 class LimitsSection(Section):
     memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
     disk_gb: float = Field(20, gt=0, description="size of the shard cache at the most, in 1e9 bytes")
+    bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
 
 
@@ -46,6 +49,7 @@ class Config(Section):
     device: DeviceSection = DeviceSection()
     limits: LimitsSection = LimitsSection()
     consent: ConsentSection = ConsentSection()
+    training: TrainingOptions = TrainingOptions()
 
 
 class Home:
@@ -57,6 +61,7 @@ class Home:
         self.credentials = self.path / "credentials.json"
         self.cache = self.path / "cache"
         self.outbox = self.path / "outbox"
+        self.residuals = self.path / "residuals"
         self.status = self.path / "status.json"
         self.lock = self.path / "lock"
 
@@ -80,6 +85,12 @@ class Home:
 
 def _problem(kind: str, message: str) -> str:
     return {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(kind, message)
+
+
+def declared(config: Config) -> DeclaredLimits:
+    """What the coordinator is told of the limits."""
+    limits = config.limits
+    return DeclaredLimits(memory_bytes=int((limits.memory_gb or 0) * 1e9), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
 
 
 def within_hours(hours: list[str], now: datetime) -> bool:
@@ -110,7 +121,13 @@ threads = 0                     # 0: as many as torch takes
 [limits]
 # memory_gb = 8                 # private memory of the training process at the most
 disk_gb = 20                    # size of the shard cache at the most
+# bandwidth_mbit = 50           # speed of the line; emulators are planned by it
 hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always
+
+[training]                      # memory against time; results are the same
+checkpointing = "auto"          # auto, on, off
+prefix_cache = "auto"           # auto, off, memory, disk
+chunked_logits = "auto"         # auto, on, off
 
 [consent]
 runs = ["*"]                    # names of the runs to take part in

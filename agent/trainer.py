@@ -6,12 +6,12 @@ import sys
 import threading
 from typing import TextIO
 
-from agent.messages import Command, TrainerEvent, TrainRequest
-from shared.errors import DataError, FedError
+from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
+from shared.errors import DataError, FedError, HeaderError
 from shared.protocol import Progress, ReturnReason
 
 
-def main(device: str, threads: int, memory_limit: int) -> None:
+def main(device: str, threads: int, memory_limit: int, options: TrainingOptions) -> None:
     """Serve until standard input ends: when the daemon is gone, however it went, this process goes too."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
@@ -29,7 +29,7 @@ def main(device: str, threads: int, memory_limit: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     import_model_code()
-    visitor = Visitor(choose_device(device))
+    visitor = Visitor(choose_device(device), options, memory_limit)
     _say(out, TrainerEvent(event="ready"))
     while True:
         request = commands.get()
@@ -48,8 +48,11 @@ def _listen(commands: "queue.Queue[TrainRequest]", stop: threading.Event) -> Non
 
 
 def _visit(visitor: object, request: TrainRequest, out: TextIO, stop: threading.Event) -> TrainerEvent:
-    from agent.training.train import NonFinite, Stopped
+    from agent.training.errors import NonFinite, Stopped
+    from agent.training.shards import ShardCorrupt
     from agent.training.visit import Visitor
+    from shared.codecs import CodecError
+    from shared.lossless import PackedError
 
     assert isinstance(visitor, Visitor)
 
@@ -64,6 +67,8 @@ def _visit(visitor: object, request: TrainRequest, out: TextIO, stop: threading.
         return _failed("non_finite_loss", error)
     except DataError as error:
         return _failed("data_invalid", error)
+    except (ShardCorrupt, PackedError, CodecError, HeaderError) as error:
+        return _failed("shard_corrupt", error)
     except MemoryError as error:
         return _failed("out_of_memory", error)
     except (FedError, OSError, RuntimeError, ValueError) as error:
@@ -92,4 +97,4 @@ def _say(out: TextIO, event: TrainerEvent) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), TrainingOptions.model_validate_json(sys.argv[4]))

@@ -24,7 +24,8 @@ class TrainerProcess:
 
     def __init__(self, config: Config) -> None:
         limit = int((config.limits.memory_gb or 0) * 1e9)
-        self._command = [sys.executable, "-m", "agent.trainer", config.device.kind, str(config.device.threads), str(limit)]
+        arguments = [config.device.kind, str(config.device.threads), str(limit), config.training.model_dump_json()]
+        self._command = [sys.executable, "-m", "agent.trainer", *arguments]
         # Threads that wait for each other by spinning lose all their time as soon as another process wants a core.
         self._environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if config.device.threads:

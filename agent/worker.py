@@ -14,11 +14,12 @@ from agent import retry
 from agent.assignment_run import Tools, run_assignment
 from agent.cache import ShardCache
 from agent.client import Client
-from agent.errors import AgentError, CoordinatorSaid, KeyRefused, LeaseGone, StopRequested, VisitFailed
+from agent.errors import AgentError, CoordinatorSaid, KeyRefused, LeaseGone, ManifestInvalid, StopRequested, VisitFailed
 from agent.messages import DataSource
 from agent.outbox import Outbox
+from agent.residuals import Residuals
 from agent.retry import patiently
-from agent.settings import Config, Home, within_hours
+from agent.settings import Config, Home, declared, within_hours
 from agent.trainer_process import TrainerProcess
 from shared.protocol import LASTING_REASONS, Assignment, ClaimRequest, Progress, ReturnRequest
 
@@ -37,7 +38,9 @@ class Worker:
         self._trainer = TrainerProcess(config)
         memory = config.limits.memory_gb
         cache = ShardCache(home.cache, int(config.limits.disk_gb * 1e9))
-        self._tools = Tools(client, cache, Outbox(home.outbox), self._trainer, data, memory * 1e9 if memory else None)
+        self._tools = Tools(
+            client, cache, Outbox(home.outbox), self._trainer, data, Residuals(home.residuals), memory * 1e9 if memory else None
+        )
         self._refused: set[str] = set()
         self._stopping = False
         self._interruptible = False
@@ -77,6 +80,11 @@ class Worker:
         assignment = self._claim()
         if assignment is None:
             return
+        if isinstance(assignment, ManifestInvalid):
+            log.error("%s", assignment.message)
+            self._give_back(assignment, "manifest_invalid", assignment.message)
+            self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            return
         began = time.monotonic()
         log.info("round %d: training %s of %s (attempt %d)", assignment.round, assignment.block, assignment.run_name, assignment.attempt)
         try:
@@ -97,8 +105,8 @@ class Worker:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
             self._failed(assignment, "other", f"{type(error).__name__}: {error}")
 
-    def _claim(self) -> Assignment | None:
-        request = ClaimRequest(runs=self._config.consent.runs, refuses=sorted(self._refused))
+    def _claim(self) -> Assignment | ManifestInvalid | None:
+        request = ClaimRequest(runs=self._config.consent.runs, refuses=sorted(self._refused), limits=declared(self._config))
 
         def waited(error: Exception) -> None:
             log.warning("%s; trying again", error)
@@ -111,6 +119,8 @@ class Worker:
             # Jitter: agents that began together must not go on asking together.
             wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
             return patiently(lambda: self._client.claim(request, wait), waited=waited)
+        except ManifestInvalid as error:
+            return error
         finally:
             self._interruptible = False
 
@@ -123,14 +133,14 @@ class Worker:
         self._write_status("waiting after a failure", error=f"{reason}: {message}")
         self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
-    def _give_back(self, assignment: Assignment, reason: Any, message: str) -> None:
+    def _give_back(self, assignment: Assignment | ManifestInvalid, reason: Any, message: str) -> None:
         request = ReturnRequest(attempt=assignment.attempt, reason=reason, message=message[:2000])
         try:
             patiently(lambda: self._client.give_back(assignment.assignment_id, request), timeout=3 if self._stopping else 30)
         except CoordinatorSaid:
             pass  # it is not ours any more
         except AgentError as error:
-            log.warning("could not give %s back (%s); its lease will end by itself", assignment.block, error)
+            log.warning("could not give %s back (%s); its lease will end by itself", assignment.assignment_id, error)
 
     def _pause(self, seconds: float) -> None:
         self._interruptible = True

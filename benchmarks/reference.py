@@ -1,6 +1,7 @@
 """The same schedule as a coordinator would run, in one bare process: no HTTP, no database, no other processes.
 
-It is the floor that overhead is measured against, and what a run over HTTP must equal to the bit.
+It is the floor that overhead is measured against, and what a run over HTTP must equal to the bit. Bytes are counted as agents with a
+cache of their own would fetch and send them.
 """
 
 import time
@@ -8,25 +9,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.fetching import cheapest
 from agent.messages import DataSource, LocalShard, TrainRequest
 from agent.training.visit import Visitor
+from coordinator.domain import compression
+from coordinator.domain.compression import BlockFacts, DoesNotFit
 from coordinator.domain.job import (
     ApplyPayload,
+    Change,
+    EncodedRef,
     EvaluatePayload,
     EvaluateResult,
     HeldOutRef,
     ImportPayload,
+    PatchMade,
     PreparePayload,
+    StoredBlock,
+    Term,
 )
+from coordinator.domain.round import weight_of
 from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import rounds_in, visit
+from coordinator.domain.schedule import Visit, rounds_in, visits
 from coordinator.engine.apply import apply
+from coordinator.engine.encode import Encoder
 from coordinator.engine.evaluate import evaluate
 from coordinator.engine.import_model import import_model
 from coordinator.engine.prepare import prepare
 from coordinator.services.rounds import train_settings
+from coordinator.services.shards import MAX_STEPS
 from coordinator.storage import BlobStore, open_store
-from shared.protocol import ShardRef, TrainMetrics
+from shared.digests import digest_of_file
+from shared.protocol import FileRef, PatchRef, ShardRef, TrainMetrics, TrainSettings
+
+
+@dataclass
+class Holdings:
+    """What one agent has in its cache, by digest, and what crossed its wire, in bytes."""
+
+    digests: set[str] = field(default_factory=set)
+    down: int = 0
+    up: int = 0
 
 
 @dataclass
@@ -35,15 +57,28 @@ class Reference:
 
     store: BlobStore
     spec: RunFile
-    files: dict[str, Path]
-    payload: PreparePayload
+    file_refs: list[FileRef]
+    stored: list[StoredBlock]
     blocks: list[ShardRef]
     trained: list[str]
     metrics: list[TrainMetrics] = field(default_factory=list)
     deltas: list[str] = field(default_factory=list)
+    rounds_done: int = 0
+    encoded: dict[tuple[str, str], EncodedRef] = field(default_factory=dict)
+    patches: dict[str, PatchMade] = field(default_factory=dict)
+    holdings: dict[int, Holdings] = field(default_factory=dict)
+    influence: dict[str, float] = field(default_factory=dict)
+    residuals: dict[tuple[int, str], Path] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {f.name: self.store.path(f.digest) for f in self.file_refs}
 
     def digests(self) -> dict[str, str]:
         return {b.block: b.digest for b in self.blocks}
+
+    def bytes_moved(self) -> int:
+        return sum(h.down + h.up for h in self.holdings.values())
 
     def evaluate(self, held_out: Path) -> EvaluateResult:
         digest = _store_file(self.store, held_out)
@@ -51,12 +86,39 @@ class Reference:
         return evaluate(
             self.store,
             EvaluatePayload(
-                after_rounds=len(self.metrics), task=task.kind, num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length,
-                files=self._file_refs, blocks=self.blocks, held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
+                after_rounds=self.rounds_done, task=task.kind, num_labels=task.num_labels, label_names=task.label_names,
+                max_length=task.max_length, files=self.file_refs, blocks=self.blocks,
+                held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
             ),
         )  # fmt: skip
 
-    _file_refs: list = field(default_factory=list)  # type: ignore[type-arg]
+    def plan(self, trained: set[str]) -> compression.Plan:
+        """The codec of every block for a visit, as the policy of the run file has it."""
+        facts = [
+            BlockFacts(s.name, s.kind, s.num_parameters, version=b.version, influence=self.influence.get(s.name))
+            for s, b in zip(self.stored, self.blocks, strict=True)
+        ]
+        plan = compression.plan(self.spec.compression, facts, trained)
+        assert not isinstance(plan, DoesNotFit), plan.reason
+        return plan
+
+    def shard(self, encoder: Encoder, block: ShardRef, codec: str) -> ShardRef:
+        """The block in a codec, with the patches that lead to it."""
+        key = (block.digest, codec)
+        if key not in self.encoded:
+            self.encoded[key] = encoder.encode(*key)
+        made = self.encoded[key]
+        steps: list[PatchRef] = []
+        target, cost = made.digest, 0
+        while len(steps) < MAX_STEPS and target in self.patches:
+            step = self.patches[target]
+            if (cost := cost + step.size) >= made.packed.size:
+                break
+            steps.append(step)
+            target = step.base
+        return ShardRef(
+            block=block.block, version=block.version, codec=codec, digest=made.digest, size=made.size, packed=made.packed, patches=steps
+        )
 
 
 def begin(folder: Path, model: Path, spec: RunFile) -> Reference:
@@ -70,10 +132,7 @@ def begin(folder: Path, model: Path, spec: RunFile) -> Reference:
     )  # fmt: skip
     prepared = prepare(store, payload)
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in prepared.blocks]
-    files = {f.name: store.path(f.digest) for f in prepared.files}
-    reference = Reference(store, spec, files, payload, blocks, prepared.trained)
-    reference._file_refs = prepared.files
-    return reference
+    return Reference(store, spec, prepared.files, prepared.blocks, blocks, prepared.trained)
 
 
 def run(
@@ -88,37 +147,82 @@ def run(
 
     One visitor for each agent, as each agent keeps its own data and model warm; they share this process.
     """
-    spec, store = reference.spec, reference.store
+    spec = reference.spec
     scratch.mkdir(parents=True, exist_ok=True)
     visitors = visitors or [Visitor("cpu") for _ in partitions]
     agents = [str(i) for i in range(len(partitions))]
+    config = next(f for f in reference.file_refs if f.name == "config.json")
+    encoder = Encoder(reference.store, config, spec.task.kind)
     began = time.monotonic()
-    first = len(reference.metrics)
+    first = reference.rounds_done
     last = rounds_in(spec, reference.trained) if rounds is None else first + rounds
     for number in range(first, last):
-        plan = visit(spec, reference.trained, agents, number)
-        assert plan.agent is not None, "a bare process has no notion of who comes first"
-        settings = train_settings(spec, plan)
-        delta = scratch / "delta.safetensors"
-        request = TrainRequest(
-            assignment_id=str(number), files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
-            shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(store.path(b.digest))) for b in reference.blocks],
-            train=settings, data=DataSource(path=str(partitions[int(plan.agent)])), delta_path=str(delta),
-        )  # fmt: skip
-        reference.metrics.append(visitors[int(plan.agent)].visit(request, lambda _: None, lambda: False))
-        names = {name for group in settings.groups for name in group.blocks}
-        digest = _store_file(store, delta)
-        reference.deltas.append(digest)
-        changed = apply(
-            store, ApplyPayload(round=number, blocks=[b for b in reference.blocks if b.block in names], deltas=[digest], weights=[1.0])
-        )
-        new = {b.block: b for b in changed.blocks}
-        reference.blocks = [new.get(b.block, b) for b in reference.blocks]
+        terms: dict[str, list[str]] = {}
+        for plan in visits(spec, reference.trained, agents, number):
+            assert plan.agent is not None, "a bare process has no notion of who comes first"
+            settings = train_settings(spec, plan)
+            delta = _visit(reference, encoder, visitors[int(plan.agent)], partitions[int(plan.agent)], plan, settings, scratch)
+            for name in (name for group in settings.groups for name in group.blocks):
+                terms.setdefault(name, []).append(delta)
+        _apply(reference, number, terms)
+        reference.rounds_done = number + 1
         after_round(number)
     return time.monotonic() - began
 
 
+def _visit(
+    reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, plan: Visit, settings: TrainSettings, scratch: Path
+) -> str:
+    """One visit; returns the digest of its delta, which is in the store."""
+    agent, spec, store = int(plan.agent or 0), reference.spec, reference.store
+    trained = {name for group in settings.groups for name in group.blocks}
+    codecs = reference.plan(trained)
+    shards = [reference.shard(encoder, b, codecs[b.block]) for b in reference.blocks if codecs[b.block] != "dropped"]
+    held = reference.holdings.setdefault(agent, Holdings())
+    for ref in shards:
+        held.down += sum(blob.size for blob in cheapest(ref, held.digests.__contains__).blobs if blob.digest not in held.digests)
+        held.digests.add(ref.digest)
+    for file in reference.file_refs:
+        held.down += 0 if file.digest in held.digests else file.size
+        held.digests.add(file.digest)
+    delta, left = scratch / "delta.packed", scratch / f"left-{agent}"
+    carried = {b: str(path) for b in trained if (path := left / f"{b}.safetensors").exists()}
+    feedback = spec.delta.error_feedback
+    request = TrainRequest(
+        assignment_id=f"{plan.round}-{plan.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
+        shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
+        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=settings, data=DataSource(path=str(data)),
+        delta_path=str(delta), delta_codec=spec.delta.codec, carried=carried if feedback else {}, leave=str(left) if feedback else None,
+    )  # fmt: skip
+    reference.metrics.append(visitor.visit(request, lambda _: None, lambda: False))
+    held.up += delta.stat().st_size
+    held.digests.add(digest := _store_file(store, delta))
+    reference.deltas.append(digest)
+    return digest
+
+
+def _apply(reference: Reference, number: int, terms: dict[str, list[str]]) -> None:
+    spec = reference.spec
+    changes = [
+        Change(block=b, terms=[Term(digest=d, weight=weight_of(spec.schedule.damping, len(terms[b.block]))) for d in terms[b.block]])
+        for b in reference.blocks if b.block in terms
+    ]  # fmt: skip
+    sources = {change.block.digest for change in changes}
+    before = [ref for (source, _), ref in sorted(reference.encoded.items()) if source in sources]
+    config = next(f for f in reference.file_refs if f.name == "config.json")
+    payload = ApplyPayload(round=number, changes=changes, before=before, config=config, task=spec.task.kind)
+    changed = apply(reference.store, payload)
+    reference.encoded |= {(ref.source, ref.codec): ref for ref in changed.shards}
+    for patch in changed.patches:
+        if patch.target != patch.base and (patch.target not in reference.patches or patch.size < reference.patches[patch.target].size):
+            reference.patches[patch.target] = patch
+    new = {b.block: b for b in changed.blocks}
+    reference.blocks = [new.get(b.block, b) for b in reference.blocks]
+
+
 def _store_file(store: BlobStore, path: Path) -> str:
-    with store.writer() as writer:
-        writer.write(path.read_bytes())
-    return writer.digest
+    digest = digest_of_file(path)
+    if not store.has(digest):
+        with store.writer() as writer:
+            writer.write(path.read_bytes())
+    return digest

@@ -1,4 +1,4 @@
-"""Looks after what time changes: lapsed leases, silent agents, absent ones to stand in for, and what can be deleted."""
+"""Looks after what time changes: lapsed leases, deadlines, silent agents, absent ones to stand in for, and what can be deleted."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from datetime import timedelta
 from starlette.concurrency import run_in_threadpool
 
 from coordinator.db.base import Database, utcnow
-from coordinator.services import agents, assignments, garbage
+from coordinator.services import agents, assignments, garbage, rounds
 from coordinator.settings import Settings
 from coordinator.storage import BlobStore
 
@@ -34,13 +34,15 @@ def sweep_leases(settings: Settings, database: Database) -> None:
     with database.transaction() as session:
         assignments.lapse(session, utcnow())
         assignments.offer_overdue(session, utcnow())
+        rounds.apply_overdue(session, utcnow())
         agents.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
 
 
 def tidy(settings: Settings, database: Database, store: BlobStore) -> None:
     """Delete blobs that nothing needs, and uploads that nobody goes on with."""
     before = time.time() - settings.keep_blobs_s
-    with database.reading() as session:
+    with database.transaction() as session:
+        garbage.forget(session)
         keep = garbage.needed(session, utcnow())
     if count := garbage.collect(store, keep, before):
         log.info("deleted %d blobs that nothing needs any more", count)

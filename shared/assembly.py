@@ -1,7 +1,7 @@
 """Builds a model from its configuration, and fills it from shards: no weights come from anywhere else."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 
-from shared.blocks import own_tensors
-from shared.errors import FedError
-from shared.families import base_prefix, canonical
+from shared.blocks import layer_index, names_by_canonical
+from shared.errors import FedError, PartitionError
+from shared.layers import AssemblyError, LayerStack, Passthrough
 from shared.protocol import Task
+from shared.pruning import check_shapes, fit, groups, narrowed, shapes_of, widths_of
+
+__all__ = ["Assembled", "AssemblyError", "ModelUnknown", "Passthrough", "import_model_code", "names_by_canonical", "read_shard", "skeleton"]
 
 transformers.logging.set_verbosity_error()
 
@@ -21,12 +24,6 @@ AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
-
-
-class AssemblyError(FedError):
-    """Shards that are not exactly the tensors of the model they are meant for."""
-
-    code = "assembly_failed"
 
 
 class ModelUnknown(FedError):
@@ -101,12 +98,6 @@ def _named_class(settings: Any) -> Any:
     return transformers.AutoModel if _is_auto(settings) else getattr(transformers, settings.architectures[0])
 
 
-def names_by_canonical(model: nn.Module) -> dict[str, str]:
-    """The name in `model` of each of its own tensors, by canonical name."""
-    prefix = base_prefix(model)
-    return {canonical(name, prefix): name for name in own_tensors(model)}
-
-
 def read_shard(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     """The tensors of a shard by canonical name. On the CPU they are views of the mapped file: they cost no memory of their own."""
     with safe_open(path, framework="pt", device=device) as file:
@@ -114,47 +105,125 @@ def read_shard(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 
 class Assembled:
-    """A model whose tensors come from shards; blocks can be exchanged one by one."""
+    """A model whose tensors come from shards; blocks can be exchanged one by one, layers be dropped or narrowed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._names = names_by_canonical(model)
+        self._specs = {name: self._spec(path) for name, path in self._names.items()}
         self._missing = set(self._names)
+        self._stack = _stack_of(model)
+
+    def _spec(self, path: str) -> tuple[tuple[int, ...], bool]:
+        module, _, leaf = path.rpartition(".")
+        holder = self.model.get_submodule(module)
+        tensor = holder._parameters.get(leaf)
+        expected = tensor if tensor is not None else holder._buffers[leaf]
+        assert expected is not None
+        return tuple(expected.shape), tensor is not None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The stack of layers, as they are now. Modules of a layer are others after it was dropped, pruned or restored."""
+        return self._need_stack().layers
+
+    @property
+    def dropped(self) -> frozenset[int]:
+        return frozenset(self._stack.dropped if self._stack else ())
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put tensors, by canonical name, in the place of what the model held there; they are frozen and not copied."""
+        """Put tensors, by canonical name, in the place of what the model held there; they are frozen and not copied.
+
+        Layers that are dropped or pruned are whole again, and then need all of their tensors.
+        """
+        for name in tensors:
+            if name not in self._names:
+                raise AssemblyError(f"a shard holds {name}, which the model does not have")
+        check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, {name: shape for name, (shape, _) in self._specs.items()})
+        for index in sorted({i for i in map(self.layer_of, tensors) if i is not None}):
+            self.restore(index)
+        self._put(tensors)
+
+    def put_pruned(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put the tensors of a pruned block of layers; its layers then work with the neurons and heads that these have.
+
+        Raises `AssemblyError`, which names a tensor, unless they are whole layers of this model and all of one width.
+        """
+        stack = self._need_stack()
+        found: dict[int, dict[str, str]] = {}
+        for name in tensors:
+            index = self.layer_of(name)
+            if index is None:
+                raise AssemblyError(f"a pruned shard holds {name}, which is not of a layer of this model")
+            found.setdefault(index, {})[self._names[name].removeprefix(f"{stack.path}.{index}.")] = name
+        wanted: dict[Any, int] = {}
+        for index, names in found.items():
+            original = stack.originals[index]
+            full = shapes_of(original)
+            if lacking := sorted(full.keys() - names.keys()):
+                raise AssemblyError(f"a pruned shard lacks {', '.join(lacking[:5])} of layer {index}")
+            shapes = {relative: tuple(tensors[name].shape) for relative, name in names.items()}
+            units = groups(original, self.model)
+            wanted = wanted or widths_of(units, shapes)
+            narrow = narrowed(units, full, wanted)
+            check_shapes({names[r]: shape for r, shape in shapes.items()}, {names[r]: shape for r, shape in narrow.items()})
+        for index in found:
+            layer = stack.original(index)
+            fit(layer, self.model, groups(layer, self.model), wanted)
+            stack.exchange(index, layer)
+        self._put(tensors)
+
+    def drop(self, layers: Iterable[int]) -> None:
+        """Do without these layers of the stack, by index: what enters them leaves them. Their weights are let go of."""
+        self._need_stack().drop(layers)
+
+    def restore(self, layer: int) -> None:
+        """Make a layer that was dropped or pruned the one that the model was made with; its tensors are missing until they are put."""
+        if self._need_stack().renew(layer):
+            self._missing |= {name for name in self._names if self.layer_of(name) == layer}
+
+    def layer_of(self, name: str) -> int | None:
+        """The index of the layer that the tensor of canonical name `name` belongs to, if any."""
+        return layer_index(self._names[name], self._stack.path) if self._stack and name in self._names else None
+
+    def _put(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
-            self._put(name, tensor)
+            path, _, leaf = self._names[name].rpartition(".")
+            module = self.model.get_submodule(path)
+            if self._specs[name][1]:
+                module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+            else:
+                module._buffers[leaf] = tensor
         self.model.tie_weights()  # type: ignore[operator]
         self._missing -= set(tensors)
 
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
-        if name not in self._names:
-            raise AssemblyError(f"a shard holds {name}, which the model does not have")
-        path, _, leaf = self._names[name].rpartition(".")
-        module = self.model.get_submodule(path)
-        old = module._parameters.get(leaf)
-        expected = old if old is not None else module._buffers[leaf]
-        assert expected is not None
-        if expected.shape != tensor.shape:
-            raise AssemblyError(f"{name} has shape {list(tensor.shape)} in the shard, {list(expected.shape)} in the model")
-        if old is not None:
-            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            module._buffers[leaf] = tensor
+    def _need_stack(self) -> LayerStack:
+        if self._stack is None:
+            raise AssemblyError("this model has no stack of layers, so none can be dropped or pruned")
+        return self._stack
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter of canonical name `name`."""
         return self.model.get_parameter(self._names[name])
 
     def is_parameter(self, name: str) -> bool:
-        path, _, leaf = self._names[name].rpartition(".")
-        return leaf in self.model.get_submodule(path)._parameters
+        return self._specs[name][1]
 
     def module_of(self, name: str) -> nn.Module:
         """The module that holds the tensor of canonical name `name`."""
         return self.model.get_submodule(self._names[name].rpartition(".")[0])
 
     def check_complete(self) -> None:
-        if self._missing:
-            raise AssemblyError(f"no shard holds {', '.join(sorted(self._missing)[:5])}", missing=sorted(self._missing))
+        """Raises `AssemblyError` when a tensor is missing that no dropped layer has, or when every layer is dropped."""
+        missing = sorted(name for name in self._missing if self.layer_of(name) not in self.dropped)
+        if missing:
+            raise AssemblyError(f"no shard holds {', '.join(missing[:5])}", missing=missing)
+        if self._stack is not None and len(self.dropped) == len(self.layers):
+            raise AssemblyError("every layer is dropped; one at least must stay")
+
+
+def _stack_of(model: nn.Module) -> LayerStack | None:
+    try:
+        return LayerStack(model)
+    except PartitionError:
+        return None

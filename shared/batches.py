@@ -138,8 +138,13 @@ def _first(*values: Any, default: Any = 0) -> Any:
 
 def forward_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits in float32: (rows, labels) for classification, (rows, tokens, vocabulary) for language modelling."""
+    return plain_forward(model, batch).float()
+
+
+def plain_forward(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """What the model itself returns as logits, in the type that it computed them in."""
     logits: torch.Tensor = model(**batch.inputs(), use_cache=False).logits if _is_decoder(model) else model(**batch.inputs()).logits
-    return logits.float()
+    return logits
 
 
 def _is_decoder(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from shared.errors import PartitionError
-from shared.families import FAMILIES, Family, base_prefix, canonical, find_stack, is_norm
+from shared.families import base_prefix, canonical, family_of, find_stack, is_norm
 
 Kind = Literal["embeddings", "layer", "norm", "pooler", "head"]
 FRESHLY_MADE: tuple[Kind, ...] = ("pooler", "head")
@@ -60,6 +60,12 @@ def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return result
 
 
+def names_by_canonical(model: nn.Module) -> dict[str, str]:
+    """The name in `model` of each of its own tensors, by canonical name."""
+    prefix = base_prefix(model)
+    return {canonical(name, prefix): name for name in own_tensors(model)}
+
+
 def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     """The blocks of `model` in the order of its forward pass: embeddings, layers, final norm, pooler, head.
 
@@ -68,7 +74,7 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     """
     stack = find_stack(model)
     prefix = base_prefix(model)
-    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""), Family())
+    family = family_of(model)
     groups: dict[tuple[Kind, int], list[TensorSpec]] = {}
     past_stack = False
     for name, tensor in own_tensors(model).items():
@@ -116,6 +122,14 @@ def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
             raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
         chosen |= found
     return [name for name in names if name in chosen]
+
+
+def layers_of(block: str) -> range:
+    """The layers of a block of layers, by its name: `layers.2-3` holds 2 and 3. Raises `PartitionError` for another block."""
+    found = _layer_range(block)
+    if found is None:
+        raise PartitionError(f"{block} is not a block of layers")
+    return range(found[0], found[1] + 1)
 
 
 def _pattern_means(pattern: str, name: str) -> bool:

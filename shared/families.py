@@ -14,11 +14,20 @@ class Family:
 
     before: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()
+    heads: bool = False
+    """Whether a layer of this type works with fewer attention heads (or key-value groups) than the configuration says."""
+    own_config: bool = False
+    """Whether its attention reads head counts from the configuration in every forward, and so needs a copy of it."""
 
 
-# Keyed by `config.model_type`. Only models whose modules are registered in another order than they are run in need one.
+HEADS = Family(heads=True)
+# Keyed by `config.model_type`. Structure does not tell where modules are registered in another order than they are run in, and
+# whether the code of an attention copes with fewer heads: BLOOM's does not, as the model makes one alibi for all its layers.
 FAMILIES: dict[str, Family] = {
-    "opt": Family(norm=(r"decoder\.final_layer_norm\..*", r"decoder\.project_out\..*")),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "vit"), HEADS),
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "glm", "glm4"), HEADS),
+    "phi3": Family(heads=True, own_config=True),
+    "opt": Family(norm=(r"decoder\.final_layer_norm\..*", r"decoder\.project_out\..*"), heads=True),
 }
 
 NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
@@ -30,6 +39,10 @@ class Stack:
 
     path: str
     length: int
+
+
+def family_of(model: nn.Module) -> Family:
+    return FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""), Family())
 
 
 def canonical(name: str, base_prefix: str) -> str:

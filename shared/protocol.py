@@ -1,5 +1,6 @@
 """What travels between agent and coordinator: the messages of `/v1`, as pydantic models."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,20 @@ from shared.digests import Digest
 
 API = "/v1"
 MAX_WAIT_S = 60.0
-Codec = Literal["exact"]
-"""How a shard's tensors are stored. Manifests name it, so that lossy codecs can join."""
-DeltaCodec = Literal["float32"]
+SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"
+
+
+def _known_codec(text: str) -> str:
+    if not re.fullmatch(r"exact|int8|int4|pruned:([1-9]|[1-8][0-9]|90)", text):
+        raise ValueError(f"unknown codec {text!r}; known are {SHARD_CODECS}")
+    return text
+
+
+Codec = Annotated[str, AfterValidator(_known_codec)]
+"""How a block travels and is held. A dropped block has no shard; the manifest lists it."""
+DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 """How a delta travels."""
+Optimizer = Literal["adamw", "adamw-8bit"]
 Task = Literal["text-classification", "causal-lm"]
 Precision = Literal["float32", "bfloat16", "auto"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -96,14 +107,33 @@ class FileRef(BaseModel):
     size: int = Field(ge=0)
 
 
+class BlobRef(BaseModel):
+    """Bytes by their digest."""
+
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class PatchRef(BlobRef):
+    """Bytes that make a shard of an older one, which an agent may hold."""
+
+    kind: Literal["difference", "delta"] = Field(
+        description="difference: of two files of one layout, byte by byte; delta: an accepted delta that was added to the block"
+    )
+    base: Digest = Field(description="the shard that it starts from")
+    weight: float = Field(1.0, description="of a delta")
+
+
 class ShardRef(BaseModel):
-    """One block at one version in one codec."""
+    """One block at one version in one codec: a safetensors file, and in what forms it can be fetched."""
 
     block: str
     version: int
     codec: Codec
     digest: Digest
     size: int = Field(ge=0)
+    packed: BlobRef | None = Field(None, description="the same file in the lossless coding")
+    patches: list[PatchRef] = Field(default_factory=list, description="steps from older shards to this one, the last step first")
 
 
 class Manifest(BaseModel):
@@ -111,6 +141,7 @@ class Manifest(BaseModel):
 
     files: list[FileRef]
     blocks: list[ShardRef]
+    dropped: list[str] = Field(default_factory=list, description="blocks of layers that this emulator does without")
 
 
 class ParameterGroup(BaseModel):
@@ -135,10 +166,19 @@ class TrainSettings(BaseModel):
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     precision: Precision = "auto"
+    optimizer: Optimizer = "adamw"
     seed: int = Field(description="from (run, round, block), never from the attempt")
 
 
+class DeclaredLimits(Message):
+    """What an agent allows training to take; 0 where it does not say."""
+
+    memory_bytes: Count = 0
+    bytes_per_s: Count = Field(0, description="speed of its line")
+
+
 class ClaimRequest(Message):
+    limits: DeclaredLimits = DeclaredLimits()
     runs: list[str] = Field(default_factory=lambda: ["*"], max_length=100, description="names of the runs it consents to; * for all")
     refuses: list[str] = Field(default_factory=list, max_length=1000, description="ids of runs that its data do not fit")
 
@@ -157,6 +197,7 @@ class Assignment(BaseModel):
     manifest: Manifest
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"
+    error_feedback: bool = Field(False, description="carry what the codec left out to the next visit of the same block")
     max_delta_bytes: int
 
 
@@ -193,7 +234,11 @@ class TrainMetrics(Message):
     tokens_per_s: float = Field(ge=0)
     peak_memory_bytes: Count = Field(0, description="peak of the training process beyond its state before the model was loaded")
     started_at: datetime | None = Field(None, description="when its first training step began, by the agent's clock")
-    bytes_down: Count = Field(0, description="bytes of shards and files fetched for this visit")
+    bytes_down: Count = Field(0, description="bytes of shards, patches and files fetched for this visit")
+    bytes_up: Count = Field(0, description="bytes of the delta sent until it was submitted, repeats included")
+    delta_error: float | None = Field(
+        None, ge=0, description="norm of what the delta's codec left out, relative to the norm of what was trained"
+    )
 
 
 class DeltaSubmission(Message):
@@ -218,12 +263,12 @@ class UploadOffset(BaseModel):
 
 ReturnReason = Literal[
     "stopping", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
-    "shard_corrupt", "trainer_died", "delta_refused", "other",
+    "shard_corrupt", "manifest_invalid", "trainer_died", "delta_refused", "other",
 ]  # fmt: skip
 """Why an agent gives an assignment back."""
 
 LASTING_REASONS: frozenset[str] = frozenset(
-    {"data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused"}
+    {"data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
 )
 """Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
 

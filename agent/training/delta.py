@@ -1,5 +1,6 @@
-"""Makes the delta: trained block minus the block as received."""
+"""Makes the delta: trained block minus the block as received, in the codec that it travels in."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,22 +8,61 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from shared import lossless
 from shared.assembly import read_shard
+from shared.deltas import Encoded, decoded, encode_delta
+from shared.protocol import DeltaCodec
 
 
-def write_delta(trained: Mapping[str, Mapping[str, torch.Tensor]], shards: Mapping[str, Path], path: Path) -> None:
-    """Write the float32 differences of all trained blocks into one safetensors file at `path`.
+def write_delta(
+    trained: Mapping[str, Mapping[str, torch.Tensor]],
+    shards: Mapping[str, Path],
+    path: Path,
+    codec: DeltaCodec = "float32",
+    carried: Mapping[str, Path] | None = None,
+    leave: Path | None = None,
+) -> float:
+    """Write the differences of all trained blocks into one packed file at `path`, and say how much the codec left out.
 
-    `trained` is block → canonical name → float32 tensor, `shards` the files that the blocks came from. The file is written
-    aside, synced and renamed: it is whole or not there.
+    `trained` is block → canonical name → float32 tensor, `shards` the exact files that the blocks came from. Error feedback
+    (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847): `carried` is block → file of what was left out of its last
+    delta and is added to this one; what this one leaves out goes to `leave`/block.safetensors. Returns the norm of what was
+    left out relative to that of the difference. Files are written aside, synced and renamed: they are whole or not there.
+    Raises `CodecError` for values that are not finite.
     """
-    delta: dict[str, torch.Tensor] = {}
+    encoded = Encoded()
+    left_square, square = 0.0, 0.0
     for block, tensors in trained.items():
         base = read_shard(shards[block])
+        last = read_shard(carried[block]) if carried and block in carried else {}
+        left: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
-            delta[name] = tensor.detach().to("cpu").sub(base[name].to(torch.float32))
+            difference = tensor.detach().to("cpu").sub(base[name].to(torch.float32))
+            square += float(torch.linalg.vector_norm(difference)) ** 2
+            if name in last:
+                difference += last[name]
+            coded = encode_delta({name: difference}, codec)
+            encoded.update(coded)
+            left[name] = difference - decoded(coded, name, difference.shape, codec)
+            left_square += float(torch.linalg.vector_norm(left[name])) ** 2
+        if leave is not None:
+            leave.mkdir(parents=True, exist_ok=True)
+            _save(left, leave / f"{block}.safetensors", {})
+    plain = path.with_suffix(".plain")
+    _save(encoded, plain, {"codec": codec})
     aside = path.with_suffix(".part")
-    save_file(delta, aside, {"codec": "float32"})
+    with aside.open("wb") as file:
+        file.writelines(lossless.pack(plain))
+        file.flush()
+        os.fsync(file.fileno())
+    plain.unlink()
+    aside.replace(path)
+    return math.sqrt(left_square / square) if square else 0.0
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    aside = path.with_suffix(".part")
+    save_file(dict(tensors), aside, metadata)
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)

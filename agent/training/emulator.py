@@ -1,6 +1,7 @@
 """Assembles the model that an agent trains in from shards alone, and keeps it warm between visits."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,8 +9,20 @@ import torch
 from torch import nn
 
 from agent.messages import LocalShard
-from shared.assembly import Assembled, read_shard, skeleton
+from agent.training.frozen import can_be_quantized, make_dense, make_quantized
+from shared.assembly import Assembled, names_by_canonical, read_shard, skeleton
+from shared.codecs import parse_codec, read_encoded
+from shared.families import find_stack
 from shared.protocol import Task
+from shared.quantized import QuantizedTensor
+
+DROPPED = ("", "dropped")
+
+
+def layers_of(block: str) -> range:
+    """The layers of a block by their numbers: `layers.2-4` → 2, 3, 4; none for a block of another kind."""
+    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", block)
+    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
 
 
 class Emulator:
@@ -22,23 +35,43 @@ class Emulator:
         for name, buffer in list(model.named_buffers()):
             path, _, leaf = name.rpartition(".")
             model.get_submodule(path)._buffers[leaf] = buffer.to(device)
+        self._stack = find_stack(model).path
+        self._holders = _holders(model)
         self._assembled = Assembled(model)
-        self._held: dict[str, str] = {}
+        self._held: dict[str, tuple[str, str]] = {}
+        self._reshaped: set[str] = set()
         self._opened: set[str] = set()
 
     @property
     def model(self) -> nn.Module:
         return self._assembled.model
 
-    def update(self, shards: Iterable[LocalShard], trained: Iterable[str]) -> None:
-        """Bring every block to the version of its shard; blocks in `trained` stay float32, whatever the precision."""
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The stack of alike layers, as it is now (dropped ones pass their input through)."""
+        stack = self.model.get_submodule(self._stack)
+        assert isinstance(stack, nn.ModuleList)
+        return list(stack)
+
+    def update(self, shards: Iterable[LocalShard], trained: Iterable[str], dropped: Iterable[str] = ()) -> None:
+        """Bring every block to the version and codec of its shard; blocks in `trained` stay float32, whatever the precision.
+
+        The layers of the blocks in `dropped`, which have no shard, are left out.
+        """
         trained = set(trained)
+        for block in dropped:
+            if self._held.get(block) != DROPPED:
+                self._restore(block)
+                self._release(layers_of(block))
+                self._assembled.drop(list(layers_of(block)))
+                self._reshaped.add(block)
+                self._held[block] = DROPPED
         for shard in shards:
             # A block that was open holds trained values, and one that will be open must be float32: both are read again.
-            if self._held.get(shard.block) != shard.digest or shard.block in self._opened | trained:
-                tensors = read_shard(Path(shard.path), self._device)
-                self._assembled.put(tensors if shard.block in trained else self._frozen(tensors))
-                self._held[shard.block] = shard.digest
+            version = (shard.digest, shard.codec)
+            if self._held.get(shard.block) != version or shard.block in self._opened | trained:
+                self._read(shard, shard.block in trained)
+                self._held[shard.block] = version
         self._opened = trained
         self._assembled.check_complete()
 
@@ -61,6 +94,58 @@ class Emulator:
             parameter.requires_grad_(False)
             parameter.grad = None
 
+    def release(self, below: int) -> None:
+        """Let go of the tensors of all blocks whose layers lie below layer `below`; they are read again at the next visit."""
+        for block in [b for b in self._held if layers_of(b) and max(layers_of(b)) < below and self._held[b] != DROPPED]:
+            self._release(layers_of(block))
+            del self._held[block]
+
+    def _release(self, layers: Iterable[int]) -> None:
+        for layer in layers:
+            for module in self.layers[layer].modules():
+                make_dense(module)
+                for leaf, old in module._parameters.items():
+                    if old is not None:
+                        module._parameters[leaf] = _placeholder(old.shape, old.dtype)
+
+    def _restore(self, block: str) -> None:
+        """The layers of a block that was pruned or dropped get their own modules again."""
+        if block in self._reshaped:
+            for layer in layers_of(block):
+                self._assembled.restore(layer)
+            self._reshaped.discard(block)
+
+    def _read(self, shard: LocalShard, trained: bool) -> None:
+        self._restore(shard.block)
+        pruned = parse_codec(shard.codec)[0] == "pruned"
+        dense: dict[str, torch.Tensor] = {}
+        kept: dict[str, QuantizedTensor] = {}
+        for name, tensor in read_encoded(Path(shard.path), shard.codec, self._device).items():
+            if not isinstance(tensor, QuantizedTensor):
+                dense[name] = tensor
+            elif not trained and self._can_stay_quantized(name):
+                kept[name] = tensor
+            else:
+                dense[name] = tensor.dequantize()
+        if not trained:
+            dense = self._frozen(dense)
+        if pruned:
+            self._assembled.put_pruned(dense)
+            self._reshaped.add(shard.block)
+            return
+        for name in [*dense, *kept]:
+            for path, _ in self._holders.get(name, ()):
+                make_dense(self.model.get_submodule(path))
+        # Placeholders count as the block's tensors, and tied modules get the same one.
+        self._assembled.put(dense | {name: _placeholder(tensor.shape).data for name, tensor in kept.items()})
+        for name, tensor in kept.items():
+            for path, _ in self._holders[name]:
+                make_quantized(self.model.get_submodule(path), tensor)
+
+    def _can_stay_quantized(self, name: str) -> bool:
+        holders = self._holders.get(name, [])
+        return bool(holders) and all(can_be_quantized(self.model.get_submodule(path), leaf) for path, leaf in holders)
+
     def _frozen(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen matrices in the precision that they are multiplied in: autocast would make the same copy in every step."""
         if self._precision == torch.float32:
@@ -69,6 +154,26 @@ class Emulator:
 
     def _is_multiplied(self, name: str, tensor: torch.Tensor) -> bool:
         return tensor.ndim == 2 and not isinstance(self._assembled.module_of(name), nn.Embedding)
+
+
+def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
+    """By canonical name: the modules (path, name in the module) that hold a parameter. Tied ones have several."""
+    places: dict[int, list[tuple[str, str]]] = {}
+    for path, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((path, leaf))
+    result = {}
+    for name, full in names_by_canonical(model).items():
+        path, _, leaf = full.rpartition(".")
+        parameter = model.get_submodule(path)._parameters.get(leaf)
+        if parameter is not None:
+            result[name] = places[id(parameter)]
+    return result
+
+
+def _placeholder(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.empty(tuple(shape), device="meta", dtype=dtype), requires_grad=False)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,34 +3,21 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
 from torch import nn
 
 from agent.training.data import Partition
+from agent.training.errors import NonFinite, Stopped
+from agent.training.loss import Loss
 from agent.training.memory import PeakMemory
-from shared.batches import Batch, forward_logits, loss_sum
+from agent.training.optimizer import Group, Stepper
+from agent.training.prefix import Prefix
 from shared.protocol import Progress, TrainMetrics, TrainSettings
 
+__all__ = ["Group", "NonFinite", "Stopped", "num_steps", "train", "visit_order"]
 REPORT_EVERY_S = 0.5
-
-
-class NonFinite(Exception):
-    """The loss or a gradient became NaN or infinite; the step was not taken."""
-
-
-class Stopped(Exception):
-    """The daemon asked to stop."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that are trained with one learning rate."""
-
-    parameters: list[nn.Parameter]
-    learning_rate: float
 
 
 def train(
@@ -43,57 +30,48 @@ def train(
     memory: PeakMemory,
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    prefix: Prefix | None = None,
+    loss_of: Loss | None = None,
+    began: float | None = None,
 ) -> TrainMetrics:
     """Train in place with a fresh AdamW and return what happened.
 
     Everything that is not in `groups` must be frozen: autograd then keeps nothing of the layers below the lowest trained
-    one. Raises `NonFinite` before a step that would spoil the weights, and `Stopped` when `should_stop` says so.
+    one. `prefix` stands in for those layers, when it was filled; `began` is when the work of this visit began (time.monotonic).
+    Raises `NonFinite` before a step that would spoil the weights, and `Stopped` when `should_stop` says so.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # for layers that draw, should a model have any in eval mode
-    optimizer = torch.optim.AdamW(
-        [{"params": g.parameters, "lr": g.learning_rate} for g in groups],
-        weight_decay=settings.weight_decay,
-        fused=device in ("cpu", "cuda"),
-    )
-    parameters = [p for g in groups for p in g.parameters]
-    steps = num_steps(settings, len(partition.features))
-    batches = endless_batches(partition, settings.batch_size, generator)
-    started_at, began, reported = datetime.now(UTC), time.monotonic(), 0.0
+    loss_of = loss_of or Loss(model, settings.task, precision)
+    stepper = Stepper(groups, settings, device)
+    order = visit_order(partition, settings)
+    steps = len(order)
+    began, started_at, reported = began or time.monotonic(), datetime.now(UTC), 0.0
     tokens, rows, losses = 0, 0, []
 
-    for step in range(steps):
-        if should_stop():
-            raise Stopped
-        batch = next(batches).to(device)
+    try:
+        for step, indices in enumerate(order):
+            if should_stop():
+                raise Stopped
+            batch = partition.batch(indices).to(device)
+            if prefix is not None:
+                prefix.use(indices, batch.input_ids.shape[1], device)
 
-        with torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
-            logits = forward_logits(model, batch)
-        total, count = loss_sum(logits, batch, settings.task)
-        loss = total / max(count, 1)
-        if not math.isfinite(loss.item()):
-            raise NonFinite(f"the loss is {loss.item()} at step {step + 1} of {steps}; lower the learning rate, or look at the data")
-        loss.backward()  # type: ignore[no-untyped-call]
-        # The norm is infinite or NaN as soon as one gradient is, so one look at it guards all of them.
-        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
-        if not math.isfinite(norm.item()):
-            raise NonFinite(f"the gradient's norm is {norm.item()} at step {step + 1} of {steps}; lower the learning rate")
+            total, count = loss_of(batch)
+            loss = total / max(count, 1)
+            if not math.isfinite(loss.item()):
+                raise NonFinite(f"the loss is {loss.item()} at step {step + 1} of {steps}; lower the learning rate, or look at the data")
+            stepper.step(loss, step, steps)
 
-        # Fresh moments are noisy: the learning rate rises over the first steps of each visit.
-        factor = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        for group, wanted in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = wanted.learning_rate * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        losses.append(loss.item())
-        tokens += batch.num_tokens
-        rows += len(batch.input_ids)
-        seconds = time.monotonic() - began
-        if step + 1 == steps or step == 0 or seconds - reported > REPORT_EVERY_S:
-            reported = seconds
-            report(Progress(phase="training", step=step + 1, steps=steps, loss=losses[-1], tokens_per_s=tokens / max(seconds, 1e-9),
-                            peak_memory_bytes=memory.peak()))  # fmt: skip
+            losses.append(loss.item())
+            tokens += batch.num_tokens
+            rows += len(batch.input_ids)
+            seconds = time.monotonic() - began
+            if step + 1 == steps or step == 0 or seconds - reported > REPORT_EVERY_S:
+                reported = seconds
+                report(Progress(phase="training", step=step + 1, steps=steps, loss=losses[-1], tokens_per_s=tokens / max(seconds, 1e-9),
+                                peak_memory_bytes=memory.peak()))  # fmt: skip
+    finally:
+        stepper.close()
 
     seconds = time.monotonic() - began
     tenth = max(1, len(losses) // 10)
@@ -110,7 +88,13 @@ def num_steps(settings: TrainSettings, num_features: int) -> int:
     return max(1, math.ceil(settings.epochs * math.ceil(num_features / settings.batch_size)))
 
 
-def endless_batches(partition: Partition, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+def visit_order(partition: Partition, settings: TrainSettings) -> list[list[int]]:
+    """The rows of every step of a visit, from the seed alone: epochs one after another, each in an order of its own."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    batches = _endless(partition, settings.batch_size, generator)
+    return [next(batches) for _ in range(num_steps(settings, len(partition.features)))]
+
+
+def _endless(partition: Partition, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
     while True:
-        for indices in partition.order(batch_size, generator):
-            yield partition.batch(indices)
+        yield from partition.order(batch_size, generator)

@@ -1,18 +1,25 @@
 """One visit from request to delta file; keeps emulator and data warm for the next one."""
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from agent.messages import TrainRequest
+from agent.messages import TrainingOptions, TrainRequest
+from agent.training import prefix
+from agent.training.checkpoints import checkpointed, to_checkpoint
 from agent.training.data import Partition
 from agent.training.delta import write_delta
-from agent.training.emulator import Emulator
+from agent.training.emulator import Emulator, layers_of
+from agent.training.loss import Loss
 from agent.training.memory import PeakMemory, give_back_memory, resident
-from agent.training.train import Group, train
+from agent.training.optimizer import Group
+from agent.training.shards import materialise
+from agent.training.train import train, visit_order
 from shared.errors import DataError
 from shared.protocol import Precision, Progress, TrainMetrics
 
@@ -21,10 +28,15 @@ SHORT = 256
 
 
 class Visitor:
-    """Lives as long as the training process; a second visit of the same run finds its model and data in memory."""
+    """Lives as long as the training process; a second visit of the same run finds its model and data in memory.
 
-    def __init__(self, device: str) -> None:
+    `memory_limit` is what training may take, in bytes; 0 for no limit.
+    """
+
+    def __init__(self, device: str, options: TrainingOptions | None = None, memory_limit: int = 0) -> None:
         self._device = device
+        self._options = options or TrainingOptions()
+        self._limit = memory_limit
         _warm_up(device)
         self._baseline = resident()
         self._emulator: tuple[object, Emulator] | None = None
@@ -37,23 +49,81 @@ class Visitor:
         """
         memory = PeakMemory(self._device, self._baseline)
         report(Progress(phase="loading"))
+        for shard in request.shards:
+            materialise(shard)
         settings = request.train
         precision = choose_precision(settings.precision, self._device)
         partition = self._data(request)
         emulator = self._model(request, precision)
-        shards = {s.block: s for s in request.shards}
+        shards = {s.block: Path(s.path) for s in request.shards}
         opened = [block for group in settings.groups for block in group.blocks]
-        emulator.update(request.shards, opened)
+        emulator.update(request.shards, opened, request.dropped)
         try:
-            trained = {block: emulator.open(Path(shards[block].path)) for block in opened}
-            groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
-            metrics = train(emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop)
-            write_delta(trained, {block: Path(shards[block].path) for block in opened}, Path(request.delta_path))
-            return metrics
+            began = time.monotonic()
+            with self._savings(emulator, partition, request, opened, precision, should_stop) as (loss_of, cache):
+                trained = {block: emulator.open(shards[block]) for block in opened}
+                groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
+                metrics = train(
+                    emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop, cache, loss_of, began
+                )
+            emulator.close()
+            error = write_delta(
+                trained,
+                {block: shards[block] for block in opened},
+                Path(request.delta_path),
+                request.delta_codec,
+                {block: Path(path) for block, path in request.carried.items()},
+                Path(request.leave) if request.leave else None,
+            )
+            return metrics.model_copy(update={"delta_error": error, "peak_memory_bytes": memory.peak()})
         finally:
             trained, groups = {}, []
             emulator.close()
             give_back_memory()
+
+    @contextlib.contextmanager
+    def _savings(
+        self,
+        emulator: Emulator,
+        partition: Partition,
+        request: TrainRequest,
+        opened: Sequence[str],
+        precision: torch.dtype,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[tuple[Loss, prefix.Prefix | None]]:
+        """What saves memory in this visit, as the options say: chunked logits, a prefix cache, checkpointed layers."""
+        settings, layers, config = request.train, emulator.layers, emulator.model.config
+        order = visit_order(partition, settings)
+        # The lowest layer that gradients reach; all of them when the embeddings are trained, none when only what comes after them is.
+        lowest = 0 if "embeddings" in opened else min((layer for b in opened for layer in layers_of(b)), default=len(layers))
+        loss_of = Loss(emulator.model, settings.task, precision, self._options.chunked_logits, partition.batch(order[0]).to(self._device))
+        cache = self._prefix(emulator, partition, order, lowest, precision, should_stop)
+        width = max(max(len(partition.features[i].ids) for i in indices) for indices in order)
+        tokens = settings.batch_size * width
+        chosen = to_checkpoint(layers, lowest, self._options.checkpointing, tokens, width, config, self._limit)
+        with checkpointed(chosen), cache.instead() if cache is not None else contextlib.nullcontext():
+            yield loss_of, cache
+
+    def _prefix(
+        self,
+        emulator: Emulator,
+        partition: Partition,
+        order: list[list[int]],
+        below: int,
+        precision: torch.dtype,
+        should_stop: Callable[[], bool],
+    ) -> prefix.Prefix | None:
+        """The cache of what enters layer `below`, filled, with the layers under it let go; None where there is none to be had."""
+        if below == 0:
+            return None
+        where = prefix.choose(self._options.prefix_cache, order, partition, prefix.hidden_size(emulator.model.config), self._limit)
+        if where is None:
+            return None
+        cache = prefix.Prefix(emulator.model, emulator.layers, below, order, where == "disk")
+        if not cache.fill(partition, self._device, precision, should_stop):
+            return None
+        emulator.release(below)
+        return cache
 
     def _model(self, request: TrainRequest, precision: torch.dtype) -> Emulator:
         key = (request.model_key, request.train.task, precision)

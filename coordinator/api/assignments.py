@@ -12,7 +12,7 @@ from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, ReadDep, Sett
 from coordinator.api.files import blob_response
 from coordinator.api.schemas import errors
 from coordinator.db.base import Database
-from coordinator.services import agents, assignments, transfers
+from coordinator.services import agents, assignments, signals, transfers
 from coordinator.services.uploads import Upload
 from coordinator.settings import Settings
 from shared.digests import Digest
@@ -26,7 +26,6 @@ from shared.protocol import (
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
-    ShardRef,
     UploadOffset,
 )
 
@@ -98,7 +97,13 @@ async def claim(
 def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:
     with database.transaction() as session:
         agents.seen(session, agent_id, now())
-        return assignments.claim(session, agent_id, body, now())
+        agents.declare(session, agent_id, body.limits)
+        found = assignments.claim(session, agent_id, body, now())
+        turned_down = session.info.get(signals.TURNED_DOWN, [])
+    for refusal in turned_down:
+        with database.transaction() as session:
+            assignments.turned_down(session, *refusal)
+    return found
 
 
 @router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))
@@ -123,7 +128,7 @@ def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep,
 
 @router.get(
     "/{assignment_id}/shards/{digest}",
-    summary="Fetch a shard or file of the manifest",
+    summary="Fetch a shard, patch or file of the manifest",
     response_class=Response,
     responses={
         200: {"description": "The bytes", "content": {"application/octet-stream": {}}},
@@ -143,15 +148,14 @@ def shard(
     store: StoreDep,
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
-    run_id, round, ref = transfers.lookup(session, assignment_id, agent.id, digest)
-    if isinstance(ref, ShardRef):
-        transfers.expose(session, agent.id, run_id, ref, now())
-    kind = "shard" if isinstance(ref, ShardRef) else "file"
+    wanted = transfers.lookup(session, assignment_id, agent.id, digest)
+    if wanted.shard is not None:
+        transfers.expose(session, agent.id, wanted.run_id, wanted.shard, now())
 
     def count(amount: int) -> None:
         def save() -> None:
             with database.transaction() as counting:
-                transfers.count(counting, run_id, round, agent.id, kind, amount)
+                transfers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
 
         asyncio.get_running_loop().run_in_executor(None, save)
 
@@ -191,15 +195,24 @@ async def upload(
 ) -> UploadOffset:
     """Append the body at `offset`. What arrived before a cut is kept."""
 
+    ledger: list[tuple[str, int]] = []
+
     def begin() -> Upload:
         with database.reading() as session:
             found = _upload(session, assignment_id, agent.id, digest, settings)
+            assignment = assignments.held(session, assignment_id, agent.id)
+            ledger.append((assignment.run_id, assignment.round))
         length = request.headers.get("content-length", "")
         found.check(offset, int(length) if length.isdigit() else None)
         return found
 
     target = await run_in_threadpool(begin)
     buffer = bytearray()
+    arrived = 0
+
+    def count() -> None:
+        with database.transaction() as session:
+            transfers.count(session, *ledger[0], agent.id, "delta", arrived)
 
     async def write() -> None:
         data = bytes(buffer)
@@ -209,11 +222,15 @@ async def upload(
     try:
         async for chunk in request.stream():
             buffer += chunk
+            arrived += len(chunk)
             if len(buffer) >= WRITE_CHUNK:
                 await write()
     finally:
-        if buffer:
-            await write()
+        try:
+            if buffer:
+                await write()
+        finally:
+            await run_in_threadpool(count)
     return UploadOffset(offset=target.offset, complete=False)
 
 
@@ -233,14 +250,11 @@ def delta(
             return done
         assignment = assignments.held(session, assignment_id, agent.id)
         target = _upload(session, assignment_id, agent.id, body.digest, settings)
+        codec = assignments.delta_codec(session, assignment)
         expected = assignments.expected_tensors(session, assignment)
-        run_id, round = assignment.run_id, assignment.round
-    size = target.finish(store, expected)  # hashing takes its time: outside of any transaction
+    size = target.finish(store, expected, codec)  # hashing takes its time: outside of any transaction
     with database.transaction() as session:
-        done, new = assignments.submit(session, assignment_id, agent.id, body, size, now())
-        if new:
-            transfers.count(session, run_id, round, agent.id, "delta", size)
-        return done
+        return assignments.submit(session, assignment_id, agent.id, body, size, now())
 
 
 def _upload(session: Session, assignment_id: str, agent_id: str, digest: str, settings: Settings) -> Upload:

@@ -57,9 +57,13 @@ def _blocks(run: dict[str, Any]) -> Columns:
 
 def _current(run: dict[str, Any]) -> list[RenderableType]:
     lines: list[RenderableType] = []
+    if run["rounds"]:
+        newest = run["rounds"][0]
+        text = f"round {newest['number']}, cycle {newest['cycle']}: {', '.join(newest['blocks'])} – {newest['state']}"
+        lines.append(Text(text + (f", {newest['applied']} of {len(newest['blocks'])} applied" if len(newest["blocks"]) > 1 else "")))
     for assignment in run["current"]:
         progress = assignment["progress"] or {}
-        text = f"round {assignment['round']}: {assignment['block']} – {assignment['agent'] or assignment['meant_for'] or 'anyone'}, {assignment['state']}"
+        text = f"  {assignment['block']} – {assignment['agent'] or assignment['meant_for'] or 'anyone'}, {assignment['state']}"
         if progress.get("steps"):
             text += (
                 f", step {progress['step']} of {progress['steps']}, loss {progress['loss']:.3f}, {progress['tokens_per_s']:,.0f} tokens/s"

@@ -37,6 +37,8 @@ class Agent(Base):
     key_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
     state: Mapped[str] = mapped_column(String(20))
     device: Mapped[dict[str, Any]]
+    limits: Mapped[dict[str, Any]]
+    """memory and bandwidth as it declared them last"""
     version: Mapped[str] = mapped_column(String(40))
     enrolled_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -96,6 +98,47 @@ class Block(Base):
     num_parameters: Mapped[int] = mapped_column(BigInteger)
     tensors: Mapped[list[dict[str, Any]]]
     """the trainable ones: name, shape"""
+    influence: Mapped[float | None]
+    """of a block of layers, on the calibration rows"""
+
+
+class EncodedShard(Base):
+    """A block in a codec, made once: the same source and codec always give the same bytes."""
+
+    __tablename__ = "encoded_shard"
+    source: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    """digest of the exact shard"""
+    codec: Mapped[str] = mapped_column(String(20), primary_key=True)
+    digest: Mapped[str] = mapped_column(DIGEST)
+    size: Mapped[int] = mapped_column(BigInteger)
+    packed_digest: Mapped[str] = mapped_column(DIGEST)
+    packed_size: Mapped[int] = mapped_column(BigInteger)
+
+
+class Patch(Base):
+    """A step from one shard to the next of the same block and codec."""
+
+    __tablename__ = "patch"
+    target: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    base: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    digest: Mapped[str] = mapped_column(DIGEST)
+    size: Mapped[int] = mapped_column(BigInteger)
+    weight: Mapped[float]
+
+
+class Fidelity(Base):
+    """How faithful an emulator was, as measured on the calibration rows."""
+
+    __tablename__ = "fidelity"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    block: Mapped[str] = mapped_column(String(100), primary_key=True)
+    plan: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    """digest of the codecs"""
+    codecs: Mapped[dict[str, Any]]
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Round(Base):
@@ -103,8 +146,12 @@ class Round(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     cycle: Mapped[int]
-    block: Mapped[str] = mapped_column(String(100))
+    blocks: Mapped[list[str]]
+    """the visited ones: one, or as many as a wave has"""
     state: Mapped[str] = mapped_column(String(20))
+    loss_before: Mapped[float | None]
+    loss_after: Mapped[float | None]
+    """held-out loss of the real model on the calibration rows, before and after the round"""
     opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
     closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -135,6 +182,8 @@ class Assignment(Base):
     metrics: Mapped[dict[str, Any] | None]
     delta_digest: Mapped[str | None] = mapped_column(DIGEST)
     delta_size: Mapped[int | None] = mapped_column(BigInteger)
+    applied: Mapped[bool] = mapped_column(default=False)
+    """its delta is part of the present blocks"""
 
     __table_args__ = (
         Index("ix_assignment_state_agent", "state", "agent_id"),
@@ -195,7 +244,7 @@ class Traffic(Base):
     round: Mapped[int] = mapped_column(primary_key=True)
     agent_id: Mapped[str] = mapped_column(ForeignKey("agent.id"), primary_key=True)
     kind: Mapped[str] = mapped_column(String(20), primary_key=True)
-    """shard, file (down) or delta (up)"""
+    """shard, patch, file (down) or delta (up)"""
     bytes: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -33,23 +33,33 @@ def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
 
 
 def last_round(session: Session, run_id: str) -> Round | None:
-    return session.scalar(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1))
+    return next(iter(last_rounds(session, run_id, 1)), None)
+
+
+def last_rounds(session: Session, run_id: str, limit: int) -> Sequence[Round]:
+    """The newest rounds of a run, the newest first."""
+    return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(limit)).all()
+
+
+def applied_in(session: Session, run_id: str, first: int) -> dict[int, int]:
+    """From round `first` on: how many of a round's deltas are part of the blocks."""
+    chosen = (Assignment.run_id == run_id) & (Assignment.round >= first) & Assignment.applied
+    return {row[0]: row[1] for row in session.execute(select(Assignment.round, func.count()).where(chosen).group_by(Assignment.round))}
 
 
 def rounds_closed(session: Session, run_id: str) -> int:
     return session.scalar(select(func.count()).select_from(Round).where(Round.run_id == run_id, Round.state == RoundState.CLOSED)) or 0
 
 
-def pending_assignments(session: Session, lock: bool = True) -> Sequence[tuple[Assignment, Run]]:
-    """Those of running runs, oldest first; with `lock`, rows that another coordinator is about to lease are passed over."""
+def pending_assignments(session: Session) -> Sequence[tuple[Assignment, Run]]:
+    """Those of running runs, oldest first."""
     query = (
         select(Assignment, Run)
         .join(Run, Run.id == Assignment.run_id)
         .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING)
         .order_by(Assignment.waiting_since, Assignment.id)
     )
-    rows = session.execute(query.with_for_update(skip_locked=True, of=Assignment) if lock else query)
-    return [(a, r) for a, r in rows]
+    return [(a, r) for a, r in session.execute(query)]
 
 
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:

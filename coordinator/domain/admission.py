@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from coordinator.domain.run_file import AdmissionSection
 from coordinator.errors import Invalid
+from shared.delta_layout import expected_layout
+from shared.protocol import DeltaCodec
 from shared.safetensors_header import Header
 
 
@@ -26,21 +28,27 @@ class BlockNumbers:
     """Euclidean norm of the block as it was sent."""
 
 
-def check_structure(expected: Mapping[str, tuple[int, ...]], header: Header) -> None:
-    """Compare a delta's header with the tensors (name → shape) that the assignment trains; raise `DeltaRefused` on a difference."""
-    missing = sorted(set(expected) - set(header.tensors))
-    foreign = sorted(set(header.tensors) - set(expected))
+def check_structure(expected: Mapping[str, tuple[int, ...]], header: Header, codec: DeltaCodec = "float32") -> None:
+    """Compare a delta's header with the tensors (name → shape) that the assignment trains, in the codec that was asked for.
+
+    Raises `DeltaRefused` on a difference.
+    """
+    if (found := header.metadata.get("codec", "float32")) != codec:
+        raise DeltaRefused(f"the delta is in codec {found[:40]!r}, this run asks for {codec}", codec=codec)
+    layout = expected_layout(expected, codec)
+    missing = sorted(set(layout) - set(header.tensors))
+    foreign = sorted(set(header.tensors) - set(layout))
     if missing or foreign:
         raise DeltaRefused(
             f"the delta must hold exactly the tensors of the trained blocks; missing: {_some(missing)}; foreign: {_some(foreign)}",
             missing=missing[:20], foreign=foreign[:20],
         )  # fmt: skip
-    for name, shape in expected.items():
+    for name, (dtype, shape) in layout.items():
         tensor = header.tensors[name]
         if tensor.shape != shape:
             raise DeltaRefused(f"{name} has shape {list(tensor.shape)}, must be {list(shape)}", tensor=name)
-        if tensor.dtype != "F32":
-            raise DeltaRefused(f"{name} is {tensor.dtype}, must be F32", tensor=name)
+        if tensor.dtype != dtype:
+            raise DeltaRefused(f"{name} is {tensor.dtype}, must be {dtype}", tensor=name)
 
 
 def judge_numbers(numbers: Mapping[str, BlockNumbers], always: frozenset[str], rules: AdmissionSection) -> str | None:

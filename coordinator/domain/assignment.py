@@ -19,6 +19,7 @@ class AssignmentEvent(StrEnum):
     CLAIM = "claim"
     LAPSE = "lapse"
     GIVE_BACK = "give_back"
+    WITHDRAW = "withdraw"
     SUBMIT = "submit"
     ACCEPT = "accept"
     REJECT = "reject"
@@ -32,6 +33,8 @@ ASSIGNMENT = Machine(
         (AssignmentState.LEASED, AssignmentEvent.CLAIM): AssignmentState.LEASED,
         (AssignmentState.LEASED, AssignmentEvent.LAPSE): AssignmentState.PENDING,
         (AssignmentState.LEASED, AssignmentEvent.GIVE_BACK): AssignmentState.PENDING,
+        # Its round is applied without it: the blocks that it was trained from are no longer the present ones.
+        (AssignmentState.LEASED, AssignmentEvent.WITHDRAW): AssignmentState.PENDING,
         (AssignmentState.LEASED, AssignmentEvent.SUBMIT): AssignmentState.SUBMITTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.ACCEPT): AssignmentState.ACCEPTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.REJECT): AssignmentState.REJECTED,
@@ -60,9 +63,21 @@ def check_lease(state: str, holder: str | None, attempt: int, agent: str, given:
 
 
 def may_take(
-    agent: str, meant_for: str | None, excluded: list[str], waiting_since: datetime, reassign_after: timedelta, now: datetime
+    agent: str,
+    meant_for: str | None,
+    excluded: list[str],
+    waiting_since: datetime,
+    reassign_after: timedelta,
+    now: datetime,
+    leave_to_others: bool = False,
 ) -> bool:
-    """Whether an agent may lease a pending assignment: it is meant for it, or for nobody, or its agent has not come for too long."""
+    """Whether an agent may lease a pending assignment: it is meant for it, or for nobody, or its agent has not come for too long.
+
+    `leave_to_others`: the agent has a part in this wave already and others have none, so what is meant for nobody is theirs, unless
+    they do not come for as long.
+    """
     if agent in excluded:
         return False
-    return meant_for in (None, agent) or now - waiting_since >= reassign_after
+    if now - waiting_since >= reassign_after:
+        return True
+    return meant_for == agent or (meant_for is None and not leave_to_others)

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from coordinator.domain.run_file import AdmissionSection
-from shared.protocol import FileRef, ShardRef, Task
+from shared.protocol import BlobRef, FileRef, PatchRef, ShardRef, Task
 
 
 class JobKind(StrEnum):
@@ -15,6 +15,10 @@ class JobKind(StrEnum):
     IMPORT = "import"
     EVALUATE = "evaluate"
     EXPORT = "export"
+    ENCODE = "encode"
+    INFLUENCE = "influence"
+    FIDELITY = "fidelity"
+    LOSS = "loss"
 
 
 class JobState(StrEnum):
@@ -28,10 +32,14 @@ LANES: dict[JobKind, str] = {
     # An agent waits for these; they never stand behind an evaluation.
     JobKind.ADMIT: "quick",
     JobKind.APPLY: "quick",
+    JobKind.ENCODE: "quick",
     JobKind.PREPARE: "slow",
     JobKind.IMPORT: "slow",
     JobKind.EVALUATE: "slow",
     JobKind.EXPORT: "slow",
+    JobKind.INFLUENCE: "slow",
+    JobKind.FIDELITY: "slow",
+    JobKind.LOSS: "slow",
 }
 MAX_TRIES = 3
 """Times that a job is begun before a process that dies under it counts as its failure."""
@@ -107,15 +115,65 @@ class AdmitResult(BaseModel):
     norms: dict[str, float]
 
 
+class Term(BaseModel):
+    """A delta and its weight in the sum that a block becomes larger by."""
+
+    digest: str
+    weight: float
+
+
+class Change(BaseModel):
+    """A block, exact, and what is added to it."""
+
+    block: ShardRef
+    terms: list[Term]
+    codecs: list[str] = []
+    """that the new version is wanted in, besides those in which the old one is known"""
+
+
+class EncodedRef(BaseModel):
+    """A block in a codec: the safetensors file and the same in the lossless coding."""
+
+    source: str
+    """digest of the exact shard"""
+    codec: str
+    digest: str
+    size: int
+    packed: BlobRef
+
+
+class PatchMade(PatchRef):
+    target: str
+
+
+class EncodePayload(BaseModel):
+    """Blocks to encode; `config` and `task` describe the model, whose heads and neurons pruning has to know."""
+
+    config: FileRef
+    task: Task
+    wanted: list[ShardRef]
+    """exact shards' digests, each with the codec that it is wanted in"""
+
+
+class EncodeResult(BaseModel):
+    shards: list[EncodedRef]
+
+
 class ApplyPayload(BaseModel):
     round: int
-    blocks: list[ShardRef]
-    deltas: list[str]
-    weights: list[float]
+    changes: list[Change]
+    assignments: list[str] = []
+    """ids of those whose deltas these are"""
+    config: FileRef | None = None
+    task: Task | None = None
+    before: list[EncodedRef] = []
+    """the blocks as they are, in every codec that agents may hold: the new version is made in each of them, with patches"""
 
 
 class ApplyResult(BaseModel):
     blocks: list[ShardRef]
+    shards: list[EncodedRef] = []
+    patches: list[PatchMade] = []
 
 
 class EvaluatePayload(BaseModel):
@@ -127,6 +185,8 @@ class EvaluatePayload(BaseModel):
     files: list[FileRef]
     blocks: list[ShardRef]
     held_out: HeldOutRef
+    rows: int | None = None
+    """the first ones only; None: all"""
 
 
 class EvaluateResult(BaseModel):

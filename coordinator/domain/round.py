@@ -1,5 +1,7 @@
-"""The states of a round."""
+"""The states of a round, and the deadline of its last deltas."""
 
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from coordinator.domain.machine import Machine
@@ -13,13 +15,29 @@ class RoundState(StrEnum):
 
 class RoundEvent(StrEnum):
     ALL_ACCEPTED = "all_accepted"
+    DEADLINE = "deadline"
     APPLIED = "applied"
+    PARTLY_APPLIED = "partly_applied"
 
 
 ROUND = Machine(
     "round", RoundState, RoundEvent, RoundState.OPEN,
     {
         (RoundState.OPEN, RoundEvent.ALL_ACCEPTED): RoundState.APPLYING,
+        (RoundState.OPEN, RoundEvent.DEADLINE): RoundState.APPLYING,
         (RoundState.APPLYING, RoundEvent.APPLIED): RoundState.CLOSED,
+        # Some members came too late to be applied with the others: they are trained from the new versions.
+        (RoundState.APPLYING, RoundEvent.PARTLY_APPLIED): RoundState.OPEN,
     },
 )  # fmt: skip
+
+
+def deadline_of(accepted_at: Iterable[datetime | None], wave_deadline_s: float | None) -> datetime | None:
+    """When the others are waited for no longer: so long after the first of these deltas was accepted. None: for ever."""
+    first = min((at for at in accepted_at if at is not None), default=None)
+    return None if first is None or wave_deadline_s is None else first + timedelta(seconds=wave_deadline_s)
+
+
+def weight_of(damping: float, trainers: int) -> float:
+    """Weight of one delta of a block that `trainers` members of a wave trained: their mean, damped."""
+    return damping / trainers

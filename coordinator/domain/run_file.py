@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coordinator.errors import Invalid
 from shared.digests import Digest
-from shared.protocol import Name, Precision, Task
+from shared.protocol import DeltaCodec, Name, Optimizer, Precision, Task
 
 
 class RunFileInvalid(Invalid):
@@ -58,6 +58,16 @@ class ScheduleSection(Section):
     reassign_after_s: float = Field(
         300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it"
     )
+    wave: int = Field(
+        1, ge=1, le=10_000, description="blocks of a round, trained at once by as many agents; 1: the strict cycle of the paper"
+    )
+    damping: float = Field(1.0, gt=0, le=1, description="factor on the deltas of a round when they are applied")
+    wave_deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=366 * 86_400,
+        description="how long a round waits for its last deltas once it has one; those that came are applied then",
+    )
     max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
 
 
@@ -73,6 +83,7 @@ class TrainSection(Section):
     weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
     max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
+    optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "TrainSection":
@@ -96,6 +107,30 @@ class AdmissionSection(Section):
     )
 
 
+class CompressionSection(Section):
+    policy: Literal["none", "hybrid", "int8", "int4", "auto"] = Field(
+        "int8", description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent"
+    )
+    drop_ratio: float = Field(0.5, ge=0, le=0.9, description="hybrid: share of the layers not yet updated that is dropped at the most")
+    prune_ratio: float = Field(0.25, ge=0.01, le=0.9, description="hybrid and auto: share of a layer's width that pruning removes")
+    floor: float | None = Field(
+        None, ge=-1, le=1, description="cosine between a block's gradient in the emulator and in the real model that a plan must reach"
+    )
+    below_floor: Literal["upgrade", "refuse"] = Field(
+        "upgrade", description="a plan under the floor becomes more faithful, or pauses the run"
+    )
+    calibration_rows: int = Field(64, ge=0, le=100_000, description="held-out rows on which emulators are measured; 0: never")
+
+
+class DeltaSection(Section):
+    codec: DeltaCodec = Field("int8", description="how deltas travel")
+    error_feedback: bool = Field(False, description="an agent carries what the codec left out to its next visit of the same block")
+
+
+class ExposureSection(Section):
+    max_exact_blocks: int | None = Field(None, ge=1, description="blocks that one agent may receive exact, in the whole run")
+
+
 class RunFile(Section):
     name: Name = Field(description="how people call the run; free again once a run of that name has ended")
     model: Name = Field(description="name of an added model")
@@ -103,6 +138,9 @@ class RunFile(Section):
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")
+    compression: CompressionSection = Field(CompressionSection(), description="what agents download and hold")
+    delta: DeltaSection = Field(DeltaSection(), description="what agents send")
+    exposure: ExposureSection = Field(ExposureSection(), description="how much of the model one agent may see exact")
     admission: AdmissionSection = Field(AdmissionSection(), description="which deltas are rejected")
     agents: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = Field(
         "all", description="who takes part: all agents enrolled at the start, or these"

@@ -1,14 +1,18 @@
-"""Applies accepted deltas to the blocks of a round: version v becomes v + 1."""
+"""Applies accepted deltas to the blocks of a round: version v becomes v + 1, in every codec that agents will ask for."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from safetensors import safe_open
 
-from coordinator.domain.job import ApplyPayload, ApplyResult
+from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
+from coordinator.engine.deltas import OpenDelta, open_delta
+from coordinator.engine.encode import Encoder
 from coordinator.engine.shards import Piece, from_file, from_tensor, shard_header, write_shard
 from coordinator.storage import BlobStore
+from shared.deltas import add_decoded
 from shared.protocol import ShardRef
 
 
@@ -16,33 +20,59 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
     """block ← block + Σ weight · delta, in float32 (w_b ← w_b + delta_b in the paper).
 
     A trained block is float32 from its first delta on: a bf16 weight would lose most of a change of fine-tuning size.
-    Deterministic to the bit, so that a repeat after a crash stores the same digest.
+    Deterministic to the bit, so that a repeat after a crash stores the same digests.
     """
-    return ApplyResult(blocks=[_apply_block(store, block, payload.deltas, payload.weights) for block in payload.blocks])
+    encoder = Encoder(store, payload.config, payload.task)
+    result = ApplyResult(blocks=[])
+    with contextlib.ExitStack() as stack:
+        digests = dict.fromkeys(term.digest for change in payload.changes for term in change.terms)
+        deltas = {digest: stack.enter_context(open_delta(store, digest)) for digest in digests}
+        for change in payload.changes:
+            new = _apply_block(store, change, deltas)
+            result.blocks.append(new)
+            old = [ref for ref in payload.before if ref.source == change.block.digest]
+            shards, patches = _encode(store, encoder, change, new, old)
+            result.shards += shards
+            result.patches += patches
+    return result
 
 
-def _apply_block(store: BlobStore, block: ShardRef, deltas: Sequence[str], weights: Sequence[float]) -> ShardRef:
+def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelta]) -> ShardRef:
+    block = change.block
     path, header = shard_header(store, block.digest)
-    changes = {digest: set(shard_header(store, digest)[1].tensors) for digest in deltas}
     pieces: list[Piece] = []
     for name, tensor in header.tensors.items():
-        terms = [(digest, weight) for digest, weight in zip(deltas, weights, strict=True) if name in changes[digest]]
+        terms = [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names]
         if terms:
-            pieces.append(from_tensor(name, tensor.shape, torch.float32, partial(_sum, store, block.digest, name, terms)))
+            make = partial(_sum, store, block.digest, name, tensor.shape, terms)
+            pieces.append(from_tensor(name, tensor.shape, torch.float32, make))
         else:  # a buffer: it has no delta
             pieces.append(from_file(path, header, tensor, name))
     digest, size = write_shard(store, pieces)
     return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=digest, size=size)
 
 
-def _sum(store: BlobStore, base: str, name: str, terms: Sequence[tuple[str, float]]) -> torch.Tensor:
-    result = _tensor(store, base, name).to(torch.float32, copy=True)
-    for digest, weight in terms:
-        result.add_(_tensor(store, digest, name), alpha=weight)
-    return result
-
-
-def _tensor(store: BlobStore, digest: str, name: str) -> torch.Tensor:
-    with safe_open(store.path(digest), framework="pt") as file:
+def _sum(store: BlobStore, base: str, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> torch.Tensor:
+    with safe_open(store.path(base), framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
+    return add_decoded(tensor.to(torch.float32), [(delta.tensor(name, shape), weight) for delta, weight in terms])
+
+
+def _encode(
+    store: BlobStore, encoder: Encoder, change: Change, new: ShardRef, old: Sequence[EncodedRef]
+) -> tuple[list[EncodedRef], list[PatchMade]]:
+    """The new version in the codecs of the old one and in those that are wanted, and the steps from old to new."""
+    before = {ref.codec: ref for ref in old}
+    shards = [encoder.encode(new.digest, codec) for codec in sorted({*before, *change.codecs})]
+    patches: list[PatchMade] = []
+    for shard in shards:
+        if shard.codec != "exact" and shard.codec in before and (patch := encoder.difference(before[shard.codec], shard)):
+            patches.append(patch)
+        elif shard.codec == "exact" and len(change.terms) == 1 and store.size(change.terms[0].digest) < shard.packed.size:
+            # Whoever trained it, or fetches its delta, can add it as it was added here.
+            term = change.terms[0]
+            size = store.size(term.digest)
+            patches.append(
+                PatchMade(kind="delta", target=new.digest, base=change.block.digest, digest=term.digest, size=size, weight=term.weight)
+            )
+    return shards, patches

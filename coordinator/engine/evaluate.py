@@ -40,7 +40,7 @@ def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
     for block in payload.blocks:
         assembled.put(read_shard(store.path(block.digest)))
     assembled.check_complete()
-    features = encoder(examples)
+    features = encoder(examples)[: payload.rows]
     features.sort(key=lambda f: len(f.ids))
     total, count, right = 0.0, 0, 0
     with torch.inference_mode():
@@ -53,4 +53,4 @@ def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
             if payload.task == "text-classification":
                 right += int((logits.argmax(-1) == batch.labels).sum())
     accuracy = right / count if payload.task == "text-classification" else None
-    return EvaluateResult(rows=len(examples), loss=total / max(count, 1), accuracy=accuracy, seconds=time.monotonic() - began)
+    return EvaluateResult(rows=min(len(examples), payload.rows or len(examples)), loss=total / max(count, 1), accuracy=accuracy, seconds=time.monotonic() - began)

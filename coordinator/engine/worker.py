@@ -9,12 +9,14 @@ from pydantic import BaseModel
 from coordinator.domain.job import (
     AdmitPayload,
     ApplyPayload,
+    EncodePayload,
     EvaluatePayload,
     ExportPayload,
     ImportPayload,
     JobKind,
     PreparePayload,
 )
+from coordinator.domain.measurements import FidelityPayload, InfluencePayload
 from coordinator.storage import open_store
 
 
@@ -25,9 +27,12 @@ def warm_up(threads: int) -> int:
     torch.set_num_threads(threads)
     import coordinator.engine.admit
     import coordinator.engine.apply
+    import coordinator.engine.encode
     import coordinator.engine.evaluate
     import coordinator.engine.export
+    import coordinator.engine.fidelity
     import coordinator.engine.import_model
+    import coordinator.engine.influence
     import coordinator.engine.prepare  # noqa: F401
     from shared.assembly import import_model_code
 
@@ -39,9 +44,12 @@ def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
     """Do one job: `payload` and the answer are the JSON forms of the models in `domain/job.py`."""
     from coordinator.engine.admit import admit
     from coordinator.engine.apply import apply
+    from coordinator.engine.encode import encode
     from coordinator.engine.evaluate import evaluate
     from coordinator.engine.export import export
+    from coordinator.engine.fidelity import fidelity
     from coordinator.engine.import_model import import_model
+    from coordinator.engine.influence import influence
     from coordinator.engine.prepare import prepare
 
     store = open_store(Path(blobs))
@@ -51,11 +59,17 @@ def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
             result = admit(store, AdmitPayload.model_validate(payload))
         case JobKind.APPLY:
             result = apply(store, ApplyPayload.model_validate(payload))
+        case JobKind.ENCODE:
+            result = encode(store, EncodePayload.model_validate(payload))
         case JobKind.PREPARE:
             result = prepare(store, PreparePayload.model_validate(payload))
         case JobKind.IMPORT:
             result = import_model(store, ImportPayload.model_validate(payload))
-        case JobKind.EVALUATE:
+        case JobKind.INFLUENCE:
+            result = influence(store, InfluencePayload.model_validate(payload))
+        case JobKind.FIDELITY:
+            result = fidelity(store, FidelityPayload.model_validate(payload))
+        case JobKind.EVALUATE | JobKind.LOSS:
             result = evaluate(store, EvaluatePayload.model_validate(payload))
         case JobKind.EXPORT:
             result = export(store, ExportPayload.model_validate(payload))

@@ -14,7 +14,7 @@ from coordinator.domain.assignment import AssignmentState
 from coordinator.errors import Conflict, Forbidden, NotFound, Unauthorized
 from coordinator.services import assignments, keys
 from coordinator.services.events import record
-from shared.protocol import EnrolAnswer, EnrolRequest
+from shared.protocol import DeclaredLimits, EnrolAnswer, EnrolRequest
 
 
 class TokenUnknown(Unauthorized):
@@ -67,7 +67,7 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
     key = keys.new_key(keys.AGENT)
     agent = Agent(
         id=keys.new_id("agt"), name=request.name, key_hash=keys.key_hash(key), state=AgentState.ENROLLED,
-        device=request.device.model_dump(), version=request.version, enrolled_at=now,
+        device=request.device.model_dump(), limits={}, version=request.version, enrolled_at=now,
     )  # fmt: skip
     session.add(agent)
     try:
@@ -117,6 +117,13 @@ def seen(session: Session, agent_id: str, now: datetime) -> None:
     if needs_seen(agent.state, agent.last_seen_at, now):
         agent.state = AGENT.after(agent.state, AgentEvent.SEEN)
         agent.last_seen_at = now
+
+
+def declare(session: Session, agent_id: str, limits: DeclaredLimits) -> None:
+    """Note what the agent allows training to take, as it says with each claim."""
+    agent = session.get_one(Agent, agent_id)
+    if agent.limits != (declared := limits.model_dump()):
+        agent.limits = declared
 
 
 def silence(session: Session, before: datetime) -> None:

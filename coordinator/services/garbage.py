@@ -6,10 +6,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Assignment, Block, HeldOut, Job, Model, Round, Run
+from coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Job, Model, Patch, Round, Run
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import JobKind, JobState
 from coordinator.domain.round import RoundState
+from coordinator.services.shards import MAX_STEPS
 from coordinator.storage import BlobStore
 
 UNFINISHED = (AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)
@@ -24,7 +25,9 @@ def needed(session: Session, now: datetime) -> set[str]:
     for files in session.scalars(select(Run.files)):
         digests |= {entry["digest"] for entry in files}
     for manifest in session.scalars(select(Assignment.manifest).where(Assignment.state.in_(UNFINISHED))):
-        digests |= {entry["digest"] for entry in (*manifest["files"], *manifest["blocks"])}
+        digests |= _digests_in(manifest)
+    shards, patches = _present(session)
+    digests |= {digest for row in shards for digest in (row.digest, row.packed_digest)} | {row.digest for row in patches}
     for delta in session.scalars(_unapplied()):
         if delta is not None:
             digests.add(delta)
@@ -34,6 +37,33 @@ def needed(session: Session, now: datetime) -> set[str]:
     for result in session.scalars(recent):
         digests |= _digests_in(result)
     return digests
+
+
+def _present(session: Session) -> tuple[list[EncodedShard], list[Patch]]:
+    """The encoded shards of blocks that a model or a run has now, and the steps that lead to them."""
+    sources = set(session.scalars(select(Block.digest)))
+    for blocks in session.scalars(select(Model.blocks)):
+        sources |= {entry["digest"] for entry in blocks}
+    shards = [row for row in session.scalars(select(EncodedShard)) if row.source in sources]
+    rows: dict[str, list[Patch]] = {}
+    for patch in session.scalars(select(Patch)):
+        rows.setdefault(patch.target, []).append(patch)
+    patches: list[Patch] = []
+    targets = {row.digest for row in shards}
+    for _ in range(MAX_STEPS):
+        steps = [patch for target in targets for patch in rows.pop(target, [])]
+        patches += steps
+        targets = {patch.base for patch in steps}
+    return shards, patches
+
+
+def forget(session: Session) -> None:
+    """Delete what is written of encoded shards and patches that lead nowhere any more; their blobs go at the next sweep."""
+    shards, patches = _present(session)
+    kept: set[EncodedShard | Patch] = {*shards, *patches}
+    for row in [*session.scalars(select(EncodedShard)), *session.scalars(select(Patch))]:
+        if row not in kept:
+            session.delete(row)
 
 
 def _unapplied() -> Any:

@@ -12,6 +12,7 @@ from coordinator.domain.job import (
     MAX_TRIES,
     AdmitResult,
     ApplyResult,
+    EncodeResult,
     EvaluateResult,
     ExportResult,
     ImportResult,
@@ -19,7 +20,8 @@ from coordinator.domain.job import (
     JobState,
     PrepareResult,
 )
-from coordinator.services import models, rounds, runs, signals
+from coordinator.domain.measurements import FidelityResult, InfluenceResult
+from coordinator.services import calibration, models, rounds, runs, shards, signals
 
 Succeeded = Callable[[Session, Job, Any], None]
 Failed = Callable[[Session, Job], None]
@@ -32,6 +34,10 @@ def _nothing_more(session: Session, job: Job, result: BaseModel) -> None:
 OUTCOMES: dict[JobKind, tuple[type[BaseModel], Succeeded, Failed]] = {
     JobKind.ADMIT: (AdmitResult, rounds.judged, runs.engine_failed),
     JobKind.APPLY: (ApplyResult, rounds.applied, runs.engine_failed),
+    JobKind.ENCODE: (EncodeResult, shards.encoded, runs.engine_failed),
+    JobKind.INFLUENCE: (InfluenceResult, runs.influence_measured, runs.prepare_failed),
+    JobKind.FIDELITY: (FidelityResult, calibration.fidelity_measured, calibration.fidelity_failed),
+    JobKind.LOSS: (EvaluateResult, calibration.loss_measured, runs.report_failed),
     JobKind.PREPARE: (PrepareResult, runs.prepared, runs.prepare_failed),
     JobKind.IMPORT: (ImportResult, models.imported, models.import_failed),
     JobKind.EVALUATE: (EvaluateResult, runs.evaluated, runs.report_failed),

@@ -1,19 +1,24 @@
 """Rounds: open the next one, judge what came in, apply it, close."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.db import queries
 from coordinator.db.base import utcnow
 from coordinator.db.models import Agent, Assignment, Block, Job, Round, Run
+from coordinator.domain.agent import AgentState
 from coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
-from coordinator.domain.job import AdmitPayload, AdmitResult, ApplyPayload, ApplyResult, EvaluatePayload, HeldOutRef, JobKind
-from coordinator.domain.round import ROUND, RoundEvent, RoundState
+from coordinator.domain.exposure import ExposureBudgetTooSmall
+from coordinator.domain.job import AdmitPayload, AdmitResult, ApplyPayload, ApplyResult, Change, EvaluatePayload, JobKind, Term
+from coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of, weight_of
 from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import Visit, visit
-from coordinator.services import jobs, keys, signals
+from coordinator.domain.schedule import Visit, rounds_per_cycle, visits
+from coordinator.services import budget, calibration, jobs, keys, shards, signals
 from coordinator.services.events import record
 from shared.protocol import LASTING_REASONS, Manifest, ParameterGroup, ShardRef, TrainSettings
 
@@ -31,25 +36,48 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
         return
     spec = RunFile.model_validate(run.spec)
-    plan = visit(spec, run.trained_blocks, run.participants, number)
-    session.add(Round(run_id=run.id, number=number, cycle=plan.cycle, block=plan.block, state=RoundState.OPEN, opened_at=now))
-    _assign(session, run, spec, plan, now, failures=0, excluded=[])
-
-
-def _assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime, failures: int, excluded: list[str]) -> None:
-    blocks = queries.shard_refs(queries.blocks_of(session, run.id))
-    meant_for = plan.agent
-    if meant_for is not None and (meant_for in excluded or session.get_one(Agent, meant_for).state == "revoked"):
-        meant_for = None
+    try:
+        plans = _visits(session, run, spec, number)
+    except ExposureBudgetTooSmall as error:
+        _pause(session, run, error.message)
+        return
+    names = [plan.block for plan in plans]
     session.add(
-        Assignment(
-            id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=AssignmentState.PENDING,
-            attempt=0, failures=failures, meant_for=meant_for, excluded=excluded, waiting_since=now,
-            manifest=Manifest(files=run.files, blocks=blocks).model_dump(),
-            train=train_settings(spec, plan).model_dump(),
-        )
+        Round(run_id=run.id, number=number, cycle=plans[0].cycle, blocks=names, state=RoundState.OPEN, opened_at=now,
+              loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
-    offer(session, meant_for)
+    for plan in plans:
+        assignment = _assign(session, run, spec, plan, now, failures=0, excluded=[])
+        pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in")
+
+
+def _visits(session: Session, run: Run, spec: RunFile, number: int) -> list[Visit]:
+    common = None if spec.exposure.max_exact_blocks is None else budget.common(spec, queries.blocks_of(session, run.id))
+    return visits(spec, run.trained_blocks, run.participants, number, common)
+
+
+def _assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime, failures: int, excluded: list[str]) -> Assignment:
+    assignment = Assignment(
+        id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=AssignmentState.PENDING,
+        attempt=0, failures=failures, meant_for=plan.agent, excluded=excluded, waiting_since=now,
+        manifest=_manifest(session, run), train=train_settings(spec, plan).model_dump(), applied=False,
+    )  # fmt: skip
+    if plan.agent is not None and not _can_come(session, run, spec, assignment, plan.agent):
+        assignment.meant_for = None
+    session.add(assignment)
+    offer(session, assignment.meant_for)
+    return assignment
+
+
+def _manifest(session: Session, run: Run) -> dict[str, Any]:
+    """All blocks as they are now, exact; whoever leases the assignment gets them in the codecs of its emulator."""
+    return Manifest(files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id))).model_dump()
+
+
+def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
+    if agent_id in assignment.excluded or session.get_one(Agent, agent_id).state == AgentState.REVOKED:
+        return False
+    return budget.may_take(session, run, spec, assignment, agent_id)
 
 
 def offer(session: Session, meant_for: str | None) -> None:
@@ -108,15 +136,85 @@ def judged(session: Session, job: Job, result: AdmitResult) -> None:
         _reject(session, run, assignment, result.rejected_because, now)
         return
     assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.ACCEPT)
-    round = session.get_one(Round, (run.id, assignment.round))
-    members = [a for a in queries.assignments_of(session, run.id, round.number) if a.state != AssignmentState.REJECTED]
-    if all(a.state == AssignmentState.ACCEPTED for a in members):
-        round.state = ROUND.after(round.state, RoundEvent.ALL_ACCEPTED)
-        apply = ApplyPayload(
-            round=round.number, blocks=trained_refs(assignment),
-            deltas=[a.delta_digest for a in members if a.delta_digest], weights=[1.0 / len(members)] * len(members),
-        )  # fmt: skip
-        jobs.enqueue(session, JobKind.APPLY, run.id, apply.model_dump())
+    apply_if_due(session, run, assignment.round, now)
+
+
+def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None:
+    """Have the accepted deltas of a round applied together: when all are in, or the deadline has passed and none is being judged.
+
+    The run is locked. What is missing is taken back from the agents that train it; a late delta of theirs is fenced off.
+    """
+    round = session.get_one(Round, (run.id, number))
+    if round.state != RoundState.OPEN:
+        return
+    spec = RunFile.model_validate(run.spec)
+    waiting = [a for a in _members(session, round, lock=True) if not a.applied]
+    accepted = [a for a in waiting if a.state == AssignmentState.ACCEPTED]
+    missing = [a for a in waiting if a.state != AssignmentState.ACCEPTED]
+    if not accepted or any(a.state == AssignmentState.SUBMITTED for a in missing):
+        return
+    if missing:
+        deadline = deadline_of((a.judged_at for a in accepted), spec.schedule.wave_deadline_s)
+        # A pause holds the deadline up too: nothing is taken from those who finish their work.
+        if deadline is None or now < deadline or run.state != RunState.RUNNING:
+            return
+        late = ", ".join(_withdraw(session, a, now) for a in missing)
+        text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
+        record(session, "warning", "wave_deadline", text, run_id=run.id)
+    round.state = ROUND.after(round.state, RoundEvent.DEADLINE if missing else RoundEvent.ALL_ACCEPTED)
+    shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted))
+
+
+def _members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:
+    """The assignments that count, one a block, in the order of the round's blocks: never in that of their arrival."""
+    query = select(Assignment).where(
+        Assignment.run_id == round.run_id, Assignment.round == round.number, Assignment.state != AssignmentState.REJECTED
+    )
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return sorted(session.scalars(query), key=lambda a: round.blocks.index(a.block))
+
+
+def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
+    """Take a visit back from the agent that has it; whose it was, for people."""
+    if assignment.state != AssignmentState.LEASED:
+        return f"{assignment.block} (nobody had it)"
+    name = queries.agent_names(session).get(assignment.agent_id or "", "?")
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.WITHDRAW)
+    assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
+    assignment.waiting_since, assignment.reason = now, "wave_deadline"
+    return f"{assignment.block} ({name})"
+
+
+def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
+    """block ← block + damping · mean of the deltas of those who trained it: one for a visited block, all for those trained along."""
+    changes = []
+    for ref in queries.shard_refs(queries.blocks_of(session, run.id)):
+        trainers = [(a, base) for a in accepted for base in trained_refs(a) if base.block == ref.block]
+        assert all(base.version == ref.version for _, base in trainers), "every delta is from the present version"
+        weight = weight_of(spec.schedule.damping, max(1, len(trainers)))
+        if terms := [Term(digest=a.delta_digest, weight=weight) for a, _ in trainers if a.delta_digest]:
+            changes.append(Change(block=ref, terms=terms))
+    return changes
+
+
+def apply_overdue(session: Session, now: datetime) -> None:
+    """Look after the deadlines of all rounds that are open."""
+    open_rounds = (
+        select(Round.run_id, Round.number, Run.spec)
+        .join(Run, Run.id == Round.run_id)
+        .where(Round.state == RoundState.OPEN, Run.state == RunState.RUNNING)
+        .order_by(Round.run_id)
+    )
+    for run_id, number, spec in session.execute(open_rounds).all():
+        deadline_s = spec["schedule"].get("wave_deadline_s")
+        if deadline_s is None:
+            continue
+        waiting = (Assignment.run_id == run_id) & (Assignment.round == number) & ~Assignment.applied
+        accepted_at = session.scalars(select(Assignment.judged_at).where(waiting, Assignment.state == AssignmentState.ACCEPTED)).all()
+        deadline = deadline_of(accepted_at, deadline_s)
+        if deadline is not None and now >= deadline:
+            apply_if_due(session, session.get_one(Run, run_id, with_for_update=True), number, now)
 
 
 def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
@@ -127,11 +225,12 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
         session, "error", "delta_rejected", f"delta of {name} for {assignment.block}: {reason}", run_id=run.id, agent_id=assignment.agent_id
     )
     spec = RunFile.model_validate(run.spec)
-    plan = visit(spec, run.trained_blocks, run.participants, assignment.round)
+    plan = next(v for v in _visits(session, run, spec, assignment.round) if v.block == assignment.block)
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
     excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
-    _assign(session, run, spec, plan, now, failures=assignment.failures + 1, excluded=excluded)
-    pause_if_hopeless(session, run, assignment.failures + 1, excluded, f"block {assignment.block} was rejected: {reason}")
+    again = _assign(session, run, spec, plan, now, failures=assignment.failures + 1, excluded=excluded)
+    pause_if_hopeless(session, run, again, f"block {assignment.block} was rejected: {reason}")
+    apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone
 
 
 def failed_attempt(session: Session, run: Run, assignment: Assignment, reason: str, message: str, now: datetime) -> None:
@@ -151,32 +250,73 @@ def failed_attempt(session: Session, run: Run, assignment: Assignment, reason: s
         text = f"{agent.name} on {assignment.block}: {reason}" + (f": {message}" if message else "")
         record(session, "warning", reason, text, run_id=run.id, agent_id=agent_id)
     offer(session, assignment.meant_for)
-    pause_if_hopeless(session, run, assignment.failures, assignment.excluded, f"block {assignment.block}: {reason}: {message}")
+    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {reason}: {message}")
 
 
-def pause_if_hopeless(session: Session, run: Run, failures: int, excluded: list[str], why: str) -> None:
+def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str) -> None:
     """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
-    limit = RunFile.model_validate(run.spec).schedule.max_attempts
-    nobody_left = bool(excluded) and set(run.participants) <= set(excluded)
-    if run.state == RunState.RUNNING and (failures >= limit or nobody_left):
-        run.state = RUN.after(run.state, RunEvent.PAUSE)
-        run.reason = f"{'no agent is left that could try' if nobody_left else f'{failures} attempts failed'}: {why}"[:2000]
-        record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
+    if run.state != RunState.RUNNING:
+        return
+    spec = RunFile.model_validate(run.spec)
+    if assignment.excluded and set(run.participants) <= set(assignment.excluded):
+        _pause(session, run, f"no agent is left that could try: {why}")
+    elif assignment.failures >= spec.schedule.max_attempts:
+        _pause(session, run, f"{assignment.failures} attempts failed: {why}")
+    elif not budget.somebody_may(session, run, spec, assignment):
+        limit = spec.exposure.max_exact_blocks
+        _pause(session, run, f"no agent is left that may see block {assignment.block} within max_exact_blocks of {limit}: {why}")
+
+
+def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
+    """An agent cannot have a pending assignment, whatever happens in this round: others are asked."""
+    name = queries.agent_names(session).get(agent_id, "?")
+    assignment.excluded = [*assignment.excluded, agent_id]
+    if assignment.meant_for == agent_id:
+        assignment.meant_for = None
+    record(session, "warning", why.split(":")[0], f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
+    offer(session, assignment.meant_for)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {why}")
+
+
+def pause(session: Session, run: Run, reason: str) -> None:
+    """Stop a running run until the operator has mended something."""
+    if run.state == RunState.RUNNING:
+        _pause(session, run, reason)
+
+
+def _pause(session: Session, run: Run, reason: str) -> None:
+    run.state = RUN.after(run.state, RunEvent.PAUSE)
+    run.reason = reason[:2000]
+    record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
 
 
 def applied(session: Session, job: Job, result: ApplyResult) -> None:
-    """The new versions are stored: make them the present ones, close the round and open the next, all in one transaction."""
+    """The new versions are stored: make them the present ones, close the round and open the next, all in one transaction.
+
+    A round of which members came too late for its deadline opens again for them instead.
+    """
     now = utcnow()
     payload = ApplyPayload.model_validate(job.payload)
     run = session.get_one(Run, job.subject, with_for_update=True)
     round = session.get_one(Round, (run.id, payload.round))
     if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return  # applied already, or nobody wants it any more
-    before = {ref.block: ref for ref in payload.blocks}
+    before = {change.block.block: change.block for change in payload.changes}
+    shards.record(session, result.shards, result.patches)
     for ref in result.blocks:
         block = session.get_one(Block, (run.id, ref.block))
         assert (block.version, block.digest) == (before[ref.block].version, before[ref.block].digest)
         block.version, block.digest, block.size = ref.version, ref.digest, ref.size
+    session.flush()
+    members = _members(session, round, lock=True)
+    for member in members:
+        member.applied = member.applied or member.id in payload.assignments
+    if late := [member for member in members if not member.applied]:
+        round.state = ROUND.after(round.state, RoundEvent.PARTLY_APPLIED)
+        for member in late:
+            member.manifest = _manifest(session, run)
+            offer(session, member.meant_for)
+        return
     round.state = ROUND.after(round.state, RoundEvent.APPLIED)
     round.closed_at = now
     session.flush()
@@ -187,13 +327,14 @@ def applied(session: Session, job: Job, result: ApplyResult) -> None:
 def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
     """Have the model scored on the held-out rows: at the start (but for `end`), as often as the run file says, and at the end."""
     spec = RunFile.model_validate(run.spec)
+    calibration.request_loss(session, run, spec, after_rounds)
     if spec.evaluate is None or spec.evaluate.digest is None:
         return
     match spec.evaluate.every:
         case "round":
             every = 1
         case "cycle":
-            every = len(run.trained_blocks)
+            every = rounds_per_cycle(spec, run.trained_blocks)
         case "end":
             every = run.rounds_total
         case int(number):
@@ -203,10 +344,6 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
     payload = EvaluatePayload(
         after_rounds=after_rounds, task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names,
         max_length=spec.task.max_length, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
-        held_out=HeldOutRef(digest=spec.evaluate.digest, name=_file_name(spec.evaluate.held_out), columns=spec.evaluate.columns),
+        held_out=calibration.held_out_ref(spec),
     )  # fmt: skip
     jobs.enqueue(session, JobKind.EVALUATE, run.id, payload.model_dump())
-
-
-def _file_name(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from coordinator.db import queries
 from coordinator.db.base import utcnow
 from coordinator.db.models import Agent, Assignment, Block, Evaluation, HeldOut, Job, Run
+from coordinator.domain import exposure
 from coordinator.domain.agent import AgentState
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import (
@@ -21,11 +22,12 @@ from coordinator.domain.job import (
     PreparePayload,
     PrepareResult,
 )
+from coordinator.domain.measurements import InfluenceResult
 from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import rounds_in
 from coordinator.errors import Conflict, Invalid, NotFound
-from coordinator.services import jobs, keys, models, rounds
+from coordinator.services import budget, calibration, emulators, jobs, keys, models, rounds
 from coordinator.services.events import record
 
 
@@ -50,6 +52,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     model = models.ready(session, spec.model)
     _check_name_free(session, spec.name)
     held_out = _held_out(session, spec)
+    calibration.check(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec.model_dump(mode="json"), state=RunState.DRAFT,
         files=[], trained_blocks=[], participants=[], created_at=now,
@@ -79,34 +82,55 @@ def _held_out(session: Session, spec: RunFile) -> HeldOutRef | None:
         return None
     if spec.evaluate.digest is None or session.get(HeldOut, spec.evaluate.digest) is None:
         raise HeldOutMissing("the held-out file must be uploaded first (PUT /v1/held-out/{digest}) and its digest given in evaluate.digest")
-    name = spec.evaluate.held_out.replace("\\", "/").rsplit("/", 1)[-1]
-    return HeldOutRef(digest=spec.evaluate.digest, name=name, columns=spec.evaluate.columns)
+    return calibration.held_out_ref(spec)
 
 
 def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     run = session.get_one(Run, job.subject, with_for_update=True)
     if run.prepared or RUN.is_final(run.state):
         return
-    for position, block in enumerate(result.blocks):
-        session.add(
-            Block(
-                run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, digest=block.digest, size=block.size,
-                num_parameters=block.num_parameters, tensors=[t.model_dump() for t in block.tensors],
-            )
-        )  # fmt: skip
+    blocks = [
+        Block(
+            run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, digest=block.digest, size=block.size,
+            num_parameters=block.num_parameters, tensors=[t.model_dump() for t in block.tensors],
+        )
+        for position, block in enumerate(result.blocks)
+    ]  # fmt: skip
+    spec = RunFile.model_validate(run.spec)
+    try:
+        exposure.check(spec, result.trained, budget.common(spec, blocks))
+    except exposure.ExposureBudgetTooSmall as error:
+        _fail(session, run, error.code, error.message)
+        return
+    session.add_all(blocks)
     run.files = [f.model_dump() for f in result.files]
     run.trained_blocks = result.trained
-    run.rounds_total = rounds_in(RunFile.model_validate(run.spec), result.trained)
-    run.prepared = True
+    run.rounds_total = rounds_in(spec, result.trained)
+    session.flush()
+    spec = RunFile.model_validate(run.spec)
+    run.prepared = not calibration.request_influence(session, run, spec)  # else it is prepared once that is measured
+    emulators.request_ahead(session, run)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
+
+
+def influence_measured(session: Session, job: Job, result: InfluenceResult) -> None:
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    if not run.prepared and not RUN.is_final(run.state):
+        calibration.influence_measured(session, run, result)
+        run.prepared = True
 
 
 def prepare_failed(session: Session, job: Job) -> None:
     run = session.get_one(Run, job.subject, with_for_update=True)
     if not RUN.is_final(run.state):
-        run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.FAIL), job.error, utcnow()
-        record(session, "error", job.error_code or "prepare_failed", f"run {run.name} could not be prepared: {job.error}", run_id=run.id)
+        code = job.error_code or "prepare_failed"
+        _fail(session, run, code, job.error or "")
+
+
+def _fail(session: Session, run: Run, code: str, reason: str) -> None:
+    run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.FAIL), reason, utcnow()
+    record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)
 
 
 def start(session: Session, name: str, now: datetime) -> Run:
@@ -114,7 +138,9 @@ def start(session: Session, name: str, now: datetime) -> Run:
     state = RUN.after(run.state, RunEvent.START)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
-    run.participants = _participants(session, RunFile.model_validate(run.spec))
+    spec = RunFile.model_validate(run.spec)
+    run.participants = _participants(session, spec)
+    exposure.check(spec, run.trained_blocks, budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
     run.state, run.started_at = state, now
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
     rounds.evaluate_if_due(session, run, 0)
@@ -148,11 +174,11 @@ def resume(session: Session, name: str, now: datetime) -> Run:
     """Go on where it stopped; failures are forgotten, and agents that were passed over are asked again."""
     run = queries.run_by_name(session, name, lock=True)
     run.state, run.reason = RUN.after(run.state, RunEvent.RESUME), None
-    for assignment in session.scalars(
-        select(Assignment).where(Assignment.run_id == run.id, Assignment.state == AssignmentState.PENDING).with_for_update()
-    ):
+    pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
+    for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
         rounds.offer(session, assignment.meant_for)
+        rounds.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
     jobs.requeue_failed(session, run.id, (JobKind.ADMIT, JobKind.APPLY))
     record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
     rounds.open_next(session, run, now)

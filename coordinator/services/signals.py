@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 WAKE = "wake"
 WAKE_ANY = "wake_any"
 LANES = "lanes"
+TURNED_DOWN = "turned_down"
 
 
 def wake_agents(session: Session, agents: Iterable[str]) -> None:
@@ -18,6 +19,19 @@ def wake_agents(session: Session, agents: Iterable[str]) -> None:
 def wake_any(session: Session, places: int = 1) -> None:
     """Answer as many waiting claims as there are new places that anybody may take."""
     session.info[WAKE_ANY] = session.info.get(WAKE_ANY, 0) + places
+
+
+def offer(session: Session, meant_for: str | None) -> None:
+    """Tell whoever may take a new place: the agent that it is meant for, or any one."""
+    if meant_for is None:
+        wake_any(session)
+    else:
+        wake_agents(session, [meant_for])
+
+
+def turn_down(session: Session, assignment_id: str, agent_id: str | None, reason: str) -> None:
+    """Note that a claim found no emulator; it is acted upon in a transaction of its own, which locks in the usual order."""
+    session.info.setdefault(TURNED_DOWN, []).append((assignment_id, agent_id, reason))
 
 
 def start_lane(session: Session, lane: str) -> None:

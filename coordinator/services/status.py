@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.db import queries
-from coordinator.db.models import Assignment, Event, Job, Model, Run
+from coordinator.db.models import Assignment, Event, Job, Model, Round, Run
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.run import RUN
 from coordinator.domain.run_file import RunFile
@@ -21,11 +21,14 @@ from coordinator.services.views import (
     EvaluationView,
     EventView,
     LeaseView,
+    RoundView,
     RunSummary,
     RunView,
     StatusView,
 )
 from shared.protocol import FileRef
+
+ROUNDS_SHOWN = 12
 
 
 def run_summaries(session: Session, limit: int = 1000) -> list[RunSummary]:
@@ -48,8 +51,8 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
     summary = _summary(session, run)
     names = queries.agent_names(session)
     trained = {*run.trained_blocks, *RunFile.model_validate(run.spec).schedule.always} if run.prepared else set()
-    newest = queries.last_round(session, run.id)
-    current = queries.assignments_of(session, run.id, newest.number) if newest else []
+    rounds = queries.last_rounds(session, run.id, ROUNDS_SHOWN)
+    current = queries.assignments_of(session, run.id, rounds[0].number) if rounds else []
     return RunView(
         **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
         files=[FileRef.model_validate(f) for f in run.files],
@@ -58,7 +61,8 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
                       trained=b.name in trained)
             for b in queries.blocks_of(session, run.id)
         ],
-        current=[_assignment(a, names) for a in current],
+        rounds=_rounds(session, run, rounds),
+        current=[_assignment(a, names) for a in sorted(current, key=lambda a: rounds[0].blocks.index(a.block))],
         evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **e.metrics)
                      for e in queries.evaluations_of(session, run.id)],
         bytes=_bytes(queries.traffic_of(session, run.id)),
@@ -100,7 +104,19 @@ def _assignment(assignment: Assignment, names: dict[str, str]) -> AssignmentView
         attempt=assignment.attempt, agent=names.get(assignment.agent_id or ""), meant_for=names.get(assignment.meant_for or ""),
         lease_expires_at=assignment.lease_expires_at, leased_at=assignment.leased_at, submitted_at=assignment.submitted_at,
         judged_at=assignment.judged_at, progress=assignment.progress, metrics=assignment.metrics, delta_digest=assignment.delta_digest,
+        applied=assignment.applied,
     )  # fmt: skip
+
+
+def _rounds(session: Session, run: Run, rounds: Sequence[Round]) -> list[RoundView]:
+    if not rounds:
+        return []
+    applied = queries.applied_in(session, run.id, rounds[-1].number)
+    return [
+        RoundView(number=r.number, cycle=r.cycle, blocks=r.blocks, state=r.state, applied=applied.get(r.number, 0),
+                  loss_before=r.loss_before, loss_after=r.loss_after, opened_at=r.opened_at, closed_at=r.closed_at)
+        for r in rounds
+    ]  # fmt: skip
 
 
 def _bytes(by_kind: dict[str, int]) -> BytesView:

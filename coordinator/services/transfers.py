@@ -1,5 +1,6 @@
 """The ledgers of what was sent to whom: exposure before the first byte, traffic after the last."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 from coordinator.db.models import Exposure, Traffic
 from coordinator.errors import Forbidden
 from coordinator.services import assignments
-from shared.protocol import FileRef, Manifest, ShardRef
+from shared.protocol import Manifest, ShardRef
 
 
 class NotInManifest(Forbidden):
@@ -19,14 +20,29 @@ class NotInManifest(Forbidden):
     code = "not_in_manifest"
 
 
-def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> tuple[str, int, ShardRef | FileRef]:
-    """Run, round and reference of a shard or file that this agent may have now."""
+@dataclass(frozen=True)
+class Wanted:
+    """A blob that an agent may have now, and what it is in the ledgers."""
+
+    run_id: str
+    round: int
+    kind: str
+    """shard, patch or file"""
+    shard: ShardRef | None
+    """what the agent has once it has the blob"""
+
+
+def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
+    """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = assignments.held(session, assignment_id, agent_id)
     manifest = Manifest.model_validate(assignment.manifest)
-    refs: list[ShardRef | FileRef] = [*manifest.blocks, *manifest.files]
-    for ref in refs:
-        if ref.digest == digest:
-            return assignment.run_id, assignment.round, ref
+    for ref in manifest.blocks:
+        if digest in (ref.digest, ref.packed.digest if ref.packed else None):
+            return Wanted(assignment.run_id, assignment.round, "shard", ref)
+        if any(digest == patch.digest for patch in ref.patches):
+            return Wanted(assignment.run_id, assignment.round, "patch", ref)
+    if any(digest == file.digest for file in manifest.files):
+        return Wanted(assignment.run_id, assignment.round, "file", None)
     raise NotInManifest(f"{digest} is not in the manifest of assignment {assignment_id}")
 
 

@@ -3,12 +3,16 @@
 import errno
 import os
 import re
+import secrets
 from pathlib import Path
 
 from coordinator.domain.admission import DeltaRefused, check_structure
 from coordinator.errors import Conflict, TooLarge
 from coordinator.storage import BlobCorrupt, BlobStore, StoreFull
+from shared import lossless
 from shared.errors import HeaderError
+from shared.lossless import PackedError
+from shared.protocol import DeltaCodec
 from shared.safetensors_header import read_header
 
 
@@ -66,28 +70,35 @@ class Upload:
                 raise StoreFull("the coordinator's disk is full; what arrived is kept, try again later") from error
             raise
 
-    def finish(self, store: BlobStore, expected: dict[str, tuple[int, ...]]) -> int:
+    def finish(self, store: BlobStore, expected: dict[str, tuple[int, ...]], codec: DeltaCodec) -> int:
         """Verify the bytes and the structure, put them into the store, and return their number.
 
         Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; a file that is wrong is not kept.
         """
         try:
-            _check(expected, self.path)
+            self._check(expected, codec, self.path)
             store.adopt(self.path, self.digest)
         except FileNotFoundError:
             # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
             # The store holds more than deltas, so what is found there is judged alike.
             if not store.has(self.digest):
                 raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0) from None
-            _check(expected, store.path(self.digest))
+            self._check(expected, codec, store.path(self.digest))
         except (DeltaRefused, BlobCorrupt):
             self.path.unlink(missing_ok=True)
             raise
         return store.size(self.digest)
 
-
-def _check(expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    try:
-        check_structure(expected, read_header(path))
-    except HeaderError as error:
-        raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
+    def _check(self, expected: dict[str, tuple[int, ...]], codec: DeltaCodec, path: Path) -> None:
+        plain = path
+        try:
+            if lossless.is_packed(path):
+                # The limit of the upload bounds what is unpacked as well: a delta grows by packing at the most.
+                plain = self.path.with_name(f"{self.path.stem}-{secrets.token_hex(4)}.unpacked")
+                lossless.unpack(path, plain, self._limit)
+            check_structure(expected, read_header(plain), codec)
+        except (HeaderError, PackedError) as error:
+            raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
+        finally:
+            if plain != path:
+                plain.unlink(missing_ok=True)

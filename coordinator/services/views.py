@@ -55,6 +55,19 @@ class AssignmentView(BaseModel):
     progress: dict[str, Any] | None
     metrics: dict[str, Any] | None
     delta_digest: str | None
+    applied: bool = Field(description="its delta is part of the present blocks")
+
+
+class RoundView(BaseModel):
+    number: int
+    cycle: int
+    blocks: list[str] = Field(description="the visited ones: one, or as many as a wave has")
+    state: str
+    applied: int = Field(description="how many of them are part of the present model")
+    loss_before: float | None = Field(description="held-out loss of the real model before the round")
+    loss_after: float | None
+    opened_at: datetime
+    closed_at: datetime | None
 
 
 class EventView(BaseModel):
@@ -88,6 +101,7 @@ class RunView(RunSummary):
     participants: list[str] = Field(description="names of the agents that take part")
     files: list[FileRef] = Field(description="configuration and tokenizer")
     blocks: list[BlockView]
+    rounds: list[RoundView] = Field(description="the newest rounds, the newest first")
     current: list[AssignmentView] = Field(description="assignments of the newest round")
     evaluations: list[EvaluationView]
     bytes: BytesView

@@ -16,7 +16,7 @@ def test_a_delta_makes_the_next_version_and_opens_the_next_round(live: LiveCoord
     run = live.create_run(
         {
             "name": "smoke", "model": "smoke", "agents": ["smoke"], "task": {"kind": "text-classification", "labels": 3, "max_length": 32},
-            "schedule": {"blocks": ["layers"], "always": ["head"]},
+            "schedule": {"blocks": ["layers"], "always": ["head"]}, "compression": {"policy": "none"}, "delta": {"codec": "float32"},
         },
         start=True,
     )  # fmt: skip

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect, select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from coordinator.db import migrate, models
 from coordinator.db.base import Base, Database, open_engine
@@ -107,3 +108,104 @@ def test_sqlite_writes_ahead_syncs_and_waits(tmp_path: Path) -> None:
                 assert connection.scalar(text("PRAGMA foreign_keys")) == 1
                 assert connection.scalar(text("PRAGMA busy_timeout")) == 30_000
     engine.dispose()
+
+
+# ---- rows that are there survive ------------------------------------------------------------------------------------
+
+AT = "2025-01-01 00:00:00+00:00"
+
+
+def fill_0001(engine: Engine) -> None:
+    """A run of the first schema: round 0 is closed, round 1 is open and its assignment is leased."""
+    with engine.begin() as connection:
+
+        def insert(table: str, **values: object) -> None:
+            names = ", ".join(values)
+            marks = ", ".join(f":{name}" for name in values)
+            connection.execute(text(f'INSERT INTO "{table}" ({names}) VALUES ({marks})'), values)
+
+        insert("agent", id="agt_a", name="ann", key_hash="h", state="active", device='{"kind": "cpu"}', version="1", enrolled_at=AT)
+        insert(
+            "model", id="mod_m", name="bert", source="s", state="ready", config="{}", files="[]", blocks="[]", left_out="[]",
+            num_parameters=7, created_at=AT,
+        )  # fmt: skip
+        insert(
+            "run", id="run_r", name="r", model_id="mod_m", spec='{"schedule": {"cycles": 2}}', state="running", prepared=True, files="[]",
+            trained_blocks='["layers.0", "layers.1"]', participants='["agt_a"]', rounds_total=4, created_at=AT,
+        )  # fmt: skip
+        insert(
+            "block",
+            run_id="run_r",
+            name="layers.0",
+            position=0,
+            kind="layer",
+            version=1,
+            digest="d",
+            size=5,
+            num_parameters=7,
+            tensors="[]",
+        )
+        insert("round", run_id="run_r", number=0, cycle=0, block="layers.0", state="closed", opened_at=AT, closed_at=AT)
+        insert("round", run_id="run_r", number=1, cycle=0, block="layers.1", state="open", opened_at=AT)
+        for number, block, state in ((0, "layers.0", "rejected"), (0, "layers.0", "accepted"), (1, "layers.1", "leased")):
+            insert(
+                "assignment", id=f"asg_{number}_{state}", run_id="run_r", round=number, block=block, state=state, attempt=1, failures=0,
+                excluded="[]", agent_id="agt_a", waiting_since=AT, manifest="{}", train="{}",
+            )  # fmt: skip
+
+
+def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def everything(engine: Engine) -> dict[str, list[str]]:
+    """All rows of all tables, with the names of their columns; the columns in an order of their own."""
+    found = {}
+    for table in sorted(tables(engine)):
+        with engine.connect() as connection:
+            found[table] = sorted(repr(sorted(row._mapping.items())) for row in connection.execute(text(f'SELECT * FROM "{table}"')))
+    return found
+
+
+def test_a_run_of_the_first_schema_goes_on_in_the_second(engine: Engine) -> None:
+    migrate.upgrade(engine, "0001")
+    fill_0001(engine)
+    migrate.upgrade(engine, "0002")
+    with Session(engine) as session:
+        rounds = session.scalars(select(models.Round).order_by(models.Round.number)).all()
+        assert [(r.blocks, r.state, r.loss_before, r.loss_after) for r in rounds] == [
+            (["layers.0"], "closed", None, None),
+            (["layers.1"], "open", None, None),
+        ]
+        assignments = session.scalars(select(models.Assignment).order_by(models.Assignment.id)).all()
+        assert {a.id: a.applied for a in assignments} == {"asg_0_accepted": True, "asg_0_rejected": False, "asg_1_leased": False}
+        assert session.get_one(models.Agent, "agt_a").limits == {}
+        assert session.get_one(models.Block, ("run_r", "layers.0")).influence is None
+        assert session.get_one(models.Run, "run_r").participants == ["agt_a"]
+        foreign = session.scalar(select(models.Assignment.agent_id).where(models.Assignment.id == "asg_1_leased"))
+        assert foreign == "agt_a"
+    assert difference(engine) == []
+
+
+def test_the_way_back_to_the_first_schema_loses_nothing_of_it(engine: Engine) -> None:
+    migrate.upgrade(engine, "0001")
+    fill_0001(engine)
+    before = everything(engine)
+    migrate.upgrade(engine, "0002")
+    migrate.downgrade(engine, "0001")
+    assert everything(engine) == before
+    migrate.upgrade(engine)
+    assert difference(engine) == []
+    assert rows(engine, "SELECT number, state FROM round ORDER BY number") == [(0, "closed"), (1, "open")]
+
+
+def test_the_first_block_of_a_wave_is_what_the_first_schema_can_keep(engine: Engine) -> None:
+    migrate.upgrade(engine, "0001")
+    fill_0001(engine)
+    migrate.upgrade(engine, "0002")
+    with Session(engine) as session:
+        session.get_one(models.Round, ("run_r", 1)).blocks = ["layers.1", "layers.2"]
+        session.commit()
+    migrate.downgrade(engine, "0001")
+    assert rows(engine, "SELECT number, block FROM round ORDER BY number") == [(0, "layers.0"), (1, "layers.1")]

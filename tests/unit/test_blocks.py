@@ -10,13 +10,15 @@ from torch import nn
 from shared.blocks import BlockSpec, layer_index, own_tensors, partition, select
 from shared.errors import PartitionError
 from shared.families import base_prefix, canonical, find_stack
-from tests.support.families import FAMILIES, OPT, TINY
+from tests.support.families import EVERY_FAMILY, FAMILIES, OPT, TINY, inputs_of
 
 # What follows the layers, in order; "lm_head" of a tied model belongs to the embeddings.
 AFTER = {
     "bert": ["pooler", "head"], "roberta": ["head"], "distilbert": ["head"], "gpt2": ["norm"], "gpt2-classifier": ["norm", "head"],
     "opt": ["norm"], "opt-projected": ["norm"], "bloom": ["norm"], "llama-tied": ["norm"], "llama-untied": ["norm", "head"],
     "llama-classifier": ["norm", "head"], "mistral": ["norm", "head"], "qwen2": ["norm"],
+    "qwen3": ["norm"], "gemma": ["norm"], "gemma2": ["norm"], "gemma3": ["norm"], "phi": ["norm", "head"], "phi3": ["norm", "head"],
+    "glm": ["norm", "head"], "glm4": ["norm", "head"], "vit": ["norm", "head"],
 }  # fmt: skip
 
 
@@ -24,10 +26,10 @@ def names(blocks: list[BlockSpec]) -> list[str]:
     return [block.name for block in blocks]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("per_block", [1, 2, 5])
 def test_every_tensor_is_in_exactly_one_block(family: str, per_block: int) -> None:
-    model = FAMILIES[family][1](3)
+    model = EVERY_FAMILY[family][1](3)
     blocks = partition(model, per_block)
     prefix = base_prefix(model)
     held = [t.name for block in blocks for t in block.tensors]
@@ -40,15 +42,15 @@ def test_every_tensor_is_in_exactly_one_block(family: str, per_block: int) -> No
     assert all(shapes[t.name] == t.shape for block in blocks for t in block.tensors)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_blocks_come_in_the_order_of_the_forward_pass(family: str) -> None:
-    blocks = partition(FAMILIES[family][1](3))
+    blocks = partition(EVERY_FAMILY[family][1](3))
     assert names(blocks) == ["embeddings", "layers.0", "layers.1", "layers.2", *AFTER[family]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_forward_pass_runs_through_the_blocks_in_that_order(family: str) -> None:
-    model = FAMILIES[family][1](3)
+    model = EVERY_FAMILY[family][1](3)
     prefix = base_prefix(model)
     block_of = {t.name: i for i, b in enumerate(partition(model)) for t in b.tensors}
     ran: list[int] = []
@@ -62,7 +64,7 @@ def test_the_forward_pass_runs_through_the_blocks_in_that_order(family: str) -> 
         if own and not tied:
             [index] = own
             module.register_forward_hook(lambda *_, index=index: ran.append(index))
-    model(torch.tensor([[5, 6, 7]]))
+    model(**inputs_of(model))
     assert ran == sorted(ran)
     assert set(ran) == set(block_of.values())
 
@@ -126,9 +128,9 @@ def test_untied_weights_are_two_blocks() -> None:
     assert "embed_tokens.weight" in [t.name for t in blocks["embeddings"].tensors]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_model_without_memory_is_split_alike(family: str) -> None:
-    real = FAMILIES[family][1](2)
+    real = EVERY_FAMILY[family][1](2)
     with torch.device("meta"):
         shell = type(real)(real.config)
         shell.tie_weights()

@@ -1,5 +1,6 @@
 """Which block is visited when, by whom, at which learning rate and from which seed."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import Visit, cycle_order, rounds_in, visit, visit_seed
+from coordinator.domain.schedule import Visit, cycle_order, rounds_in, rounds_per_cycle, visit, visit_seed
+from coordinator.domain.schedule import visits as visits_of
 
 BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
 AGENTS = ["ann", "bob", "eve"]
@@ -122,3 +124,78 @@ def test_seeds_are_pinned_and_differ_between_visits() -> None:
 
 
 PINNED_SEED = 2707841019881522123
+
+
+# ---- waves ----------------------------------------------------------------------------------------------------------
+
+
+def waves(run: RunFile, blocks: list[str], agents: list[str]) -> list[list[Visit]]:
+    return [visits_of(run, blocks, agents, number) for number in range(rounds_in(run, blocks))]
+
+
+def named(word: str, number: int) -> list[str]:
+    return [f"{word}{i}" for i in range(number)]
+
+
+modes = st.sampled_from(["fixed", "rotating", "first_come"])
+
+
+@given(orders, modes, st.integers(0, 99), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(1, 12))
+def test_a_cycle_of_waves_visits_every_block_once_and_in_order(
+    order: str, agents: str, seed: int, blocks: int, people: int, cycles: int, wave: int
+) -> None:
+    run, names = spec(seed, order=order, agents=agents, cycles=cycles, wave=wave), named("layers.", blocks)
+    plan = waves(run, names, named("agent", people))
+    assert len(plan) == cycles * -(-blocks // wave) == cycles * rounds_per_cycle(run, names)
+    for cycle in range(cycles):
+        pieces = [[v.block for v in piece] for piece in plan if piece[0].cycle == cycle]
+        assert [name for piece in pieces for name in piece] == cycle_order(run, names, cycle)
+        assert all(len(piece) == wave for piece in pieces[:-1])
+    assert all(v.round == number and v.cycle == piece[0].cycle for number, piece in enumerate(plan) for v in piece)
+    assert all(v.seed == visit_seed(seed, v.round, v.block) for piece in plan for v in piece)
+
+
+@given(orders, st.sampled_from(["fixed", "rotating"]), st.integers(0, 99), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
+def test_the_blocks_of_a_wave_are_shared_out_evenly(order: str, agents: str, seed: int, blocks: int, people: int, wave: int) -> None:
+    run, names = spec(seed, order=order, agents=agents, cycles=3, wave=wave), named("layers.", blocks)
+    for piece in waves(run, names, named("agent", people)):
+        parts = Counter(v.agent for v in piece)
+        assert max(parts.values()) == -(-len(piece) // people), "one each where there are enough agents, else one after another"
+
+
+@given(orders, st.sampled_from(["fixed", "rotating"]), st.integers(0, 99), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_a_wave_keeps_to_the_plan_of_the_strict_cycle_where_nobody_is_meant_twice(
+    order: str, agents: str, seed: int, blocks: int, people: int, wave: int
+) -> None:
+    names, team = named("layers.", blocks), named("agent", people)
+    strict = {(v.cycle, v.block): v.agent for v in visits(spec(seed, order=order, agents=agents, cycles=3), names, team)}
+    for piece in waves(spec(seed, order=order, agents=agents, cycles=3, wave=wave), names, team):
+        wanted = [strict[v.cycle, v.block] for v in piece]
+        if len(set(wanted)) == len(wanted):
+            assert [v.agent for v in piece] == wanted
+        assert piece[0].agent == wanted[0], "the first of a wave never gives way"
+        for v, agent in zip(piece, wanted, strict=True):
+            assert v.agent == agent or wanted.count(agent) > 1 or agent in {o.agent for o in piece}
+
+
+@given(orders, modes, st.integers(0, 99), st.integers(1, 9), st.integers(1, 5))
+def test_a_wave_of_one_is_the_strict_cycle(order: str, agents: str, seed: int, blocks: int, people: int) -> None:
+    names, team = named("layers.", blocks), named("agent", people)
+    with_waves = waves(spec(seed, order=order, agents=agents, cycles=3, wave=1), names, team)
+    assert [v for piece in with_waves for v in piece] == visits(spec(seed, order=order, agents=agents, cycles=3), names, team)
+
+
+def test_a_wave_larger_than_the_cycle_is_the_whole_cycle() -> None:
+    plan = waves(spec(cycles=2, wave=100), BLOCKS, AGENTS)
+    assert [[v.block for v in piece] for piece in plan] == [BLOCKS, BLOCKS]
+
+
+def test_who_gives_way_in_a_wave_is_pinned() -> None:
+    run = spec(1, order="random", agents="fixed", wave=3)
+    names = named("layers.", 6)
+    assert cycle_order(run, names, 0) == PINNED_WAVES_ORDER
+    assert [[v.agent for v in piece] for piece in waves(run, names, AGENTS)] == PINNED_AGENTS
+
+
+PINNED_WAVES_ORDER = ["layers.0", "layers.4", "layers.1", "layers.2", "layers.3", "layers.5"]
+PINNED_AGENTS = [["ann", "bob", "eve"], ["eve", "ann", "bob"]]

@@ -20,10 +20,14 @@ EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = 
         "failed": {},
         "cancelled": {},
     }),
-    "round": (ROUND, "open", {"open": {"all_accepted": "applying"}, "applying": {"applied": "closed"}, "closed": {}}),
+    "round": (ROUND, "open", {
+        "open": {"all_accepted": "applying", "deadline": "applying"},
+        "applying": {"applied": "closed", "partly_applied": "open"},
+        "closed": {},
+    }),
     "assignment": (ASSIGNMENT, "pending", {
         "pending": {"claim": "leased"},
-        "leased": {"claim": "leased", "lapse": "pending", "give_back": "pending", "submit": "submitted"},
+        "leased": {"claim": "leased", "lapse": "pending", "give_back": "pending", "withdraw": "pending", "submit": "submitted"},
         "submitted": {"accept": "accepted", "reject": "rejected"},
         "accepted": {},
         "rejected": {},

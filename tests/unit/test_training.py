@@ -17,6 +17,7 @@ from agent.training.emulator import Emulator
 from agent.training.memory import PeakMemory
 from agent.training.train import Group, NonFinite, Stopped, num_steps, train
 from agent.training.visit import Visitor, choose_device, choose_precision
+from shared import lossless
 from shared.assembly import AssemblyError
 from shared.blocks import own_tensors, partition
 from shared.digests import digest_of_file
@@ -65,7 +66,7 @@ def ask(bert: Path, shards: dict[str, Path], rows: Path, tmp_path: Path) -> Ask:
         groups = [ParameterGroup(blocks=[block], learning_rate=1e-2) for block in opened]
         return TrainRequest(
             assignment_id="asg", files=files | {"config.json": str(shards["head"].parent / "config.json")}, model_key="run",
-            shards=[LocalShard(block=b, digest=digest_of_file(p), codec="exact", path=str(p)) for b, p in paths.items()],
+            shards=[LocalShard(block=b, digest=digest_of_file(p), codec="exact", path=str(p), size=p.stat().st_size) for b, p in paths.items()],
             train=TrainSettings(task="text-classification", groups=groups, **values | settings),
             data=DataSource(path=str(data)), delta_path=str(tmp_path / f"{delta}.safetensors"),
         )  # fmt: skip
@@ -76,7 +77,14 @@ def ask(bert: Path, shards: dict[str, Path], rows: Path, tmp_path: Path) -> Ask:
 def visit(visitor: Visitor, request: TrainRequest, should_stop: Callable[[], bool] = lambda: False) -> dict[str, torch.Tensor]:
     """Do a visit and return its delta."""
     visitor.visit(request, lambda _: None, should_stop)
-    return load_file(request.delta_path)
+    return read_delta(Path(request.delta_path))
+
+
+def read_delta(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a delta file, which travels packed."""
+    plain = path.with_suffix(".plain")
+    lossless.unpack(path, plain, 1 << 24)
+    return load_file(plain)
 
 
 def model_of(visitor: Visitor) -> Any:
@@ -194,7 +202,7 @@ def test_in_bfloat16_only_frozen_matrices_lose_precision(ask: Ask, shards: dict[
     assert all(tensor.dtype == torch.float32 for tensor in delta.values())
     # A block that was frozen in bfloat16 is exact again once it is trained.
     visit(visitor, ask("layers.0", precision="bfloat16", delta="next", steps=1, max_grad_norm=1e-9))
-    moved = load_file(ask("layers.0", delta="next").delta_path)
+    moved = read_delta(Path(ask("layers.0", delta="next").delta_path))
     before, after = load_file(shards["layers.0"]), values_of(model_of(visitor))
     assert all(torch.equal(after[name] - before[name], moved[name]) for name in before)
 
@@ -321,7 +329,7 @@ def test_gradients_are_clipped_to_their_norm(loop: Any, monkeypatch: pytest.Monk
     assert max(norms) <= 0.0011
     norms.clear()
     loop(steps=2, max_grad_norm=None)
-    assert max(norms) > 0.01
+    assert max(norms) > 0.002, "each step is of one parameter now"
 
 
 def test_each_group_has_its_own_learning_rate(ask: Ask) -> None:

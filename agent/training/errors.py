@@ -1,0 +1,17 @@
+"""How a visit can end without a delta."""
+
+from shared.errors import FedError
+
+
+class NonFinite(Exception):
+    """The loss or a gradient became NaN or infinite; the step was not taken."""
+
+
+class Stopped(Exception):
+    """The daemon asked to stop."""
+
+
+class OptimizerMissing(FedError):
+    """An optimizer whose library is not installed here."""
+
+    code = "optimizer_missing"

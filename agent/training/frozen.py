@@ -1,0 +1,147 @@
+"""Modules that keep their frozen weight quantized, and make it dense for the moment that it is multiplied with.
+
+The class of a module is exchanged and its `weight` stays on the meta device; `make_dense` undoes it. The backward pass makes
+the weight dense once more instead of keeping it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from shared.quantized import QuantizedTensor
+
+CHUNK = {"cpu": 1 << 22}
+"""Values of a weight that are dense at a time (16 MB in float32), by device."""
+CHUNK_ELSEWHERE = 1 << 26
+
+
+def part(weight: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
+    """Rows `start` to `stop` of a quantized matrix, as a view."""
+    offsets = None if weight.offsets is None else weight.offsets[start:stop]
+    return QuantizedTensor(weight.codes[start:stop], weight.scales[start:stop], offsets, weight.bits)
+
+
+def parts(weight: QuantizedTensor) -> Iterator[tuple[int, int, QuantizedTensor]]:
+    """A matrix in pieces of at most CHUNK values (a row at least): first row, last row + 1, rows."""
+    rows, columns = weight.shape
+    step = max(1, CHUNK.get(weight.codes.device.type, CHUNK_ELSEWHERE) // columns)
+    if rows <= step:
+        yield 0, rows, weight
+        return
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield start, stop, part(weight, start, stop)
+
+
+class _Multiply(torch.autograd.Function):
+    """x (…, in) times a frozen quantized matrix: (out, in) as nn.Linear has it, or (in, out) `transposed` as Conv1D has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype, transposed: bool) -> Tensor:
+        ctx.weight, ctx.x_dtype, ctx.transposed = weight, x.dtype, transposed
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        if transposed:
+            dense = weight.dequantize(dtype)
+            y = torch.mm(x.reshape(-1, x.shape[-1]), dense) if bias is None else torch.addmm(bias, x.reshape(-1, x.shape[-1]), dense)
+            return y.view(*x.shape[:-1], weight.shape[1])
+        pieces = list(parts(weight))
+        if len(pieces) == 1:
+            return functional.linear(x, weight.dequantize(dtype), bias)
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        for start, stop, piece in pieces:
+            y[..., start:stop] = functional.linear(x, piece.dequantize(dtype), None if bias is None else bias[start:stop])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient = gradients[0]
+        if ctx.transposed:
+            return (gradient @ ctx.weight.dequantize(gradient.dtype).t()).to(ctx.x_dtype), None, None, None, None
+        pieces = list(parts(ctx.weight))
+        if len(pieces) == 1:
+            return (gradient @ ctx.weight.dequantize(gradient.dtype)).to(ctx.x_dtype), None, None, None, None
+        total = gradient.new_zeros(*gradient.shape[:-1], ctx.weight.shape[1], dtype=torch.float32)
+        for start, stop, piece in pieces:
+            total += gradient[..., start:stop] @ piece.dequantize(gradient.dtype)
+        return total.to(ctx.x_dtype), None, None, None, None
+
+
+def multiplied_in(x: Tensor) -> torch.dtype:
+    """The type that a product with `x` is computed in: autocast's, where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class QuantizedLinear(nn.Linear):
+    quantized: QuantizedTensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = _Multiply.apply(input, self.quantized, self.bias, multiplied_in(input), False)  # type: ignore[no-untyped-call]
+        return y
+
+
+class QuantizedConv1D(Conv1D):  # type: ignore[misc] # transformers has no types
+    quantized: QuantizedTensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Multiply.apply(x, self.quantized, self.bias, multiplied_in(x), True)  # type: ignore[no-untyped-call]
+        return y
+
+
+class QuantizedEmbedding(nn.Embedding):
+    quantized: QuantizedTensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.quantized.rows(input)
+
+
+_made: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def quantized_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The class that a module of class `kind` gets while its weight is quantized; None when its weight must be dense."""
+    if kind is nn.Linear:
+        return QuantizedLinear
+    if kind is Conv1D:
+        return QuantizedConv1D
+    if kind is nn.Embedding:
+        return QuantizedEmbedding
+    if issubclass(kind, QuantizedLinear | QuantizedConv1D | QuantizedEmbedding):
+        return kind
+    # Embeddings that scale, or shift their indices, ask nn.Embedding for the rows: our class comes between the two.
+    if issubclass(kind, nn.Embedding) and (kind.forward is nn.Embedding.forward or "super" in kind.forward.__code__.co_names):
+        return _made.setdefault(kind, type(f"Quantized{kind.__name__}", (kind, QuantizedEmbedding), {"quantized_from": kind}))
+    return None
+
+
+def can_be_quantized(module: nn.Module, leaf: str) -> bool:
+    """Whether the tensor `leaf` of `module` can stay quantized."""
+    if leaf != "weight" or (isinstance(module, nn.Embedding) and module.max_norm is not None):
+        return False
+    return quantized_class(type(module)) is not None
+
+
+def make_quantized(module: nn.Module, weight: QuantizedTensor) -> None:
+    """Let `module` work with `weight`. Its own `weight` must be a placeholder of the same shape."""
+    kind = quantized_class(type(module))
+    assert kind is not None
+    if not hasattr(module, "dense_class"):
+        module.dense_class = type(module)  # type: ignore[assignment]
+    module.__class__ = kind
+    module.quantized = weight  # type: ignore[assignment]
+
+
+def make_dense(module: nn.Module) -> None:
+    """Undo `make_quantized`; nothing happens to a module that is dense."""
+    if "quantized" in module.__dict__:
+        module.__class__ = module.__dict__.pop("dense_class")
+        del module.__dict__["quantized"]
+
+
+def quantized_weight(module: nn.Module) -> QuantizedTensor | None:
+    return module.__dict__.get("quantized")

@@ -1,0 +1,88 @@
+"""Makes shards out of what was fetched: unpacked, or patched from an older one; verified before anything reads them."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from agent.messages import LocalPatch, LocalShard
+from shared import lossless
+from shared.deltas import add_decoded, decoded
+from shared.digests import digest_of_file
+from shared.errors import FedError
+from shared.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
+
+
+class ShardCorrupt(FedError):
+    """What was fetched does not make the shard that the manifest names; nothing of it is kept."""
+
+    code = "shard_corrupt"
+
+
+def materialise(shard: LocalShard) -> None:
+    """See to it that the file of a shard is there and has its digest. Raises `ShardCorrupt` or `PackedError`."""
+    path = Path(shard.path)
+    if path.is_file() and path.stat().st_size == shard.size:
+        os.utime(path)
+        return
+    if shard.packed is not None:
+        lossless.unpack(Path(shard.packed), path, shard.size)
+        _verify(path, shard.digest)
+        return
+    base = shard.base
+    if base is None:
+        raise ShardCorrupt(f"{shard.block}: its shard is not there, nor what it can be made of")
+    for patch in shard.patches:
+        _step(Path(base), patch)
+        base = patch.target
+    if Path(base) != path:
+        raise ShardCorrupt(f"{shard.block}: the patches lead to another shard")
+
+
+def _step(base: Path, patch: LocalPatch) -> None:
+    target = Path(patch.target)
+    if target.is_file():
+        return
+    if patch.kind == "difference":
+        lossless.apply_difference(base, Path(patch.path), target, base.stat().st_size)
+    else:
+        _add_delta(base, Path(patch.path), patch.weight, target)
+    _verify(target, patch.digest)
+
+
+def _add_delta(base: Path, delta: Path, weight: float, target: Path) -> None:
+    """Add an accepted delta to an exact shard, byte for byte as the coordinator did."""
+    plain, aside = delta.with_name(delta.name + ".unpacked"), target.with_name(target.name + ".part")
+    try:
+        if lossless.is_packed(delta):
+            lossless.unpack(delta, plain, MAX_NUMBER)
+        header, change = read_header(base), read_header(plain if plain.exists() else delta)
+        changed = {name for name in header.tensors if name in change.tensors}
+        with aside.open("wb") as file, base.open("rb") as old, safe_open(plain if plain.exists() else delta, framework="pt") as terms:
+            file.write(pack_header([(n, "F32" if n in changed else t.dtype, t.shape) for n, t in header.tensors.items()]))
+            for name, tensor in header.tensors.items():
+                if name not in changed:
+                    file.writelines(copy_tensor(old, header, name))
+                    continue
+                difference = decoded(terms, name, tensor.shape, change.metadata.get("codec", "float32"))
+                file.write(_sum(base, name, difference, weight))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        plain.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+
+
+def _sum(base: Path, name: str, difference: torch.Tensor, weight: float) -> memoryview:
+    with safe_open(base, framework="pt") as file:
+        total = add_decoded(file.get_tensor(name).to(torch.float32), [(difference, weight)])
+    data: memoryview = total.contiguous().flatten().view(torch.uint8).numpy().data
+    return data
+
+
+def _verify(path: Path, digest: str) -> None:
+    if digest_of_file(path) != digest:
+        path.unlink()
+        raise ShardCorrupt(f"shard {digest[:12]} did not come out right and was thrown away")

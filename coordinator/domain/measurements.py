@@ -1,0 +1,58 @@
+"""What measuring a model's layers and its emulators takes and gives."""
+
+from pydantic import BaseModel, Field
+
+from coordinator.domain.job import HeldOutRef
+from shared.protocol import FileRef, ShardRef, Task
+
+
+class Calibration(BaseModel):
+    """A model, exact, and the rows that it is measured on."""
+
+    task: Task
+    num_labels: int | None
+    label_names: list[str] | None
+    max_length: int
+    files: list[FileRef]
+    blocks: list[ShardRef]
+    """the real model, all of it, in model order"""
+    held_out: HeldOutRef
+    rows: int = Field(ge=1)
+    """how many of the first held-out rows (or windows of text) are taken"""
+
+
+class InfluencePayload(Calibration):
+    pass
+
+
+class InfluenceResult(BaseModel):
+    influence: dict[str, float]
+    """by block of layers: 1 - mean cosine between the hidden states that enter it and those that leave it"""
+    rows: int
+    tokens: int
+    seconds: float
+
+
+class FidelityPayload(Calibration):
+    plan: str
+    """key of the plan that the emulator was made by; it comes back in the result"""
+    block: str
+    """the visited block"""
+    emulator: list[ShardRef]
+    """the emulator's shards, as in its manifest"""
+    dropped: list[str] = []
+    round: int = 0
+    codecs: dict[str, str] = {}
+    """the plan, for the books"""
+
+
+class FidelityResult(BaseModel):
+    plan: str
+    block: str
+    cosine: float
+    """between the block's gradient in the emulator and in the real model; 0 where the emulator's is zero or not finite"""
+    loss_real: float
+    loss_emulator: float | None
+    """mean cross entropy in nats, as in an evaluation; None: not finite"""
+    rows: int
+    seconds: float

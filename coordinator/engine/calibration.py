@@ -1,0 +1,30 @@
+"""The rows on which a model's layers and its emulators are measured, as batches."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from coordinator.domain.measurements import Calibration
+from coordinator.engine.evaluate import TOKENS_A_BATCH, held_out_examples
+from coordinator.engine.shards import as_directory
+from coordinator.storage import BlobStore
+from shared.batches import Batch, Encoder, Features, chunks
+
+
+class CalibrationRows:
+    """The first rows of a held-out file, encoded; of plain text, the first windows. The same at every call."""
+
+    def __init__(self, store: BlobStore, payload: Calibration) -> None:
+        examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)[: payload.rows]
+        with as_directory(store, payload.files) as folder:
+            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            self._encoder = Encoder(folder, payload.task, payload.max_length)
+        self._features: list[Features] = sorted(self._encoder(examples)[: payload.rows], key=lambda f: len(f.ids))
+        self._rows_a_batch = max(1, TOKENS_A_BATCH // payload.max_length)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def batches(self) -> Iterator[Batch]:
+        for chosen in chunks(range(len(self._features)), self._rows_a_batch):
+            yield self._encoder.collate([self._features[i] for i in chosen])

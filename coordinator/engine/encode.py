@@ -1,0 +1,89 @@
+"""Makes a block's shard in a codec, and both in the lossless coding: once for each (block version, codec)."""
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from coordinator.domain.job import EncodedRef, EncodePayload, EncodeResult, PatchMade
+from coordinator.engine.shards import Piece, from_tensor, write_shard
+from coordinator.storage import BlobStore
+from shared import lossless
+from shared.assembly import skeleton
+from shared.codecs import encode_tensor, parse_codec
+from shared.lossless import PackedError
+from shared.protocol import BlobRef, FileRef, Task
+from shared.pruning import prune_block
+
+
+class Encoder:
+    """Encodes blocks of one model; its skeleton is made when the first block is to be pruned."""
+
+    def __init__(self, store: BlobStore, config: FileRef | None, task: Task | None) -> None:
+        self._store, self._config, self._task = store, config, task
+        self._model: nn.Module | None = None
+
+    def encode(self, source: str, codec: str) -> EncodedRef:
+        """The block whose exact shard is `source`. Memory holds one tensor of it, and all that is stored of it.
+
+        The same source and codec give the same bytes in every process. Raises `CodecError`, also for values that are not finite.
+        """
+        path = self._store.path(source)
+        if codec == "exact":
+            return EncodedRef(source=source, codec=codec, digest=source, size=path.stat().st_size, packed=self._pack(path))
+        stored: dict[str, torch.Tensor] = {}
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if parse_codec(codec)[0] == "pruned":
+                stored = prune_block(self._skeleton(), {n: file.get_tensor(n) for n in names}, parse_codec(codec)[1])
+            else:
+                for name in names:
+                    stored |= encode_tensor(name, file.get_tensor(name), codec)
+        digest, size = write_shard(self._store, [_piece(n, t) for n, t in stored.items()], {"codec": codec})
+        return EncodedRef(source=source, codec=codec, digest=digest, size=size, packed=self._pack(self._store.path(digest)))
+
+    def difference(self, old: EncodedRef, new: EncodedRef) -> PatchMade | None:
+        """The step from one shard to the next, if their layout is one and the step is smaller than the new shard."""
+        try:
+            chunks = lossless.difference(self._store.path(old.digest), self._store.path(new.digest))
+            digest, size = _write(self._store, chunks)
+        except PackedError:
+            return None
+        if size >= new.packed.size:
+            return None
+        return PatchMade(kind="difference", target=new.digest, base=old.digest, digest=digest, size=size)
+
+    def _pack(self, path: Path) -> BlobRef:
+        digest, size = _write(self._store, lossless.pack(path))
+        return BlobRef(digest=digest, size=size)
+
+    def _skeleton(self) -> nn.Module:
+        if self._model is None:
+            assert self._config is not None, "a pruned codec needs the model's configuration"
+            self._model = skeleton(json.loads(self._store.path(self._config.digest).read_text()), self._task)
+        return self._model
+
+
+def encode(store: BlobStore, payload: EncodePayload) -> EncodeResult:
+    """Blocks one after another, each in the codec that it is wanted in."""
+    encoder = Encoder(store, payload.config, payload.task)
+    return EncodeResult(shards=[encoder.encode(ref.digest, ref.codec) for ref in payload.wanted])
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _piece(name: str, tensor: torch.Tensor) -> Piece:
+    return from_tensor(name, tensor.shape, tensor.dtype, partial(_same, tensor))
+
+
+def _write(store: BlobStore, chunks: Iterable[bytes]) -> tuple[str, int]:
+    with store.writer() as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+    return writer.digest, writer.size

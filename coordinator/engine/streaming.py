@@ -1,0 +1,147 @@
+"""A model whose layers hold their weights only while they run, so that memory holds one layer and what comes before and after the stack."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from coordinator.storage import BlobStore
+from shared.assembly import Assembled, skeleton
+from shared.codecs import parse_codec, read_encoded
+from shared.protocol import ShardRef, Task
+from shared.quantized import QuantizedTensor
+
+
+class Streamed:
+    """A model in float32, filled from shards in any codec.
+
+    Layers that are streamed are read anew each time they run, in the backward pass too: it runs them again from their input
+    (activation checkpointing), so that neither weights nor activations of more than one layer are held.
+    """
+
+    def __init__(self, store: BlobStore, config: Mapping[str, Any], task: Task) -> None:
+        self._store = store
+        self.model = skeleton(config, task)
+        self._assembled = Assembled(self.model)
+
+    def layers(self, block: str) -> list[nn.Module]:
+        """The layers of a block, as modules."""
+        return [self._assembled.layers[index] for index in layers_of(block)]
+
+    def put(self, shard: ShardRef) -> None:
+        """Put a block that stays."""
+        self._assembled.put(self._read(shard))
+
+    def put_for_lookup(self, shard: ShardRef) -> None:
+        """Put a block whose embeddings are only looked up, never multiplied with: they stay as they are stored, mapped from the file."""
+        names = _names(self._store.path(shard.digest))
+        looked_up = [name for name in names if type(self._assembled.module_of(name)) is nn.Embedding]
+        with safe_open(self._store.path(shard.digest), framework="pt") as file:
+            self._assembled.put({name: file.get_tensor(name) for name in looked_up})
+        for module in {self._assembled.module_of(name) for name in looked_up}:
+            module.register_forward_hook(lambda _module, _inputs, output: output.float())
+        self._assembled.put(self._read(shard, set(names) - set(looked_up)))
+
+    def open(self, shard: ShardRef) -> dict[str, nn.Parameter]:
+        """Put a block that stays, with parameters that take gradients; by canonical name."""
+        tensors = self._read(shard)
+        self._assembled.put(tensors)
+        parameters = {name: self._assembled.parameter(name) for name in tensors if self._assembled.is_parameter(name)}
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    def drop(self, block: str) -> None:
+        """Go on without the layers of `block`."""
+        self._assembled.drop(layers_of(block))
+
+    def stream(self, shard: ShardRef) -> None:
+        """Read the layers of a block when they run."""
+        tensors = self._read(shard)
+        (self._assembled.put_pruned if parse_codec(shard.codec)[0] == "pruned" else self._assembled.put)(tensors)
+        for index, layer in zip(layers_of(shard.block), self.layers(shard.block), strict=True):
+            names = {name for name in tensors if self._assembled.layer_of(name) == index}
+            places = [(self._assembled.module_of(name), name.rpartition(".")[2], name) for name in sorted(names)]
+            _run_with(layer, places, lambda names=names: self._read(shard, names))  # type: ignore[misc]
+
+    def check_complete(self) -> None:
+        self._assembled.check_complete()
+
+    def _read(self, shard: ShardRef, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Dense tensors, in float32 where they are numbers: views of the file where they are so stored."""
+        path = self._store.path(shard.digest)
+        wanted = names if names is not None else _names(path)
+        if shard.codec == "exact":
+            return {name: _exact(path, name) for name in wanted}
+        stored = read_encoded(path, shard.codec)
+        return {name: _dense(stored[name]) for name in wanted}
+
+
+def layers_of(block: str) -> list[int]:
+    """The indices of the layers in a block: layers.4 and layers.2-3."""
+    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", block)
+    assert match is not None, f"{block} is no block of layers"
+    return list(range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return [name for name in file.keys() if "::" not in name]  # noqa: SIM118 - not a dict
+
+
+def _exact(path: Path, name: str) -> Tensor:
+    # Opened for each tensor: a file stays mapped, and counts as memory, as long as one of its tensors is held.
+    with safe_open(path, framework="pt") as file:
+        return _dense(file.get_tensor(name))
+
+
+def _dense(tensor: Tensor | QuantizedTensor) -> Tensor:
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.dequantize()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _run_with(layer: nn.Module, places: Iterable[tuple[nn.Module, str, str]], read: Callable[[], dict[str, Tensor]]) -> None:
+    """Make `layer` read its tensors when it runs, and let go of them afterwards. `places`: module, attribute, canonical name."""
+    inner = layer.forward
+    places = list(places)
+
+    def release() -> None:
+        for module, leaf, _ in places:
+            _set(module, leaf, _tensor(module, leaf).to("meta"))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = read()
+        for module, leaf, name in places:
+            _set(module, leaf, tensors[name])
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            release()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        inputs = [*args, *kwargs.values()]
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return run(*args, **kwargs)
+
+    release()
+    layer.forward = forward
+
+
+def _tensor(module: nn.Module, leaf: str) -> Tensor:
+    found: Tensor | None = module._parameters[leaf] if leaf in module._parameters else module._buffers[leaf]
+    assert found is not None
+    return found
+
+
+def _set(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor.detach(), requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor

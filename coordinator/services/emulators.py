@@ -1,0 +1,65 @@
+"""Decides the emulator that an agent gets for an assignment: a codec for every block, and the shards of it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from coordinator.db import queries
+from coordinator.db.models import Agent, Assignment, Block, Run
+from coordinator.domain import compression
+from coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
+from coordinator.domain.run_file import RunFile
+from coordinator.services import calibration, shards
+from shared.protocol import Manifest, TrainSettings
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """What an agent may get now; `manifest` is None while shards of it are made, or its fidelity is measured."""
+
+    plan: Plan
+    manifest: Manifest | None
+
+
+def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> Emulator | DoesNotFit:
+    """The emulator of the present versions of all blocks, for this agent; what is missing of it is requested.
+
+    Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
+    """
+    blocks = queries.blocks_of(session, run.id)
+    known = calibration.known_fidelity(session, run, assignment.block)
+    plan = plan_for(spec, blocks, trained_in(assignment), agent, known)
+    if isinstance(plan, DoesNotFit):
+        return plan
+    manifest = shards.manifest(session, run, blocks, plan)
+    if manifest is not None:
+        calibration.request_fidelity(session, run, spec, assignment, plan, manifest)
+        if spec.compression.floor is not None and compression.plan_key(plan) not in {*known, compression.EXACT}:
+            return Emulator(plan, None)
+    return Emulator(plan, manifest)
+
+
+def plan_for(
+    spec: RunFile, blocks: Sequence[Block], trained: Collection[str], agent: Agent | None, fidelity: Mapping[str, float] | None = None
+) -> Plan | DoesNotFit:
+    """The codec of every block for this agent, by the policy of the run file."""
+    return compression.plan(spec.compression, [facts(b) for b in blocks], trained, fidelity=fidelity)
+
+
+def facts(block: Block) -> BlockFacts:
+    return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
+
+
+def trained_in(assignment: Assignment) -> set[str]:
+    return {name for group in TrainSettings.model_validate(assignment.train).groups for name in group.blocks}
+
+
+def request_ahead(session: Session, run: Run) -> None:
+    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
+    spec = RunFile.model_validate(run.spec)
+    blocks = queries.blocks_of(session, run.id)
+    frozen = compression.plan(spec.compression, [facts(b) for b in blocks], set())
+    plan = frozen if not isinstance(frozen, DoesNotFit) else frozen.plan
+    trained = {*run.trained_blocks, *spec.schedule.always}
+    shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()})

@@ -1,0 +1,110 @@
+"""Small random models cut into shards of any codec, and visits to them."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from agent.messages import DataSource, LocalShard, TrainingOptions, TrainRequest
+from agent.training.visit import Visitor
+from shared import lossless
+from shared.codecs import decode, encoded_names
+from shared.digests import digest_of_file
+from shared.protocol import ParameterGroup, TrainSettings
+from shared.quantized import quantize
+from tests.support.families import FAMILIES, config_of, randomised, tensors_by_block
+from tests.support.models import WORDS
+
+
+def encoded(tensors: Mapping[str, torch.Tensor], codec: str) -> dict[str, torch.Tensor]:
+    """As shared.codecs stores them, but small tensors are quantized too."""
+    result = {}
+    for name, tensor in tensors.items():
+        if codec not in ("int8", "int4") or tensor.ndim < 2 or not tensor.is_floating_point():
+            result[name] = tensor
+            continue
+        q = quantize(tensor, 8 if codec == "int8" or tensor.shape[-1] % 2 else 4)
+        result |= {n: t for n, t in zip(encoded_names(name), (q.codes, q.scales, q.offsets), strict=True) if t is not None}
+    return result
+
+
+class Home:
+    """Shards of one model in every codec, with a tokenizer and rows: what visits need."""
+
+    def __init__(self, folder: Path, tokenizer: Path, family: str, layers: int = 3, **config: Any) -> None:
+        self.folder = folder
+        self.task, make = FAMILIES[family]
+        settings = make(layers).config
+        for name, value in ({"vocab_size": 100} | config).items():  # the tokenizer's words must fit in
+            setattr(settings, name, value)
+        torch.manual_seed(0)
+        model = randomised(type(make(layers))(settings).eval())
+        self.files = {p.name: str(p) for p in tokenizer.iterdir() if p.name.startswith(("tokenizer", "special"))}
+        (folder / "config.json").write_text(json.dumps(config_of(model)))
+        self.files["config.json"] = str(folder / "config.json")
+        self.blocks = tensors_by_block(model)
+        for codec in ("exact", "int8", "int4"):
+            (folder / codec).mkdir()
+            for block, tensors in self.blocks.items():
+                save_file(encoded(tensors, codec), self.path(block, codec), {"codec": codec})
+                if codec != "exact":
+                    dense = folder / f"decoded-{codec}"
+                    dense.mkdir(exist_ok=True)
+                    save_file(decode(self.path(block, codec), codec), dense / f"{block}.safetensors", {"codec": "exact"})
+        self.rows = folder / "rows.jsonl"
+        values = [{"text": " ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 5)), "label": i % 3} for i in range(8)]
+        if self.task == "causal-lm":
+            values = [{"prompt": " ".join(WORDS[i : i + 2]), "completion": " ".join(WORDS[i + 2 : i + 6 + i % 3])} for i in range(8)]
+        self.rows.write_text("".join(json.dumps(row) + "\n" for row in values))
+
+    def path(self, block: str, codec: str) -> Path:
+        return self.folder / codec / f"{block}.safetensors"
+
+    def shard(self, block: str, codec: str) -> LocalShard:
+        path = self.path(block, codec)
+        return LocalShard(
+            block=block, digest=digest_of_file(path), codec=codec.split("-")[0].replace("decoded", "exact"), path=str(path),
+            size=path.stat().st_size,
+        )  # fmt: skip
+
+    def request(self, *opened: str, codec: str = "exact", dropped: list[str] | None = None, **settings: Any) -> TrainRequest:
+        """Frozen blocks in `codec`: exact, int8, int4, or decoded-int8 and decoded-int4 (exact shards of the same values)."""
+        values = {"steps": 3, "batch_size": 4, "max_length": 16, "seed": 7, "precision": "float32", "warmup_steps": 1, "num_labels": 3}
+        groups = [ParameterGroup(blocks=[block], learning_rate=1e-2) for block in opened]
+        shards = [self.shard(b, "exact" if b in opened else codec) for b in self.blocks if b not in (dropped or [])]
+        return TrainRequest(
+            assignment_id="asg", files=self.files, model_key="run", shards=shards, dropped=dropped or [],
+            train=TrainSettings(task=self.task, groups=groups, **values | settings), data=DataSource(path=str(self.rows)),  # type: ignore[arg-type]
+            delta_path=str(self.folder / "delta.safetensors"),
+        )  # fmt: skip
+
+
+def train(
+    request: TrainRequest, visitor: Visitor | None = None, look: Callable[[], object] = lambda: None, **options: Any
+) -> dict[str, Any]:
+    """Do a visit and return its delta; `options` are those of [training], all off where not given. `look` is called before each step."""
+    off = {"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off"}
+    visitor = visitor or Visitor("cpu", TrainingOptions.model_validate(off | options))
+
+    def watch() -> bool:
+        look()
+        return False
+
+    visitor.visit(request, lambda _: None, watch)
+    plain = Path(request.delta_path).with_suffix(".plain")
+    lossless.unpack(Path(request.delta_path), plain, 1 << 24)
+    return load_file(plain)
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """To the bit, and not all zero."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one) and any(t.any() for t in one.values())
+
+
+def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """Norm of the difference relative to the norm."""
+    difference = sum(float((one[n] - other[n]).double().square().sum()) for n in one)
+    return float((difference / sum(float(one[n].double().square().sum()) for n in one)) ** 0.5)
