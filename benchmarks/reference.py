@@ -226,3 +226,18 @@ def _store_file(store: BlobStore, path: Path) -> str:
         with store.writer() as writer:
             writer.write(path.read_bytes())
     return digest
+
+
+def measure_influence(reference: Reference, held_out: Path) -> None:
+    """Have the influence of the layers measured on the first held-out rows, as policies want it."""
+    from coordinator.domain.measurements import InfluencePayload
+    from coordinator.engine.influence import influence
+
+    task = reference.spec.task
+    digest = _store_file(reference.store, held_out)
+    payload = InfluencePayload(
+        task=task.kind, num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length, files=reference.file_refs,
+        blocks=reference.blocks, held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
+        rows=reference.spec.compression.calibration_rows,
+    )  # fmt: skip
+    reference.influence = influence(reference.store, payload).influence

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from coordinator.api import agents, assignments, held_out, models, runs, status
+from coordinator.api import agents, assignments, held_out, models, plan, runs, status
 from coordinator.api.waiting import WaitingRoom
 from coordinator.dashboard import pages
 from coordinator.db import migrate
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.state.settings = settings
     v1 = APIRouter(prefix=API)
-    for module in (agents, assignments, models, runs, held_out, status):
+    for module in (agents, assignments, models, plan, runs, held_out, status):
         v1.include_router(module.router)
     app.include_router(v1)
     app.include_router(pages.router)

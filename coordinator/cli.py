@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from coordinator.commands import agents, models, runs
+from coordinator.commands import agents, models, plan, runs
 from coordinator.settings import Settings
 from shared.errors import FedError
 
@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 app.add_typer(models.app, name="models")
 app.add_typer(agents.app, name="agents")
 app.add_typer(runs.app, name="run")
+app.command()(plan.plan)
 operator_app = typer.Typer(no_args_is_help=True, help="The operator's key.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operator_app, name="operator")

@@ -13,14 +13,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from agent.settings import Config
-from coordinator.api import agents, assignments, deps, held_out, models, runs, status
+from coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
 from coordinator.domain import statechart
 from coordinator.domain.run_file import RunFile
 from coordinator.settings import Settings
 from shared.protocol import API
 
 DOCS = Path(__file__).parent
-ROUTERS = (status, agents, models, held_out, runs, assignments)
+ROUTERS = (status, agents, models, held_out, plan, runs, assignments)
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -72,7 +72,7 @@ def _type(entry: dict[str, Any]) -> str:
         return f"list of {_type(entry['items'])}"
     if entry["type"] == "object":
         return "mapping"
-    name = {"string": "text", "integer": "whole number", "number": "number", "null": "`null`"}[entry["type"]]
+    name = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`", "null": "`null`"}[entry["type"]]
     name = "path" if entry.get("format") == "path" else name
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [

@@ -53,7 +53,7 @@ class Structure:
 
     def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layers = [layer for layer in self._layers if not isinstance(layer, Passthrough)]
-        # Those with weights first: a layer that was let go of cannot compute.
+        # Those with weights first: one whose weights were let go of cannot compute, or something stands in for it.
         layers.sort(key=lambda layer: any(p.is_meta for p in layer.parameters()))
         reasons: list[str] = []
         for layer in layers:

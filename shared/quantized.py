@@ -21,6 +21,8 @@ LARGEST = 1e38
 """Larger magnitudes are refused: the code's rounding could carry them past what float32 holds."""
 _SMALLEST_SCALE = 2.0**-100
 """Groups that need a finer scale are as good as constant; finer scales have no float32 reciprocal that could be trusted."""
+_RANGE = 0.95
+"""The part of a group's range that the 16 levels of int4 span: near the least squared error for normal weights in groups of 64."""
 _CHUNK = 1 << 18  # values at a time while quantizing: what they need fits a core's cache
 
 
@@ -173,7 +175,8 @@ def _quantize_8(values: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_4(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low, high = torch.aminmax(values, dim=-1)
     _checked(torch.maximum(high, -low))
-    scales = _scale((high - low) / 15)
-    offsets = low.to(torch.bfloat16)
+    half = (high - low) * (0.5 * _RANGE)
+    scales = _scale(half * (2 / 15))
+    offsets = ((low + high) * 0.5 - half).to(torch.bfloat16)
     codes = (values - offsets.to(torch.float32).unsqueeze(-1)).mul_(scales.to(torch.float32).reciprocal().unsqueeze(-1))
     return codes.round_().clamp_(0, 15).to(torch.uint8), scales, offsets

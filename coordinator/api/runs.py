@@ -8,7 +8,7 @@ from coordinator.api.schemas import ExportRequested, ExportView, errors
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
 from coordinator.services import offers, runs, status
-from coordinator.services.views import AssignmentView, RunSummary, RunView
+from coordinator.services.views import AssignmentView, RoundView, RunSummary, RunView, TrafficView
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401, 422))
 operator = [OperatorDep]
@@ -55,6 +55,20 @@ def start(run: str, session: WriteDep) -> RunView:
 def pause(run: str, session: WriteDep) -> RunView:
     """Begin no further round; what is being trained is finished and applied."""
     return status.run_view(session, runs.pause(session, run), now())
+
+
+@router.get("/{run}/rounds", summary="The rounds of a run", response_model=list[RoundView], responses=errors(404), dependencies=operator)
+def list_rounds(run: str, session: ReadDep) -> list[RoundView]:
+    """The newest first: what was trained, what it did to the real model, and how faithful its emulators were."""
+    return status.run_rounds(session, run)
+
+
+@router.get(
+    "/{run}/traffic", summary="Bytes that crossed the wire", response_model=list[TrafficView], responses=errors(404), dependencies=operator
+)
+def list_traffic(run: str, session: ReadDep) -> list[TrafficView]:
+    """By round, agent and kind."""
+    return status.run_traffic(session, run)
 
 
 @router.post("/{run}/resume", summary="Resume a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)

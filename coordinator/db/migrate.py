@@ -1,12 +1,14 @@
 """Brings the database to the schema of this version, or takes it back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 
 def _config(connection: Any = None) -> Config:
@@ -16,13 +18,32 @@ def _config(connection: Any = None) -> Config:
     return config
 
 
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction. SQLite changes a table by making it anew, and must not mind meanwhile who refers to it."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            with connection.begin():
+                yield connection
+            return
+        sqlite: Any = connection.connection.driver_connection
+        sqlite.execute("PRAGMA foreign_keys=OFF")  # before the transaction: within one it has no effect
+        try:
+            with connection.begin():
+                yield connection
+                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+                    raise RuntimeError(f"the migration would leave rows that refer to nothing: {broken[:5]}")
+        finally:
+            sqlite.execute("PRAGMA foreign_keys=ON")
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    with engine.begin() as connection:
+    with _migrating(engine) as connection:
         command.upgrade(_config(connection), revision)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    with engine.begin() as connection:
+    with _migrating(engine) as connection:
         command.downgrade(_config(connection), revision)
 
 

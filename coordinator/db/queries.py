@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Job, Model, OperatorKey, Round, Run, Traffic
+from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Model, OperatorKey, Round, Run, Traffic
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import JobState
 from coordinator.domain.round import RoundState
@@ -36,7 +36,7 @@ def last_round(session: Session, run_id: str) -> Round | None:
     return next(iter(last_rounds(session, run_id, 1)), None)
 
 
-def last_rounds(session: Session, run_id: str, limit: int) -> Sequence[Round]:
+def last_rounds(session: Session, run_id: str, limit: int | None) -> Sequence[Round]:
     """The newest rounds of a run, the newest first."""
     return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(limit)).all()
 
@@ -116,3 +116,13 @@ def recent_events(session: Session, limit: int = 20, levels: tuple[str, ...] = (
     if levels:
         query = query.where(Event.level.in_(levels))
     return session.scalars(query.where(Event.run_id == run_id) if run_id else query).all()
+
+
+def fidelity_since(session: Session, run_id: str, round: int) -> Sequence[Fidelity]:
+    """What was measured of emulators, from a round on."""
+    since = (Fidelity.run_id == run_id) & (Fidelity.round >= round)
+    return session.scalars(select(Fidelity).where(since).order_by(Fidelity.round, Fidelity.block, Fidelity.created_at)).all()
+
+
+def traffic_rows(session: Session, run_id: str) -> Sequence[Traffic]:
+    return session.scalars(select(Traffic).where(Traffic.run_id == run_id).order_by(Traffic.round, Traffic.agent_id, Traffic.kind)).all()

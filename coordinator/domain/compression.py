@@ -151,7 +151,7 @@ def _fixed(settings: CompressionSection, blocks: Sequence[BlockFacts], trained: 
             # arXiv 2406.11187: what was not updated yet is dropped up to a ratio, what was updated is thinned and never dropped.
             fresh = [b for b in frozen if b.kind == LAYER and b.version == 0]
             result |= {b.name: pruned_codec(settings.prune_ratio) for b in frozen if b.kind == LAYER and b.version > 0}
-            result |= {b.name: "dropped" for b in _by_influence(fresh)[: _droppable(settings, blocks, fresh)]}
+            result |= {b.name: "dropped" for b in _by_influence(fresh)[: _droppable(settings, fresh)]}
         case _:
             pass
     return result
@@ -200,7 +200,7 @@ def auto_ladder(settings: CompressionSection, blocks: Sequence[BlockFacts], trai
     layers = _by_influence([b for b in frozen if b.kind == LAYER])
     fresh = [b for b in layers if b.version == 0]
     steps = [(b, "int4") for b in layers] + [(b, pruned_codec(settings.prune_ratio)) for b in layers]
-    steps += [(b, "dropped") for b in fresh[: _droppable(settings, blocks, fresh)]]
+    steps += [(b, "dropped") for b in fresh[: _droppable(settings, fresh)]]
     for block, codec in steps:
         if codec == "dropped" or _bytes(block, codec) < _bytes(block, current[block.name]):
             current[block.name] = codec
@@ -225,10 +225,9 @@ def _by_influence(blocks: Sequence[BlockFacts]) -> list[BlockFacts]:
     return sorted(blocks, key=lambda b: math.inf if b.influence is None or math.isnan(b.influence) else b.influence)
 
 
-def _droppable(settings: CompressionSection, blocks: Sequence[BlockFacts], fresh: Sequence[BlockFacts]) -> int:
-    number = math.floor(settings.drop_ratio * len(fresh) + 1e-9)  # 0.29 * 100 is a little less than 29
-    layers = sum(b.kind == LAYER for b in blocks)
-    return min(number, layers - 1)
+def _droppable(settings: CompressionSection, fresh: Sequence[BlockFacts]) -> int:
+    # Rounded down from at most 0.9: never all of them. 0.29 * 100 is a little less than 29.
+    return math.floor(settings.drop_ratio * len(fresh) + 1e-9)
 
 
 def _missing(chosen: Plan, budget: Budget, costs: Costs | None) -> tuple[int, int]:

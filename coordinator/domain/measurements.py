@@ -41,6 +41,8 @@ class FidelityPayload(Calibration):
     emulator: list[ShardRef]
     """the emulator's shards, as in its manifest"""
     dropped: list[str] = []
+    batch_size: int = Field(16, ge=1)
+    """rows of a batch whose gradients are compared: as many as the run trains on in a step"""
     round: int = 0
     codecs: dict[str, str] = {}
     """the plan, for the books"""
@@ -50,7 +52,10 @@ class FidelityResult(BaseModel):
     plan: str
     block: str
     cosine: float
-    """between the block's gradient in the emulator and in the real model; 0 where the emulator's is zero or not finite"""
+    """between the block's gradient in the emulator and in the real model on one batch, averaged over batches by their predictions; 0 where
+    the emulator's is zero or not finite"""
+    cosine_worst: float
+    """of the worst batch"""
     loss_real: float
     loss_emulator: float | None
     """mean cross entropy in nats, as in an evaluation; None: not finite"""

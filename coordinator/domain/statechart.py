@@ -30,7 +30,7 @@ MEANINGS: dict[tuple[type[StrEnum], str], str] = {
     (RoundState, "applying"): "deltas were accepted; the next versions of their blocks are being made",
     (RoundState, "closed"): "all its deltas are part of the present versions",
     (RoundEvent, "all_accepted"): "every delta of the round was accepted",
-    (RoundEvent, "deadline"): "`wave_deadline_s` have passed since the first accepted delta, and none is being judged: those accepted are applied",
+    (RoundEvent, "deadline"): "`wave_deadline_s` after the first acceptance, and none is being judged: the accepted are applied",
     (RoundEvent, "applied"): "the new shards are stored, and no delta of the round is missing",
     (RoundEvent, "partly_applied"): "the new shards are stored; what came too late is trained from them",
     (AssignmentState, "pending"): "waits for an agent",

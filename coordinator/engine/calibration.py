@@ -1,7 +1,7 @@
 """The rows on which a model's layers and its emulators are measured, as batches."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from coordinator.domain.measurements import Calibration
@@ -19,12 +19,21 @@ class CalibrationRows:
         with as_directory(store, payload.files) as folder:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
             self._encoder = Encoder(folder, payload.task, payload.max_length)
-        self._features: list[Features] = sorted(self._encoder(examples)[: payload.rows], key=lambda f: len(f.ids))
+        self._features: list[Features] = self._encoder(examples)[: payload.rows]
         self._rows_a_batch = max(1, TOKENS_A_BATCH // payload.max_length)
 
     def __len__(self) -> int:
         return len(self._features)
 
     def batches(self) -> Iterator[Batch]:
-        for chosen in chunks(range(len(self._features)), self._rows_a_batch):
-            yield self._encoder.collate([self._features[i] for i in chosen])
+        """All rows in batches of like lengths: the least padding."""
+        return self._collated(sorted(self._features, key=lambda f: len(f.ids)))
+
+    def steps(self, batch_size: int) -> Iterator[Iterator[Batch]]:
+        """All rows in the order of the file, `batch_size` of them a step as in training; a step may come in parts that fit into memory."""
+        for chosen in chunks(range(len(self._features)), batch_size):
+            yield self._collated([self._features[i] for i in chosen])
+
+    def _collated(self, features: Sequence[Features]) -> Iterator[Batch]:
+        for chosen in chunks(range(len(features)), self._rows_a_batch):
+            yield self._encoder.collate([features[i] for i in chosen])

@@ -1,6 +1,5 @@
 """A model whose layers hold their weights only while they run, so that memory holds one layer and what comes before and after the stack."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coordinator.storage import BlobStore
 from shared.assembly import Assembled, skeleton
+from shared.blocks import layers_of
 from shared.codecs import parse_codec, read_encoded
 from shared.protocol import ShardRef, Task
 from shared.quantized import QuantizedTensor
@@ -80,13 +80,6 @@ class Streamed:
             return {name: _exact(path, name) for name in wanted}
         stored = read_encoded(path, shard.codec)
         return {name: _dense(stored[name]) for name in wanted}
-
-
-def layers_of(block: str) -> list[int]:
-    """The indices of the layers in a block: layers.4 and layers.2-3."""
-    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", block)
-    assert match is not None, f"{block} is no block of layers"
-    return list(range(int(match[1]), int(match[2] or match[1]) + 1))
 
 
 def _names(path: Path) -> list[str]:

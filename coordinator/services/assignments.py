@@ -122,7 +122,7 @@ def turned_down(session: Session, assignment_id: str, agent_id: str | None, reas
     if agent_id is None:
         rounds.pause(session, run, f"block {assignment.block}: {reason}")
     elif agent_id not in assignment.excluded:
-        rounds.exclude(session, run, assignment, agent_id, f"does_not_fit: {reason}")
+        rounds.exclude(session, run, assignment, agent_id, reason)
 
 
 def expected_tensors(session: Session, assignment: Assignment) -> dict[str, tuple[int, ...]]:
@@ -200,9 +200,7 @@ def receipt(session: Session, assignment_id: str, agent_id: str, submission: Del
     return _receipt(assignment)
 
 
-def submit(
-    session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime
-) -> DeltaReceipt:
+def submit(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime) -> DeltaReceipt:
     """Take a delta whose bytes are stored and whose structure was checked: once, whatever is repeated."""
     assignment, run = _locked(session, assignment_id)
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:

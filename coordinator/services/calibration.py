@@ -85,7 +85,7 @@ def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assi
         return
     payload = FidelityPayload(
         **calibration.model_dump(), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
-        round=assignment.round, codecs=plan,
+        round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
     )  # fmt: skip
     jobs.enqueue(session, JobKind.FIDELITY, run.id, payload.model_dump(mode="json"))
 
@@ -112,7 +112,9 @@ def fidelity_failed(session: Session, job: Job) -> None:
         f"fidelity of {payload.block} could not be measured: {job.error}",
         run_id=job.subject,
     )
-    result = FidelityResult(plan=payload.plan, block=payload.block, cosine=-1.0, loss_real=0.0, loss_emulator=None, rows=0, seconds=0.0)
+    result = FidelityResult(
+        plan=payload.plan, block=payload.block, cosine=-1.0, cosine_worst=-1.0, loss_real=0.0, loss_emulator=None, rows=0, seconds=0.0
+    )
     fidelity_measured(session, job, result)
 
 

@@ -268,12 +268,12 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
 
 
 def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
-    """An agent cannot have a pending assignment, whatever happens in this round: others are asked."""
+    """No emulator of a pending assignment fits an agent: others are asked."""
     name = queries.agent_names(session).get(agent_id, "?")
     assignment.excluded = [*assignment.excluded, agent_id]
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
-    record(session, "warning", why.split(":")[0], f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
+    record(session, "warning", "does_not_fit", f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
     offer(session, assignment.meant_for)
     pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {why}")
 

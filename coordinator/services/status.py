@@ -20,11 +20,13 @@ from coordinator.services.views import (
     BytesView,
     EvaluationView,
     EventView,
+    FidelityView,
     LeaseView,
     RoundView,
     RunSummary,
     RunView,
     StatusView,
+    TrafficView,
 )
 from shared.protocol import FileRef
 
@@ -112,15 +114,31 @@ def _rounds(session: Session, run: Run, rounds: Sequence[Round]) -> list[RoundVi
     if not rounds:
         return []
     applied = queries.applied_in(session, run.id, rounds[-1].number)
+    fidelity = queries.fidelity_since(session, run.id, rounds[-1].number)
     return [
         RoundView(number=r.number, cycle=r.cycle, blocks=r.blocks, state=r.state, applied=applied.get(r.number, 0),
-                  loss_before=r.loss_before, loss_after=r.loss_after, opened_at=r.opened_at, closed_at=r.closed_at)
+                  loss_before=r.loss_before, loss_after=r.loss_after,
+                  fidelity=[FidelityView(block=f.block, **{k: f.metrics[k] for k in ("plan", "cosine", "loss_real", "loss_emulator")})
+                            for f in fidelity if f.round == r.number],
+                  opened_at=r.opened_at, closed_at=r.closed_at)
         for r in rounds
     ]  # fmt: skip
 
 
+def run_rounds(session: Session, name: str) -> list[RoundView]:
+    """All rounds of a run, the newest first."""
+    run = queries.run_by_name(session, name)
+    return _rounds(session, run, queries.last_rounds(session, run.id, None))
+
+
+def run_traffic(session: Session, name: str) -> list[TrafficView]:
+    names = queries.agent_names(session)
+    rows = queries.traffic_rows(session, queries.run_by_name(session, name).id)
+    return [TrafficView(round=t.round, agent=names.get(t.agent_id, "?"), kind=t.kind, bytes=t.bytes) for t in rows]
+
+
 def _bytes(by_kind: dict[str, int]) -> BytesView:
-    return BytesView(down=by_kind.get("shard", 0) + by_kind.get("file", 0), up=by_kind.get("delta", 0))
+    return BytesView(down=sum(by_kind.get(kind, 0) for kind in ("shard", "patch", "file")), up=by_kind.get("delta", 0))
 
 
 def _events(events: Sequence[Event]) -> list[EventView]:

@@ -58,6 +58,25 @@ class AssignmentView(BaseModel):
     applied: bool = Field(description="its delta is part of the present blocks")
 
 
+class FidelityView(BaseModel):
+    """An emulator against the real model, on the calibration rows."""
+
+    block: str = Field(description="the visited block, whose gradient is compared")
+    plan: str = Field(description="what was compressed, and how")
+    cosine: float = Field(description="between the block's gradient in the emulator and in the real model, batch by batch")
+    loss_real: float
+    loss_emulator: float | None
+
+
+class TrafficView(BaseModel):
+    """Bytes that crossed the wire."""
+
+    round: int
+    agent: str
+    kind: str = Field(description="shard, patch or file (down), delta (up)")
+    bytes: int
+
+
 class RoundView(BaseModel):
     number: int
     cycle: int
@@ -66,6 +85,7 @@ class RoundView(BaseModel):
     applied: int = Field(description="how many of them are part of the present model")
     loss_before: float | None = Field(description="held-out loss of the real model before the round")
     loss_after: float | None
+    fidelity: list[FidelityView] = Field(description="of the emulators that were given out in it")
     opened_at: datetime
     closed_at: datetime | None
 
@@ -78,7 +98,7 @@ class EventView(BaseModel):
 
 
 class BytesView(BaseModel):
-    down: int = Field(description="bytes of shards and files sent to agents")
+    down: int = Field(description="bytes of shards, patches and files sent to agents")
     up: int = Field(description="bytes of deltas received")
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from agent.messages import DataSource, LocalShard, TrainingOptions, TrainRequest
 from agent.training.visit import Visitor
@@ -108,3 +110,26 @@ def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
     """Norm of the difference relative to the norm."""
     difference = sum(float((one[n] - other[n]).double().square().sum()) for n in one)
     return float((difference / sum(float(one[n].double().square().sum()) for n in one)) ** 0.5)
+
+
+def options(**given: str) -> TrainingOptions:
+    """Settings of [training], all off where not given."""
+    return TrainingOptions.model_validate({"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off"} | given)
+
+
+class Calls:
+    """Counts the runs of each layer of the stack, forward and recomputed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module]) -> None:
+        self.of: dict[int, int] = {}
+        plain = kind.forward
+
+        def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            self.of[id(layer)] = self.of.get(id(layer), 0) + 1
+            return plain(layer, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", counting)
+
+    def by_layer(self, visitor: Visitor) -> list[int]:
+        assert visitor._emulator is not None
+        return [self.of.get(id(layer), 0) for layer in visitor._emulator[1].layers]

@@ -22,6 +22,11 @@ threads = 2
 memory_gb = 8
 disk_gb = 0.5
 hours = ["22:00-06:00", "12:00-13:30"]
+bandwidth_mbit = 50
+[training]
+checkpointing = "on"
+prefix_cache = "disk"
+chunked_logits = "off"
 [consent]
 runs = ["bank*"]
 """
@@ -78,6 +83,9 @@ def test_data_lie_beside_the_file_unless_their_path_is_whole(tmp_path: Path, mon
         ("memory_gb = 8", "memory_gb = 0", "limits.memory_gb: "),
         ("disk_gb = 0.5", 'disk_gb = "all"', "limits.disk_gb: "),
         ("12:00-13:30", "12-13", "limits.hours.1: "),
+        ('checkpointing = "on"', 'checkpointing = "yes"', "training.checkpointing: "),
+        ('prefix_cache = "disk"', 'prefix_cache = "on"', "training.prefix_cache: "),
+        ("chunked_logits", "chunked_logit", "training.chunked_logit: there is no such setting"),
         ("12:00-13:30", "12:00-24:00", "limits.hours.1: "),
         ("12:00-13:30", "12:60-13:00", "limits.hours.1: "),
         ('runs = ["bank*"]', 'runs = "bank*"', "consent.runs: "),

@@ -179,6 +179,13 @@ def test_a_plan_under_the_floor_goes_up_rung_by_rung() -> None:
     assert seen == [["pruned:25", "dropped"], ["pruned:25", "pruned:25"], ["int4", "int4"], ["int8", "int8"], ["exact", "exact"]]
 
 
+def test_only_the_worst_blocks_go_up() -> None:
+    run = settings("int4", floor=0.9)
+    mixed = {"embeddings": "int8", "layers.0": "int4", "layers.1": "pruned:25", "layers.2": "exact", "head": "exact"}
+    assert apply_floor(run, mixed, 0.5) == mixed | {"layers.1": "int4"}
+    assert apply_floor(run, apply_floor(run, mixed, 0.5), 0.5) == mixed | {"layers.0": "int8", "layers.1": "int8"}
+
+
 def test_a_faithful_plan_and_an_unmeasured_one_stay() -> None:
     chosen = plan(settings("int4"), model(), {"head"})
     assert not isinstance(chosen, DoesNotFit)

@@ -35,7 +35,7 @@ def relative_error(found: Tensor, real: Tensor) -> float:
     return float((found - real).norm() / real.norm())
 
 
-@pytest.mark.parametrize(("codec", "bound"), [("float32", 0.0), ("bfloat16", 0.003), ("int8", 0.01), ("int4", 0.095)])
+@pytest.mark.parametrize(("codec", "bound"), [("float32", 0.0), ("bfloat16", 0.003), ("int8", 0.01), ("int4", 0.092)])
 def test_the_error_is_that_of_the_codec(tmp_path: Path, codec: str, bound: float) -> None:
     path = tmp_path / "delta"
     save_file(encode_delta(DELTA, codec), path, {"codec": codec})
@@ -74,7 +74,7 @@ def test_round_trip(shape: tuple[int, ...], scale: float, codec: str) -> None:
     found = decoded(encode_delta({"w": delta}, codec), "w", shape, codec)
     assert found.shape == delta.shape
     # Scales are no finer than 2**-100, so what is smaller than that may be lost.
-    assert float((found - delta).abs().amax() if delta.numel() else 0) <= 0.2 * scale + 2**-95
+    assert float((found - delta).abs().amax() if delta.numel() else 0) <= 0.4 * scale + 2**-95
     if delta.dim() > 1 and delta.numel():
         assert not found[0].any(), "rows of zeros stay zeros"
 

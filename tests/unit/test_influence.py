@@ -11,7 +11,9 @@ from torch.nn import functional
 from coordinator.domain.measurements import InfluencePayload
 from coordinator.engine.calibration import CalibrationRows
 from coordinator.engine.influence import influence
-from coordinator.engine.streaming import Streamed, layers_of
+from coordinator.engine.streaming import Streamed
+from shared.blocks import layers_of
+from shared.errors import PartitionError
 from tests.support.families import FAMILIES
 from tests.support.measured import ROWS, Measured
 
@@ -130,5 +132,7 @@ def test_no_more_than_one_layer_has_weights_at_any_time(family: str, tmp_path: P
 
 
 def test_the_layers_of_a_block() -> None:
-    assert layers_of("layers.7") == [7]
-    assert layers_of("layers.10-12") == [10, 11, 12]
+    assert list(layers_of("layers.7")) == [7]
+    assert list(layers_of("layers.10-12")) == [10, 11, 12]
+    with pytest.raises(PartitionError):
+        layers_of("head")

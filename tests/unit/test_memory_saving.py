@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agent.messages import TrainingOptions
-from agent.training import checkpoints, loss, prefix
+from agent.training import checkpoints, loss
 from agent.training.checkpoints import activation_bytes, to_checkpoint
 from agent.training.errors import NonFinite, OptimizerMissing
 from agent.training.loss import Loss
@@ -19,7 +18,7 @@ from agent.training.optimizer import Group, Stepper, make_optimizer
 from agent.training.visit import Visitor
 from shared.batches import Batch, forward_logits, loss_sum
 from shared.protocol import ParameterGroup, TrainSettings
-from tests.support.training import Home, apart, same, train
+from tests.support.training import Calls, Home, apart, options, same, train
 
 Make = Callable[..., Home]
 
@@ -33,28 +32,6 @@ def home(tmp_path: Path, bert: Path) -> Make:
 def model_of(visitor: Visitor) -> Any:
     assert visitor._emulator is not None
     return visitor._emulator[1].model
-
-
-def options(**given: str) -> TrainingOptions:
-    return TrainingOptions.model_validate({"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off"} | given)
-
-
-class Calls:
-    """Counts the runs of each layer of the stack, forward and recomputed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module]) -> None:
-        self.of: dict[int, int] = {}
-        plain = kind.forward
-
-        def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            self.of[id(layer)] = self.of.get(id(layer), 0) + 1
-            return plain(layer, *args, **kwargs)
-
-        monkeypatch.setattr(kind, "forward", counting)
-
-    def by_layer(self, visitor: Visitor) -> list[int]:
-        assert visitor._emulator is not None
-        return [self.of.get(id(layer), 0) for layer in visitor._emulator[1].layers]
 
 
 # ---- checkpointing ----------------------------------------------------------------------------------------------------
@@ -295,107 +272,3 @@ def test_auto_chunks_from_a_size_on(home: Make, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loss, "WORTHWHILE", 3 * 12 * 100)
     computed(batch)
     assert used == [1]
-
-
-# ---- the prefix cache -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("family", "opened", "where", "codec"),
-    [
-        ("bert", "layers.1", "memory", "exact"),
-        ("bert", "layers.2", "disk", "int4"),
-        ("bert", "head", "auto", "int4"),
-        ("llama-untied", "layers.1", "disk", "exact"),
-        ("llama-untied", "norm", "auto", "int8"),
-        ("gpt2", "layers.2", "auto", "int4"),
-        ("opt", "layers.1", "auto", "int4"),
-        ("gemma3", "layers.2", "auto", "exact"),
-        ("bloom", "layers.1", "auto", "int4"),
-        ("distilbert", "layers.2", "auto", "int4"),
-    ],
-)
-def test_rows_alone_in_their_batch_learn_the_same_to_the_bit(home: Make, family: str, opened: str, where: str, codec: str) -> None:
-    place = home(family)
-    asked: Any = {"batch_size": 1, "steps": None, "epochs": 2, "codec": codec}
-    assert same(train(place.request(opened, **asked), prefix_cache=where), train(place.request(opened, **asked)))
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_in_other_batches_they_learn_the_same_but_for_rounding(home: Make, precision: str) -> None:
-    place = home("bert")
-    # Small steps of warm-up only: Adam would make much of a rounding error in a gradient of nothing.
-    asked: Any = {"batch_size": 3, "steps": None, "epochs": 3, "precision": precision, "seed": 3}
-    difference = apart(train(place.request("layers.1", **asked), prefix_cache="memory"), train(place.request("layers.1", **asked)))
-    assert difference < (1e-3 if precision == "float32" else 0.1)
-
-
-@pytest.mark.parametrize("family", ["bert", "llama-untied"])
-def test_the_first_epoch_has_the_same_bits_in_batches_too(home: Make, family: str) -> None:
-    place = home(family)
-    asked: Any = {"batch_size": 3, "steps": None, "epochs": 1}
-    assert same(train(place.request("layers.1", **asked), prefix_cache="memory"), train(place.request("layers.1", **asked)))
-
-
-def test_layers_below_run_once_a_row_and_are_then_let_go(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    calls = Calls(monkeypatch, LlamaDecoderLayer)
-    place = home("llama-untied", layers=4)
-    visitor = Visitor("cpu", options(prefix_cache="memory"))
-    held: list[list[bool]] = []
-
-    def look() -> None:
-        layers = visitor._emulator[1].layers  # type: ignore[index]
-        held.append(
-            [any(not p.is_meta for p in layer.parameters()) or any("quantized" in m.__dict__ for m in layer.modules()) for layer in layers]
-        )
-
-    request = place.request("layers.2", codec="int8", batch_size=4, steps=6)  # 8 rows: two batches an epoch
-    train(request, visitor, look)
-    assert calls.by_layer(visitor) == [2, 2, 6, 6]
-    assert held[2:] == [[False, False, True, True]] * 6, "the first two looks are before the batches of the filling"
-    # The next visit reads them again.
-    visitor._options = options()
-    assert same(train(place.request("layers.1", codec="int8"), visitor), train(place.request("layers.1", codec="int8")))
-
-
-def test_auto_caches_when_rows_are_used_again(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = home("bert")
-    made: list[bool] = []
-    plain = prefix.Prefix.__init__
-    monkeypatch.setattr(prefix.Prefix, "__init__", lambda self, *a: (made.append(a[-1]), plain(self, *a))[1])
-    train(place.request("layers.1", batch_size=4, steps=2), prefix_cache="auto")
-    assert made == [], "every row is used once"
-    train(place.request("layers.1", batch_size=4, steps=3), prefix_cache="auto")
-    assert made == [False], "in memory"
-    monkeypatch.setattr(prefix, "LARGEST_IN_MEMORY", 10)
-    train(place.request("layers.1", batch_size=4, steps=3), prefix_cache="auto")
-    assert made == [False, True], "on disk"
-    train(place.request("layers.0", batch_size=4, steps=3), prefix_cache="auto")
-    train(place.request("embeddings", batch_size=4, steps=3), prefix_cache="memory")
-    train(place.request("layers.2", "embeddings", batch_size=4, steps=3), prefix_cache="memory")
-    assert made == [False, True], "nothing lies below, or what lies below is trained"
-
-
-def test_layers_that_hand_on_more_than_hidden_states_are_not_cached(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.bert.modeling_bert import BertLayer
-
-    place = home("bert")
-    plain = train(place.request("layers.1", batch_size=2, steps=8))
-    monkeypatch.setattr(prefix.Prefix, "_run", not_possible)
-    assert same(train(place.request("layers.1", batch_size=2, steps=8), prefix_cache="memory"), plain)
-    assert BertLayer is not None
-
-
-def not_possible(_self: Any, _forward: Any) -> Any:
-    raise prefix._NotPossible
-
-
-def test_all_of_it_together(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "WORTHWHILE", 1)
-    place = home("llama-untied", layers=4)
-    asked: Any = {"codec": "int4", "dropped": ["layers.0"], "batch_size": 1, "steps": 16, "max_grad_norm": None}
-    plain = train(place.request("layers.2", **asked), chunked_logits="on")
-    together = train(place.request("layers.2", **asked), chunked_logits="on", prefix_cache="disk", checkpointing="on")
-    assert same(together, plain)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from agent.errors import LeaseGone, StopRequested
-from agent.messages import DataSource, TrainRequest
+from agent.messages import DataSource, TrainingOptions, TrainRequest
 from agent.settings import Config
 from agent.trainer_process import TrainerProcess
 from shared.protocol import ParameterGroup, TrainSettings
@@ -37,3 +37,15 @@ def test_a_lease_that_was_lost_while_shards_were_fetched_is_not_trained_for(trai
     trainer.stop()
     with pytest.raises(LeaseGone):
         trainer.train(REQUEST, lambda _: None, lost)
+
+
+def test_the_settings_of_training_reach_the_process() -> None:
+    values = {
+        "coordinator": "http://localhost",
+        "data": {"path": "rows.jsonl"},
+        "limits": {"memory_gb": 2},
+        "training": {"prefix_cache": "disk"},
+    }
+    *_, limit, options = TrainerProcess(Config.model_validate(values))._command
+    assert int(limit) == 2_000_000_000
+    assert TrainingOptions.model_validate_json(options) == TrainingOptions(prefix_cache="disk")

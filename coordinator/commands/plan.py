@@ -1,0 +1,92 @@
+"""`fedcoord plan`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.domain.compression import plan_key
+from coordinator.domain.run_file import parse_run_file
+from coordinator.operator import Operator
+
+console = Console()
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(help="The run file (YAML).", exists=True, dir_okay=False)],
+    tokens_per_s: Annotated[float | None, typer.Option(help="Speed of training, for the hours.", min=0.001)] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of each agent, for the hours and the memory that they take.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+) -> None:
+    """What a run would ask of each agent: memory, megabytes, codecs, hours; and who cannot take part, and why."""
+    spec = parse_run_file(file.read_text(), str(file))
+    given = {"tokens_per_s": tokens_per_s, "rows": rows}
+    query = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    view = Operator().post("/plan" + (f"?{query}" if query else ""), spec.model_dump(mode="json"))
+    if as_json:
+        typer.echo(json.dumps(view, indent=2))
+    else:
+        console.print(draw(view))
+
+
+def draw(view: dict[str, Any]) -> RenderableType:
+    """The answer of `POST /v1/plan` for people."""
+    known = "sizes of its prepared shards" if view["prepared"] else "sizes estimated from shapes"
+    hours = f", about {view['hours']:.1f} hours" if view["hours"] is not None else ""
+    heading = f"{view['run']} over {view['model']}: {view['rounds']} rounds, {len(view['visited'])} blocks a cycle{hours} ({known})"
+    parts: list[RenderableType] = [Text(heading)]
+    parts += [Text(f"problem: {problem}", "red") for problem in view["problems"]]
+    parts += [_agents(view["agents"]), *_visits(view["agents"])]
+    return Group(*parts)
+
+
+def _agents(agents: list[dict[str, Any]]) -> Table:
+    columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
+    table = Table(*columns, "hours: training + transfer", "cannot take part")
+    for agent in agents:
+        first, later = agent["first_cycle"], agent["later_cycle"]
+        table.add_row(
+            agent["name"], f"{agent['visits_per_cycle']:.1f}", f"{_mb(agent['memory_largest'])} / {_mb(agent['memory_mean'])}",
+            f"{_mb(agent['memory_needed'])} / {_mb(agent['memory_allowed'])}",
+            f"{_mb(first['down'])} / {_mb(later['down'] if later else None)}", _mb(first["up"]),
+            f"{_hours(agent['training_hours'])} + {_hours(agent['transfer_hours'])}",
+            "" if agent["able"] else f"{agent['reason']}: {agent['message']}",
+        )  # fmt: skip
+    return table
+
+
+def _visits(agents: list[dict[str, Any]]) -> list[RenderableType]:
+    """Emulators: agents with the same one share their lines."""
+    lines: dict[tuple[Any, ...], list[str]] = {}
+    for agent in agents:
+        for visit in agent["visits"]:
+            plan = {block: codec for codec, blocks in visit["codecs"].items() for block in blocks}
+            emulator = plan_key(dict(sorted(plan.items(), key=lambda item: _place(item[0])))) if plan else ""
+            lines.setdefault((visit["block"], visit["memory_bytes"], emulator, visit["why_not"]), []).append(agent["name"])
+    if not lines:
+        return []
+    table = Table("block", "peak memory", "the others in", "agents")
+    for (block, memory, emulator, why_not), names in sorted(lines.items(), key=lambda item: _place(item[0][0])):
+        table.add_row(
+            block, _mb(memory), why_not or emulator, ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        )
+    return [table]
+
+
+def _place(block: str) -> tuple[int, int]:
+    """Model order, by name."""
+    kind, _, number = block.partition(".")
+    order = ("embeddings", "layers", "norm", "pooler", "head")
+    return (order.index(kind) if kind in order else len(order), int(number.partition("-")[0] or 0))
+
+
+def _mb(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:,.0f} MB" if count >= 10_000_000 else f"{count / 1e6:.3g} MB"
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:.2g}"

@@ -1,0 +1,116 @@
+"""Applying: base + Σ weight · decoded delta, to the bit; new versions in every codec that is in use, with the steps that lead to them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from coordinator.engine.apply import apply
+from coordinator.engine.encode import Encoder
+from coordinator.engine.shards import write_blob
+from coordinator.storage import BlobStore, open_store
+from shared import lossless
+from shared.deltas import decoded, encode_delta
+from shared.protocol import ShardRef
+
+Tensors = dict[str, torch.Tensor]
+CODECS = ("float32", "bfloat16", "int8", "int4")
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+LAYER = {"a.weight": normal(64, 80), "b.bias": normal(64, seed=1), "odd.weight": normal(40, 33, seed=2)}
+HEAD = {"head.weight": normal(3, 80, seed=3)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return open_store(tmp_path / "blobs")
+
+
+def put(store: BlobStore, block: str, tensors: Tensors, version: int = 0) -> ShardRef:
+    digest, size = write_blob(store, save(tensors))
+    return ShardRef(block=block, version=version, codec="exact", digest=digest, size=size)
+
+
+def delta(store: BlobStore, tmp_path: Path, codec: str, packed: bool, seed: int, shapes: Tensors) -> tuple[str, Tensors]:
+    """A delta in the store, and what it decodes to."""
+    encoded = encode_delta({n: 1e-3 * normal(*t.shape, seed=seed) for n, t in shapes.items()}, codec)
+    plain = tmp_path / "plain"
+    plain.write_bytes(save(dict(encoded), {"codec": codec}))
+    data = b"".join(lossless.pack(plain)) if packed else plain.read_bytes()
+    with safe_open(plain, "pt") as file:
+        meant = {n: decoded(file, n, tuple(t.shape), codec) for n, t in shapes.items()}
+    return write_blob(store, data)[0], meant
+
+
+def run(store: BlobStore, *changes: Change, before: list[EncodedRef] | None = None) -> ApplyResult:
+    return apply(store, ApplyPayload(round=0, changes=list(changes), before=before or []))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_adds_up_to_the_bit(tmp_path: Path, store: BlobStore, codec: str, packed: bool) -> None:
+    layer, head = put(store, "layers.0", LAYER, 4), put(store, "head", HEAD)
+    digest, meant = delta(store, tmp_path, codec, packed, 5, LAYER | HEAD)
+    result = run(store, *(Change(block=b, terms=[Term(digest=digest, weight=0.3)]) for b in (layer, head)))
+    assert [(b.block, b.version, b.codec) for b in result.blocks] == [("layers.0", 5, "exact"), ("head", 1, "exact")]
+    for ref, old in zip(result.blocks, (LAYER, HEAD), strict=True):
+        new = load_file(store.path(ref.digest))
+        assert new.keys() == old.keys()
+        for name, tensor in new.items():
+            assert torch.equal(tensor, old[name] + (meant[name] * torch.tensor(0.3)))
+            assert not torch.equal(tensor, old[name])
+
+
+def test_deltas_of_a_wave_are_averaged_where_they_meet(tmp_path: Path, store: BlobStore) -> None:
+    other = {n.replace(".", "2."): t for n, t in LAYER.items()}
+    blocks = [put(store, "layers.0", LAYER), put(store, "layers.1", other), put(store, "head", HEAD)]
+    first, meant_first = delta(store, tmp_path, "int8", True, 6, LAYER | HEAD)
+    second, meant_second = delta(store, tmp_path, "int8", True, 7, other | HEAD)
+    terms = [[Term(digest=first, weight=0.5)], [Term(digest=second, weight=0.5)],
+             [Term(digest=first, weight=0.25), Term(digest=second, weight=0.25)]]  # fmt: skip
+    result = run(store, *(Change(block=b, terms=t) for b, t in zip(blocks, terms, strict=True)))
+    head = load_file(store.path(result.blocks[2].digest))["head.weight"]
+    expected = HEAD["head.weight"] + 0.25 * meant_first["head.weight"] + 0.25 * meant_second["head.weight"]
+    assert torch.equal(head, expected)
+    layer = load_file(store.path(result.blocks[1].digest))
+    assert all(torch.equal(layer[n], other[n] + 0.5 * meant_second[n]) for n in other)
+    assert not [p for p in result.patches if p.target == result.blocks[2].digest], "no single delta leads to a sum of two"
+
+
+def test_a_repeat_after_a_crash_gives_the_same(tmp_path: Path, store: BlobStore) -> None:
+    layer = put(store, "layers.0", LAYER)
+    digest, _ = delta(store, tmp_path, "int8", True, 5, LAYER)
+    change = Change(block=layer, terms=[Term(digest=digest, weight=1.0)])
+    before = [Encoder(store, None, None).encode(layer.digest, "int4")]
+    assert run(store, change, before=before) == run(store, change, before=before)
+
+
+def test_the_new_version_is_there_in_the_codecs_in_use(tmp_path: Path, store: BlobStore) -> None:
+    layer = put(store, "layers.0", LAYER)
+    digest, _ = delta(store, tmp_path, "int8", True, 5, LAYER)
+    encoder = Encoder(store, None, None)
+    before = [encoder.encode(layer.digest, codec) for codec in ("exact", "int8")]
+    strange = encoder.encode(put(store, "layers.1", {"x": normal(64, 64)}).digest, "int4")
+    result = run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)], codecs=["int4"]), before=[*before, strange])
+    new = result.blocks[0].digest
+    assert [(s.source, s.codec) for s in result.shards] == [(new, "exact"), (new, "int4"), (new, "int8")]
+    assert result.shards == [encoder.encode(new, s.codec) for s in result.shards], "as if it were made from scratch"
+    steps = {p.target: p for p in result.patches}
+    exact, int4, int8 = (s.digest for s in result.shards)
+    assert (steps[exact].kind, steps[exact].base, steps[exact].digest) == ("delta", layer.digest, digest)
+    assert (steps[int8].kind, steps[int8].base) == ("difference", before[1].digest)
+    assert int4 not in steps, "nobody holds what it could start from"
+
+
+def test_a_delta_that_is_larger_than_the_shard_is_no_step(tmp_path: Path, store: BlobStore) -> None:
+    layer = put(store, "layers.0", LAYER)
+    before = [Encoder(store, None, None).encode(layer.digest, "exact")]
+    digest, _ = delta(store, tmp_path, "float32", False, 5, LAYER)
+    assert run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)]), before=before).patches == []

@@ -1,0 +1,241 @@
+"""The plan of a run before it begins: sizes from shapes, blocks as they will be, what each agent fetches, and who is left out."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from coordinator.domain.block_shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
+from coordinator.domain.forecast import AgentFacts, Forecast, forecast
+from coordinator.domain.run_file import RunFile
+from coordinator.domain.wire import Change, packed_bytes, simulate
+from coordinator.errors import Invalid
+from shared import block_names, blocks, codecs, quantized
+from shared.errors import PartitionError
+
+CONFIG = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
+MODEL = Model.of(CONFIG)
+
+
+def shapes(layers: int = 4, itemsize: int = 4) -> list[BlockShape]:
+    layer = {f"{n}.weight": (64, 64) for n in "qkvo"} | {"up.weight": (256, 64), "down.weight": (64, 256), "norm": (64,)}
+    return [
+        BlockShape("embeddings", "embeddings", {"word.weight": (1000, 64)}, itemsize),
+        *(BlockShape(f"layers.{i}", "layer", {f"{i}.{n}": s for n, s in layer.items()}, itemsize) for i in range(layers)),
+        BlockShape("pooler", "pooler", {"pooler.weight": (64, 64), "pooler.bias": (64,)}, itemsize),
+    ]
+
+
+def run(**changes: Any) -> RunFile:
+    values: dict[str, Any] = {
+        "name": "r", "model": "m", "task": {"kind": "text-classification", "labels": 3, "max_length": 16},
+        "schedule": {"blocks": ["layers"], "always": ["pooler", "head"]}, "train": {"steps": 2, "batch_size": 2},
+    }  # fmt: skip
+    for name, value in changes.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    return RunFile.model_validate(values)
+
+
+def plan(*agents: AgentFacts, files: int = 0, rows: int | None = None, speed: float | None = None, **changes: Any) -> Forecast:
+    spec = run(**changes)
+    model_blocks, visited = blocks_of_run(spec, CONFIG, shapes())
+    return forecast(spec, MODEL, model_blocks, visited, agents or (AgentFacts("a"), AgentFacts("b")), files, speed, rows)
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
+@pytest.mark.parametrize("shape", [(100, 64), (8, 200), (3, 33, 65), (64,), (10, 10), (2000, 15)])
+def test_sizes_of_shards_are_those_of_the_encoder(codec: str, shape: tuple[int, ...], tmp_path: Any) -> None:
+    from coordinator.engine.encode import _piece
+    from coordinator.engine.shards import write_shard
+    from coordinator.storage import open_store
+
+    store = open_store(tmp_path)
+    stored = codecs.encode_tensor("w", torch.randn(shape), codec)
+    _, size = write_shard(store, [_piece(n, t) for n, t in stored.items()], None if codec == "exact" else {"codec": codec})
+    assert shard_bytes(BlockShape("layers.0", "layer", {"w": shape}), codec, MODEL) == size
+
+
+def test_the_rules_of_the_codecs_are_the_same_as_in_shared() -> None:
+    assert (GROUP, MIN_NUMEL, MIN_ROW) == (quantized.GROUP, codecs.MIN_NUMEL, codecs.MIN_ROW)
+
+
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8", "int4"])
+def test_sizes_of_deltas_are_those_of_the_agent(codec: str, tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    from shared.deltas import encode_delta
+
+    shapes_ = {"w": (100, 64), "odd": (20, 33), "bias": (64,)}
+    save_file(dict(encode_delta({n: torch.randn(s) for n, s in shapes_.items()}, codec)), tmp_path / "delta", {"codec": codec})
+    expected = delta_bytes([BlockShape("layers.0", "layer", shapes_)], codec)
+    assert expected == pytest.approx((tmp_path / "delta").stat().st_size, abs=128), "headers are padded otherwise"
+
+
+def test_what_is_known_is_not_estimated() -> None:
+    block = BlockShape("layers.0", "layer", {"w": (64, 64)}, sizes={"int8": (5000, 4000)})
+    assert (shard_bytes(block, "int8", MODEL), packed_bytes(block, "int8", MODEL)) == (5000, 4000)
+    assert packed_bytes(block, "dropped", MODEL) == 0
+    assert shard_bytes(block, "pruned:50", MODEL) < shard_bytes(block, "exact", MODEL)
+
+
+# ---- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_those_that_a_run_will_have() -> None:
+    found, visited = blocks_of_run(run(schedule={"layers_per_block": 3, "blocks": ["all"]}), CONFIG, shapes())
+    assert [b.name for b in found] == ["embeddings", "layers.0-2", "layers.3", "pooler", "head"]
+    assert visited == ["embeddings", "layers.0-2", "layers.3"]
+    assert found[1].num_parameters == 3 * found[2].num_parameters
+    assert found[-1].tensors == {"classifier.weight": (3, 64), "classifier.bias": (3,)}
+
+
+def test_blocks_that_are_not_there_are_refused() -> None:
+    with pytest.raises(Invalid, match="`always` names tail"):
+        blocks_of_run(run(schedule={"always": ["tail"]}), CONFIG, shapes())
+    with pytest.raises(PartitionError, match="cuts through"):
+        blocks_of_run(run(schedule={"blocks": ["layers.1"], "layers_per_block": 2}), CONFIG, shapes())
+
+
+def test_names_mean_the_same_with_and_without_torch() -> None:
+    names = ["embeddings", "layers.0-1", "layers.2-3", "layers.10", "head"]
+    for patterns in (["all"], ["layers"], ["layers.0-3"], ["head", "layers.10"], ["embeddings"]):
+        assert block_names.select(patterns, names) == blocks.select(patterns, names)
+    for wrong in ("layers.1", "layers.3-4", "tail"):
+        for select in (block_names.select, blocks.select):
+            with pytest.raises(PartitionError):
+                select([wrong], names)
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def fetched(spec: RunFile, agents: list[str], rounds: int, files: int = 0) -> list[tuple[str, str, int]]:
+    found, visited = blocks_of_run(spec, CONFIG, shapes())
+    int8 = {b.name: "int8" for b in found}
+
+    def plan_for(_agent: str, _blocks: object, trained: Any) -> dict[str, str]:
+        return int8 | dict.fromkeys(trained, "exact")
+
+    return [(t.agent, t.block, t.down) for t in simulate(spec, MODEL, found, visited, agents, rounds, files, plan_for, int8)]
+
+
+def test_the_first_visit_brings_all_and_later_ones_what_changed() -> None:
+    spec = run(schedule={"cycles": 2, "always": []})
+    one = fetched(spec, ["a"], 8, files=1000)
+    found, _ = blocks_of_run(spec, CONFIG, shapes())
+    first = 1000 + sum(packed_bytes(b, "exact" if b.name == "layers.0" else "int8", MODEL) for b in found)
+    assert one[0] == ("a", "layers.0", first)
+    # layers.1 exact, and what it trained itself as int8: a patch to the version that it has in no codec but exact.
+    whole = {b.name: packed_bytes(b, "int8", MODEL) for b in found}
+    assert one[1][2] == packed_bytes(found[2], "exact", MODEL) + whole["layers.0"]
+    # In the second cycle its own delta makes the exact block, for nothing; what is frozen comes as patches.
+    assert one[4][2] < whole["layers.3"] * 1.1
+    assert all(later[2] < first for later in one[1:])
+
+
+def test_own_deltas_are_not_fetched_and_those_of_others_are() -> None:
+    spec = run(schedule={"cycles": 2, "always": [], "blocks": ["layers.0"]})
+    alone, both = fetched(spec, ["a"], 2), fetched(spec, ["a", "b"], 2)
+    assert alone[1][2] == 0, "it holds the block, and the delta that was added to it"
+    assert both[1][0] == "b"
+    assert both[1][2] > 0
+
+
+def test_a_delta_over_many_blocks_is_no_patch_for_a_small_one() -> None:
+    spec = run(schedule={"cycles": 1})
+    found, _ = blocks_of_run(spec, CONFIG, shapes())
+    pooler = packed_bytes(found[-2], "exact", MODEL)
+    assert Change.of(spec, MODEL, None).delta([found[1], *found[-2:]]) > pooler
+    assert fetched(spec, ["a"], 2)[1][2] >= packed_bytes(found[2], "exact", MODEL) + pooler
+
+
+def test_more_training_makes_larger_patches() -> None:
+    block = shapes()[1]
+    sizes = [
+        Change.of(run(train={"steps": steps, "learning_rate": rate}), MODEL, None).difference(block, "int8", 1.0, MODEL)
+        for steps, rate in ((2, 1e-4), (200, 1e-4), (200, 1e-3))
+    ]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] < shard_bytes(block, "int8", MODEL)
+
+
+# ---- agents ---------------------------------------------------------------------------------------------------------
+
+
+def test_cycles_beyond_the_simulated_ones_are_like_the_last() -> None:
+    short, long = plan(schedule={"cycles": 20}), plan(schedule={"cycles": 2000})
+    assert long.rounds == 100 * short.rounds
+    for few, many in zip(short.agents, long.agents, strict=True):
+        assert few.later_cycle == many.later_cycle
+        assert many.whole_run.up == pytest.approx(100 * few.whole_run.up, rel=0.01)
+        assert few.first_cycle.down > few.later_cycle.down  # type: ignore[union-attr]
+
+
+def test_hours_are_tokens_over_speed_and_bytes_over_the_line() -> None:
+    fast = AgentFacts("a", bytes_per_s=1_000_000)
+    found = plan(fast, speed=50.0)
+    (only,) = found.agents
+    assert only.training_hours == pytest.approx(4 * 2 * 2 * 16 / 50 / 3600)
+    assert only.transfer_hours == pytest.approx((only.whole_run.down + only.whole_run.up) / 1e6 / 3600)
+    assert found.hours == pytest.approx(only.training_hours + only.transfer_hours)
+    assert plan(fast).hours is None
+    assert plan(fast, speed=50.0, train={"steps": None, "epochs": 2.0}).hours is None, "rows are not known"
+    assert plan(fast, speed=50.0, rows=10, train={"steps": None, "epochs": 2.0}).agents[0].training_hours == pytest.approx(
+        4 * 2 * 10 * 16 / 50 / 3600
+    )
+
+
+def test_who_has_too_little_memory_is_left_out_and_its_visits_are_named() -> None:
+    small = AgentFacts("b", memory_bytes=100_000_000)
+    found = plan(AgentFacts("a"), small)
+    assert [a.why_not is None for a in found.agents] == [True, False]
+    code, why = found.agents[1].why_not or ("", "")
+    assert code == "memory_limit"
+    assert "of memory are missing" in why
+    assert {v.block for v in found.agents[1].visits} == {"layers.1", "layers.3"}
+    assert found.problems == ["no agent can train layers.1, layers.3 within its limits"]
+
+
+def test_the_memory_of_the_device_counts_where_no_limit_is_declared() -> None:
+    assert plan(AgentFacts("a", device_bytes=100_000_000)).agents[0].why_not is not None
+    assert plan(AgentFacts("a", memory_bytes=10**10, device_bytes=100_000_000)).agents[0].why_not is None
+
+
+def test_a_slow_line_is_a_reason_and_auto_sends_less() -> None:
+    found, _ = blocks_of_run(run(), CONFIG, shapes())
+    whole = sum(packed_bytes(b, "exact" if b.name in ("layers.0", "pooler", "head") else "int8", MODEL) for b in found)
+    slow = AgentFacts("a", bytes_per_s=math.ceil(whole / 300) - 100)
+    code, why = plan(slow).agents[0].why_not or ("", "")
+    assert (code, "of download are missing" in why) == ("nothing_fits", True)
+    auto = plan(slow, compression={"policy": "auto"}).agents[0]
+    assert auto.why_not is None
+    assert "int4" in auto.visits[0].codecs
+
+
+def test_who_does_not_take_part_is_said_and_the_others_share_the_visits() -> None:
+    found = plan(AgentFacts("a"), AgentFacts("b", revoked=True), AgentFacts("c"), agents=["a", "b"])
+    assert [a.why_not and a.why_not[0] for a in found.agents] == [None, "revoked", "not_in_run"]
+    assert [v.block for v in found.agents[0].visits] == ["layers.0", "layers.1", "layers.2", "layers.3"]
+    assert plan(agents=["nobody"]).problems == [
+        "these agents of the run file are not enrolled: nobody", "no agent is enrolled that could take part",
+    ]  # fmt: skip
+
+
+def test_a_cache_that_is_too_small_is_a_reason() -> None:
+    assert (plan(AgentFacts("a", disk_bytes=1000)).agents[0].why_not or ("",))[0] == "disk_limit"
+
+
+def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
+    found = plan(exposure={"max_exact_blocks": 3})
+    assert "max_exact_blocks" in found.problems[0]
+    assert {a.why_not and a.why_not[0] for a in found.agents} == {"exposure_budget"}
+
+
+def test_waves_shorten_the_run() -> None:
+    strict, wave = plan(speed=50.0), plan(speed=50.0, schedule={"wave": 2})
+    assert wave.rounds == strict.rounds / 2
+    assert wave.hours == pytest.approx((strict.hours or 0) / 2)

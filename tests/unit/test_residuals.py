@@ -1,0 +1,173 @@
+"""Error feedback on the agent: what is left out counts from the receipt on, for the same block of the same run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import assignment_run
+from agent.assignment_run import Fetched, Tools
+from agent.cache import ShardCache
+from agent.errors import CoordinatorSaid, VisitFailed
+from agent.messages import DataSource, TrainRequest
+from agent.outbox import Outbox
+from agent.residuals import Residuals
+from shared.digests import digest_of
+from shared.protocol import (
+    Assignment,
+    DeltaReceipt,
+    DeltaSubmission,
+    Manifest,
+    ParameterGroup,
+    Progress,
+    ShardRef,
+    TrainMetrics,
+    TrainSettings,
+    UploadOffset,
+)
+
+METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
+
+
+def assignment(number: int = 0, block: str = "layers.0", run: str = "run_1", feedback: bool = True) -> Assignment:
+    groups = [ParameterGroup(blocks=[block], learning_rate=1e-3), ParameterGroup(blocks=["head"], learning_rate=1e-3)]
+    refs = [ShardRef(block=b, version=number, codec="exact", digest=digest_of(f"{b}{number}".encode()), size=4) for b in (block, "head")]
+    return Assignment(
+        assignment_id=f"asg_{number}", attempt=1, lease_seconds=60, run_id=run, run_name="run", round=number, cycle=0, block=block,
+        manifest=Manifest(files=[], blocks=refs), delta_codec="int8", error_feedback=feedback, max_delta_bytes=1 << 20,
+        train=TrainSettings(task="text-classification", groups=groups, batch_size=1, max_length=8, seed=0),
+    )  # fmt: skip
+
+
+class Trainer:
+    """Leaves a delta and, where it is asked to, what the delta left out."""
+
+    def __init__(self) -> None:
+        self.requests: list[TrainRequest] = []
+
+    def train(self, request: TrainRequest, report: Any, lost: Any) -> TrainMetrics:
+        self.requests.append(request)
+        Path(request.delta_path).write_bytes(b"delta of " + request.assignment_id.encode())
+        if request.leave is not None:
+            Path(request.leave).mkdir(parents=True, exist_ok=True)
+            for block in (b for group in request.train.groups for b in group.blocks):
+                (Path(request.leave) / f"{block}.safetensors").write_text(f"left of {request.assignment_id}")
+        return METRICS
+
+    def stop(self) -> None:
+        pass
+
+
+class Coordinator:
+    """Takes deltas, unless it is told to refuse or to die."""
+
+    bytes_sent = 0
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.taken: list[str] = []
+
+    def upload_offset(self, assignment_id: str, digest: str) -> UploadOffset:
+        return UploadOffset(offset=0, complete=False)
+
+    def upload(self, assignment_id: str, digest: str, path: Path, offset: int) -> None:
+        self.bytes_sent += path.stat().st_size
+
+    def submit(self, assignment_id: str, submission: DeltaSubmission) -> DeltaReceipt:
+        if self.error is not None:
+            raise self.error
+        self.taken.append(assignment_id)
+        return DeltaReceipt(assignment_id=assignment_id, attempt=1, digest=submission.digest)
+
+
+class Agent:
+    def __init__(self, home: Path) -> None:
+        self.trainer, self.coordinator = Trainer(), Coordinator()
+        self.residuals = Residuals(home / "residuals")
+        self.outbox = Outbox(home / "outbox")
+        cache = ShardCache(home / "cache", 1 << 20)
+        self.tools = Tools(
+            self.coordinator, cache, self.outbox, self.trainer, DataSource(path="rows.jsonl"), self.residuals  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def visit(self, work: Assignment) -> TrainRequest | None:
+        """What the training process was asked to do; None where an earlier delta is sent."""
+        before = len(self.trainer.requests)
+        entry = self.outbox.find(work)
+        if entry is None:
+            metrics = assignment_run.train(self.tools, work, Fetched({}, [], set()), Beat(), ignore)  # type: ignore[arg-type]
+            entry = self.outbox.put(work, metrics)
+        assignment_run.send(self.tools, work, *entry)
+        return self.trainer.requests[-1] if len(self.trainer.requests) > before else None
+
+    def kept(self, work: Assignment) -> dict[str, str]:
+        """block → what is carried."""
+        return {b: Path(p).read_text() for b, p in self.residuals.of(work.run_id, ["layers.0", "layers.1", "head"]).items()}
+
+
+class Beat:
+    lost = None
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    return Agent(tmp_path)
+
+
+def carried(request: TrainRequest | None) -> set[str]:
+    assert request is not None
+    return set(request.carried)
+
+
+def test_it_is_carried_to_the_next_visit_of_the_same_block(agent: Agent) -> None:
+    assert carried(agent.visit(assignment(0))) == set()
+    assert agent.kept(assignment()) == {"layers.0": "left of asg_0", "head": "left of asg_0"}
+    assert carried(agent.visit(assignment(1, "layers.1"))) == {"head"}, "layers.1 was not trained here yet"
+    assert carried(agent.visit(assignment(2))) == {"layers.0", "head"}
+    assert agent.kept(assignment()) == {"layers.0": "left of asg_2", "layers.1": "left of asg_1", "head": "left of asg_2"}
+    assert carried(agent.visit(assignment(0, run="run_2"))) == set(), "another run's blocks are others"
+
+
+def test_without_error_feedback_nothing_is_kept_or_carried(agent: Agent) -> None:
+    agent.visit(assignment(0))
+    request = agent.visit(assignment(1, feedback=False))
+    assert carried(request) == set()
+    assert request is not None
+    assert request.leave is None
+    assert agent.kept(assignment()) == {"layers.0": "left of asg_0", "head": "left of asg_0"}
+
+
+def test_killed_before_the_receipt_it_is_as_before(agent: Agent, tmp_path: Path) -> None:
+    agent.visit(assignment(0))
+    before = agent.kept(assignment())
+    agent.coordinator.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        agent.visit(assignment(1))
+    assert agent.kept(assignment()) == before
+    again = Agent(tmp_path)
+    assert again.kept(assignment()) == before
+    assert again.visit(assignment(1)) is None, "the delta from before the crash is sent"
+    assert again.coordinator.taken == ["asg_1"]
+    assert again.kept(assignment()) == {"layers.0": "left of asg_1", "head": "left of asg_1"}
+
+
+def test_what_a_refused_or_superseded_delta_left_out_is_forgotten(agent: Agent) -> None:
+    agent.visit(assignment(0))
+    before = agent.kept(assignment())
+    agent.coordinator.error = CoordinatorSaid(422, "delta_refused", "no")
+    with pytest.raises(VisitFailed):
+        agent.visit(assignment(1))
+    assert agent.kept(assignment()) == before
+    agent.coordinator.error = None
+    assert carried(agent.visit(assignment(2, "layers.1"))) == {"head"}
+    assert agent.kept(assignment())["layers.0"] == "left of asg_0", "not that of the delta that nobody took"
+
+
+def test_the_delta_that_was_taken_stays_in_the_cache(agent: Agent) -> None:
+    agent.visit(assignment(0))
+    assert agent.tools.cache.path(digest_of(b"delta of asg_0")).read_bytes() == b"delta of asg_0"
+    assert not list((agent.outbox.delta_path(assignment())).parent.iterdir()), "the outbox is empty"
