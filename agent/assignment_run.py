@@ -119,7 +119,8 @@ def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Hea
         metrics = tools.trainer.train(request, report, heartbeat.lost)
     except VisitFailed as error:
         if error.reason == "shard_corrupt":  # whatever it was made of: the next attempt fetches all of it again
-            tools.cache.drop({*fetched.spent, *(shard.digest for shard in fetched.shards)})
+            bases = {Path(shard.base).name for shard in fetched.shards if shard.base}
+            tools.cache.drop({*fetched.spent, *bases, *(shard.digest for shard in fetched.shards)})
         raise
     tools.cache.drop(fetched.spent)
     return metrics.model_copy(update={"bytes_down": tools.cache.bytes_fetched})

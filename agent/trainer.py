@@ -85,7 +85,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _limit_memory(limit: int) -> None:
-    # Private memory only: mapped shards can be given back by the kernel at any time.
+    # Private memory; shards count too, for they are mapped writable, though nobody writes to them.
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

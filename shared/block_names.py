@@ -36,6 +36,14 @@ def layer_range(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
+def layers_of(block: str) -> range:
+    """The layers of a block of layers, by its name: `layers.2-3` holds 2 and 3. Raises `PartitionError` for another block."""
+    found = layer_range(block)
+    if found is None:
+        raise PartitionError(f"{block} is not a block of layers")
+    return range(found[0], found[1] + 1)
+
+
 def _means(pattern: str, name: str) -> bool:
     if pattern in ("all", name):
         return True

@@ -1,13 +1,13 @@
 """Partitions a model into blocks: disjoint groups of tensors that together are all of it."""
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from shared.block_names import block_name
 from shared.errors import PartitionError
 from shared.families import base_prefix, canonical, family_of, find_stack, is_norm
 
@@ -92,7 +92,7 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
         groups.setdefault(key, []).append(spec)
     order: list[Kind] = ["embeddings", "layer", "norm", "pooler", "head"]
     blocks = [
-        BlockSpec(_block_name(kind, index, layers_per_block, stack.length), kind, tuple(tensors))
+        BlockSpec(block_name(kind, index, layers_per_block, stack.length), kind, tuple(tensors))
         for (kind, index), tensors in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     ]
     _check(blocks, model, prefix)
@@ -106,58 +106,6 @@ def layer_index(name: str, stack_path: str) -> int | None:
         return None
     segment = rest.split(".", 1)[0]
     return int(segment) if segment.isdigit() else None
-
-
-def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """The block names that `patterns` mean, in model order: a name, `layers` for all layers, `layers.2-4` for a range, `all`.
-
-    Raises `PartitionError` for a pattern that means no block, or only a part of one.
-    """
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = {name for name in names if _pattern_means(pattern, name)}
-        if cut := [name for name in names if name not in found and _overlaps(pattern, name)]:
-            raise PartitionError(f"{pattern!r} cuts through {', '.join(cut)}; blocks are trained whole", blocks=list(names))
-        if not found:
-            raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
-        chosen |= found
-    return [name for name in names if name in chosen]
-
-
-def layers_of(block: str) -> range:
-    """The layers of a block of layers, by its name: `layers.2-3` holds 2 and 3. Raises `PartitionError` for another block."""
-    found = _layer_range(block)
-    if found is None:
-        raise PartitionError(f"{block} is not a block of layers")
-    return range(found[0], found[1] + 1)
-
-
-def _pattern_means(pattern: str, name: str) -> bool:
-    if pattern in ("all", name):
-        return True
-    if not name.startswith("layers."):
-        return False
-    if pattern == "layers":
-        return True
-    wanted, have = _layer_range(pattern), _layer_range(name)
-    return wanted is not None and have is not None and wanted[0] <= have[0] and have[1] <= wanted[1]
-
-
-def _overlaps(pattern: str, name: str) -> bool:
-    wanted, have = _layer_range(pattern), _layer_range(name)
-    return wanted is not None and have is not None and wanted[0] <= have[1] and have[0] <= wanted[1]
-
-
-def _layer_range(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", text)
-    return (int(match[1]), int(match[2] or match[1])) if match else None
-
-
-def _block_name(kind: Kind, index: int, per_block: int, length: int) -> str:
-    if kind != "layer":
-        return kind
-    first, last = index * per_block, min((index + 1) * per_block, length) - 1
-    return f"layers.{first}" if first == last else f"layers.{first}-{last}"
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -1,7 +1,6 @@
 """Assembles the model that an agent trains in from shards alone, and keeps it warm between visits."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 from agent.messages import LocalShard
 from agent.training.frozen import can_be_quantized, make_dense, make_quantized
 from shared.assembly import Assembled, names_by_canonical, read_shard, skeleton
+from shared.block_names import layer_range
 from shared.codecs import parse_codec, read_encoded
 from shared.families import find_stack
 from shared.protocol import Task
@@ -21,8 +21,8 @@ DROPPED = ("", "dropped")
 
 def layers_of(block: str) -> range:
     """The layers of a block by their numbers: `layers.2-4` → 2, 3, 4; none for a block of another kind."""
-    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", block)
-    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    found = layer_range(block)
+    return range(found[0], found[1] + 1) if found else range(0)
 
 
 class Emulator:

@@ -149,8 +149,8 @@ def shard(
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
     wanted = transfers.lookup(session, assignment_id, agent.id, digest)
-    if wanted.shard is not None:
-        transfers.expose(session, agent.id, wanted.run_id, wanted.shard, now())
+    for ref in wanted.shards:
+        transfers.expose(session, agent.id, wanted.run_id, ref, now())
 
     def count(amount: int) -> None:
         def save() -> None:

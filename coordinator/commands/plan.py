@@ -40,13 +40,15 @@ def draw(view: dict[str, Any]) -> RenderableType:
     heading = f"{view['run']} over {view['model']}: {view['rounds']} rounds, {len(view['visited'])} blocks a cycle{hours} ({known})"
     parts: list[RenderableType] = [Text(heading)]
     parts += [Text(f"problem: {problem}", "red") for problem in view["problems"]]
-    parts += [_agents(view["agents"]), *_visits(view["agents"])]
+    able = [agent for agent in view["agents"] if agent["able"]]
+    parts += [_agents(able), *_visits(able)] if able else []
+    parts += [Text(f"{a['name']} cannot take part: {a['message']} ({a['reason']})", "yellow") for a in view["agents"] if not a["able"]]
     return Group(*parts)
 
 
 def _agents(agents: list[dict[str, Any]]) -> Table:
     columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
-    table = Table(*columns, "hours: training + transfer", "cannot take part")
+    table = Table(*columns, "hours: training + transfer")
     for agent in agents:
         first, later = agent["first_cycle"], agent["later_cycle"]
         table.add_row(
@@ -54,7 +56,6 @@ def _agents(agents: list[dict[str, Any]]) -> Table:
             f"{_mb(agent['memory_needed'])} / {_mb(agent['memory_allowed'])}",
             f"{_mb(first['down'])} / {_mb(later['down'] if later else None)}", _mb(first["up"]),
             f"{_hours(agent['training_hours'])} + {_hours(agent['transfer_hours'])}",
-            "" if agent["able"] else f"{agent['reason']}: {agent['message']}",
         )  # fmt: skip
     return table
 

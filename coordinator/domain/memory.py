@@ -181,7 +181,7 @@ class _Visit:
         model = self.model
         values = 12 * model.hidden + 3 * model.inner + (2 * model.heads * self.width if self.eager else 0)
         most = min(CHECKPOINT, self.limit // 4) if self.limit else CHECKPOINT
-        return False and FLOAT * self.tokens * layers * values > most
+        return layers > 1 and FLOAT * self.tokens * layers * values > most
 
     def _layer_working(self) -> int:
         """The gradient of a layer's neurons, and its largest matrix while it is dense."""

@@ -1,19 +1,24 @@
 """Applies accepted deltas to the blocks of a round: version v becomes v + 1, in every codec that agents will ask for."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from coordinator.engine.deltas import OpenDelta, open_delta
+from coordinator.engine.deltas import OpenDelta, open_delta, some_rows
 from coordinator.engine.encode import Encoder
-from coordinator.engine.shards import Piece, from_file, from_tensor, shard_header, write_shard
+from coordinator.engine.shards import Piece, from_file, shard_header, write_shard
 from coordinator.storage import BlobStore
 from shared.deltas import add_decoded
 from shared.protocol import ShardRef
+
+NUMBERS = 1 << 20
+"""Numbers of a tensor that are computed at once."""
 
 
 def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
@@ -44,18 +49,29 @@ def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelt
     for name, tensor in header.tensors.items():
         terms = [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names]
         if terms:
-            make = partial(_sum, store, block.digest, name, tensor.shape, terms)
-            pieces.append(from_tensor(name, tensor.shape, torch.float32, make))
+            pieces.append(Piece(name, "F32", tensor.shape, partial(_sum, path, name, tensor.shape, terms)))
         else:  # a buffer: it has no delta
             pieces.append(from_file(path, header, tensor, name))
     digest, size = write_shard(store, pieces)
     return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=digest, size=size)
 
 
-def _sum(store: BlobStore, base: str, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> torch.Tensor:
-    with safe_open(store.path(base), framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return add_decoded(tensor.to(torch.float32), [(delta.tensor(name, shape), weight) for delta, weight in terms])
+def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> Iterator[memoryview]:
+    """The new tensor's bytes, some rows at a time: of an embedding, in float32 and several terms, memory would hold too much."""
+    for rows in _some_rows(shape):
+        with safe_open(path, framework="pt") as file:
+            base = some_rows(file, name, rows).to(torch.float32)
+        new = add_decoded(base, [(delta.tensor(name, shape, rows), weight) for delta, weight in terms])
+        yield new.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _some_rows(shape: tuple[int, ...]) -> Iterator[slice | None]:
+    if not shape:
+        yield None
+        return
+    step = max(1, NUMBERS // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield slice(first, min(first + step, shape[0]))
 
 
 def _encode(

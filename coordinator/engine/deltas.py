@@ -23,14 +23,36 @@ class OpenDelta:
 
     names: frozenset[str]
     codec: str
-    _file: Any
+    _path: Path
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The difference of one tensor, float32; NaN and infinity come through. Raises `CodecError` for scales that are no numbers."""
-        if stored_as(shape, self.codec) in ("float32", "bfloat16"):
-            plain: torch.Tensor = self._file.get_tensor(name)
-            return plain.to(torch.float32)
-        return decoded(self._file, name, shape, self.codec)
+    def tensor(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> torch.Tensor:
+        """The difference of one tensor of this shape, or of some rows (along its first dimension): float32; NaN and infinity come through.
+
+        Raises `CodecError` for scales that are no numbers.
+        """
+        # Opened for each tensor: what was read of a file counts as memory as long as it is open.
+        with safe_open(self._path, framework="pt") as file:
+            if stored_as(shape, self.codec) in ("float32", "bfloat16"):
+                return some_rows(file, name, rows).to(torch.float32)
+            if rows is None:
+                return decoded(file, name, shape, self.codec)
+            return decoded(_Rows(file, rows), name, (len(range(*rows.indices(shape[0]))), *shape[1:]), self.codec)
+
+
+class _Rows:
+    """The same rows of every tensor of a file: codes have their scales in the same rows."""
+
+    def __init__(self, file: Any, rows: slice) -> None:
+        self._file, self._rows = file, rows
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return some_rows(self._file, name, self._rows)
+
+
+def some_rows(file: Any, name: str, rows: slice | None) -> torch.Tensor:
+    """Rows of a tensor (along its first dimension), or all of it, from what `safe_open` gives."""
+    found: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+    return found
 
 
 @contextlib.contextmanager
@@ -43,5 +65,4 @@ def open_delta(store: BlobStore, digest: str) -> Iterator[OpenDelta]:
             path = Path(folder) / "delta"
         header = read_header(path)
         names = frozenset(name for name in header.tensors if "::" not in name)
-        with safe_open(path, framework="pt") as file:
-            yield OpenDelta(names, header.metadata.get("codec", "float32"), file)
+        yield OpenDelta(names, header.metadata.get("codec", "float32"), path)

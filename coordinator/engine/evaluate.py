@@ -53,4 +53,9 @@ def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
             if payload.task == "text-classification":
                 right += int((logits.argmax(-1) == batch.labels).sum())
     accuracy = right / count if payload.task == "text-classification" else None
-    return EvaluateResult(rows=min(len(examples), payload.rows or len(examples)), loss=total / max(count, 1), accuracy=accuracy, seconds=time.monotonic() - began)
+    return EvaluateResult(
+        rows=min(len(examples), payload.rows or len(examples)),
+        loss=total / max(count, 1),
+        accuracy=accuracy,
+        seconds=time.monotonic() - began,
+    )

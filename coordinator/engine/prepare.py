@@ -14,7 +14,8 @@ from coordinator.errors import Invalid
 from coordinator.storage import BlobStore
 from shared.assembly import names_by_canonical, skeleton
 from shared.batches import Encoder
-from shared.blocks import FRESHLY_MADE, BlockSpec, partition, select
+from shared.block_names import select
+from shared.blocks import FRESHLY_MADE, BlockSpec, partition
 
 
 class RunRefused(Invalid):

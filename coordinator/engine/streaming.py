@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coordinator.storage import BlobStore
 from shared.assembly import Assembled, skeleton
-from shared.blocks import layers_of
+from shared.block_names import layers_of
 from shared.codecs import parse_codec, read_encoded
 from shared.protocol import ShardRef, Task
 from shared.quantized import QuantizedTensor

@@ -42,7 +42,9 @@ def coming(session: Session, run: Run, spec: RunFile, assignment: Assignment, ag
     trained = emulators.trained_in(assignment)
     known = calibration.known_fidelity(session, run, assignment.block)
     try:
-        return trained | _exact(emulators.plan_for(spec, queries.blocks_of(session, run.id), trained, agent, known))
+        return trained | _exact(
+            emulators.plan_for(spec, queries.blocks_of(session, run.id), trained, agent, known, emulators.config_of(session, run))
+        )
     except FidelityTooLow:
         return trained  # no emulator is faithful enough, so nothing is sent: the lease says so
 

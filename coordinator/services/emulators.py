@@ -1,16 +1,17 @@
 """Decides the emulator that an agent gets for an assignment: a codec for every block, and the shards of it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from coordinator.db import queries
-from coordinator.db.models import Agent, Assignment, Block, Run
+from coordinator.db.models import Agent, Assignment, Block, Model, Run
 from coordinator.domain import compression
 from coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
 from coordinator.domain.run_file import RunFile
-from coordinator.services import calibration, shards
+from coordinator.services import calibration, forecasts, shards
 from shared.protocol import Manifest, TrainSettings
 
 
@@ -29,7 +30,7 @@ def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignme
     """
     blocks = queries.blocks_of(session, run.id)
     known = calibration.known_fidelity(session, run, assignment.block)
-    plan = plan_for(spec, blocks, trained_in(assignment), agent, known)
+    plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config_of(session, run))
     if isinstance(plan, DoesNotFit):
         return plan
     manifest = shards.manifest(session, run, blocks, plan)
@@ -41,10 +42,22 @@ def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignme
 
 
 def plan_for(
-    spec: RunFile, blocks: Sequence[Block], trained: Collection[str], agent: Agent | None, fidelity: Mapping[str, float] | None = None
+    spec: RunFile,
+    blocks: Sequence[Block],
+    trained: Collection[str],
+    agent: Agent | None,
+    fidelity: Mapping[str, float] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Plan | DoesNotFit:
-    """The codec of every block for this agent, by the policy of the run file."""
-    return compression.plan(spec.compression, [facts(b) for b in blocks], trained, fidelity=fidelity)
+    """The codec of every block for this agent, by the policy of the run file; `config` is the model's, by which `auto` reckons costs."""
+    if spec.compression.policy != "auto" or agent is None or config is None:
+        return compression.plan(spec.compression, [facts(b) for b in blocks], trained, fidelity=fidelity)
+    budget, costs = forecasts.costs_for(spec, config, blocks, trained, agent)
+    return compression.plan(spec.compression, [facts(b) for b in blocks], trained, budget, costs, fidelity)
+
+
+def config_of(session: Session, run: Run) -> Mapping[str, Any]:
+    return session.get_one(Model, run.model_id).config
 
 
 def facts(block: Block) -> BlockFacts:
@@ -58,8 +71,19 @@ def trained_in(assignment: Assignment) -> set[str]:
 def request_ahead(session: Session, run: Run) -> None:
     """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
     spec = RunFile.model_validate(run.spec)
-    blocks = queries.blocks_of(session, run.id)
-    frozen = compression.plan(spec.compression, [facts(b) for b in blocks], set())
-    plan = frozen if not isinstance(frozen, DoesNotFit) else frozen.plan
+    plan = frozen_plan(spec, [facts(b) for b in queries.blocks_of(session, run.id)])
     trained = {*run.trained_blocks, *spec.schedule.always}
     shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()})
+
+
+def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
+    """The codec of every block for whoever trains none of them and has declared no limits."""
+    frozen = compression.plan(spec.compression, blocks, set())
+    return frozen.plan if isinstance(frozen, DoesNotFit) else frozen
+
+
+def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str]) -> dict[str, list[str]]:
+    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
+    after = [replace(facts(b), version=b.version + 1) if b.name in changed else facts(b) for b in blocks]
+    plan = frozen_plan(spec, after)
+    return {name: [plan[name]] if plan[name] != "dropped" else [] for name in changed}

@@ -18,7 +18,7 @@ from coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of,
 from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import Visit, rounds_per_cycle, visits
-from coordinator.services import budget, calibration, jobs, keys, shards, signals
+from coordinator.services import budget, calibration, emulators, jobs, keys, shards, signals
 from coordinator.services.events import record
 from shared.protocol import LASTING_REASONS, Manifest, ParameterGroup, ShardRef, TrainSettings
 
@@ -189,12 +189,14 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
 def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
     """block ← block + damping · mean of the deltas of those who trained it: one for a visited block, all for those trained along."""
     changes = []
-    for ref in queries.shard_refs(queries.blocks_of(session, run.id)):
+    blocks = queries.blocks_of(session, run.id)
+    codecs = emulators.codecs_after(spec, blocks, {base.block for a in accepted for base in trained_refs(a)})
+    for ref in queries.shard_refs(blocks):
         trainers = [(a, base) for a in accepted for base in trained_refs(a) if base.block == ref.block]
         assert all(base.version == ref.version for _, base in trainers), "every delta is from the present version"
         weight = weight_of(spec.schedule.damping, max(1, len(trainers)))
         if terms := [Term(digest=a.delta_digest, weight=weight) for a, _ in trainers if a.delta_digest]:
-            changes.append(Change(block=ref, terms=terms))
+            changes.append(Change(block=ref, terms=terms, codecs=codecs[ref.block]))
     return changes
 
 

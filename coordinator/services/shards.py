@@ -91,9 +91,11 @@ def apply(session: Session, run: Run, round: int, members: Sequence[Assignment],
 
 
 def encoded(session: Session, job: Job, result: EncodeResult) -> None:
-    """Shards are there: whoever waits for them may ask again."""
+    """Shards are there: whoever waits for them may ask again, also in other runs of the same model."""
     record(session, result.shards)
-    offer_pending(session, job.subject)
+    holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in result.shards])).distinct()
+    for run_id in sorted({job.subject, *session.scalars(holders)}):
+        offer_pending(session, run_id)
 
 
 def offer_pending(session: Session, run_id: str) -> None:

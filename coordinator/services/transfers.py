@@ -28,21 +28,21 @@ class Wanted:
     round: int
     kind: str
     """shard, patch or file"""
-    shard: ShardRef | None
-    """what the agent has once it has the blob"""
+    shards: list[ShardRef]
+    """what the agent may have once it has the blob: a delta can be a step of several blocks"""
 
 
 def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
     """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = assignments.held(session, assignment_id, agent_id)
     manifest = Manifest.model_validate(assignment.manifest)
-    for ref in manifest.blocks:
-        if digest in (ref.digest, ref.packed.digest if ref.packed else None):
-            return Wanted(assignment.run_id, assignment.round, "shard", ref)
-        if any(digest == patch.digest for patch in ref.patches):
-            return Wanted(assignment.run_id, assignment.round, "patch", ref)
+    whole = [ref for ref in manifest.blocks if digest in (ref.digest, ref.packed.digest if ref.packed else None)]
+    if whole:
+        return Wanted(assignment.run_id, assignment.round, "shard", whole)
+    if patched := [ref for ref in manifest.blocks if any(digest == patch.digest for patch in ref.patches)]:
+        return Wanted(assignment.run_id, assignment.round, "patch", patched)
     if any(digest == file.digest for file in manifest.files):
-        return Wanted(assignment.run_id, assignment.round, "file", None)
+        return Wanted(assignment.run_id, assignment.round, "file", [])
     raise NotInManifest(f"{digest} is not in the manifest of assignment {assignment_id}")
 
 

@@ -123,6 +123,8 @@ def test_the_command_draws_it_and_gives_it_as_json(coordinator: LiveCoordinator,
     assert drawn.exit_code == 0, drawn.output
     for text in ("planned over bert: 9 rounds", "berlin", "layers.1", "int8:"):
         assert text in drawn.output
+    coordinator.operator.post("/agents/oslo/revoke")
+    assert "oslo cannot take part: it was revoked by the operator (revoked)" in CliRunner().invoke(app, ["plan", str(file)]).output
     machine = CliRunner().invoke(app, ["plan", str(file), "--json"])
     assert PlanView.model_validate(json.loads(machine.output)).run == "planned"
     file.write_text(yaml.safe_dump({**SPEC, "shedule": {}}))

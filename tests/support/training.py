@@ -96,8 +96,13 @@ def train(
         return False
 
     visitor.visit(request, lambda _: None, watch)
-    plain = Path(request.delta_path).with_suffix(".plain")
-    lossless.unpack(Path(request.delta_path), plain, 1 << 24)
+    return read_delta(Path(request.delta_path))
+
+
+def read_delta(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a delta file, which travels packed."""
+    plain = path.with_suffix(".plain")
+    lossless.unpack(path, plain, 1 << 24)
     return load_file(plain)
 
 

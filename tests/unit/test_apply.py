@@ -13,7 +13,7 @@ from coordinator.engine.encode import Encoder
 from coordinator.engine.shards import write_blob
 from coordinator.storage import BlobStore, open_store
 from shared import lossless
-from shared.deltas import decoded, encode_delta
+from shared.deltas import add_decoded, decoded, encode_delta
 from shared.protocol import ShardRef
 
 Tensors = dict[str, torch.Tensor]
@@ -21,7 +21,7 @@ CODECS = ("float32", "bfloat16", "int8", "int4")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 LAYER = {"a.weight": normal(64, 80), "b.bias": normal(64, seed=1), "odd.weight": normal(40, 33, seed=2)}
@@ -66,6 +66,28 @@ def test_every_codec_adds_up_to_the_bit(tmp_path: Path, store: BlobStore, codec:
         for name, tensor in new.items():
             assert torch.equal(tensor, old[name] + (meant[name] * torch.tensor(0.3)))
             assert not torch.equal(tensor, old[name])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
+    tmp_path: Path, store: BlobStore, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coordinator.engine import apply as module
+
+    layer = put(store, "layers.0", LAYER | {"scalar": torch.tensor(2.0), "none": torch.zeros(0, 80)})
+    terms = [Term(digest=delta(store, tmp_path, codec, True, seed, LAYER | {"scalar": torch.zeros(())})[0], weight=0.3) for seed in (5, 6)]
+    whole = run(store, Change(block=layer, terms=terms)).blocks[0].digest
+    computed: list[int] = []
+
+    def watched(base: torch.Tensor, terms: list[tuple[torch.Tensor, float]]) -> torch.Tensor:
+        computed.append(max(t.numel() for t in (base, *(t for t, _ in terms))))
+        return add_decoded(base, terms)
+
+    monkeypatch.setattr(module, "NUMBERS", 3 * 80)
+    monkeypatch.setattr(module, "add_decoded", watched)
+    assert run(store, Change(block=layer, terms=terms)).blocks[0].digest == whole
+    assert max(computed) <= 3 * 80
+    assert len(computed) == 22 + 1 + 6 + 1  # 64 rows of 80 by threes, 64 numbers, 40 rows of 33 by sevens, one number
 
 
 def test_deltas_of_a_wave_are_averaged_where_they_meet(tmp_path: Path, store: BlobStore) -> None:

@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import nn
 
-from shared.blocks import BlockSpec, layer_index, own_tensors, partition, select
+from shared.block_names import select
+from shared.blocks import BlockSpec, layer_index, own_tensors, partition
 from shared.errors import PartitionError
 from shared.families import base_prefix, canonical, find_stack
 from tests.support.families import EVERY_FAMILY, FAMILIES, OPT, TINY, inputs_of

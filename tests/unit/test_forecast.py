@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator.domain import compression
 from coordinator.domain.block_shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
+from coordinator.domain.compression import BlockFacts, DoesNotFit
 from coordinator.domain.forecast import AgentFacts, Forecast, forecast
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.wire import Change, packed_bytes, simulate
 from coordinator.errors import Invalid
-from shared import block_names, blocks, codecs, quantized
+from shared import codecs, quantized
 from shared.errors import PartitionError
 
 CONFIG = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
@@ -98,16 +100,6 @@ def test_blocks_that_are_not_there_are_refused() -> None:
         blocks_of_run(run(schedule={"always": ["tail"]}), CONFIG, shapes())
     with pytest.raises(PartitionError, match="cuts through"):
         blocks_of_run(run(schedule={"blocks": ["layers.1"], "layers_per_block": 2}), CONFIG, shapes())
-
-
-def test_names_mean_the_same_with_and_without_torch() -> None:
-    names = ["embeddings", "layers.0-1", "layers.2-3", "layers.10", "head"]
-    for patterns in (["all"], ["layers"], ["layers.0-3"], ["head", "layers.10"], ["embeddings"]):
-        assert block_names.select(patterns, names) == blocks.select(patterns, names)
-    for wrong in ("layers.1", "layers.3-4", "tail"):
-        for select in (block_names.select, blocks.select):
-            with pytest.raises(PartitionError):
-                select([wrong], names)
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------
@@ -233,6 +225,36 @@ def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
     found = plan(exposure={"max_exact_blocks": 3})
     assert "max_exact_blocks" in found.problems[0]
     assert {a.why_not and a.why_not[0] for a in found.agents} == {"exposure_budget"}
+
+
+def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
+    from coordinator.db.models import Agent, Block
+    from coordinator.services.forecasts import costs_for
+
+    spec = run(compression={"policy": "auto"})
+    rows = [
+        Block(
+            name=b.name, kind=b.kind, version=0, digest=b.name, size=4 * b.num_parameters, num_parameters=b.num_parameters, influence=None,
+            tensors=[{"name": n, "shape": list(s)} for n, s in b.tensors.items()],
+        )
+        for b in blocks_of_run(spec, CONFIG, shapes())[0]
+    ]  # fmt: skip
+    trained = {"layers.0", "pooler", "head"}
+    facts = [BlockFacts(b.name, b.kind, b.num_parameters) for b in rows]
+
+    def chosen(limits: dict[str, int]) -> compression.Plan | DoesNotFit:
+        agent = Agent(name="a", state="active", device={"kind": "cpu", "memory_bytes": 10**9}, limits=limits)
+        return compression.plan(spec.compression, facts, trained, *costs_for(spec, CONFIG, rows, trained, agent))
+
+    free = chosen({})
+    assert isinstance(free, dict)
+    assert {free[b.name] for b in rows if b.name not in trained} == {"int8"}
+    budget, costs = costs_for(spec, CONFIG, rows, trained, None)
+    assert (budget.memory_bytes, budget.download_bytes) == (None, None)
+    slow = chosen({"bytes_per_s": (costs.download(free) - 3000) // 300, "memory_bytes": 0})
+    assert isinstance(slow, dict)
+    assert "int4" in slow.values()
+    assert isinstance(chosen({"memory_bytes": 1000}), DoesNotFit)
 
 
 def test_waves_shorten_the_run() -> None:

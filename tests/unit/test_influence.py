@@ -12,7 +12,7 @@ from coordinator.domain.measurements import InfluencePayload
 from coordinator.engine.calibration import CalibrationRows
 from coordinator.engine.influence import influence
 from coordinator.engine.streaming import Streamed
-from shared.blocks import layers_of
+from shared.block_names import layers_of
 from shared.errors import PartitionError
 from tests.support.families import FAMILIES
 from tests.support.measured import ROWS, Measured

@@ -17,7 +17,6 @@ from agent.training.emulator import Emulator
 from agent.training.memory import PeakMemory
 from agent.training.train import Group, NonFinite, Stopped, num_steps, train
 from agent.training.visit import Visitor, choose_device, choose_precision
-from shared import lossless
 from shared.assembly import AssemblyError
 from shared.blocks import own_tensors, partition
 from shared.digests import digest_of_file
@@ -25,6 +24,7 @@ from shared.errors import DataError
 from shared.families import canonical
 from shared.protocol import ParameterGroup, Progress, TrainSettings
 from tests.support.models import WORDS
+from tests.support.training import read_delta
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,6 @@ def visit(visitor: Visitor, request: TrainRequest, should_stop: Callable[[], boo
     """Do a visit and return its delta."""
     visitor.visit(request, lambda _: None, should_stop)
     return read_delta(Path(request.delta_path))
-
-
-def read_delta(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a delta file, which travels packed."""
-    plain = path.with_suffix(".plain")
-    lossless.unpack(path, plain, 1 << 24)
-    return load_file(plain)
 
 
 def model_of(visitor: Visitor) -> Any:

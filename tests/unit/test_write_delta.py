@@ -1,6 +1,5 @@
 """The delta file that a visit leaves: packed, in the codec asked for, and with what the codec left out beside it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def norm(tensors: Tensors) -> float:
     return float(torch.cat([t.flatten() for t in tensors.values()]).double().norm())
 
 
-@pytest.mark.parametrize(("codec", "bound"), zip(CODECS, [0.0, 0.003, 0.01, 0.1], strict=True))
+@pytest.mark.parametrize(("codec", "bound"), list(zip(CODECS, [0.0, 0.003, 0.01, 0.1], strict=True)))
 def test_what_was_left_out_is_measured(tmp_path: Path, shards: dict[str, Path], codec: DeltaCodec, bound: float) -> None:
     trained = moved(shards)
     said = write_delta(trained, shards, tmp_path / "delta", codec)
@@ -136,9 +135,6 @@ def test_what_is_not_finite_is_not_sent(tmp_path: Path, shards: dict[str, Path],
 
 
 def test_a_delta_is_whole_or_not_there(tmp_path: Path, shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(source: object, target: object) -> None:
-        raise KeyboardInterrupt
-
     target = tmp_path / "delta"
     with monkeypatch.context() as patched:
         patched.setattr(lossless, "pack", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -147,4 +143,4 @@ def test_a_delta_is_whole_or_not_there(tmp_path: Path, shards: dict[str, Path], 
     assert not target.exists()
     write_delta(moved(shards), shards, target, "int8")
     assert not list(tmp_path.glob("delta.p*")), "nothing is left beside it"
-    assert os.stat(target).st_size > 0
+    assert target.stat().st_size > 0

@@ -1,0 +1,211 @@
+"""What crosses the wire: as little as can be, counted alike on both sides, and whole or thrown away."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.torch import load_file, save_file
+from sqlalchemy import select
+
+from agent.errors import Unreachable, VisitFailed
+from coordinator.db.models import Agent, Exposure
+from shared.digests import digest_of_file
+from shared.protocol import Assignment
+from tests.support.light import LightAgent, traffic
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import fresh, run_file, settled
+
+DEFAULTS: dict[str, Any] = {"compression": {"policy": "int8"}, "delta": {"codec": "int8"}}
+
+
+def begin(live: LiveCoordinator, model: str, agents: list[LightAgent], **more: Any) -> str:
+    run = live.create_run(run_file(model, "all", **DEFAULTS | more) | {"agents": [a.name for a in agents]}, start=True)
+    return str(run["name"])
+
+
+def pair(live: LiveCoordinator, tmp_path: Path) -> list[LightAgent]:
+    return [LightAgent(live, tmp_path / word, fresh(f"light-{word}")) for word in ("a", "b")]
+
+
+def next_visit(live: LiveCoordinator, run: str, agents: list[LightAgent]) -> tuple[LightAgent, Assignment]:
+    """Whoever is asked for the next round, and its assignment."""
+    settled(live, run)
+    for _ in range(20):
+        for agent in agents:
+            if (assignment := agent.claim(run)) is not None:
+                return agent, assignment
+    raise AssertionError("nobody got work")
+
+
+def counts(live: LiveCoordinator, run: str, agent: str, number: int) -> tuple[int, int]:
+    """Bytes down and up of a visit, by the coordinator's ledger."""
+    found = {kind: amount for (name, round, kind), amount in traffic(live, run).items() if (name, round) == (agent, number)}
+    return sum(found.get(kind, 0) for kind in ("shard", "patch", "file")), found.get("delta", 0)
+
+
+@pytest.mark.parametrize("agents", ["fixed", "rotating"])
+def test_both_sides_count_the_same_and_a_second_visit_fetches_only_what_changed(
+    live: LiveCoordinator, model: str, tmp_path: Path, agents: str
+) -> None:
+    both = pair(live, tmp_path)
+    run = begin(live, model, both, schedule={"cycles": 2, "agents": agents})
+    seen: dict[str, dict[str, tuple[int, str]]] = {}
+    downs: dict[str, list[int]] = {a.name: [] for a in both}
+    for number in range(4):
+        agent, assignment = next_visit(live, run, both)
+        refs = {b.block: b for b in assignment.manifest.blocks}
+        agent.visit(assignment)
+        had = seen.setdefault(agent.name, {})
+        changed = {b for b, ref in refs.items() if had.get(b) != (ref.version, ref.codec)}
+        blobs = {
+            d: b for b, ref in refs.items() for d in (ref.digest, ref.packed.digest if ref.packed else "", *(p.digest for p in ref.patches))
+        }
+        assert {blobs[d] for d in agent.fetched if d in blobs} <= changed, "what it has is not fetched"
+        assert (set(agent.fetched) & {f.digest for f in assignment.manifest.files} != set()) is (not had), "files once"
+        had |= {b: (ref.version, ref.codec) for b, ref in refs.items()}
+        settled(live, run)
+        metrics = live.operator.get(f"/runs/{run}/assignments")[number]["metrics"]
+        wait_for(lambda n=number, m=metrics, a=agent: counts(live, run, a.name, n) == (m["bytes_down"], m["bytes_up"]), limit=10)
+        downs[agent.name].append(metrics["bytes_down"])
+        if agents == "fixed" and number >= 2:
+            own = refs[assignment.block]
+            assert [p.kind for p in own.patches] == ["delta"]
+            assert not {blob for blob, block in blobs.items() if block == own.block} & set(agent.fetched), "its own delta is the step"
+    assert all(second < first / 2 for first, second in downs.values())
+    assert sum(amount for (_, _, kind), amount in traffic(live, run).items() if kind == "patch") > 0
+    view = live.operator.get(f"/runs/{run}")
+    assert view["bytes"] == {
+        "down": sum(a for (_, _, k), a in traffic(live, run).items() if k != "delta"),
+        "up": sum(a for (_, _, k), a in traffic(live, run).items() if k == "delta"),
+    } | {k: v for k, v in view["bytes"].items() if k not in ("down", "up")}  # fmt: skip
+
+
+def test_a_chain_of_two_steps_leads_to_the_present_shard(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    both = pair(live, tmp_path)
+    run = begin(live, model, both, schedule={"cycles": 3, "blocks": ["layers.0"], "agents": "first_come"})
+    late, early = both
+    late.trainer.scale = early.trainer.scale = 1e-5
+    first = late.claim(run, 20)
+    assert first is not None
+    late.visit(first)
+    settled(live, run)
+    assignment = early.claim(run, 20)
+    assert assignment is not None
+    early.visit(assignment)
+    settled(live, run)
+    last = late.claim(run, 20)
+    assert last is not None
+    ref = next(b for b in last.manifest.blocks if b.block == "layers.0")
+    assert (ref.version, [p.kind for p in ref.patches]) == (2, ["delta", "delta"])
+    late.visit(last)
+    way = next(s for s in late.trainer.requests[-1].shards if s.block == "layers.0")
+    assert [p.digest for p in way.patches] == [ref.patches[0].base, ref.digest], "its own delta, and the other's"
+    assert ref.patches[0].digest in late.fetched
+    assert ref.patches[1].digest not in late.fetched
+    assert digest_of_file(late.cache.path(ref.digest)) == ref.digest
+
+
+def test_a_delta_that_leads_to_several_blocks_is_in_the_exposure_of_all(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    both = pair(live, tmp_path)
+    schedule = {"always": ["head", "embeddings"], "cycles": 2, "agents": "rotating"}
+    run = begin(live, model, both, schedule=schedule, compression={"policy": "none"})
+    for _ in range(3):
+        agent, assignment = next_visit(live, run, both)
+        agent.visit(assignment)
+    patches = [{p.digest for p in b.patches} for b in assignment.manifest.blocks if b.block in ("layers.1", "embeddings")]
+    assert patches[0] & patches[1] & set(agent.fetched), "one delta for both"
+    with live.database.reading() as session:
+        query = select(Exposure.block, Exposure.version).join(Agent, Agent.id == Exposure.agent_id).where(Agent.name == agent.name)
+        exposed = {(block, version) for block, version in session.execute(query)}
+    assert {(b.block, b.version) for b in assignment.manifest.blocks if b.block in ("layers.1", "embeddings")} <= exposed
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x55
+    path.write_bytes(data)
+
+
+def other_values(path: Path) -> None:
+    save_file({n: t + 1 if t.is_floating_point() else t for n, t in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("harm", [flip, other_values])
+@pytest.mark.parametrize("block", ["layers.0", "layers.1"])
+def test_a_base_that_went_bad_costs_one_attempt(
+    live: LiveCoordinator, model: str, tmp_path: Path, harm: Callable[[Path], None], block: str
+) -> None:
+    agent = LightAgent(live, tmp_path)
+    agent.trainer.scale = 1e-5
+    run = begin(live, model, [agent], schedule={"cycles": 2})
+    for _ in range(2):
+        agent.visit(next_visit(live, run, [agent])[1])
+    # Round 2 trains layers.0, which its own delta leads to, and has layers.1 in int8, which a difference leads to.
+    _, assignment = next_visit(live, run, [agent])
+    ref = next(b for b in assignment.manifest.blocks if b.block == block)
+    base = ref.patches[0].base
+    assert agent.cache.has(base)
+    harm(agent.cache.path(base))
+    with pytest.raises(VisitFailed) as failed:
+        agent.visit(assignment)
+    assert failed.value.reason == "shard_corrupt"
+    assert not agent.cache.has(ref.digest)
+    agent.give_back(assignment, "shard_corrupt")
+    again = agent.claim(run, 20)
+    assert again is not None
+    agent.visit(again)
+    assert digest_of_file(agent.cache.path(ref.digest)) == ref.digest
+    assert settled(live, run)["rounds_done"] == 3
+
+
+def test_bytes_damaged_on_the_way_are_thrown_away_and_fetched_again(
+    live: LiveCoordinator, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = LightAgent(live, tmp_path)
+    run = begin(live, model, [agent])
+    assignment = agent.claim(run, 20)
+    assert assignment is not None
+    whole = httpx.Response.iter_raw
+    with monkeypatch.context() as patched:
+        patched.setattr(httpx.Response, "iter_raw", lambda self, *a: (bytes([c[0] ^ 1]) + c[1:] for c in whole(self, *a)))
+        with pytest.raises(VisitFailed) as failed:
+            agent.visit(assignment)
+    assert failed.value.reason == "shard_corrupt"
+    assert agent.cache.size() == 0
+    agent.give_back(assignment, "shard_corrupt")
+    again = agent.claim(run, 20)
+    assert again is not None
+    assert again.attempt == 2
+    agent.visit(again)
+    assert settled(live, run)["rounds_done"] == 1
+
+
+def test_what_was_uploaded_twice_is_counted_twice_and_where_it_was_cut_once(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    agent = LightAgent(live, tmp_path)
+    run = begin(live, model, [agent])
+    assignment = agent.claim(run, 20)
+    assert assignment is not None
+    sent = agent.client.upload
+    amounts = []
+
+    def cut(assignment_id: str, digest: str, path: Path, offset: int) -> Any:
+        """Half of what is left arrives, and the wire is cut; at the third time, all of it."""
+        if len(amounts) == 2:
+            return sent(assignment_id, digest, path, offset)
+        data = path.read_bytes()[offset:]
+        amounts.append(len(data) // 2)
+        agent.client._call(
+            "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset}, content=data[: len(data) // 2]
+        )
+        agent.client.bytes_sent += len(data) // 2
+        raise Unreachable("cut")
+
+    agent.client.upload = cut  # type: ignore[method-assign]
+    agent.visit(assignment)
+    settled(live, run)
+    visit = live.operator.get(f"/runs/{run}/assignments")[0]
+    assert all(amounts)
+    assert visit["metrics"]["bytes_up"] == traffic(live, run)[agent.name, 0, "delta"] == visit["delta_size"]

@@ -1,0 +1,108 @@
+"""Agents that fetch, patch and send as real ones do, but instead of training only move their blocks a little: no process, no steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sqlalchemy import select
+
+from agent.assignment_run import Tools, run_assignment
+from agent.cache import ShardCache
+from agent.client import Client
+from agent.errors import VisitFailed
+from agent.messages import DataSource, TrainRequest
+from agent.outbox import Outbox
+from agent.residuals import Residuals
+from agent.training.delta import write_delta
+from agent.training.shards import ShardCorrupt, materialise
+from coordinator.db.models import Agent, Run, Traffic
+from shared.assembly import read_shard
+from shared.codecs import CodecError, read_encoded
+from shared.errors import HeaderError
+from shared.lossless import PackedError
+from shared.protocol import Assignment, ClaimRequest, Progress, ReturnRequest, TrainMetrics
+from tests.support.live import LiveCoordinator
+from tests.support.visits import METRICS, fresh
+
+
+class LightTrainer:
+    """Makes the shards, reads them as what they say they are, and leaves a delta of small random values."""
+
+    def __init__(self, scale: float = 1e-4) -> None:
+        self.scale = scale
+        self.requests: list[TrainRequest] = []
+
+    def start(self) -> None:
+        pass
+
+    def train(self, request: TrainRequest, report: Callable[[Progress], None], lost: object) -> TrainMetrics:
+        self.requests.append(request)
+        try:
+            for shard in request.shards:
+                materialise(shard)
+                read_encoded(Path(shard.path), shard.codec)
+        except (ShardCorrupt, PackedError, CodecError, HeaderError) as error:
+            raise VisitFailed("shard_corrupt", str(error)) from error
+        paths = {s.block: Path(s.path) for s in request.shards}
+        opened = [block for group in request.train.groups for block in group.blocks]
+        draw = torch.Generator().manual_seed(request.train.seed)
+        trained = {
+            block: {
+                n: t.float() + self.scale * torch.randn(t.shape, generator=draw)
+                for n, t in sorted(read_shard(paths[block]).items()) if t.is_floating_point()
+            }
+            for block in opened
+        }  # fmt: skip
+        carried = {block: Path(path) for block, path in request.carried.items()}
+        leave = Path(request.leave) if request.leave else None
+        error = write_delta(trained, {b: paths[b] for b in opened}, Path(request.delta_path), request.delta_codec, carried, leave)
+        return METRICS.model_copy(update={"delta_error": error})
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LightAgent:
+    def __init__(self, live: LiveCoordinator, home: Path, name: str | None = None) -> None:
+        self.name = name or fresh("light")
+        self.client: Client = live.enrol(self.name)
+        self.trainer = LightTrainer()
+        self.cache = ShardCache(home / "cache", 1 << 30)
+        residuals = Residuals(home / "residuals")
+        data = DataSource(path="none.jsonl")
+        self.tools = Tools(self.client, self.cache, Outbox(home / "outbox"), self.trainer, data, residuals)  # type: ignore[arg-type]
+        self.fetched: list[str] = []
+        """digests in the order in which they were asked for, in the last visit"""
+        ask = self.client.shard
+
+        def shard(assignment_id: str, digest: str, offset: int) -> Any:
+            self.fetched.append(digest)
+            return ask(assignment_id, digest, offset)
+
+        self.client.shard = shard  # type: ignore[method-assign]
+
+    def claim(self, run: str, wait: float = 0.3) -> Assignment | None:
+        return self.client.claim(ClaimRequest(runs=[run]), wait)
+
+    def visit(self, assignment: Assignment) -> None:
+        self.fetched.clear()
+        run_assignment(self.tools, assignment, lambda _: None)
+
+    def give_back(self, assignment: Assignment, reason: Any) -> None:
+        self.client.give_back(assignment.assignment_id, ReturnRequest(attempt=assignment.attempt, reason=reason))
+
+
+def traffic(live: LiveCoordinator, run: str) -> dict[tuple[str, int, str], int]:
+    """(name of the agent, round, kind) → bytes, as the coordinator counted them."""
+    with live.database.reading() as session:
+        rows = session.execute(
+            select(Agent.name, Traffic.round, Traffic.kind, Traffic.bytes)
+            .join(Agent, Agent.id == Traffic.agent_id)
+            .join(Run, Run.id == Traffic.run_id)
+            .where(Run.name == run)
+        )
+        return {(name, round, kind): amount for name, round, kind, amount in rows}
