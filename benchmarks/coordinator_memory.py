@@ -2,12 +2,12 @@
 
     python -m benchmarks.coordinator_memory [--json FILE]
 
-Import, a run's preparation, block influence (64 windows of 256 tokens), encoding (exact, int8, int4, pruned:25; embeddings, head and three
-layers each), judging and applying int8 deltas of a layer and of the embeddings (with the new shards and patches), and export: each is done
-as the engine does it (`coordinator.engine.worker.run` on a real store), in a copy of a process that has imported torch and the engine.
-Peaks count beyond what that process held then, in two ways: *resident* is all that it has in memory (VmHWM), mapped pages of shards
-included, which the system can take back at any time; *private* is what only the process has (RssAnon, looked at every 2 ms).
-Allowed is three times the largest block, as it is imported, beyond the same work on a tiny model.
+Import, a run's preparation, block influence (64 windows of 48 tokens, in two batches), encoding (exact, int8, int4, pruned:25; embeddings,
+norm, head and three layers each), judging and applying int8 deltas of a layer and of the embeddings (with the new shards and patches), and
+export: each is done as the engine does it (`coordinator.engine.worker.run` on a real store), in a copy of a process that has imported
+torch and the engine. Peaks count beyond what that process held then, in two ways: *resident* is all that it has in memory (VmHWM),
+mapped pages of shards included, which the system can take back at any time; *private* is what only the process has (RssAnon, looked at
+every 2 ms). Allowed is three times the largest block, as it is imported, beyond the same work on a tiny model.
 """
 
 import json
@@ -27,7 +27,7 @@ from benchmarks.import_memory import LARGE, TINY, write_checkpoint
 from benchmarks.random_llama import _write_tokenizer
 from benchmarks.report import arguments, finish
 
-ROWS, TOKENS = 64, 256
+ROWS, TOKENS = 64, 48
 CODECS = ("exact", "int8", "int4", "pruned:25")
 DISK = 16e9
 """Bytes that the checkpoint, its blocks, their encoded shards and the export take, with room to spare."""

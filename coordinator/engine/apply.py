@@ -57,7 +57,7 @@ def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelt
 
 
 def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> Iterator[memoryview]:
-    """The new tensor's bytes, some rows at a time: of an embedding, in float32 and several terms, memory would hold too much."""
+    """The new tensor's bytes, some rows at a time: of an embedding, memory would hold base, sum, and every term in float32."""
     for rows in _some_rows(shape):
         with safe_open(path, framework="pt") as file:
             base = some_rows(file, name, rows).to(torch.float32)

@@ -1,8 +1,8 @@
 """Fidelity: does the gradient of a block in the emulator point to where it points in the real model?
 
-It is asked batch by batch, for a visit takes its steps along gradients of batches. Summed over all calibration rows, the gradients of batches
-cancel the more, the nearer the model is to a stationary point of its loss, and what is left is mostly the emulator's error: on MiniLM with a
-head trained for four passes, int4 came out at 0.52 where its batches were at 0.69 to 0.96.
+It is asked batch by batch, for a visit takes its steps along gradients of batches. The gradient summed over all calibration rows is another
+thing: near a stationary point of the loss, gradients of batches cancel in it, and what is left is mostly the emulator's error
+(`benchmarks/fidelity.py` shows both).
 """
 
 import math

@@ -26,6 +26,9 @@ schedule:
   always: [head]
   layers_per_block: 2
   reassign_after_s: 10
+  wave: 2
+  damping: 0.5
+  wave_deadline_s: 60
   max_attempts: 3
 train:
   epochs: 0.5
@@ -38,6 +41,19 @@ train:
   weight_decay: 0.01
   max_grad_norm: null
   precision: bfloat16
+  optimizer: adamw-8bit
+compression:
+  policy: hybrid
+  drop_ratio: 0.4
+  prune_ratio: 0.3
+  floor: 0.8
+  below_floor: refuse
+  calibration_rows: 32
+delta:
+  codec: int4
+  error_feedback: true
+exposure:
+  max_exact_blocks: 3
 evaluate:
   held_out: test.csv
   columns: {text: question}
@@ -117,6 +133,10 @@ WRONG = [
     ("  layers_per_block:", "  layers_per_block: 0", "schedule.layers_per_block"),
     ("  reassign_after_s:", "  reassign_after_s: -1", "schedule.reassign_after_s"),
     ("  max_attempts:", "  max_attempts: 0", "schedule.max_attempts"),
+    ("  wave: ", "  wave: 0", "schedule.wave"),
+    ("  damping:", "  damping: 0", "schedule.damping"),
+    ("  damping:", "  damping: 1.5", "schedule.damping"),
+    ("  wave_deadline_s:", "  wave_deadline_s: 0", "schedule.wave_deadline_s"),
     ("  epochs:", "  epochs: 0", "train.epochs"),
     ("  epochs:", "  steps: 0", "train.steps"),
     ("  epochs:", "  steps: 2.5", "train.steps"),
@@ -131,6 +151,18 @@ WRONG = [
     ("  weight_decay:", "  weight_decay: 1", "train.weight_decay"),
     ("  max_grad_norm:", "  max_grad_norm: 0", "train.max_grad_norm"),
     ("  precision:", "  precision: float8", "train.precision"),
+    ("  optimizer:", "  optimizer: sgd", "train.optimizer"),
+    ("  policy:", "  policy: zip", "compression.policy"),
+    ("  drop_ratio:", "  drop_ratio: 0.95", "compression.drop_ratio"),
+    ("  drop_ratio:", "  drop_ratio: -0.1", "compression.drop_ratio"),
+    ("  prune_ratio:", "  prune_ratio: 0", "compression.prune_ratio"),
+    ("  prune_ratio:", "  prune_ratio: 1", "compression.prune_ratio"),
+    ("  floor:", "  floor: 1.1", "compression.floor"),
+    ("  below_floor:", "  below_floor: shrug", "compression.below_floor"),
+    ("  calibration_rows:", "  calibration_rows: -1", "compression.calibration_rows"),
+    ("  codec: int4", "  codec: int2", "delta.codec"),
+    ("  error_feedback:", "  error_feedback: perhaps", "delta.error_feedback"),
+    ("  max_exact_blocks:", "  max_exact_blocks: 0", "exposure.max_exact_blocks"),
     ("  held_out:", "  held_out: ''", "evaluate.held_out"),
     ("  columns:", "  columns: {text: 3}", "evaluate.columns.text"),
     ("  columns:", "  columns: question", "evaluate.columns"),
