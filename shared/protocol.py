@@ -127,7 +127,7 @@ class PatchRef(BlobRef):
 class ShardRef(BaseModel):
     """One block at one version in one codec: a safetensors file, and in what forms it can be fetched."""
 
-    block: str
+    block: Name
     version: int
     codec: Codec
     digest: Digest
@@ -147,7 +147,7 @@ class Manifest(BaseModel):
 class ParameterGroup(BaseModel):
     """Blocks that are trained in a visit with one learning rate."""
 
-    blocks: list[str]
+    blocks: list[Name]
     learning_rate: float
 
 

@@ -32,7 +32,7 @@ class Loss:
         self._task = task
         self._precision = precision
         self._chunked = chunked
-        self._head = _plain_head(model, probe) if task == "causal-lm" and chunked != "off" and probe is not None else None
+        self._head = _plain_head(model, probe, precision) if task == "causal-lm" and chunked != "off" and probe is not None else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum over the batch (nats, float32), and over how many predictions."""
@@ -56,7 +56,7 @@ class Loss:
         return self._chunked == "on" or batch.input_ids.numel() * head.weight.shape[0] >= WORTHWHILE
 
 
-def _plain_head(model: nn.Module, probe: Batch) -> nn.Linear | None:
+def _plain_head(model: nn.Module, probe: Batch, precision: torch.dtype) -> nn.Linear | None:
     """The output head of a language model, if the model does nothing to what the head returns."""
     head: Any = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if type(head) not in (nn.Linear, QuantizedLinear) or head._forward_hooks or head._forward_pre_hooks:
@@ -65,7 +65,9 @@ def _plain_head(model: nn.Module, probe: Batch) -> nn.Linear | None:
         return None
     segments = None if probe.token_type_ids is None else probe.token_type_ids[:1, :2]
     small = Batch(probe.input_ids[:1, :2], torch.ones_like(probe.input_ids[:1, :2]), probe.labels[:1, :2], segments)
-    with torch.no_grad():
+    # As in training: frozen matrices may be in bfloat16 already.
+    device = probe.input_ids.device.type
+    with torch.no_grad(), torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
         return head if _before_head(model, head, small)[1] else None
 
 

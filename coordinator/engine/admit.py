@@ -7,7 +7,8 @@ from safetensors import safe_open
 
 from coordinator.domain.admission import BlockNumbers, judge_numbers
 from coordinator.domain.job import AdmitPayload, AdmitResult
-from coordinator.engine.deltas import OpenDelta, open_delta
+from coordinator.engine.deltas import OpenDelta, open_delta, row_slices, some_rows
+from coordinator.engine.shards import shard_header
 from coordinator.storage import BlobStore
 from shared.codecs import CodecError
 from shared.protocol import ShardRef
@@ -17,7 +18,7 @@ OVERFLOWS = 1e74
 
 
 def admit(store: BlobStore, payload: AdmitPayload) -> AdmitResult:
-    """Read the delta tensor by tensor; memory holds two tensors at a time."""
+    """Read the delta some rows at a time; memory holds a few MB."""
     numbers: dict[str, BlockNumbers] = {}
     try:
         with open_delta(store, payload.delta) as delta:
@@ -32,16 +33,22 @@ def admit(store: BlobStore, payload: AdmitPayload) -> AdmitResult:
 
 def _measure(store: BlobStore, delta: OpenDelta, block: ShardRef) -> BlockNumbers:
     non_finite, squares, base_squares = [], 0.0, 0.0
-    with safe_open(store.path(block.digest), framework="pt") as base:
-        for name in base.keys():  # noqa: SIM118 - not a dict
-            if name in delta.names:
-                old = base.get_tensor(name)
-                change = delta.tensor(name, tuple(old.shape))
-                square, base_square = _square(change), _square(old)
-                if not square + base_square < OVERFLOWS and not _finite(old, change):
-                    non_finite.append(name)
-                squares += square
-                base_squares += base_square
+    path, header = shard_header(store, block.digest)
+    for name, tensor in header.tensors.items():
+        if name not in delta.names:
+            continue
+        finite = True
+        for rows in row_slices(tensor.shape):
+            with safe_open(path, framework="pt") as base:
+                old = some_rows(base, name, rows)
+            change = delta.tensor(name, tensor.shape, rows)
+            square, base_square = _square(change), _square(old)
+            if not square + base_square < OVERFLOWS and not _finite(old, change):
+                finite = False
+            squares += square
+            base_squares += base_square
+        if not finite:
+            non_finite.append(name)
     return BlockNumbers(non_finite, math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(base_squares))
 
 

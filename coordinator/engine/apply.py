@@ -1,7 +1,6 @@
 """Applies accepted deltas to the blocks of a round: version v becomes v + 1, in every codec that agents will ask for."""
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,15 +9,12 @@ import torch
 from safetensors import safe_open
 
 from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from coordinator.engine.deltas import OpenDelta, open_delta, some_rows
+from coordinator.engine.deltas import OpenDelta, open_delta, row_slices, some_rows
 from coordinator.engine.encode import Encoder
 from coordinator.engine.shards import Piece, from_file, shard_header, write_shard
 from coordinator.storage import BlobStore
 from shared.deltas import add_decoded
 from shared.protocol import ShardRef
-
-NUMBERS = 1 << 20
-"""Numbers of a tensor that are computed at once."""
 
 
 def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
@@ -58,20 +54,11 @@ def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelt
 
 def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> Iterator[memoryview]:
     """The new tensor's bytes, some rows at a time: of an embedding, memory would hold base, sum, and every term in float32."""
-    for rows in _some_rows(shape):
+    for rows in row_slices(shape):
         with safe_open(path, framework="pt") as file:
             base = some_rows(file, name, rows).to(torch.float32)
         new = add_decoded(base, [(delta.tensor(name, shape, rows), weight) for delta, weight in terms])
         yield new.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _some_rows(shape: tuple[int, ...]) -> Iterator[slice | None]:
-    if not shape:
-        yield None
-        return
-    step = max(1, NUMBERS // max(1, math.prod(shape[1:])))
-    for first in range(0, shape[0], step):
-        yield slice(first, min(first + step, shape[0]))
 
 
 def _encode(

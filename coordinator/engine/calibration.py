@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from coordinator.domain.measurements import Calibration
-from coordinator.engine.evaluate import TOKENS_A_BATCH, held_out_examples
+from coordinator.engine.evaluate import held_out_examples
 from coordinator.engine.shards import as_directory
 from coordinator.storage import BlobStore
 from shared.batches import Batch, Encoder, Features, chunks
+
+TOKENS_AT_ONCE = 1024
+"""Padded tokens that go through a model at once, at the most: their activations should not weigh more than a layer."""
 
 
 class CalibrationRows:
@@ -20,7 +23,7 @@ class CalibrationRows:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
             self._encoder = Encoder(folder, payload.task, payload.max_length)
         self._features: list[Features] = self._encoder(examples)[: payload.rows]
-        self._rows_a_batch = max(1, TOKENS_A_BATCH // payload.max_length)
+        self._rows_a_batch = max(1, TOKENS_AT_ONCE // payload.max_length)
 
     def __len__(self) -> int:
         return len(self._features)

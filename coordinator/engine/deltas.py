@@ -1,6 +1,7 @@
 """Opens deltas as they came: unpacked into files aside, read tensor by tensor."""
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from shared import lossless
 from shared.delta_layout import stored_as
 from shared.deltas import decoded
 from shared.safetensors_header import MAX_NUMBER, read_header
+
+NUMBERS = 1 << 20
+"""Numbers of a tensor that are computed with at once."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ def some_rows(file: Any, name: str, rows: slice | None) -> torch.Tensor:
     """Rows of a tensor (along its first dimension), or all of it, from what `safe_open` gives."""
     found: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
     return found
+
+
+def row_slices(shape: tuple[int, ...]) -> Iterator[slice | None]:
+    """Slices along the first dimension that together are a tensor of this shape, about `NUMBERS` numbers each; None: a single number."""
+    if not shape:
+        yield None
+        return
+    step = max(1, NUMBERS // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield slice(first, min(first + step, shape[0]))
 
 
 @contextlib.contextmanager

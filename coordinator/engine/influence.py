@@ -11,6 +11,7 @@ from coordinator.domain.measurements import InfluencePayload, InfluenceResult
 from coordinator.engine.calibration import CalibrationRows
 from coordinator.engine.streaming import Streamed
 from coordinator.storage import BlobStore
+from shared.batches import plain_forward
 
 
 class _PastTheStack(Exception):
@@ -67,7 +68,7 @@ def influence(store: BlobStore, payload: InfluencePayload) -> InfluenceResult:
         for batch in rows.batches():
             mask = batch.attention_mask
             try:
-                streamed.model(**batch.inputs())
+                plain_forward(streamed.model, batch)
             except _PastTheStack:
                 pass
     return InfluenceResult(

@@ -38,12 +38,16 @@ class Streamed:
         self._assembled.put(self._read(shard))
 
     def put_for_lookup(self, shard: ShardRef) -> None:
-        """Put a block whose embeddings are only looked up, never multiplied with: they stay as they are stored, mapped from the file."""
-        names = _names(self._store.path(shard.digest))
-        looked_up = [name for name in names if type(self._assembled.module_of(name)) is nn.Embedding]
-        with safe_open(self._store.path(shard.digest), framework="pt") as file:
-            self._assembled.put({name: file.get_tensor(name) for name in looked_up})
-        for module in {self._assembled.module_of(name) for name in looked_up}:
+        """Put a block whose embeddings are only looked up, never multiplied with: as they are stored, mapped from the file while they run.
+
+        Mapped for longer, nearly all of it would count as memory: the system maps what lies around every row that is looked up.
+        """
+        path = self._store.path(shard.digest)
+        names = _names(path)
+        looked_up = {name: self._assembled.module_of(name) for name in names if type(self._assembled.module_of(name)) is nn.Embedding}
+        self._assembled.put(_mapped(path, looked_up))
+        for name, module in looked_up.items():
+            _run_with(module, [(module, "weight", name)], lambda name=name: _mapped(path, [name]))  # type: ignore[misc]
             module.register_forward_hook(lambda _module, _inputs, output: output.float())
         self._assembled.put(self._read(shard, set(names) - set(looked_up)))
 
@@ -85,6 +89,11 @@ class Streamed:
 def _names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return [name for name in file.keys() if "::" not in name]  # noqa: SIM118 - not a dict
+
+
+def _mapped(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _exact(path: Path, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """The entry of the process that engine functions run in."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,18 @@ from coordinator.domain.job import (
 from coordinator.domain.measurements import FidelityPayload, InfluencePayload
 from coordinator.storage import open_store
 
+M_MMAP_THRESHOLD = -3
+"""glibc's malloc.h"""
+RETURNED_BYTES = 1 << 18
+"""Allocations from this size on are returned to the system when they are freed."""
+
 
 def warm_up(threads: int) -> int:
     """Import torch and the code of models before the first job asks for it; returns the process id."""
     import torch
 
     torch.set_num_threads(threads)
+    _return_freed_memory()
     import coordinator.engine.admit
     import coordinator.engine.apply
     import coordinator.engine.encode
@@ -38,6 +45,16 @@ def warm_up(threads: int) -> int:
 
     import_model_code()
     return os.getpid()
+
+
+def _return_freed_memory() -> None:
+    """Have malloc keep nothing large. Left to itself, glibc learns to keep up to 32 MB: streaming a model of 1.1B parameters layer by layer
+    then held 1.3 GB of its own, where a layer and its activations are 0.4 GB.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+    except (AttributeError, OSError):
+        pass  # only glibc has it
 
 
 def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:

@@ -50,8 +50,25 @@ def ledger(federation: Federation, run_id: str) -> dict[tuple[str, int], dict[st
     return found
 
 
+def with_nothing_cached(federation: Federation, values: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A run whose deltas no other run has; and the agents, which have no work, forget what they fetched."""
+    for agent in federation.agents:
+        for path in (agent.home / "cache").iterdir():
+            path.unlink()
+    return values | {"seed": seed}
+
+
+def totals(federation: Federation, run_id: str) -> dict[str, list[int]]:
+    """Agent → bytes down and up in all its visits, as the agents said."""
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for visit in federation.operator.get(f"/runs/{run_id}/assignments"):
+        found[visit["agent"]][0] += visit["metrics"]["bytes_down"]
+        found[visit["agent"]][1] += visit["metrics"]["bytes_up"]
+    return dict(found)
+
+
 def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation: Federation, bert: Path, tmp_path: Path) -> None:
-    values = spec("bytes", agents="fixed")  # two cycles, int8 both ways: the default
+    values = with_nothing_cached(federation, spec("bytes", agents="fixed"), 991)  # two cycles, int8 both ways: the default
     assert (values["compression"]["policy"], values["delta"]["codec"]) == ("int8", "int8")
     run_id = federation.start(values)
     digests = federation.digests(run_id)
@@ -66,9 +83,7 @@ def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation:
     wait_for(lambda: counted() == said, limit=10)
     same = alone(federation, bert, tmp_path, values)
     assert digests == same.digests()
-    for number, held in same.holdings.items():
-        mine = [amounts for (name, _), amounts in said.items() if name == f"agent-{number}"]
-        assert [sum(column) for column in zip(*mine, strict=True)] == [held.down, held.up]
+    assert totals(federation, run_id) == {f"agent-{number}": [held.down, held.up] for number, held in same.holdings.items()}
     for name in ("agent-0", "agent-1"):
         first, second = (down for (agent, _), (down, _) in sorted(said.items()) if agent == name)
         assert second < first / 2
@@ -86,12 +101,14 @@ def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation:
 def test_equal_to_one_process(
     federation: Federation, bert: Path, tmp_path: Path, name: str, sections: dict[str, Any], schedule: dict[str, Any]
 ) -> None:
-    values = spec(f"emulated-{name}", **schedule)
+    values = with_nothing_cached(federation, spec(f"emulated-{name}", **schedule), 992)
     for section, entries in sections.items():
         values[section] |= entries
-    over_http = federation.digests(federation.start(values))
+    run_id = federation.start(values)
+    over_http = federation.digests(run_id)
     same = alone(federation, bert, tmp_path, values)
     assert over_http == same.digests()
+    assert totals(federation, run_id) == {f"agent-{number}": [held.down, held.up] for number, held in same.holdings.items()}
     assert {codec for _, codec in same.encoded} == {"exact", "int8", *(["int4"] if name == "int4" else [])}
 
 
@@ -101,12 +118,12 @@ def test_a_run_with_calibration_rows_completes(federation: Federation, tmp_path:
     values["compression"] |= {"policy": policy, "calibration_rows": 8}
     values["evaluate"] = held_out(federation, tmp_path / "held-out.jsonl")
     run_id = federation.start(values)
-    view = federation.finished(run_id)
+    federation.finished(run_id)
+    view = wait_for(lambda: not (found := federation.operator.get(f"/runs/{run_id}"))["pending_jobs"] and found)
     assert [e["after_rounds"] for e in view["evaluations"]] == [2]
     assert all(
         b["version"] == (1 if b["name"].startswith("layers") else 2 if b["name"] in ("pooler", "head") else 0) for b in view["blocks"]
     )
-    wait_for(lambda: not federation.operator.get(f"/runs/{run_id}")["pending_jobs"])
     database = sqlite3.connect(f"file:{federation.coordinator.home / 'coordinator.db'}?mode=ro", uri=True)
     found = [json.loads(m) for (m,) in database.execute("SELECT metrics FROM fidelity WHERE run_id = ?", (run_id,))]
     database.close()

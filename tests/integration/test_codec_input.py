@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save
 from agent import worker
 from agent.client import Client
 from agent.settings import Config, Home
+from coordinator.sweeper import tidy
 from shared import lossless
 from shared.deltas import add_decoded, decoded, encode_delta
 from shared.digests import digest_of
@@ -154,6 +156,7 @@ SCALES = WEIGHT + "::scales"
         (in_packing(lambda data: b"FEDPTCH1" + data[8:]), "no whole safetensors file"),
         (in_packing(lambda data: data[:8] + data), "no whole safetensors file"),
         (in_packing(flipped), "no whole safetensors file"),
+        (lambda good, folder: packed(saved(coded(good, "int4"), "int4"), folder), "in codec 'int4'"),
         (bomb, "unpacks to more than"),
         (claimed_bomb, "no whole safetensors file"),
     ],
@@ -197,6 +200,16 @@ def test_what_agents_are_sent_is_no_delta(live: LiveCoordinator, held: tuple[Han
             assert ref.packed is not None
             refused(hand.submit(assignment, ref.packed.digest), 422, "delta_refused")
     assert all(live.store.has(ref.packed.digest) for ref in assignment.manifest.blocks if ref.packed)
+
+
+def test_what_a_crash_left_of_unpacking_is_swept_away(live: LiveCoordinator) -> None:
+    old, young = (live.settings.uploads / f"asg_{word}-0.unpacked" for word in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    tidy(live.settings, live.database, live.store)
+    assert (old.exists(), young.exists()) == (False, True)
+    young.unlink()
 
 
 @pytest.fixture(scope="module")

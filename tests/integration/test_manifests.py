@@ -268,6 +268,11 @@ def test_superseded_shards_and_steps_are_deleted_and_what_is_needed_stays(
     assert not live.store.has(oldest.digest), "that lease has ended"
     assert not live.store.has(newest.base)
     assert live.store.has(newest.digest)
+    for name in ("embeddings", "layers.0"):  # unchanged since: no lease names them, and the next one will
+        packed = now[name].packed
+        assert packed is not None
+        assert live.store.has(now[name].digest)
+        assert live.store.has(packed.digest)
 
     # The head of the beginning is wanted again: it is made again.
     again = start_run(live, model, [other], **sections)

@@ -83,7 +83,7 @@ def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
         computed.append(max(t.numel() for t in (base, *(t for t, _ in terms))))
         return add_decoded(base, terms)
 
-    monkeypatch.setattr(module, "NUMBERS", 3 * 80)
+    monkeypatch.setattr("coordinator.engine.deltas.NUMBERS", 3 * 80)
     monkeypatch.setattr(module, "add_decoded", watched)
     assert run(store, Change(block=layer, terms=terms)).blocks[0].digest == whole
     assert max(computed) <= 3 * 80
@@ -91,19 +91,20 @@ def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
 
 
 def test_deltas_of_a_wave_are_averaged_where_they_meet(tmp_path: Path, store: BlobStore) -> None:
-    other = {n.replace(".", "2."): t for n, t in LAYER.items()}
-    blocks = [put(store, "layers.0", LAYER), put(store, "layers.1", other), put(store, "head", HEAD)]
-    first, meant_first = delta(store, tmp_path, "int8", True, 6, LAYER | HEAD)
-    second, meant_second = delta(store, tmp_path, "int8", True, 7, other | HEAD)
+    other, head = {n.replace(".", "2."): t for n, t in LAYER.items()}, {"head.weight": normal(96, 80, seed=3)}
+    blocks = [put(store, "layers.0", LAYER), put(store, "layers.1", other), put(store, "head", head)]
+    first, meant_first = delta(store, tmp_path, "int4", True, 6, LAYER | head)
+    second, meant_second = delta(store, tmp_path, "int4", True, 7, other | head)
     terms = [[Term(digest=first, weight=0.5)], [Term(digest=second, weight=0.5)],
              [Term(digest=first, weight=0.25), Term(digest=second, weight=0.25)]]  # fmt: skip
-    result = run(store, *(Change(block=b, terms=t) for b, t in zip(blocks, terms, strict=True)))
-    head = load_file(store.path(result.blocks[2].digest))["head.weight"]
-    expected = HEAD["head.weight"] + 0.25 * meant_first["head.weight"] + 0.25 * meant_second["head.weight"]
-    assert torch.equal(head, expected)
+    before = [Encoder(store, None, None).encode(b.digest, "exact") for b in blocks]
+    result = run(store, *(Change(block=b, terms=t) for b, t in zip(blocks, terms, strict=True)), before=before)
+    found = load_file(store.path(result.blocks[2].digest))["head.weight"]
+    assert torch.equal(found, head["head.weight"] + 0.25 * meant_first["head.weight"] + 0.25 * meant_second["head.weight"])
     layer = load_file(store.path(result.blocks[1].digest))
     assert all(torch.equal(layer[n], other[n] + 0.5 * meant_second[n]) for n in other)
-    assert not [p for p in result.patches if p.target == result.blocks[2].digest], "no single delta leads to a sum of two"
+    # No single delta leads to a sum of two, though each is smaller than the head.
+    assert [(p.kind, p.base, p.weight) for p in result.patches] == [("delta", b.digest, 0.5) for b in blocks[:2]]
 
 
 def test_a_repeat_after_a_crash_gives_the_same(tmp_path: Path, store: BlobStore) -> None:

@@ -162,7 +162,7 @@ def test_a_batch_that_is_too_large_for_memory_is_taken_in_parts(tmp_path: Path, 
 
     measured = Measured("bert", tmp_path, wide=True)
     whole = measure(measured, "layers.0", {"layers.1": "int4"})
-    monkeypatch.setattr(calibration, "TOKENS_A_BATCH", 2 * measured.payload()["max_length"])
+    monkeypatch.setattr(calibration, "TOKENS_AT_ONCE", 2 * measured.payload()["max_length"])
     assert [len(list(step)) for step in rows_of(measured).steps(BATCH)] == [2, 2, 1]
     parts = measure(measured, "layers.0", {"layers.1": "int4"})
     assert (parts.cosine, parts.cosine_worst) == pytest.approx((whole.cosine, whole.cosine_worst), abs=1e-5)

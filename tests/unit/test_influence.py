@@ -12,6 +12,7 @@ from coordinator.domain.measurements import InfluencePayload
 from coordinator.engine.calibration import CalibrationRows
 from coordinator.engine.influence import influence
 from coordinator.engine.streaming import Streamed
+from shared.batches import forward_logits
 from shared.block_names import layers_of
 from shared.errors import PartitionError
 from tests.support.families import FAMILIES
@@ -129,6 +130,26 @@ def test_no_more_than_one_layer_has_weights_at_any_time(family: str, tmp_path: P
     assert held == [{0}, {1}, {2}]
     look()
     assert held[-1] == set()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama-untied"])
+def test_embeddings_are_held_only_while_they_are_looked_up(family: str, tmp_path: Path) -> None:
+    measured = Measured(family, tmp_path)
+    rows = CalibrationRows(measured.store, InfluencePayload.model_validate(measured.payload()))
+    streamed = Streamed(measured.store, rows.config, measured.task)
+    streamed.put_for_lookup(measured.blocks[0])
+    for ref in measured.blocks[1:]:
+        streamed.put(ref)
+    embeddings = [m for m in streamed.model.modules() if isinstance(m, torch.nn.Embedding)]
+    held: list[bool] = []
+    for module in embeddings:
+        module.register_forward_pre_hook(lambda module, _: held.append(module.weight.is_meta))
+        module.register_forward_hook(lambda module, _inputs, output: held.append(module.weight.is_meta or output.is_meta))
+    batch = next(rows.batches())
+    with torch.inference_mode():
+        logits = [forward_logits(model, batch) for model in (streamed.model, measured.model)]
+    assert held == [True] * 2 * len(embeddings)
+    torch.testing.assert_close(*logits)
 
 
 def test_the_layers_of_a_block() -> None:

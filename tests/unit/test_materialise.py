@@ -143,6 +143,19 @@ def test_packed_and_whole(tmp_path: Path) -> None:
     materialise(shard)
 
 
+def test_a_packed_form_of_something_else_is_thrown_away(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_file({"a": torch.ones(8)}, other)
+    (tmp_path / "packed").write_bytes(b"".join(lossless.pack(other)))
+    wrong = digest_of(b"what the manifest names")
+    shard = LocalShard(
+        block="b", digest=wrong, codec="exact", path=str(tmp_path / wrong), size=other.stat().st_size, packed=str(tmp_path / "packed")
+    )
+    with pytest.raises(ShardCorrupt):
+        materialise(shard)
+    assert not (tmp_path / wrong).exists()
+
+
 def damaged_patch(cache: Path, shard: LocalShard) -> None:
     spoil(Path(shard.patches[0].path))
 
