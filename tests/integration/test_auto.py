@@ -1,0 +1,87 @@
+"""Policy `auto`: an agent gets the most faithful emulator that fits what it declares, and is not asked where none does."""
+
+from typing import Any
+
+from coordinator.db import queries
+from coordinator.db.models import Agent
+from coordinator.domain import compression
+from coordinator.domain.compression import DoesNotFit, auto_ladder
+from coordinator.domain.run_file import RunFile
+from coordinator.services import emulators, forecasts
+from shared.protocol import Assignment
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import Hand, events, start_run
+
+AUTO: dict[str, Any] = {"compression": {"policy": "auto"}}
+
+
+def rungs(live: LiveCoordinator, name: str) -> list[int]:
+    """Memory that the plans of the ladder need for a visit of the first layer, in bytes, from the most faithful plan on."""
+    with live.database.reading() as session:
+        run = queries.run_by_name(session, name)
+        spec, blocks = RunFile.model_validate(run.spec), queries.blocks_of(session, run.id)
+        trained = {"layers.0", "head"}
+        agent = Agent(name="any", device={}, limits={})
+        _, costs = forecasts.costs_for(spec, emulators.config_of(session, run), blocks, trained, agent)
+        return [costs.memory(plan) for plan in auto_ladder(spec.compression, [emulators.facts(b) for b in blocks], trained)]
+
+
+def codecs(assignment: Assignment | None) -> dict[str, str]:
+    assert assignment is not None
+    return {b.block: b.codec for b in assignment.manifest.blocks}
+
+
+def claim(hand: Hand, run: str, memory: int) -> Assignment | None:
+    """Ask until the emulator has been made, or the agent was turned down."""
+    found: list[Assignment | None] = []
+
+    def asked() -> bool:
+        found[:] = [hand.claim(run, wait=1, limits={"memory_bytes": memory})]
+        return found[0] is not None
+
+    try:
+        wait_for(asked, 8)
+    except AssertionError:
+        return None
+    return found[0]
+
+
+def test_without_a_limit_it_is_int8(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand], **AUTO)
+    assert codecs(hand.take(run))["layers.1"] == "int8"
+
+
+def test_an_agent_with_less_memory_gets_fewer_bits(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand], **AUTO)
+    int8, int4 = rungs(live, run)[:2]
+    assert int4 < int8
+    got = codecs(claim(hand, run, int4))
+    assert (got["layers.0"], got["layers.1"], got["embeddings"]) == ("exact", "int4", "int8")
+
+
+def test_an_agent_that_nothing_fits_is_not_asked_and_the_run_says_so(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand], **AUTO)
+    assert claim(hand, run, 1_000_000) is None
+    view = live.operator.get(f"/runs/{run}")
+    assert view["state"] == "paused"
+    assert "MB of memory are missing" in view["reason"]
+    assert "does_not_fit" in events(live, run)
+
+
+def test_another_agent_is_asked_instead(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    other = Hand(live)
+    run = start_run(live, model, [hand, other], schedule={"agents": "first_come"}, **AUTO)
+    assert claim(hand, run, 1_000_000) is None
+    assert live.operator.get(f"/runs/{run}")["state"] == "running"
+    assert codecs(other.take(run))["layers.1"] == "int8"
+
+
+def test_the_ladder_ends_with_a_reason() -> None:
+    """Pure: what is missing is said in bytes, for the plan that came closest."""
+    spec = RunFile.model_validate({"name": "r", "model": "m", "task": {"kind": "causal-lm"}, **AUTO})
+    blocks = [compression.BlockFacts(f"layers.{i}", "layer", 1000) for i in range(3)]
+    costs = compression.Costs(memory=lambda plan: 100 + 10 * list(plan.values()).count("int8"), download=lambda _: 0)
+    found = compression.plan(spec.compression, blocks, {"layers.0"}, compression.Budget(memory_bytes=50), costs)
+    assert isinstance(found, DoesNotFit)
+    assert found.missing_memory_bytes == 50
