@@ -45,10 +45,15 @@ types: setup
 docs: setup ## Generate the parts of docs/ that come from the code
 	$(BIN)/python -m docs.generate
 
-benchmarks: setup ## Measure overhead, idle agents and import memory (about 10 minutes; needs a quiet machine)
+benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a quiet machine); docs/benchmarks.md has the others
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.idle_agents
 	$(BIN)/python -m benchmarks.import_memory
+	$(BIN)/python -m benchmarks.coordinator_memory
+	$(BIN)/python -m benchmarks.agent_memory
+	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.plan_accuracy
+	$(BIN)/python -m benchmarks.wire_bytes
 
 serve: setup ## Run a coordinator here
 	$(BIN)/fedcoord serve
