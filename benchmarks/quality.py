@@ -39,6 +39,7 @@ def compressed(policy: str, codec: str = "int8", feedback: bool = False, **sched
     }  # fmt: skip
 
 
+SHORT: dict[str, Any] = {"train": {"steps": 20}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "sst2": {
         "head only": {**NONE, "schedule": {"cycles": 30, "blocks": ["pooler"], "always": ["head"]}},
@@ -51,10 +52,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "shakespeare": {
         "none": NONE,
         "int8": compressed("int8"),
-        "int8, feedback": compressed("int8", feedback=True),
         "int4": compressed("int4"),
         "int4 deltas": compressed("int8", "int4"),
-        "int4 deltas, feedback": compressed("int8", "int4", feedback=True),
+        "int4 deltas, 4 cycles": SHORT | compressed("int8", "int4", cycles=4, agents="fixed"),
+        "the same with feedback": SHORT | compressed("int8", "int4", feedback=True, cycles=4, agents="fixed"),
         "hybrid": compressed("hybrid"),
     },
 }
@@ -138,7 +139,7 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
         parameters = sum(b.num_parameters for b in run.stored)
         visits = len(run.metrics)
         # A pass of every agent over its rows moves the whole model down and up once for each agent.
-        exchanges = visits / AGENTS if task == "sst2" else visits * 80 / (20 * AGENTS)
+        exchanges = visits / AGENTS if task == "sst2" else visits * (spec.train.steps or 0) / (20 * AGENTS)
         fedavg = exchanges * AGENTS * 2 * 2 * parameters
         return {
             "loss_before": before, "loss": after.loss, "accuracy": 100 * (after.accuracy or 0.0), "bytes": run.bytes_moved(),

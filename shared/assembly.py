@@ -1,6 +1,7 @@
 """Builds a model from its configuration, and fills it from shards: no weights come from anywhere else."""
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,26 @@ class ModelUnknown(FedError):
     code = "model_unknown"
 
 
+_registering = threading.RLock()
+"""Two threads that exchanged `register_parameter` at once would leave the other's in its place for ever."""
+
+
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     # Parameters take no memory and are not initialised; buffers that a model computes for itself (rotary frequencies) are real.
-    register = nn.Module.register_parameter
+    with _registering:
+        register, mine = nn.Module.register_parameter, threading.get_ident()
 
-    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param.device.type != "meta":
-            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
-        register(module, name, param)
+        def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+            if param is not None and param.device.type != "meta" and threading.get_ident() == mine:
+                param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+            register(module, name, param)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None = None) -> nn.Module:

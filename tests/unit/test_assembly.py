@@ -1,6 +1,7 @@
 """A model that is assembled from shards is the model that they were cut from, to the bit, and nothing else goes in."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,21 @@ def test_canonical_names_are_unique(family: str) -> None:
     names = names_by_canonical(model)
     assert len(names) == len(own_tensors(model))
     assert set(names.values()) == set(own_tensors(model))
+
+
+def test_two_threads_may_make_skeletons_at_once() -> None:
+    """Each puts its own parameters on the meta device, and none is left so for the others."""
+    config = {
+        "model_type": "bert",
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    before = nn.Module.register_parameter
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: skeleton(config, None), range(16)))
+    assert nn.Module.register_parameter is before
+    assert all(p.device.type == "meta" for model in models for p in model.parameters())
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
