@@ -51,7 +51,7 @@ def enrol(database: Database, count: int) -> list[str]:
     given = [keys.new_key(keys.AGENT) for _ in range(count)]
     with database.transaction() as session:
         session.add_all(
-            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=keys.key_hash(key), state=AgentState.ENROLLED, device={},
+            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=keys.key_hash(key), state=AgentState.ENROLLED, device={}, limits={},
                   version="", enrolled_at=utcnow())
             for i, key in enumerate(given)
         )  # fmt: skip
@@ -150,6 +150,7 @@ def main() -> None:
 def prepare(system: System, schedule: dict[str, Any]) -> str:
     return system.create_run({
         "name": f"{schedule['agents']}-{secrets.token_hex(2)}", "model": "tiny", "task": TASK, "schedule": schedule, "train": {"steps": 1},
+        "delta": {"codec": "float32"},
     })  # fmt: skip
 
 

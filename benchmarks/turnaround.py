@@ -84,6 +84,7 @@ def turnarounds(system: System, task: dict[str, Any], folder: Path, cycles: int 
     run_id = system.create_run({
         "name": "turnaround", "model": "minilm", "task": task, "agents": [hand.name for hand in hands],
         "schedule": {"cycles": cycles, "agents": "fixed", "blocks": ["layers.2-5"], "always": ["pooler", "head"]},
+        "delta": {"codec": "float32"},
     })  # fmt: skip
     sender, waiter = hands
     sender.ask()

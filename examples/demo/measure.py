@@ -39,7 +39,7 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
     with tempfile.TemporaryDirectory() as scratch:
         request = TrainRequest(
             assignment_id="full", files={f.name: str(store.path(f.digest)) for f in assignment.manifest.files}, model_key="full",
-            shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(store.path(b.digest))) for b in blocks],
+            shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(store.path(b.digest)), size=b.size) for b in blocks],
             train=settings, data=DataSource(path=data), delta_path=f"{scratch}/delta.safetensors",
         )  # fmt: skip
         metrics = Visitor("cpu").visit(request, lambda _: None, lambda: False)
