@@ -27,14 +27,11 @@ class TrainerProcess:
         arguments = [config.device.kind, str(config.device.threads), str(limit), config.training.model_dump_json()]
         self._command = [sys.executable, "-m", "agent.trainer", *arguments]
         # Threads that wait for each other by spinning lose all their time as soon as another process wants a core.
-        # Freed tensors go back to the system at once: by default the heap keeps holes of up to half of the peak.
-        self._environment = {
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "MALLOC_MMAP_THRESHOLD_": "262144",
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        self._environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if limit:
+            # Freed tensors go back to the system at once: by default the heap keeps holes of up to half of the peak. It costs time,
+            # so only an agent that must save memory does it.
+            self._environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
         if config.device.threads:
             self._environment["OMP_NUM_THREADS"] = str(config.device.threads)
         self._process: subprocess.Popen[str] | None = None
