@@ -265,6 +265,6 @@ def test_memory_is_bounded_both_ways(tmp_path: Path) -> None:
                     file.write(data)
         unpack(packed, tmp_path / "out", size)
         apply_difference(old, patch, tmp_path / "out", size)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20, "less than the file, whatever other threads of the session hold"
     finally:
         tracemalloc.stop()
