@@ -31,12 +31,15 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (FEDCOORD_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (FEDCOORD_PORT); 0 takes a free one.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql://… instead of SQLite (FEDCOORD_DATABASE_URL).")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate: speak HTTPS (FEDCOORD_TLS_CERTIFICATE).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate (FEDCOORD_TLS_KEY).")] = None,
 ) -> None:
     """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
-    from coordinator.serve import address, bind, prepare_home
+    from coordinator.serve import address, bind, check_tls, is_local, prepare_home
     from coordinator.serve import serve as run
 
-    settings = _settings(home=home, host=host, port=port, database_url=database_url)
+    settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
+    check_tls(settings)
     listener = bind(settings.host, settings.port)
     key = prepare_home(settings)
     url = address(settings, listener)
@@ -47,6 +50,13 @@ def serve(
             highlight=False,
             soft_wrap=True,
         )
+    if not is_local(settings.host):
+        console.print(f"for agents on other machines: {address(settings, listener, elsewhere=True)}", highlight=False, soft_wrap=True)
+    if settings.tls_certificate is None and not is_local(settings.host):
+        warning = (
+            "warning: plain HTTP. Keys and deltas can be read on the way; give --tls-certificate and --tls-key, or put a proxy in front"
+        )
+        console.print(warning, style="yellow", highlight=False, soft_wrap=True)
     sys.stdout.flush()
     run(settings, listener)
 

@@ -1,9 +1,11 @@
 """Runs the coordinator: database, operator's key, web server."""
 
 import errno
+import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from types import FrameType
 
 import uvicorn
@@ -18,9 +20,15 @@ from coordinator.settings import Settings
 GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""
 
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
 
 class CannotListen(CoordinatorError):
     code = "cannot_listen"
+
+
+class TlsUnusable(CoordinatorError):
+    code = "tls_unusable"
 
 
 class Server(uvicorn.Server):
@@ -60,19 +68,49 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_tls(settings: Settings) -> None:
+    """Raise `TlsUnusable` when certificate and key cannot be served with, before anything else is begun."""
+    if settings.tls_certificate is None and settings.tls_key is None:
+        return
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise TlsUnusable("HTTPS needs both FEDCOORD_TLS_CERTIFICATE and FEDCOORD_TLS_KEY")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise TlsUnusable(f"{settings.tls_certificate} with {settings.tls_key} cannot be used for HTTPS: {error}") from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; a coordinator that starts by itself needs one that is not")
+
+
 def serve(settings: Settings, listener: socket.socket) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = uvicorn.Config(
         create_app(settings), log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S, backlog=2048,
+        timeout_graceful_shutdown=GRACE_S, backlog=2048, ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key,
     )  # fmt: skip
     # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     Server(config).run([listener])
 
 
-def address(settings: Settings, listener: socket.socket) -> str:
+def address(settings: Settings, listener: socket.socket, elsewhere: bool = False) -> str:
+    """The URL of the coordinator on this machine, or `elsewhere`: by the name of this machine where it listens on all addresses.
+
+    With HTTPS it is always the name: no certificate is made for 127.0.0.1.
+    """
     port = listener.getsockname()[1]
-    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host, scheme = settings.host, "http" if settings.tls_certificate is None else "https"
+    if host in EVERYWHERE:
+        host = socket.gethostname() if elsewhere or scheme == "https" else "127.0.0.1"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

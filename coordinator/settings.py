@@ -14,6 +14,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="postgresql://…; default: an SQLite file in the home directory")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8440, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificate, with its chain; then the coordinator speaks HTTPS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
     silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")

@@ -37,7 +37,7 @@ class CoordinatorProcess:
             assert self.process.poll() is None, f"the coordinator ended: {text}"
             assert time.monotonic() < until, f"the coordinator does not start: {text}"
             time.sleep(0.05)
-        found = re.search(r"coordinator at (http://[\d.]+:(\d+))", text)
+        found = re.search(r"coordinator at (https?://[\w.]+:(\d+))", text)
         assert found, text
         self.url, self.port = found[1], int(found[2])
         if key := re.search(r"FEDCOORD_OPERATOR_KEY=(\S+)", text):
