@@ -10,6 +10,7 @@ import httpx
 
 from agent.errors import Unreachable, VisitFailed
 from shared.digests import digest_of_file
+from shared.paths import inside
 
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 
@@ -38,7 +39,7 @@ class ShardCache:
 
     def path(self, digest: str) -> Path:
         """Where a blob is, or would be."""
-        return self._root / digest
+        return inside(self._root, digest)
 
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
@@ -63,11 +64,11 @@ class ShardCache:
         Raises `Unreachable` when the transfer is cut (what arrived is kept), `VisitFailed` when the disk is full or when the bytes
         are wrong (nothing is kept).
         """
-        path = self._root / digest
+        path = self.path(digest)
         if path.is_file() and path.stat().st_size == size:
             os.utime(path)
             return path
-        part = self._root / f"{digest}.part"
+        part = inside(self._root, f"{digest}.part")
         self._make_room(digest, size)
         try:
             self._receive(part, size, fetch)

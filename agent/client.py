@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from agent.errors import AgentError, CoordinatorSaid, KeyRefused, ManifestInvalid, Unreachable
 from shared.protocol import (
@@ -19,6 +19,7 @@ from shared.protocol import (
     DeltaSubmission,
     EnrolAnswer,
     EnrolRequest,
+    Id,
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
@@ -27,6 +28,7 @@ from shared.protocol import (
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 CHUNK = 1 << 20
+_ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 class Client:
@@ -140,7 +142,8 @@ def _invalid(answer: httpx.Response, error: ValidationError) -> AgentError:
     what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
     try:
         body = answer.json()
-        assignment_id, attempt = str(body["assignment_id"]), int(body["attempt"])
+        # It becomes part of a URL: what is no id is not sent back.
+        assignment_id, attempt = _ID.validate_python(body["assignment_id"]), int(body["attempt"])
     except (ValueError, KeyError, TypeError):
         assignment_id, attempt = "", 0
     return ManifestInvalid(f"the assignment cannot be read ({what}); is this agent of the coordinator's version?", assignment_id, attempt)

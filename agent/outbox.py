@@ -7,23 +7,24 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shared.digests import digest_of
+from shared.paths import folder_name, inside
 from shared.protocol import Assignment, TrainMetrics
 
 
 class Outbox:
-    """At most one delta, with what it was made for."""
+    """At most one delta, with what it was made for and for which coordinator."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, coordinator: str = "") -> None:
         self._root = root
+        self._coordinator = coordinator
         root.mkdir(parents=True, exist_ok=True)
 
     def delta_path(self, assignment: Assignment) -> Path:
-        return self._root / f"{_work(assignment)}.safetensors"
+        return inside(self._root, f"{self._work(assignment)}.safetensors")
 
     def left_path(self, assignment: Assignment) -> Path:
         """Directory for what the delta's codec leaves out."""
-        return self._root / f"{_work(assignment)}.left"
+        return inside(self._root, f"{self._work(assignment)}.left")
 
     def put(self, assignment: Assignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
         """Note the metrics beside the delta that lies at `delta_path`."""
@@ -55,8 +56,8 @@ class Outbox:
             else:
                 path.unlink(missing_ok=True)
 
-
-def _work(assignment: Assignment) -> str:
-    blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
-    how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback]
-    return digest_of(json.dumps([assignment.assignment_id, blocks, how, assignment.train.model_dump(mode="json")]).encode())[:32]
+    def _work(self, assignment: Assignment) -> str:
+        blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
+        how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback]
+        what = [assignment.assignment_id, blocks, how, assignment.train.model_dump(mode="json")]
+        return folder_name(self._coordinator, json.dumps(what))

@@ -39,7 +39,13 @@ class Worker:
         memory = config.limits.memory_gb
         cache = ShardCache(home.cache, int(config.limits.disk_gb * 1e9))
         self._tools = Tools(
-            client, cache, Outbox(home.outbox), self._trainer, data, Residuals(home.residuals), memory * 1e9 if memory else None
+            client,
+            cache,
+            Outbox(home.outbox, client.url),
+            self._trainer,
+            data,
+            Residuals(home.residuals, client.url),
+            memory * 1e9 if memory else None,
         )
         self._refused: set[str] = set()
         self._stopping = False
@@ -82,7 +88,8 @@ class Worker:
             return
         if isinstance(assignment, ManifestInvalid):
             log.error("%s", assignment.message)
-            self._give_back(assignment, "manifest_invalid", assignment.message)
+            if assignment.assignment_id:
+                self._give_back(assignment, "manifest_invalid", assignment.message)
             self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return
         began = time.monotonic()

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 
 from shared.digests import digest_of_file
 from shared.errors import FedError
+from shared.paths import inside, open_for_appending
 from shared.protocol import API
 
 DEFAULT_URL = "http://127.0.0.1:8440"
@@ -72,19 +73,38 @@ class Operator:
             self._call("PUT", f"/held-out/{digest}", params={"name": path.name}, content=iter(lambda: file.read(CHUNK), b""))
         return digest
 
-    def download(self, path: str, target: Path, digest: str) -> None:
-        """Fetch a file aside, verify it, rename it; an earlier part is resumed."""
-        part = target.with_name(target.name + ".part")
-        have = part.stat().st_size if part.exists() else 0
-        with self._http.stream("GET", path, headers={"Range": f"bytes={have}-"} if have else {}) as answer:
-            if answer.status_code != 416:
-                if not answer.is_success:
-                    answer.read()
-                    self._answer(answer)
-                with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                    for chunk in answer.iter_bytes():  # as it comes: what is buffered would be lost at a cut
-                        file.write(chunk)
+    def download(self, path: str, target: Path, digest: str, size: int) -> None:
+        """Fetch a file aside, verify it, rename it; an earlier part is resumed. Not a byte more than `size` is written."""
+        part = inside(target.parent, f".{target.name}.part")
+        with os.fdopen(open_for_appending(part), "ab") as file:
+            if part.stat().st_size > size:
+                file.truncate(0)
+            if (have := part.stat().st_size) < size:
+                self._receive(path, file, have, size)
         if digest_of_file(part) != digest:
             part.unlink()
             raise OperatorError(f"{target.name} arrived damaged; run the command again")
         part.replace(target)
+
+    def _receive(self, path: str, file: BinaryIO, have: int, size: int) -> None:
+        # As they are: a proxy that compressed them would make ranges mean something else.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        try:
+            with self._http.stream("GET", path, headers=headers) as answer:
+                if not answer.is_success and answer.status_code != 416:
+                    answer.read()
+                    self._answer(answer)
+                if answer.status_code != 206:
+                    have = file.truncate(0)
+                for chunk in answer.iter_raw() if answer.is_success else ():  # as it comes: what is buffered would be lost at a cut
+                    have += len(chunk)
+                    if have > size:
+                        file.truncate(0)
+                        raise OperatorError(f"{path} has more bytes than the {size} that were announced; they were thrown away")
+                    file.write(chunk)
+        except httpx.HTTPError as error:
+            raise OperatorError(
+                f"the transfer from {self.url} was cut: {error or type(error).__name__}; run the command again, it goes on there"
+            ) from error
+        if have < size:
+            raise OperatorError(f"{path} ended after {have} of {size} bytes; run the command again, it goes on there")

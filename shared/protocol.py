@@ -26,7 +26,12 @@ DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 Optimizer = Literal["adamw", "adamw-8bit"]
 Task = Literal["text-classification", "causal-lm"]
 Precision = Literal["float32", "bfloat16", "auto"]
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+"""A state, a kind: one of our own words."""
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
+Id = Annotated[str, StringConstraints(pattern=ID)]
+"""An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""
 
 
 PlainText = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\N{REPLACEMENT CHARACTER}"))]
@@ -68,17 +73,17 @@ class EnrolRequest(Message):
 
 
 class EnrolAnswer(BaseModel):
-    agent_id: str
-    name: str
-    key: str = Field(description="shown this once; the coordinator keeps a hash of it only")
+    agent_id: Id
+    name: Name
+    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the coordinator keeps a hash of it only")
 
 
 class RunOffer(BaseModel):
     """A run that this agent may take part in, with what its data must look like."""
 
-    run_id: str
-    name: str
-    state: str
+    run_id: Id
+    name: Name
+    state: Word
     task: Task
     fields: list[str] = Field(description="fields that the agent's columns must supply")
     optional_fields: list[str]
@@ -89,9 +94,9 @@ class RunOffer(BaseModel):
 
 
 class AgentSelf(BaseModel):
-    agent_id: str
-    name: str
-    state: str
+    agent_id: Id
+    name: Name
+    state: Word
     enrolled_at: datetime
     runs: list[RunOffer]
 
@@ -100,9 +105,9 @@ class AgentSelf(BaseModel):
 
 
 class FileRef(BaseModel):
-    """A small text file of the model (configuration, tokenizer)."""
+    """A file of the model by its name: configuration, tokenizer, and in an export the weights."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: Name
     digest: Digest
     size: int = Field(ge=0)
 
@@ -141,7 +146,7 @@ class Manifest(BaseModel):
 
     files: list[FileRef]
     blocks: list[ShardRef]
-    dropped: list[str] = Field(default_factory=list, description="blocks of layers that this emulator does without")
+    dropped: list[Name] = Field(default_factory=list, description="blocks of layers that this emulator does without")
 
 
 class ParameterGroup(BaseModel):
@@ -180,20 +185,20 @@ class DeclaredLimits(Message):
 class ClaimRequest(Message):
     limits: DeclaredLimits = DeclaredLimits()
     runs: list[str] = Field(default_factory=lambda: ["*"], max_length=100, description="names of the runs it consents to; * for all")
-    refuses: list[str] = Field(default_factory=list, max_length=1000, description="ids of runs that its data do not fit")
+    refuses: list[Id] = Field(default_factory=list, max_length=1000, description="ids of runs that its data do not fit")
 
 
 class Assignment(BaseModel):
     """A block to train under a lease."""
 
-    assignment_id: str
+    assignment_id: Id
     attempt: int
     lease_seconds: float
-    run_id: str
-    run_name: str
+    run_id: Id
+    run_name: Name
     round: int
     cycle: int
-    block: str
+    block: Name
     manifest: Manifest
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"
@@ -250,7 +255,7 @@ class DeltaSubmission(Message):
 class DeltaReceipt(BaseModel):
     """The answer to a delta; a repeat of (attempt, digest) gets the same one."""
 
-    assignment_id: str
+    assignment_id: Id
     attempt: int
     digest: Digest
     state: Literal["submitted"] = "submitted"
@@ -280,7 +285,19 @@ class ReturnRequest(Message):
 
 
 class AssignmentState(BaseModel):
-    assignment_id: str
-    state: str
+    assignment_id: Id
+    state: Word
     reason: str | None
     attempt: int
+
+
+# ---- exports --------------------------------------------------------------------------------------------------------
+
+
+class ExportView(BaseModel):
+    """An export: whether it is ready, and its files."""
+
+    export_id: Id
+    ready: bool
+    after_rounds: int | None = None
+    files: list[FileRef] = []

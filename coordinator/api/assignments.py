@@ -17,6 +17,7 @@ from coordinator.services.uploads import Upload
 from coordinator.settings import Settings
 from shared.digests import Digest
 from shared.protocol import (
+    ID,
     MAX_WAIT_S,
     Assignment,
     AssignmentState,
@@ -31,7 +32,7 @@ from shared.protocol import (
 
 router = APIRouter(prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 WRITE_CHUNK = 1 << 20
-AssignmentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,60}$")]
+AssignmentId = Annotated[str, Path(pattern=ID)]
 
 
 @dataclass(frozen=True)

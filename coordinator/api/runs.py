@@ -1,17 +1,21 @@
 """`/v1/runs`: everything an operator does with runs; and the small files of a run for its agents."""
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
 
 from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, StoreDep, WriteDep, now
 from coordinator.api.files import blob_response
-from coordinator.api.schemas import ExportRequested, ExportView, errors
+from coordinator.api.schemas import ExportRequested, errors
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
 from coordinator.services import offers, runs, status
 from coordinator.services.views import AssignmentView, RoundView, RunSummary, RunView, TrafficView
+from shared.protocol import ID, ExportView
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401, 422))
 operator = [OperatorDep]
+ExportId = Annotated[str, Path(pattern=ID)]
 
 
 @router.post("", summary="Create a run", status_code=201, response_model=RunView, responses=errors(404, 409, 422), dependencies=operator)
@@ -103,7 +107,7 @@ def request_export(run: str, session: WriteDep) -> ExportRequested:
     responses=errors(404, 409),
     dependencies=operator,
 )
-def get_export(run: str, export_id: str, session: ReadDep) -> ExportView:
+def get_export(run: str, export_id: ExportId, session: ReadDep) -> ExportView:
     """Whether it is ready, and its files with their digests."""
     found = runs.export_of(session, run, export_id)
     if found is None:
@@ -115,7 +119,7 @@ def get_export(run: str, export_id: str, session: ReadDep) -> ExportView:
     "/{run}/exports/{export_id}/{name}", summary="One file of an export", response_class=Response,
     responses={200: {"description": "The bytes", "content": {"application/octet-stream": {}}}, **errors(404, 409)}, dependencies=operator,
 )  # fmt: skip
-def export_file(request: Request, run: str, export_id: str, name: str, session: ReadDep, store: StoreDep) -> Response:
+def export_file(request: Request, run: str, export_id: ExportId, name: str, session: ReadDep, store: StoreDep) -> Response:
     """The bytes of one file; `Range` resumes."""
     found = runs.export_of(session, run, export_id)
     for file in found.files if found else []:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from shared.protocol import ErrorBody, FileRef, Message, Name
+from shared.protocol import ErrorBody, Id, Message, Name
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -79,14 +79,7 @@ class HeldOutAnswer(BaseModel):
 
 
 class ExportRequested(BaseModel):
-    export_id: str
-
-
-class ExportView(BaseModel):
-    export_id: str
-    ready: bool
-    after_rounds: int | None = None
-    files: list[FileRef] = []
+    export_id: Id
 
 
 class ExposureView(BaseModel):

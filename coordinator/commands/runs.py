@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -12,6 +13,8 @@ from rich.table import Table
 from coordinator.commands.run_view import draw
 from coordinator.domain.run_file import parse_run_file
 from coordinator.operator import Operator, OperatorError
+from shared.paths import UnsafeName, inside
+from shared.protocol import ExportView
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
 console = Console()
@@ -117,10 +120,25 @@ def export(
 
 
 def export_run(operator: Operator, run: str, directory: Path) -> Any:
-    """Have the export made and fetch its files."""
+    """Have the export made and fetch its files. What the answer names lies in `directory` itself, or nothing is written at all."""
     export_id = operator.post(f"/runs/{run}/exports")["export_id"]
-    view = operator.wait(lambda: operator.get(f"/runs/{run}/exports/{export_id}"), lambda v: v["ready"])
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in view["files"]:
-        operator.download(f"/runs/{run}/exports/{export_id}/{file['name']}", directory / file["name"], file["digest"])
-    return view
+    found = operator.wait(lambda: operator.get(f"/runs/{run}/exports/{export_id}"), lambda v: v["ready"])
+    try:
+        view = ExportView.model_validate(found)
+        targets = [(file, inside(directory, file.name)) for file in view.files]
+    except (ValidationError, UnsafeName) as error:
+        raise OperatorError(f"{operator.url} names files that no export has; nothing was written: {_first(error)}") from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, target in targets:
+            operator.download(f"/runs/{run}/exports/{export_id}/{file.name}", target, file.digest, file.size)
+    except OSError as error:
+        raise OperatorError(f"{error.filename or directory}: {error.strerror or error}; choose another directory") from error
+    return view.model_dump()
+
+
+def _first(error: ValidationError | UnsafeName) -> str:
+    if isinstance(error, UnsafeName):
+        return error.message
+    problem = error.errors()[0]
+    return f"{'.'.join(str(p) for p in problem['loc'])}: {problem['msg']}"

@@ -166,7 +166,7 @@ def _as_assignment(run: dict[str, Any]) -> str:
     blocks = [ShardRef(block=b["name"], version=0, codec="exact", digest=b["digest"], size=b["size"]) for b in run["blocks"]]
     files = [FileRef.model_validate(f) for f in run["files"]]
     return Assignment(
-        assignment_id="full", attempt=1, lease_seconds=60, run_id=run["id"], run_name=run["name"], round=0, cycle=0, block="all",
+        assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=run["id"], run_name=run["name"], round=0, cycle=0, block="all",
         manifest=Manifest(files=files, blocks=blocks), train=train_settings(spec, plan), max_delta_bytes=0,
     ).model_dump_json()  # fmt: skip
 

@@ -32,7 +32,7 @@ def export(live: LiveCoordinator, run: str, target: Path) -> Path:
     view = wait_for(lambda: (v := live.operator.get(f"/runs/{run}/exports/{made}"))["ready"] and v)
     target.mkdir()
     for file in view["files"]:
-        live.operator.download(f"/runs/{run}/exports/{made}/{file['name']}", target / file["name"], file["digest"])
+        live.operator.download(f"/runs/{run}/exports/{made}/{file['name']}", target / file["name"], file["digest"], file["size"])
         assert (target / file["name"]).stat().st_size == file["size"]
     return target
 
@@ -133,8 +133,8 @@ def test_an_exported_file_is_resumed_and_verified(live: LiveCoordinator, model: 
     answer = operator(live).get(f"/runs/{run}/exports/{made}/model.safetensors", headers={"Range": "bytes=1000-"})
     assert (answer.status_code, digest_of(whole[:1000] + answer.content)) == (206, weights["digest"])
     target = tmp_path / "model.safetensors"
-    (tmp_path / "model.safetensors.part").write_bytes(whole[:5000])
-    live.operator.download(f"/runs/{run}/exports/{made}/model.safetensors", target, weights["digest"])
+    (tmp_path / ".model.safetensors.part").write_bytes(whole[:5000])
+    live.operator.download(f"/runs/{run}/exports/{made}/model.safetensors", target, weights["digest"], weights["size"])
     assert digest_of_file(target) == weights["digest"]
 
 
@@ -143,7 +143,7 @@ def test_exports_that_are_none(live: LiveCoordinator, model: str) -> None:
     made = live.operator.post(f"/runs/{run}/exports")["export_id"]
     foreign = live.create_run(run_file(model, "all"))["name"]
     caller = operator(live)
-    refused(caller.get(f"/runs/{run}/exports/job_0"), 404, "not_found")
+    refused(caller.get(f"/runs/{run}/exports/job_0123456789abcdef"), 404, "not_found")
     refused(caller.get(f"/runs/{foreign}/exports/{made}"), 404, "not_found")
     refused(caller.get(f"/runs/nobody/exports/{made}"), 404, "not_found")
     settled(live, run)

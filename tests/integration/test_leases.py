@@ -100,7 +100,13 @@ def test_the_lease_is_the_holders_alone(live: LiveCoordinator, model: str, hand:
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "code"), [("asg_0", 404, "not_found"), ("a b", 422, "invalid_request"), ("x" * 61, 422, "invalid_request")]
+    ("name", "status", "code"),
+    [
+        ("asg_0123456789abcdef", 404, "not_found"),
+        ("asg_0", 422, "invalid_request"),
+        ("a b", 422, "invalid_request"),
+        ("x" * 61, 422, "invalid_request"),
+    ],
 )
 def test_an_assignment_that_is_none(hand: Hand, name: str, status: int, code: str) -> None:
     for path, body in (("renew", {"attempt": 1}), ("return", {"attempt": 1, "reason": "other"})):

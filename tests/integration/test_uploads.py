@@ -131,7 +131,7 @@ def test_an_upload_under_no_digest_or_for_nobody(live: LiveCoordinator, hand: Ha
     assignment = hand.take(run)
     for odd in ("x", "A" * 64, "0" * 63):
         refused(hand.http.put(path(assignment, odd), content=b"x"), 422, "invalid_request")
-    refused(hand.http.put(f"/assignments/asg_0/upload/{digest_of(b'x')}", content=b"x"), 404, "not_found")
+    refused(hand.http.put(f"/assignments/asg_0123456789abcdef/upload/{digest_of(b'x')}", content=b"x"), 404, "not_found")
     assert not list(live.settings.uploads.glob(f"{assignment.assignment_id}*"))
 
 

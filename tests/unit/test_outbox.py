@@ -13,7 +13,7 @@ METRICS = TrainMetrics(steps=3, rows=4, tokens=5, loss_first=2.5, loss_last=1.5,
 
 def assignment(**changes: Any) -> Assignment:
     values: dict[str, Any] = {
-        "assignment_id": "asg_1", "attempt": 1, "lease_seconds": 60, "run_id": "run_1", "run_name": "r", "round": 0, "cycle": 0,
+        "assignment_id": f"asg_{1:016x}", "attempt": 1, "lease_seconds": 60, "run_id": f"run_{1:016x}", "run_name": "r", "round": 0, "cycle": 0,
         "block": "layers.0", "max_delta_bytes": 100,
         "manifest": Manifest(files=[], blocks=[ShardRef(block="layers.0", version=0, codec="exact", digest="a" * 64, size=8)]),
         "train": TrainSettings(
@@ -43,7 +43,7 @@ def test_a_later_attempt_of_the_same_work_may_use_it(tmp_path: Path) -> None:
 
 
 OTHER = {
-    "another assignment": {"assignment_id": "asg_2"},
+    "another assignment": {"assignment_id": f"asg_{2:016x}"},
     "another base version": {
         "manifest": Manifest(files=[], blocks=[ShardRef(block="layers.0", version=1, codec="exact", digest="b" * 64, size=8)])
     },

@@ -29,11 +29,15 @@ from shared.protocol import (
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
 
 
-def assignment(number: int = 0, block: str = "layers.0", run: str = "run_1", feedback: bool = True) -> Assignment:
+def asg(number: int) -> str:
+    return f"asg_{number:016x}"
+
+
+def assignment(number: int = 0, block: str = "layers.0", run: int = 1, feedback: bool = True) -> Assignment:
     groups = [ParameterGroup(blocks=[block], learning_rate=1e-3), ParameterGroup(blocks=["head"], learning_rate=1e-3)]
     refs = [ShardRef(block=b, version=number, codec="exact", digest=digest_of(f"{b}{number}".encode()), size=4) for b in (block, "head")]
     return Assignment(
-        assignment_id=f"asg_{number}", attempt=1, lease_seconds=60, run_id=run, run_name="run", round=number, cycle=0, block=block,
+        assignment_id=asg(number), attempt=1, lease_seconds=60, run_id=f"run_{run:016x}", run_name="run", round=number, cycle=0, block=block,
         manifest=Manifest(files=[], blocks=refs), delta_codec="int8", error_feedback=feedback, max_delta_bytes=1 << 20,
         train=TrainSettings(task="text-classification", groups=groups, batch_size=1, max_length=8, seed=0),
     )  # fmt: skip
@@ -125,11 +129,11 @@ def carried(request: TrainRequest | None) -> set[str]:
 
 def test_it_is_carried_to_the_next_visit_of_the_same_block(agent: Agent) -> None:
     assert carried(agent.visit(assignment(0))) == set()
-    assert agent.kept(assignment()) == {"layers.0": "left of asg_0", "head": "left of asg_0"}
+    assert agent.kept(assignment()) == {"layers.0": f"left of {asg(0)}", "head": f"left of {asg(0)}"}
     assert carried(agent.visit(assignment(1, "layers.1"))) == {"head"}, "layers.1 was not trained here yet"
     assert carried(agent.visit(assignment(2))) == {"layers.0", "head"}
-    assert agent.kept(assignment()) == {"layers.0": "left of asg_2", "layers.1": "left of asg_1", "head": "left of asg_2"}
-    assert carried(agent.visit(assignment(0, run="run_2"))) == set(), "another run's blocks are others"
+    assert agent.kept(assignment()) == {"layers.0": f"left of {asg(2)}", "layers.1": f"left of {asg(1)}", "head": f"left of {asg(2)}"}
+    assert carried(agent.visit(assignment(0, run=2))) == set(), "another run's blocks are others"
 
 
 def test_without_error_feedback_nothing_is_kept_or_carried(agent: Agent) -> None:
@@ -138,7 +142,7 @@ def test_without_error_feedback_nothing_is_kept_or_carried(agent: Agent) -> None
     assert carried(request) == set()
     assert request is not None
     assert request.leave is None
-    assert agent.kept(assignment()) == {"layers.0": "left of asg_0", "head": "left of asg_0"}
+    assert agent.kept(assignment()) == {"layers.0": f"left of {asg(0)}", "head": f"left of {asg(0)}"}
 
 
 def test_killed_before_the_receipt_it_is_as_before(agent: Agent, tmp_path: Path) -> None:
@@ -151,8 +155,8 @@ def test_killed_before_the_receipt_it_is_as_before(agent: Agent, tmp_path: Path)
     again = Agent(tmp_path)
     assert again.kept(assignment()) == before
     assert again.visit(assignment(1)) is None, "the delta from before the crash is sent"
-    assert again.coordinator.taken == ["asg_1"]
-    assert again.kept(assignment()) == {"layers.0": "left of asg_1", "head": "left of asg_1"}
+    assert again.coordinator.taken == [asg(1)]
+    assert again.kept(assignment()) == {"layers.0": f"left of {asg(1)}", "head": f"left of {asg(1)}"}
 
 
 def test_what_a_refused_or_superseded_delta_left_out_is_forgotten(agent: Agent) -> None:
@@ -164,10 +168,10 @@ def test_what_a_refused_or_superseded_delta_left_out_is_forgotten(agent: Agent) 
     assert agent.kept(assignment()) == before
     agent.coordinator.error = None
     assert carried(agent.visit(assignment(2, "layers.1"))) == {"head"}
-    assert agent.kept(assignment())["layers.0"] == "left of asg_0", "not that of the delta that nobody took"
+    assert agent.kept(assignment())["layers.0"] == f"left of {asg(0)}", "not that of the delta that nobody took"
 
 
 def test_the_delta_that_was_taken_stays_in_the_cache(agent: Agent) -> None:
     agent.visit(assignment(0))
-    assert agent.tools.cache.path(digest_of(b"delta of asg_0")).read_bytes() == b"delta of asg_0"
+    assert agent.tools.cache.path(digest_of(b"delta of " + asg(0).encode())).read_bytes() == b"delta of " + asg(0).encode()
     assert not list((agent.outbox.delta_path(assignment())).parent.iterdir()), "the outbox is empty"
