@@ -1,6 +1,7 @@
 """Scores a run's model on held-out rows, in float32."""
 
 import json
+import math
 import time
 from typing import Any
 
@@ -8,14 +9,21 @@ import torch
 
 from coordinator.domain.job import EvaluatePayload, EvaluateResult, HeldOutRef
 from coordinator.engine.shards import as_directory
+from coordinator.engine.streaming import Streamed
+from coordinator.errors import Invalid
 from coordinator.storage import BlobStore
-from shared.assembly import Assembled, read_shard, skeleton
 from shared.batches import Encoder, chunks, forward_logits, loss_sum
 from shared.protocol import FileRef, Task
 from shared.tables import read_examples
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
+
+
+class NotFinite(Invalid):
+    """The model gives no finite loss on the held-out rows."""
+
+    code = "loss_not_finite"
 
 
 def held_out_examples(
@@ -29,29 +37,30 @@ def held_out_examples(
 def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
     """Mean held-out loss, and accuracy for classification.
 
-    Weights are mapped from the shards, not read into memory: what the process holds of its own are activations.
+    Whatever type the weights are stored in. Memory: one layer, what comes before and after the stack, the activations of one batch.
+    Raises `NotFinite`.
     """
     began = time.monotonic()
     examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / "config.json").read_text())
         encoder = Encoder(folder, payload.task, payload.max_length)
-    assembled = Assembled(skeleton(config, payload.task))
-    for block in payload.blocks:
-        assembled.put(read_shard(store.path(block.digest)))
-    assembled.check_complete()
+    streamed = Streamed(store, config, payload.task)
+    streamed.fill(payload.blocks)
     features = encoder(examples)[: payload.rows]
     features.sort(key=lambda f: len(f.ids))
     total, count, right = 0.0, 0, 0
     with torch.inference_mode():
         for batch_indices in chunks(range(len(features)), max(1, TOKENS_A_BATCH // payload.max_length)):
             batch = encoder.collate([features[i] for i in batch_indices])
-            logits = forward_logits(assembled.model, batch)
+            logits = forward_logits(streamed.model, batch)
             loss, predictions = loss_sum(logits, batch, payload.task)
             total += float(loss)
             count += predictions
             if payload.task == "text-classification":
                 right += int((logits.argmax(-1) == batch.labels).sum())
+    if not math.isfinite(total):
+        raise NotFinite(f"the loss after {payload.after_rounds} rounds is {total}: the weights have grown too large, or are not finite")
     accuracy = right / count if payload.task == "text-classification" else None
     return EvaluateResult(
         rows=min(len(examples), payload.rows or len(examples)),

@@ -33,6 +33,19 @@ class Streamed:
         """The layers of a block, as modules."""
         return [self._assembled.layers[index] for index in layers_of(block)]
 
+    def fill(self, shards: Iterable[ShardRef]) -> None:
+        """Put all blocks of a model that is only run: layers are streamed; embeddings are looked up where they are stored, unless they are
+        multiplied with as well (a tied head).
+        """
+        for shard in shards:
+            if shard.block.startswith("layers."):
+                self.stream(shard)
+            elif shard.block == "embeddings" and not self._is_tied(shard):
+                self.put_for_lookup(shard)
+            else:
+                self.put(shard)
+        self.check_complete()
+
     def put(self, shard: ShardRef) -> None:
         """Put a block that stays."""
         self._assembled.put(self._read(shard))
@@ -50,6 +63,12 @@ class Streamed:
             _run_with(module, [(module, "weight", name)], lambda name=name: _mapped(path, [name]))  # type: ignore[misc]
             module.register_forward_hook(lambda _module, _inputs, output: output.float())
         self._assembled.put(self._read(shard, set(names) - set(looked_up)))
+
+    def _is_tied(self, shard: ShardRef) -> bool:
+        """Whether another module shares a parameter of this block."""
+        names = [name for name in _names(self._store.path(shard.digest)) if self._assembled.is_parameter(name)]
+        mine = {id(self._assembled.parameter(name)) for name in names}
+        return sum(id(p) in mine for m in self.model.modules() for p in m._parameters.values()) > len(mine)
 
     def open(self, shard: ShardRef) -> dict[str, nn.Parameter]:
         """Put a block that stays, with parameters that take gradients; by canonical name."""
