@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.dynamic_module_utils
 from safetensors import safe_open
 from torch import nn
 
 from shared.blocks import layer_index, names_by_canonical
+from shared.configuration import ModelUnknown, plain
 from shared.errors import FedError, PartitionError
 from shared.layers import AssemblyError, LayerStack, Passthrough
 from shared.protocol import Task
@@ -20,17 +22,13 @@ from shared.pruning import check_shapes, fit, groups, narrowed, shapes_of, width
 __all__ = ["Assembled", "AssemblyError", "ModelUnknown", "Passthrough", "import_model_code", "names_by_canonical", "read_shard", "skeleton"]
 
 transformers.logging.set_verbosity_error()
+# Where a configuration asks for code of its own, transformers would wait this long for somebody to type "y".
+transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
-
-
-class ModelUnknown(FedError):
-    """A configuration that transformers cannot make a model of."""
-
-    code = "model_unknown"
 
 
 _registering = threading.RLock()
@@ -62,16 +60,16 @@ def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None
     Never runs remote code: a configuration whose classes
     are not part of transformers, or whose values do not fit together, raises `ModelUnknown`.
     """
-    values = dict(config)
-    if "auto_map" in values:
-        raise ModelUnknown("this model needs code of its own (auto_map), which is never run; use one that transformers knows")
+    values = plain(config)
     model_type = values.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise ModelUnknown(f"transformers {transformers.__version__} knows no model type {model_type!r}")
     try:
         return _skeleton(transformers.AutoConfig.for_model(model_type, **values), task, attention)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelUnknown(f"transformers {transformers.__version__} cannot make a model of this configuration: {error}") from error
+    except FedError:
+        raise
+    except Exception as error:  # whatever a configuration of nonsense leads to, somewhere in transformers
+        raise ModelUnknown(f"transformers {transformers.__version__} cannot make a model of this configuration: {_line(error)}") from error
 
 
 def _skeleton(settings: Any, task: Task | None, attention: str | None) -> nn.Module:
@@ -96,12 +94,20 @@ def import_model_code() -> None:
     skeleton({"model_type": "bert", **sizes}, "text-classification")
 
 
+def _line(error: Exception) -> str:
+    """What an error says, in one line of sensible length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def _is_auto(settings: Any) -> bool:
-    return not (settings.architectures and hasattr(transformers, settings.architectures[0]))
+    return _named_class(settings) is transformers.AutoModel
 
 
 def _named_class(settings: Any) -> Any:
-    return transformers.AutoModel if _is_auto(settings) else getattr(transformers, settings.architectures[0])
+    named = (settings.architectures or [None])[0]
+    found = getattr(transformers, named, None) if isinstance(named, str) and named.isidentifier() else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else transformers.AutoModel
 
 
 def read_shard(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:

@@ -1,43 +1,32 @@
 """Splits a checkpoint into blocks and stores each as a shard, by copying bytes: no weight is ever loaded."""
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from coordinator.domain.job import ImportPayload, ImportResult, StoredBlock, TensorShape
-from coordinator.engine.shards import from_file, write_blob, write_shard
-from coordinator.errors import Invalid
+from coordinator.engine.checkpoint import Source, read_checkpoint
+from coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
+from coordinator.engine.shards import from_file, write_json, write_shard
 from coordinator.storage import BlobStore
 from shared.assembly import names_by_canonical, skeleton
 from shared.blocks import FRESHLY_MADE, BlockSpec, partition
+from shared.configuration import ModelUnknown, plain
 from shared.families import base_prefix, canonical
 from shared.protocol import FileRef
-from shared.safetensors_header import FLOAT_DTYPES, Header, TensorInfo, read_header
+from shared.safetensors_header import FLOAT_DTYPES
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
-HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+FILE_FIELDS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "emoji_file", "added_tokens_file", "special_tokens_map_file")
+"""Fields of tokenizer_config.json that name a file, which may be any file of the machine that reads it."""
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+FEW_LAYERS = 48
 LEGACY_NAMES = ((re.compile(r"\bLayerNorm\.gamma$"), "LayerNorm.weight"), (re.compile(r"\bLayerNorm\.beta$"), "LayerNorm.bias"))
-
-
-class ModelRefused(Invalid):
-    code = "model_refused"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a checkpoint's tensor is."""
-
-    path: Path
-    header: Header
-    tensor: TensorInfo
 
 
 def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
@@ -47,13 +36,16 @@ def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
     remote code, and tensors that are missing, unknown or of the wrong shape, by name.
     """
     folder = locate(payload.source)
-    config = _config(folder)
+    given = _given_config(folder)
+    config = _checked(folder, given)
+    checkpoint = read_checkpoint(folder, given.get("transformers_weights"))
+    _check_number_of_layers(config, checkpoint)
     model = skeleton(config, None)
     blocks = partition(model)
-    sources, left_out = _match(_checkpoint(folder), blocks, model)
+    sources, left_out = _match(checkpoint, blocks, model)
     stored = [_store_block(store, block, sources) for block in blocks if any(t.name in sources for t in block.tensors)]
     return ImportResult(
-        config=dict(config),
+        config=config,
         files=_files(store, folder),
         blocks=stored,
         left_out=left_out,
@@ -61,64 +53,30 @@ def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
     )
 
 
-def locate(source: str) -> Path:
-    """The local directory of a model: the path itself, or what the hub gives for an id like `owner/name[@revision]`."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ModelRefused(f"{source} is no directory on the coordinator's machine, and no hub id (owner/name)")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ModelRefused("hub ids need huggingface_hub: pip install 'fedcybgd[hub]'") from error
-    name, _, revision = source.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
-    except Exception as error:
-        raise ModelRefused(f"the hub did not give {source}: {type(error).__name__}: {error}") from error
+def _given_config(folder: ModelDirectory) -> dict[str, Any]:
+    if not folder.has("config.json"):
+        raise ModelRefused(f"{folder} has no config.json: it is no model directory")
+    return folder.json("config.json")
 
 
-def _config(folder: Path) -> dict[str, object]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise ModelRefused(f"{folder} has no config.json: it is no model directory") from error
-    except ValueError as error:
-        raise ModelRefused(f"{folder / 'config.json'} is no JSON") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelRefused(f"{folder / 'config.json'} names no model_type")
-    if "auto_map" in config:
-        raise ModelRefused("this model needs code of its own (auto_map in config.json), and foreign code is never run")
-    if "quantization_config" in config:
+def _checked(folder: ModelDirectory, config: dict[str, Any]) -> dict[str, Any]:
+    where = folder.path / "config.json"
+    if not isinstance(config.get("model_type"), str):
+        raise ModelRefused(f"{where} names no model_type")
+    if any(part.get("quantization_config") for part in (config, *(v for v in config.values() if isinstance(v, dict)))):
         raise ModelRefused("this checkpoint is quantized; add the original one, whose weights are floats")
-    return config
+    try:
+        return plain(config)
+    except ModelUnknown as error:
+        raise ModelRefused(f"{where}: {error.message}") from error
 
 
-def _checkpoint(folder: Path) -> dict[str, Source]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            listed = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelRefused(f"{index} is no index of a checkpoint") from error
-        paths = [folder / name for name in sorted(listed) if Path(name).name == name]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        pickled = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-        hint = f" ({', '.join(pickled[:3])} are pickles, which can run code and are refused)" if pickled else ""
-        raise ModelRefused(f"{folder} has no .safetensors weights{hint}; save the model with save_pretrained(safe_serialization=True)")
-    if absent := [p.name for p in paths if not p.is_file()]:
-        raise ModelRefused(f"files of the checkpoint are missing: {', '.join(absent)}")
-    sources: dict[str, Source] = {}
-    for path in paths:
-        header = read_header(path)
-        for name, tensor in header.tensors.items():
-            if name in sources:
-                raise ModelRefused(f"tensor {name} is in {sources[name].path.name} and in {path.name}")
-            sources[name] = Source(path, header, tensor)
-    return sources
+def _check_number_of_layers(config: dict[str, Any], checkpoint: dict[str, Source]) -> None:
+    # A model of many layers takes a while to be laid out; layers that share their weights are few.
+    for name in LAYERS:
+        number = config.get(name)
+        if isinstance(number, int) and number > max(FEW_LAYERS, len(checkpoint)):
+            raise ModelRefused(f"config.json: {name} is {number}, but the checkpoint has only {len(checkpoint)} tensors")
 
 
 def _match(checkpoint: dict[str, Source], blocks: list[BlockSpec], model: nn.Module) -> tuple[dict[str, Source], list[str]]:
@@ -173,13 +131,23 @@ def _store_block(store: BlobStore, block: BlockSpec, sources: dict[str, Source])
     )  # fmt: skip
 
 
-def _files(store: BlobStore, folder: Path) -> list[FileRef]:
-    files = []
-    for name in TOKENIZER_FILES:
-        path = folder / name
-        if path.is_file():
-            digest, size = write_blob(store, path.read_bytes())
-            files.append(FileRef(name=name, digest=digest, size=size))
+def _files(store: BlobStore, folder: ModelDirectory) -> list[FileRef]:
+    files = [
+        _tokenizer_config(store, folder) if name == "tokenizer_config.json" else folder.store(store, name)
+        for name in TOKENIZER_FILES
+        if folder.has(name)
+    ]
     if not any(f.name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for f in files):
         raise ModelRefused(f"{folder} has no tokenizer (tokenizer.json)")
     return files
+
+
+def _tokenizer_config(store: BlobStore, folder: ModelDirectory) -> FileRef:
+    name = "tokenizer_config.json"
+    settings = folder.json(name)
+    try:
+        plain(settings)
+    except ModelUnknown as error:
+        raise ModelRefused(f"{folder.path / name}: {error.message}") from error
+    kept = {field: value for field, value in settings.items() if field not in FILE_FIELDS}
+    return folder.store(store, name) if kept == settings else write_json(store, name, kept)

@@ -61,11 +61,17 @@ def cut_short(folder: Path) -> None:
 
 
 def index(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "model.safetensors.index.json").write_text(text) and None
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").unlink(missing_ok=True)  # it goes before an index
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return write
 
 
 def twice(folder: Path) -> None:
-    shutil.copy(folder / "model.safetensors", folder / "copy.safetensors")
+    shutil.move(folder / "model.safetensors", folder / "first.safetensors")
+    shutil.copy(folder / "first.safetensors", folder / "copy.safetensors")
+    index('{"weight_map": {"x": "first.safetensors", "y": "copy.safetensors"}}')(folder)
 
 
 def replaced(name: str, text: str) -> Callable[[Path], None]:
@@ -90,12 +96,12 @@ def replaced(name: str, text: str) -> Callable[[Path], None]:
         (cut_short, "safetensors_invalid", "model.safetensors has"),
         (replaced("model.safetensors", "not a model"), "safetensors_invalid", "is no safetensors file"),
         (replaced("config.json", "{"), "model_refused", "is no JSON"),
-        (replaced("config.json", "[1]"), "model_refused", "names no model_type"),
+        (replaced("config.json", "[1]"), "model_refused", "is no JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "model_refused", "no config.json"),
         (index('{"weight_map": {"x": "absent.safetensors"}}'), "model_refused", "absent.safetensors"),
         (index("{}"), "model_refused", "model.safetensors.index.json"),
         (index("{"), "model_refused", "model.safetensors.index.json"),
-        (twice, "model_refused", "is in copy.safetensors and in model.safetensors"),
+        (twice, "model_refused", "is in copy.safetensors and in first.safetensors"),
     ],
 )
 def test_a_spoilt_model_is_refused_for_its_reason(

@@ -1,0 +1,71 @@
+"""The weights of a model directory: the files that transformers would load, and where each tensor lies in them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.engine.model_directory import ModelDirectory, ModelRefused
+from shared.safetensors_header import Header, TensorInfo, read_header
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_INDEX = 64 << 20
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint's tensor is."""
+
+    path: Path
+    header: Header
+    tensor: TensorInfo
+
+
+def read_checkpoint(folder: ModelDirectory, named: object = None) -> dict[str, Source]:
+    """The tensors of a checkpoint by the names that it gives them.
+
+    `model.safetensors` goes before an index, as in transformers; `named` is the `transformers_weights` of its configuration and goes
+    before both. Other files are no weights of this model. Raises `ModelRefused`.
+    """
+    sources: dict[str, Source] = {}
+    for name in _files(folder, named):
+        path = folder.file(name)
+        header = read_header(path)
+        for tensor in header.tensors.values():
+            if tensor.name in sources:
+                raise ModelRefused(f"tensor {tensor.name} is in {sources[tensor.name].path.name} and in {name}")
+            sources[tensor.name] = Source(path, header, tensor)
+    return sources
+
+
+def _files(folder: ModelDirectory, named: object) -> list[str]:
+    if adapters := [name for name in ADAPTERS if folder.has(name)]:
+        raise ModelRefused(f"{folder} is or has an adapter ({adapters[0]}): merge it first (merge_and_unload of peft), and add the result")
+    if isinstance(named, str):
+        return _listed(folder, named) if named.endswith(".index.json") else [named]
+    if folder.has(WEIGHTS):
+        return [WEIGHTS]
+    if folder.has(INDEX):
+        return _listed(folder, INDEX)
+    found = folder.names("*.safetensors")
+    shards = {match.group(0): (int(match.group(1)), int(match.group(2))) for name in found if (match := SHARD.fullmatch(name))}
+    if shards and sorted(shards.values()) == [(i, len(shards)) for i in range(1, len(shards) + 1)]:
+        return sorted(shards)
+    if found:
+        raise ModelRefused(f"{folder} has {', '.join(found[:3])}, but neither {WEIGHTS} nor {INDEX} to say that these are all its weights")
+    pickled = folder.names(*PICKLES)
+    hint = f" ({', '.join(pickled[:3])} are pickles, which can run code and are refused)" if pickled else ""
+    raise ModelRefused(f"{folder} has no .safetensors weights{hint}; save the model with save_pretrained(safe_serialization=True)")
+
+
+def _listed(folder: ModelDirectory, index: str) -> list[str]:
+    weight_map = folder.json(index, LARGEST_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelRefused(f"{folder.path / index} is no index of a checkpoint")
+    names = sorted(set(weight_map.values()))
+    if absent := [name for name in names if Path(name).name == name and not folder.has(name)]:
+        raise ModelRefused(f"files of the checkpoint are missing: {', '.join(absent)}")
+    return names

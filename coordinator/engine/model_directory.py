@@ -1,0 +1,107 @@
+"""A directory that somebody supplied as a model: only files inside it are read, and only of sensible size."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from coordinator.engine.shards import write_blob
+from coordinator.errors import Invalid
+from coordinator.storage import BlobStore
+from shared.protocol import FileRef
+
+MIB = 1 << 20
+LARGEST_CONFIG = 16 * MIB
+LARGEST_TEXT = 128 * MIB
+"""of a tokenizer's file: the largest that are published have about 60 MiB"""
+NO_FILES = ("/proc", "/sys", "/dev")
+POINTER = b"version https://git-lfs.github.com/spec/"
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+class ModelRefused(Invalid):
+    code = "model_refused"
+
+
+class ModelDirectory:
+    """The files of one model, by name. Links are followed inside the directory and to the blobs of the hub's cache, no further."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = path.resolve()
+        if any(self._root.is_relative_to(place) for place in NO_FILES):
+            raise ModelRefused(f"{path} is no place for a model")
+        # The hub's cache holds snapshots/REVISION/NAME as links to blobs/DIGEST.
+        cache = self._root.parent.parent / "blobs" if self._root.parent.name == "snapshots" else None
+        self._allowed = [self._root, *([cache] if cache is not None else [])]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self, *patterns: str) -> list[str]:
+        """What lies in the directory under names that match, sorted; it may be anything but a directory."""
+        return sorted({p.name for pattern in patterns for p in self.path.glob(pattern) if not p.is_dir()})
+
+    def has(self, name: str) -> bool:
+        place = self.path / name
+        return place.is_symlink() or place.exists()
+
+    def file(self, name: str) -> Path:
+        """The regular file that is called `name`. Raises `ModelRefused` for one that is not there, is none, or lies elsewhere."""
+        if Path(name).name != name:
+            raise ModelRefused(f"{self}: {name} is no name of a file in this directory")
+        place = self.path / name
+        try:
+            real = place.resolve(strict=True)
+            what = real.stat()
+        except (OSError, RuntimeError) as error:
+            raise ModelRefused(
+                f"{place} cannot be read: {'its link leads nowhere' if place.is_symlink() else 'it is not there'}"
+            ) from error
+        if not any(real.is_relative_to(root) for root in self._allowed):
+            raise ModelRefused(f"{place} is a link that leads out of the model's directory; copy the file into it")
+        if not stat.S_ISREG(what.st_mode):
+            raise ModelRefused(f"{place} is no regular file")
+        with real.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise ModelRefused(f"{place} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
+        return real
+
+    def text(self, name: str, most: int = LARGEST_TEXT) -> bytes:
+        """The bytes of a file that is no weights. Raises `ModelRefused` when they are more than `most`."""
+        path = self.file(name)
+        if path.stat().st_size > most:
+            raise ModelRefused(f"{self.path / name} has {path.stat().st_size:,} bytes; at most {most:,} are read")
+        with path.open("rb") as file:
+            return file.read(most)
+
+    def json(self, name: str, most: int = LARGEST_CONFIG) -> dict[str, Any]:
+        try:
+            value = json.loads(self.text(name, most))
+        except (ValueError, RecursionError) as error:
+            raise ModelRefused(f"{self.path / name} is no JSON") from error
+        if not isinstance(value, dict):
+            raise ModelRefused(f"{self.path / name} is no JSON object")
+        return value
+
+    def store(self, store: BlobStore, name: str) -> FileRef:
+        digest, size = write_blob(store, self.text(name))
+        return FileRef(name=name, digest=digest, size=size)
+
+
+def locate(source: str) -> ModelDirectory:
+    """The local directory of a model: the path itself, or what the hub gives for an id like `owner/name[@revision]`."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return ModelDirectory(path)
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ModelRefused(f"{source} is no directory on the coordinator's machine, and no hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelRefused("hub ids need huggingface_hub: pip install 'fedcybgd[hub]'") from error
+    name, _, revision = source.partition("@")
+    try:
+        return ModelDirectory(Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES))))
+    except Exception as error:
+        raise ModelRefused(f"the hub did not give {source}: {type(error).__name__}: {error}") from error
