@@ -13,7 +13,7 @@ from typing import Annotated
 
 import psutil
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from agent import credentials
 from agent.client import Client
@@ -22,9 +22,10 @@ from agent.errors import AgentError, ConfigError
 from agent.settings import Home, template
 from shared.errors import FedError
 from shared.protocol import EnrolRequest
+from shared.terminal import Terminal, log_plainly
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
+terminal = Terminal()
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
 
 
@@ -49,8 +50,8 @@ def enroll(
     credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))
     if not place.config.exists():
         place.config.write_text(template(url, str(data.expanduser().resolve()) if data else None), encoding="utf-8")
-    console.print(f"enrolled as {answer.name}; settings in {place.config}", highlight=False, soft_wrap=True)
-    console.print("next: fedagent check, then fedagent run" if data else "next: name your data in it, then fedagent check", highlight=False)
+    terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
+    terminal.say("next: fedagent check, then fedagent run" if data else "next: name your data in it, then fedagent check")
 
 
 @app.command()
@@ -60,12 +61,11 @@ def check(home: HomeOption = None) -> None:
 
     wrong = 0
     for finding in findings(Home(home)):
-        mark = "[green]ok   [/]" if finding.ok else "[red]wrong[/]"
-        console.print(f"{mark} {finding.what}: ", end="")
-        console.print(finding.found, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(Text("ok   ", "green") if finding.ok else Text("wrong", "red"), end=" ")
+        terminal.say(f"{finding.what}: {finding.found}")
         if not finding.ok:
             wrong += 1
-            console.print(f"      → {finding.advice}", markup=False, soft_wrap=True)
+            terminal.say(f"      → {finding.advice}")
     if wrong:
         raise typer.Exit(1)
 
@@ -75,7 +75,7 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
     """Ask for work and do it, until SIGTERM or Ctrl-C."""
     from agent.worker import Worker
 
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_plainly(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     logging.getLogger("stamina").setLevel(logging.ERROR)
@@ -102,25 +102,25 @@ def status(home: HomeOption = None) -> None:
     """What the agent on this machine is doing."""
     place = Home(home)
     mine = credentials.load(place)
-    console.print(f"agent {mine.name} ({mine.agent_id}) in {place.path}", highlight=False, soft_wrap=True)
+    terminal.say(f"agent {mine.name} ({mine.agent_id}) in {place.path}")
     try:
         state = json.loads(place.status.read_text())
     except (OSError, ValueError):
-        console.print("it has not run yet: fedagent run")
+        terminal.say("it has not run yet: fedagent run")
         return
     alive = psutil.pid_exists(state["pid"]) and state["state"] != "stopped"
-    console.print(f"{state['state'] if alive else 'not running'} (at {state['at'][:19]} UTC), {state['visits']} visits done")
+    terminal.say(f"{state['state'] if alive else 'not running'} (at {state['at'][:19]} UTC), {state['visits']} visits done")
     if state.get("block") and alive:
-        console.print(
+        terminal.say(
             f"round {state['round']} of {state['run']}: {state['block']}, {state['phase']}, step {state['step']} of {state['steps']}"
         )
     if state.get("error"):
-        console.print(f"last error: {state['error']}", style="red", markup=False, soft_wrap=True)
+        terminal.say(f"last error: {state['error']}", "red")
     try:
         me = Client(place.load_config().coordinator, mine.key).me()
-        console.print(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
+        terminal.say(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
     except AgentError as error:
-        console.print(f"coordinator: {error.message}", style="red", markup=False, soft_wrap=True)
+        terminal.say(f"coordinator: {error.message}", "red")
 
 
 @app.command()
@@ -131,14 +131,14 @@ def rotate_key(home: HomeOption = None) -> None:
     with _only_one(place):
         key = Client(place.load_config().coordinator, mine.key).rotate_key()
         credentials.save(place, replace(mine, key=key))
-    console.print(f"agent {mine.name} has a new key")
+    terminal.say(f"agent {mine.name} has a new key")
 
 
 @app.command()
 def config(home: HomeOption = None) -> None:
     """Show the settings in force, defaults included."""
     place = Home(home)
-    console.print_json(place.load_config().model_dump_json())
+    terminal.print_json(place.load_config().model_dump_json())
 
 
 def main() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Console(stderr=True).print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        Terminal(stderr=True).say(f"error: {error.message}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from coordinator.commands import agents, models, plan, runs
 from coordinator.settings import Settings
 from shared.errors import FedError
+from shared.plain import one_line
+from shared.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(models.app, name="models")
@@ -21,7 +22,7 @@ operator_app = typer.Typer(no_args_is_help=True, help="The operator's key.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operator_app, name="operator")
 app.add_typer(db_app, name="db")
-console = Console()
+terminal = Terminal()
 Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
 
 
@@ -43,20 +44,16 @@ def serve(
     listener = bind(settings.host, settings.port)
     key = prepare_home(settings)
     url = address(settings, listener)
-    console.print(f"coordinator at {url}, status page {url}/admin, data in {settings.home}", highlight=False, soft_wrap=True)
+    terminal.say(f"coordinator at {url}, status page {url}/admin, data in {settings.home}")
     if key is not None:
-        console.print(
-            f"\noperator's key, shown this once:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY={key}\n",
-            highlight=False,
-            soft_wrap=True,
-        )
+        terminal.say(f"\noperator's key, shown this once:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY={key}\n")
     if not is_local(settings.host):
-        console.print(f"for agents on other machines: {address(settings, listener, elsewhere=True)}", highlight=False, soft_wrap=True)
+        terminal.say(f"for agents on other machines: {address(settings, listener, elsewhere=True)}")
     if settings.tls_certificate is None and not is_local(settings.host):
         warning = (
             "warning: plain HTTP. Keys and deltas can be read on the way; give --tls-certificate and --tls-key, or put a proxy in front"
         )
-        console.print(warning, style="yellow", highlight=False, soft_wrap=True)
+        terminal.say(warning, "yellow")
     sys.stdout.flush()
     run(settings, listener)
 
@@ -68,18 +65,18 @@ def status() -> None:
 
     view = Operator().get("/status")
     active = sum(agent["state"] == "active" for agent in view["agents"])
-    console.print(f"{active} of {len(view['agents'])} agents active, {view['waiting_claims']} waiting, {len(view['leases'])} training")
+    terminal.say(f"{active} of {len(view['agents'])} agents active, {view['waiting_claims']} waiting, {len(view['leases'])} training")
     for run in view["runs"][:10]:
-        console.print(
+        terminal.say(
             f"run {run['name']}: {run['state']}, round {run['rounds_done']} of {run['rounds_total']}"
-            + (f" – {run['reason']}" if run["reason"] else "")
+            + (f" – {one_line(run['reason'])}" if run["reason"] else "")
         )
     for lease in view["leases"]:
-        console.print(
+        terminal.say(
             f"lease: {lease['agent']} trains {lease['block']} of {lease['run']}, round {lease['round']}, attempt {lease['attempt']}"
         )
     for event in view["last_errors"][:5]:
-        console.print(f"{event['at'][:19]} {event['level']} {event['code']}: {event['message']}", soft_wrap=True)
+        terminal.say(f"{event['at'][:19]} {event['level']} {event['code']}: {one_line(event['message'])}")
 
 
 @operator_app.command()
@@ -90,7 +87,7 @@ def rotate(home: Home = None) -> None:
 
     with _database(home).transaction() as session:
         key = operators.rotate_key(session, utcnow())
-    console.print(f"export FEDCOORD_OPERATOR_KEY={key}", highlight=False, soft_wrap=True)
+    terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
 
 
 @db_app.command()
@@ -100,7 +97,7 @@ def upgrade(home: Home = None) -> None:
 
     database = _database(home, check=False)
     migrate.upgrade(database.engine)
-    console.print(f"schema {migrate.current(database.engine)}")
+    terminal.say(f"schema {migrate.current(database.engine)}")
 
 
 @db_app.command()
@@ -108,7 +105,7 @@ def current(home: Home = None) -> None:
     """The schema of the database, and the newest there is."""
     from coordinator.db import migrate
 
-    console.print(f"schema {migrate.current(_database(home, check=False).engine)}, newest {migrate.newest()}")
+    terminal.say(f"schema {migrate.current(_database(home, check=False).engine)}, newest {migrate.newest()}")
 
 
 def _settings(**given: Any) -> Settings:
@@ -136,7 +133,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Console(stderr=True).print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        Terminal(stderr=True).say(f"error: {error.message}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,6 +16,7 @@ from coordinator.db.base import Database, utcnow
 from coordinator.errors import CoordinatorError
 from coordinator.services import operators
 from coordinator.settings import Settings
+from shared.terminal import log_plainly
 
 GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""
@@ -85,7 +86,7 @@ def _no_password() -> str:
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = uvicorn.Config(
         create_app(settings), log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.digests import Digest
+from shared.plain import PlainText
 
 API = "/v1"
 MAX_WAIT_S = 60.0
@@ -32,10 +33,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,9
 ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
 Id = Annotated[str, StringConstraints(pattern=ID)]
 """An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""
-
-
-PlainText = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\N{REPLACEMENT CHARACTER}"))]
-"""What people read. PostgreSQL stores no NUL, and a message is worth more than its control characters."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -47,8 +44,8 @@ class Message(BaseModel):
 class ErrorBody(BaseModel):
     """Every answer that is not 2xx has this body."""
 
-    code: str = Field(description="stable name of the error, for programs")
-    message: str = Field(description="what is wrong and what to do, for people")
+    code: PlainText = Field(description="stable name of the error, for programs")
+    message: PlainText = Field(description="what is wrong and what to do, for people")
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -58,8 +55,8 @@ class ErrorBody(BaseModel):
 class DeviceInfo(Message):
     """What an agent says of its device; nothing of its data."""
 
-    kind: str = Field("cpu", max_length=20)
-    name: str = Field("", max_length=200)
+    kind: PlainText = Field("cpu", max_length=20)
+    name: PlainText = Field("", max_length=200)
     cores: int = Field(1, ge=1, lt=2**31)
     memory_bytes: Count = 0
     accelerator_bytes: Count = 0

@@ -3,13 +3,14 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from coordinator.operator import Operator
+from shared.plain import one_line
+from shared.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list and revoke agents.")
-console = Console()
+terminal = Terminal()
 
 
 @app.command()
@@ -19,11 +20,9 @@ def token(
     """Make a token with which one agent can enrol, once."""
     operator = Operator()
     made = operator.post("/enrolment-tokens", {"expires_in_s": expires_in})
-    console.print(made["token"], highlight=False, soft_wrap=True)
-    Console(stderr=True).print(
-        f"\nOn the agent's machine, before {made['expires_at']}:\n  fedagent enroll {operator.url} --token {made['token']} --name NAME",
-        highlight=False,
-        soft_wrap=True,
+    terminal.say(made["token"])
+    Terminal(stderr=True).say(
+        f"\nOn the agent's machine, before {made['expires_at']}:\n  fedagent enroll {operator.url} --token {made['token']} --name NAME"
     )
 
 
@@ -33,15 +32,15 @@ def list_agents() -> None:
     table = Table("name", "state", "last seen", "device", "last error")
     for agent in Operator().get("/agents"):
         device = f"{agent['device']['kind']}, {agent['device']['cores']} cores"
-        table.add_row(agent["name"], agent["state"], (agent["last_seen_at"] or "never")[:19], device, agent["last_error"] or "")
-    console.print(table)
+        table.add_row(agent["name"], agent["state"], (agent["last_seen_at"] or "never")[:19], device, one_line(agent["last_error"] or ""))
+    terminal.table(table)
 
 
 @app.command()
 def revoke(name: str) -> None:
     """Shut an agent out at once; what it holds is given to others."""
     agent = Operator().post(f"/agents/{name}/revoke")
-    console.print(f"agent {agent['name']} is {agent['state']}")
+    terminal.say(f"agent {agent['name']} is {agent['state']}")
 
 
 @app.command()
@@ -51,4 +50,4 @@ def exposure(agent: Annotated[str | None, typer.Argument(help="Name; all if left
     params = {"agent": agent} if agent else {}
     for entry in Operator().get("/exposure", **params):
         table.add_row(entry["agent"], entry["run_id"], entry["block"], str(entry["version"]), entry["codec"], entry["first_at"][:19])
-    console.print(table)
+    terminal.table(table)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from coordinator.operator import Operator, OperatorError
+from shared.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Add and list base models.")
-console = Console()
+terminal = Terminal()
 
 
 @app.command()
@@ -28,7 +28,7 @@ def add(
         source = str(path.resolve())
     chosen = name or re.sub(r"[^A-Za-z0-9._-]", "-", source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
     operator.post("/models", {"name": chosen, "source": source})
-    with console.status(f"adding {chosen}"):
+    with terminal.status(f"adding {chosen}"):
         model = operator.wait(lambda: operator.get(f"/models/{chosen}"), lambda m: m["state"] != "adding")
     if model["state"] == "failed":
         raise OperatorError(f"{source} was not added: {model['reason']}")
@@ -41,7 +41,7 @@ def list_models() -> None:
     table = Table("name", "state", "parameters", "blocks", "source")
     for model in Operator().get("/models"):
         table.add_row(model["name"], model["state"], f"{model['num_parameters']:,}", str(len(model["blocks"])), model["source"])
-    console.print(table)
+    terminal.table(table)
 
 
 @app.command(name="show")
@@ -51,19 +51,12 @@ def show_model(name: str) -> None:
 
 
 def show(model: dict[str, Any]) -> None:
-    table = Table(
-        "block",
-        "kind",
-        "parameters",
-        "MB",
-        "digest",
-        title=f"{model['name']}: {model['num_parameters']:,} parameters",
-        title_justify="left",
-    )
+    terminal.say(f"{model['name']}: {model['num_parameters']:,} parameters")
+    table = Table("block", "kind", "parameters", "MB", "digest")
     for block in model["blocks"]:
         table.add_row(block["name"], block["kind"], f"{block['num_parameters']:,}", f"{block['size'] / 1e6:.1f}", block["digest"][:12])
-    console.print(table)
+    terminal.table(table)
     if model["reason"]:
-        console.print(model["reason"])
+        terminal.say(model["reason"])
     if model["left_out"]:
-        console.print(f"left out, as the model does without: {', '.join(model['left_out'][:10])}")
+        terminal.say(f"left out, as the model does without: {', '.join(model['left_out'][:10])}")

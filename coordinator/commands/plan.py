@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from coordinator.domain.compression import plan_key
 from coordinator.domain.run_file import parse_run_file
 from coordinator.operator import Operator
+from shared.terminal import Terminal
 
-console = Console()
+terminal = Terminal()
 
 
 def plan(
@@ -30,7 +31,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(view, indent=2))
     else:
-        console.print(draw(view))
+        terminal.print(draw(view))
 
 
 def draw(view: dict[str, Any]) -> RenderableType:
@@ -49,6 +50,7 @@ def draw(view: dict[str, Any]) -> RenderableType:
 def _agents(agents: list[dict[str, Any]]) -> Table:
     columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
     table = Table(*columns, "hours: training + transfer")
+    table.columns[0].overflow = "fold"  # a name that is cut is another name
     for agent in agents:
         first, later = agent["first_cycle"], agent["later_cycle"]
         table.add_row(
@@ -71,6 +73,8 @@ def _visits(agents: list[dict[str, Any]]) -> list[RenderableType]:
     if not lines:
         return []
     table = Table("block", "peak memory", "the others in", "agents")
+    for column in table.columns:
+        column.overflow = "fold"
     for (block, memory, emulator, why_not), names in sorted(lines.items(), key=lambda item: _place(item[0][0])):
         table.add_row(
             block, _mb(memory), why_not or emulator, ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -50,7 +50,7 @@ def _blocks(run: dict[str, Any]) -> Columns:
         style = "bold blue" if at else "green" if block["version"] else "dim"
         who = (at["agent"] or at["meant_for"] or "anyone") if at else ""
         panels.append(
-            Panel(Text(f"v{block['version']} {who}"), title=block["name"], border_style=style, width=max(16, len(block["name"]) + 6))
+            Panel(Text(f"v{block['version']} {who}"), title=Text(block["name"]), border_style=style, width=max(16, len(block["name"]) + 6))
         )
     return Columns(panels)
 
@@ -64,16 +64,22 @@ def _current(run: dict[str, Any]) -> list[RenderableType]:
     for assignment in run["current"]:
         progress = assignment["progress"] or {}
         text = f"  {assignment['block']} – {assignment['agent'] or assignment['meant_for'] or 'anyone'}, {assignment['state']}"
-        if progress.get("steps"):
-            text += (
-                f", step {progress['step']} of {progress['steps']}, loss {progress['loss']:.3f}, {progress['tokens_per_s']:,.0f} tokens/s"
-            )
-        elif progress:
-            text += f", {progress['phase']}"
+        if progress:
+            text += _far(progress)
         if assignment["reason"]:
             text += f" ({assignment['reason']})"
         lines.append(Text(text))
     return lines
+
+
+def _far(progress: dict[str, Any]) -> str:
+    """How far a visit is; an agent need not say all of it."""
+    if not progress.get("steps"):
+        return f", {progress['phase']}"
+    text = f", step {progress['step']} of {progress['steps']}"
+    if progress["loss"] is not None:
+        text += f", loss {progress['loss']:.3f}"
+    return text + (f", {progress['tokens_per_s']:,.0f} tokens/s" if progress["tokens_per_s"] is not None else "")
 
 
 def _evaluations(run: dict[str, Any]) -> Table:

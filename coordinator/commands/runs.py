@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -15,9 +14,10 @@ from coordinator.domain.run_file import parse_run_file
 from coordinator.operator import Operator, OperatorError
 from shared.paths import UnsafeName, inside
 from shared.protocol import ExportView
+from shared.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
-console = Console()
+terminal = Terminal()
 Run = Annotated[str, typer.Argument(help="Name or id of the run.")]
 FINAL = ("completed", "failed", "cancelled")
 
@@ -29,7 +29,7 @@ def create(
 ) -> None:
     """Create a run from a run file; its blocks and its head are prepared."""
     run = create_run(Operator(), file)
-    console.print(f"run {run['name']} ({run['id']}): {run['rounds_total']} rounds over {len(run['blocks'])} blocks")
+    terminal.say(f"run {run['name']} ({run['id']}): {run['rounds_total']} rounds over {len(run['blocks'])} blocks")
     if start:
         begin(run["id"])
 
@@ -75,20 +75,20 @@ def cancel(run: Run) -> None:
 
 def _steer(run: str, verb: str) -> None:
     view = Operator().post(f"/runs/{run}/{verb}")
-    console.print(f"run {view['name']} is {view['state']}")
+    terminal.say(f"run {view['name']} is {view['state']}")
 
 
 @app.command()
 def status(run: Run) -> None:
     """Where a run stands."""
-    console.print(draw(Operator().get(f"/runs/{run}")))
+    terminal.print(draw(Operator().get(f"/runs/{run}")))
 
 
 @app.command()
 def watch(run: Run) -> None:
     """Follow a run until it ends; leave with Ctrl-C, the run goes on."""
     operator = Operator()
-    with Live(console=console, refresh_per_second=4) as live:
+    with Live(console=terminal, refresh_per_second=4) as live:
         while True:
             view = operator.get(f"/runs/{run}")
             live.update(draw(view))
@@ -106,7 +106,7 @@ def list_runs() -> None:
     for run in Operator().get("/runs"):
         rounds = f"{run['rounds_done']} of {run['rounds_total']}"
         table.add_row(run["name"], run["id"], run["model"], run["state"], rounds, run["created_at"][:19])
-    console.print(table)
+    terminal.table(table)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def export(
 ) -> None:
     """Write the run's present model as a directory that transformers loads."""
     view = export_run(Operator(), run, directory)
-    console.print(f"model after {view['after_rounds']} rounds in {directory}: {', '.join(f['name'] for f in view['files'])}")
+    terminal.say(f"model after {view['after_rounds']} rounds in {directory}: {', '.join(f['name'] for f in view['files'])}")
 
 
 def export_run(operator: Operator, run: str, directory: Path) -> Any:

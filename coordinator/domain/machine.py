@@ -31,7 +31,7 @@ class Machine(Generic[S, E]):
         except KeyError:
             possible = sorted({str(e) for s, e in self.table if s == state})
             raise InvalidTransition(
-                f"a {self.noun} that is {state} cannot {event}"
+                f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun} that is {state} cannot {event}"
                 + (f"; it can {', '.join(possible)}" if possible else "; that state is final"),
                 state=str(state),
                 event=str(event),

@@ -1,0 +1,177 @@
+"""Text of others stays text: it is no markup, and it does not steer the terminal."""
+
+import ast
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.commands import run_view
+from shared.plain import one_line, plain
+from shared.protocol import DeviceInfo, ErrorBody, ReturnRequest
+from shared.terminal import PlainFormatter, Terminal
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = {
+    "a closing tag": ("heap [/red] gone", "heap [/red] gone"),
+    "an empty tag": ("[/]", "[/]"),
+    "a link": ("[link=https://evil.example]click[/link]", "[link=https://evil.example]click[/link]"),
+    "a section's name": ("Map them in [data.columns]", "Map them in [data.columns]"),
+    "an emoji code": (":bomb:", ":bomb:"),
+    "the clipboard": ("a\x1b]52;c;ZXZpbA==\x07b", "ab"),
+    "a title, ended otherwise": ("a\x1b]0;evil\x1b\\b", "ab"),
+    "a link of the terminal": ("\x1b]8;;https://evil.example\x07click\x1b]8;;\x07", "click"),
+    "an erased screen": ("a\x1b[2J\x1b[1;1Hb", "ab"),
+    "colours in one byte": ("a\x9b31mb", "ab"),
+    "a command that does not end": ("a\x1b]0;evil", "a0;evil"),
+    "a private message": ("a\x1bP1$r evil\x1b\\b", "ab"),
+    "a reset": ("a\x1bcb", "ab"),
+    "a bell": ("a\x07b", "a\N{REPLACEMENT CHARACTER}b"),
+    "a carriage return": ("good\rbad", "good\N{REPLACEMENT CHARACTER}bad"),
+    "the other direction": ("a\u202ecod.exe\u2066b\u200f", "acod.exeb"),
+    "half a character": ("a\ud83db", "a\N{REPLACEMENT CHARACTER}b"),
+    "NUL and DEL": ("a\0b\x7f", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"),
+    "a separator of lines": ("a\u2028b", "a b"),
+}
+each = pytest.mark.parametrize(("text", "shown"), HOSTILE.values(), ids=HOSTILE.keys())
+
+
+def printed(draw: Any) -> str:
+    file = io.StringIO()
+    terminal = Terminal(file=file, force_terminal=True, color_system=None, width=100)
+    draw(terminal)
+    return file.getvalue()
+
+
+@each
+def test_what_steers_is_taken_out(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+@pytest.mark.parametrize("text", ["Ångström\tµ\nline", "نص عربي", "👩‍👩‍👧 ❤️", "日本語", "a—b ‘c’"])
+def test_what_is_only_foreign_stays(text: str) -> None:
+    assert plain(text) == text
+
+
+def test_a_list_has_a_line_for_each_entry() -> None:
+    assert one_line("first\n2026-01-01 error forged\r\n\tthird") == "first 2026-01-01 error forged third"
+
+
+@each
+@pytest.mark.parametrize("where", ["line", "styled", "cell", "title", "panel", "spinner"])
+def test_nothing_steers_wherever_it_is_drawn(text: str, shown: str, where: str) -> None:
+    # Rich itself takes out a few characters of a Text, the bell that ends a command among them: what steers is gone all the same.
+    table = Table(text, title=text)
+    table.add_row(text)
+    draw = {
+        "line": lambda t: t.say(text), "styled": lambda t: t.say(text, "red"), "cell": lambda t: t.table(table),
+        "title": lambda t: t.print(table), "panel": lambda t: t.print(Panel(Text(text), title=Text(text))),
+        "spinner": lambda t: t.print(t.status(text).renderable),
+    }[where]  # fmt: skip
+    out = printed(draw)
+    assert not [c for c in out if c != "\n" and not c.isprintable()], out
+    assert not set(out) & set("\u202e\u2066\u200f")
+    if "[" in shown and "\x1b" not in text:
+        assert shown in out
+
+
+def test_ids_and_names_are_whole_however_narrow_the_terminal_is() -> None:
+    table = Table("name", "id", "model", "state")
+    table.add_row("n" * 20, "run_0123456789abcdef", "m" * 50, "running")
+    out = printed(lambda t: t.table(table))
+    assert "n" * 20 in out
+    assert "run_0123456789abcdef" in out
+    assert out.count("m") == 50 + 2  # with those of the heading
+    table.add_row("N" * 100, "run_0123456789abcdef", "", "")
+    out = printed(lambda t: t.table(table))
+    assert "…" not in out
+    assert out.count("N") == 100
+
+
+def test_a_log_is_a_terminal_too() -> None:
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "block %s", ("a\x1b[2Jb\u202e",), None)
+    assert PlainFormatter("%(message)s").format(record) == "block ab"
+
+
+@each
+def test_both_sides_strip_at_the_door(text: str, shown: str) -> None:
+    if "\ud83d" in text:
+        return  # JSON of the wire cannot hold it
+    assert DeviceInfo(name=text[:200], kind=text[:20]).name == shown
+    assert ReturnRequest(attempt=1, reason="other", message=text).message == shown
+    assert ErrorBody(code="x", message=text).message == shown
+
+
+def test_a_visit_that_says_little_is_drawn() -> None:
+    progress = {"phase": "training", "step": 0, "steps": 5, "loss": None, "tokens_per_s": None, "peak_memory_bytes": None}
+    assert run_view._far(progress) == ", step 0 of 5"
+    assert run_view._far({**progress, "loss": 1.0, "tokens_per_s": 1000.0}) == ", step 0 of 5, loss 1.000, 1,000 tokens/s"
+    assert run_view._far({**progress, "steps": 0}) == ", training"
+
+
+# ---- the rule, for all code that is there or will be ------------------------------------------------------------------
+
+COMMANDS = [
+    path
+    for package in ("agent", "coordinator", "shared")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path != ROOT / "shared/terminal.py"
+]
+
+
+def offences(tree: ast.AST) -> list[str]:
+    """Every way to a terminal, or to markup, that goes round `shared/terminal.py`."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module="rich.console", names=names) if "Console" in {n.name for n in names}:
+                found.append(f"line {node.lineno}: Console; use Terminal")
+            case ast.ImportFrom(module="rich", names=names) if "print" in {n.name for n in names}:
+                found.append(f"line {node.lineno}: print of rich; use Terminal")
+            case ast.Call(func=ast.Attribute(attr="from_markup" | "secho")):
+                found.append(f"line {node.lineno}: {node.func.attr}")  # type: ignore[attr-defined]
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="typer"), attr="echo"), args=[argument, *_]) if not (
+                isinstance(argument, ast.Call) and ast.unparse(argument.func) == "json.dumps"
+            ):
+                found.append(f"line {node.lineno}: typer.echo of something else than json.dumps; use Terminal")
+            case ast.Call(func=ast.Name(id="print")):
+                found.append(f"line {node.lineno}: print; use Terminal")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="logging"), attr="basicConfig")):
+                found.append(f"line {node.lineno}: basicConfig; use log_plainly")
+            case ast.Call(keywords=keywords):
+                for word in keywords:
+                    if word.arg in ("markup", "emoji") and not (isinstance(word.value, ast.Constant) and word.value.value is False):
+                        found.append(f"line {node.lineno}: {word.arg} is on")
+                if isinstance(node.func, ast.Name) and node.func.id == "Panel":
+                    titles = [word.value for word in keywords if word.arg in ("title", "subtitle")]
+                    found += [
+                        f"line {node.lineno}: a panel reads markup in its title" for t in titles if not ast.unparse(t).startswith("Text(")
+                    ]
+    return found
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_prints_but_through_the_terminal(path: Path) -> None:
+    allowed = {ROOT / "coordinator/domain/statechart.py": 1}  # a generator of documentation
+    assert len(offences(ast.parse(path.read_text()))) <= allowed.get(path, 0), offences(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from rich.console import Console, Group", "print(f'{x}')", "typer.echo(f'{name}')", "console.print(f'[red]{x}[/]', markup=True)",
+        "Text.from_markup(x)", "Panel('x', title=name)", "logging.basicConfig(level=1)", "from rich import print", "typer.secho(x)",
+    ],
+)  # fmt: skip
+def test_the_rule_sees_it(code: str) -> None:
+    assert offences(ast.parse(code))
+
+
+@pytest.mark.parametrize("code", ["typer.echo(json.dumps(view, indent=2))", "terminal.say(f'{x}')", "Panel(Text(x), title=Text(x))"])
+def test_the_rule_lets_it_pass(code: str) -> None:
+    assert not offences(ast.parse(code))
