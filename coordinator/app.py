@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -28,6 +29,7 @@ from shared.errors import FedError
 from shared.protocol import API
 
 log = logging.getLogger("fedcoord")
+ROUTERS = [module.router for module in (agents, assignments, models, plan, runs, held_out, status)]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,8 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.state.settings = settings
     v1 = APIRouter(prefix=API)
-    for module in (agents, assignments, models, plan, runs, held_out, status):
-        v1.include_router(module.router)
+    for router in ROUTERS:
+        v1.include_router(router)
     app.include_router(v1)
     app.include_router(pages.router)
     app.add_exception_handler(FedError, _known_error)
@@ -56,7 +58,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings.uploads.mkdir(parents=True, exist_ok=True)
     waiting = app.state.waiting = WaitingRoom()
     waiting.open()
-    database = app.state.database = Database(settings.url)
+    database = app.state.database = Database(settings.url, settings.threads)
+    app.state.threads = to_thread.current_default_thread_limiter()
+    app.state.threads.total_tokens = settings.threads
     app.state.store = open_store(settings.blobs)
     migrate.upgrade(database.engine)
     with database.transaction() as session:

@@ -17,6 +17,9 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file of the certificate, with its chain; then the coordinator speaks HTTPS")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
+    threads: int = Field(
+        40, ge=4, le=1000, description="requests that speak to the database at the same time; it is asked for ten connections more"
+    )
     silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")

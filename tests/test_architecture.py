@@ -183,6 +183,24 @@ def test_routes_write_no_sql(layer: str) -> None:
             assert on_session == [], f"{module.path}: line {on_session[0].lineno} speaks to the database by itself"
 
 
+@pytest.mark.parametrize("layer", ["coordinator.api", "coordinator.dashboard"])
+def test_a_transaction_lives_in_one_job_of_the_thread_pool(layer: str) -> None:
+    """A lock or a connection that is held while its holder waits for a thread stops everybody who has one."""
+
+    def look(node: ast.AST, path: Path, coroutine: bool) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Yield | ast.YieldFrom):
+                yield f"{path}:{child.lineno} yields: what it holds is let go in another job"
+            opens = isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr in ("transaction", "reading")
+            if opens and coroutine:
+                yield f"{path}:{child.lineno} opens a transaction in a coroutine"
+            inside_coroutine = isinstance(child, ast.AsyncFunctionDef) or (coroutine and not isinstance(child, ast.FunctionDef))
+            yield from look(child, path, inside_coroutine)
+
+    wrong = [found for m in MODULES if inside(m.name, layer) for found in look(m.tree, m.path.relative_to(ROOT), coroutine=False)]
+    assert wrong == []
+
+
 def calls(module: Module) -> Iterator[ast.Call]:
     return (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, WriteDep, now
+from coordinator.api.deps import AgentDep, OperatorDep, now
+from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
 from coordinator.db import queries
 from coordinator.db.models import Agent
@@ -13,7 +14,7 @@ from coordinator.services import agents, offers, transfers
 from coordinator.services.views import AgentView
 from shared.protocol import AgentSelf, EnrolAnswer, EnrolRequest
 
-router = APIRouter(tags=["agents"])
+router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
 
 @router.post(

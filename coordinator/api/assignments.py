@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, ReadDep, SettingsDep, StoreDep, WaitingDep, WriteDep, now
+from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
 from coordinator.api.files import blob_response
+from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import errors
 from coordinator.db.base import Database
 from coordinator.services import agents, assignments, signals, transfers
@@ -30,7 +31,7 @@ from shared.protocol import (
     UploadOffset,
 )
 
-router = APIRouter(prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
+router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 WRITE_CHUNK = 1 << 20
 AssignmentId = Annotated[str, Path(pattern=ID)]
 
@@ -153,12 +154,12 @@ def shard(
     for ref in wanted.shards:
         transfers.expose(session, agent.id, wanted.run_id, ref, now())
 
-    def count(amount: int) -> None:
-        def save() -> None:
-            with database.transaction() as counting:
-                transfers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
+    def save(amount: int) -> None:
+        with database.transaction() as counting:
+            transfers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
 
-        asyncio.get_running_loop().run_in_executor(None, save)
+    async def count(amount: int) -> None:
+        await run_in_threadpool(save, amount)
 
     return blob_response(request, store.path(digest), digest, count)
 

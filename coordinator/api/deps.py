@@ -1,11 +1,9 @@
-"""What routes depend on: the transaction, and who is asking."""
+"""What routes depend on: what the application holds, and who is asking."""
 
-from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy.orm import Session
 
 from coordinator.api.waiting import WaitingRoom
 from coordinator.db.base import Database, utcnow
@@ -40,21 +38,6 @@ DatabaseDep = Annotated[Database, Depends(_database)]
 StoreDep = Annotated[BlobStore, Depends(_store)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
-
-
-def _transaction(database: DatabaseDep) -> Iterator[Session]:
-    with database.transaction() as session:
-        yield session
-
-
-def _reading(database: DatabaseDep) -> Iterator[Session]:
-    with database.reading() as session:
-        yield session
-
-
-# Scope "function" commits before the answer is sent: with the default, a commit that fails would still be answered with 200.
-WriteDep = Annotated[Session, Depends(_transaction, scope="function")]
-ReadDep = Annotated[Session, Depends(_reading, scope="function")]
 
 
 _scheme = HTTPBearer(auto_error=False, description="the operator's key (fco_…) or an agent's (fca_…)")

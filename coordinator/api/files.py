@@ -1,11 +1,13 @@
 """Sends blobs: ranges, the digest as ETag, and a count of the bytes that really went out."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import Request, Response
 from starlette.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
+
+Sent = Callable[[int], Awaitable[None]]
 
 
 class BlobResponse(FileResponse):
@@ -13,7 +15,7 @@ class BlobResponse(FileResponse):
 
     chunk_size = 1 << 20
 
-    def __init__(self, path: Path, digest: str, sent: Callable[[int], None] | None = None) -> None:
+    def __init__(self, path: Path, digest: str, sent: Sent | None = None) -> None:
         super().__init__(
             path, media_type="application/octet-stream", headers={"ETag": f'"{digest}"', "Cache-Control": "private, immutable"}
         )
@@ -32,10 +34,10 @@ class BlobResponse(FileResponse):
             await super().__call__(scope, receive, counting)
         finally:
             if self._sent is not None:
-                self._sent(total)
+                await self._sent(total)
 
 
-def blob_response(request: Request, path: Path, digest: str, sent: Callable[[int], None] | None = None) -> Response:
+def blob_response(request: Request, path: Path, digest: str, sent: Sent | None = None) -> Response:
     """304 to whoever has the digest already, else the bytes, or the range of them that was asked for."""
     if f'"{digest}"' in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": f'"{digest}"'})

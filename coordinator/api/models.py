@@ -2,13 +2,14 @@
 
 from fastapi import APIRouter
 
-from coordinator.api.deps import OperatorDep, ReadDep, WriteDep
+from coordinator.api.deps import OperatorDep
+from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import ModelRequest, ModelView, errors
 from coordinator.db import queries
 from coordinator.db.models import Model
 from coordinator.services import models
 
-router = APIRouter(prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
 
 
 @router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422))

@@ -4,13 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from coordinator.api.deps import OperatorDep, ReadDep
+from coordinator.api.deps import OperatorDep
+from coordinator.api.route import DatabaseRoute, ReadDep
 from coordinator.api.schemas import errors
 from coordinator.domain.run_file import RunFile
 from coordinator.services import forecasts
 from coordinator.services.forecasts import PlanView
 
-router = APIRouter(prefix="/plan", tags=["runs"], responses=errors(401, 422), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/plan", tags=["runs"], responses=errors(401, 422), dependencies=[OperatorDep])
 
 
 @router.post("", summary="Plan a run before it begins", response_model=PlanView, responses=errors(404, 409))

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from coordinator.api.deps import AgentDep, OperatorDep, ReadDep, StoreDep, WriteDep, now
+from coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
 from coordinator.api.files import blob_response
+from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import ExportRequested, errors
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
@@ -13,7 +14,7 @@ from coordinator.services import offers, runs, status
 from coordinator.services.views import AssignmentView, RoundView, RunSummary, RunView, TrafficView
 from shared.protocol import ID, ExportView
 
-router = APIRouter(prefix="/runs", tags=["runs"], responses=errors(401, 422))
+router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 422))
 operator = [OperatorDep]
 ExportId = Annotated[str, Path(pattern=ID)]
 

@@ -4,12 +4,13 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from coordinator.api.deps import OperatorDep, ReadDep, WaitingDep, now
+from coordinator.api.deps import OperatorDep, WaitingDep, now
+from coordinator.api.route import DatabaseRoute, ReadDep
 from coordinator.api.schemas import Health, errors
 from coordinator.services import status
 from coordinator.services.views import StatusView
 
-router = APIRouter(tags=["status"])
+router = APIRouter(route_class=DatabaseRoute, tags=["status"])
 
 
 @router.get("/status", summary="The state of everything", response_model=StatusView, responses=errors(401), dependencies=[OperatorDep])
@@ -19,6 +20,6 @@ def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
 
 
 @router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400))
-def health() -> Health:
-    """For load balancers and `fedagent check`; needs no key."""
+async def health() -> Health:
+    """For load balancers and `fedagent check`; needs no key. It waits for no thread and asks no database."""
     return Health(status="ok", version=version("fedcybgd"))

@@ -10,12 +10,13 @@ from fastapi.templating import Jinja2Templates
 from itsdangerous import BadSignature, TimestampSigner
 from sqlalchemy.orm import Session
 
-from coordinator.api.deps import ReadDep, WaitingDep, now
+from coordinator.api.deps import WaitingDep, now
+from coordinator.api.route import DatabaseRoute, ReadDep
 from coordinator.db import queries
 from coordinator.errors import Unauthorized
 from coordinator.services import operators, status
 
-router = APIRouter(prefix="/admin", include_in_schema=False)
+router = APIRouter(route_class=DatabaseRoute, prefix="/admin", include_in_schema=False)
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 COOKIE = "fedcoord_session"
 SESSION_S = 12 * 3600

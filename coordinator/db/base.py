@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Dialect, Double, Engine, MetaData, TypeDecorator, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Session
 
+BESIDE = 10
+"""Connections for what is no request: the lanes of jobs, the start, a person's command."""
 AfterCommit = Callable[[dict[str, Any]], None]
 
 
@@ -46,10 +48,10 @@ def utcnow() -> datetime:
 class Database:
     """Sessions in transactions. What a service puts into `session.info` is handed to `after_commit` once it is true."""
 
-    def __init__(self, url: str, after_commit: AfterCommit | None = None) -> None:
+    def __init__(self, url: str, threads: int = 10) -> None:
         self.url = url
-        self.after_commit = after_commit
-        self.engine = open_engine(url)
+        self.after_commit: AfterCommit | None = None
+        self.engine = open_engine(url, threads + BESIDE)
         # One writer at a time is SQLite's own rule; a lock hands over at once where its busy handler would sleep.
         self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
 
@@ -87,12 +89,14 @@ class Database:
         self.engine.dispose()
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, connections: int = BESIDE) -> Engine:
+    """An engine with a connection for everybody who may want one at the same time: nobody waits for one that waits for him."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=20, max_overflow=30, pool_pre_ping=True)
-    engine = create_engine(url, pool_size=20, max_overflow=30, connect_args={"check_same_thread": False, "timeout": 30})
+        return create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True)
+    connect_args = {"check_same_thread": False, "timeout": 30}
+    engine = create_engine(url, pool_size=connections, max_overflow=0, connect_args=connect_args)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import CapacityLimiter
 
 from agent.client import Client
 from coordinator.app import create_app
@@ -67,6 +68,11 @@ class LiveCoordinator:
     def store(self) -> BlobStore:
         store: BlobStore = self.app.state.store
         return store
+
+    def free_threads(self) -> bool:
+        """Whether a request that needs a thread would get one."""
+        threads: CapacityLimiter = self.app.state.threads
+        return threads.borrowed_tokens < threads.total_tokens
 
     def enrol(self, name: str) -> Client:
         """A client with the key of a new agent."""

@@ -1,0 +1,62 @@
+"""Routes that open their transaction in the thread that runs them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any, get_args, get_origin
+
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+
+from coordinator.api.deps import DatabaseDep
+from coordinator.db.base import Database
+
+
+class Access(Enum):
+    """Marks a route's parameter as the session of its transaction."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+ReadDep = Annotated[Session, Access.READ]
+WriteDep = Annotated[Session, Access.WRITE]
+
+
+class DatabaseRoute(APIRoute):
+    """Begins the transaction, runs the route and commits in one job of the thread pool, before the answer is sent.
+
+    A dependency that yields a session would begin in one job and commit in a later one. In between it would hold the connection, and
+    SQLite's writer lock, while it waits for a thread; and when all threads wait for that lock, none is left to let it go.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        wanted = {name: access for name, p in inspect.signature(endpoint).parameters.items() if (access := _access(p.annotation))}
+        self.access = next(iter(wanted.values()), None)
+        super().__init__(path, _in_one_job(endpoint, *wanted.popitem()) if wanted else endpoint, **options)
+        assert not wanted, "one session is enough"
+
+
+def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Callable[..., Any]:
+    """The endpoint with a database in place of its session, the parameter `name`."""
+    if inspect.iscoroutinefunction(endpoint):
+        raise TypeError(f"{endpoint.__qualname__} is a coroutine: it would hold its transaction while it waits; make it a plain function")
+
+    def job(_database: Database, **values: Any) -> Any:
+        with _database.transaction() if access is Access.WRITE else _database.reading() as session:
+            return endpoint(**values, **{name: session})
+
+    made: Any = functools.update_wrapper(job, endpoint)
+    del made.__wrapped__  # else its signature would be the endpoint's
+    given = inspect.signature(endpoint)
+    asked = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given.parameters.values() if p.name != name]
+    database = inspect.Parameter("_database", inspect.Parameter.KEYWORD_ONLY, annotation=DatabaseDep)
+    made.__signature__ = given.replace(parameters=[database, *asked])
+    return job
+
+
+def _access(annotation: Any) -> Access | None:
+    if get_origin(annotation) is not Annotated:
+        return None
+    return next((mark for mark in get_args(annotation)[1:] if isinstance(mark, Access)), None)

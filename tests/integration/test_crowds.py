@@ -1,0 +1,167 @@
+"""Two hundred writers of every kind at once: all are answered, and whether the coordinator is up is answered whatever they do."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from safetensors.torch import save
+
+from coordinator.api.route import Access, DatabaseRoute
+from coordinator.app import ROUTERS
+from coordinator.dashboard import pages
+from coordinator.db.base import Database
+from shared.digests import digest_of
+from shared.protocol import API, Assignment
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import METRICS, Hand, fresh, run_file, start_run, wire
+
+CROWD = 200
+Call = tuple[str, str, dict[str, Any]]
+
+
+ROUTES = [route for router in (*ROUTERS, pages.router) for route in router.routes if isinstance(route, APIRoute)]
+
+
+def writing() -> set[str]:
+    """All routes of agents and operators that may write: those with a session for it, and those that are asked for more than to read."""
+    return {
+        f"{method} {route.path}"
+        for route in ROUTES if not route.path.startswith(pages.router.prefix)
+        for method in route.methods or ()
+        if method != "GET" or (isinstance(route, DatabaseRoute) and route.access is Access.WRITE)
+    }  # fmt: skip
+
+
+def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
+    """Route → a request to it, each of which gets as far as its transaction."""
+    hand, rotating = Hand(live), Hand(live)
+    run = start_run(live, model, [hand])
+    draft = live.create_run(run_file(model, [hand]))["id"]
+    held = hand.take(run)
+    delta = save(hand.delta(held))
+    place, op = f"/assignments/{held.assignment_id}", live.operator_key
+    submission = {"attempt": held.attempt, "digest": digest_of(delta), "metrics": METRICS.model_dump(mode="json")}
+    shard = held.manifest.blocks[0].digest
+    rows = b'{"text": "a", "label": 0}\n'
+    given = {
+        "POST /enrolment-tokens": ("/enrolment-tokens", op, {"json": {}}),
+        "POST /agents": ("/agents", "", {"json": {"token": "fct_" + "x" * 43, "name": fresh("agent")}}),
+        "GET /agents/me": ("/agents/me", hand.key, {}),
+        "POST /agents/me/key": ("/agents/me/key", rotating.key, {}),
+        "POST /agents/{name}/revoke": ("/agents/nobody/revoke", op, {}),
+        "POST /assignments/claim": ("/assignments/claim?wait=0", hand.key, {"json": {"runs": ["nothing"]}}),
+        "POST /assignments/{assignment_id}/renew": (f"{place}/renew", hand.key, {"json": {"attempt": held.attempt}}),
+        "POST /assignments/{assignment_id}/return": (f"{place}/return", hand.key, {"json": {"attempt": 9, "reason": "other"}}),
+        "GET /assignments/{assignment_id}/shards/{digest}": (f"{place}/shards/{shard}", hand.key, {}),
+        "PUT /assignments/{assignment_id}/upload/{digest}": (f"{place}/upload/{digest_of(delta)}", hand.key, {"content": delta}),
+        "POST /assignments/{assignment_id}/delta": (f"{place}/delta", hand.key, {"json": {**submission, "attempt": 9}}),
+        "POST /models": ("/models", op, {"json": {"name": model, "source": "/nowhere"}}),
+        "POST /plan": ("/plan", op, {"json": run_file(model, [hand])}),
+        "POST /runs": ("/runs", op, {"json": {**run_file(model, [hand]), "name": live.operator.get(f"/runs/{run}")["name"]}}),
+        "POST /runs/{run}/start": (f"/runs/{run}/start", op, {}),
+        "POST /runs/{run}/pause": (f"/runs/{draft}/pause", op, {}),
+        "POST /runs/{run}/resume": (f"/runs/{draft}/resume", op, {}),
+        "POST /runs/{run}/cancel": (f"/runs/{draft}/cancel", op, {}),
+        "POST /runs/{run}/exports": (f"/runs/{run}/exports", op, {}),
+        "PUT /held-out/{digest}": (f"/held-out/{digest_of(rows)}?name=rows.jsonl", op, {"content": rows}),
+    }  # fmt: skip
+    return {
+        route: (route.split()[0], path, {"headers": {"Authorization": f"Bearer {key}"} if key else {}, **more})
+        for route, (path, key, more) in given.items()
+    }
+
+
+async def crowd(live: LiveCoordinator, calls: list[Call]) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=live.url + API, timeout=60, limits=limits, verify=False) as client:
+        return await asyncio.gather(*(client.request(method, path, **more) for method, path, more in calls))
+
+
+def test_two_hundred_writers_of_every_kind_at_once_are_all_answered(live: LiveCoordinator, model: str) -> None:
+    kinds = all_kinds(live, model)
+    assert set(kinds) == writing(), "a new kind of writer belongs here"
+    names = sorted(kinds) * (CROWD // len(kinds))
+    assert len(names) == CROWD
+    answers = asyncio.run(crowd(live, [kinds[name] for name in names]))
+    failed = {(name, answer.status_code, answer.text) for name, answer in zip(names, answers, strict=True) if answer.status_code >= 500}
+    assert failed == set()
+    assert wire(live).get("/health").status_code == 200
+
+
+def test_two_hundred_of_one_kind_at_once_are_all_answered(live: LiveCoordinator, model: str) -> None:
+    call = all_kinds(live, model)["GET /agents/me"]
+    assert {a.status_code for a in asyncio.run(crowd(live, [call] * CROWD))} == {200}
+
+
+@contextmanager
+def stuck(database: Database, run: str) -> Iterator[None]:
+    """Nobody else writes (SQLite), or nobody to this run (PostgreSQL)."""
+    from coordinator.db import queries
+
+    with database.transaction() as session:
+        queries.run_by_name(session, run, lock=True)
+        yield
+
+
+def test_whether_it_is_up_is_answered_while_every_thread_waits(live: LiveCoordinator, model: str) -> None:
+    hand = Hand(live)
+    run = start_run(live, model, [hand])
+    held: Assignment = hand.take(run)
+    headers = {"Authorization": f"Bearer {hand.key}"}
+    renew = ("POST", f"/assignments/{held.assignment_id}/renew", {"headers": headers, "json": {"attempt": held.attempt}})
+    answers: list[httpx.Response] = []
+    with stuck(live.database, run):
+        waiting = threading.Thread(target=lambda: answers.extend(asyncio.run(crowd(live, [renew] * (2 * live.settings.threads)))))
+        waiting.start()
+        wait_for(lambda: not live.free_threads(), limit=20)
+        for _ in range(10):
+            assert wire(live).get("/health", timeout=5).json()["status"] == "ok"
+        assert not live.free_threads()
+    waiting.join(60)
+    assert [a.status_code for a in answers] == [200] * 2 * live.settings.threads
+
+
+def test_a_route_that_waits_cannot_ask_for_a_session() -> None:
+    from fastapi import APIRouter
+
+    from coordinator.api.route import WriteDep
+
+    async def waits(session: WriteDep) -> None: ...
+
+    with pytest.raises(TypeError, match="coroutine"):
+        APIRouter(route_class=DatabaseRoute).post("/")(waits)
+
+
+def test_a_router_without_the_route_class_cannot_hand_out_a_session() -> None:
+    from fastapi import APIRouter
+    from fastapi.exceptions import FastAPIError
+
+    from coordinator.api.route import ReadDep
+
+    def old(session: ReadDep) -> None: ...
+
+    with pytest.raises(FastAPIError):
+        APIRouter().get("/")(old)
+
+
+def test_no_dependency_of_a_route_stays_open_while_it_runs() -> None:
+    """What yields would be opened in one job of the thread pool and closed in another."""
+    import inspect
+
+    def calls(dependant: Any) -> Iterator[Any]:
+        yield dependant.call
+        for inner in dependant.dependencies:
+            yield from calls(inner)
+
+    assert len(ROUTES) > 25
+    yielding = {
+        f"{route.path}: {call.__qualname__}" for route in ROUTES for call in calls(route.dependant)
+        if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
+    }  # fmt: skip
+    assert yielding == set()
