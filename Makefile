@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without a GPU a looser range may pull gigabytes of CUDA packages.
 TORCH := torch==2.13.0
+# Two tests at a time, each with one thread: more threads than cores wait for each other.
+WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
@@ -29,8 +31,8 @@ demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live 
 demo-lm: setup ## The same for a small Llama on Shakespeare, with text before and after
 	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
 
-test: setup lint types ## Lint, types and all tests
-	$(BIN)/python -m pytest
+test: setup lint types ## Lint, types and all tests (WORKERS=4 runs four at a time)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
