@@ -59,7 +59,7 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
         report(progress)
 
     remember(Progress(phase="fetching"))
-    with Heartbeat(tools.client, assignment, lambda: latest[-1], tools.trainer.stop) as heartbeat:
+    with Heartbeat(tools.client, assignment, lambda: latest[-1], lambda: tools.trainer.stop(visit_name(assignment))) as heartbeat:
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
             entry = tools.outbox.find(assignment)
@@ -73,6 +73,11 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
             if error.code in LEASE_CODES:
                 raise LeaseGone(error.message) from error
             raise
+
+
+def visit_name(assignment: Assignment) -> str:
+    """Names this visit and no other to the training process."""
+    return f"{assignment.assignment_id}/{assignment.attempt}"
 
 
 def fetch(tools: Tools, assignment: Assignment) -> Fetched:
@@ -110,7 +115,8 @@ def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Hea
     trained = [block for group in assignment.train.groups for block in group.blocks]
     feedback = assignment.error_feedback
     request = TrainRequest(
-        assignment_id=assignment.assignment_id, files=fetched.files, model_key=assignment.run_id, shards=fetched.shards,
+        assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
+        shards=fetched.shards,
         dropped=assignment.manifest.dropped, train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
         delta_codec=assignment.delta_codec, carried=tools.residuals.of(assignment.run_id, trained) if feedback else {},
         leave=str(tools.outbox.left_path(assignment)) if feedback else None,

@@ -17,7 +17,10 @@ FIRST_S = 0.5
 
 
 class Heartbeat:
-    """Use as a context manager around the work on one assignment; `lost` is set when the lease is gone or not wanted any more."""
+    """Use as a context manager around one visit; `lost` is set when its lease is gone or not wanted any more.
+
+    An answer may come long after the visit has ended: then nothing is done any more, whatever it says.
+    """
 
     def __init__(
         self, client: Client, assignment: Assignment, progress: Callable[[], Progress | None], on_lost: Callable[[], None]
@@ -25,6 +28,7 @@ class Heartbeat:
         self._client, self._assignment = client, assignment
         self._progress, self._on_lost = progress, on_lost
         self._stop = threading.Event()
+        self._ending = threading.Lock()
         self.lost = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
@@ -33,8 +37,8 @@ class Heartbeat:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
+        with self._ending:  # not waited for: an answer that hangs must not hold up the next visit
+            self._stop.set()
 
     def _loop(self) -> None:
         lease = self._assignment.lease_seconds
@@ -59,6 +63,9 @@ class Heartbeat:
                 log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)
 
     def _lose(self, why: str) -> None:
-        log.warning("stopping %s: %s", self._assignment.block, why)
-        self.lost.set()
-        self._on_lost()
+        with self._ending:
+            if self._stop.is_set():
+                return
+            log.warning("stopping %s: %s", self._assignment.block, why)
+            self.lost.set()
+            self._on_lost()

@@ -59,6 +59,8 @@ class TrainRequest(BaseModel):
     """One visit, everything local: no network is needed to do it."""
 
     assignment_id: str
+    visit: str = ""
+    """which visit this is: a stop is for one, and so is every event"""
     files: dict[str, str]
     """name → path, of configuration and tokenizer"""
     model_key: str
@@ -81,12 +83,15 @@ class Command(BaseModel):
 
     op: Literal["train", "stop"]
     request: TrainRequest | None = None
+    visit: str | None = None
+    """which visit is to stop; None: whichever there is"""
 
 
 class TrainerEvent(BaseModel):
     """Training process to daemon."""
 
-    event: Literal["ready", "progress", "done", "failed", "stopped"]
+    event: Literal["ready", "alive", "progress", "done", "failed", "stopped"]
+    visit: str = ""
     progress: Progress | None = None
     metrics: TrainMetrics | None = None
     reason: ReturnReason | None = None

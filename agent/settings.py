@@ -36,6 +36,7 @@ class LimitsSection(Section):
     memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
     disk_gb: float = Field(20, gt=0, description="size of the shard cache at the most, in 1e9 bytes")
     bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
+    stall_s: float = Field(1800, ge=10, description="seconds without a finished step after which a visit is given up")
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
 
 

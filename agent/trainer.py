@@ -4,20 +4,29 @@ import os
 import queue
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
 from shared.errors import DataError, FedError, HeaderError
 from shared.protocol import Progress, ReturnReason
 
+ALIVE_EVERY_S = 5.0
+_speaking = threading.Lock()
+
 
 def main(device: str, threads: int, memory_limit: int, options: TrainingOptions) -> None:
     """Serve until standard input ends: when the daemon is gone, however it went, this process goes too."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
-    commands: queue.Queue[TrainRequest] = queue.Queue()
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(commands, stop), daemon=True).start()
+    # What asks a person (transformers may) finds nobody there: our lines are read from a copy.
+    commands = os.fdopen(os.dup(0), "r")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    orders = Orders()
+    threading.Thread(target=_listen, args=(commands, orders), daemon=True).start()
+    busy = threading.Event()
+    threading.Thread(target=_live, args=(out, busy), daemon=True).start()
     if memory_limit:
         _limit_memory(memory_limit)
 
@@ -32,22 +41,48 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
     visitor = Visitor(choose_device(device), options, memory_limit)
     _say(out, TrainerEvent(event="ready"))
     while True:
-        request = commands.get()
-        _say(out, _visit(visitor, request, out, stop))
+        request = orders.requests.get()
+        busy.set()
+        _say(out, _visit(visitor, request, out, lambda request=request: orders.unwanted(request)))  # type: ignore[misc]
+        busy.clear()
 
 
-def _listen(commands: "queue.Queue[TrainRequest]", stop: threading.Event) -> None:
-    for line in sys.stdin:
-        command = Command.model_validate_json(line)
+class Orders:
+    """What the daemon asked for. A stop is for one visit: it never touches a later one, however late it comes."""
+
+    def __init__(self) -> None:
+        self.requests: queue.Queue[TrainRequest] = queue.Queue()
+        self._stopped: set[str | None] = set()
+
+    def take(self, command: Command) -> None:
         if command.op == "stop":
-            stop.set()
+            self._stopped.add(command.visit)
         elif command.request is not None:
-            stop.clear()
-            commands.put(command.request)
+            self.requests.put(command.request)
+
+    def unwanted(self, request: TrainRequest) -> bool:
+        return None in self._stopped or request.visit in self._stopped
+
+
+def _listen(lines: TextIO, orders: Orders) -> None:
+    for line in lines:
+        orders.take(Command.model_validate_json(line))
     os._exit(0)
 
 
-def _visit(visitor: object, request: TrainRequest, out: TextIO, stop: threading.Event) -> TrainerEvent:
+def _live(out: TextIO, busy: threading.Event) -> None:
+    """Say during a visit that this process runs, also while a step takes long."""
+    while True:
+        busy.wait()
+        time.sleep(ALIVE_EVERY_S)
+        _say(out, TrainerEvent(event="alive"))
+
+
+def _visit(visitor: object, request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
+    return _outcome(visitor, request, out, should_stop).model_copy(update={"visit": request.visit})
+
+
+def _outcome(visitor: object, request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
     from agent.training.errors import NonFinite, Stopped
     from agent.training.shards import ShardCorrupt
     from agent.training.visit import Visitor
@@ -57,10 +92,10 @@ def _visit(visitor: object, request: TrainRequest, out: TextIO, stop: threading.
     assert isinstance(visitor, Visitor)
 
     def report(progress: Progress) -> None:
-        _say(out, TrainerEvent(event="progress", progress=progress))
+        _say(out, TrainerEvent(event="progress", visit=request.visit, progress=progress))
 
     try:
-        return TrainerEvent(event="done", metrics=visitor.visit(request, report, stop.is_set))
+        return TrainerEvent(event="done", metrics=visitor.visit(request, report, should_stop))
     except Stopped:
         return TrainerEvent(event="stopped")
     except NonFinite as error:
@@ -92,8 +127,9 @@ def _limit_memory(limit: int) -> None:
 
 
 def _say(out: TextIO, event: TrainerEvent) -> None:
-    out.write(event.model_dump_json(exclude_none=True) + "\n")
-    out.flush()
+    with _speaking:
+        out.write(event.model_dump_json(exclude_none=True) + "\n")
+        out.flush()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from pydantic import ValidationError
@@ -17,6 +18,37 @@ from agent.settings import Config
 from shared.protocol import Progress, TrainMetrics
 
 log = logging.getLogger("fedagent.trainer")
+LOOK_EVERY_S = 1.0
+SILENT_S = 300.0
+"""The process says that it lives every few seconds; one that says nothing for so long is stopped, or its machine is."""
+STOP_WITHIN_S = 20.0
+"""A service manager kills all of us after 30."""
+
+
+class Watch:
+    """Whether the training process still gets somewhere. Time that the machine sleeps does not count."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._heard = self._moved = time.monotonic()
+        self._asked: float | None = None
+
+    def heard(self, event: TrainerEvent) -> None:
+        self._heard = time.monotonic()
+        if event.event != "alive":
+            self._moved = self._heard
+
+    def stalled(self) -> float | None:
+        """For how many seconds nothing has moved, if that is too long; None while all is well."""
+        now = time.monotonic()
+        silent, still = now - self._heard, now - self._moved
+        return max(silent, still) if silent > min(SILENT_S, self._stall_s) or still > self._stall_s else None
+
+    def heeds_no_stop(self) -> bool:
+        """Whether a stop that was asked for is overdue; asking counts from the first call."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+        return time.monotonic() - self._asked > STOP_WITHIN_S
 
 
 class TrainerProcess:
@@ -34,6 +66,7 @@ class TrainerProcess:
             self._environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
         if config.device.threads:
             self._environment["OMP_NUM_THREADS"] = str(config.device.threads)
+        self._stall_s = config.limits.stall_s
         self._process: subprocess.Popen[str] | None = None
         self._events: queue.Queue[TrainerEvent | None] = queue.Queue()
         self._ending = threading.Event()
@@ -68,12 +101,21 @@ class TrainerProcess:
         self.start()
         self._send(Command(op="train", request=request))
         if self._ending.is_set() or lost.is_set():
-            self.stop()  # asked for a moment ago: the visit that was just begun does not know it
+            self.stop(request.visit)  # asked for a moment ago: the visit that was just begun does not know it
+        watch = Watch(self._stall_s)
         while True:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                self._look_after(watch, lost)
+                continue
             if event is None:
                 code = self._process.wait() if self._process is not None else 0
                 raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
+            watch.heard(event)
+            if event.event in ("ready", "alive") or event.visit != request.visit:
+                self._look_after(watch, lost)
+                continue
             match event.event:
                 case "progress":
                     assert event.progress is not None
@@ -84,20 +126,37 @@ class TrainerProcess:
                 case "failed":
                     raise VisitFailed(event.reason or "other", event.message)
                 case "stopped":
-                    if lost.is_set():
-                        raise LeaseGone("the lease is gone")
-                    raise StopRequested
-                case "ready":
-                    pass
+                    if self._ending.is_set():
+                        raise StopRequested
+                    raise LeaseGone("the lease is gone")
 
-    def stop(self) -> None:
-        """Ask the visit at hand to stop before its next step; from any thread, and harmless when there is none."""
-        self._send(Command(op="stop"))
+    def _look_after(self, watch: Watch, lost: threading.Event) -> None:
+        """End the process if it hangs, or does not heed a stop: what holds it up may never come back."""
+        if self._ending.is_set() or lost.is_set():
+            if not watch.heeds_no_stop():
+                return
+            self.kill()
+            if self._ending.is_set():
+                raise StopRequested
+            raise LeaseGone("the lease is gone; the training process did not stop by itself")
+        if (seconds := watch.stalled()) is not None:
+            self.kill()
+            text = f"no step ended for {seconds:.0f} s (limits.stall_s); the training process was ended, and a new one is started"
+            raise VisitFailed("stalled", text)
+
+    def stop(self, visit: str | None = None) -> None:
+        """Ask a visit to stop before its next step; from any thread, and harmless when it is over. None: whichever there is."""
+        self._send(Command(op="stop", visit=visit))
 
     def end(self) -> None:
         """Stop the visit at hand and refuse all later ones: the agent was asked to stop, perhaps while it fetched."""
         self._ending.set()
         self.stop()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:

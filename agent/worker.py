@@ -103,7 +103,8 @@ class Worker:
             self._give_back(assignment, "stopping", "")
         except StopRequested:
             self._give_back(assignment, "stopping", "")
-            raise
+            if self._stopping:
+                raise
         except KeyRefused:
             raise
         except VisitFailed as error:

@@ -265,7 +265,7 @@ class UploadOffset(BaseModel):
 
 ReturnReason = Literal[
     "stopping", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
-    "shard_corrupt", "manifest_invalid", "trainer_died", "delta_refused", "other",
+    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "other",
 ]  # fmt: skip
 """Why an agent gives an assignment back."""
 

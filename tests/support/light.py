@@ -59,7 +59,7 @@ class LightTrainer:
         error = write_delta(trained, {b: paths[b] for b in opened}, Path(request.delta_path), request.delta_codec, carried, leave)
         return METRICS.model_copy(update={"delta_error": error})
 
-    def stop(self) -> None:
+    def stop(self, visit: str | None = None) -> None:
         pass
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ class Trainer:
                 (Path(request.leave) / f"{block}.safetensors").write_text(f"left of {request.assignment_id}")
         return METRICS
 
-    def stop(self) -> None:
+    def stop(self, visit: str | None = None) -> None:
         pass
 
 

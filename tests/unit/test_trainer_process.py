@@ -1,15 +1,19 @@
 """A visit that nobody wants any more is not begun."""
 
+import json
+import sys
 import threading
 
 import pytest
 
-from agent.errors import LeaseGone, StopRequested
+from agent import trainer_process
+from agent.errors import LeaseGone, StopRequested, VisitFailed
 from agent.messages import DataSource, TrainingOptions, TrainRequest
 from agent.settings import Config
 from agent.trainer_process import TrainerProcess
-from shared.protocol import ParameterGroup, TrainSettings
+from shared.protocol import ParameterGroup, TrainMetrics, TrainSettings
 
+METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
 SETTINGS = TrainSettings(task="causal-lm", groups=[ParameterGroup(blocks=["norm"], learning_rate=1.0)], batch_size=1, max_length=2, seed=0)
 REQUEST = TrainRequest(
     assignment_id="asg_1", files={}, model_key="run_1", shards=[], train=SETTINGS, data=DataSource(path="rows.jsonl"), delta_path="delta"
@@ -49,3 +53,64 @@ def test_the_settings_of_training_reach_the_process() -> None:
     *_, limit, options = TrainerProcess(Config.model_validate(values))._command
     assert int(limit) == 2_000_000_000
     assert TrainingOptions.model_validate_json(options) == TrainingOptions(prefix_cache="disk")
+
+
+class Child(TrainerProcess):
+    """A training process that does what a script says, line by line as the real one does."""
+
+    def __init__(self, script: str, stall_s: float = 10) -> None:
+        super().__init__(
+            Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}, "limits": {"stall_s": stall_s}})
+        )
+        self._command = [sys.executable, "-c", "import json, sys, time\n" + script]
+
+
+SAY = "def say(event, **more): print(json.dumps({'event': event, **more}), flush=True)\n"
+READ = "order = json.loads(sys.stdin.readline())\nvisit = order['request']['visit']\n"
+DONE = "say('done', visit=visit, metrics=" + repr(json.loads(METRICS.model_dump_json())) + ")\n"
+
+
+def visited(child: TrainerProcess, lost: threading.Event | None = None) -> object:
+    try:
+        return child.train(REQUEST.model_copy(update={"visit": "asg/1"}), lambda _: None, lost or threading.Event())
+    finally:
+        child.close()
+
+
+def test_events_of_another_visit_are_not_for_this_one() -> None:
+    script = SAY + READ + "say('stopped', visit='asg/0')\nsay('failed', visit='asg/0', reason='other')\n" + DONE + "sys.stdin.read()"
+    assert visited(Child(script)) == METRICS
+
+
+def test_a_process_that_stands_still_is_ended_and_said_to_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    child = Child(SAY + READ + "while True: say('alive'); time.sleep(0.05)")
+    child._stall_s = 0.5
+    with pytest.raises(VisitFailed, match=r"limits\.stall_s") as failed:
+        visited(child)
+    assert failed.value.reason == "stalled"
+    assert child._process is not None
+    assert child._process.poll() is not None
+
+
+def test_a_stopped_process_is_noticed_though_it_may_stand_still_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(trainer_process, "SILENT_S", 0.5)
+    with pytest.raises(VisitFailed, match="stall") as failed:
+        visited(Child(SAY + READ + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", stall_s=3600))
+    assert failed.value.reason == "stalled"
+
+
+@pytest.mark.parametrize("why", ["end", "lost"])
+def test_a_process_that_heeds_no_stop_is_killed(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(trainer_process, "STOP_WITHIN_S", 0.3)
+    child, lost = Child(SAY + READ + "while True: say('alive'); time.sleep(0.05)"), threading.Event()
+    threading.Timer(0.3, child.end if why == "end" else lost.set).start()
+    with pytest.raises(StopRequested if why == "end" else LeaseGone):
+        visited(child, lost)
+
+
+def test_a_stray_stop_does_not_end_the_daemon() -> None:
+    with pytest.raises(LeaseGone):
+        visited(Child(SAY + READ + "say('stopped', visit=visit)\nsys.stdin.read()"))
