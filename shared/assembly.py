@@ -168,7 +168,9 @@ class Assembled:
             if index is None:
                 raise AssemblyError(f"a pruned shard holds {name}, which is not of a layer of this model")
             found.setdefault(index, {})[self._names[name].removeprefix(f"{stack.path}.{index}.")] = name
-        wanted: dict[Any, int] = {}
+        # How many units are left of a group of so many: layers that are alike must be narrowed alike.
+        widths: dict[int, dict[Any, int]] = {}
+        wanted: dict[tuple[str, int], int] = {}
         for index, names in found.items():
             original = stack.originals[index]
             full = shapes_of(original)
@@ -176,12 +178,13 @@ class Assembled:
                 raise AssemblyError(f"a pruned shard lacks {', '.join(lacking[:5])} of layer {index}")
             shapes = {relative: tuple(tensors[name].shape) for relative, name in names.items()}
             units = groups(original, self.model)
-            wanted = wanted or widths_of(units, shapes)
-            narrow = narrowed(units, full, wanted)
+            left = widths_of(units, shapes)
+            widths[index] = {group.kind: wanted.setdefault((group.kind, group.units), left[group.kind]) for group in units}
+            narrow = narrowed(units, full, widths[index])
             check_shapes({names[r]: shape for r, shape in shapes.items()}, {names[r]: shape for r, shape in narrow.items()})
         for index in found:
             layer = stack.original(index)
-            fit(layer, self.model, groups(layer, self.model), wanted)
+            fit(layer, self.model, groups(layer, self.model), widths[index])
             stack.exchange(index, layer)
         self._put(tensors)
 

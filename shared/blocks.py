@@ -1,6 +1,5 @@
 """Partitions a model into blocks: disjoint groups of tensors that together are all of it."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,8 @@ from torch import nn
 
 from shared.block_names import block_name
 from shared.errors import PartitionError
-from shared.families import base_prefix, canonical, family_of, find_stack, is_norm
+from shared.families import base_prefix, canonical, find_stack, is_norm
+from shared.forward_pass import ForwardPass, follow
 
 Kind = Literal["embeddings", "layer", "norm", "pooler", "head"]
 FRESHLY_MADE: tuple[Kind, ...] = ("pooler", "head")
@@ -49,15 +49,18 @@ class BlockSpec:
 
 
 def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by their name in `model`, in registration order, tied ones once."""
-    seen: set[int] = set()
-    result: dict[str, torch.Tensor] = {}
+    """Parameters and persistent buffers by their name in `model`, in registration order, tied ones once.
+
+    Of a tied tensor's names the base model's own comes before a head's, wherever the head was registered.
+    """
     # Parameters are the same objects in state_dict(keep_vars=True), so ties are found by identity.
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            result[name] = tensor
-    return result
+    tensors = model.state_dict(keep_vars=True)
+    prefix = base_prefix(model)
+    chosen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) not in chosen or (_in_base(name, prefix) and not _in_base(chosen[id(tensor)], prefix)):
+            chosen[id(tensor)] = name
+    return {name: tensor for name, tensor in tensors.items() if chosen[id(tensor)] == name}
 
 
 def names_by_canonical(model: nn.Module) -> dict[str, str]:
@@ -69,26 +72,24 @@ def names_by_canonical(model: nn.Module) -> dict[str, str]:
 def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     """The blocks of `model` in the order of its forward pass: embeddings, layers, final norm, pooler, head.
 
-    `layers_per_block` consecutive layers make one block. The model may be on the meta device. Tied tensors belong to the
-    block that holds the first of their names. Raises `PartitionError` for a model that cannot be split so.
+    `layers_per_block` consecutive layers make one block. What is used before the last layer has run, and is no part of a layer,
+    belongs to the embeddings; so do tables that layers share. The model may be on the meta device. Tied tensors belong to
+    the block that uses them first. Raises `PartitionError` for a model that cannot be split so.
     """
     stack = find_stack(model)
     prefix = base_prefix(model)
-    family = family_of(model)
+    tensors = own_tensors(model)
+    course = follow(model, stack, tensors)
     groups: dict[tuple[Kind, int], list[TensorSpec]] = {}
     past_stack = False
-    for name, tensor in own_tensors(model).items():
+    for name, tensor in tensors.items():
         spec = TensorSpec(canonical(name, prefix), tuple(tensor.shape), isinstance(tensor, nn.Parameter))
         index = layer_index(name, stack.path)
         if index is not None:
             past_stack = True
             key: tuple[Kind, int] = ("layer", index // layers_per_block)
-        elif _matches(spec.name, family.norm) or (past_stack and _in_base(name, prefix) and _is_norm_parameter(model, name)):
-            key = ("norm", 0)
-        elif past_stack and not _matches(spec.name, family.before):
-            key = ("pooler" if _in_base(name, prefix) else "head", 0)
         else:
-            key = ("embeddings", 0)
+            key = (_kind(model, name, course, past_stack), 0)
         groups.setdefault(key, []).append(spec)
     order: list[Kind] = ["embeddings", "layer", "norm", "pooler", "head"]
     blocks = [
@@ -99,6 +100,17 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     return blocks
 
 
+def _kind(model: nn.Module, name: str, course: ForwardPass, registered_after: bool) -> Kind:
+    """The kind of the block that a tensor outside the layers belongs to. What the pass did not use goes by its registration."""
+    place = course.places.get(name, "after" if registered_after else "before")
+    if place != "after":
+        return "embeddings"
+    if not _in_base(name, base_prefix(model)):
+        return "head"
+    unused = name not in course.places
+    return "norm" if name in course.hidden or (unused and _is_norm_parameter(model, name)) else "pooler"
+
+
 def layer_index(name: str, stack_path: str) -> int | None:
     """The layer that a tensor belongs to. Names match by whole segments: layers.1 does not catch layers.10."""
     rest = name.removeprefix(stack_path + ".")
@@ -106,10 +118,6 @@ def layer_index(name: str, stack_path: str) -> int | None:
         return None
     segment = rest.split(".", 1)[0]
     return int(segment) if segment.isdigit() else None
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _in_base(name: str, prefix: str) -> bool:

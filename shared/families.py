@@ -10,10 +10,8 @@ from shared.errors import PartitionError
 
 @dataclass(frozen=True)
 class Family:
-    """What the structure of a model type does not say; patterns match whole canonical parameter names."""
+    """What neither the structure of a model type nor its forward pass says."""
 
-    before: tuple[str, ...] = ()
-    norm: tuple[str, ...] = ()
     heads: bool = False
     """Whether a layer of this type works with fewer attention heads (or key-value groups) than the configuration says."""
     own_config: bool = False
@@ -21,13 +19,12 @@ class Family:
 
 
 HEADS = Family(heads=True)
-# Keyed by `config.model_type`. Structure does not tell where modules are registered in another order than they are run in, and
-# whether the code of an attention copes with fewer heads: BLOOM's does not, as the model makes one alibi for all its layers.
+# Keyed by `config.model_type`. Structure does not tell whether the code of an attention copes with fewer heads: BLOOM's does not,
+# as the model makes one alibi for all its layers.
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "vit"), HEADS),
-    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "glm", "glm4"), HEADS),
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "glm", "glm4", "opt"), HEADS),
     "phi3": Family(heads=True, own_config=True),
-    "opt": Family(norm=(r"decoder\.final_layer_norm\..*", r"decoder\.project_out\..*"), heads=True),
 }
 
 NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
@@ -35,7 +32,7 @@ NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack of alike layers: the module path of its list and how many layers it has."""
+    """The stack of layers: the module path of its list and how many layers it has."""
 
     path: str
     length: int
@@ -60,9 +57,9 @@ def base_prefix(model: nn.Module) -> str:
 
 
 def find_stack(model: nn.Module) -> Stack:
-    """The module list that holds most parameters, if its layers are alike.
+    """The module list that holds most parameters; its layers need not be alike.
 
-    Raises `PartitionError` naming the offenders when there is no stack, more than one, or when its layers differ.
+    Raises `PartitionError` naming the offenders when there is no stack, or more than one.
     """
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     weights = {path: sum(p.numel() for p in module.parameters()) for path, module in lists}
@@ -75,16 +72,7 @@ def find_stack(model: nn.Module) -> Stack:
     rivals = [path for path in outer if path != best and 10 * weights[path] > weights[best]]
     if rivals:
         raise PartitionError(f"this model has several stacks of layers: {', '.join([best, *rivals])}", stacks=[best, *rivals])
-    layers = list(dict(lists)[best])
-    first = _signature(layers[0])
-    unlike = [f"{best}.{index}" for index, layer in enumerate(layers) if _signature(layer) != first]
-    if unlike:
-        raise PartitionError(f"the layers of this model are not alike: {', '.join(unlike)} differ from {best}.0", layers=unlike)
-    return Stack(best, len(layers))
-
-
-def _signature(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in layer.named_parameters(remove_duplicate=False)}
+    return Stack(best, len(dict(lists)[best]))
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -65,6 +65,45 @@ FAMILIES: dict[str, tuple[str, Callable[[int], Any]]] = {
 }
 """name → (task, function from a number of layers to a model in eval mode)"""
 
+ENCODER = TINY | {"num_labels": 3}
+RELATIVE = ENCODER | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
+SPM = RELATIVE | {"position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+MODERN = ENCODER | {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0, "local_attention": 4}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+GEMMA_4 = GEMMA | {"vocab_size_per_layer_input": 61, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "sliding_window": 4}
+XLNET = {"vocab_size": 61, "d_model": 16, "n_head": 2, "d_inner": 24, "n_layer": 2, "num_labels": 3}
+LONGFORMER = ENCODER | {"attention_window": 4}
+
+MORE_FAMILIES: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "xlm-roberta": ("text-classification", make("XLMRobertaConfig", "XLMRobertaForSequenceClassification", **ENCODER)),
+    "camembert": ("text-classification", make("CamembertConfig", "CamembertForSequenceClassification", **ENCODER)),
+    "electra": ("text-classification", make("ElectraConfig", "ElectraForSequenceClassification", **ENCODER, embedding_size=12)),
+    "mpnet": ("text-classification", make("MPNetConfig", "MPNetForSequenceClassification", **ENCODER)),
+    "deberta": ("text-classification", make("DebertaConfig", "DebertaForSequenceClassification", **RELATIVE, max_relative_positions=8)),
+    "deberta-v2": ("text-classification", make("DebertaV2Config", "DebertaV2ForSequenceClassification", **SPM, conv_kernel_size=3)),
+    "deberta-v3": ("text-classification", make("DebertaV2Config", "DebertaV2ForSequenceClassification", **SPM)),
+    "albert": ("text-classification", make("AlbertConfig", "AlbertForSequenceClassification", **ENCODER, embedding_size=12)),
+    "albert-groups": (
+        "text-classification",
+        make("AlbertConfig", "AlbertForSequenceClassification", **ENCODER, embedding_size=12, num_hidden_groups=2),
+    ),
+    "modernbert": ("text-classification", make("ModernBertConfig", "ModernBertForSequenceClassification", **MODERN)),
+    "xlnet": ("text-classification", make("XLNetConfig", "XLNetForSequenceClassification", **XLNET)),
+    "longformer": ("text-classification", make("LongformerConfig", "LongformerForSequenceClassification", **LONGFORMER)),
+    "gpt-neox": ("causal-lm", make("GPTNeoXConfig", "GPTNeoXForCausalLM", **TINY)),
+    "smollm3": ("causal-lm", make("SmolLM3Config", "SmolLM3ForCausalLM", **DECODER)),
+    "qwen3-classifier": ("text-classification", make("Qwen3Config", "Qwen3ForSequenceClassification", **GEMMA, num_labels=3)),
+    "gemma4": ("causal-lm", make("Gemma4TextConfig", "Gemma4ForCausalLM", **GEMMA_4)),
+    "mixtral": ("causal-lm", make("MixtralConfig", "MixtralForCausalLM", **DECODER, num_local_experts=4)),
+    "qwen2-moe": (
+        "causal-lm",
+        make("Qwen2MoeConfig", "Qwen2MoeForCausalLM", **DECODER, **EXPERTS, shared_expert_intermediate_size=8, mlp_only_layers=[0]),
+    ),
+    "qwen3-moe": ("causal-lm", make("Qwen3MoeConfig", "Qwen3MoeForCausalLM", **GEMMA, **EXPERTS, mlp_only_layers=[1])),
+}
+"""Families whose layers are not alike, run twice, share tables, or hold experts, and those that differ little from one above."""
+SUPPORTED = FAMILIES | MORE_FAMILIES
+
 EVERY_FAMILY: dict[str, tuple[str | None, Callable[[int], Any]]] = {
     **FAMILIES,
     "vit": (None, make("ViTConfig", "ViTForImageClassification", **VIT)),

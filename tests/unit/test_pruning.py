@@ -266,12 +266,22 @@ def test_only_whole_layers_of_the_model_are_pruned() -> None:
         prune_block(model, blocks["layers.1"] | {next(iter(blocks["layers.1"])): torch.zeros(3)}, 25)
 
 
-def test_layers_that_are_not_alike_are_refused() -> None:
+def test_layers_that_are_not_alike_are_narrowed_each_for_itself() -> None:
     model = model_of("llama-tied", 2)
-    tensors = tensors_by_block(model)[CHANGED]
-    model.model.layers[1].mlp.up_proj = nn.Linear(16, 99, bias=False)
-    with pytest.raises(PartitionError, match="not alike"):
-        prune_block(model, tensors, 25)
+    for name in ("gate_proj", "up_proj"):
+        setattr(model.model.layers[1].mlp, name, nn.Linear(16, 40, bias=False))
+    model.model.layers[1].mlp.down_proj = nn.Linear(40, 16, bias=False)
+    tensors = tensors_by_block(model, 2)["layers.0-1"]
+    narrow = prune_block(model, tensors, 50)
+    assert narrow["layers.0.mlp.up_proj.weight"].shape == (12, 16)
+    assert narrow["layers.1.mlp.up_proj.weight"].shape == (20, 16)
+    expected = {name: tuple(t.shape) for name, t in narrow.items()}
+    assert pruned_shapes(model, {name: tuple(t.shape) for name, t in tensors.items()}, 50) == expected
+    assembled = Assembled(model)
+    assembled.put_pruned(narrow)
+    assert assembled.layers[0].mlp.down_proj.in_features == 12
+    assert assembled.layers[1].mlp.down_proj.in_features == 20
+    assert torch.isfinite(logits_of(assembled.model)).all()
 
 
 def test_an_mlp_of_an_unknown_form_is_refused() -> None:
