@@ -86,7 +86,7 @@ def _data(path: Path, config: Config) -> Iterator[Finding]:
     try:
         count = 0
         columns: Row = {}
-        for row in read_rows(path, config.data.format):
+        for row in read_rows(path, config.data):
             count, columns = count + 1, columns or row
         if not count:
             raise DataError(f"{path} has no rows")
@@ -101,7 +101,7 @@ def _data(path: Path, config: Config) -> Iterator[Finding]:
 def _run(run: RunOffer, path: Path, config: Config, client: Client) -> Iterator[Finding]:
     what = f"run {run.name}"
     try:
-        examples = read_examples(path, run.task, config.data.columns, run.num_labels, run.label_names, config.data.format)
+        examples = read_examples(path, run.task, config.data.columns, run.num_labels, run.label_names, config.data)
     except DataError as error:
         yield Finding(False, what, error.message, f"it needs {' or '.join(run.fields)}; map them in [data.columns]")
         return

@@ -5,15 +5,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.protocol import DeltaCodec, Progress, ReturnReason, TrainMetrics, TrainSettings
-from shared.tables import Format
+from shared.table_format import TableFormat
 
 
-class DataSource(BaseModel):
-    """Where the agent's rows are."""
+class DataSource(TableFormat):
+    """Where the agent's rows are, and how to read them."""
 
     path: str
-    format: Format | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 class LocalPatch(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from agent.errors import ConfigError
 from agent.messages import TrainingOptions
 from shared.protocol import DeclaredLimits
-from shared.tables import Format
+from shared.table_format import TableFormat
 
 Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
@@ -21,9 +21,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DataSection(Section):
+class DataSection(TableFormat, Section):
     path: str = Field(description="file with this agent's rows; relative to agent.toml")
-    format: Format | None = Field(None, description="csv, jsonl or parquet; default: by the file's suffix")
     columns: dict[str, str] = Field(default_factory=dict, description='field = "column", where they differ')
 
 

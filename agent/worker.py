@@ -34,7 +34,7 @@ QUOTING_REASONS = frozenset({"data_invalid", "other"})
 class Worker:
     def __init__(self, home: Home, config: Config, client: Client) -> None:
         self._home, self._config, self._client = home, config, client
-        data = DataSource(path=str(home.data_path(config)), format=config.data.format, columns=config.data.columns)
+        data = DataSource(path=str(home.data_path(config)), columns=config.data.columns, **dict(config.data.table_format()))
         self._trainer = TrainerProcess(config)
         memory = config.limits.memory_gb
         cache = ShardCache(home.cache, int(config.limits.disk_gb * 1e9))

@@ -1,23 +1,24 @@
 """Reads rows from CSV, JSON Lines and Parquet files and maps their columns to the fields of a task."""
 
 import csv
-import gzip
-import io
-import json
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 from shared.errors import DataError
+from shared.labels import Labels, shown
+from shared.parquet_rows import parquet_columns, parquet_rows
 from shared.protocol import Task
+from shared.table_format import Format, TableFormat
+from shared.text_rows import csv_rows, jsonl_rows
 
-Format = Literal["csv", "jsonl", "parquet"]
 Row = dict[str, Any]
 
-SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+SUFFIXES: dict[str, Format] = {
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
 OPEN_ENDED_FIELDS = ("prompt",)
 
 
@@ -45,69 +46,32 @@ def format_of(path: Path) -> Format:
     )
 
 
-def read_rows(path: Path, format: Format | None = None) -> Iterator[Row]:
-    """The rows of a file, one dictionary each; `.gz` is unpacked on the way.
+def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of a file, one dictionary each; `.gz` is unpacked on the way. Of a Parquet file `columns` only, where they are given.
 
     Raises `DataError` when the file is missing, unreadable, or not of its format; the message names the line.
     """
+    how = how or TableFormat()
     if not path.is_file():
         raise DataError(f"data file {path} does not exist or is no file", path=str(path))
     try:
-        match format or format_of(path):
+        match how.format or format_of(path):
             case "csv":
-                yield from _csv_rows(path)
+                yield from csv_rows(path, how)
             case "jsonl":
-                yield from _jsonl_rows(path)
+                yield from jsonl_rows(path, how)
             case "parquet":
-                yield from _parquet_rows(path)
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
-        raise DataError(f"data file {path} cannot be read: {error}", path=str(path)) from error
+                yield from parquet_rows(path, columns)
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        raise DataError(f"data file {path.name} cannot be read: {error}", path=str(path)) from error
 
 
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with _open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            if None in row or any(v is None for v in row.values()):
-                raise DataError(
-                    f"{path.name} line {reader.line_num}: the row has not as many columns as the heading",
-                    path=str(path),
-                    line=reader.line_num,
-                )
-            yield row
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name} line {number} is no JSON: {error}", path=str(path), line=number) from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path.name} line {number} is no JSON object", path=str(path), line=number)
-            yield row
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError(f"{path.name} is a Parquet file: pip install 'fedcybgd[parquet]' to read it", path=str(path)) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} is no Parquet file, or it is damaged: {error}", path=str(path)) from error
+def _columns(path: Path, how: TableFormat) -> list[str] | None:
+    """The names of a file's columns, of JSON Lines those of the first row; None where there is no row."""
+    if path.is_file() and (how.format or format_of(path)) == "parquet":
+        return parquet_columns(path)
+    first = next(read_rows(path, how), None)
+    return None if first is None else list(first)
 
 
 def read_examples(
@@ -116,70 +80,93 @@ def read_examples(
     columns: Mapping[str, str],
     num_labels: int | None,
     label_names: list[str] | None = None,
-    format: Format | None = None,
+    how: TableFormat | None = None,
+    mapped_in: str = "[data.columns]",
 ) -> list[Row]:
-    """All rows of `path` as examples of `task`: {text, label, …} or {text} or {prompt, completion}.
+    """All rows of `path` as `examples` gives them. Raises `DataError` also where there are none."""
+    return list(examples(path, task, columns, num_labels, label_names, how, mapped_in))
+
+
+def examples(
+    path: Path,
+    task: Task,
+    columns: Mapping[str, str],
+    num_labels: int | None,
+    label_names: list[str] | None = None,
+    how: TableFormat | None = None,
+    mapped_in: str = "[data.columns]",
+) -> Iterator[Row]:
+    """The rows of `path` as examples of `task`, one by one: {text, label, …} or {text} or {prompt, completion}.
 
     `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
-    integers in [0, num_labels); a label that is one of `label_names` becomes its index.
+    integers in [0, num_labels); a label that is one of `label_names` becomes its index. `mapped_in` is the setting of `columns`.
     Raises `DataError`, with the row and what would be right.
     """
-    examples: list[Row] = []
-    names = {name: index for index, name in enumerate(label_names or ())}
-    wanted: dict[str, str] | None = None
-    for number, row in enumerate(read_rows(path, format), 1):
-        if wanted is None:
-            wanted = _match_columns(task, columns, row, path)
-        examples.append(_example(row, wanted, num_labels, names, f"{path.name} row {number}"))
-    if not examples:
-        raise DataError(f"{path} has no rows", path=str(path))
-    return examples
+    how = how or TableFormat()
+    there = _columns(path, how)
+    if there is None:
+        raise DataError(f"{path.name} has no rows", path=str(path))
+    wanted = _match_columns(task, columns, there, path, mapped_in)
+    unmapped = {f: columns.get(f, f) for f in FIELDS[task].optional if f not in wanted}
+    labels = Labels(num_labels, label_names, how.first_label)
+    for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
+        for field, column in unmapped.items():
+            if row.get(column) is not None:
+                raise DataError(
+                    f"{path.name} row {number} has a column {column!r}, and row 1 has none", path=str(path), row=number, field=field
+                )
+        yield _example(row, wanted, labels, path, number)
 
 
-def _match_columns(task: Task, columns: Mapping[str, str], row: Row, path: Path) -> dict[str, str]:
+def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str) -> dict[str, str]:
     fields = FIELDS[task]
     known = {f for alternative in fields.alternatives for f in alternative} | set(fields.optional)
     if unknown := sorted(set(columns) - known):
         raise DataError(f"{task} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}", fields=sorted(known))
-    if missing := sorted(c for c in columns.values() if c not in row):
+    if missing := sorted(c for c in columns.values() if c not in there):
         raise DataError(
-            f"{path.name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, row))}. "
-            "Set [data.columns] to match",
-            path=str(path), columns=list(row), missing=missing,
+            f"{path.name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there))}. "
+            f"Set {mapped_in} to match",
+            path=str(path), columns=there, missing=missing,
         )  # fmt: skip
-    present = {f: columns.get(f, f) for f in known if columns.get(f, f) in row}
+    present = {f: columns.get(f, f) for f in known if columns.get(f, f) in there}
     # A mapping that was written down says which alternative is meant; else the first that is there.
     for alternative in sorted(fields.alternatives, key=lambda a: -len(set(a) & set(columns))):
         if set(alternative) <= set(present):
             return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
+    first = next(iter(there), "COLUMN")
+    how = f'text = "{first}"' if mapped_in.startswith("[") else f"{{text: {first}}}"
     raise DataError(
         f"{path.name} lacks what {task} needs: {' or '.join(' and '.join(a) for a in fields.alternatives)}; its columns are "
-        f"{', '.join(map(repr, row))}. Map them in [data.columns], as in: text = \"{next(iter(row), 'COLUMN')}\"",
-        path=str(path), columns=list(row),
+        f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {how}",
+        path=str(path), columns=there,
     )  # fmt: skip
 
 
-def _example(row: Row, wanted: dict[str, str], num_labels: int | None, names: dict[str, int], where: str) -> Row:
+def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, number: int) -> Row:
     example: Row = {}
+    where = f"{path.name} row {number}"
     for field, column in wanted.items():
         value = row.get(column)
+        facts = {"path": str(path), "row": number, "field": field, "column": column}
         if field == "label":
-            example[field] = names[value] if isinstance(value, str) and value in names else _label(value, num_labels, where)
-        elif not isinstance(value, str) or (not value.strip() and field not in OPEN_ENDED_FIELDS):
-            raise DataError(f"{where}: column {column!r} must be text that is not empty, not {value!r:.60}", column=column)
-        else:
-            example[field] = value
+            example[field] = labels.index(value, where, **facts)
+            continue
+        value = _decoded(value)
+        if not isinstance(value, str) or (not value.strip() and field not in OPEN_ENDED_FIELDS):
+            raise DataError(f"{where}: column {column!r} must be text that is not empty, not {shown(value)}", **facts)
+        if not value.isascii() and (half := next((c for c in value if "\ud800" <= c <= "\udfff"), None)):
+            raise DataError(
+                f"{where}: column {column!r} holds half a character (\\u{ord(half):04x}, one of a pair): the text was cut inside of it",
+                **facts,
+            )
+        example[field] = value
     return example
 
 
-def _label(value: object, num_labels: int | None, where: str) -> int:
-    label: int | None = None
-    if isinstance(value, int) and not isinstance(value, bool):
-        label = value
-    elif isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value):  # int() itself would read 1_0 as ten
-        label = int(value)
-    if label is None:
-        raise DataError(f"{where}: the label must be a whole number, not {value!r:.60}")
-    if num_labels is not None and not 0 <= label < num_labels:
-        raise DataError(f"{where}: label {label} is outside 0…{num_labels - 1}, the range of the run's {num_labels} labels")
-    return label
+def _decoded(value: object) -> object:
+    """Text that a Parquet file holds as bytes, as text."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value

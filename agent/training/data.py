@@ -19,7 +19,7 @@ class Partition:
 
     def __init__(self, source: DataSource, files: Path, settings: TrainSettings) -> None:
         self.encoder = Encoder(files, settings.task, settings.max_length)
-        examples = read_examples(Path(source.path), settings.task, source.columns, settings.num_labels, settings.label_names, source.format)
+        examples = read_examples(Path(source.path), settings.task, source.columns, settings.num_labels, settings.label_names, source)
         self.features: list[Features] = self.encoder(examples)
         self.rows = len(examples)
 

@@ -174,7 +174,7 @@ GOOD = b'{"text": "my card is lost", "label": 2}\n'
         (b"text,label\n", "rows.csv", "has no rows"),
         (GOOD, "rows.txt", "cannot tell the format"),
         (GOOD, "rows.parquet", "no Parquet file"),
-        (b"\xff\xfe", "rows.jsonl", "cannot be read"),
+        (b"\xff\xff", "rows.jsonl", "cannot be read"),
         (GOOD, "rows.jsonl.gz", "cannot be read"),
     ],
 )

@@ -14,6 +14,10 @@ coordinator = "https://fed.example:8440"
 [data]
 path = "rows.csv"
 format = "csv"
+separator = ";"
+encoding = "cp1252"
+quotes = false
+first_label = 1
 columns = { text = "question" }
 [device]
 kind = "cpu"

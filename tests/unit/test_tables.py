@@ -1,53 +1,15 @@
 """Rows come out of CSV, JSON Lines and Parquet alike, and whatever is wrong with a file is said with its place."""
 
-import csv
 import gzip
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
 from shared.errors import DataError
-from shared.protocol import Task
-from shared.tables import format_of, read_examples, read_rows
-
-ROWS = [{"text": 'my card, "gone"', "label": 0}, {"text": "two\nlines – ünïcode", "label": 2}]
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> Path:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    data = text.getvalue().encode(encoding)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
-def write_jsonl(path: Path, rows: list[Any], encoding: str = "utf-8") -> Path:
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(encoding)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def examples(path: Path, task: Task = "text-classification", num_labels: int | None = 3, **more: Any) -> list[dict[str, Any]]:
-    return read_examples(path, task, more.pop("columns", {}), num_labels, **more)
-
-
-def refused(path: Path, *args: Any, **more: Any) -> DataError:
-    with pytest.raises(DataError) as error:
-        examples(path, *args, **more)
-    assert error.value.code == "data_invalid"
-    return error.value
+from shared.tables import format_of, read_rows
+from tests.support.tables import ROWS, examples, refused, write_csv, write_jsonl, write_parquet
 
 
 @pytest.mark.parametrize(
@@ -81,7 +43,7 @@ def test_the_format_may_be_given_where_the_name_does_not_tell(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["rows", "rows.gz", "rows.xlsx", ".csvx"])
 def test_a_name_that_tells_no_format_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"\.csv, \.jsonl, \.ndjson, \.parquet"):
+    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.tab, \.jsonl, \.ndjson, \.parquet"):
         format_of(Path(name))
 
 
@@ -199,7 +161,8 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, name: str, spoil: Any) -> 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes("text,label\nm\u00fcll,1\n".encode("latin-1"))
+    text = '{"text": "m\u00fcll", "label": 1}\n' if name.endswith("jsonl") else "text,label\nm\u00fcll,1\n"
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
     assert "cannot be read" in refused(tmp_path / name).message
 
 
@@ -216,7 +179,7 @@ def test_a_label_outside_the_range_has_its_row_and_the_range(tmp_path: Path, lab
     assert f"a.jsonl row 2: label {label} is outside 0…2, the range of the run's 3 labels" in refused(path).message
 
 
-@pytest.mark.parametrize("label", ["card", "", None, 1.5, "1.0", True, False, [1], {"a": 1}, "1_0", "9" * 5000])
+@pytest.mark.parametrize("label", ["card", "", None, 1.5, "1.5", True, False, [1], {"a": 1}, "1_0", "9" * 5000])
 def test_a_label_that_is_no_whole_number_is_refused(tmp_path: Path, label: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "b", "label": label}])
     assert "a.jsonl row 1: the label must be a whole number" in refused(path, num_labels=20).message

@@ -1,0 +1,172 @@
+"""Files of any separator and encoding are read, and what is odd in them is said with its row and column."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+from pydantic import ValidationError
+
+from shared import text_files
+from shared.errors import DataError
+from shared.table_format import TableFormat
+from shared.tables import read_examples, read_rows
+from tests.support.tables import ROWS, examples, refused, write_csv, write_jsonl, write_parquet
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.csv", "|"), ("a.tsv", "\t"), ("a.TAB", "\t")])
+def test_the_separator_is_found_out_where_only_one_fits(tmp_path: Path, name: str, separator: str) -> None:
+    path = tmp_path / name
+    path.write_text(f'id{separator}text{separator}label\n1{separator}"a;b,\tc|"{separator}1\n')
+    assert examples(path) == [{"text": "a;b,\tc|", "label": 1}]
+
+
+@pytest.mark.parametrize("heading", ["text,label;note", "text,label\tx"])
+def test_a_comma_is_the_separator_where_it_is_one_of_several(tmp_path: Path, heading: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{heading}\nwords,1;2\n")
+    assert next(iter(read_rows(tmp_path / "a.csv")))["text"] == "words"
+
+
+def test_a_separator_that_could_be_two_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text;label\tnote\nwords;1\t2\n")
+    assert "a semicolon or a tab; say which with `separator`" in refused(path).message
+    assert list(next(iter(read_rows(path, TableFormat(separator=";"))))) == ["text", "label\tnote"]
+
+
+def test_a_sentence_is_one_column_though_it_has_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none; two\n")
+    assert examples(tmp_path / "a.csv", "causal-lm", None) == [{"text": "one; two"}]
+
+
+def test_quotation_marks_may_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"so he said\t1\n5" disk\t0\n')
+    assert "cannot be read" in refused(path).message
+    assert [e["text"] for e in examples(path, quotes=False)] == ['"so he said', '5" disk']
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, name: str, encoding: str) -> None:
+    write: Any = write_jsonl if "jsonl" in name else write_csv
+    assert examples(write(tmp_path / name, ROWS, encoding)) == ROWS
+
+
+def test_a_mark_in_either_order_of_bytes(tmp_path: Path) -> None:
+    for order, mark in (("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")):
+        path = write_csv(tmp_path / f"{order}.csv", ROWS, order)
+        assert "is UTF-16" in refused(path).message
+        assert examples(path, encoding=order) == ROWS
+        path.write_bytes(mark + path.read_bytes())
+        assert examples(path) == examples(path, encoding="utf-16") == ROWS
+        assert "begins with the byte-order mark of utf-16, but `encoding` says cp1252" in refused(path, encoding="cp1252").message
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp437", "shift_jis"])
+def test_an_encoding_may_be_given(tmp_path: Path, encoding: str) -> None:
+    rows = [{"text": "\u00fc" if encoding != "shift_jis" else "\u65e5\u672c", "label": 1}]
+    path = write_csv(tmp_path / "a.csv", [{"text": "plain", "label": 0}, *rows], encoding)
+    error = refused(path)
+    assert "a.csv line 3, column 'text' cannot be read: it has bytes that mean nothing in UTF-8" in error.message
+    assert "set `encoding`" in error.message
+    assert error.detail["line"] == 3
+    assert examples(path, encoding=encoding)[1:] == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "base64", "rot13", "idna", "unicode_escape", "\0", ""])
+def test_what_is_no_encoding_is_no_setting(encoding: str) -> None:
+    with pytest.raises(ValidationError, match="encoding"):
+        TableFormat(encoding=encoding)
+
+
+@pytest.mark.parametrize("separator", ["", ";;", '"', "\n", "\0"])
+def test_what_is_no_separator_is_no_setting(separator: str) -> None:
+    with pytest.raises(ValidationError, match="separator"):
+        TableFormat(separator=separator)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_field_of_a_megabyte_is_read(tmp_path: Path, name: str) -> None:
+    write: Any = {"v": write_csv, "l": write_jsonl, "t": write_parquet}[name[-1]]
+    rows = [{"text": "word " * 200_000, "label": 1}]
+    assert examples(write(tmp_path / name, rows)) == rows
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz"])
+def test_one_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "LONGEST_ROW", 1000)
+    data = (b"{}" if "jsonl" in name else b"text,label") + b"\n" + b"x" * 2000
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(DataError, match="line 2 is longer than 1,000 characters"):
+        list(read_rows(tmp_path / name))
+
+
+def test_an_archive_that_was_made_to_fill_a_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "RATIO_FROM", 1000)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"aaaaaaaaaaaaaaaaaaaaaaaaaa,1\n" * 100_000))
+    assert "unpacks to more than 200 times its size" in refused(path).message
+
+
+@pytest.mark.parametrize("text", ["gamma \ud83d", "\udc00", "a\ud83db"])
+def test_half_an_emoji_has_its_row_and_column(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({"text": text, "label": 1}) + "\n")
+    error = refused(path)
+    assert "a.jsonl row 2: column 'text' holds half a character" in error.message
+    assert (error.detail["row"], error.detail["field"]) == (2, "text")
+    error.message.encode()
+
+
+def test_a_whole_emoji_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude00", "label": 1}\n')
+    assert examples(tmp_path / "a.jsonl") == [{"text": "\U0001f600", "label": 1}]
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,text\na,1,b\n")
+    assert "the heading names column 'text' twice" in refused(tmp_path / "a.csv").message
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "a.parquet")
+    assert "two columns are named 'text'" in refused(tmp_path / "a.parquet").message
+
+
+def test_columns_of_a_parquet_file_that_are_not_used_are_not_read(tmp_path: Path) -> None:
+    odd = pyarrow.array([1], pyarrow.timestamp("ns"))  # nanoseconds have no type in Python
+    parquet.write_table(pyarrow.table({"text": ["a"], "label": [1], "when": odd}), tmp_path / "a.parquet")
+    assert examples(tmp_path / "a.parquet") == [{"text": "a", "label": 1}]
+
+
+def test_text_of_a_parquet_file_that_is_no_utf_8_has_its_row_and_column(tmp_path: Path) -> None:
+    bad = pyarrow.array([b"good", b"m\xfcll"], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"text": bad, "label": [0, 1]}), tmp_path / "bytes.parquet")
+    assert "bytes.parquet row 2: column 'text' must be text" in refused(tmp_path / "bytes.parquet").message
+    parquet.write_table(pyarrow.table({"text": bad.view(pyarrow.string()), "label": [0, 1]}), tmp_path / "text.parquet")
+    assert "text.parquet row 2: column 'text' has bytes that mean nothing in UTF-8" in refused(tmp_path / "text.parquet").message
+
+
+def test_a_second_sentence_that_comes_later_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}, {"text": "a", "text_pair": "b", "label": 1}])
+    assert "row 2 has a column 'text_pair', and row 1 has none" in refused(path).message
+
+
+def test_advice_names_the_setting_of_the_reader(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [{"question": "why", "intent": 2}])
+    for columns, said in (({}, "Map them in evaluate.columns, as in: {text: question}"), ({"text": "q"}, "Set evaluate.columns to match")):
+        with pytest.raises(DataError) as error:
+            read_examples(path, "text-classification", columns, 3, mapped_in="evaluate.columns")
+        assert said in error.value.message
+        assert "data.columns" not in error.value.message
+
+
+@pytest.mark.parametrize("depth", [900, 3000, 100_000])
+def test_a_value_that_is_nested_deeply_is_refused_with_its_place(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "a.jsonl"
+    for field in ("text", "label"):
+        row = {"text": '"a"', "label": "1"} | {field: "[" * depth + "]" * depth}
+        path.write_text(f'{{"text": "a", "label": 1}}\n{{"text": {row["text"]}, "label": {row["label"]}}}\n')
+        assert any(place in refused(path).message for place in ("row 2", "line 2"))
