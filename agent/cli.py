@@ -1,5 +1,9 @@
 """`fedagent`: enrol this machine, test its settings, and work."""
 
+import shared.interrupt
+
+# isort: split
+
 import fcntl
 import json
 import logging
@@ -143,6 +147,7 @@ def config(home: HomeOption = None) -> None:
 
 def main() -> None:
     """Errors that we know are one line for a person; the rest keep their traceback."""
+    shared.interrupt.heard()
     try:
         app()
     except FedError as error:

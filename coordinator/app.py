@@ -94,7 +94,7 @@ def _answer(status: int, code: str, message: str, detail: object = None) -> JSON
 def _known_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FedError)
     status = error.status if isinstance(error, CoordinatorError) else 422
-    if status >= 500:
+    if status >= 500 and status != 503:
         log.error("%s %s: %s", request.method, request.url.path, error.message)
     return _answer(status, error.code, error.message, error.detail)
 

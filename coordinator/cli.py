@@ -1,5 +1,10 @@
 """`fedcoord`: run a coordinator, and steer one over its REST API."""
 
+import shared.interrupt
+
+# isort: split
+
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,12 +41,20 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate (FEDCOORD_TLS_KEY).")] = None,
 ) -> None:
     """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
-    from coordinator.serve import address, bind, check_tls, is_local, prepare_home
-    from coordinator.serve import serve as run
+    from coordinator.home import occupied
+    from coordinator.serve import bind, check_tls
 
     settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
     check_tls(settings)
     listener = bind(settings.host, settings.port)
+    with occupied(settings):
+        _serve(settings, listener)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    from coordinator.serve import address, is_local, prepare_home
+    from coordinator.serve import serve as run
+
     key = prepare_home(settings)
     url = address(settings, listener)
     terminal.say(f"coordinator at {url}, status page {url}/admin, data in {settings.home}")
@@ -83,9 +96,10 @@ def status() -> None:
 def rotate(home: Home = None) -> None:
     """Make a new operator's key; the old one is void at once. Run this on the coordinator's machine."""
     from coordinator.db.base import utcnow
+    from coordinator.home import existing_database
     from coordinator.services import operators
 
-    with _database(home).transaction() as session:
+    with existing_database(_settings(home=home)).transaction() as session:
         key = operators.rotate_key(session, utcnow())
     terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
 
@@ -94,9 +108,12 @@ def rotate(home: Home = None) -> None:
 def upgrade(home: Home = None) -> None:
     """Bring the database to the newest schema (`serve` does so by itself)."""
     from coordinator.db import migrate
+    from coordinator.home import existing_database, understood
 
-    database = _database(home, check=False)
-    migrate.upgrade(database.engine)
+    settings = _settings(home=home)
+    database = existing_database(settings)
+    with understood(settings):
+        migrate.upgrade(database.engine)
     terminal.say(f"schema {migrate.current(database.engine)}")
 
 
@@ -104,8 +121,9 @@ def upgrade(home: Home = None) -> None:
 def current(home: Home = None) -> None:
     """The schema of the database, and the newest there is."""
     from coordinator.db import migrate
+    from coordinator.home import existing_database
 
-    terminal.say(f"schema {migrate.current(_database(home, check=False).engine)}, newest {migrate.newest()}")
+    terminal.say(f"schema {migrate.current(existing_database(_settings(home=home)).engine)}, newest {migrate.newest()}")
 
 
 def _settings(**given: Any) -> Settings:
@@ -116,20 +134,9 @@ def _settings(**given: Any) -> Settings:
         raise FedError("settings are wrong:\n" + "\n".join(lines)) from error
 
 
-def _database(home: Path | None, check: bool = True) -> Any:
-    from coordinator.db import migrate
-    from coordinator.db.base import Database
-
-    settings = _settings(home=home)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.url)
-    if check and migrate.current(database.engine) is None:
-        raise FedError(f"there is no coordinator in {settings.home}; `fedcoord serve` makes one, --home or FEDCOORD_HOME names another")
-    return database
-
-
 def main() -> None:
     """Errors that we know are one line for a person; the rest keep their traceback."""
+    shared.interrupt.heard()
     try:
         app()
     except FedError as error:

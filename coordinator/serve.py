@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -12,8 +13,9 @@ import uvicorn
 
 from coordinator.app import create_app
 from coordinator.db import migrate
-from coordinator.db.base import Database, utcnow
+from coordinator.db.base import BESIDE, Database, utcnow
 from coordinator.errors import CoordinatorError
+from coordinator.home import understood
 from coordinator.services import operators
 from coordinator.settings import Settings
 from shared.terminal import log_plainly
@@ -22,6 +24,12 @@ GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""
 
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
+
+log = logging.getLogger("fedcoord")
+MANY = 1000
+"""Agents for whom there should be room; below that the coordinator says how few it can serve."""
+FILES_AT_MOST = 1 << 20
 
 
 class CannotListen(CoordinatorError):
@@ -43,16 +51,16 @@ class Server(uvicorn.Server):
 
 
 def prepare_home(settings: Settings) -> str | None:
-    """Make the home directory and the database; the operator's key if it is new."""
+    """Make the database in its home, or bring it to the newest schema; the operator's key if it is new."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    settings.home.chmod(0o700)
-    database = Database(settings.url)
-    try:
-        migrate.upgrade(database.engine)
-        with database.transaction() as session:
-            return operators.ensure_key(session, utcnow())
-    finally:
-        database.close()
+    with understood(settings):
+        database = Database(settings.url)
+        try:
+            migrate.upgrade(database.engine)
+            with database.transaction() as session:
+                return operators.ensure_key(session, utcnow())
+        finally:
+            database.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,6 +93,24 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; a coordinator that starts by itself needs one that is not")
 
 
+def raise_file_limit() -> int:
+    """Let this process have as many files open as the system allows it; how many that is. Each agent that waits is a connection, and so a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_AT_MOST if hard == resource.RLIM_INFINITY else min(hard, FILES_AT_MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:  # some systems allow less than they say
+            log.warning("the limit of open files stays at %d: %s", soft, error)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES_AT_MOST if files == resource.RLIM_INFINITY else files
+
+
+def agents_served(files: int, threads: int) -> int:
+    """How many agents can be connected: SQLite takes three files a connection, each thread may read a blob, and the engine has its pipes."""
+    return max(0, files - 3 * (threads + BESIDE) - threads - 64)
+
+
 def serve(settings: Settings, listener: socket.socket) -> None:
     log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -94,6 +120,12 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     )  # fmt: skip
     # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    files = raise_file_limit()
+    if (agents := agents_served(files, settings.threads)) < MANY:
+        log.warning(
+            "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",
+            files, agents,
+        )  # fmt: skip
     Server(config).run([listener])
 
 

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "migrations": {"coordinator.db"},
     "coordinator.errors": {"shared"},
     "coordinator.settings": set(),
+    "coordinator.home": {"shared", "coordinator.db", "coordinator.errors", "coordinator.settings"},
     "coordinator.operator": {"shared"},
     "coordinator.domain": {"shared", "coordinator.errors"},
     "coordinator.storage": {"shared", "coordinator.errors"},
@@ -42,10 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.sweeper": {
         "shared", "coordinator.db", "coordinator.errors", "coordinator.services", "coordinator.settings", "coordinator.storage",
     },
-    "coordinator.serve": {"shared", "coordinator.app", "coordinator.db", "coordinator.services", "coordinator.settings", "coordinator.errors"},
+    "coordinator.serve": {
+        "shared", "coordinator.app", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.services", "coordinator.settings",
+    },
     "coordinator.cli": {
-        "shared", "coordinator.commands", "coordinator.db", "coordinator.errors", "coordinator.operator", "coordinator.serve",
-        "coordinator.services", "coordinator.settings",
+        "shared", "coordinator.commands", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.operator",
+        "coordinator.serve", "coordinator.services", "coordinator.settings",
     },
 }  # fmt: skip
 

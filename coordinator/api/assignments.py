@@ -58,7 +58,7 @@ async def _arrive(database: DatabaseDep, waiting: WaitingDep, key: BearerDep) ->
     "/claim",
     summary="Ask for work",
     response_model=Assignment,
-    responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(422)},
+    responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(422, 503)},
 )
 async def claim(
     request: Request,

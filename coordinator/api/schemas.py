@@ -20,6 +20,7 @@ def errors(*statuses: int) -> Responses:
         409: "Not possible in this state",
         413: "Too many bytes",
         422: "The content is wrong",
+        503: "Not now: ask again",
         507: "The coordinator's disk is full",
     }
     return {status: {"model": ErrorBody, "description": titles[status]} for status in statuses}

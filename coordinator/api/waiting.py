@@ -5,6 +5,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from coordinator.errors import CoordinatorError
+
+
+class Stopping(CoordinatorError):
+    """No claim begins to wait any more: the coordinator stops, and its next start answers."""
+
+    code = "stopping"
+    status = 503
+
 
 class Place(asyncio.Event):
     """Where one claim waits."""
@@ -40,7 +49,10 @@ class WaitingRoom:
         """A place for a claim; `wakes` must be read before the first look for work, so that none is missed in between.
 
         A second claim of the same agent takes the place over, and the first one is let go.
+        Raises `Stopping` once the room is closed.
         """
+        if self.closed:
+            raise Stopping("the coordinator stops; ask again in a moment")
         if (old := self._places.pop(agent, None)) is not None:
             old.set()
         place = self._places[agent] = Place()

@@ -12,6 +12,7 @@ from coordinator.db.base import Database
 from coordinator.domain.job import LANES
 from coordinator.errors import CoordinatorError
 from coordinator.services import jobs, outcomes
+from shared import interrupt
 from shared.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
@@ -65,7 +66,8 @@ class Lane:
     def _new_pool(self) -> ProcessPoolExecutor:
         # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
         pool = ProcessPoolExecutor(1, get_context("spawn"), _leave_with_parent)
-        pool.submit(_warm_up, self._threads)
+        with interrupt.withheld():
+            pool.submit(_warm_up, self._threads)
         return pool
 
     def _loop(self) -> None:

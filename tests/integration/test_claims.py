@@ -1,8 +1,11 @@
 """Asking for work: who gets which block, when, and how soon."""
 
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from shared.protocol import Assignment
@@ -193,3 +196,34 @@ def test_a_revoked_agent_gets_nothing_by_a_claim_that_waits(live: LiveCoordinato
         other.deliver(first)
         refused(claim.result(), 403, "agent_revoked")
     assert other.take(run).attempt == 1
+
+
+def test_a_coordinator_stops_at_once_while_agents_ask_again_and_again(
+    coordinators: Callable[..., LiveCoordinator], caplog: pytest.LogCaptureFixture
+) -> None:
+    live = coordinators()
+    hands = [Hand(live) for _ in range(8)]
+    refusals: list[str] = []
+
+    def ask(hand: Hand) -> None:
+        while True:
+            try:
+                answer = hand.http.post("/assignments/claim", params={"wait": 25}, json={})
+            except httpx.TransportError:
+                return
+            if answer.status_code == 503:
+                refusals.append(answer.json()["code"])
+                return
+
+    asking = [threading.Thread(target=ask, args=[hand]) for hand in hands]
+    for thread in asking:
+        thread.start()
+    wait_for(lambda: live.operator.get("/status")["waiting_claims"] == len(hands))
+    began = time.monotonic()
+    live.stop()
+    assert time.monotonic() - began < 1.9, "it waited for them, until its two seconds of grace were over"
+    for thread in asking:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert set(refusals) <= {"stopping"}
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []

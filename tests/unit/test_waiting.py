@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from coordinator.api.waiting import WaitingRoom
+from coordinator.api.waiting import Stopping, WaitingRoom
 
 
 def in_room(test: Callable[[WaitingRoom], Awaitable[None]]) -> Callable[[], None]:
@@ -169,6 +169,8 @@ async def test_closing_lets_everybody_go(room: WaitingRoom) -> None:
     room.close()
     assert room.closed
     assert all(p.is_set() for p in places)
+    with pytest.raises(Stopping):
+        room.enter("eve")
 
 
 @pytest.mark.parametrize("opened", [False, True])

@@ -1,0 +1,120 @@
+"""The home of a coordinator: held by one process, with a database that can be used, or one line that says why not."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from alembic.util import CommandError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from coordinator.db import migrate
+from coordinator.db.base import Database
+from coordinator.errors import CoordinatorError
+from coordinator.settings import Settings
+
+LOCK = "coordinator.lock"
+
+
+class HomeUnusable(CoordinatorError):
+    """The directory cannot be made, written or locked."""
+
+    code = "home_unusable"
+
+
+class HomeTaken(CoordinatorError):
+    """A coordinator runs on this home, or on this SQLite file, already."""
+
+    code = "home_taken"
+
+
+class NoCoordinator(CoordinatorError):
+    """There is no database to work on."""
+
+    code = "no_coordinator"
+
+
+class DatabaseUnusable(CoordinatorError):
+    """The database is damaged, of a newer version, or out of reach."""
+
+    code = "database_unusable"
+
+
+@contextmanager
+def occupied(settings: Settings) -> Iterator[None]:
+    """Hold the home, so that no second coordinator starts on it. The kernel lets go of it when this process ends, however it ends."""
+    places = {(settings.home / LOCK).resolve()}
+    if (file := sqlite_file(settings)) is not None and file.resolve().parent != settings.home.resolve():
+        places.add(file.with_name(file.name + ".lock").resolve())
+    with ExitStack() as held:
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+            settings.home.chmod(0o700)
+            for place in sorted(places):
+                held.enter_context(_locked(place))
+        except OSError as error:
+            raise HomeUnusable(f"{settings.home} cannot be the home of a coordinator: {error}; --home names another") from error
+        yield
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = f"process {number}" if (number := file.read(20).strip()) else "another process"
+            raise HomeTaken(
+                f"a coordinator runs on {place.parent} already ({who}); stop that one first, or give this one a directory of its own with --home"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def sqlite_file(settings: Settings) -> Path | None:
+    """The file of the database, None for PostgreSQL."""
+    with understood(settings):
+        url = make_url(settings.url)
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+def existing_database(settings: Settings) -> Database:
+    """The database of a coordinator that was started before; nothing is made."""
+    file = sqlite_file(settings)
+    where = settings.home if settings.database_url is None else "the database"
+    missing = NoCoordinator(f"there is no coordinator in {where}; `fedcoord serve` makes one, --home or FEDCOORD_HOME names another")
+    if file is not None and not file.is_file():
+        raise missing
+    with understood(settings):
+        database = Database(settings.url)
+        if migrate.current(database.engine) is None:
+            raise missing
+    return database
+
+
+@contextmanager
+def understood(settings: Settings) -> Iterator[None]:
+    """What a database says against being used becomes one line for a person."""
+    try:
+        yield
+    except CommandError as error:
+        raise DatabaseUnusable(f"the database was made by another version of fedcoord ({error}); install the newer one") from error
+    except ArgumentError as error:
+        raise DatabaseUnusable(
+            f"FEDCOORD_DATABASE_URL is no address of a database: {error}; write postgresql://user:password@host/name"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise DatabaseUnusable(
+            f"the database needs the Python package {error.name}; for PostgreSQL: pip install '.[postgresql]'"
+        ) from error
+    except SQLAlchemyError as error:
+        reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
+        place = make_url(settings.url).render_as_string(hide_password=True)
+        damaged = any(word in reason for word in ("malformed", "not a database"))
+        advice = "the file is damaged, restore a backup (docs/operating.md)" if damaged else "mend that, then try again"
+        raise DatabaseUnusable(f"the database {place} cannot be used: {reason}; {advice}") from error

@@ -1,0 +1,140 @@
+"""A home has one coordinator; what makes it or its database unusable is one line for a person, and changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied
+from coordinator.serve import agents_served, prepare_home
+from coordinator.settings import Settings
+
+HOLD = "import sys, time; from pathlib import Path; from coordinator.home import occupied; from coordinator.settings import Settings\n"
+HOLD += "with occupied(Settings(home=Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+
+
+def fedcoord(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "coordinator.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment})
+
+
+def test_a_second_coordinator_on_a_home_is_refused_until_the_first_is_gone_however_it_ends(tmp_path: Path) -> None:
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert first.stdout
+    assert first.stdout.readline() == b"held\n"
+    answer = fedcoord("serve", "--home", str(tmp_path), "--port", "0")
+    assert answer.returncode == 1
+    assert "a coordinator runs on" in answer.stderr
+    assert f"process {first.pid}" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert not (tmp_path / "coordinator.db").exists()
+    first.kill()
+    first.wait()
+    with occupied(Settings(home=tmp_path)):
+        pass
+
+
+def test_another_name_of_the_home_is_the_same_home(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    with occupied(Settings(home=tmp_path / "home")), pytest.raises(HomeTaken), occupied(Settings(home=tmp_path / "link")):
+        pass
+
+
+def test_two_homes_with_one_sqlite_file_are_one_too_many(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    one, two = (Settings(home=tmp_path / name, database_url=url) for name in ("one", "two"))
+    with occupied(one), pytest.raises(HomeTaken), occupied(two):
+        pass
+    with occupied(Settings(home=tmp_path / "one")), occupied(Settings(home=tmp_path / "two")):
+        pass  # a database each
+
+
+def test_a_home_is_held_with_postgresql_too(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none")
+    with occupied(settings), pytest.raises(HomeTaken), occupied(settings):
+        pass
+
+
+def test_a_home_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HomeUnusable, match="file"), occupied(Settings(home=tmp_path / "file")):
+        pass
+
+
+@pytest.mark.parametrize("command", [("operator", "rotate"), ("db", "upgrade"), ("db", "current")])
+def test_a_command_with_the_wrong_home_makes_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
+    answer = fedcoord(*command, FEDCOORD_HOME=str(tmp_path / "wrong"))
+    assert answer.returncode == 1
+    assert "there is no coordinator in" in answer.stderr
+    assert not (tmp_path / "wrong").exists()
+
+
+def spoil(file: Path, how: str) -> None:
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif how == "overwritten":
+        data = bytearray(file.read_bytes())
+        data[:64] = b"x" * 64
+        file.write_bytes(data)
+    elif how == "not a database":
+        file.write_text("rows, columns\n" * 1000)
+    else:
+        with create_engine(f"sqlite:///{file}").begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+
+@pytest.mark.parametrize("how", ["truncated", "overwritten", "not a database", "newer"])
+def test_a_database_that_cannot_be_used_is_one_line(tmp_path: Path, how: str) -> None:
+    settings = Settings(home=tmp_path)
+    prepare_home(settings)
+    spoil(tmp_path / "coordinator.db", how)
+    for begin in (prepare_home, existing_database):
+        if how == "newer" and begin is existing_database:
+            continue
+        with pytest.raises(DatabaseUnusable) as caught:
+            begin(settings)
+        assert ("9999" if how == "newer" else "restore a backup") in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@127.0.0.1:9/none", "nonsense", "mysql://x/y"])
+def test_a_database_out_of_reach_is_one_line_without_the_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DatabaseUnusable) as caught:
+        prepare_home(Settings(home=tmp_path, database_url=url))
+    assert "secret" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_no_coordinator_in_an_empty_database(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.db").touch()
+    with pytest.raises(NoCoordinator):
+        existing_database(Settings(home=tmp_path))
+
+
+def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
+    program = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 512))\n"
+    program += "from coordinator.serve import raise_file_limit; print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "512 (512, 512)\n"
+    assert (agents_served(512, 40), agents_served(1024, 40), agents_served(64, 40)) == (258, 770, 0)
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("status",)])
+@pytest.mark.parametrize("after_s", [0.15, 0.6])
+def test_ctrl_c_in_the_first_seconds_ends_it_without_a_word(tmp_path: Path, command: tuple[str, ...], after_s: float) -> None:
+    environment = {**os.environ, "FEDCOORD_HOME": str(tmp_path / "home"), "FEDCOORD_URL": "http://127.0.0.1:9"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordinator.cli", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(after_s)  # wherever it is by then
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert process.returncode in (130, -signal.SIGINT, 1)
