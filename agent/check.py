@@ -9,9 +9,11 @@ import psutil
 
 from agent import credentials
 from agent.client import Client
+from agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
 from agent.device import find_device
 from agent.errors import AgentError
-from agent.settings import Config, Home, within_hours
+from agent.readiness import Verdict, judge, report
+from agent.settings import Config, DataSection, Home, within_hours
 from shared.errors import DataError
 from shared.protocol import RunOffer
 from shared.tables import Row, read_examples, read_rows
@@ -19,9 +21,9 @@ from shared.tables import Row, read_examples, read_rows
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `advice` says what to do."""
+    """One line of the report; `advice` says what to do. `ok` is None where nothing is wrong, and nothing is done either."""
 
-    ok: bool
+    ok: bool | None
     what: str
     found: str
     advice: str = ""
@@ -36,8 +38,11 @@ def check(home: Home) -> Iterator[Finding]:
         return
     yield Finding(True, "configuration", str(home.config))
     yield from _device(home, config)
-    path = home.data_path(config)
-    yield from _data(path, config)
+    for name, data in config.data.items():
+        yield from _data(name, data, home.data_path(data))
+    if not patterns(config):
+        said = 'write the names of runs into it: runs = ["intents"]; * and ? are wildcards'
+        yield Finding(False, "consent", "no run may use any of the data: `runs` is empty everywhere", said)
     client = None
     try:
         mine = credentials.load(home)
@@ -56,8 +61,14 @@ def check(home: Home) -> Iterator[Finding]:
         return
     if not me.runs:
         yield Finding(True, "runs", "none is open to this agent at present")
-    for run in me.runs:
-        yield from _run(run, path, config, client)
+    verdicts = [judge(home, config, run) for run in me.runs]
+    for run, verdict in zip(me.runs, verdicts, strict=True):
+        yield _run(home, config, run, verdict, client)
+    try:
+        report(client, config, verdicts)
+    except AgentError as error:
+        yield Finding(False, "report", error.message, "the coordinator was not told which runs the data fit; try again")
+    home.checked.touch()  # a daemon that runs takes runs again that it refused
 
 
 def _device(home: Home, config: Config) -> Iterator[Finding]:
@@ -82,38 +93,48 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding(True, "hours", f"{', '.join(config.limits.hours)}; {'now is inside' if inside else 'now is outside: it would wait'}")
 
 
-def _data(path: Path, config: Config) -> Iterator[Finding]:
+def _data(name: str, data: DataSection, path: Path) -> Iterator[Finding]:
+    what = f"data {name}"
     try:
         count = 0
         columns: Row = {}
-        for row in read_rows(path, config.data):
+        for row in read_rows(path, data):
             count, columns = count + 1, columns or row
         if not count:
             raise DataError(f"{path} has no rows")
-        if missing := sorted(c for c in config.data.columns.values() if c not in columns):
+        if missing := sorted(c for c in data.columns.values() if c not in columns):
             raise DataError(f"{path.name} has no column {', '.join(missing)}; its columns are {', '.join(columns)}")
     except DataError as error:
-        yield Finding(False, "data", error.message, "correct [data] in agent.toml, or the file")
+        yield Finding(False, what, error.message, f"correct [data.{name}] in agent.toml, or the file")
         return
-    yield Finding(True, "data", f"{path.name}: {count:,} rows, columns {', '.join(columns)}")
+    runs = f"for runs {', '.join(data.runs)}" if data.runs else "for no run"
+    yield Finding(True, what, f"{path.name}: {count:,} rows, columns {', '.join(columns)}; {runs}")
 
 
-def _run(run: RunOffer, path: Path, config: Config, client: Client) -> Iterator[Finding]:
+def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Client) -> Finding:
     what = f"run {run.name}"
-    try:
-        examples = read_examples(path, run.task, config.data.columns, run.num_labels, run.label_names, config.data)
-    except DataError as error:
-        yield Finding(False, what, error.message, f"it needs {' or '.join(run.fields)}; map them in [data.columns]")
-        return
+    if verdict.reason == "not_consented":
+        try:
+            chosen(config.data, run.name)
+        except Ambiguous as error:
+            return Finding(False, what, "several data sets could be meant", error.message)
+        except NotConsented as error:
+            return Finding(None, what, error.message)
+    data = config.data.get(verdict.data)
+    if verdict.reason or data is None:
+        advice = f"it needs {' or '.join(run.fields)}; correct [data.{verdict.data}] in agent.toml (columns map its fields), or the rows"
+        return Finding(False, what, verdict.message, advice)
+    found = f"{verdict.rows:,} rows of data {verdict.data} fit"
+    source = source_of(home, data)
+    examples = read_examples(Path(source.path), run.task, source.columns, run.num_labels, run.label_names, source)
     lengths = _token_lengths(run, examples, client)
     if lengths is None:
-        yield Finding(True, what, f"{len(examples):,} rows fit; its tokenizer has no tokenizer.json, so tokens were not counted")
-        return
+        return Finding(True, what, f"{found}; its tokenizer has no tokenizer.json, so tokens were not counted")
     cut = sum(n > run.max_length for n in lengths)
-    found = f"{len(examples):,} rows fit; tokens a row: median {statistics.median(lengths):.0f}, longest {max(lengths)}, in all {sum(lengths):,}"
+    found += f"; tokens a row: median {statistics.median(lengths):.0f}, longest {max(lengths)}, in all {sum(lengths):,}"
     if cut and run.task == "text-classification":
         found += f"; {cut:,} rows are longer than {run.max_length} and would be cut"
-    yield Finding(True, what, found)
+    return Finding(True, what, found)
 
 
 def _token_lengths(run: RunOffer, examples: list[Row], client: Client) -> list[int] | None:

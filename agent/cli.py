@@ -19,12 +19,13 @@ import psutil
 import typer
 from rich.text import Text
 
-from agent import credentials
+from agent import credentials, enrolment
 from agent.client import Client
 from agent.device import find_device
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError
 from agent.settings import Home, template
 from shared.errors import FedError
+from shared.plain import one_line
 from shared.protocol import EnrolRequest
 from shared.terminal import Terminal, log_plainly
 
@@ -39,23 +40,40 @@ def enroll(
     token: Annotated[str, typer.Option(help="One-time token from the operator (fedcoord agents token).")],
     name: Annotated[str | None, typer.Option(help="Name of this agent; default: the host's name.")] = None,
     data: Annotated[Path | None, typer.Option(help="File with this agent's rows.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Option(help="Name of a run that may use these rows; * and ? are wildcards. Give it once for each.")
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Get an identity and a key, and write a first agent.toml."""
-    import platform
-
     place = Home(home)
     if place.credentials.exists():
         raise AgentError(f"{place.path} is enrolled already, as {credentials.load(place).name}; use another --home for another agent")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is no URL; it begins with http:// or https://")
-    chosen = name or platform.node().split(".")[0] or "agent"
-    answer = Client(url).enrol(EnrolRequest(token=token, name=chosen, device=find_device(), version=version("fedcybgd")))
+    request = EnrolRequest(
+        token=enrolment.whole_token(token), name=enrolment.agent_name(name), device=find_device(), version=version("fedcybgd")
+    )
+    address = enrolment.coordinator_url(url)
+    consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
+    answer = Client(address).enrol(request)
     credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))
     if not place.config.exists():
-        place.config.write_text(template(url, str(data.expanduser().resolve()) if data else None), encoding="utf-8")
+        place.config.write_text(template(address, str(data.expanduser().resolve()) if data else None, consented), encoding="utf-8")
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
-    terminal.say("next: fedagent check, then fedagent run" if data else "next: name your data in it, then fedagent check")
+    if not consented:
+        terminal.say("no run may use your data yet: name runs in it, under `runs`")
+    terminal.say("next: fedagent check, then fedagent run" if data and consented else "next: complete it, then fedagent check")
+
+
+def _asked(data: Path | None) -> list[str]:
+    """The runs that may use the data, as a person says; nobody is there to ask: none."""
+    if data is None or not _somebody_is_there():
+        return []
+    terminal.say(f"Which runs may use {data.name}? Names, with a space between them; * and ? are wildcards; nothing: none yet.")
+    return input("runs: ").split()
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 @app.command()
@@ -65,9 +83,10 @@ def check(home: HomeOption = None) -> None:
 
     wrong = 0
     for finding in findings(Home(home)):
-        terminal.print(Text("ok   ", "green") if finding.ok else Text("wrong", "red"), end=" ")
-        terminal.say(f"{finding.what}: {finding.found}")
-        if not finding.ok:
+        mark = {True: Text("ok   ", "green"), False: Text("wrong", "red"), None: Text("no   ", "dim")}[finding.ok]
+        terminal.print(mark, end=" ")
+        terminal.say(f"{finding.what}: {one_line(finding.found)}")
+        if finding.ok is False:
             wrong += 1
             terminal.say(f"      → {finding.advice}")
     if wrong:

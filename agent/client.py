@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from agent.errors import AgentError, CoordinatorSaid, KeyRefused, ManifestInvalid, Unreachable
 from shared.protocol import (
     API,
+    OFFERS,
     AgentSelf,
     Assignment,
     AssignmentState,
@@ -20,6 +21,8 @@ from shared.protocol import (
     EnrolAnswer,
     EnrolRequest,
     Id,
+    Readiness,
+    ReadinessReport,
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
@@ -38,6 +41,8 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT)
         self.url = url
+        self.offers: str | None = None
+        """Changes with the runs that the coordinator offers; as its last answer to a claim said"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
 
@@ -54,6 +59,9 @@ class Client:
     def me(self) -> AgentSelf:
         return AgentSelf.model_validate(self._call("GET", "/agents/me").json())
 
+    def say_ready(self, runs: list[Readiness]) -> None:
+        self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
+
     def rotate_key(self) -> str:
         key: str = self._call("POST", "/agents/me/key").json()["key"]
         return key
@@ -64,6 +72,7 @@ class Client:
     def claim(self, request: ClaimRequest, wait: float) -> Assignment | None:
         timeout = httpx.Timeout(30, read=wait + 30)
         answer = self._call("POST", "/assignments/claim", params={"wait": wait}, json=request.model_dump(), timeout=timeout)
+        self.offers = answer.headers.get(OFFERS)
         if answer.status_code != 200:
             return None
         try:

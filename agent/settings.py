@@ -1,13 +1,13 @@
-"""The agent's own file, agent.toml: its data, its device, its limits, its consent."""
+"""The agent's own file, agent.toml: which runs may use which data, its device, its limits."""
 
 import json
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from agent.errors import ConfigError
 from agent.messages import TrainingOptions
@@ -15,6 +15,11 @@ from shared.protocol import DeclaredLimits
 from shared.table_format import TableFormat
 
 Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+RunPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._*?-]{0,99}$")]
+DataName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+ONLY = "rows"
+"""The name of the only data set, where it has none"""
+MAX_PATTERNS = 100
 
 
 class Section(BaseModel):
@@ -24,6 +29,12 @@ class Section(BaseModel):
 class DataSection(TableFormat, Section):
     path: str = Field(description="file with this agent's rows; relative to agent.toml")
     columns: dict[str, str] = Field(default_factory=dict, description='field = "column", where they differ')
+    runs: list[RunPattern] = Field(
+        default_factory=list, description="names of the runs that may use these rows; * and ? are wildcards; empty: none may"
+    )
+    tell_rows: Literal["roughly", "exactly", "no"] = Field(
+        "roughly", description="what the coordinator is told of their number before a run: roughly is 1, 10, 100, … or more"
+    )
 
 
 class DeviceSection(Section):
@@ -39,17 +50,30 @@ class LimitsSection(Section):
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
 
 
-class ConsentSection(Section):
-    runs: list[str] = Field(["*"], description="names of the runs it takes part in; * and ? are wildcards")
-
-
 class Config(Section):
     coordinator: str = Field(pattern=r"^https?://", description="URL of the coordinator")
-    data: DataSection
+    data: dict[DataName, DataSection] = Field(min_length=1)
     device: DeviceSection = DeviceSection()
     limits: LimitsSection = LimitsSection()
-    consent: ConsentSection = ConsentSection()
     training: TrainingOptions = TrainingOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_one(cls, values: Any) -> Any:
+        """Who has one data set only may write it under [data] itself."""
+        if isinstance(values, dict) and is_only_one(values.get("data")):
+            return {**values, "data": {ONLY: values["data"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _few_patterns(self) -> "Config":
+        if (count := sum(len(data.runs) for data in self.data.values())) > MAX_PATTERNS:
+            raise ValueError(f"the data sets name {count} runs and patterns in all, {MAX_PATTERNS} are allowed; use wildcards")
+        return self
+
+
+def is_only_one(data: Any) -> bool:
+    return isinstance(data, dict) and any(not isinstance(value, dict) for value in data.values())
 
 
 class Home:
@@ -64,6 +88,8 @@ class Home:
         self.residuals = self.path / "residuals"
         self.status = self.path / "status.json"
         self.lock = self.path / "lock"
+        self.checked = self.path / "checked"
+        """Touched by `fedagent check`: the daemon looks again at what it refused"""
 
     def load_config(self) -> Config:
         """Read agent.toml. Raises `ConfigError`, which names each wrong field."""
@@ -76,15 +102,20 @@ class Home:
         try:
             return Config.model_validate(values)
         except ValidationError as error:
-            problems = [f"{'.'.join(str(p) for p in e['loc'])}: {_problem(e['type'], e['msg'])}" for e in error.errors()]
+            problems = [_problem(e["loc"], e["type"], e["msg"], is_only_one(values.get("data"))) for e in error.errors()]
             raise ConfigError(f"{self.config} is wrong:\n  " + "\n  ".join(problems)) from error
 
-    def data_path(self, config: Config) -> Path:
-        return (self.path / Path(config.data.path).expanduser()).resolve()
+    def data_path(self, data: DataSection) -> Path:
+        return (self.path / Path(data.path).expanduser()).resolve()
 
 
-def _problem(kind: str, message: str) -> str:
-    return {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(kind, message)
+def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bool) -> str:
+    if place[:1] == ("consent",):
+        return 'consent: runs are named with the data that they may use: runs = ["…"] under [data.NAME], instead of [consent]'
+    if only_one and place[:2] == ("data", ONLY):
+        place = ("data", *place[2:])
+    said = {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(kind, message)
+    return f"{'.'.join(str(p) for p in place)}: {said}" if place else said.removeprefix("Value error, ")
 
 
 def declared(config: Config) -> DeclaredLimits:
@@ -105,13 +136,14 @@ def within_hours(hours: list[str], now: datetime) -> bool:
     return False
 
 
-def template(url: str, data: str | None) -> str:
+def template(url: str, data: str | None, runs: list[str]) -> str:
     """A first agent.toml, with comments."""
     return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
 
-[data]
+[data.{ONLY}]                     # a name of your own; add [data.OTHER] for other rows
 path = {_quoted(data or "data.jsonl")}          # CSV, JSONL or Parquet (.gz may follow); relative to this file
+runs = {json.dumps(runs)}                       # which runs may use these rows, as in ["intents", "bank-*"]; empty: none may
 # columns = {{ text = "question", label = "intent" }}   # field = "column", where they differ
 
 [device]
@@ -128,9 +160,6 @@ hours = []                      # when work may begin, as in ["22:00-06:00"]; em
 checkpointing = "auto"          # auto, on, off
 prefix_cache = "auto"           # auto, off, memory, disk
 chunked_logits = "auto"         # auto, on, off
-
-[consent]
-runs = ["*"]                    # names of the runs to take part in
 """
 
 

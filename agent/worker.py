@@ -14,9 +14,11 @@ from agent import retry
 from agent.assignment_run import Tools, run_assignment
 from agent.cache import ShardCache
 from agent.client import Client
-from agent.errors import AgentError, CoordinatorSaid, KeyRefused, LeaseGone, ManifestInvalid, StopRequested, VisitFailed
+from agent.consent import NotConsented, patterns, source_for
+from agent.errors import AgentError, ConfigError, CoordinatorSaid, KeyRefused, LeaseGone, ManifestInvalid, StopRequested, VisitFailed
 from agent.messages import DataSource
 from agent.outbox import Outbox
+from agent.readiness import Standing, stamp
 from agent.residuals import Residuals
 from agent.retry import patiently
 from agent.settings import Config, Home, declared, within_hours
@@ -27,31 +29,64 @@ log = logging.getLogger("fedagent")
 WAIT_S = 25.0
 FAILURE_PAUSE_S = 5.0
 HOURS_PAUSE_S = 30.0
-QUOTING_REASONS = frozenset({"data_invalid", "other"})
-"""Reasons whose message may quote a row of the data: it stays in the log and the status of this agent."""
+TOLD = {
+    "data_invalid": "the agent's own log says more", "other": "the agent's own log says more",
+    "not_consented": "its owner has tied no data to this run",
+}  # fmt: skip
+"""What the coordinator is told where the message may quote a row of the data or agent.toml: that stays in the log and the status."""
 
 
 class Worker:
     def __init__(self, home: Home, config: Config, client: Client) -> None:
-        self._home, self._config, self._client = home, config, client
-        data = DataSource(path=str(home.data_path(config)), columns=config.data.columns, **dict(config.data.table_format()))
-        self._trainer = TrainerProcess(config)
-        memory = config.limits.memory_gb
-        cache = ShardCache(home.cache, int(config.limits.disk_gb * 1e9))
-        self._tools = Tools(
-            client,
-            cache,
-            Outbox(home.outbox, client.url),
-            self._trainer,
-            data,
-            Residuals(home.residuals, client.url),
-            memory * 1e9 if memory else None,
-        )
-        self._refused: set[str] = set()
+        self._home, self._client = home, client
+        self._standing = Standing(home, client)
+        self._read = stamp(home.config)
+        self._use(config)
+        self._error: dict[str, str] = {}
+        """the last error, and when it was"""
         self._stopping = False
         self._interruptible = False
         self._done = 0
         self._written = 0.0
+
+    def _use(self, config: Config) -> None:
+        """Work by these settings from now on; the training process is a new one."""
+        self._config = config
+        self._trainer = TrainerProcess(config)
+        self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
+
+    def _tools(self, data: DataSource) -> Tools:
+        memory = self._config.limits.memory_gb
+        return Tools(
+            self._client,
+            self._cache,
+            Outbox(self._home.outbox, self._client.url),
+            self._trainer,
+            data,
+            Residuals(self._home.residuals, self._client.url),
+            memory * 1e9 if memory else None,
+        )
+
+    def _reread(self) -> bool:
+        """Take over a changed agent.toml. False while it is wrong: nobody knows then what its owner consents to."""
+        if (now := stamp(self._home.config)) == self._read:
+            return True
+        try:
+            config = self._home.load_config()
+        except ConfigError as error:
+            self._fail("settings are wrong: no work is taken", error.message)
+            return False
+        self._read = now
+        if config.coordinator != self._config.coordinator:
+            log.warning("agent.toml names another coordinator: start the agent again to go there")
+        if config.model_copy(update={"data": self._config.data}) == self._config:
+            self._config = config
+        else:
+            self._trainer.close()
+            self._use(config)
+            self._trainer.start()
+        log.info("%s has changed and was read again", self._home.config)
+        return True
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `KeyRefused` when the coordinator does not know this agent (any more)."""
@@ -82,6 +117,10 @@ class Worker:
             self._write_status("outside its hours")
             self._pause(HOURS_PAUSE_S)
             return
+        if not self._reread():
+            self._pause(FAILURE_PAUSE_S)
+            return
+        self._refresh()
         self._write_status("waiting for work")
         assignment = self._claim()
         if assignment is None:
@@ -92,10 +131,16 @@ class Worker:
                 self._give_back(assignment, "manifest_invalid", assignment.message)
             self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return
+        # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
+        try:
+            source = source_for(self._home, self._config, assignment.run_name)
+        except NotConsented as error:
+            self._failed(assignment, "not_consented", error.message)
+            return
         began = time.monotonic()
         log.info("round %d: training %s of %s (attempt %d)", assignment.round, assignment.block, assignment.run_name, assignment.attempt)
         try:
-            run_assignment(self._tools, assignment, lambda progress: self._report(assignment, progress))
+            run_assignment(self._tools(source), assignment, lambda progress: self._report(assignment, progress))
             self._done += 1
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)
         except LeaseGone as error:
@@ -113,12 +158,28 @@ class Worker:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
             self._failed(assignment, "other", f"{type(error).__name__}: {error}")
 
+    def _refresh(self) -> None:
+        """Say of each run whether its data fit, where that may be another than before."""
+        self._interruptible = True
+        try:
+            if self._stopping:
+                raise StopRequested
+            self._standing.refresh(self._config)
+        except (KeyRefused, StopRequested):
+            raise
+        except AgentError as error:
+            log.debug("not reported which runs the data fit: %s", error.message)
+        finally:
+            self._interruptible = False
+
     def _claim(self) -> Assignment | ManifestInvalid | None:
-        request = ClaimRequest(runs=self._config.consent.runs, refuses=sorted(self._refused), limits=declared(self._config))
+        refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
+        request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config))
 
         def waited(error: Exception) -> None:
             log.warning("%s; trying again", error)
-            self._write_status("coordinator unreachable", error=str(error))
+            self._note(str(error))
+            self._write_status("coordinator unreachable")
 
         self._interruptible = True
         try:
@@ -135,11 +196,21 @@ class Worker:
     def _failed(self, assignment: Assignment, reason: Any, message: str) -> None:
         log.error("round %d: %s: %s: %s", assignment.round, assignment.block, reason, message)
         if reason in LASTING_REASONS - {"non_finite_loss"}:
-            log.error("taking no further work of run %s; mend it and start the agent again", assignment.run_name)
-            self._refused.add(assignment.run_id)
-        self._give_back(assignment, reason, "the agent's own log says more" if reason in QUOTING_REASONS else message)
-        self._write_status("waiting after a failure", error=f"{reason}: {message}")
+            log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
+            self._standing.refuse(assignment.run_id, assignment.run_name, reason, message)
+        self._give_back(assignment, reason, TOLD.get(reason, message))
+        self._note(f"{reason}: {message}")
+        self._write_status("waiting after a failure")
         self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    def _fail(self, state: str, message: str) -> None:
+        if self._error.get("error") != message:
+            log.error("%s: %s", state, message)
+        self._note(message)
+        self._write_status(state)
+
+    def _note(self, error: str) -> None:
+        self._error = {"error": error, "error_at": datetime.now(UTC).isoformat()}
 
     def _give_back(self, assignment: Assignment | ManifestInvalid, reason: Any, message: str) -> None:
         request = ReturnRequest(attempt=assignment.attempt, reason=reason, message=message[:2000])
@@ -165,7 +236,8 @@ class Worker:
     def _write_status(self, state: str, **more: Any) -> None:
         self._written = time.monotonic()
         aside = self._home.status.with_suffix(".part")
-        status = {"state": state, "at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "visits": self._done, **more}
+        status = {"state": state, "at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "visits": self._done, **self._error, **more}
+        status["takes_no_work_of"] = [{"run": v.run, "reason": v.reason, "message": v.message} for v in self._standing.without]
         try:
             aside.write_text(json.dumps(status))
             aside.replace(self._home.status)

@@ -66,7 +66,7 @@ class System:
         home = self._folder / name
         token = self.operator.post("/enrolment-tokens", {})["token"]
         agent = [sys.executable, "-m", "agent.cli"]
-        command = [*agent, "enroll", self.url, "--token", token, "--name", name, "--data", str(data), "--home", str(home)]
+        command = [*agent, "enroll", self.url, "--token", token, "--name", name, "--data", str(data), "--runs", "*", "--home", str(home)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **ENVIRONMENT})
         settings = home / "agent.toml"
         text = settings.read_text()

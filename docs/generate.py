@@ -6,7 +6,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
@@ -53,7 +53,8 @@ def _fields(schema: dict[str, Any], defs: dict[str, Any], model: type[BaseModel]
     for name, entry in schema["properties"].items():
         section = _section(model, name)
         if section is not None:
-            yield from _fields(defs[section.__name__], defs, section, f"{prefix}{name}.")
+            several = get_origin(model.model_fields[name].annotation) is dict
+            yield from _fields(defs[section.__name__], defs, section, f"{prefix}{name}." + ("NAME." if several else ""))
         else:
             yield prefix + name, _type(entry), _default(model, name), entry.get("description", "")
 

@@ -11,6 +11,8 @@ from shared.plain import PlainText
 
 API = "/v1"
 MAX_WAIT_S = 60.0
+OFFERS = "FedCyBGD-Offers"
+"""Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
 SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"
 
 
@@ -88,6 +90,26 @@ class RunOffer(BaseModel):
     label_names: list[str] | None
     max_length: int
     files: list["FileRef"] = Field(description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+
+
+UnfitReason = Literal[
+    "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid"
+]
+"""Why an agent takes no work of a run until its owner has mended something."""
+
+
+class Readiness(Message):
+    """What an agent says of a run that is open to it: facts of a check, nothing of its data."""
+
+    run_id: Id
+    fits: bool = Field(description="its owner has tied data to the run, and they fit the task")
+    reason: UnfitReason | None = Field(None, description="why not")
+    rows: Count | None = Field(None, description="as many or more; exactly as many if `exact`; null: the owner does not say")
+    exact: bool = False
+
+
+class ReadinessReport(Message):
+    runs: list[Readiness] = Field(max_length=1000)
 
 
 class AgentSelf(BaseModel):
@@ -181,8 +203,10 @@ class DeclaredLimits(Message):
 
 class ClaimRequest(Message):
     limits: DeclaredLimits = DeclaredLimits()
-    runs: list[str] = Field(default_factory=lambda: ["*"], max_length=100, description="names of the runs it consents to; * for all")
-    refuses: list[Id] = Field(default_factory=list, max_length=1000, description="ids of runs that its data do not fit")
+    runs: list[Annotated[str, StringConstraints(max_length=100)]] = Field(
+        default_factory=list, max_length=100, description="names of the runs that it consents to; * and ? are wildcards; empty: none"
+    )
+    refuses: list[Id] = Field(default_factory=list, max_length=1000, description="ids of runs of which it takes no work")
 
 
 class Assignment(BaseModel):
@@ -264,13 +288,13 @@ class UploadOffset(BaseModel):
 
 
 ReturnReason = Literal[
-    "stopping", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
+    "stopping", "not_consented", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
     "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "other",
 ]  # fmt: skip
 """Why an agent gives an assignment back."""
 
 LASTING_REASONS: frozenset[str] = frozenset(
-    {"data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
+    {"not_consented", "data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
 )
 """Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
 

@@ -81,7 +81,7 @@ def read_examples(
     num_labels: int | None,
     label_names: list[str] | None = None,
     how: TableFormat | None = None,
-    mapped_in: str = "[data.columns]",
+    mapped_in: str = "[data.NAME.columns]",
 ) -> list[Row]:
     """All rows of `path` as `examples` gives them. Raises `DataError` also where there are none."""
     return list(examples(path, task, columns, num_labels, label_names, how, mapped_in))
@@ -94,7 +94,7 @@ def examples(
     num_labels: int | None,
     label_names: list[str] | None = None,
     how: TableFormat | None = None,
-    mapped_in: str = "[data.columns]",
+    mapped_in: str = "[data.NAME.columns]",
 ) -> Iterator[Row]:
     """The rows of `path` as examples of `task`, one by one: {text, label, …} or {text} or {prompt, completion}.
 

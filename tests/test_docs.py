@@ -179,8 +179,11 @@ def test_the_agent_toml_that_is_shown_is_valid_and_has_every_setting() -> None:
     values = tomllib.loads(shown)
     Config.model_validate(values)
     for name, *_ in generate.fields_of(Config):
-        section, _, setting = name.rpartition(".")
-        assert setting in (values[section] if section else values)
+        *sections, setting = name.split(".")
+        place = values
+        for section in sections:
+            place = next(iter(place.values())) if section == "NAME" else place[section]
+        assert setting in place, name
 
 
 # ---- all pages ------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
         f"coordinator at {system.url}, status page {system.url}/admin\n  operator's key of this demo: {system.key}\n", highlight=False
     )
     for path in partitions:
-        system.start_agent(operator, path.stem, path, threads)
+        system.start_agent(operator, path.stem, path, task.runs, threads)
     with console.status("adding the model, block by block"):
         system.add_model(task.model, task.model_name)
         run = create_run(operator, task.run_file)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -60,10 +61,11 @@ class System:
     def add_model(self, source: Path, name: str) -> None:
         self._command("fedcoord", "models", "add", str(source), "--name", name)
 
-    def start_agent(self, operator: Operator, name: str, data: Path, threads: int) -> None:
+    def start_agent(self, operator: Operator, name: str, data: Path, runs: Sequence[str], threads: int) -> None:
         home = self.folder / name
         token = operator.post("/enrolment-tokens", {})["token"]
-        self._command("fedagent", "enroll", self.url, "--token", token, "--name", name, "--data", str(data), "--home", str(home))
+        consent = [word for run in runs for word in ("--runs", run)]
+        self._command("fedagent", "enroll", self.url, "--token", token, "--name", name, "--data", str(data), *consent, "--home", str(home))
         config = home / "agent.toml"
         config.write_text(re.sub(r"^threads = 0", f"threads = {threads}", config.read_text(), flags=re.MULTILINE))
         self._start(name, self.folder / f"{name}.log", "fedagent", "run", "--home", str(home))

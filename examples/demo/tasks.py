@@ -20,6 +20,8 @@ class DemoTask:
     run_file: Path
     anchor_file: Path | None
     """a run that trains the head alone, as often over the same rows: what the block cycle has to beat"""
+    runs: tuple[str, ...]
+    """what the agents let use their rows: the runs of the two files"""
     sample_prompts: tuple[str, ...] = ()
 
 
@@ -34,7 +36,7 @@ def banking77(folder: Path) -> tuple[DemoTask, list[Path]]:
     parts = [[{"text": r["text"], "label": r["label"]} for r in rows[i::AGENTS]] for i in range(AGENTS)]
     task = DemoTask(
         "MiniLM (22.7M parameters) learns Banking77: 77 intents of bank customers", Path(spec.origin).parent / "model", "minilm",
-        source / "run.yaml", source / "head-only.yaml",
+        source / "run.yaml", source / "head-only.yaml", ("banking77", "head-only"),
     )  # fmt: skip
     return task, _write(folder, parts)
 
@@ -58,7 +60,7 @@ def shakespeare(folder: Path) -> tuple[DemoTask, list[Path]]:
     run_file.write_text((source / "run.yaml").read_text())
     task = DemoTask(
         "stories260K (a Llama of 260,032 parameters that knows children's stories) learns Shakespeare", EXAMPLES / "models" / "stories260K",
-        "stories260K", run_file, None, ("My lord,", "Love is"),
+        "stories260K", run_file, None, ("shakespeare",), ("My lord,", "Love is"),
     )  # fmt: skip
     return task, _write(folder, parts)
 

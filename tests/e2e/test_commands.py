@@ -85,7 +85,7 @@ def test_check_finds_rows_tokens_and_what_is_wrong(federation: Federation, tmp_p
     agent = AgentProcess(tmp_path / "agent", "checked").enrol(federation.coordinator, rows)
     good = fedagent(agent.home, "check")
     assert good.returncode == 0, good.stdout
-    assert "64 rows fit" in good.stdout
+    assert "64 rows of data rows fit" in good.stdout
     assert "median 10" in good.stdout  # eight words, [CLS] and [SEP]
 
     rows.write_text(json.dumps({"text": "a", "label": 7}) + "\n")

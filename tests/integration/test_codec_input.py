@@ -1,6 +1,5 @@
 """Deltas in every codec: added to the bit; in another codec, damaged or without sense: refused with nothing kept. And manifests in no codec."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -310,9 +309,11 @@ def test_a_manifest_in_an_unknown_codec_is_given_back_and_the_agent_goes_on(
     client._http._mounts = {}
     spec = run_file(model, "all", schedule={"agents": "first_come"}, delta={"codec": "int8"})
     run = str(live.create_run(spec | {"agents": [name, stand_in.name]}, start=True)["name"])
-    config = Config.model_validate({"coordinator": live.url, "data": {"path": "rows.jsonl"}, "consent": {"runs": [run]}})
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/rows.jsonl").write_text('{"text": "alpha", "label": 0}\n')
+    config = Config.model_validate({"coordinator": live.url, "data": {"path": "rows.jsonl", "runs": [run]}})
     old = worker.Worker(Home(tmp_path / "old"), config, client)
-    old._tools = dataclasses.replace(old._tools, trainer=LightTrainer())  # type: ignore[arg-type]
+    old._trainer = LightTrainer()  # type: ignore[assignment]
     with caplog.at_level(logging.INFO, "fedagent"):
         old._one()
     assert any(said in record.getMessage() and record.levelname == "ERROR" for record in caplog.records), caplog.text

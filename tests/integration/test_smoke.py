@@ -21,7 +21,7 @@ def test_a_delta_makes_the_next_version_and_opens_the_next_round(live: LiveCoord
         start=True,
     )  # fmt: skip
     assert run["state"] == "running"
-    assignment = agent.claim(ClaimRequest(), wait=5)
+    assignment = agent.claim(ClaimRequest(runs=["*"]), wait=5)
     assert assignment is not None
     assert assignment.block == "layers.0"
     names = {b.block: b for b in assignment.manifest.blocks}
@@ -40,7 +40,7 @@ def test_a_delta_makes_the_next_version_and_opens_the_next_round(live: LiveCoord
     metrics = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
     receipt = agent.submit(assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=metrics))
     assert receipt.state == "submitted"
-    following = agent.claim(ClaimRequest(), wait=10)
+    following = agent.claim(ClaimRequest(runs=["*"]), wait=10)
     assert following is not None
     assert following.block == "layers.1"
     after = {b.block: b for b in following.manifest.blocks}

@@ -22,7 +22,7 @@ def test_a_message_that_may_quote_a_row_stays_with_the_agent(
     client = live.enrol(name)
     spec = {"name": name, "model": name, "agents": [name], "task": {"kind": "text-classification", "labels": 3, "max_length": 32}}
     live.create_run({**spec, "schedule": {"blocks": ["layers"], "always": ["head"]}}, start=True)
-    assignment = client.claim(ClaimRequest(), wait=5)
+    assignment = client.claim(ClaimRequest(runs=["*"]), wait=5)
     assert assignment is not None
     home = Home(tmp_path)
     config = Config.model_validate({"coordinator": live.url, "data": {"path": "rows.jsonl"}})

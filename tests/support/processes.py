@@ -72,7 +72,7 @@ class AgentProcess:
 
     def enrol(self, coordinator: CoordinatorProcess, data: Path, settings: str = "") -> "AgentProcess":
         command = [sys.executable, "-m", "agent.cli", "enroll", coordinator.url, "--token", coordinator.token()]
-        command += ["--name", self.name, "--data", str(data), "--home", str(self.home)]
+        command += ["--name", self.name, "--data", str(data), "--runs", "*", "--home", str(self.home)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **ENVIRONMENT})
         config = self.home / "agent.toml"
         config.write_text(config.read_text().replace("threads = 0 ", "threads = 1 ") + settings)

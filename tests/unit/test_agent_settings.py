@@ -11,7 +11,7 @@ from agent.settings import Config, Home, template, within_hours
 
 GOOD = """\
 coordinator = "https://fed.example:8440"
-[data]
+[data.questions]
 path = "rows.csv"
 format = "csv"
 separator = ";"
@@ -19,6 +19,8 @@ encoding = "cp1252"
 quotes = false
 first_label = 1
 columns = { text = "question" }
+runs = ["bank*"]
+tell_rows = "no"
 [device]
 kind = "cpu"
 threads = 2
@@ -27,12 +29,11 @@ memory_gb = 8
 disk_gb = 0.5
 hours = ["22:00-06:00", "12:00-13:30"]
 bandwidth_mbit = 50
+stall_s = 900
 [training]
 checkpointing = "on"
 prefix_cache = "disk"
 chunked_logits = "off"
-[consent]
-runs = ["bank*"]
 """
 
 
@@ -57,20 +58,22 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
 
 def test_the_coordinator_and_the_data_are_enough(tmp_path: Path) -> None:
     config = home(tmp_path, 'coordinator = "http://c"\n[data]\npath = "a.csv"\n').load_config()
-    assert (config.device.kind, config.limits.disk_gb, config.limits.hours, config.consent.runs) == ("auto", 20, [], ["*"])
+    assert (config.device.kind, config.limits.disk_gb, config.limits.hours, config.data["rows"].runs) == ("auto", 20, [], [])
 
 
 @pytest.mark.parametrize("data", [None, "/data/my rows.csv", 'C:\\rows\\new "one".csv'])
 def test_the_first_file_that_we_write_is_good(tmp_path: Path, data: str | None) -> None:
-    config = home(tmp_path, template("http://c:1", data)).load_config()
-    assert config == Config.model_validate({"coordinator": "http://c:1", "data": {"path": data or "data.jsonl"}})
+    config = home(tmp_path, template("http://c:1", data, ["bank-*", "x"])).load_config()
+    rows = {"path": data or "data.jsonl", "runs": ["bank-*", "x"]}
+    assert config == Config.model_validate({"coordinator": "http://c:1", "data": {"rows": rows}})
 
 
 def test_data_lie_beside_the_file_unless_their_path_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     place = Home(tmp_path)
     for given, meant in [("a.csv", tmp_path.resolve() / "a.csv"), ("/x/a.csv", Path("/x/a.csv")), ("~/a.csv", Path("/home/ann/a.csv"))]:
-        assert place.data_path(Config.model_validate({"coordinator": "http://c", "data": {"path": given}})) == meant
+        config = Config.model_validate({"coordinator": "http://c", "data": {"path": given}})
+        assert place.data_path(config.data["rows"]) == meant
 
 
 @pytest.mark.parametrize(
@@ -78,9 +81,9 @@ def test_data_lie_beside_the_file_unless_their_path_is_whole(tmp_path: Path, mon
     [
         ('coordinator = "https://fed.example:8440"', "", "coordinator: this setting is missing"),
         ("https://", "ftp://", "coordinator: "),
-        ('path = "rows.csv"', "", "data.path: this setting is missing"),
-        ('format = "csv"', 'format = "xlsx"', "data.format: "),
-        ('columns = { text = "question" }', "columns = { text = 3 }", "data.columns.text: "),
+        ('path = "rows.csv"', "", "data.questions.path: this setting is missing"),
+        ('format = "csv"', 'format = "xlsx"', "data.questions.format: "),
+        ('columns = { text = "question" }', "columns = { text = 3 }", "data.questions.columns.text: "),
         ('kind = "cpu"', 'kind = "tpu"', "device.kind: "),
         ("threads = 2", "threads = -1", "device.threads: "),
         ("threads = 2", "therads = 2", "device.therads: there is no such setting"),
@@ -92,8 +95,8 @@ def test_data_lie_beside_the_file_unless_their_path_is_whole(tmp_path: Path, mon
         ("chunked_logits", "chunked_logit", "training.chunked_logit: there is no such setting"),
         ("12:00-13:30", "12:00-24:00", "limits.hours.1: "),
         ("12:00-13:30", "12:60-13:00", "limits.hours.1: "),
-        ('runs = ["bank*"]', 'runs = "bank*"', "consent.runs: "),
-        ("[consent]", "[consents]", "consents: there is no such setting"),
+        ('runs = ["bank*"]', 'runs = "bank*"', "data.questions.runs: "),
+        ("[device]", "[devices]", "devices: there is no such setting"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -85,7 +85,7 @@ def test_a_column_that_is_not_there_is_named_beside_those_that_are(tmp_path: Pat
     path = write_csv(tmp_path / "a.csv", [{"question": "why", "label": 2}])
     error = refused(path, columns={"text": "qestion"})
     assert "no column 'qestion'; its columns are 'question', 'label'" in error.message
-    assert "[data.columns]" in error.message
+    assert "[data.NAME.columns]" in error.message
     assert error.detail["missing"] == ["qestion"]
 
 

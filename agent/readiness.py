@@ -1,0 +1,124 @@
+"""What this agent says of the runs that are open to it: whether its data fit, or why not. Never rows, nor names of columns."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.client import Client
+from agent.consent import NotConsented, chosen, source_of
+from agent.errors import CoordinatorSaid
+from agent.messages import DataSource
+from agent.settings import Config, Home
+from shared.errors import DataError
+from shared.protocol import Readiness, RunOffer, UnfitReason
+from shared.tables import examples
+
+log = logging.getLogger("fedagent")
+Stamp = tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run may use data of this agent, and whether they fit; `message` may quote them and stays here."""
+
+    run_id: str
+    run: str
+    reason: UnfitReason | None = None
+    message: str = ""
+    data: str = ""
+    """name of the data set"""
+    rows: int = 0
+
+    def said(self, tell_rows: str) -> Readiness:
+        """What the coordinator is told of it."""
+        told = self.reason is None and tell_rows != "no"
+        rows = self.rows if tell_rows == "exactly" else 10 ** (len(str(self.rows)) - 1)
+        return Readiness(
+            run_id=self.run_id, fits=self.reason is None, reason=self.reason, rows=rows if told else None, exact=told and tell_rows == "exactly"
+        )  # fmt: skip
+
+
+def judge(home: Home, config: Config, run: RunOffer) -> Verdict:
+    """Read all rows that a run may use."""
+    try:
+        name = chosen(config.data, run.name)
+    except NotConsented as error:
+        return Verdict(run.run_id, run.name, "not_consented", error.message)
+    source = source_of(home, config.data[name])
+    if not Path(source.path).is_file():
+        return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)
+    try:
+        return Verdict(run.run_id, run.name, data=name, rows=count_examples(source, run, name))
+    except DataError as error:
+        return Verdict(run.run_id, run.name, "data_invalid", error.message, name)
+    except Exception as error:
+        log.exception("the data of run %s cannot be read", run.name)
+        return Verdict(run.run_id, run.name, "data_invalid", f"{type(error).__name__}: {error}", name)
+
+
+def count_examples(source: DataSource, run: RunOffer, name: str) -> int:
+    return sum(
+        1 for _ in examples(Path(source.path), run.task, source.columns, run.num_labels, run.label_names, source, f"[data.{name}.columns]")
+    )
+
+
+def report(client: Client, config: Config, verdicts: Iterable[Verdict]) -> None:
+    """Tell the coordinator; one of an earlier version does not want to know."""
+    try:
+        client.say_ready([v.said(config.data[v.data].tell_rows if v.data else "no") for v in verdicts])
+    except CoordinatorSaid as error:
+        if error.status != 404:
+            raise
+
+
+class Standing:
+    """Of which runs the agent takes work, and of which not; looked at again whenever the owner may have mended something."""
+
+    def __init__(self, home: Home, client: Client) -> None:
+        self._home, self._client = home, client
+        self._verdicts: dict[str, Verdict] = {}
+        self._refused: dict[str, Verdict] = {}
+        """by what happened in a visit"""
+        self._seen: dict[Path, Stamp] = {}
+        self._reported: str | None = ""
+        """the coordinator's offers that it was told of last"""
+
+    @property
+    def without(self) -> list[Verdict]:
+        """The runs of which no work is taken, with the reason."""
+        return [*self._refused.values(), *(v for v in self._verdicts.values() if v.reason and v.run_id not in self._refused)]
+
+    def refuse(self, run_id: str, run: str, reason: UnfitReason, message: str) -> None:
+        """Take no further work of a run until something is mended."""
+        self._refused[run_id] = Verdict(run_id, run, reason, message)
+
+    def refresh(self, config: Config) -> None:
+        """Judge and report anew where there are other runs, or where settings, data or a check are newer. Raises `AgentError`."""
+        now = {
+            path: stamp(path) for path in (self._home.config, self._home.checked, *(self._home.data_path(d) for d in config.data.values()))
+        }
+        if now != self._seen:
+            if self._refused:
+                log.info("settings or data have changed: runs that were refused are taken again")
+            self._refused.clear()
+            self._reported = ""
+        offers = self._client.offers
+        if self._reported == offers:
+            return
+        runs = self._client.me().runs
+        self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, run) for run in runs}
+        report(self._client, config, self._verdicts.values())
+        self._seen, self._reported = now, offers
+        for verdict in self._verdicts.values():
+            if verdict.reason:
+                log.warning("takes no work of run %s: %s: %s", verdict.run, verdict.reason, verdict.message)
+
+
+def stamp(path: Path) -> Stamp:
+    """Changes when a file does; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,109 @@
+"""What a person types at `fedagent enroll` is right, or one line says what is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from agent import cli, enrolment
+from agent.errors import ConfigError
+from agent.settings import Home
+from shared.errors import FedError
+from tests.support.hostile import Answer, Asked, serving
+
+TOKEN = "fct_" + "x" * 43
+
+
+def enroll(home: Path, url: str, *words: str) -> FedError | None:
+    """The error, as `main` prints it in a line."""
+    result = CliRunner().invoke(cli.app, ["enroll", url, "--home", str(home), *words])
+    assert result.exception is None or isinstance(result.exception, (FedError, SystemExit)), result.exc_info
+    return result.exception if isinstance(result.exception, FedError) else None
+
+
+def coordinator(asked: Asked) -> Answer:
+    name = json.loads(asked.body)["name"]
+    return Answer.json({"agent_id": "agt_" + 16 * "0", "name": name, "key": "fca_x"}, 201)
+
+
+@pytest.mark.parametrize("name", ["Dr. Müller's laptop", "", "a b", "-x", ".x", "ü", "x" * 101, "x\n", "x\0", "\x1b[2J", "[/]"])
+def test_a_name_that_is_none_is_said_in_a_line(name: str, tmp_path: Path) -> None:
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--token", TOKEN, "--name", name)
+    assert error is not None
+    assert "letters of A to Z" in error.message
+    assert "\n" not in error.message
+    assert error.message.isprintable()
+    assert not Home(tmp_path).config.exists()
+
+
+@pytest.mark.parametrize(
+    "token", ["fct_x", "fct_…", TOKEN[:-1], TOKEN + "x", TOKEN[4:], "", "fca_" + "x" * 43, TOKEN[:20] + " " + TOKEN[21:]]
+)
+def test_a_token_that_is_not_whole_is_said_in_a_line(token: str, tmp_path: Path) -> None:
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--token", token, "--name", "laptop")
+    assert error is not None
+    assert f"not whole: it has {len(token)} characters" in error.message
+
+
+@pytest.mark.parametrize("url", ["coordinator.example", "ftp://x", "http://", "http:///admin", ""])
+def test_what_is_no_address_is_said_in_a_line(url: str, tmp_path: Path) -> None:
+    error = enroll(tmp_path, url, "--token", TOKEN, "--name", "laptop")
+    assert error is not None
+    assert "begins with http:// or https://" in error.message
+
+
+@pytest.mark.parametrize("runs", ["a b/c", "../x", "[ab]", "ü"])
+def test_what_is_no_run_is_said_in_a_line(runs: str, tmp_path: Path) -> None:
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--token", TOKEN, "--name", "laptop", "--runs", runs)
+    assert error is not None
+    assert "is no name of a run" in error.message
+
+
+def test_spaces_around_a_token_do_no_harm() -> None:
+    assert enrolment.whole_token(f" {TOKEN}\n") == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("http://c:8440/", "http://c:8440"), ("https://c/admin", "https://c"), ("https://c/fed/v1", "https://c/fed")]
+)
+def test_what_people_copy_from_a_browser_is_understood(given: str, meant: str) -> None:
+    assert enrolment.coordinator_url(given) == meant
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("Müllers MacBook.local", "M-llers-MacBook"), ("-", "agent"), ("", "agent"), ("web01", "web01")]
+)
+def test_a_host_has_a_name_that_an_agent_may_have(host: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enrolment.platform, "node", lambda: host)
+    assert enrolment.agent_name(None) == name
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [([], []), (["--runs", "intents"], ["intents"]), (["--runs", "a", "--runs", "b-*"], ["a", "b-*"]), (["--runs", "a,b c"], ["a", "b", "c"]), (["--runs", "*"], ["*"])],
+)  # fmt: skip
+def test_data_are_tied_to_the_runs_that_were_named_and_to_no_others(words: list[str], runs: list[str], tmp_path: Path) -> None:
+    with serving(coordinator) as server:
+        assert enroll(tmp_path, server.url, "--token", TOKEN, "--name", "laptop", "--data", "rows.csv", *words) is None
+    (data,) = Home(tmp_path).load_config().data.values()
+    assert data.runs == runs
+
+
+def test_a_person_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_somebody_is_there", lambda: True)
+    with serving(coordinator) as server:
+        words: Any = ["enroll", server.url, "--home", str(tmp_path), "--token", TOKEN, "--name", "laptop", "--data", "rows.csv"]
+        result = CliRunner().invoke(cli.app, words, input="intents bank-*\n")
+    assert result.exit_code == 0, result.output
+    assert "Which runs may use rows.csv?" in result.output
+    assert Home(tmp_path).load_config().data["rows"].runs == ["intents", "bank-*"]
+
+
+def test_what_is_wrong_is_refused_before_the_token_is_spent(tmp_path: Path) -> None:
+    with serving(coordinator) as server:
+        assert enroll(tmp_path, server.url, "--token", TOKEN, "--name", "laptop", "--runs", "ü") is not None
+        assert server.asked == []
+    with pytest.raises(ConfigError):
+        enrolment.agent_name("")
