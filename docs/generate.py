@@ -132,7 +132,9 @@ def routes_table() -> str:
 def caller(route: APIRoute) -> str:
     """Whose key the route asks for, found in what it depends on."""
     needed = set(_calls(route.dependant))
-    return "agent" if deps._agent in needed else "operator" if deps._operator in needed else "none"
+    if deps._operator in needed:
+        return "operator"
+    return "agent" if needed & {deps._agent, assignments._arrive} else "none"
 
 
 def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:

@@ -17,6 +17,7 @@ from agent import cli as agent_cli
 from agent.settings import Config
 from coordinator import cli as coordinator_cli
 from coordinator import domain
+from coordinator.api import deps
 from coordinator.app import create_app
 from coordinator.domain import statechart
 from coordinator.domain.machine import Machine
@@ -215,3 +216,9 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @every_page
 def test_no_page_names_a_place_on_somebodys_machine(page: Path) -> None:
     assert not re.findall(r"(?<![\w.])/(?:home|root|work|tmp|Users|mnt)/\S*", page.read_text())
+
+
+def test_a_route_that_asks_for_a_key_says_whose() -> None:
+    for _, path, route in generate.routes():
+        asks = deps.bearer in set(generate._calls(route.dependant))
+        assert (generate.caller(route) != "none") == asks, path
