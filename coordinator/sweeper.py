@@ -47,5 +47,8 @@ def tidy(settings: Settings, database: Database, store: BlobStore) -> None:
     if count := garbage.collect(store, keep, before):
         log.info("deleted %d blobs that nothing needs any more", count)
     for path in (*settings.uploads.glob("*.part"), *settings.uploads.glob("*.unpacked")):
-        if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
-            path.unlink(missing_ok=True)
+        try:
+            if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # submitted meanwhile

@@ -175,8 +175,9 @@ def upload_offset(
 ) -> UploadOffset:
     """Where to go on with an upload, also after either side died."""
     upload = _upload(session, assignment_id, agent.id, digest, settings)
-    complete = upload.offset == 0 and store.has(digest)
-    return UploadOffset(offset=store.size(digest) if complete else upload.offset, complete=complete)
+    arrived = upload.offset
+    complete = arrived == 0 and store.has(digest)
+    return UploadOffset(offset=store.size(digest) if complete else arrived, complete=complete)
 
 
 @router.put(

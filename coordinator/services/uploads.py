@@ -43,8 +43,11 @@ class Upload:
 
     @property
     def offset(self) -> int:
-        """Bytes that have arrived."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes that have arrived and are not in the store yet."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:  # asked once: a repeat of the submission may put it into the store at any moment
+            return 0
 
     def check(self, offset: int, length: int | None) -> None:
         """Refuse before the first byte what cannot be taken."""
