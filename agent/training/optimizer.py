@@ -93,7 +93,7 @@ def make_optimizer(groups: Sequence[Group], settings: TrainSettings, device: str
     try:
         library = importlib.import_module("bitsandbytes")
     except ImportError as error:
-        text = 'the run asks for the 8-bit optimizer, which is not installed here: pip install "fedcybgd[adam8bit]" (bitsandbytes)'
+        text = "the run asks for the 8-bit optimizer, which is not installed here: pip install '.[adam8bit]' in a checkout of this project"
         raise OptimizerMissing(text) from error
     optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(parameters, weight_decay=settings.weight_decay)
     return optimizer

