@@ -9,21 +9,15 @@ from torch import nn
 from coordinator.domain.job import ImportPayload, ImportResult, StoredBlock, TensorShape
 from coordinator.engine.checkpoint import Source, read_checkpoint
 from coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
-from coordinator.engine.shards import from_file, write_json, write_shard
+from coordinator.engine.shards import from_file, write_shard
+from coordinator.engine.tokenizers import import_tokenizer
 from coordinator.storage import BlobStore
 from shared.assembly import names_by_canonical, skeleton
 from shared.blocks import FRESHLY_MADE, BlockSpec, partition
 from shared.configuration import ModelUnknown, plain
 from shared.families import base_prefix, canonical
-from shared.protocol import FileRef
 from shared.safetensors_header import FLOAT_DTYPES
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
-FILE_FIELDS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "emoji_file", "added_tokens_file", "special_tokens_map_file")
-"""Fields of tokenizer_config.json that name a file, which may be any file of the machine that reads it."""
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 FEW_LAYERS = 48
 LEGACY_NAMES = ((re.compile(r"\bLayerNorm\.gamma$"), "LayerNorm.weight"), (re.compile(r"\bLayerNorm\.beta$"), "LayerNorm.bias"))
@@ -43,10 +37,11 @@ def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
     model = skeleton(config, None)
     blocks = partition(model)
     sources, left_out = _match(checkpoint, blocks, model)
+    tokenizer = import_tokenizer(store, folder, config, _embedding_rows(model))
     stored = [_store_block(store, block, sources) for block in blocks if any(t.name in sources for t in block.tensors)]
     return ImportResult(
         config=config,
-        files=_files(store, folder),
+        files=tokenizer.files,
         blocks=stored,
         left_out=left_out,
         num_parameters=sum(b.num_parameters for b in stored),
@@ -131,23 +126,9 @@ def _store_block(store: BlobStore, block: BlockSpec, sources: dict[str, Source])
     )  # fmt: skip
 
 
-def _files(store: BlobStore, folder: ModelDirectory) -> list[FileRef]:
-    files = [
-        _tokenizer_config(store, folder) if name == "tokenizer_config.json" else folder.store(store, name)
-        for name in TOKENIZER_FILES
-        if folder.has(name)
-    ]
-    if not any(f.name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for f in files):
-        raise ModelRefused(f"{folder} has no tokenizer (tokenizer.json)")
-    return files
-
-
-def _tokenizer_config(store: BlobStore, folder: ModelDirectory) -> FileRef:
-    name = "tokenizer_config.json"
-    settings = folder.json(name)
+def _embedding_rows(model: nn.Module) -> int | None:
     try:
-        plain(settings)
-    except ModelUnknown as error:
-        raise ModelRefused(f"{folder.path / name}: {error.message}") from error
-    kept = {field: value for field, value in settings.items() if field not in FILE_FIELDS}
-    return folder.store(store, name) if kept == settings else write_json(store, name, kept)
+        weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return int(weight.shape[0])

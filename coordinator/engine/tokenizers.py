@@ -1,0 +1,223 @@
+"""Tries a model's tokenizer before anybody trains with it, and stores it so that agents need nothing special to run it."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+
+from coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
+from coordinator.engine.shards import write_blob
+from coordinator.engine.tokenizer_samples import ODD, SAMPLES
+from coordinator.storage import BlobStore
+from shared.configuration import ModelUnknown, plain
+from shared.protocol import FileRef
+from shared.tokens import TokenizerUnusable, load_tokenizer
+
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "tekken.json", "tiktoken.model")
+"""What tokenizers usually read; what the model's own class reads is asked of it, and *.model is looked for as transformers does."""
+FILE_FIELDS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "emoji_file", "added_tokens_file", "special_tokens_map_file")
+"""Fields of tokenizer_config.json that name a file, which may be any file of the machine that reads it."""
+NEEDED_TO_CONVERT = ("sentencepiece", "google.protobuf")
+TRIAL_S = 60.0
+"""Seconds that a tokenizer has for some forty short texts; the largest take two."""
+MOSTLY = 0.5
+OWN_WORDS = 64
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A tokenizer that was tried: its files, stored, and what its users should know of it."""
+
+    files: list[FileRef]
+    notes: list[str]
+
+
+def import_tokenizer(store: BlobStore, folder: ModelDirectory, config: dict[str, Any], rows: int | None) -> Tried:
+    """Store the tokenizer of a model whose embeddings have `rows` rows.
+
+    One that has no tokenizer.json gets one, so that agents need neither sentencepiece nor tiktoken. Raises `ModelRefused` for a
+    tokenizer that cannot be read, that knows no word, that gives tokens without a row, or that takes for ever.
+    """
+    settings = _settings(folder)
+    names = _names(folder, config, settings)
+    with tempfile.TemporaryDirectory(prefix="fedcoord-tokenizer-") as scratch:
+        given = Path(scratch) / "given"
+        _lay_out(folder, names, settings, config, given)
+        _check_time(given)
+        tokenizer = _load(given, folder)
+        kept, notes = _portable(given, Path(scratch), tokenizer, folder)
+        _check_vocabulary(tokenizer, folder)
+        notes += _check_rows(tokenizer, rows, folder)
+        notes += _unknown_scripts(tokenizer)
+        files = [FileRef(name=p.name, digest=d, size=s) for p in kept for d, s in [write_blob(store, p.read_bytes())]]
+    return Tried(files, notes)
+
+
+def _settings(folder: ModelDirectory) -> dict[str, Any] | None:
+    name = "tokenizer_config.json"
+    if not folder.has(name):
+        return None
+    settings = folder.json(name)
+    try:
+        plain(settings)
+    except ModelUnknown as error:
+        raise ModelRefused(f"{folder.path / name}: {error.message}") from error
+    return {field: value for field, value in settings.items() if field not in FILE_FIELDS}
+
+
+def _names(folder: ModelDirectory, config: dict[str, Any], settings: dict[str, Any] | None) -> list[str]:
+    """The files of the directory that transformers would read for the tokenizer. Raises `ModelRefused` where a vocabulary is missing."""
+    classes = _classes(
+        (settings or {}).get("tokenizer_class"), config.get("tokenizer_class"), TOKENIZER_MAPPING_NAMES.get(config["model_type"])
+    )
+    of_class = [name for known in classes for name in known.vocab_files_names.values()]
+    vocabularies = [n for n in dict.fromkeys([*VOCABULARIES, *of_class, *folder.names("*.model")]) if folder.has(n)]
+    without_files = bool(classes) and not classes[0].vocab_files_names  # bytes and characters need no vocabulary
+    if not vocabularies and not (without_files and settings is not None):
+        wanted = ", ".join(sorted(set(of_class) | {"tokenizer.json"}))
+        raise ModelRefused(f"{folder} has no tokenizer: none of {wanted} is there; save it with the tokenizer's save_pretrained")
+    return [*vocabularies, *(name for name in SETTINGS if folder.has(name))]
+
+
+def _classes(*names: object) -> list[Any]:
+    found = [tokenizer_class_from_name(name) for name in names if isinstance(name, str)]
+    return [known for known in found if known is not None]
+
+
+def _lay_out(folder: ModelDirectory, names: Iterable[str], settings: dict[str, Any] | None, config: dict[str, Any], place: Path) -> None:
+    """Copy what the tokenizer consists of to `place`, each file looked at first."""
+    place.mkdir()
+    for name in names:
+        if name.endswith(".json"):
+            folder.json(name, LARGEST_TEXT)
+        (place / name).write_bytes(folder.text(name))
+    if settings is not None and settings != folder.json("tokenizer_config.json"):
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    (place / "config.json").write_text(json.dumps(config))
+
+
+def _check_time(given: Path) -> None:
+    """In a process of its own, which can be ended; what transformers adds to it later are expressions of its own."""
+    path = given / "tokenizer.json"
+    if not path.exists():
+        return
+    program = Path(__file__).with_name("tokenizer_trial.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(program), str(path)], input=json.dumps([*SAMPLES.values(), *ODD]), capture_output=True, text=True,
+            timeout=TRIAL_S, env={"TOKENIZERS_PARALLELISM": "false"}, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ModelRefused(
+            f"tokenizer.json takes more than {TRIAL_S:.0f} s for a few short texts: a regular expression in it may never end",
+            seconds=TRIAL_S,
+        ) from error
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"its reader ended with status {done.returncode}"])[-1]
+        raise ModelRefused(f"tokenizer.json cannot be used: {said[:300]}")
+
+
+def _load(place: Path, folder: ModelDirectory) -> Any:
+    foreign = not (place / "tokenizer.json").exists() and any(p.suffix == ".model" for p in place.iterdir())
+    # Without them transformers takes such a file for another format, or makes a tokenizer that knows nothing.
+    if foreign and (missing := [name.removeprefix("google.") for name in NEEDED_TO_CONVERT if not _installed(name)]):
+        raise ModelRefused(
+            f"{folder} has a sentencepiece vocabulary and no tokenizer.json: the coordinator needs {' and '.join(missing)} to convert it "
+            "(the extra `tokenizers`); or add the model with a tokenizer.json"
+        )
+    try:
+        return load_tokenizer(place)
+    except TokenizerUnusable as error:
+        raise ModelRefused(f"{folder}: {error.message}") from error
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _portable(given: Path, scratch: Path, tokenizer: Any, folder: ModelDirectory) -> tuple[list[Path], list[str]]:
+    """The files to store: as they were given, with a tokenizer.json beside them where there was none."""
+    files = sorted(p for p in given.iterdir() if p.name != "config.json")
+    if (given / "tokenizer.json").exists():
+        return files, []
+    if not getattr(tokenizer, "is_fast", False):
+        note = f"its tokenizer ({type(tokenizer).__name__}) has no fast form: agents may need the extra `tokenizers`, and take longer"
+        return files, [note]
+    alone, beside = scratch / "alone", scratch / "beside"
+    tokenizer.save_pretrained(str(alone))
+    shutil.copytree(alone, beside)
+    for path in given.iterdir():
+        if path.name == "config.json" or not (beside / path.name).exists():
+            shutil.copy(path, beside)
+    shutil.copy(given / "config.json", alone)
+    for place in (beside, alone):
+        try:
+            same = _behaviour(load_tokenizer(place)) == _behaviour(tokenizer)
+        except TokenizerUnusable:
+            continue
+        if same:
+            return sorted(p for p in place.iterdir() if p.name != "config.json"), ["its tokenizer was converted to a tokenizer.json"]
+    raise ModelRefused(f"{folder}: its tokenizer cannot be converted to a tokenizer.json that gives the same tokens; add it with one")
+
+
+def _behaviour(tokenizer: Any) -> list[object]:
+    texts = [*SAMPLES.values(), *ODD]
+    return [
+        tokenizer(texts)["input_ids"], tokenizer(texts, texts[::-1])["input_ids"],
+        tokenizer.pad_token_id, tokenizer.padding_side, tokenizer.all_special_ids,
+    ]  # fmt: skip
+
+
+def _check_vocabulary(tokenizer: Any, folder: ModelDirectory) -> None:
+    words = sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens), key=tokenizer.get_vocab().__getitem__)
+    if not words:
+        wanted = ", ".join(sorted(type(tokenizer).vocab_files_names.values()))
+        raise ModelRefused(
+            f"{folder}: its tokenizer knows no word, its {len(tokenizer)} tokens are all special ones; "
+            f"a file of its vocabulary is missing ({wanted})",
+            tokens=len(tokenizer),
+        )
+    own = [tokenizer.convert_tokens_to_string([word]).strip() for word in words[:: max(1, len(words) // OWN_WORDS)]]
+    if all(_unknown(tokenizer, text) >= 1 for text in (*SAMPLES.values(), *filter(None, own))):
+        raise ModelRefused(f"{folder}: its tokenizer takes every text for unknown, also the words of its own vocabulary")
+
+
+def _check_rows(tokenizer: Any, rows: int | None, folder: ModelDirectory) -> list[str]:
+    if rows is None:
+        return []
+    for ids in tokenizer([*SAMPLES.values(), *ODD])["input_ids"]:
+        if beyond := [i for i in ids if i >= rows]:
+            token = tokenizer.convert_ids_to_tokens(beyond[0])
+            raise ModelRefused(
+                f"{folder}: its tokenizer gives token {beyond[0]} ({token!r:.40}), and its embeddings have {rows} rows; "
+                "resize the embeddings, or add the tokenizer that the model was trained with",
+                token=beyond[0], rows=rows,
+            )  # fmt: skip
+    beyond = sorted(i for i in tokenizer.get_vocab().values() if i >= rows)
+    if not beyond:
+        return []
+    return [f"{len(beyond)} tokens of its tokenizer have no row in the embeddings ({rows} rows): data in which one occurs are refused"]
+
+
+def _unknown_scripts(tokenizer: Any) -> list[str]:
+    found = {script: _unknown(tokenizer, text) for script, text in SAMPLES.items()}
+    mostly = [script for script, share in found.items() if share >= MOSTLY]
+    return [f"its tokenizer does not know: {', '.join(mostly)}"] if mostly else []
+
+
+def _unknown(tokenizer: Any, text: str) -> float:
+    """The share of a text's tokens that mean "unknown"; 1 for a text that gives no token at all."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return sum(i == tokenizer.unk_token_id for i in ids) / len(ids) if ids else 1.0

@@ -1,0 +1,255 @@
+"""A tokenizer is tried when its model is added: it is stored so that it gives the same tokens everywhere, or it is refused."""
+
+import base64
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from coordinator.engine import tokenizers
+from coordinator.engine.model_directory import ModelDirectory, ModelRefused
+from coordinator.engine.tokenizers import Tried, import_tokenizer
+from coordinator.storage.local import LocalBlobStore
+from tests.support.models import WORDS, _wordpiece
+
+TEXTS = ["my card is lost", "why", "  the money ", "card card unheard-of"]
+SYMBOLS = ["[CLS]", "[SEP]", "[MASK]", "<pad>", "<cls>", "<sep>", "<mask>"]
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 437985387\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def add(folder: Path, tmp_path: Path) -> Callable[..., Tried]:
+    def add(model_type: str, rows: int | None = None) -> Tried:
+        return import_tokenizer(LocalBlobStore(tmp_path / "blobs"), ModelDirectory(folder), {"model_type": model_type}, rows)
+
+    return add
+
+
+@pytest.fixture
+def refused(add: Callable[..., Tried]) -> Callable[..., str]:
+    def refused(model_type: str = "bert", rows: int | None = None) -> str:
+        with pytest.raises(ModelRefused) as error:
+            add(model_type, rows)
+        return error.value.message
+
+    return refused
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A real sentencepiece vocabulary of some words."""
+
+    def train(kind: str) -> Path:
+        buffer, path = io.BytesIO(), tmp_path_factory.getbasetemp() / f"{kind}.model"
+        if not path.exists():
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter([" ".join(WORDS)] * 30 + WORDS), model_writer=buffer, vocab_size=60, model_type=kind,
+                hard_vocab_limit=False, minloglevel=2, num_threads=1, user_defined_symbols=SYMBOLS,
+            )  # fmt: skip
+            path.write_bytes(buffer.getvalue())
+        return path
+
+    return train
+
+
+def settings(folder: Path, **values: Any) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+
+
+def stored(tried: Tried, tmp_path: Path, model_type: str) -> Path:
+    """What an agent lays out from what was stored."""
+    place = tmp_path / "agent"
+    place.mkdir()
+    store = LocalBlobStore(tmp_path / "blobs")
+    for file in tried.files:
+        shutil.copyfile(store.path(file.digest), place / file.name)
+    (place / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "kind"),
+    [
+        ("deberta-v2", "spm.model", "unigram"),
+        ("xlm-roberta", "sentencepiece.bpe.model", "unigram"),
+        ("camembert", "sentencepiece.bpe.model", "unigram"),
+        ("albert", "spiece.model", "unigram"),
+        ("xlnet", "spiece.model", "unigram"),
+        ("llama", "tokenizer.model", "bpe"),
+        ("gemma", "tokenizer.model", "bpe"),
+    ],
+)
+def test_a_sentencepiece_vocabulary_becomes_a_tokenizer_that_agents_can_run(
+    folder: Path, tmp_path: Path, add: Any, pieces: Any, monkeypatch: pytest.MonkeyPatch, model_type: str, name: str, kind: str
+) -> None:
+    shutil.copy(pieces(kind), folder / name)
+    settings(folder, model_max_length=512)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    original = AutoTokenizer.from_pretrained(folder)
+    tried = add(model_type)
+    assert {name, "tokenizer.json"} <= {f.name for f in tried.files}
+    assert "converted" in tried.notes[0]
+    for package in ("sentencepiece", "tiktoken"):
+        monkeypatch.setitem(sys.modules, package, None)  # an agent has neither
+    theirs = AutoTokenizer.from_pretrained(stored(tried, tmp_path, model_type))
+    assert theirs(TEXTS, TEXTS[::-1])["input_ids"] == original(TEXTS, TEXTS[::-1])["input_ids"]
+    assert (theirs.padding_side, theirs.pad_token_id) == (original.padding_side, original.pad_token_id)
+
+
+def vocab_txt(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+
+
+def vocab_and_merges(folder: Path) -> None:
+    letters = sorted({*"".join(WORDS), "Ġ", "<|endoftext|>"})
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate([*letters, "th", "the"])}))
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
+
+
+def codes(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("".join(f"{c} 9\n" for c in [*"abcdefghijklmnopqrstuvwxyz", *WORDS]))
+    (folder / "bpe.codes").write_text("t h 9\nth e</w> 9\n")
+
+
+def ranks(folder: Path) -> None:
+    """As tiktoken writes its vocabulary."""
+    tokens = [bytes([b]) for b in range(256)] + [b"th", b"the", b" the"]
+    (folder / "tokenizer.model").write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens)))
+    settings(folder, tokenizer_class="PreTrainedTokenizerFast")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "write", "names"),
+    [
+        ("bert", vocab_txt, {"vocab.txt", "tokenizer.json"}),
+        ("gpt2", vocab_and_merges, {"vocab.json", "merges.txt", "tokenizer.json"}),
+        ("roberta", vocab_and_merges, {"vocab.json", "merges.txt", "tokenizer.json"}),
+        ("llama", ranks, {"tokenizer.model", "tokenizer.json"}),
+    ],
+)
+def test_other_vocabularies_are_stored_whole(
+    folder: Path, tmp_path: Path, add: Any, model_type: str, write: Callable[[Path], None], names: set[str]
+) -> None:
+    write(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    original = AutoTokenizer.from_pretrained(folder)
+    tried = add(model_type)
+    assert names <= {f.name for f in tried.files}
+    theirs = AutoTokenizer.from_pretrained(stored(tried, tmp_path, model_type))
+    assert theirs(TEXTS)["input_ids"] == original(TEXTS)["input_ids"]
+
+
+def test_a_tokenizer_without_a_fast_form_is_stored_as_it_is(folder: Path, tmp_path: Path, add: Any) -> None:
+    codes(folder)
+    settings(folder, tokenizer_class="PhobertTokenizer")
+    tried = add("roberta")
+    assert {"vocab.txt", "bpe.codes"} <= {f.name for f in tried.files}
+    assert "no fast form" in tried.notes[0]
+
+
+def test_a_tokenizer_that_has_all_it_needs_is_stored_byte_by_byte(folder: Path, tmp_path: Path, add: Any) -> None:
+    _wordpiece(folder)
+    place = stored(add("bert", rows=100), tmp_path, "bert")
+    for path in folder.iterdir():
+        assert (place / path.name).read_bytes() == path.read_bytes()
+
+
+def test_scripts_that_a_tokenizer_does_not_know_are_said(folder: Path, add: Any) -> None:
+    _wordpiece(folder)
+    [note] = add("bert").notes
+    assert "does not know" in note
+    assert "Cyrillic" in note
+    assert "Chinese" in note
+    assert "Latin," not in note
+
+
+def test_a_tokenizer_that_is_an_empty_stand_in_is_refused(folder: Path, refused: Any) -> None:
+    settings(folder, do_lower_case=False)
+    assert "has no tokenizer: none of spm.model, tokenizer.json is there" in refused("deberta-v2")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    assert "knows no word" in refused("bert")
+
+
+def test_a_tokenizer_that_takes_everything_for_unknown_is_refused(folder: Path, refused: Any) -> None:
+    _wordpiece(folder)
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["pre_tokenizer"] = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
+    values["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[a-z]"}, "content": "\u0416"}
+    path.write_text(json.dumps(values))
+    assert "takes every text for unknown, also the words of its own vocabulary" in refused()
+
+
+def test_tokens_without_a_row_are_said_or_refused(folder: Path, add: Any, refused: Any) -> None:
+    _wordpiece(folder)
+    assert not any("no row" in note for note in add("bert", rows=100).notes)
+    assert "1 tokens of its tokenizer have no row" in next(n for n in add("bert", rows=78).notes if "row" in n)
+    message = refused("bert", rows=20)
+    assert "its embeddings have 20 rows" in message
+    assert "gives token" in message
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(a+a+)+y", "^(([a-z])+.)+[A-Z]([a-z])+$"])
+def test_an_expression_that_never_ends_is_refused(folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.setattr(tokenizers, "TRIAL_S", 3.0)
+    _wordpiece(folder)
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(values))
+    message = refused()
+    assert "may never end" in message or "cannot be used" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json"])
+def test_a_pointer_of_git_lfs_is_called_by_its_name(folder: Path, refused: Any, name: str) -> None:
+    _wordpiece(folder)
+    (folder / name).write_text(POINTER)
+    assert "git-lfs" in refused("deberta-v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json is no JSON"),
+        ("tokenizer.json", "[]", "tokenizer.json is no JSON object"),
+        ("tokenizer.json", "{}", "tokenizer.json cannot be used"),
+        ("tokenizer.json", '{"version": "1.0", "model": {"type": "Magic"}}', "tokenizer.json cannot be used"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is no JSON"),
+        ("special_tokens_map.json", "{'a'}", "special_tokens_map.json is no JSON"),
+        ("added_tokens.json", "", "added_tokens.json is no JSON"),
+    ],
+)
+def test_a_broken_file_is_named(folder: Path, refused: Any, name: str, text: str, said: str) -> None:
+    _wordpiece(folder)
+    (folder / name).write_text(text)
+    assert said in refused()
+
+
+def test_the_extra_that_is_missing_is_named(folder: Path, refused: Any, pieces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(pieces("unigram"), folder / "spm.model")
+    settings(folder, do_lower_case=False)
+    monkeypatch.setattr(tokenizers, "_installed", lambda name: name != "sentencepiece")
+    message = refused("deberta-v2")
+    assert "needs sentencepiece to convert it" in message
+    assert "the extra `tokenizers`" in message
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 50, b"not a vocabulary"])
+def test_a_damaged_vocabulary_is_refused(folder: Path, refused: Any, data: bytes) -> None:
+    (folder / "spm.model").write_bytes(data)
+    settings(folder, do_lower_case=False)
+    assert str(folder) in refused("deberta-v2")
