@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from coordinator.api import agents, assignments, held_out, models, plan, runs, status
@@ -18,6 +18,7 @@ from coordinator.api.waiting import WaitingRoom
 from coordinator.dashboard import pages
 from coordinator.db import migrate
 from coordinator.db.base import Database, utcnow
+from coordinator.db.outage import OutageLog, is_away
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
 from coordinator.services import assignments as assignment_services
@@ -39,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         description="Federated fine-tuning of all parameters of a language model, one block at a time.",
     )  # fmt: skip
     app.state.settings = settings
+    app.state.outages = OutageLog()
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
         v1.include_router(router)
@@ -47,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(DataError, _impossible_value)
+    for kind in (DBAPIError, TimeoutError):
+        app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unknown_error)
     return app
@@ -77,7 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     database.after_commit = after_commit
     jobs.start()
-    sweeper = asyncio.create_task(sweep(settings, database, app.state.store))
+    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages))
     try:
         yield
     finally:
@@ -109,6 +113,13 @@ def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
 def _impossible_value(_request: Request, _error: Exception) -> JSONResponse:
     # A name with a NUL in it, a number of a thousand digits: the database says no, and it is the caller's mistake.
     return _answer(422, "invalid_request", "the request holds a value that cannot be stored or looked for")
+
+
+def _database_error(request: Request, error: Exception) -> JSONResponse:
+    if not is_away(error):
+        return _unknown_error(request, error)
+    request.app.state.outages.say(error)
+    return _answer(503, "database_away", "the coordinator's database is away; nothing was changed that was not answered. Ask again later")
 
 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:

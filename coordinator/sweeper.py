@@ -8,6 +8,7 @@ from datetime import timedelta
 from starlette.concurrency import run_in_threadpool
 
 from coordinator.db.base import Database, utcnow
+from coordinator.db.outage import OutageLog, is_away
 from coordinator.services import agents, assignments, garbage, rounds
 from coordinator.settings import Settings
 from coordinator.storage import BlobStore
@@ -16,7 +17,7 @@ log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 7 * 86_400
 
 
-async def sweep(settings: Settings, database: Database, store: BlobStore) -> None:
+async def sweep(settings: Settings, database: Database, store: BlobStore, outages: OutageLog) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
     tidied = time.monotonic()
     while True:
@@ -26,8 +27,11 @@ async def sweep(settings: Settings, database: Database, store: BlobStore) -> Non
             if time.monotonic() - tidied > settings.keep_blobs_s / 6:
                 tidied = time.monotonic()
                 await run_in_threadpool(tidy, settings, database, store)
-        except Exception:
-            log.exception("the sweeper failed; it tries again")
+        except Exception as error:
+            if is_away(error):
+                outages.say(error)
+            else:
+                log.exception("the sweeper failed; it tries again")
 
 
 def sweep_leases(settings: Settings, database: Database) -> None:

@@ -11,6 +11,10 @@ from sqlalchemy.orm import Session
 
 from coordinator.api.deps import DatabaseDep
 from coordinator.db.base import Database
+from coordinator.db.outage import was_overtaken
+
+TRIES = 3
+"""Times that a transaction is begun which PostgreSQL undid for another's sake."""
 
 
 class Access(Enum):
@@ -44,8 +48,14 @@ def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Call
         raise TypeError(f"{endpoint.__qualname__} is a coroutine: it would hold its transaction while it waits; make it a plain function")
 
     def job(_database: Database, **values: Any) -> Any:
-        with _database.transaction() if access is Access.WRITE else _database.reading() as session:
-            return endpoint(**values, **{name: session})
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with _database.transaction() if access is Access.WRITE else _database.reading() as session:
+                    return endpoint(**values, **{name: session})
+            except Exception as error:
+                if not was_overtaken(error) or not tries_left:
+                    raise
+        raise AssertionError("unreachable")
 
     made: Any = functools.update_wrapper(job, endpoint)
     del made.__wrapped__  # else its signature would be the endpoint's

@@ -6,11 +6,13 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Double, Engine, MetaData, TypeDecorator, create_engine, event
+from sqlalchemy import JSON, DateTime, Dialect, Double, Engine, MetaData, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
 BESIDE = 10
 """Connections for what is no request: the lanes of jobs, the start, a person's command."""
+LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
 AfterCommit = Callable[[dict[str, Any]], None]
 
 
@@ -94,9 +96,11 @@ def open_engine(url: str, connections: int = BESIDE) -> Engine:
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True)
+        given = make_url(url).query
+        options = {name: value for name, value in LOST_AFTER.items() if name not in given}
+        return create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True, connect_args=options, hide_parameters=True)
     connect_args = {"check_same_thread": False, "timeout": 30}
-    engine = create_engine(url, pool_size=connections, max_overflow=0, connect_args=connect_args)
+    engine = create_engine(url, pool_size=connections, max_overflow=0, connect_args=connect_args, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

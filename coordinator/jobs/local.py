@@ -2,20 +2,30 @@
 
 import logging
 import os
+import random
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
 
 from coordinator.db.base import Database
+from coordinator.db.outage import is_away, reason
 from coordinator.domain.job import LANES
-from coordinator.errors import CoordinatorError
 from coordinator.services import jobs, outcomes
 from shared import interrupt
 from shared.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
+T = TypeVar("T")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
+LOOK_EVERY_S = 30.0
+CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
+"""What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads."""
 
 
 class LocalJobs:
@@ -40,12 +50,26 @@ class LocalJobs:
             lane.stop()
 
 
+class Stopped(Exception):
+    """The coordinator stops: what the lane was at is done again at the next start."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A job, out of the transaction that took it."""
+
+    id: str
+    kind: str
+    payload: dict[str, Any]
+
+
 class Lane:
+    """Takes one job after another, and does not rest before it is written what came of each."""
+
     def __init__(self, name: str, database: Database, blobs: Path, threads: int) -> None:
         self._name, self._database, self._blobs, self._threads = name, database, blobs, threads
-        self._work = threading.Event()
-        self._stopped = False
-        self._pool = self._new_pool()
+        self._work, self._stopping = threading.Event(), threading.Event()
+        self._pool: Executor | None = self._new_pool()
         self._thread = threading.Thread(target=self._loop, name=f"lane-{name}", daemon=True)
 
     def start(self) -> None:
@@ -57,13 +81,14 @@ class Lane:
 
     def stop(self) -> None:
         """Let go at once: a job that is under way is done again at the next start."""
-        self._stopped = True
+        self._stopping.set()
         self._work.set()
-        for process in list(getattr(self._pool, "_processes", {}).values()):
-            process.terminate()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if (pool := self._pool) is not None:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _new_pool(self) -> ProcessPoolExecutor:
+    def _new_pool(self) -> Executor:
         # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
         pool = ProcessPoolExecutor(1, get_context("spawn"), _leave_with_parent)
         with interrupt.withheld():
@@ -71,56 +96,93 @@ class Lane:
         return pool
 
     def _loop(self) -> None:
-        while True:
-            self._work.wait()
+        while not self._stopping.is_set():
+            # Looked at now and then without a wake as well: a commit whose answer was lost on the way has woken nobody.
+            self._work.wait(LOOK_EVERY_S)
             self._work.clear()
-            while not self._stopped and self._one():
-                pass
-            if self._stopped:
+            try:
+                while not self._stopping.is_set() and self._one():
+                    pass
+            except Stopped:
                 return
+            except Exception:
+                log.exception("lane %s stumbled; it goes on", self._name)
 
     def _one(self) -> bool:
         """Take and do one job; whether there was one."""
-        try:
-            with self._database.transaction() as session:
-                job = jobs.take(session, self._name)
-                if job is None:
-                    return False
-                job_id, kind, payload = job.id, job.kind, job.payload
-        except Exception:
-            log.exception("lane %s cannot read the queue", self._name)
-            self._retry_later()
+        job = self._patiently("look for a job", self._take, is_away)
+        if job is None:
             return False
         try:
-            result = self._pool.submit(_run, kind, payload, str(self._blobs)).result()
-            with self._database.transaction() as session:
-                outcomes.complete(session, job_id, result)
+            result = self._run(job)
         except Exception as error:
-            self._failed(job_id, kind, error)
+            self._failed(job, error)
+            return True
+        try:
+            self._write(job, lambda session: outcomes.complete(session, job.id, result))
+        except Stopped:
+            raise
+        except Exception as error:
+            self._failed(job, error)
         return True
 
-    def _failed(self, job_id: str, kind: str, error: Exception) -> None:
-        if self._stopped:
-            return
-        died = isinstance(error, BrokenProcessPool)
-        if died:
+    def _take(self) -> Taken | None:
+        with self._database.transaction() as session:
+            job = jobs.take(session, self._name)
+            return None if job is None else Taken(job.id, job.kind, job.payload)
+
+    def _run(self, job: Taken) -> dict[str, Any]:
+        """What the engine makes of a job; raises what the engine raised, `BrokenExecutor` if it died of the job."""
+        running = self._patiently("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
+        return running.result()
+
+    def _begin(self, job: Taken) -> Future[dict[str, Any]]:
+        if self._stopping.is_set():
+            raise Stopped
+        if self._pool is None:
             self._pool = self._new_pool()
+        try:
+            return self._pool.submit(_run, job.kind, job.payload, str(self._blobs))
+        except BrokenExecutor:
+            self._pool = None  # died while it had nothing to do: not this job's fault
+            raise
+
+    def _write(self, job: Taken, outcome: Callable[[Session], None]) -> None:
+        """Commit what became of a job, however long the database is away: the result is kept here until then."""
+
+        def commit() -> None:
+            with self._database.transaction() as session:
+                outcome(session)
+
+        self._patiently(f"write what came of job {job.id} ({job.kind})", commit, is_away)
+
+    def _failed(self, job: Taken, error: Exception) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+        if died := isinstance(error, BrokenExecutor):
+            self._pool = None
         if isinstance(error, FedError):
             code, message = error.code, error.message
         else:
-            code, message = "worker_died" if died else "engine_failed", f"{type(error).__name__}: {error}"
-        expected = isinstance(error, CoordinatorError | FedError)
-        log.error("job %s (%s) failed: %s", job_id, kind, message, exc_info=None if expected or died else error)
-        try:
-            with self._database.transaction() as session:
-                outcomes.fail(session, job_id, code, message[:4000], try_again=died)
-        except Exception:
-            log.exception("job %s could not be recorded as failed; it waits for the next start", job_id)
+            code, message = "worker_died" if died else "engine_failed", reason(error)
+        log.error("job %s (%s) failed: %s", job.id, job.kind, message, exc_info=None if died or isinstance(error, FedError) else error)
+        self._write(job, lambda session: outcomes.fail(session, job.id, code, message[:4000], try_again=died))
 
-    def _retry_later(self) -> None:
-        timer = threading.Timer(1.0, self._work.set)
-        timer.daemon = True
-        timer.start()
+    def _patiently(self, what: str, step: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
+        """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `Stopped` in between."""
+        wait = FIRST_WAIT_S
+        while True:
+            try:
+                return step()
+            except Exception as error:
+                if not passes(error):
+                    raise
+                if self._stopping.is_set():
+                    raise Stopped from error
+                log.warning("lane %s cannot %s yet (%s); it tries again", self._name, what, reason(error))
+            if self._stopping.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
+                raise Stopped
+            wait = min(2 * wait, LONGEST_WAIT_S)
 
 
 def _leave_with_parent() -> None:

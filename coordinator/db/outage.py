@@ -1,0 +1,49 @@
+"""Tells a database that is away for a while from a mistake of ours."""
+
+import logging
+import sqlite3
+import time
+
+from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
+
+log = logging.getLogger("fedcoord.database")
+SAID_EVERY_S = 10.0
+OVERTAKEN = frozenset({"40001", "40P01"})
+"""PostgreSQL's codes of a transaction that stood in another's way: serialization failure, deadlock."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the same may work later: a lost connection, a full or locked database, a server that starts."""
+    if isinstance(error, TimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        return False  # bad SQL, which SQLite counts among what may pass
+    passing = isinstance(error, OperationalError | InterfaceError | InternalError) or type(error) is DatabaseError
+    return passing or error.connection_invalidated
+
+
+def was_overtaken(error: BaseException) -> bool:
+    """Whether the transaction was undone for another's sake, and will do when it is run again."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in OVERTAKEN
+
+
+def reason(error: BaseException) -> str:
+    """What happened, in a line for people: never the statement."""
+    if isinstance(error, SQLAlchemyError):
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {error}"
+
+
+class OutageLog:
+    """Says that the database is away once in ten seconds, however many ask it for something: its disk may be the full one."""
+
+    def __init__(self) -> None:
+        self._said_at = -SAID_EVERY_S
+
+    def say(self, error: BaseException) -> None:
+        if time.monotonic() - self._said_at >= SAID_EVERY_S:
+            self._said_at = time.monotonic()
+            log.warning("the database is away (%s); whoever asked tries again", reason(error))
