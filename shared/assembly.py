@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import nn
 
 from shared.blocks import layer_index, names_by_canonical
-from shared.configuration import ModelUnknown, plain
+from shared.configuration import ModelUnknown, in_a_line
 from shared.errors import FedError, PartitionError
 from shared.layers import AssemblyError, LayerStack, Passthrough
+from shared.model_classes import base_model_of, model_of, settings_of
 from shared.protocol import Task
 from shared.pruning import check_shapes, fit, groups, narrowed, shapes_of, widths_of
 
@@ -24,11 +25,6 @@ __all__ = ["Assembled", "AssemblyError", "ModelUnknown", "Passthrough", "import_
 transformers.logging.set_verbosity_error()
 # Where a configuration asks for code of its own, transformers would wait this long for somebody to type "y".
 transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-
-AUTO_CLASSES: dict[str, Any] = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
 
 
 _registering = threading.RLock()
@@ -60,29 +56,28 @@ def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None
     Never runs remote code: a configuration whose classes
     are not part of transformers, or whose values do not fit together, raises `ModelUnknown`.
     """
-    values = plain(config)
-    model_type = values.pop("model_type", None)
-    if model_type not in transformers.CONFIG_MAPPING:
-        raise ModelUnknown(f"transformers {transformers.__version__} knows no model type {model_type!r}")
+    return _made(config, lambda settings: model_of(settings, task), attention)
+
+
+def base_skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """The same, of the base model, without a head."""
+    return _made(config, base_model_of)
+
+
+def _made(config: Mapping[str, Any], make: Callable[[Any], Any], attention: str | None = None) -> nn.Module:
     try:
-        return _skeleton(transformers.AutoConfig.for_model(model_type, **values), task, attention)
+        settings = settings_of(config)
+        if attention is not None:
+            settings._attn_implementation = attention
+        with _parameters_on_meta():
+            model = make(settings)
+        model.tie_weights()
     except FedError:
         raise
     except Exception as error:  # whatever a configuration of nonsense leads to, somewhere in transformers
-        raise ModelUnknown(f"transformers {transformers.__version__} cannot make a model of this configuration: {_line(error)}") from error
-
-
-def _skeleton(settings: Any, task: Task | None, attention: str | None) -> nn.Module:
-    if attention is not None:
-        settings._attn_implementation = attention
-    with _parameters_on_meta():
-        if task is not None:
-            if type(settings) not in AUTO_CLASSES[task]._model_mapping:
-                raise ModelUnknown(f"{settings.model_type} has no {task} model in transformers {transformers.__version__}")
-            model = AUTO_CLASSES[task].from_config(settings)
-        else:
-            model = _named_class(settings).from_config(settings) if _is_auto(settings) else _named_class(settings)(settings)
-    model.tie_weights()
+        raise ModelUnknown(
+            f"transformers {transformers.__version__} cannot make a model of this configuration: {in_a_line(error)}"
+        ) from error
     model.eval()  # frozen layers run without dropout, so that a visit is repeatable and a prefix could be cached
     assert isinstance(model, nn.Module)
     return model
@@ -92,22 +87,6 @@ def import_model_code() -> None:
     """Import what every model needs, two seconds of transformers' and torch's code, before a visit or a job waits for it."""
     sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     skeleton({"model_type": "bert", **sizes}, "text-classification")
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line of sensible length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
-
-
-def _is_auto(settings: Any) -> bool:
-    return _named_class(settings) is transformers.AutoModel
-
-
-def _named_class(settings: Any) -> Any:
-    named = (settings.architectures or [None])[0]
-    found = getattr(transformers, named, None) if isinstance(named, str) and named.isidentifier() else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if is_model else transformers.AutoModel
 
 
 def read_shard(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ class Encoder:
         self.max_length = max_length
         self.tokenizer.truncation_side = "right"
         config = json.loads((directory / "config.json").read_text())
-        self.pad = _first(self.tokenizer.pad_token_id, config.get("pad_token_id"), self.tokenizer.eos_token_id, 0)
+        self.pad = _first(config.get("pad_token_id"), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         self.begin = _first(self.tokenizer.bos_token_id, default=None)
         self.end = _first(self.tokenizer.eos_token_id, default=None)
 

@@ -15,6 +15,17 @@ MACHINE_FIELDS = frozenset(
 )  # fmt: skip
 """Fields that say where a model came from or by which code it is computed: each machine decides that for itself."""
 
+OF_ONE_CALL = frozenset(
+    {
+        "return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "torchscript",
+        "gradient_checkpointing",
+    }
+)  # fmt: skip
+"""Fields that say what a call of the model returns or stores: whoever calls it asks for what it needs."""
+
+OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
+"""Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
+
 # Above what anybody has published, and below what building the model would take minutes or gigabytes for.
 MOST: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 512),
@@ -34,8 +45,22 @@ class ModelUnknown(FedError):
     code = "model_unknown"
 
 
+def without(config: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
+    """The configuration without these fields, at the top and in the configurations of a model's parts."""
+    return {
+        name: without(value, fields) if name.endswith("_config") and isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in fields
+    }
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error of a library says, in one line of sensible length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without `MACHINE_FIELDS`, at every depth.
+    """The configuration without `MACHINE_FIELDS` and `OF_ONE_CALL`, at every depth.
 
     Raises `ModelUnknown` for one that names code of its own, at whatever depth, or sizes that no model has.
     """
@@ -54,7 +79,7 @@ def _plain(value: Any, path: str) -> Any:
             if name == "auto_map":
                 raise ModelUnknown(f"this model needs code of its own ({where} in config.json), and foreign code is never run")
             _check_size(name, inner, where)
-            if name not in MACHINE_FIELDS:
+            if name not in MACHINE_FIELDS and name not in OF_ONE_CALL:
                 result[name] = _plain(inner, where)
         return result
     if isinstance(value, list):

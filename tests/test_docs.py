@@ -170,7 +170,7 @@ def commands(command: object) -> Iterator[str]:
 
 def test_run_files_that_are_shown_are_valid() -> None:
     shown = fenced(text("run-file.md"), "yaml")
-    assert len(shown) == 2
+    assert len(shown) == 3
     for example in shown:
         assert parse_run_file(example).name == yaml.safe_load(example)["name"]
 

@@ -30,6 +30,8 @@ def _heading(run: dict[str, Any]) -> Text:
     )
     if run["reason"]:
         text.append(f"\n{run['reason']}", "red")
+    for note in run["notes"]:
+        text.append(f"\nnote: {note}", "yellow")
     return text
 
 

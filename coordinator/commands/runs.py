@@ -30,6 +30,8 @@ def create(
     """Create a run from a run file; its blocks and its head are prepared."""
     run = create_run(Operator(), file)
     terminal.say(f"run {run['name']} ({run['id']}): {run['rounds_total']} rounds over {len(run['blocks'])} blocks")
+    for note in run["notes"]:
+        terminal.say(f"note: {note}")
     if start:
         begin(run["id"])
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from coordinator.domain.fresh_parts import fresh_in, fresh_part
 from coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
 from coordinator.engine.evaluate import held_out_examples
+from coordinator.engine.run_config import padding_of, task_config
 from coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
 from coordinator.errors import Invalid
 from coordinator.storage import BlobStore
@@ -16,6 +18,7 @@ from shared.assembly import names_by_canonical, skeleton
 from shared.batches import Encoder
 from shared.block_names import select
 from shared.blocks import FRESHLY_MADE, BlockSpec, partition
+from shared.model_classes import sees_what_follows, settings_of
 
 
 class RunRefused(Invalid):
@@ -25,10 +28,16 @@ class RunRefused(Invalid):
 def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     """The blocks of the run at version 0. Shards of the added model are used as they are wherever they fit.
 
-    Raises `RunRefused` when block patterns mean nothing, or when a fresh part would never be trained; `DataError` when the
-    held-out file does not fit the task.
+    What the added model lacks of its head, or has for another number of labels, is made afresh. Raises `RunRefused` when block patterns
+    mean nothing, when a fresh part would never be trained, or when the model cannot learn the task; `DataError` when the held-out file
+    does not fit the task.
     """
-    config = _task_config(payload)
+    if payload.task == "causal-lm" and sees_what_follows(settings_of(payload.config)):
+        raise RunRefused(
+            f"a model of the type {payload.config['model_type']} is an encoder, in which every token sees those after it: it cannot learn "
+            "causal-lm; take a decoder, or a checkpoint that was trained as one (is_decoder in its config.json)"
+        )
+    config = task_config(payload)
     model = skeleton(config, payload.task)
     _check_length(model, payload.max_length)
     blocks = partition(model, payload.layers_per_block)
@@ -38,11 +47,11 @@ def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     if patterns := [p for p in payload.always if p not in names]:
         raise RunRefused(f"`always` names its blocks one by one, without patterns like {', '.join(patterns)}", blocks=names)
     visited = [name for name in trained if name not in always] or trained
-    available = {t.name: block for block in payload.blocks for t in block.tensors}
-    fresh = [t.name for block in blocks for t in block.tensors if t.name not in available]
-    _check_fresh(blocks, fresh, visited, always)
+    available = {t.name: tuple(t.shape) for block in payload.blocks for t in block.tensors}
+    fresh = _check_fresh(blocks, available, visited, always)
     values = _initialise(model, fresh, payload.seed)
     stored = [_store(store, block, payload, values) for block in blocks]
+    config["pad_token_id"] = padding_of(model)
     with as_directory(store, payload.files) as folder:
         (folder / "config.json").write_text(json.dumps(config))
         config["pad_token_id"] = Encoder(folder, payload.task, payload.max_length).pad
@@ -61,32 +70,22 @@ def _held_out(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload) -
     return held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
 
 
-def _task_config(payload: PreparePayload) -> dict[str, Any]:
-    config: dict[str, Any] = {k: v for k, v in payload.config.items() if k not in ("_name_or_path", "torch_dtype", "transformers_version")}
-    config["dtype"] = "float32"
-    if payload.task == "text-classification":
-        assert payload.num_labels is not None
-        labels = payload.label_names or [f"LABEL_{i}" for i in range(payload.num_labels)]
-        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
-        config["label2id"] = {name: i for i, name in enumerate(labels)}
-        config["problem_type"] = "single_label_classification"
-    config["architectures"] = [type(skeleton(config, payload.task)).__name__]
-    return config
-
-
-def _check_fresh(blocks: list[BlockSpec], fresh: list[str], visited: list[str], always: set[str]) -> None:
-    if not fresh:
-        return
-    holders = [b for b in blocks if any(t.name in fresh for t in b.tensors)]
-    if wrong := [b.name for b in holders if b.kind not in FRESHLY_MADE]:
-        raise RunRefused(f"the added model lacks tensors of {', '.join(wrong)}: {', '.join(fresh[:5])}", missing=fresh[:50])
-    for block in holders:
+def _check_fresh(blocks: list[BlockSpec], available: dict[str, tuple[int, ...]], visited: list[str], always: set[str]) -> list[str]:
+    """The names of what is made afresh. Raises `RunRefused` where nothing would train it."""
+    fresh: list[str] = []
+    for block in blocks:
+        tensors = {t.name: t.shape for t in block.tensors}
+        note = fresh_part(block.name, tensors, available)
+        if note is None:
+            continue
+        fresh += fresh_in(tensors, available)
+        if block.kind not in FRESHLY_MADE:
+            raise RunRefused(f"the added model lacks tensors of {block.name}: {', '.join(fresh[:5])}", missing=fresh[:50])
         if block.name not in always and visited != [block.name]:
             raise RunRefused(
-                f"{block.name} holds fresh, random weights ({', '.join(fresh[:3])}) and must be trained along in every visit: "
-                f"write `always: [{block.name}]` under `schedule`",
-                block=block.name,
+                f"{note}; it must be trained along in every visit: write `always: [{block.name}]` under `schedule`", block=block.name
             )
+    return fresh
 
 
 def _initialise(model: nn.Module, fresh: list[str], seed: int) -> dict[str, torch.Tensor]:
@@ -113,8 +112,8 @@ def _same(value: torch.Tensor) -> torch.Tensor:
 
 def _store(store: BlobStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor]) -> StoredBlock:
     trainable = [TensorShape(name=t.name, shape=list(t.shape)) for t in block.tensors if t.is_parameter]
-    wanted = {t.name for t in block.tensors}
-    same = next((b for b in payload.blocks if {t.name for t in b.tensors} == wanted), None)
+    wanted = {(t.name, t.shape) for t in block.tensors}
+    same = next((b for b in payload.blocks if {(t.name, tuple(t.shape)) for t in b.tensors} == wanted), None)
     if same is not None:
         digest, size = same.digest, same.size
     else:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.db import queries
 from coordinator.db.models import Assignment, Event, Job, Model, Round, Run
+from coordinator.domain import fresh_parts
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.run import RUN
 from coordinator.domain.run_file import RunFile
@@ -57,7 +58,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
     current = queries.assignments_of(session, run.id, rounds[0].number) if rounds else []
     return RunView(
         **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
-        files=[FileRef.model_validate(f) for f in run.files],
+        notes=_notes(session, run), files=[FileRef.model_validate(f) for f in run.files],
         blocks=[
             BlockView(name=b.name, kind=b.kind, version=b.version, digest=b.digest, size=b.size, num_parameters=b.num_parameters,
                       trained=b.name in trained)
@@ -98,6 +99,13 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
         jobs={str(row[0]): int(row[1]) for row in jobs},
         last_errors=_events(queries.recent_events(session, 20, ("error", "warning"))),
     )  # fmt: skip
+
+
+def _notes(session: Session, run: Run) -> list[str]:
+    model = session.get_one(Model, run.model_id)
+    blocks = [(b.name, {t["name"]: t["shape"] for t in b.tensors}) for b in queries.blocks_of(session, run.id)]
+    available = {t["name"]: t["shape"] for block in model.blocks for t in block["tensors"]}
+    return fresh_parts.notes(blocks, available, model.config, RunFile.model_validate(run.spec).task.label_names)
 
 
 def _assignment(assignment: Assignment, names: dict[str, str]) -> AssignmentView:

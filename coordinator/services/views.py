@@ -119,6 +119,7 @@ class RunSummary(BaseModel):
 class RunView(RunSummary):
     spec: dict[str, Any]
     participants: list[str] = Field(description="names of the agents that take part")
+    notes: list[str] = Field(description="what was found when it was prepared: which parts of the model were made afresh, and why")
     files: list[FileRef] = Field(description="configuration and tokenizer")
     blocks: list[BlockView]
     rounds: list[RoundView] = Field(description="the newest rounds, the newest first")

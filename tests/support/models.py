@@ -10,7 +10,8 @@ WORDS = [
 # fmt: on
 
 
-def _wordpiece(folder: Path) -> None:
+def word_piece(folder: Path, most: int | None = None) -> None:
+    """A tokenizer for these words and every other one, of `most` pieces at the most."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -19,7 +20,7 @@ def _wordpiece(folder: Path) -> None:
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = special + [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)] + WORDS
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    vocabulary = {piece: index for index, piece in enumerate([*dict.fromkeys(pieces)][:most])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(
@@ -41,7 +42,7 @@ def tiny_bert(folder: Path, layers: int = 2, seed: int = 0) -> Path:
         vocab_size=100, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
     )
     BertModel(config).save_pretrained(folder)
-    _wordpiece(folder)
+    word_piece(folder)
     return folder
 
 
@@ -57,7 +58,7 @@ def tiny_llama(folder: Path, layers: int = 2, tied: bool = True, seed: int = 0, 
     } | more  # fmt: skip
     config = LlamaConfig(num_hidden_layers=layers, tie_word_embeddings=tied, bos_token_id=2, eos_token_id=3, pad_token_id=0, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
-    _wordpiece(folder)
+    word_piece(folder)
     return folder
 
 
@@ -71,5 +72,5 @@ def tiny_gpt2(folder: Path, layers: int = 2, seed: int = 0) -> Path:
         vocab_size=100, n_embd=32, n_layer=layers, n_head=2, n_positions=128, bos_token_id=2, eos_token_id=3, pad_token_id=0
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
-    _wordpiece(folder)
+    word_piece(folder)
     return folder
