@@ -172,6 +172,9 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
     if assignment.error_feedback:
         tools.residuals.keep(assignment.run_id, tools.outbox.left_path(assignment))
     # Once it is applied, it is the way from the block as received to the block's next version.
-    tools.cache.adopt(delta, digest)
+    try:
+        tools.cache.adopt(delta, digest)
+    except OSError as error:  # it is received: all that is lost is a cheaper way to the next version
+        log.warning("the delta is not kept in the cache: %s", error)
     tools.outbox.clear()
     return receipt

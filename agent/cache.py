@@ -11,6 +11,7 @@ import httpx
 from agent.errors import Unreachable, VisitFailed
 from shared.digests import digest_of_file
 from shared.paths import inside
+from shared.volumes import move
 
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 
@@ -51,7 +52,7 @@ class ShardCache:
     def adopt(self, path: Path, digest: str) -> None:
         """Move a file in that was made here and is known by its digest."""
         self._make_room(digest, path.stat().st_size)
-        path.replace(self.path(digest))
+        move(path, self.path(digest))
 
     def drop(self, digests: Iterable[str]) -> None:
         """Forget blobs; what is not there is no error."""

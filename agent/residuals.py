@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shared.paths import folder_name, inside
+from shared.volumes import move
 
 
 class Residuals:
@@ -22,7 +23,7 @@ class Residuals:
         """Move the files in `folder` here: they are what counts from now on."""
         self._folder(run_id).mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.safetensors"):
-            path.replace(inside(self._folder(run_id), path.name))
+            move(path, inside(self._folder(run_id), path.name))
 
     def _folder(self, run_id: str) -> Path:
         return inside(self._root, folder_name(self._coordinator, run_id))

@@ -50,6 +50,7 @@ def tidy(settings: Settings, database: Database, store: BlobStore) -> None:
         keep = garbage.needed(session, utcnow())
     if count := garbage.collect(store, keep, before):
         log.info("deleted %d blobs that nothing needs any more", count)
+    store.sweep()
     for path in (*settings.uploads.glob("*.part"), *settings.uploads.glob("*.unpacked")):
         try:
             if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +72,10 @@ def row_slices(shape: tuple[int, ...]) -> Iterator[slice | None]:
 def open_delta(store: BlobStore, digest: str) -> Iterator[OpenDelta]:
     """A delta from the store. The structure was checked before it was taken, and with it the size of what is unpacked."""
     path = store.path(digest)
-    with tempfile.TemporaryDirectory(prefix="fedcoord-") as folder:
+    with store.scratch() as folder:
         if lossless.is_packed(path):
-            lossless.unpack(path, Path(folder) / "delta", MAX_NUMBER)
-            path = Path(folder) / "delta"
+            lossless.unpack(path, folder / "delta", MAX_NUMBER)
+            path = folder / "delta"
         header = read_header(path)
         names = frozenset(name for name in header.tensors if "::" not in name)
         yield OpenDelta(names, header.metadata.get("codec", "float32"), path)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ def shard_header(store: BlobStore, digest: str) -> tuple[Path, Header]:
 @contextlib.contextmanager
 def as_directory(store: BlobStore, files: Iterable[FileRef]) -> Iterator[Path]:
     """A directory that holds `files` under their names, for libraries that want one."""
-    with tempfile.TemporaryDirectory(prefix="fedcoord-") as folder:
+    with store.scratch() as folder:
         for file in files:
-            (Path(folder) / file.name).symlink_to(store.path(file.digest).resolve())
-        yield Path(folder)
+            (folder / file.name).symlink_to(store.path(file.digest).resolve())
+        yield folder

@@ -1,6 +1,7 @@
 """What a store of immutable blobs promises; `tests/contract` runs one test class over every implementation."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -59,4 +60,12 @@ class BlobStore(Protocol):
 
     def delete(self, digest: str) -> None:
         """Delete the blob; none is no error."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty directory on the store's own volume, for files that are of no use afterwards."""
+        ...
+
+    def sweep(self) -> None:
+        """Delete what processes that were killed left behind."""
         ...

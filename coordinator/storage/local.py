@@ -6,14 +6,17 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from coordinator.storage import scratch
 from coordinator.storage.base import BlobCorrupt, BlobMissing, StoreFull
 from shared.digests import digest_of_file
+from shared.volumes import move
 
+ASIDE = ".part"
 LEFTOVER_AFTER_S = 86_400
 """Age at which a file aside has no writer any more: a killed process left it."""
 
@@ -23,7 +26,7 @@ class LocalBlobStore:
         self._root = root
         self._aside = root / "incoming"
         self._aside.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self._sweep_aside()
 
     def has(self, digest: str) -> bool:
         return self._place(digest).is_file()
@@ -38,7 +41,7 @@ class LocalBlobStore:
         return place
 
     def writer(self) -> "LocalBlobWriter":
-        return LocalBlobWriter(self, self._aside / f"{secrets.token_hex(8)}.part")
+        return LocalBlobWriter(self, self._aside / f"{secrets.token_hex(8)}{ASIDE}")
 
     def adopt(self, path: Path, digest: str) -> None:
         actual = digest_of_file(path)
@@ -51,6 +54,8 @@ class LocalBlobStore:
 
     def stored(self) -> Iterator[tuple[str, float]]:
         for path in self._root.glob("??/*"):
+            if path.suffix == ASIDE:
+                continue
             try:
                 yield path.name, path.stat().st_mtime
             except FileNotFoundError:
@@ -60,26 +65,39 @@ class LocalBlobStore:
         self._place(digest).unlink(missing_ok=True)
 
     def publish(self, path: Path, digest: str) -> None:
-        """Rename a finished, synced file to its place, so that no reader ever sees half of a blob."""
+        """Move a finished, synced file to its place, so that no reader ever sees half of a blob."""
         place = self._place(digest)
         place.parent.mkdir(exist_ok=True)
-        path.replace(place)
+        move(path, place)
         folder = os.open(place.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    def _sweep(self) -> None:
-        for path in self._aside.iterdir():
-            try:
-                if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
-                    path.unlink()
-            except FileNotFoundError:
-                pass  # its writer has just finished
+    def scratch(self) -> AbstractContextManager[Path]:
+        return scratch.folder(self._aside)
+
+    def sweep(self) -> None:
+        self._sweep_aside()
+        for path in self._root.glob(f"??/*{ASIDE}"):
+            _delete_leftover(path)
+
+    def _sweep_aside(self) -> None:
+        scratch.clear(self._aside)
+        for path in self._aside.glob(f"*{ASIDE}"):
+            _delete_leftover(path)
 
     def _place(self, digest: str) -> Path:
         return self._root / digest[:2] / digest
+
+
+def _delete_leftover(path: Path) -> None:
+    try:
+        if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
+            path.unlink()
+    except FileNotFoundError:
+        pass  # its writer has just finished
 
 
 class LocalBlobWriter:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -272,3 +274,26 @@ class TestLocalBlobStore:
     def test_names_of_blobs_never_leave_the_directory(self, root: Path) -> None:
         put(LocalBlobStore(root))
         assert {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} == {f"{DIGEST[:2]}/{DIGEST}"}
+
+    def test_scratch_lies_in_the_store_and_goes_with_its_process(self, root: Path) -> None:
+        with LocalBlobStore(root).scratch() as folder:
+            (folder / "delta").write_bytes(DATA)
+            assert folder.parent == root / "incoming"
+            os.utime(folder, (1, 1))
+            LocalBlobStore(root)
+            assert (folder / "delta").exists(), "its process is at work"
+        assert list((root / "incoming").iterdir()) == []
+
+    def test_scratch_of_a_killed_process_is_deleted(self, root: Path) -> None:
+        script = "import sys, time, pathlib\nfrom coordinator.storage import open_store\n"
+        script += "with open_store(pathlib.Path(sys.argv[1])).scratch() as f:\n    (f / 'delta').write_bytes(b'x')\n    print(f, flush=True)\n    time.sleep(60)"
+        with subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            left = Path(process.stdout.readline().strip())
+            process.kill()
+        assert (left / "delta").exists()
+        LocalBlobStore(root)
+        assert left.exists(), "it may have been made a moment ago"
+        os.utime(left, (1, 1))
+        LocalBlobStore(root)
+        assert not left.exists()
