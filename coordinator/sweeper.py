@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from starlette.concurrency import run_in_threadpool
 
@@ -42,13 +42,15 @@ def sweep_leases(settings: Settings, database: Database) -> None:
         agents.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
 
 
-def tidy(settings: Settings, database: Database, store: BlobStore) -> None:
-    """Delete blobs that nothing needs, and uploads that nobody goes on with."""
-    before = time.time() - settings.keep_blobs_s
+def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime | None = None) -> None:
+    """Delete blobs that nothing has needed for long enough, and uploads that nobody goes on with."""
+    stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.transaction() as session:
         garbage.forget(session)
-        keep = garbage.needed(session, utcnow())
-    if count := garbage.collect(store, keep, before):
+        due = garbage.due(session, stored, now or utcnow(), timedelta(seconds=settings.keep_blobs_s))
+    if store.is_held():
+        log.info("nothing is deleted while a backup is made")
+    elif count := garbage.collect(store, due):
         log.info("deleted %d blobs that nothing needs any more", count)
     store.sweep()
     for path in (*settings.uploads.glob("*.part"), *settings.uploads.glob("*.unpacked")):

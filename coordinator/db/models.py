@@ -264,6 +264,18 @@ class Event(Base):
     __table_args__ = (Index("ix_event_level", "level", "id"),)
 
 
+class Garbage(Base):
+    """A blob that nothing needs. It is deleted once that has been so for long enough."""
+
+    __tablename__ = "garbage"
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+    written: Mapped[float]
+    """when its file was written, as the store told it: when it is written again, it is young again"""
+    jobs: Mapped[list[str]]
+    """ids of the jobs that were unfinished then: it may be what they have written, so it stays as long as one of them is"""
+
+
 class HeldOut(Base):
     """Uploaded held-out files by digest."""
 

@@ -1,19 +1,24 @@
 """Deletes blobs that nothing needs any more: superseded shards, applied deltas, old exports."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Job, Model, Patch, Round, Run
+from coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Round, Run
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import JobKind, JobState
 from coordinator.domain.round import RoundState
+from coordinator.domain.run import RUN, RunState
 from coordinator.services.shards import MAX_STEPS
 from coordinator.storage import BlobStore
 
 UNFINISHED = (AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)
+ENDED = tuple(state for state in RunState if RUN.is_final(state))
+REPEATED = (JobKind.ADMIT, JobKind.APPLY)
+"""What is tried again when its run is resumed."""
 EXPORTS_KEPT = timedelta(days=1)
 
 
@@ -24,14 +29,18 @@ def needed(session: Session, now: datetime) -> set[str]:
         digests |= {entry["digest"] for entry in (*files, *blocks)}
     for files in session.scalars(select(Run.files)):
         digests |= {entry["digest"] for entry in files}
-    for manifest in session.scalars(select(Assignment.manifest).where(Assignment.state.in_(UNFINISHED))):
+    open_runs = select(Run.id).where(Run.state.not_in(ENDED))
+    unfinished = Assignment.state.in_(UNFINISHED) & Assignment.run_id.in_(open_runs)
+    for manifest in session.scalars(select(Assignment.manifest).where(unfinished)):
         digests |= _digests_in(manifest)
     shards, patches = _present(session)
     digests |= {digest for row in shards for digest in (row.digest, row.packed_digest)} | {row.digest for row in patches}
     for delta in session.scalars(_unapplied()):
         if delta is not None:
             digests.add(delta)
-    for payload in session.scalars(select(Job.payload).where(Job.state != JobState.DONE)):
+    # A failed measurement is over; a failed judgement or application is repeated when the run is resumed.
+    repeated = (Job.state == JobState.FAILED) & Job.kind.in_(REPEATED) & Job.subject.in_(open_runs)
+    for payload in session.scalars(select(Job.payload).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)) | repeated)):
         digests |= _digests_in(payload)
     recent = select(Job.result).where(Job.kind == JobKind.EXPORT, Job.state == JobState.DONE, Job.ended_at > now - EXPORTS_KEPT)
     for result in session.scalars(recent):
@@ -83,14 +92,30 @@ def _digests_in(value: Any) -> set[str]:
     return {value} if isinstance(value, str) and len(value) == 64 else set()
 
 
-def collect(store: BlobStore, keep: set[str], written_before: float) -> int:
-    """Delete what is not in `keep` and was written before a point in time; returns how many blobs went.
+def due(session: Session, stored: Mapping[str, float], now: datetime, grace: timedelta) -> dict[str, float]:
+    """Which of the blobs in `stored` (digest → when it was written) may be deleted: nothing has needed them for as long as `grace`.
 
-    What is younger may belong to a transaction that has not committed yet.
+    Nothing in the database tells what an unfinished job has written. What has become garbage while it was unfinished stays as long as it is.
     """
-    count = 0
-    for digest, written in store.stored():
-        if digest not in keep and written < written_before:
-            store.delete(digest)
-            count += 1
-    return count
+    keep = needed(session, now)
+    marks = {mark.digest: mark for mark in session.scalars(select(Garbage))}
+    unfinished = set(session.scalars(select(Job.id).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)), Job.tries > 0)))
+    found: dict[str, float] = {}
+    for digest, mark in marks.items():
+        if digest in keep or stored.get(digest) != mark.written:
+            session.delete(mark)
+    session.flush()
+    for digest, written in stored.items():
+        if digest in keep:
+            continue
+        before = marks.get(digest)
+        if before is None or before.written != written:
+            session.add(Garbage(digest=digest, since=now, written=written, jobs=sorted(unfinished)))
+        elif now - before.since >= grace and not unfinished & set(before.jobs):
+            found[digest] = written
+    return found
+
+
+def collect(store: BlobStore, due: Mapping[str, float]) -> int:
+    """Delete blobs, but for those that were written again meanwhile; returns how many went."""
+    return sum(store.delete(digest, written) for digest, written in due.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.domain.admission import DeltaRefused, check_structure
 from coordinator.errors import Conflict, TooLarge
-from coordinator.storage import BlobCorrupt, BlobStore, StoreFull
+from coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull
 from shared import lossless
 from shared.errors import HeaderError
 from shared.lossless import PackedError
@@ -84,7 +84,9 @@ class Upload:
         except FileNotFoundError:
             # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
             # The store holds more than deltas, so what is found there is judged alike.
-            if not store.has(self.digest):
+            try:
+                store.touch(self.digest)
+            except BlobMissing:
                 raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0) from None
             self._check(expected, codec, store.path(self.digest))
         except (DeltaRefused, BlobCorrupt):

@@ -58,9 +58,19 @@ class BlobStore(Protocol):
         """Digest and time (seconds since the epoch) of every blob, in no order."""
         ...
 
-    def delete(self, digest: str) -> None:
-        """Delete the blob; none is no error."""
+    def delete(self, digest: str, written: float | None = None) -> bool:
+        """Delete the blob, or only the one written at that time (as `stored` tells it); whether there was one."""
         ...
+
+    def touch(self, digest: str) -> None:
+        """Have it count as just written: it is about to be needed again. Raises `BlobMissing`."""
+        ...
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Have nothing deleted by `tidy` meanwhile, in whatever process; it ends with this process at the latest."""
+        ...
+
+    def is_held(self) -> bool: ...
 
     def scratch(self) -> AbstractContextManager[Path]:
         """An empty directory on the store's own volume, for files that are of no use afterwards."""

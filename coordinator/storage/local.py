@@ -37,7 +37,7 @@ class LocalBlobStore:
     def path(self, digest: str) -> Path:
         place = self._place(digest)
         if not place.is_file():
-            raise BlobMissing(f"no blob {digest}")
+            raise BlobMissing(f"no blob {digest}", digest=digest)
         return place
 
     def writer(self) -> "LocalBlobWriter":
@@ -61,8 +61,35 @@ class LocalBlobStore:
             except FileNotFoundError:
                 continue  # deleted meanwhile
 
-    def delete(self, digest: str) -> None:
-        self._place(digest).unlink(missing_ok=True)
+    def delete(self, digest: str, written: float | None = None) -> bool:
+        """A blob may be written anew at any moment. So its file is taken away first, and put back if it is not the one that was meant."""
+        place, away = self._place(digest), self._aside / f"{secrets.token_hex(8)}{ASIDE}"
+        try:
+            place.replace(away)
+            if written is not None and away.stat().st_mtime != written:
+                os.link(away, place)
+                return False
+            return True
+        except FileNotFoundError:
+            return False
+        except FileExistsError:
+            return False  # written once more
+        finally:
+            away.unlink(missing_ok=True)
+
+    def touch(self, digest: str) -> None:
+        try:
+            os.utime(self._place(digest))
+        except FileNotFoundError:
+            raise BlobMissing(f"no blob {digest}", digest=digest) from None
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        with scratch.folder(self._aside, scratch.HOLD):
+            yield
+
+    def is_held(self) -> bool:
+        return scratch.is_any_held(self._aside, scratch.HOLD)
 
     def publish(self, path: Path, digest: str) -> None:
         """Move a finished, synced file to its place, so that no reader ever sees half of a blob."""

@@ -1,36 +1,193 @@
-"""Superseded shards and applied deltas are deleted; whatever is still needed stays."""
+"""Superseded shards and applied deltas are deleted in the end; nothing that is needed ever is, nor what was needed a moment ago."""
 
-import time
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from coordinator.db import migrate
+from coordinator.db.base import Database, utcnow
+from coordinator.db.models import Job, Model
+from coordinator.domain.job import JobKind
+from coordinator.engine.shards import write_blob
+from coordinator.engine.worker import run as work
+from coordinator.services import garbage, jobs, models, outcomes
+from coordinator.settings import Settings
+from coordinator.storage import BlobStore, open_store
 from coordinator.sweeper import tidy
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run
 
+KEEP = timedelta(seconds=3600)
+MOMENT = timedelta(seconds=1)
 
-def test_only_what_nothing_needs_is_deleted(live: LiveCoordinator, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordinator, bert: Path) -> None:
     name = fresh("garbage")
     live.add_model(name, bert)
     agent = Hand(live)
     run = start_run(live, name, [agent], seed=77)  # a head that no other test has
     first = agent.take(run)
     before = {b.block: b.digest for b in first.manifest.blocks}
+    os.utime(live.store.path(before["head"]), (1, 1))  # written long ago
+    now = utcnow()
+    tidy(live.settings, live.database, live.store, now + 5 * KEEP)
     delta = agent.deliver(first).digest
     second = agent.take(run)
     after = {b.block: b.digest for b in second.manifest.blocks}
     assert after["head"] != before["head"]
 
-    tidy(live.settings, live.database, live.store)
-    assert live.store.has(before["head"])  # too young to be judged
-
-    later = time.time() + live.settings.keep_blobs_s + 60
-    monkeypatch.setattr("coordinator.sweeper.time.time", lambda: later)
-    tidy(live.settings, live.database, live.store)
+    superseded = now + 6 * KEEP
+    for later in (timedelta(), KEEP / 2, KEEP - MOMENT):
+        tidy(live.settings, live.database, live.store, superseded + later)
+        assert live.store.has(before["head"]), "it was needed until a moment ago"
+        assert live.store.has(delta)
+    tidy(live.settings, live.database, live.store, superseded + KEEP)
     assert not live.store.has(before["head"])
     assert not live.store.has(delta)
     assert live.store.has(before["layers.0"])  # superseded in the run, but the model's own
     assert all(live.store.has(digest) for digest in after.values())
     assert all(live.store.has(f.digest) for f in second.manifest.files)
     live.operator.post(f"/runs/{run}/cancel")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return Settings(home=tmp_path / "home", database_url=database_url)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.url)
+    migrate.upgrade(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(settings: Settings) -> BlobStore:
+    settings.home.mkdir()
+    settings.blobs.mkdir()
+    return open_store(settings.blobs)
+
+
+@pytest.fixture
+def tidied(settings: Settings, database: Database, store: BlobStore) -> Callable[[datetime], None]:
+    return lambda now: tidy(settings, database, store, now)
+
+
+def test_a_job_longer_than_the_grace_loses_nothing(
+    database: Database, store: BlobStore, settings: Settings, tidied: Callable[[datetime], None], bert: Path
+) -> None:
+    """An import from a slow disk, or on a machine that slept: what it has written is named nowhere before its end."""
+    now = utcnow()
+    with database.transaction() as session:
+        models.add(session, "slow", str(bert))
+    with database.transaction() as session:
+        job = jobs.take(session, "slow")
+        assert job is not None
+        assert job.kind == JobKind.IMPORT
+        job_id, payload = job.id, job.payload
+    result = work(JobKind.IMPORT, payload, str(settings.blobs))
+    written = dict(store.stored())
+    assert len(written) > 5
+    for hours in range(4):
+        tidied(now + hours * KEEP)
+        assert dict(store.stored()) == written
+    with database.transaction() as session:
+        jobs.requeue_interrupted(session)  # the coordinator was started again: the job is going to be done once more
+    tidied(now + 5 * KEEP)
+    assert dict(store.stored()) == written
+    with database.transaction() as session:
+        assert jobs.take(session, "slow")
+    with database.transaction() as session:
+        outcomes.complete(session, job_id, result)
+    tidied(now + 9 * KEEP)
+    with database.reading() as session:
+        model = session.scalars(select(Model)).one()
+        assert model.state == "ready"
+        assert all(store.has(entry["digest"]) for entry in (*model.files, *model.blocks))
+
+
+def test_what_a_failed_job_has_written_goes_after_all(
+    database: Database, store: BlobStore, settings: Settings, tidied: Callable[[datetime], None], bert: Path
+) -> None:
+    now = utcnow()
+    with database.transaction() as session:
+        models.add(session, "gone", str(bert))
+    with database.transaction() as session:
+        job = jobs.take(session, "slow")
+        assert job is not None
+        job_id, payload = job.id, job.payload
+    work(JobKind.IMPORT, payload, str(settings.blobs))
+    tidied(now)
+    with database.transaction() as session:
+        outcomes.fail(session, job_id, "worker_died", "killed")
+        assert session.get_one(Job, job_id).state == "failed"
+    tidied(now + KEEP)
+    assert dict(store.stored()) == {}
+
+
+def test_what_is_written_again_is_young_again(database: Database, store: BlobStore, tidied: Callable[[datetime], None]) -> None:
+    """Between two looks: a job that began later may have written the same bytes, or a delta has come a second time."""
+    now = utcnow()
+    digest, _ = write_blob(store, b"the same bytes")
+    tidied(now)
+    store.touch(digest)
+    tidied(now + KEEP)
+    assert store.has(digest)
+    tidied(now + 2 * KEEP - MOMENT)
+    assert store.has(digest)
+    tidied(now + 2 * KEEP)
+    assert not store.has(digest)
+
+
+def test_what_is_written_again_at_the_last_moment_stays(store: BlobStore) -> None:
+    digest, _ = write_blob(store, b"x")
+    due = dict(store.stored())
+    os.utime(store.path(digest), (1, 1))
+    assert garbage.collect(store, due) == 0
+    assert store.path(digest).read_bytes() == b"x"
+    assert garbage.collect(store, dict(store.stored())) == 1
+    assert not store.has(digest)
+
+
+def test_a_writer_and_the_collector_at_once_lose_nothing(store: BlobStore) -> None:
+    """Whoever has written a blob finds it there, however the collector falls in between."""
+    stop = threading.Event()
+
+    def collecting() -> None:
+        while not stop.is_set():
+            garbage.collect(store, {digest: written - 1 for digest, written in store.stored()})
+
+    thread = threading.Thread(target=collecting)
+    thread.start()
+    try:
+        for number in range(300):
+            digest, _ = write_blob(store, bytes([number % 3]))
+            # Taken away for a moment, and put back.
+            assert any(store.has(digest) for _ in range(10_000))
+    finally:
+        stop.set()
+        thread.join()
+    assert len(list(store.stored())) == 3
+
+
+def test_nothing_is_deleted_while_a_backup_holds_the_store(
+    store: BlobStore, tidied: Callable[[datetime], None], settings: Settings
+) -> None:
+    now = utcnow()
+    digest, _ = write_blob(store, b"x")
+    tidied(now)
+    with open_store(settings.blobs).hold():
+        tidied(now + 2 * KEEP)
+        for path in (settings.blobs / "incoming").iterdir():
+            os.utime(path, (1, 1))
+        tidied(now + 2 * KEEP)
+        assert store.has(digest)
+    tidied(now + 2 * KEEP)
+    assert not store.has(digest)
