@@ -22,6 +22,10 @@ log = logging.getLogger("fedagent")
 LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
 
 
+class DeltaDamaged(Exception):
+    """What lies in the outbox is not what was trained."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What an assignment needs, made once by the daemon."""
@@ -62,17 +66,34 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
     with Heartbeat(tools.client, assignment, lambda: latest[-1], lambda: tools.trainer.stop(visit_name(assignment))) as heartbeat:
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
-            entry = tools.outbox.find(assignment)
-            if entry is None:
-                fetched = fetch(tools, assignment)
-                metrics = train(tools, assignment, fetched, heartbeat, remember)
-                entry = tools.outbox.put(assignment, metrics)
-            remember(latest[-1].model_copy(update={"phase": "sending"}))
-            return send(tools, assignment, entry[0], entry[1])
+            while True:
+                entry = tools.outbox.find(assignment) or tools.outbox.put(assignment, make(tools, assignment, heartbeat, remember))
+                remember(latest[-1].model_copy(update={"phase": "sending"}))
+                try:
+                    return send(tools, assignment, entry[0], entry[1])
+                except DeltaDamaged as error:
+                    log.warning("%s; the work is done again", error)
         except CoordinatorSaid as error:
             if error.code in LEASE_CODES:
                 raise LeaseGone(error.message) from error
             raise
+
+
+def make(tools: Tools, assignment: Assignment, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
+    """Fetch and train. Where a shard does not come out right, or a step to it is not to be had, all shards are had whole, once."""
+    try:
+        return train(tools, assignment, fetch(tools, assignment), heartbeat, report)
+    except VisitFailed as error:
+        if error.reason != "shard_corrupt":
+            raise
+        log.warning("%s; fetching whole shards", error.message)
+    except CoordinatorSaid as error:
+        if error.code != "blob_missing":
+            raise
+        log.warning("%s; fetching whole shards", error.message)
+    blocks = [ref.model_copy(update={"patches": []}) for ref in assignment.manifest.blocks]
+    whole = assignment.model_copy(update={"manifest": assignment.manifest.model_copy(update={"blocks": blocks})})
+    return train(tools, whole, fetch(tools, whole), heartbeat, report)
 
 
 def visit_name(assignment: Assignment) -> str:
@@ -93,7 +114,8 @@ def fetch(tools: Tools, assignment: Assignment) -> Fetched:
         paths[ref.digest] = patiently(
             lambda ref=ref: tools.cache.get(  # type: ignore[misc]
                 ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset)
-            )
+            ),
+            waited=lambda error: log.warning("fetching is delayed: %s", error),
         )
     for shard in manifest.blocks:
         tools.cache.make_room(shard.digest, shard.size)
@@ -151,6 +173,8 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
             done = metrics.model_copy(update={"bytes_up": tools.client.bytes_sent - sent_before})
             return tools.client.submit(assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=done))
         except CoordinatorSaid as error:
+            if error.code == "digest_mismatch" and digest_of_file(delta) != digest:
+                raise DeltaDamaged(f"the delta in {delta} is damaged") from error
             if error.code in ("upload_incomplete", "digest_mismatch", "offset_mismatch"):
                 raise Unreachable(f"the upload has to be repeated: {error.message}") from error
             if error.code == "delta_refused":

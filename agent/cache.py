@@ -1,6 +1,7 @@
 """Shards by digest on the agent's disk, bounded in size; a transfer that was cut goes on where it stopped."""
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -11,8 +12,10 @@ import httpx
 from agent.errors import Unreachable, VisitFailed
 from shared.digests import digest_of_file
 from shared.paths import inside
+from shared.verified import Verifier
 from shared.volumes import move
 
+log = logging.getLogger("fedagent.cache")
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 
 
@@ -23,6 +26,7 @@ class ShardCache:
         self._root = root
         self._limit = limit
         self._pinned: set[str] = set()
+        self._verifier = Verifier()
         root.mkdir(parents=True, exist_ok=True)
         self.bytes_fetched = 0
         """Body bytes that came over the wire since the last call of `pin`."""
@@ -43,7 +47,18 @@ class ShardCache:
         return inside(self._root, digest)
 
     def has(self, digest: str) -> bool:
-        return self.path(digest).is_file()
+        """Whether the blob is there, and whole: one that is damaged is thrown away."""
+        path = self.path(digest)
+        try:
+            if self._verifier.is_whole(path, digest):
+                return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            log.warning("%s cannot be read: %s", path, error)
+        log.warning("%s is damaged and thrown away; it is fetched again", path)
+        path.unlink(missing_ok=True)
+        return False
 
     def make_room(self, digest: str, size: int) -> None:
         """Make room for a file that the training process is going to write."""
@@ -66,8 +81,8 @@ class ShardCache:
         are wrong (nothing is kept).
         """
         path = self.path(digest)
-        if path.is_file() and path.stat().st_size == size:
-            os.utime(path)
+        if self.has(digest):
+            self._verifier.used(path)
             return path
         part = inside(self._root, f"{digest}.part")
         self._make_room(digest, size)

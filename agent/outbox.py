@@ -1,14 +1,25 @@
 """Deltas that are trained and not yet received: they survive a restart of the agent."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from shared.digests import digest_of_file
 from shared.paths import folder_name, inside
 from shared.protocol import Assignment, TrainMetrics
+
+log = logging.getLogger("fedagent.outbox")
+
+
+class Note(BaseModel):
+    """What is known of a delta that lies beside it."""
+
+    digest: str
+    metrics: TrainMetrics
 
 
 class Outbox:
@@ -27,11 +38,11 @@ class Outbox:
         return inside(self._root, f"{self._work(assignment)}.left")
 
     def put(self, assignment: Assignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
-        """Note the metrics beside the delta that lies at `delta_path`."""
+        """Note the metrics beside the delta that lies at `delta_path`, and the delta's digest."""
         note = self.delta_path(assignment).with_suffix(".json")
         aside = note.with_suffix(".part")
         with aside.open("w") as file:
-            file.write(metrics.model_dump_json())
+            file.write(Note(digest=digest_of_file(self.delta_path(assignment)), metrics=metrics).model_dump_json())
             file.flush()
             os.fsync(file.fileno())
         aside.replace(note)
@@ -43,7 +54,10 @@ class Outbox:
         note = path.with_suffix(".json")
         if path.is_file() and note.is_file():
             try:
-                return path, TrainMetrics.model_validate_json(note.read_text())
+                found = Note.model_validate_json(note.read_text())
+                if digest_of_file(path) == found.digest:
+                    return path, found.metrics
+                log.warning("the delta in %s is damaged; the work is done again", path)
             except ValidationError:
                 pass  # written by another version of this agent: the work is done again
         self.clear()

@@ -16,7 +16,7 @@ from shared.families import find_stack
 from shared.protocol import Task
 from shared.quantized import QuantizedTensor
 
-DROPPED = ("", "dropped")
+DROPPED = ("", "dropped", 0)
 
 
 def layers_of(block: str) -> range:
@@ -38,7 +38,7 @@ class Emulator:
         self._stack = find_stack(model).path
         self._holders = _holders(model)
         self._assembled = Assembled(model)
-        self._held: dict[str, tuple[str, str]] = {}
+        self._held: dict[str, tuple[str, str, int]] = {}
         self._reshaped: set[str] = set()
         self._opened: set[str] = set()
 
@@ -68,7 +68,8 @@ class Emulator:
                 self._held[block] = DROPPED
         for shard in shards:
             # A block that was open holds trained values, and one that will be open must be float32: both are read again.
-            version = (shard.digest, shard.codec)
+            # What is held may be mapped from a file that was found damaged and made again: that is another file.
+            version = (shard.digest, shard.codec, Path(shard.path).stat().st_ino)
             if self._held.get(shard.block) != version or shard.block in self._opened | trained:
                 self._read(shard, shard.block in trained)
                 self._held[shard.block] = version

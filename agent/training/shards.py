@@ -12,6 +12,10 @@ from shared.deltas import add_decoded, decoded
 from shared.digests import digest_of_file
 from shared.errors import FedError
 from shared.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
+from shared.verified import Verifier
+
+VERIFIER = Verifier()
+"""Of this process: what it has hashed once is not hashed again at every visit."""
 
 
 class ShardCorrupt(FedError):
@@ -23,8 +27,7 @@ class ShardCorrupt(FedError):
 def materialise(shard: LocalShard) -> None:
     """See to it that the file of a shard is there and has its digest. Raises `ShardCorrupt` or `PackedError`."""
     path = Path(shard.path)
-    if path.is_file() and path.stat().st_size == shard.size:
-        os.utime(path)
+    if _is_there(path, shard.digest):
         return
     if shard.packed is not None:
         lossless.unpack(Path(shard.packed), path, shard.size)
@@ -42,7 +45,7 @@ def materialise(shard: LocalShard) -> None:
 
 def _step(base: Path, patch: LocalPatch) -> None:
     target = Path(patch.target)
-    if target.is_file():
+    if _is_there(target, patch.digest):
         return
     if patch.kind == "difference":
         lossless.apply_difference(base, Path(patch.path), target, base.stat().st_size)
@@ -80,6 +83,17 @@ def _sum(base: Path, name: str, difference: torch.Tensor, weight: float) -> memo
         total = add_decoded(file.get_tensor(name).to(torch.float32), [(difference, weight)])
     data: memoryview = total.contiguous().flatten().view(torch.uint8).numpy().data
     return data
+
+
+def _is_there(path: Path, digest: str) -> bool:
+    """Whether the file is there and whole; a damaged one is thrown away."""
+    try:
+        whole = VERIFIER.is_whole(path, digest)
+    except FileNotFoundError:
+        return False
+    if not whole:
+        path.unlink(missing_ok=True)
+    return whole
 
 
 def _verify(path: Path, digest: str) -> None:

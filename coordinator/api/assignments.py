@@ -137,7 +137,7 @@ def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep,
         206: {"description": "The range that was asked for"},
         304: {"description": "You have it already (If-None-Match)"},
         416: {"description": "The range is outside the shard"},
-        **errors(404, 409, 422),
+        **errors(404, 409, 422, 503),
     },
 )
 def shard(
@@ -146,13 +146,14 @@ def shard(
     digest: Digest,
     agent: AgentDep,
     database: DatabaseDep,
-    session: WriteDep,
     store: StoreDep,
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
-    wanted = transfers.lookup(session, assignment_id, agent.id, digest)
-    for ref in wanted.shards:
-        transfers.expose(session, agent.id, wanted.run_id, ref, now())
+    with database.transaction() as session:
+        wanted = transfers.lookup(session, assignment_id, agent.id, digest)
+        for ref in wanted.shards:
+            transfers.expose(session, agent.id, wanted.run_id, ref, now())
+    path = store.path(digest)  # hashing takes its time: outside of any transaction
 
     def save(amount: int) -> None:
         with database.transaction() as counting:
@@ -161,7 +162,7 @@ def shard(
     async def count(amount: int) -> None:
         await run_in_threadpool(save, amount)
 
-    return blob_response(request, store.path(digest), digest, count)
+    return blob_response(request, path, digest, count)
 
 
 @router.get(

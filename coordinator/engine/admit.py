@@ -1,17 +1,21 @@
 """Measures a delta and judges it by its numbers; the structure was checked before it was taken."""
 
 import math
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from coordinator.domain.admission import BlockNumbers, judge_numbers
 from coordinator.domain.job import AdmitPayload, AdmitResult
-from coordinator.engine.deltas import OpenDelta, open_delta, row_slices, some_rows
+from coordinator.engine.deltas import OpenDelta, limit_of, open_delta, row_slices, some_rows
 from coordinator.engine.shards import shard_header
 from coordinator.storage import BlobStore
 from shared.codecs import CodecError
-from shared.protocol import ShardRef
+from shared.delta_layout import DeltaCodecError
+from shared.errors import HeaderError
+from shared.lossless import PackedError
+from shared.safetensors_header import Header
 
 OVERFLOWS = 1e74
 """Square of a norm from which on float32 numbers may add up to infinity (beyond 3.4e38): only then the sum is looked at."""
@@ -20,20 +24,25 @@ OVERFLOWS = 1e74
 def admit(store: BlobStore, payload: AdmitPayload) -> AdmitResult:
     """Read the delta some rows at a time; memory holds a few MB."""
     numbers: dict[str, BlockNumbers] = {}
+    bases = {block.block: shard_header(store, block.digest) for block in payload.blocks}
     try:
-        with open_delta(store, payload.delta) as delta:
-            for block in payload.blocks:
-                numbers[block.block] = _measure(store, delta, block)
-    except CodecError as error:
+        with open_delta(store, payload.delta, limit_of(header for _, header in bases.values())) as delta:
+            for block, (path, header) in bases.items():
+                numbers[block] = _measure(delta, path, header)
+    # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
+    except (CodecError, DeltaCodecError) as error:
         return AdmitResult(rejected_because=f"codec: {error.message}", norms={})
+    except (PackedError, HeaderError) as error:
+        return AdmitResult(rejected_because=f"malformed: {error.message}", norms={})
+    except SafetensorError as error:
+        return AdmitResult(rejected_because=f"malformed: {error}", norms={})
     reason = judge_numbers(numbers, frozenset(payload.always), payload.rules)
     norms = {block: found.norm for block, found in numbers.items() if math.isfinite(found.norm)}
     return AdmitResult(rejected_because=reason, norms=norms)
 
 
-def _measure(store: BlobStore, delta: OpenDelta, block: ShardRef) -> BlockNumbers:
+def _measure(delta: OpenDelta, path: Path, header: Header) -> BlockNumbers:
     non_finite, squares, base_squares = [], 0.0, 0.0
-    path, header = shard_header(store, block.digest)
     for name, tensor in header.tensors.items():
         if name not in delta.names:
             continue

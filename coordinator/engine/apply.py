@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from coordinator.engine.deltas import OpenDelta, open_delta, row_slices, some_rows
+from coordinator.engine.deltas import OpenDelta, limit_of, open_delta, row_slices, some_rows
 from coordinator.engine.encode import Encoder
 from coordinator.engine.shards import Piece, from_file, shard_header, write_shard
 from coordinator.storage import BlobStore
@@ -27,7 +27,8 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
     result = ApplyResult(blocks=[])
     with contextlib.ExitStack() as stack:
         digests = dict.fromkeys(term.digest for change in payload.changes for term in change.terms)
-        deltas = {digest: stack.enter_context(open_delta(store, digest)) for digest in digests}
+        limit = limit_of(shard_header(store, change.block.digest)[1] for change in payload.changes)
+        deltas = {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
         for change in payload.changes:
             new = _apply_block(store, change, deltas)
             result.blocks.append(new)

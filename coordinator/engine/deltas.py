@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from safetensors import safe_open
 
 from coordinator.storage import BlobStore
 from shared import lossless
+from shared.codecs import CodecError
 from shared.delta_layout import stored_as
 from shared.deltas import decoded
-from shared.safetensors_header import MAX_NUMBER, read_header
+from shared.safetensors_header import Header, read_header
 
 NUMBERS = 1 << 20
 """Numbers of a tensor that are computed with at once."""
+HEADER, HEADER_A_TENSOR = 1 << 20, 4096
+"""Bytes that are granted to a delta's header: for all of it, and for each tensor with its scales and offsets."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class OpenDelta:
     def tensor(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> torch.Tensor:
         """The difference of one tensor of this shape, or of some rows (along its first dimension): float32; NaN and infinity come through.
 
-        Raises `CodecError` for scales that are no numbers.
+        Raises `CodecError` for a tensor that is none of this shape, and for scales that are no numbers.
         """
         # Opened for each tensor: what was read of a file counts as memory as long as it is open.
         with safe_open(self._path, framework="pt") as file:
             if stored_as(shape, self.codec) in ("float32", "bfloat16"):
-                return some_rows(file, name, rows).to(torch.float32)
+                found, wanted = some_rows(file, name, rows), shape if rows is None else (len(range(*rows.indices(shape[0]))), *shape[1:])
+                if tuple(found.shape) != wanted or not found.is_floating_point():
+                    raise CodecError(f"{name}: is {found.dtype} {list(found.shape)} where {list(wanted)} was expected")
+                return found.to(torch.float32)
             if rows is None:
                 return decoded(file, name, shape, self.codec)
             return decoded(_Rows(file, rows), name, (len(range(*rows.indices(shape[0]))), *shape[1:]), self.codec)
@@ -68,13 +74,18 @@ def row_slices(shape: tuple[int, ...]) -> Iterator[slice | None]:
         yield slice(first, min(first + step, shape[0]))
 
 
+def limit_of(headers: Iterable[Header]) -> int:
+    """Bytes that the delta of blocks with these headers has at the most, unpacked: float32 is the widest codec."""
+    return sum(4 * tensor.numel + HEADER_A_TENSOR for header in headers for tensor in header.tensors.values()) + HEADER
+
+
 @contextlib.contextmanager
-def open_delta(store: BlobStore, digest: str) -> Iterator[OpenDelta]:
-    """A delta from the store. The structure was checked before it was taken, and with it the size of what is unpacked."""
+def open_delta(store: BlobStore, digest: str, limit: int) -> Iterator[OpenDelta]:
+    """A delta from the store. Raises `PackedError` or `HeaderError` for what is none, or would unpack to more than `limit` bytes."""
     path = store.path(digest)
     with store.scratch() as folder:
         if lossless.is_packed(path):
-            lossless.unpack(path, folder / "delta", MAX_NUMBER)
+            lossless.unpack(path, folder / "delta", limit)
             path = folder / "delta"
         header = read_header(path)
         names = frozenset(name for name in header.tensors if "::" not in name)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from coordinator.storage.base import BlobCorrupt, BlobMissing, BlobStore, BlobWriter, StoreFull
+from coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, StoreFull
 from coordinator.storage.local import LocalBlobStore
 
-__all__ = ["BlobCorrupt", "BlobMissing", "BlobStore", "BlobWriter", "StoreFull", "open_store"]
+__all__ = ["BlobCorrupt", "BlobDamaged", "BlobMissing", "BlobStore", "BlobWriter", "StoreFull", "open_store"]
 
 
 def open_store(root: Path) -> BlobStore:

@@ -14,6 +14,13 @@ class BlobMissing(CoordinatorError):
     status = 404
 
 
+class BlobDamaged(CoordinatorError):
+    """The bytes of a blob are not those of its digest any more; they were set aside, so that others can take their place."""
+
+    code = "blob_damaged"
+    status = 503
+
+
 class StoreFull(CoordinatorError):
     code = "disk_full"
     status = 507
@@ -43,7 +50,7 @@ class BlobStore(Protocol):
         ...
 
     def path(self, digest: str) -> Path:
-        """A local file with the blob's bytes, to be read only; raises `BlobMissing`."""
+        """A local file with the blob's bytes, verified, to be read only; raises `BlobMissing` or `BlobDamaged`."""
         ...
 
     def writer(self) -> BlobWriter:

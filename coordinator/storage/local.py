@@ -12,13 +12,19 @@ from types import TracebackType
 from typing import Self
 
 from coordinator.storage import scratch
-from coordinator.storage.base import BlobCorrupt, BlobMissing, StoreFull
+from coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
 from shared.digests import digest_of_file
+from shared.verified import Verifier
 from shared.volumes import move
 
 ASIDE = ".part"
 LEFTOVER_AFTER_S = 86_400
 """Age at which a file aside has no writer any more: a killed process left it."""
+DAMAGED = "damaged"
+DAMAGED_KEPT_S = 30 * 86_400
+"""For as long it can be looked at what became of a blob."""
+VERIFIER = Verifier()
+"""Of this process: what it has hashed once is not hashed again for every job or request."""
 
 
 class LocalBlobStore:
@@ -32,13 +38,30 @@ class LocalBlobStore:
         return self._place(digest).is_file()
 
     def size(self, digest: str) -> int:
-        return self.path(digest).stat().st_size
+        try:
+            return self._place(digest).stat().st_size
+        except FileNotFoundError:
+            raise BlobMissing(f"no blob {digest}", digest=digest) from None
 
     def path(self, digest: str) -> Path:
         place = self._place(digest)
-        if not place.is_file():
-            raise BlobMissing(f"no blob {digest}", digest=digest)
-        return place
+        try:
+            # A second look: what was misread once may lie there as it should.
+            if VERIFIER.is_whole(place, digest) or digest_of_file(place) == digest:
+                return place
+            size = place.stat().st_size
+            self._set_aside(place)
+        except FileNotFoundError:
+            raise BlobMissing(f"no blob {digest}", digest=digest) from None
+        except OSError as error:
+            raise BlobDamaged(f"blob {digest} cannot be read: {error}", digest=digest) from error
+        raise BlobDamaged(f"blob {digest} is damaged: its {size} bytes are others than were stored; they lie in {DAMAGED}/", digest=digest)
+
+    def _set_aside(self, place: Path) -> None:
+        folder = self._root / DAMAGED
+        folder.mkdir(exist_ok=True)
+        os.utime(place)
+        move(place, folder / f"{place.name}.{secrets.token_hex(4)}")
 
     def writer(self) -> "LocalBlobWriter":
         return LocalBlobWriter(self, self._aside / f"{secrets.token_hex(8)}{ASIDE}")
@@ -109,6 +132,8 @@ class LocalBlobStore:
         self._sweep_aside()
         for path in self._root.glob(f"??/*{ASIDE}"):
             _delete_leftover(path)
+        for path in self._root.glob(f"{DAMAGED}/*"):
+            _delete_leftover(path, DAMAGED_KEPT_S)
 
     def _sweep_aside(self) -> None:
         scratch.clear(self._aside)
@@ -119,9 +144,9 @@ class LocalBlobStore:
         return self._root / digest[:2] / digest
 
 
-def _delete_leftover(path: Path) -> None:
+def _delete_leftover(path: Path, after: float = LEFTOVER_AFTER_S) -> None:
     try:
-        if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
+        if time.time() - path.stat().st_mtime > after:
             path.unlink()
     except FileNotFoundError:
         pass  # its writer has just finished
