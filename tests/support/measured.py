@@ -31,7 +31,7 @@ class Measured:
         from shared.blocks import own_tensors, partition
         from shared.families import base_prefix, canonical
         from shared.protocol import FileRef
-        from tests.support.models import _wordpiece
+        from tests.support.models import word_piece
 
         self.task: Any
         self.task, build = (WIDE if wide else FAMILIES)[family]
@@ -47,7 +47,7 @@ class Measured:
         self.specs = partition(self.model, per_block)
         self.blocks = [self.shard(spec.name, {t.name: tensors[t.name] for t in spec.tensors}) for spec in self.specs]
         (folder / "tokenizer").mkdir()
-        _wordpiece(folder / "tokenizer")
+        word_piece(folder / "tokenizer")
         self.files = [write_json(self.store, "config.json", config_of(self.model))]
         for path in sorted((folder / "tokenizer").iterdir()):
             digest, size = write_blob(self.store, path.read_bytes())

@@ -17,7 +17,7 @@ from coordinator.engine import tokenizers
 from coordinator.engine.model_directory import ModelDirectory, ModelRefused
 from coordinator.engine.tokenizers import Tried, import_tokenizer
 from coordinator.storage.local import LocalBlobStore
-from tests.support.models import WORDS, _wordpiece
+from tests.support.models import WORDS, word_piece
 
 TEXTS = ["my card is lost", "why", "  the money ", "card card unheard-of"]
 SYMBOLS = ["[CLS]", "[SEP]", "[MASK]", "<pad>", "<cls>", "<sep>", "<mask>"]
@@ -161,14 +161,14 @@ def test_a_tokenizer_without_a_fast_form_is_stored_as_it_is(folder: Path, tmp_pa
 
 
 def test_a_tokenizer_that_has_all_it_needs_is_stored_byte_by_byte(folder: Path, tmp_path: Path, add: Any) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     place = stored(add("bert", rows=100), tmp_path, "bert")
     for path in folder.iterdir():
         assert (place / path.name).read_bytes() == path.read_bytes()
 
 
 def test_scripts_that_a_tokenizer_does_not_know_are_said(folder: Path, add: Any) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     [note] = add("bert").notes
     assert "does not know" in note
     assert "Cyrillic" in note
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_is_an_empty_stand_in_is_refused(folder: Path, refused:
 
 
 def test_a_tokenizer_that_takes_everything_for_unknown_is_refused(folder: Path, refused: Any) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())
     values["pre_tokenizer"] = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
@@ -194,7 +194,7 @@ def test_a_tokenizer_that_takes_everything_for_unknown_is_refused(folder: Path, 
 
 
 def test_tokens_without_a_row_are_said_or_refused(folder: Path, add: Any, refused: Any) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     assert not any("no row" in note for note in add("bert", rows=100).notes)
     assert "1 tokens of its tokenizer have no row" in next(n for n in add("bert", rows=78).notes if "row" in n)
     message = refused("bert", rows=20)
@@ -205,7 +205,7 @@ def test_tokens_without_a_row_are_said_or_refused(folder: Path, add: Any, refuse
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(a+a+)+y", "^(([a-z])+.)+[A-Z]([a-z])+$"])
 def test_an_expression_that_never_ends_is_refused(folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
     monkeypatch.setattr(tokenizers, "TRIAL_S", 3.0)
-    _wordpiece(folder)
+    word_piece(folder)
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())
     values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
@@ -216,7 +216,7 @@ def test_an_expression_that_never_ends_is_refused(folder: Path, refused: Any, mo
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json"])
 def test_a_pointer_of_git_lfs_is_called_by_its_name(folder: Path, refused: Any, name: str) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     (folder / name).write_text(POINTER)
     assert "git-lfs" in refused("deberta-v2")
 
@@ -234,7 +234,7 @@ def test_a_pointer_of_git_lfs_is_called_by_its_name(folder: Path, refused: Any, 
     ],
 )
 def test_a_broken_file_is_named(folder: Path, refused: Any, name: str, text: str, said: str) -> None:
-    _wordpiece(folder)
+    word_piece(folder)
     (folder / name).write_text(text)
     assert said in refused()
 
