@@ -1,5 +1,6 @@
 """Loads a tokenizer from a directory, never with code of others."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,11 @@ def load_tokenizer(directory: Path) -> Any:
                 f"this tokenizer needs {missing}: install the extra `tokenizers`, or give it a tokenizer.json"
             ) from error
         raise TokenizerUnusable(f"the tokenizer cannot be loaded: {said[:300]}") from error
+
+
+def embedding_rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model of a config.json has embeddings for; None where it does not say."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping) and isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None

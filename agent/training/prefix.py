@@ -103,7 +103,7 @@ class Prefix:
         Raises `Stopped` when `should_stop` says so. False when this model's layers hand on more than hidden states: then nothing is cached.
         """
         rows = dict.fromkeys(row for batch in self._order for row in batch)
-        self._store = RowStore({row: len(partition.features[row].ids) for row in rows}, self._on_disk)
+        self._store = RowStore({row: partition.features.length(row) for row in rows}, self._on_disk)
         missing = set(rows)
         try:
             for indices in self._order:
@@ -200,7 +200,7 @@ def choose(setting: str, order: Sequence[Sequence[int]], partition: Partition, h
     distinct = set(rows)
     if len(distinct) == len(rows):
         return None
-    size = 4 * hidden_size * sum(len(partition.features[row].ids) for row in distinct)
+    size = 4 * hidden_size * sum(partition.features.length(row) for row in distinct)
     most = min(LARGEST_IN_MEMORY, psutil.virtual_memory().available // 4, limit // 4 if limit else LARGEST_IN_MEMORY)
     if size <= most:
         return "memory"

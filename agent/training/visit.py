@@ -98,7 +98,7 @@ class Visitor:
         lowest = 0 if "embeddings" in opened else min((layer for b in opened for layer in layers_of(b)), default=len(layers))
         loss_of = Loss(emulator.model, settings.task, precision, self._options.chunked_logits, partition.batch(order[0]).to(self._device))
         cache = self._prefix(emulator, partition, order, lowest, precision, should_stop)
-        width = max(max(len(partition.features[i].ids) for i in indices) for indices in order)
+        width = max(max(partition.features.length(i) for i in indices) for indices in order)
         tokens = settings.batch_size * width
         chosen = to_checkpoint(layers, lowest, self._options.checkpointing, tokens, width, config, self._limit)
         with checkpointed(chosen), cache.instead() if cache is not None else contextlib.nullcontext():
@@ -114,7 +114,7 @@ class Visitor:
         should_stop: Callable[[], bool],
     ) -> prefix.Prefix | None:
         """The cache of what enters layer `below`, filled, with the layers under it let go; None where there is none to be had."""
-        if below == 0:
+        if below == 0 or partition.encoder.pads_left:  # the cache holds rows that begin at the left
             return None
         where = prefix.choose(self._options.prefix_cache, order, partition, prefix.hidden_size(emulator.model.config), self._limit)
         if where is None:

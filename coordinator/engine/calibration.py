@@ -22,7 +22,7 @@ class CalibrationRows:
         with as_directory(store, payload.files) as folder:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
             self._encoder = Encoder(folder, payload.task, payload.max_length)
-        self._features: list[Features] = self._encoder(examples)[: payload.rows]
+        self._features: list[Features] = self._encoder(examples, payload.held_out.name)[: payload.rows]
         self._rows_a_batch = max(1, TOKENS_AT_ONCE // payload.max_length)
 
     def __len__(self) -> int:

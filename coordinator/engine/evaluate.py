@@ -47,7 +47,7 @@ def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
         encoder = Encoder(folder, payload.task, payload.max_length)
     streamed = Streamed(store, config, payload.task)
     streamed.fill(payload.blocks)
-    features = encoder(examples)[: payload.rows]
+    features = encoder(examples, payload.held_out.name)[: payload.rows]
     features.sort(key=lambda f: len(f.ids))
     total, count, right = 0.0, 0, 0
     with torch.inference_mode():

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from coordinator.domain.fresh_parts import fresh_in, fresh_part
 from coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
 from coordinator.engine.evaluate import held_out_examples
+from coordinator.engine.positions import usable_positions
 from coordinator.engine.run_config import padding_of, task_config
 from coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
 from coordinator.errors import Invalid
@@ -54,20 +54,27 @@ def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
     config["pad_token_id"] = padding_of(model)
     with as_directory(store, payload.files) as folder:
         (folder / "config.json").write_text(json.dumps(config))
-        config["pad_token_id"] = Encoder(folder, payload.task, payload.max_length).pad
+        encoder = Encoder(folder, payload.task, payload.max_length)
+    config["pad_token_id"] = encoder.pad
     files = [*payload.files, write_json(store, "config.json", config)]
-    rows = len(_held_out(store, payload.held_out, payload)) if payload.held_out else None
+    rows = _count(store, payload.held_out, payload, encoder) if payload.held_out else None
     return PrepareResult(files=files, blocks=stored, trained=visited, held_out_rows=rows)
 
 
 def _check_length(model: nn.Module, max_length: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < max_length:
-        raise RunRefused(f"task.max_length is {max_length}, but this model has only {positions} positions", positions=positions)
+    positions = usable_positions(model)
+    if positions is not None and positions < max_length:
+        raise RunRefused(
+            f"task.max_length is {max_length}, but this model has only {positions} positions for the tokens of a row", positions=positions
+        )
 
 
-def _held_out(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload) -> list[dict[str, Any]]:
-    return held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
+def _count(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload, encoder: Encoder) -> int:
+    """The rows of the held-out file, each tokenized once: one that cannot be scored is refused now and not in the middle of the run."""
+    rows = held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
+    for _ in encoder.stream(rows, held_out.name):
+        pass
+    return len(rows)
 
 
 def _check_fresh(blocks: list[BlockSpec], available: dict[str, tuple[int, ...]], visited: list[str], always: set[str]) -> list[str]:
