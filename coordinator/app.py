@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from importlib.metadata import version
 
 from anyio import to_thread
@@ -13,15 +14,15 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
+from coordinator.absence import Absence
 from coordinator.api import agents, assignments, held_out, models, plan, runs, status
 from coordinator.api.waiting import WaitingRoom
 from coordinator.dashboard import pages
 from coordinator.db import migrate
-from coordinator.db.base import Database, utcnow
+from coordinator.db.base import Database
 from coordinator.db.outage import OutageLog, is_away
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
-from coordinator.services import assignments as assignment_services
 from coordinator.services.signals import LANES, WAKE, WAKE_ANY, Signals
 from coordinator.settings import Settings
 from coordinator.storage import open_store
@@ -67,8 +68,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.threads.total_tokens = settings.threads
     app.state.store = open_store(settings.blobs)
     migrate.upgrade(database.engine)
-    with database.transaction() as session:
-        assignment_services.extend_all(session, utcnow())
+    absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s))
+    absence.begin()
     jobs = app.state.jobs = LocalJobs(database, settings.blobs, settings.engine_threads)
 
     def after_commit(signals: Signals) -> None:
@@ -81,7 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     database.after_commit = after_commit
     jobs.start()
-    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages))
+    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence))
     try:
         yield
     finally:

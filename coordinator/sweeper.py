@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from starlette.concurrency import run_in_threadpool
 
+from coordinator.absence import Absence
 from coordinator.db.base import Database, utcnow
 from coordinator.db.outage import OutageLog, is_away
 from coordinator.services import agents, assignments, garbage, rounds
@@ -17,14 +18,15 @@ log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 7 * 86_400
 
 
-async def sweep(settings: Settings, database: Database, store: BlobStore, outages: OutageLog) -> None:
+async def sweep(settings: Settings, database: Database, store: BlobStore, outages: OutageLog, absence: Absence) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
     tidied = time.monotonic()
     while True:
         await asyncio.sleep(settings.sweep_every_s)
         try:
-            await run_in_threadpool(sweep_leases, settings, database)
-            if time.monotonic() - tidied > settings.keep_blobs_s / 6:
+            await run_in_threadpool(sweep_leases, settings, database, absence)
+            # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
+            if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
                 tidied = time.monotonic()
                 await run_in_threadpool(tidy, settings, database, store)
         except Exception as error:
@@ -34,12 +36,16 @@ async def sweep(settings: Settings, database: Database, store: BlobStore, outage
                 log.exception("the sweeper failed; it tries again")
 
 
-def sweep_leases(settings: Settings, database: Database) -> None:
+def sweep_leases(settings: Settings, database: Database, absence: Absence) -> None:
+    absences = absence.times
+    now = utcnow()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
     with database.transaction() as session:
-        assignments.lapse(session, utcnow())
-        assignments.offer_overdue(session, utcnow())
-        rounds.apply_overdue(session, utcnow())
-        agents.silence(session, utcnow() - timedelta(seconds=settings.silent_after_s))
+        assignments.lapse(session, now)
+        assignments.offer_overdue(session, now)
+        rounds.apply_overdue(session, now)
+        agents.silence(session, now - timedelta(seconds=settings.silent_after_s))
+        if absence.times != absences:
+            session.rollback()  # what was extended meanwhile is not to be held against a time before
 
 
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime | None = None) -> None:

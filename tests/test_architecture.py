@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "migrations": {"coordinator.db"},
     "coordinator.errors": {"shared"},
     "coordinator.settings": set(),
+    "coordinator.absence": {"coordinator.db", "coordinator.domain", "coordinator.services"},
     "coordinator.home": {"shared", "coordinator.db", "coordinator.errors", "coordinator.settings"},
     "coordinator.operator": {"shared"},
     "coordinator.domain": {"shared", "coordinator.errors"},
@@ -37,11 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.dashboard": {"shared", "coordinator.errors", "coordinator.db", "coordinator.services", "coordinator.api"},
     "coordinator.commands": {"shared", "coordinator.operator", "coordinator.domain", "coordinator.errors"},
     "coordinator.app": {
-        "shared", "coordinator.api", "coordinator.dashboard", "coordinator.db", "coordinator.domain", "coordinator.errors",
+        "shared", "coordinator.absence", "coordinator.api", "coordinator.dashboard", "coordinator.db", "coordinator.domain", "coordinator.errors",
         "coordinator.jobs", "coordinator.services", "coordinator.settings", "coordinator.storage", "coordinator.sweeper",
     },
     "coordinator.sweeper": {
-        "shared", "coordinator.db", "coordinator.errors", "coordinator.services", "coordinator.settings", "coordinator.storage",
+        "shared", "coordinator.absence", "coordinator.db", "coordinator.errors", "coordinator.services", "coordinator.settings",
+        "coordinator.storage",
     },
     "coordinator.serve": {
         "shared", "coordinator.app", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.services", "coordinator.settings",

@@ -47,12 +47,18 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Database:
     """Sessions in transactions. What a service puts into `session.info` is handed to `after_commit` once it is true."""
 
     def __init__(self, url: str, threads: int = 10) -> None:
         self.url = url
         self.after_commit: AfterCommit | None = None
+        self.before_transaction: Callable[[], None] = _nothing
+        self.after_transaction: Callable[[], None] = _nothing
         self.engine = open_engine(url, threads + BESIDE)
         # One writer at a time is SQLite's own rule; a lock hands over at once where its busy handler would sleep.
         self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
@@ -60,12 +66,14 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A transaction that may write: commits at the end of the block, rolls back on an exception."""
+        self.before_transaction()
         with self._writer, self._session() as session:
             if self.engine.dialect.name == "sqlite":
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
             signals = dict(session.info)
+        self.after_transaction()
         if self.after_commit is not None and signals:
             self.after_commit(signals)
 

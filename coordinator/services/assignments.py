@@ -228,13 +228,6 @@ def lapse(session: Session, now: datetime) -> None:
             rounds.failed_attempt(session, run, assignment, "lease_lapsed", "the agent did not renew its lease", now)
 
 
-def extend_all(session: Session, now: datetime) -> None:
-    """At the coordinator's start: no lease may end because the coordinator was away."""
-    query = select(Assignment, Run).join(Run, Run.id == Assignment.run_id).where(Assignment.state == AssignmentState.LEASED)
-    for assignment, run in session.execute(query):
-        assignment.lease_expires_at = now + timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
-
-
 def release_all(session: Session, agent_id: str, now: datetime) -> None:
     """Give back what a revoked agent holds, and let others have what was meant for it."""
     for assignment_id in queries.leased_to(session, agent_id):

@@ -1,0 +1,77 @@
+"""Notices that nothing could be written for a while, and makes good for it before anything else is written."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from coordinator.db.base import Database, utcnow
+from coordinator.domain.absence import Moment, lost_between
+from coordinator.services import leases
+from coordinator.services.events import record
+
+log = logging.getLogger("fedcoord")
+ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Linux has a clock that goes on while the machine sleeps; elsewhere the sleep looks like a clock that was set, which is as good."""
+
+
+def read_clocks() -> Moment:
+    return Moment(utcnow(), time.clock_gettime(ELAPSED))
+
+
+class Absence:
+    """Watches a database: each commit shows that the coordinator runs, and each transaction first looks whether it did.
+
+    The sweeper commits once in `expected`, so a longer gap is an absence: a machine that slept, a process that was stopped, a database
+    that was away. Nobody could renew a lease meanwhile.
+    """
+
+    def __init__(self, database: Database, expected: timedelta, clocks: Callable[[], Moment] = read_clocks) -> None:
+        self._database, self._expected, self._clocks = database, expected, clocks
+        self._lock, self._mending = threading.RLock(), False
+        self._last = clocks()
+        self._noticed_at = float("-inf")
+        self.times = 0
+        """Counts the absences: whoever compares times that he noted before one with those after it sees that there was one."""
+
+    def begin(self) -> None:
+        """Make good for the time before the start, and watch from now on."""
+        with self._database.transaction() as session:
+            leases.after_absence(session, self._clocks().wall, timedelta())
+        self._last = self._clocks()
+        self._database.before_transaction, self._database.after_transaction = self._look, self._committed
+
+    def steady_s(self) -> float:
+        """Seconds since the last absence: what is older by the clock may be younger in truth."""
+        return self._clocks().elapsed - self._noticed_at
+
+    def _committed(self) -> None:
+        with self._lock:
+            now = self._clocks()
+            # A transaction that was under way when the process was stopped ends after it: the next one looks, and sees the gap.
+            if not self._mending and lost_between(self._last, now, self._expected) is None:
+                self._last = now
+
+    def _look(self) -> None:
+        with self._lock:  # whoever comes meanwhile waits until it is made good
+            now = self._clocks()
+            if self._mending or (lost := lost_between(self._last, now, self._expected)) is None:
+                return
+            self._mending = True
+            self.times += 1
+            try:
+                with self._database.transaction() as session:
+                    self._mend(session, now, lost)
+                self._last, self._noticed_at = self._clocks(), now.elapsed
+            finally:
+                self._mending = False
+
+    def _mend(self, session: Session, now: Moment, lost: timedelta) -> None:
+        extended = leases.after_absence(session, now.wall, lost)
+        text = f"for {lost.total_seconds():.0f} s" if lost > timedelta() else f"(its clock was set back by {-lost.total_seconds():.0f} s)"
+        message = f"the coordinator could not work {text}: it slept, was stopped, lost its database, or its clock was set; {extended} leases hold on"
+        record(session, "warning", "coordinator_absent", message)
+        log.warning("%s", message)
