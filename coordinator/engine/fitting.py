@@ -63,11 +63,12 @@ def fit(config: dict[str, Any], checkpoint: Mapping[str, Source]) -> Fitted:
     """
     candidates = _candidates(config, checkpoint)
     if not all(candidate.loaded.tied for candidate in candidates):
-        config = config | {"tie_word_embeddings": False}
+        config = _untied(config)
         candidates = _candidates(config, checkpoint, {c.task: c.loaded for c in candidates})
     best = min(candidates, key=lambda candidate: candidate.faults)
     unexpected = set.intersection(*(set(c.loaded.unexpected) for c in candidates))
-    unknown = [raw for raw in checkpoint if raw in unexpected and not _may_be_left_out(raw, checkpoint[raw], candidates)]
+    left_out = _LeftOut(candidates)
+    unknown = [raw for raw in checkpoint if raw in unexpected and not left_out.may_have(raw, checkpoint[raw])]
     if best.faults or unknown:
         problems = [*_report("unknown", unknown), *_report("missing", best.missing), *_report("wrong", best.wrong)]
         raise ModelRefused(
@@ -84,6 +85,11 @@ def _embedding_rows(model: nn.Module) -> int | None:
         return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     except (NotImplementedError, AttributeError):
         return None
+
+
+def _untied(config: dict[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    return config | {"tie_word_embeddings": False} | ({"text_config": _untied(text)} if isinstance(text, dict) else {})
 
 
 def _candidates(config: dict[str, Any], checkpoint: Mapping[str, Source], before: Mapping[Any, Loading] | None = None) -> list[_Candidate]:
@@ -151,20 +157,24 @@ def _union(best: _Candidate, candidates: list[_Candidate]) -> list[FittedBlock]:
     return sorted(blocks.values(), key=lambda block: order.index(block.kind))
 
 
-def _may_be_left_out(raw: str, source: Source, candidates: list[_Candidate]) -> bool:
-    """Whether a tensor that no model has a place for is known to be none of its weights: a head of another task, or a buffer."""
-    shape, leaf = source.tensor.shape, raw.rpartition(".")[2]
-    if not shape or source.tensor.dtype not in FLOAT_DTYPES or leaf in BUFFERS or _is_mask(shape):
-        return True
-    for candidate in candidates:
-        model: Any = candidate.model
-        name = canonical(raw, model.base_model_prefix)
-        buffers = {canonical(buffer, base_prefix(model)) for buffer, _ in model.named_buffers()}
-        if name in buffers or any(re.search(pattern, raw) for pattern in ignored(model)):
+class _LeftOut:
+    """Which tensors that no model has a place for are known to be none of its weights: heads of other tasks, and buffers."""
+
+    def __init__(self, candidates: list[_Candidate]) -> None:
+        models: list[Any] = [candidate.model for candidate in candidates]
+        self._prefixes = {model.base_model_prefix for model in models}
+        self._buffers = {canonical(name, base_prefix(model)) for model in models for name, _ in model.named_buffers()}
+        self._parts = {part for model in models for part in _parts_of_base(model)}
+        self._ignored = [re.compile(pattern) for model in models for pattern in ignored(model)]
+
+    def may_have(self, raw: str, source: Source) -> bool:
+        shape, leaf = source.tensor.shape, raw.rpartition(".")[2]
+        if not shape or source.tensor.dtype not in FLOAT_DTYPES or leaf in BUFFERS or _is_mask(shape):
             return True
-        if name.split(".")[0] in _parts_of_base(model):
-            return False
-    return True
+        names = {canonical(raw, prefix) for prefix in self._prefixes}
+        if names & self._buffers or any(pattern.search(raw) for pattern in self._ignored):
+            return True
+        return not any(name.split(".")[0] in self._parts for name in names)
 
 
 def _parts_of_base(model: nn.Module) -> set[str]:

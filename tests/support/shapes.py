@@ -307,3 +307,15 @@ def other_labels(saved: Saved) -> Saved | None:
     labels = {str(i): f"L{i}" for i in range(2 * LABELS)}
     changed = dataclasses.replace(saved, tensors=saved.tensors | more)
     return configured(changed, id2label=labels, label2id={v: int(k) for k, v in labels.items()}, num_labels=...)
+
+
+@shape("labels of the head contradict the configuration")
+def contradicting_head(saved: Saved) -> Saved | None:
+    changed = other_labels(saved)
+    return None if changed is None else dataclasses.replace(changed, config=saved.config)
+
+
+@shape("labels of the configuration contradict the head")
+def contradicting_labels(saved: Saved) -> Saved | None:
+    changed = other_labels(saved)
+    return None if changed is None else dataclasses.replace(changed, tensors=saved.tensors)

@@ -19,7 +19,10 @@ REFUSED = {
     "integers": "is I8",
 }
 """Shapes that no family may be added in, and what the reason says. Transformers refuses them too, or makes up what is missing."""
-FRESH = {"base alone", "head under another name", "head of other labels", "tied flag contradicts"}
+FRESH = {
+    "base alone", "head under another name", "head of other labels", "labels of the head contradict the configuration",
+    "tied flag contradicts",
+}  # fmt: skip
 """Shapes whose head transformers makes up; a language model's is refused with advice where nothing would train it."""
 EVERY_SHAPE = ("bert", "llama-tied", "gpt2-classifier")
 
