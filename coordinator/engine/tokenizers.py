@@ -18,6 +18,7 @@ from coordinator.engine.shards import write_blob
 from coordinator.engine.tokenizer_samples import ODD, SAMPLES
 from coordinator.storage import BlobStore
 from shared.configuration import ModelUnknown, plain
+from shared.digests import digest_of_file
 from shared.protocol import FileRef
 from shared.tokens import TokenizerUnusable, load_tokenizer
 
@@ -29,7 +30,10 @@ FILE_FIELDS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "emoji
 NEEDED_TO_CONVERT = ("sentencepiece", "google.protobuf")
 TRIAL_S = 60.0
 """Seconds that a tokenizer has for some forty short texts; the largest take two."""
+_in_time: set[str] = set()
+"""Digests of tokenizer.json that were done in time: many models share one."""
 MOSTLY = 0.5
+"""Share of a script's tokens that are unknown from which the script counts as unknown."""
 OWN_WORDS = 64
 
 
@@ -108,7 +112,7 @@ def _lay_out(folder: ModelDirectory, names: Iterable[str], settings: dict[str, A
 def _check_time(given: Path) -> None:
     """In a process of its own, which can be ended; what transformers adds to it later are expressions of its own."""
     path = given / "tokenizer.json"
-    if not path.exists():
+    if not path.exists() or (digest := digest_of_file(path)) in _in_time:
         return
     program = Path(__file__).with_name("tokenizer_trial.py")
     try:
@@ -124,6 +128,7 @@ def _check_time(given: Path) -> None:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"its reader ended with status {done.returncode}"])[-1]
         raise ModelRefused(f"tokenizer.json cannot be used: {said[:300]}")
+    _in_time.add(digest)
 
 
 def _load(place: Path, folder: ModelDirectory) -> Any:
