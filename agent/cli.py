@@ -24,6 +24,7 @@ from agent.client import Client
 from agent.device import find_device
 from agent.errors import AgentError
 from agent.settings import Home, template
+from shared.addresses import address_of
 from shared.errors import FedError
 from shared.plain import one_line
 from shared.protocol import EnrolRequest
@@ -52,7 +53,7 @@ def enroll(
     request = EnrolRequest(
         token=enrolment.whole_token(token), name=enrolment.agent_name(name), device=find_device(), version=version("fedcybgd")
     )
-    address = enrolment.coordinator_url(url)
+    address = address_of(url)
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
     answer = Client(address).enrol(request)
     credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))

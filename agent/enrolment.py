@@ -36,14 +36,6 @@ def agent_name(given: str | None) -> str:
         raise ConfigError(f"{one_line(given)[:120]!r} is no name for an agent: a name has {CHARACTERS}; choose another --name") from error
 
 
-def coordinator_url(text: str) -> str:
-    """The address alone: what people copy from a browser has more."""
-    url = text.strip().rstrip("/")
-    if not re.match(r"https?://[^/\s]", url):
-        raise ConfigError(f"{one_line(text)[:120]!r} is no URL; it begins with http:// or https://, and the coordinator's address follows")
-    return re.sub(r"/(admin|v1|docs)(/.*)?$", "", url)
-
-
 def run_patterns(given: list[str]) -> list[str]:
     names = [part for text in given for part in text.replace(",", " ").split()]
     try:

@@ -65,7 +65,7 @@ async def live(connection: Connection, deltas: dict[str, bytes], arrivals: TextI
     """An agent's loop: ask, note, send a delta that was made before, ask again."""
     await asyncio.sleep(pause)
     while True:
-        assignment = await connection.call("POST", f"/assignments/claim?wait={WAIT_S}", b"{}")
+        assignment = await connection.call("POST", f"/assignments/claim?wait={WAIT_S}", b'{"runs": ["*"]}')
         if assignment is None:
             continue
         at = time.time()

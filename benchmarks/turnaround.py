@@ -26,6 +26,7 @@ class Hand:
         token = system.operator.post("/enrolment-tokens", {})["token"]
         self.name = name
         self._key = Client(system.url).enrol(EnrolRequest(token=token, name=name)).key
+        Client(system.url, self._key).me()  # who was never seen takes no part in a run
         self._client = Client(system.url, self._key)
         self._http = httpx.Client(base_url=system.url + API, headers={"Authorization": f"Bearer {self._key}"}, timeout=60)
         self.answered_at = 0.0

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from coordinator.absence import Absence
 from coordinator.db.base import Database, utcnow
 from coordinator.db.outage import OutageLog, is_away
-from coordinator.services import agents, assignments, garbage, rounds
+from coordinator.services import agents, assignments, garbage, refusals, rounds
 from coordinator.settings import Settings
 from coordinator.storage import BlobStore
 
@@ -46,6 +46,8 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence) -> No
         agents.silence(session, now - timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:
             session.rollback()  # what was extended meanwhile is not to be held against a time before
+    with database.transaction() as session:
+        refusals.look_after(session, utcnow())
 
 
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -96,6 +96,7 @@ UnfitReason = Literal[
     "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid"
 ]
 """Why an agent takes no work of a run until its owner has mended something."""
+MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))
 
 
 class Readiness(Message):

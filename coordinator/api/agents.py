@@ -3,16 +3,16 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from coordinator.api.deps import AgentDep, OperatorDep, now
 from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
 from coordinator.db import queries
 from coordinator.db.models import Agent
-from coordinator.services import agents, offers, transfers
+from coordinator.services import agents, offers, refusals, transfers
 from coordinator.services.views import AgentView
-from shared.protocol import AgentSelf, EnrolAnswer, EnrolRequest
+from shared.protocol import AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
 
 router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
@@ -38,6 +38,16 @@ def me(agent: AgentDep, session: WriteDep) -> AgentSelf:
     """Who the key belongs to, and which runs it may take part in."""
     agents.seen(session, agent.id, now())
     return offers.self_of(session, agent.id)
+
+
+@router.put(
+    "/agents/me/readiness", summary="Say of runs whether the agent's data fit", status_code=204, response_class=Response,
+    responses=errors(401, 403, 422),
+)  # fmt: skip
+def say_ready(body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Response:
+    """Facts of a check, for runs that are open to the agent. What fits again is asked for again."""
+    refusals.report(session, agent.id, body.runs, now())
+    return Response(status_code=204)
 
 
 @router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403))

@@ -12,6 +12,7 @@ from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, 
 from coordinator.api.files import blob_response
 from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import errors
+from coordinator.api.waiting import WaitingRoom
 from coordinator.db.base import Database
 from coordinator.services import agents, assignments, signals, transfers
 from coordinator.services.uploads import Upload
@@ -20,6 +21,7 @@ from shared.digests import Digest
 from shared.protocol import (
     ID,
     MAX_WAIT_S,
+    OFFERS,
     Assignment,
     AssignmentState,
     ClaimRequest,
@@ -66,9 +68,12 @@ async def claim(
     arrival: Annotated[Arrival, Depends(_arrive)],
     database: DatabaseDep,
     waiting: WaitingDep,
+    response: Response,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
 ) -> Assignment | Response:
-    """Long poll: answers at once when there is work, else as soon as there is some."""
+    """Long poll: answers at once when there is work, else as soon as there is some. The heading says whether other runs are offered."""
+    offers = waiting.offers
+    response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
     agent = arrival.glance.agent
     place = waiting.enter(agent.id)
@@ -88,18 +93,24 @@ async def claim(
             try:
                 await asyncio.wait_for(place.wait(), max(0.0, left))
             except TimeoutError:
-                return Response(status_code=204)
+                return _nothing(waiting)
+            if waiting.offers != offers:
+                return _nothing(waiting)
             # Nobody would hear the answer of a claim whose caller is gone, and the lease would be lost on it.
             if waiting.closed or not waiting.holds(agent.id, place) or await request.is_disconnected():
-                return Response(status_code=204)
+                return _nothing(waiting)
     finally:
         waiting.leave(agent.id, place, served=found is not None)
+
+
+def _nothing(waiting: WaitingRoom) -> Response:
+    return Response(status_code=204, headers={OFFERS: waiting.offers})
 
 
 def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:
     with database.transaction() as session:
         agents.seen(session, agent_id, now())
-        agents.declare(session, agent_id, body.limits)
+        agents.declare(session, agent_id, body.limits, now())
         found = assignments.claim(session, agent_id, body, now())
         turned_down = session.info.get(signals.TURNED_DOWN, [])
     for refusal in turned_down:

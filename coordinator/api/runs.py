@@ -7,11 +7,11 @@ from fastapi import APIRouter, Path, Request, Response
 from coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
 from coordinator.api.files import blob_response
 from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from coordinator.api.schemas import ExportRequested, errors
+from coordinator.api.schemas import ExportRequested, StartRequest, errors
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
 from coordinator.services import offers, runs, status
-from coordinator.services.views import AssignmentView, RoundView, RunSummary, RunView, TrafficView
+from coordinator.services.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from shared.protocol import ID, ExportView
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 422))
@@ -51,9 +51,17 @@ def assignments(run: str, session: ReadDep) -> list[AssignmentView]:
 
 
 @router.post("/{run}/start", summary="Start a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
-def start(run: str, session: WriteDep) -> RunView:
-    """Fix the participants and open the first round."""
-    return status.run_view(session, runs.start(session, run, now()), now())
+def start(run: str, session: WriteDep, body: StartRequest | None = None) -> RunView:
+    """Open the first round with the agents that are there. The others join when they come; nobody there is refused, unless told."""
+    return status.run_view(session, runs.start(session, run, now(), body is not None and body.anyway), now())
+
+
+@router.get(
+    "/{run}/readiness", summary="Who is there for a run", response_model=list[MemberView], responses=errors(404), dependencies=operator
+)
+def readiness(run: str, session: ReadDep) -> list[MemberView]:
+    """The agents that it is open to: who is there, who is silent or was never seen, and whose data fit, as they say."""
+    return status.run_readiness(session, run)
 
 
 @router.post("/{run}/pause", summary="Pause a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)

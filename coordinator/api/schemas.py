@@ -79,6 +79,10 @@ class HeldOutAnswer(BaseModel):
     size: int
 
 
+class StartRequest(Message):
+    anyway: bool = Field(False, description="count all agents in from the start, whether they are there or not")
+
+
 class ExportRequested(BaseModel):
     export_id: Id
 

@@ -1,6 +1,7 @@
 """The waiting room of long-polled claims: an agent is woken when there may be work for it, and only then."""
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,6 +34,8 @@ class WaitingRoom:
         self.closed = False
         self.wakes = 0
         """Counts up at every wake: whoever was not in the room yet sees that there was one."""
+        self.offers = secrets.token_hex(4)
+        """Another value after each change of the runs that are offered, and after a restart"""
 
     def open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -81,6 +84,14 @@ class WaitingRoom:
     def wake_any(self, count: int) -> None:
         """Wake the `count` agents that have waited longest."""
         self._call(self._set_first, count)
+
+    def offers_changed(self) -> None:
+        """Let everybody go: there is another run."""
+        self._call(self._new_offers, None)
+
+    def _new_offers(self, _: None) -> None:
+        self.offers = secrets.token_hex(4)
+        self._set(list(self._places))
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

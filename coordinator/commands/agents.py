@@ -1,5 +1,6 @@
 """`fedcoord agents …`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -27,10 +28,14 @@ def token(
 
 
 @app.command(name="list")
-def list_agents() -> None:
+def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False) -> None:
     """All agents."""
+    agents = Operator().get("/agents")
+    if as_json:
+        typer.echo(json.dumps(agents, indent=2))
+        return
     table = Table("name", "state", "last seen", "device", "last error")
-    for agent in Operator().get("/agents"):
+    for agent in agents:
         device = f"{agent['device']['kind']}, {agent['device']['cores']} cores"
         table.add_row(agent["name"], agent["state"], (agent["last_seen_at"] or "never")[:19], device, one_line(agent["last_error"] or ""))
     terminal.table(table)

@@ -84,6 +84,35 @@ def _far(progress: dict[str, Any]) -> str:
     return text + (f", {progress['tokens_per_s']:,.0f} tokens/s" if progress["tokens_per_s"] is not None else "")
 
 
+def members_in_words(members: list[dict[str, Any]], participants: list[str], absent_only: bool = False, most: int = 20) -> list[str]:
+    """Lines that say who takes part in a run, and who does not yet, and why."""
+    taking = [m for m in members if m["agent"] in participants and m["takes_part"]]
+    others = [m for m in members if m not in taking]
+    lines = [] if absent_only else [f"  {m['agent']}: {_standing(m)}" for m in taking[:most]]
+    if not absent_only and len(taking) > most:
+        lines.append(f"  and {len(taking) - most} more")
+    if others:
+        lines.append("not there, or without data that fit (they join when that changes):")
+        lines += [f"  {m['agent']}: {_standing(m)}" for m in others[:most]]
+        lines += [f"  and {len(others) - most} more"] if len(others) > most else []
+    return lines
+
+
+def _standing(member: dict[str, Any]) -> str:
+    match member["standing"]:
+        case "ready":
+            rows = "" if member["rows"] is None else f", {member['rows']:,} rows{'' if member['exact'] else ' or more'}"
+            return f"ready{rows}"
+        case "unheard":
+            return "there; it has not said yet whether its data fit"
+        case "unfit":
+            return f"no data that fit ({member['reason']}); `fedagent check` on its machine says more"
+        case "silent":
+            return f"silent, last seen {(member['last_seen_at'] or '')[:19]} UTC"
+        case _:
+            return "never seen: `fedagent run` was not started there yet"
+
+
 def _evaluations(run: dict[str, Any]) -> Table:
     table = Table("after rounds", "held-out loss", "accuracy", "rows", box=None, padding=(0, 2))
     for e in run["evaluations"][-8:]:

@@ -1,6 +1,8 @@
 """`fedcoord run …`."""
 
+import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,10 +10,12 @@ import typer
 from pydantic import ValidationError
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from coordinator.commands.run_view import draw
+from coordinator.commands.export_directory import claim, write_card
+from coordinator.commands.run_view import draw, members_in_words
 from coordinator.domain.run_file import parse_run_file
-from coordinator.operator import Operator, OperatorError
+from coordinator.operator import CoordinatorAway, Operator, OperatorError
 from shared.paths import UnsafeName, inside
 from shared.protocol import ExportView
 from shared.terminal import Terminal
@@ -19,6 +23,8 @@ from shared.terminal import Terminal
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()
 Run = Annotated[str, typer.Argument(help="Name or id of the run.")]
+Anyway = Annotated[bool, typer.Option("--anyway", help="Count all agents in from the start, whether they are there or not.")]
+Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -26,14 +32,23 @@ FINAL = ("completed", "failed", "cancelled")
 def create(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", exists=True, dir_okay=False)],
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
+    anyway: Anyway = False,
 ) -> None:
     """Create a run from a run file; its blocks and its head are prepared."""
-    run = create_run(Operator(), file)
+    operator = Operator()
+    run = create_run(operator, file)
     terminal.say(f"run {run['name']} ({run['id']}): {run['rounds_total']} rounds over {len(run['blocks'])} blocks")
     for note in run["notes"]:
         terminal.say(f"note: {note}")
-    if start:
-        begin(run["id"])
+    if not start:
+        return
+    try:
+        start_run(operator, run["id"], anyway)
+    except CoordinatorAway:
+        raise  # nobody knows whether it has started
+    except OperatorError as error:
+        operator.post(f"/runs/{run['id']}/cancel")
+        raise OperatorError(f"run {run['name']} was not started, and is cancelled: its name is free again. {error.message}") from error
 
 
 def create_run(operator: Operator, file: Path) -> Any:
@@ -52,9 +67,16 @@ def create_run(operator: Operator, file: Path) -> Any:
 
 
 @app.command(name="start")
-def begin(run: Run) -> None:
-    """Fix who takes part, and open the first round."""
-    _steer(run, "start")
+def begin(run: Run, anyway: Anyway = False) -> None:
+    """Open the first round with the agents that are there; say who takes part, and who does not yet."""
+    start_run(Operator(), run, anyway)
+
+
+def start_run(operator: Operator, run: str, anyway: bool) -> None:
+    view = operator.post(f"/runs/{run}/start", {"anyway": anyway})
+    terminal.say(f"run {view['name']} is {view['state']}; {len(view['participants'])} agents take part")
+    for line in members_in_words(operator.get(f"/runs/{view['id']}/readiness"), view["participants"]):
+        terminal.say(line)
 
 
 @app.command()
@@ -81,9 +103,17 @@ def _steer(run: str, verb: str) -> None:
 
 
 @app.command()
-def status(run: Run) -> None:
+def status(run: Run, as_json: Json = False) -> None:
     """Where a run stands."""
-    terminal.print(draw(Operator().get(f"/runs/{run}")))
+    operator = Operator()
+    view = operator.get(f"/runs/{run}")
+    if as_json:
+        typer.echo(json.dumps(view, indent=2))
+        return
+    terminal.print(draw(view))
+    if view["state"] not in FINAL:
+        for line in members_in_words(operator.get(f"/runs/{view['id']}/readiness"), view["participants"], absent_only=True):
+            terminal.say(line)
 
 
 @app.command()
@@ -91,8 +121,9 @@ def watch(run: Run) -> None:
     """Follow a run until it ends; leave with Ctrl-C, the run goes on."""
     operator = Operator()
     with Live(console=terminal, refresh_per_second=4) as live:
+        operator.notice = lambda text: live.update(Text(text, "yellow"))
         while True:
-            view = operator.get(f"/runs/{run}")
+            view = operator.patiently(lambda: operator.get(f"/runs/{run}"))
             live.update(draw(view))
             if view["state"] in FINAL and not view["pending_jobs"]:
                 break
@@ -102,10 +133,14 @@ def watch(run: Run) -> None:
 
 
 @app.command(name="list")
-def list_runs() -> None:
+def list_runs(as_json: Json = False) -> None:
     """All runs, newest first."""
+    runs = Operator().get("/runs")
+    if as_json:
+        typer.echo(json.dumps(runs, indent=2))
+        return
     table = Table("name", "id", "model", "state", "rounds", "created")
-    for run in Operator().get("/runs"):
+    for run in runs:
         rounds = f"{run['rounds_done']} of {run['rounds_total']}"
         table.add_row(run["name"], run["id"], run["model"], run["state"], rounds, run["created_at"][:19])
     terminal.table(table)
@@ -115,9 +150,14 @@ def list_runs() -> None:
 def export(
     run: Run,
     directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.", file_okay=False)],
+    force: Annotated[bool, typer.Option("--force", help="Write over what another run or somebody else left there.")] = False,
 ) -> None:
     """Write the run's present model as a directory that transformers loads."""
-    view = export_run(Operator(), run, directory)
+    operator = Operator()
+    made_by = operator.get(f"/runs/{run}")
+    claim(directory, made_by, force)
+    view = export_run(operator, made_by["id"], directory)
+    write_card(directory, made_by, view["after_rounds"], view["files"])
     terminal.say(f"model after {view['after_rounds']} rounds in {directory}: {', '.join(f['name'] for f in view['files'])}")
 
 
@@ -133,7 +173,8 @@ def export_run(operator: Operator, run: str, directory: Path) -> Any:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, target in targets:
-            operator.download(f"/runs/{run}/exports/{export_id}/{file.name}", target, file.digest, file.size)
+            fetch = partial(operator.download, f"/runs/{run}/exports/{export_id}/{file.name}", target, file.digest, file.size)
+            operator.patiently(fetch)
     except OSError as error:
         raise OperatorError(f"{error.filename or directory}: {error.strerror or error}; choose another directory") from error
     return view.model_dump()

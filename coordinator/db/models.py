@@ -77,7 +77,9 @@ class Run(Base):
     """configuration and tokenizer as agents get them: name, digest, size"""
     trained_blocks: Mapped[list[str]]
     participants: Mapped[list[str]]
-    """ids of the agents that take part, in the order of their names; set at the start"""
+    """ids of the agents that take part: those of the start, then those who came later"""
+    waits_for_agents: Mapped[bool] = mapped_column(default=False)
+    """it is paused because nobody was left to ask, and goes on by itself when somebody is"""
     rounds_total: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -100,6 +102,25 @@ class Block(Base):
     """the trainable ones: name, shape"""
     influence: Mapped[float | None]
     """of a block of layers, on the calibration rows"""
+
+
+class Readiness(Base):
+    """What an agent said of a run last, and what it is not asked for."""
+
+    __tablename__ = "readiness"
+    agent_id: Mapped[str] = mapped_column(ForeignKey("agent.id"), primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    fits: Mapped[bool | None]
+    """whether its data fit; null: it has not said"""
+    reason: Mapped[str | None] = mapped_column(String(40))
+    rows: Mapped[int | None] = mapped_column(BigInteger)
+    """as many or more, or exactly as many"""
+    exact: Mapped[bool] = mapped_column(default=False)
+    refused: Mapped[list[str]]
+    """ids of the assignments that it is not asked for until it says that its data fit"""
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_readiness_run", "run_id"),)
 
 
 class EncodedShard(Base):

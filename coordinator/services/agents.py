@@ -12,7 +12,7 @@ from coordinator.db.models import Agent, Assignment, EnrolmentToken
 from coordinator.domain.agent import AGENT, AgentEvent, AgentState, needs_seen
 from coordinator.domain.assignment import AssignmentState
 from coordinator.errors import Conflict, Forbidden, NotFound, Unauthorized
-from coordinator.services import assignments, keys
+from coordinator.services import assignments, keys, refusals
 from coordinator.services.events import record
 from shared.protocol import DeclaredLimits, EnrolAnswer, EnrolRequest
 
@@ -119,11 +119,12 @@ def seen(session: Session, agent_id: str, now: datetime) -> None:
         agent.last_seen_at = now
 
 
-def declare(session: Session, agent_id: str, limits: DeclaredLimits) -> None:
+def declare(session: Session, agent_id: str, limits: DeclaredLimits, now: datetime) -> None:
     """Note what the agent allows training to take, as it says with each claim."""
     agent = session.get_one(Agent, agent_id)
     if agent.limits != (declared := limits.model_dump()):
         agent.limits = declared
+        refusals.limits_changed(session, agent_id, now)
 
 
 def silence(session: Session, before: datetime) -> None:
@@ -131,6 +132,7 @@ def silence(session: Session, before: datetime) -> None:
     for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE, Agent.last_seen_at < before)):
         agent.state = AGENT.after(agent.state, AgentEvent.MISSED)
         record(session, "warning", "agent_silent", f"agent {agent.name} has not been seen since {agent.last_seen_at}", agent_id=agent.id)
+        assignments.leave_to_others(session, agent.id)
 
 
 def by_name(session: Session, name_or_id: str) -> Agent:

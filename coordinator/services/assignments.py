@@ -234,9 +234,16 @@ def release_all(session: Session, agent_id: str, now: datetime) -> None:
         assignment, run = _locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED:
             _give_back(session, assignment, run, "stopping", "", now)
+    leave_to_others(session, agent_id)
+
+
+def leave_to_others(session: Session, agent_id: str) -> None:
+    """What is meant for an agent that does not come is anybody's."""
     session.flush()
     waiting = (Assignment.meant_for == agent_id) & (Assignment.state == AssignmentState.PENDING)
-    session.execute(update(Assignment).where(waiting).values(meant_for=None))
+    if count := len(session.scalars(select(Assignment.id).where(waiting)).all()):
+        session.execute(update(Assignment).where(waiting).values(meant_for=None))
+        signals.wake_any(session, count)
 
 
 def offer_overdue(session: Session, now: datetime) -> None:

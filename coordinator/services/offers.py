@@ -16,22 +16,25 @@ OPEN_STATES = (RunState.DRAFT, RunState.RUNNING, RunState.PAUSED)
 
 def self_of(session: Session, agent_id: str) -> AgentSelf:
     agent = session.get_one(Agent, agent_id)
-    runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES), Run.prepared).order_by(Run.created_at))
-    offers = [_offer(run) for run in runs if _open_to(run, agent)]
+    runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES)).order_by(Run.created_at))
+    offers = [_offer(run) for run in runs if is_open_to(run, agent)]
     return AgentSelf(agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, runs=offers)
 
 
 def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
     """A configuration or tokenizer file of a run that is open to the agent; never weights."""
     run = queries.run_by_name(session, run_id)
-    if run.state in OPEN_STATES and _open_to(run, session.get_one(Agent, agent_id)):
+    if is_open_to(run, session.get_one(Agent, agent_id)):
         for file in run.files:
             if file["name"] == name:
                 return FileRef.model_validate(file)
     raise NotFound(f"no run {run_id!r} with a file {name!r} is open to you")
 
 
-def _open_to(run: Run, agent: Agent) -> bool:
+def is_open_to(run: Run, agent: Agent) -> bool:
+    """Whether the run file lets this agent take part, and the run has not ended."""
+    if run.state not in OPEN_STATES or not run.prepared:
+        return False
     chosen = RunFile.model_validate(run.spec).agents
     return chosen == "all" or agent.name in chosen
 

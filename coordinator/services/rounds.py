@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from coordinator.db import queries
 from coordinator.db.base import utcnow
 from coordinator.db.models import Agent, Assignment, Block, Job, Round, Run
-from coordinator.domain.agent import AgentState
 from coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
 from coordinator.domain.exposure import ExposureBudgetTooSmall
 from coordinator.domain.job import AdmitPayload, AdmitResult, ApplyPayload, ApplyResult, Change, EvaluatePayload, JobKind, Term
@@ -18,9 +17,9 @@ from coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of,
 from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import Visit, rounds_per_cycle, visits
-from coordinator.services import budget, calibration, emulators, jobs, keys, shards, signals
+from coordinator.services import budget, calibration, emulators, jobs, keys, readiness, shards, signals
 from coordinator.services.events import record
-from shared.protocol import LASTING_REASONS, Manifest, ParameterGroup, ShardRef, TrainSettings
+from shared.protocol import LASTING_REASONS, MENDABLE_REASONS, Manifest, ParameterGroup, ShardRef, TrainSettings
 
 
 def open_next(session: Session, run: Run, now: datetime) -> None:
@@ -36,6 +35,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
         return
     spec = RunFile.model_validate(run.spec)
+    run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
         plans = _visits(session, run, spec, number)
     except ExposureBudgetTooSmall as error:
@@ -75,7 +75,7 @@ def _manifest(session: Session, run: Run) -> dict[str, Any]:
 
 
 def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
-    if agent_id in assignment.excluded or session.get_one(Agent, agent_id).state == AgentState.REVOKED:
+    if agent_id in assignment.excluded or not readiness.is_there(session, run.id, agent_id):
         return False
     return budget.may_take(session, run, spec, assignment, agent_id)
 
@@ -240,10 +240,12 @@ def failed_attempt(session: Session, run: Run, assignment: Assignment, reason: s
     agent_id = assignment.agent_id
     assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
     assignment.waiting_since, assignment.reason = now, reason
-    if reason != "stopping":
+    if reason not in ("stopping", "not_consented"):
         assignment.failures += 1
     if reason in LASTING_REASONS and agent_id is not None:
         assignment.excluded = [*assignment.excluded, agent_id]
+        if reason in MENDABLE_REASONS:
+            readiness.refused(session, run.id, agent_id, assignment.id, reason, now)
         if assignment.meant_for == agent_id:
             assignment.meant_for = None
     if agent_id is not None and reason != "stopping":
@@ -260,8 +262,9 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
     if run.state != RunState.RUNNING:
         return
     spec = RunFile.model_validate(run.spec)
-    if assignment.excluded and set(run.participants) <= set(assignment.excluded):
+    if readiness.able(session, run, spec) <= set(assignment.excluded):
         _pause(session, run, f"no agent is left that could try: {why}")
+        run.waits_for_agents = True
     elif assignment.failures >= spec.schedule.max_attempts:
         _pause(session, run, f"{assignment.failures} attempts failed: {why}")
     elif not budget.somebody_may(session, run, spec, assignment):
@@ -273,6 +276,7 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     """No emulator of a pending assignment fits an agent: others are asked."""
     name = queries.agent_names(session).get(agent_id, "?")
     assignment.excluded = [*assignment.excluded, agent_id]
+    readiness.refused(session, run.id, agent_id, assignment.id, None, utcnow())
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
     record(session, "warning", "does_not_fit", f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
@@ -288,7 +292,7 @@ def pause(session: Session, run: Run, reason: str) -> None:
 
 def _pause(session: Session, run: Run, reason: str) -> None:
     run.state = RUN.after(run.state, RunEvent.PAUSE)
-    run.reason = reason[:2000]
+    run.reason, run.waits_for_agents = reason[:2000], False
     record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
 
 

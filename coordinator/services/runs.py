@@ -7,9 +7,8 @@ from sqlalchemy.orm import Session
 
 from coordinator.db import queries
 from coordinator.db.base import utcnow
-from coordinator.db.models import Agent, Assignment, Block, Evaluation, HeldOut, Job, Run
+from coordinator.db.models import Assignment, Block, Evaluation, HeldOut, Job, Run
 from coordinator.domain import exposure
-from coordinator.domain.agent import AgentState
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import (
     EvaluatePayload,
@@ -27,7 +26,7 @@ from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import rounds_in
 from coordinator.errors import Conflict, Invalid, NotFound
-from coordinator.services import budget, calibration, emulators, jobs, keys, models, rounds
+from coordinator.services import budget, calibration, emulators, jobs, keys, models, readiness, rounds, signals
 from coordinator.services.events import record
 
 
@@ -37,6 +36,10 @@ class RunNotPrepared(Conflict):
 
 class NoAgents(Conflict):
     code = "no_agents"
+
+
+class NobodyReady(Conflict):
+    code = "nobody_ready"
 
 
 class HeldOutMissing(Invalid):
@@ -108,7 +111,8 @@ def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     run.rounds_total = rounds_in(spec, result.trained)
     session.flush()
     spec = RunFile.model_validate(run.spec)
-    run.prepared = not calibration.request_influence(session, run, spec)  # else it is prepared once that is measured
+    if not calibration.request_influence(session, run, spec):  # else it is prepared once that is measured
+        _is_prepared(session, run)
     emulators.request_ahead(session, run)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
@@ -118,7 +122,12 @@ def influence_measured(session: Session, job: Job, result: InfluenceResult) -> N
     run = session.get_one(Run, job.subject, with_for_update=True)
     if not run.prepared and not RUN.is_final(run.state):
         calibration.influence_measured(session, run, result)
-        run.prepared = True
+        _is_prepared(session, run)
+
+
+def _is_prepared(session: Session, run: Run) -> None:
+    run.prepared = True
+    signals.offers_changed(session)
 
 
 def prepare_failed(session: Session, job: Job) -> None:
@@ -133,13 +142,14 @@ def _fail(session: Session, run: Run, code: str, reason: str) -> None:
     record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)
 
 
-def start(session: Session, name: str, now: datetime) -> Run:
+def start(session: Session, name: str, now: datetime, anyway: bool = False) -> Run:
+    """Begin with the agents that are there; others join when they come. `anyway`: with all of them, whoever is there."""
     run = queries.run_by_name(session, name, lock=True)
     state = RUN.after(run.state, RunEvent.START)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
     spec = RunFile.model_validate(run.spec)
-    run.participants = _participants(session, spec)
+    run.participants = _participants(session, run, spec, anyway)
     exposure.check(spec, run.trained_blocks, budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
     run.state, run.started_at = state, now
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
@@ -148,24 +158,25 @@ def start(session: Session, name: str, now: datetime) -> Run:
     return run
 
 
-def _participants(session: Session, spec: RunFile) -> list[str]:
-    enrolled = session.execute(select(Agent.id, Agent.name).where(Agent.state != AgentState.REVOKED).order_by(Agent.name)).all()
-    if spec.agents == "all":
-        chosen = [row.id for row in enrolled]
-    else:
-        ids = {row.name: row.id for row in enrolled}
-        if unknown := sorted(set(spec.agents) - set(ids)):
-            raise NoAgents(f"these agents of the run file are not enrolled: {', '.join(unknown)}", unknown=unknown)
-        chosen = [ids[name] for name in spec.agents]
-    if not chosen:
+def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> list[str]:
+    members = readiness.members(session, run, spec)
+    if spec.agents != "all" and (unknown := sorted(set(spec.agents) - {member.name for member in members})):
+        raise NoAgents(f"these agents of the run file are not enrolled: {', '.join(unknown)}", unknown=unknown)
+    if not members:
         raise NoAgents("no agent is enrolled; make a token with `fedcoord agents token` and enrol one with `fedagent enroll`")
-    return chosen
+    if not anyway and not any(member.takes_part for member in members):
+        raise NobodyReady(
+            f"nobody is there to take part: {readiness.listed(members)}. Start again when an agent is "
+            "(`fedagent run`, `fedagent check` on its machine), or start anyway",
+            agents={member.name: str(member.standing) for member in members[:100]},
+        )
+    return [member.id for member in members if anyway or member.takes_part]
 
 
 def pause(session: Session, name: str) -> Run:
     """No further round begins; what is being trained is finished and applied."""
     run = queries.run_by_name(session, name, lock=True)
-    run.state, run.reason = RUN.after(run.state, RunEvent.PAUSE), "paused by the operator"
+    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.PAUSE), "paused by the operator", False
     record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
     return run
 
@@ -173,7 +184,8 @@ def pause(session: Session, name: str) -> Run:
 def resume(session: Session, name: str, now: datetime) -> Run:
     """Go on where it stopped; failures are forgotten, and agents that were passed over are asked again."""
     run = queries.run_by_name(session, name, lock=True)
-    run.state, run.reason = RUN.after(run.state, RunEvent.RESUME), None
+    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.RESUME), None, False
+    readiness.forget_refusals(session, run.id)
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now

@@ -9,6 +9,7 @@ WAKE = "wake"
 WAKE_ANY = "wake_any"
 LANES = "lanes"
 TURNED_DOWN = "turned_down"
+OFFERS = "offers"
 
 
 def wake_agents(session: Session, agents: Iterable[str]) -> None:
@@ -32,6 +33,11 @@ def offer(session: Session, meant_for: str | None) -> None:
 def turn_down(session: Session, assignment_id: str, agent_id: str | None, reason: str) -> None:
     """Note that a claim found no emulator; it is acted upon in a transaction of its own, which locks in the usual order."""
     session.info.setdefault(TURNED_DOWN, []).append((assignment_id, agent_id, reason))
+
+
+def offers_changed(session: Session) -> None:
+    """Let all waiting claims go, so that agents say whether their data fit the new run."""
+    session.info[OFFERS] = True
 
 
 def start_lane(session: Session, lane: str) -> None:

@@ -1,5 +1,6 @@
 """Builds what operators see: runs, rounds, blocks, agents, leases, bytes, errors."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from coordinator.domain import fresh_parts
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.run import RUN
 from coordinator.domain.run_file import RunFile
-from coordinator.services import transfers
+from coordinator.services import readiness, transfers
 from coordinator.services.views import (
     AgentView,
     AssignmentView,
@@ -23,6 +24,7 @@ from coordinator.services.views import (
     EventView,
     FidelityView,
     LeaseView,
+    MemberView,
     RoundView,
     RunSummary,
     RunView,
@@ -58,6 +60,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
     current = queries.assignments_of(session, run.id, rounds[0].number) if rounds else []
     return RunView(
         **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
+        readiness={} if RUN.is_final(run.state) else _standings(session, run),
         notes=_notes(session, run), files=[FileRef.model_validate(f) for f in run.files],
         blocks=[
             BlockView(name=b.name, kind=b.kind, version=b.version, digest=b.digest, size=b.size, num_parameters=b.num_parameters,
@@ -73,6 +76,20 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
         seconds_left=_seconds_left(run, summary.rounds_done, now),
         events=_events(queries.recent_events(session, 10, run_id=run.id)),
     )  # fmt: skip
+
+
+def _standings(session: Session, run: Run) -> dict[str, int]:
+    return Counter(str(member.standing) for member in readiness.members(session, run, RunFile.model_validate(run.spec)))
+
+
+def run_readiness(session: Session, name: str) -> list[MemberView]:
+    """The agents that a run is open to: who is there, and whose data fit."""
+    run = queries.run_by_name(session, name)
+    return [
+        MemberView(agent=m.name, standing=m.standing, takes_part=m.takes_part, reason=m.reason, rows=m.rows, exact=m.exact,
+                   last_seen_at=m.last_seen_at)
+        for m in readiness.members(session, run, RunFile.model_validate(run.spec))
+    ]  # fmt: skip
 
 
 def run_assignments(session: Session, name: str) -> list[AssignmentView]:

@@ -120,6 +120,7 @@ class RunView(RunSummary):
     spec: dict[str, Any]
     participants: list[str] = Field(description="names of the agents that take part")
     notes: list[str] = Field(description="what was found when it was prepared: which parts of the model were made afresh, and why")
+    readiness: dict[str, int] = Field(description="agents that it is open to by their standing, until it ends")
     files: list[FileRef] = Field(description="configuration and tokenizer")
     blocks: list[BlockView]
     rounds: list[RoundView] = Field(description="the newest rounds, the newest first")
@@ -129,6 +130,20 @@ class RunView(RunSummary):
     pending_jobs: int
     seconds_left: float | None = Field(description="at the pace so far")
     events: list[EventView]
+
+
+class MemberView(BaseModel):
+    """Where an agent stands with a run that it may take part in."""
+
+    agent: str
+    standing: str = Field(
+        description="ready: it is there, and its data fit; unheard: it is there and has not said; unfit: its data do not fit; silent; never_seen"
+    )
+    takes_part: bool = Field(description="it is there, and has not said that its data do not fit")
+    reason: str | None = Field(description="why it takes no work, as a code")
+    rows: int | None = Field(description="its rows for the run: as many or more, exactly as many if `exact`; null: it does not say")
+    exact: bool
+    last_seen_at: datetime | None
 
 
 class LeaseView(BaseModel):

@@ -128,6 +128,7 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
 
 def _follow(system: System, operator: Operator, run: dict[str, Any]) -> dict[str, Any]:
     """Start a run and show it live until it has ended; a terminal gets a picture, a log file one line a round."""
+    operator.wait(lambda: operator.get("/agents"), lambda agents: all(agent["state"] == "active" for agent in agents), limit=120)
     operator.post(f"/runs/{run['id']}/start")
     shown = -1
     with Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else _Lines() as live:

@@ -25,7 +25,7 @@ def go_unseen(live: LiveCoordinator, hand: Hand, seconds: float) -> None:
 
 
 def test_an_agent_that_is_not_seen_is_silent_until_it_is_seen_again(live: LiveCoordinator) -> None:
-    hand = Hand(live)
+    hand = Hand(live, seen=False)
     assert view(live, hand)["state"] == "enrolled"
     hand.me()
     assert view(live, hand)["state"] == "active"
@@ -41,7 +41,7 @@ def test_an_agent_that_is_not_seen_is_silent_until_it_is_seen_again(live: LiveCo
 
 
 def test_an_agent_seen_lately_is_not_silent(live: LiveCoordinator) -> None:
-    hand, never = Hand(live), Hand(live)
+    hand, never = Hand(live), Hand(live, seen=False)
     hand.me()
     go_unseen(live, hand, live.settings.silent_after_s - 30)
     time.sleep(5 * live.settings.sweep_every_s)

@@ -88,7 +88,7 @@ def last_visit(live: LiveCoordinator, run: str) -> Any:
 class Hand:
     """An enrolled agent whose calls the test makes."""
 
-    def __init__(self, live: LiveCoordinator, name: str | None = None) -> None:
+    def __init__(self, live: LiveCoordinator, name: str | None = None, seen: bool = True) -> None:
         self.name = name or fresh("agent")
         token = live.operator.post("/enrolment-tokens", {})["token"]
         self.http = wire(live)
@@ -96,6 +96,8 @@ class Hand:
         assert answer.status_code == 201, answer.text
         self.key: str = answer.json()["key"]
         self.http.headers["Authorization"] = f"Bearer {self.key}"
+        if seen:
+            self.me()
 
     def me(self) -> AgentSelf:
         return AgentSelf.model_validate(self.http.get("/agents/me").json())

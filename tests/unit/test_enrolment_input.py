@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from agent import cli, enrolment
 from agent.errors import ConfigError
 from agent.settings import Home
+from shared.addresses import address_of
 from shared.errors import FedError
 from tests.support.hostile import Answer, Asked, serving
 
@@ -69,7 +70,7 @@ def test_spaces_around_a_token_do_no_harm() -> None:
     ("given", "meant"), [("http://c:8440/", "http://c:8440"), ("https://c/admin", "https://c"), ("https://c/fed/v1", "https://c/fed")]
 )
 def test_what_people_copy_from_a_browser_is_understood(given: str, meant: str) -> None:
-    assert enrolment.coordinator_url(given) == meant
+    assert address_of(given) == meant
 
 
 @pytest.mark.parametrize(

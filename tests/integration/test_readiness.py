@@ -1,0 +1,223 @@
+"""Who is there for a run and whose data fit: said before it starts, and followed while it goes on."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from coordinator.db.models import Agent
+from shared.protocol import OFFERS
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import Hand, events, last_visit, operator, refused, run_file, settled, start_run, unchanged
+
+
+def say(hand: Hand, run_id: str, fits: bool, reason: str | None = None, **more: Any) -> None:
+    body = {"runs": [{"run_id": run_id, "fits": fits, "reason": reason, **more}]}
+    answer = hand.http.put("/agents/me/readiness", json=body)
+    assert answer.status_code == 204, answer.text
+
+
+def standings(live: LiveCoordinator, run: str) -> dict[str, str]:
+    return {m["agent"]: m["standing"] for m in live.operator.get(f"/runs/{run}/readiness")}
+
+
+def hush(live: LiveCoordinator, hand: Hand) -> None:
+    """As if the agent had not been heard of for long."""
+    agent_id = next(a for a in live.operator.get("/agents") if a["name"] == hand.name)["id"]
+    with live.database.transaction() as session:
+        row = session.get_one(Agent, agent_id)
+        assert row.last_seen_at is not None
+        row.last_seen_at -= timedelta(seconds=live.settings.silent_after_s + 1)
+    wait_for(lambda: next(a for a in live.operator.get("/agents") if a["name"] == hand.name)["state"] == "silent", limit=5)
+
+
+def draft(live: LiveCoordinator, model: str, hands: list[Hand], **more: Any) -> Any:
+    return live.create_run(run_file(model, hands, **more))
+
+
+def test_a_run_starts_with_those_who_are_there_and_says_who_is_not(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    absent, silent, unfit = Hand(live, seen=False), Hand(live), Hand(live)
+    run = draft(live, model, [hand, other, absent, silent, unfit])
+    hush(live, silent)
+    say(hand, run["id"], True, rows=1000)
+    say(unfit, run["id"], False, "data_invalid")
+    assert standings(live, run["id"]) == {
+        hand.name: "ready", other.name: "unheard", absent.name: "never_seen", silent.name: "silent", unfit.name: "unfit",
+    }  # fmt: skip
+    view = live.operator.post(f"/runs/{run['id']}/start")
+    assert set(view["participants"]) == {hand.name, other.name}
+    assert view["readiness"] == {"ready": 1, "unheard": 1, "never_seen": 1, "silent": 1, "unfit": 1}
+    said = {m["agent"]: (m["takes_part"], m["reason"], m["rows"]) for m in live.operator.get(f"/runs/{run['id']}/readiness")}
+    assert said[hand.name] == (True, None, 1000)
+    assert said[unfit.name] == (False, "data_invalid", None)
+
+
+def test_they_join_when_they_come(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    absent, unfit = Hand(live, seen=False), Hand(live)
+    run = draft(live, model, [hand, absent, unfit], schedule={"cycles": 3})
+    say(unfit, run["id"], False, "not_consented")
+    live.operator.post(f"/runs/{run['id']}/start")
+    absent.me()
+    hand.deliver(hand.take(run["name"]))
+    assert set(settled(live, run["id"])["participants"]) == {hand.name, absent.name}
+    say(unfit, run["id"], True)
+    agent = next(h for h in (hand, absent) if h.name == last_visit(live, run["id"])["meant_for"])
+    agent.deliver(agent.take(run["name"]))
+    view = settled(live, run["id"])
+    assert set(view["participants"]) == {hand.name, absent.name, unfit.name}
+    assert view["participants"][0] == hand.name, "who was there first keeps its place"
+
+
+def test_nobody_there_is_no_start_unless_it_is_meant(live: LiveCoordinator, model: str) -> None:
+    absent, unfit = Hand(live, seen=False), Hand(live)
+    run = draft(live, model, [absent, unfit])
+    say(unfit, run["id"], False, "data_missing")
+    with unchanged(live, run["id"]):
+        error = refused(operator(live).post(f"/runs/{run['id']}/start"), 409, "nobody_ready")
+        refused(operator(live).post(f"/runs/{run['id']}/start", json={"anyway": False}), 409, "nobody_ready")
+        refused(operator(live).post(f"/runs/{run['id']}/start", json={"now": True}), 422, "invalid_request")
+    assert f"{absent.name} was never seen" in error.message
+    assert f"{unfit.name} has no data that fit (data_missing)" in error.message
+    view = live.operator.post(f"/runs/{run['id']}/start", {"anyway": True})
+    assert (view["state"], set(view["participants"])) == ("running", {absent.name, unfit.name})
+    assert absent.take(run["name"]).block == "layers.0"
+
+
+def test_a_visit_meant_for_who_will_not_come_is_anybodys_at_once(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = draft(live, model, [hand, other], schedule={"agents": "fixed", "cycles": 2})
+    live.operator.post(f"/runs/{run['id']}/start")
+    assert last_visit(live, run["id"])["meant_for"] == hand.name
+    say(hand, run["id"], False, "not_consented")
+    assert last_visit(live, run["id"])["meant_for"] is None
+    assert "agent_unfit" in events(live, run["id"])
+    for _ in range(4):
+        other.deliver(other.take(run["name"]))
+    assert settled(live, run["id"])["state"] == "completed"
+
+
+def test_a_silent_agents_visit_is_anybodys_too(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
+    assert other.claim(run) is None
+    hush(live, hand)
+    assert other.take(run).block == "layers.0"
+
+
+@pytest.mark.parametrize("reason", ["data_invalid", "out_of_memory", "memory_limit", "disk_limit", "not_consented"])
+def test_what_is_mended_is_asked_again_in_the_same_round(live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "reassign_after_s": 0})
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    hand.give_back(hand.take(run), reason)
+    assert hand.claim(run) is None
+    assert standings(live, run)[hand.name] == "unfit"
+    say(hand, run_id, False, reason if reason != "data_invalid" else "data_missing")
+    assert hand.claim(run) is None
+    say(hand, run_id, True)
+    assert hand.take(run).attempt == 2
+    assert "agent_ready" in events(live, run)
+
+
+@pytest.mark.parametrize("reason", ["non_finite_loss"])
+def test_what_no_owner_can_mend_is_not_asked_again(live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "reassign_after_s": 0})
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    hand.give_back(hand.take(run), reason)
+    say(hand, run_id, False, "data_invalid")
+    say(hand, run_id, True)
+    assert hand.claim(run) is None
+
+
+def test_a_run_that_nobody_is_left_for_goes_on_by_itself_when_somebody_is(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand
+) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    hand.give_back(hand.take(run), "data_invalid")
+    other.give_back(other.take(run), "data_invalid")
+    view = live.operator.get(f"/runs/{run}")
+    assert (view["state"], view["reason"].startswith("no agent is left")) == ("paused", True)
+    with ThreadPoolExecutor() as pool:
+        claim = pool.submit(lambda: other.claim(run, wait=20))
+        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        say(other, run_id, True)
+        assignment = claim.result()
+    assert assignment is not None
+    view = live.operator.get(f"/runs/{run}")
+    assert (view["state"], view["reason"]) == ("running", None)
+    other.deliver(assignment)
+    assert settled(live, run)["rounds_done"] == 1
+
+
+def test_what_an_operator_paused_stays_paused(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand])
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    hand.give_back(hand.take(run), "other")
+    live.operator.post(f"/runs/{run}/pause")
+    say(hand, run_id, False, "data_invalid")
+    say(hand, run_id, True)
+    assert live.operator.get(f"/runs/{run}")["state"] == "paused"
+
+
+def test_a_run_that_waits_for_absent_agents_says_so(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    say(other, run_id, False, "data_invalid")
+    hush(live, hand)
+    view = wait_for(lambda: (v := live.operator.get(f"/runs/{run}"))["reason"] and v, limit=10)
+    assert view["state"] == "running"
+    assert f"{hand.name} is silent" in view["reason"]
+    assert f"{other.name} has no data that fit (data_invalid)" in view["reason"]
+    assert events(live, run).count("run_waits") == 1
+    hand.me()
+    wait_for(lambda: live.operator.get(f"/runs/{run}")["reason"] is None, limit=10)
+    assert hand.take(run).block == "layers.0"
+
+
+def test_a_run_whose_only_agent_is_revoked_is_paused_and_says_why(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand])
+    hand.take(run)
+    live.operator.post(f"/agents/{hand.name}/revoke")
+    view = wait_for(lambda: (v := live.operator.get(f"/runs/{run}"))["state"] == "paused" and v, limit=10)
+    assert view["reason"].startswith("no agent is left")
+
+
+def test_more_memory_lifts_what_did_not_fit(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    spec = {"compression": {"policy": "auto"}, "schedule": {"agents": "fixed", "reassign_after_s": 0}}
+    run = start_run(live, model, [hand, other], **spec)
+    assert hand.claim(run, limits={"memory_bytes": 1000}) is None
+    wait_for(lambda: "does_not_fit" in events(live, run), limit=5)
+    assert hand.claim(run, limits={"memory_bytes": 1000}) is None
+    assert hand.claim(run, wait=5, limits={"memory_bytes": 8_000_000_000}) is not None
+
+
+def test_what_is_said_of_other_runs_is_not_kept(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = draft(live, model, [hand])
+    say(other, run["id"], False, "data_invalid")
+    say(hand, "run_0123456789abcdef", True)
+    assert standings(live, run["id"]) == {hand.name: "unheard"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"columns": ["text"]}, {"reason": "my row 7"}, {"rows": -1}, {"rows": "many"}, {"run_id": "../x"}, {"message": "row 7: secret"}],
+)
+def test_there_is_no_place_for_anything_of_the_data(live: LiveCoordinator, hand: Hand, more: dict[str, Any]) -> None:
+    body = {"runs": [{"run_id": "run_0123456789abcdef", "fits": True, **more}]}
+    refused(hand.http.put("/agents/me/readiness", json=body), 422, "invalid_request")
+
+
+def test_a_new_run_lets_agents_go_to_say_whether_their_data_fit(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    before = hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": []}).headers[OFFERS]
+    assert hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": []}).headers[OFFERS] == before
+    with ThreadPoolExecutor() as pool:
+        claim = pool.submit(
+            lambda: (hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": []}, timeout=60), time.monotonic())
+        )
+        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        draft(live, model, [hand])
+        prepared = time.monotonic()
+        answer, at = claim.result()
+    assert (answer.status_code, answer.headers[OFFERS] == before) == (204, False)
+    assert at < prepared + 3
