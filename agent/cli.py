@@ -139,7 +139,9 @@ def status(home: HomeOption = None) -> None:
             f"round {state['round']} of {state['run']}: {state['block']}, {state['phase']}, step {state['step']} of {state['steps']}"
         )
     if state.get("error"):
-        terminal.say(f"last error: {state['error']}", "red")
+        terminal.say(f"last error, at {state.get('error_at', state['at'])[:19]} UTC: {one_line(state['error'])}", "red")
+    for refused in state.get("takes_no_work_of", ()):
+        terminal.say(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
     try:
         me = Client(place.load_config().coordinator, mine.key).me()
         terminal.say(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")

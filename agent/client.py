@@ -9,6 +9,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from agent.errors import AgentError, CoordinatorSaid, KeyRefused, ManifestInvalid, Unreachable
+from shared.addresses import hint
 from shared.protocol import (
     API,
     OFFERS,
@@ -42,7 +43,7 @@ class Client:
         self._http = httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT)
         self.url = url
         self.offers: str | None = None
-        """Changes with the runs that the coordinator offers; as its last answer to a claim said"""
+        """Changes with the runs that the coordinator offers; as it said last"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
 
@@ -57,7 +58,9 @@ class Client:
         return EnrolAnswer.model_validate(self._call("POST", "/agents", json=request.model_dump()).json())
 
     def me(self) -> AgentSelf:
-        return AgentSelf.model_validate(self._call("GET", "/agents/me").json())
+        answer = self._call("GET", "/agents/me")
+        self.offers = answer.headers.get(OFFERS)
+        return AgentSelf.model_validate(answer.json())
 
     def say_ready(self, runs: list[Readiness]) -> None:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
@@ -130,7 +133,7 @@ class Client:
         try:
             answer = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
-            raise Unreachable(f"no coordinator answers at {self.url}: {error or type(error).__name__}") from error
+            raise Unreachable(f"no coordinator answers at {self.url}: {error or type(error).__name__}{hint(self.url, error)}") from error
         if not answer.is_success:
             self._raise(answer)
         return answer

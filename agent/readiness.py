@@ -103,10 +103,9 @@ class Standing:
                 log.info("settings or data have changed: runs that were refused are taken again")
             self._refused.clear()
             self._reported = ""
-        offers = self._client.offers
-        if self._reported == offers:
+        if self._reported == self._client.offers:
             return
-        runs = self._client.me().runs
+        runs, offers = self._client.me().runs, self._client.offers
         self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, run) for run in runs}
         report(self._client, config, self._verdicts.values())
         self._seen, self._reported = now, offers

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from coordinator.api.deps import AgentDep, OperatorDep, now
+from coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
 from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
 from coordinator.db import queries
 from coordinator.db.models import Agent
 from coordinator.services import agents, offers, refusals, transfers
 from coordinator.services.views import AgentView
-from shared.protocol import AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
+from shared.protocol import OFFERS, AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
 
 router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
@@ -34,8 +34,9 @@ def enrol(body: EnrolRequest, session: WriteDep) -> EnrolAnswer:
 
 
 @router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
-def me(agent: AgentDep, session: WriteDep) -> AgentSelf:
+def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, response: Response) -> AgentSelf:
     """Who the key belongs to, and which runs it may take part in."""
+    response.headers[OFFERS] = waiting.offers
     agents.seen(session, agent.id, now())
     return offers.self_of(session, agent.id)
 
