@@ -13,7 +13,8 @@ from rich.text import Text
 
 from shared.plain import plain
 
-KEYS = ("name", "id", "agent", "run")
+IDS = {"id", "run"}
+NAMES = {"name", "agent"}
 NARROWEST = 6
 """Characters that any other column needs"""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -40,13 +41,15 @@ class Terminal(Console):
 
     def table(self, table: Table) -> None:
         """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last."""
-        keys = [column for column in table.columns if column.header in KEYS]
+        longest = [max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in table.columns]
+        for column, length in zip(table.columns, longest, strict=True):
+            column.overflow, column.min_width = "fold", min(NARROWEST, length)
+        for whole in (IDS | NAMES, IDS, set()):
+            widths = [n if c.header in whole else min(NARROWEST, n) for c, n in zip(table.columns, longest, strict=True)]
+            if sum(widths) + 3 * len(widths) + 1 <= self.width:
+                break
         for column in table.columns:
-            column.overflow = "fold"
-            column.min_width = min(NARROWEST, max(cell_len(str(cell)) for cell in [column.header, *column.cells]))
-        taken = sum(max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in keys)
-        for column in keys:
-            column.no_wrap = taken + len(table.columns) * (NARROWEST + 3) <= self.width
+            column.no_wrap = column.header in whole
         self.print(table)
 
 

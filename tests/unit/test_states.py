@@ -59,7 +59,8 @@ def test_every_pair_leads_where_it_should_or_is_refused(name: str, state: Any, e
     error = refused.value
     assert (error.code, error.status) == ("invalid_transition", 409)
     assert error.detail == {"state": str(state), "event": str(event)}
-    assert f"a {name} that is {state} cannot {event}" in error.message
+    article = "an" if name[0] in "aeiou" else "a"
+    assert f"{article} {name} that is {state} cannot {event}" in error.message
     for possible in table[str(state)]:
         assert possible in error.message
 
