@@ -46,8 +46,11 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence) -> No
         agents.silence(session, now - timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:
             session.rollback()  # what was extended meanwhile is not to be held against a time before
-    with database.transaction() as session:
-        refusals.look_after(session, utcnow())
+    with database.reading() as session:
+        waiting = refusals.to_look_after(session, utcnow())
+    for run_id in waiting:
+        with database.transaction() as session:
+            refusals.look_after(session, run_id)
 
 
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime | None = None) -> None:

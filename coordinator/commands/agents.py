@@ -23,7 +23,7 @@ def token(
     made = operator.post("/enrolment-tokens", {"expires_in_s": expires_in})
     terminal.say(made["token"])
     Terminal(stderr=True).say(
-        f"\nOn the agent's machine, before {made['expires_at']}:\n  fedagent enroll {operator.url} --token {made['token']} --name NAME"
+        f"\nOn the agent's machine, before {made['expires_at']}:\n  fedagent enroll {operator.url} --token {made['token']} --name NAME --data FILE --runs RUN"
     )
 
 

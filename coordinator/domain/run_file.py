@@ -143,7 +143,7 @@ class RunFile(Section):
     exposure: ExposureSection = Field(ExposureSection(), description="how much of the model one agent may see exact")
     admission: AdmissionSection = Field(AdmissionSection(), description="which deltas are rejected")
     agents: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = Field(
-        "all", description="who takes part: all agents enrolled at the start, or these"
+        "all", description="who takes part: all agents, or these; who is not there at the start joins when it comes"
     )
     lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")

@@ -92,25 +92,25 @@ def _pending(session: Session, run: Run, lock: bool = False) -> Sequence[Assignm
     return session.scalars(query).all()
 
 
-def look_after(session: Session, now: datetime) -> None:
-    """Say aloud when a run waits and nobody who could do its work is there; nobody at all: pause it."""
+def to_look_after(session: Session, now: datetime) -> list[str]:
+    """Ids of the running runs for which nobody comes, or that say so and need not any more."""
     long = Assignment.waiting_since < now - PATIENCE
     waiting = select(Assignment.run_id).where(Assignment.state == AssignmentState.PENDING, long).distinct()
-    told = Run.reason.is_not(None)
-    runs = select(Run.id).where(Run.state == RunState.RUNNING, Run.id.in_(waiting) | told).order_by(Run.id)
-    for run_id in session.scalars(runs).all():
-        run = session.get_one(Run, run_id)
-        text = _why_nobody_comes(session, run)
-        if text == run.reason:
-            continue
-        session.refresh(run, with_for_update=True)
-        if run.state != RunState.RUNNING:
-            continue
-        if text is not None and run.reason is None:
-            record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
-        run.reason = text
-        for assignment in _pending(session, run, lock=True) if text is not None else ():
-            rounds.pause_if_hopeless(session, run, assignment, f"block {assignment.block} is left")
+    runs = select(Run).where(Run.state == RunState.RUNNING, Run.id.in_(waiting) | Run.reason.is_not(None)).order_by(Run.id)
+    return [run.id for run in session.scalars(runs).all() if _why_nobody_comes(session, run) != run.reason]
+
+
+def look_after(session: Session, run_id: str) -> None:
+    """Say aloud when a run waits and nobody who could do its work is there; nobody at all: pause it."""
+    run = session.get_one(Run, run_id, with_for_update=True)
+    text = _why_nobody_comes(session, run)
+    if run.state != RunState.RUNNING or text == run.reason:
+        return
+    if text is not None and run.reason is None:
+        record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
+    run.reason = text
+    for assignment in _pending(session, run, lock=True) if text is not None else ():
+        rounds.pause_if_hopeless(session, run, assignment, f"block {assignment.block} is left")
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
