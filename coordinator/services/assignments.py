@@ -15,7 +15,7 @@ from coordinator.domain.round import RoundState
 from coordinator.domain.run import RUN, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
-from coordinator.services import budget, emulators, rounds, signals
+from coordinator.services import budget, emulators, offers, rounds, signals
 from shared import protocol
 from shared.protocol import ClaimRequest, DeltaReceipt, DeltaSubmission, RenewAnswer, RenewRequest, ReturnRequest
 
@@ -65,8 +65,8 @@ def _consents(run: Run, request: ClaimRequest) -> bool:
 
 def _may_take(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> bool:
     spec = RunFile.model_validate(run.spec)
-    # Whoever enrolled after the start may stand in for another, if the run is open to all.
-    if agent_id not in run.participants and spec.agents != "all":
+    # Whoever came after the start may stand in for another.
+    if agent_id not in run.participants and not offers.is_open_to(run, session.get_one(Agent, agent_id)):
         return False
     wait = timedelta(seconds=spec.schedule.reassign_after_s)
     leave = assignment.meant_for is None and spec.schedule.wave > 1 and _others_have_no_part(session, assignment, run, agent_id)

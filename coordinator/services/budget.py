@@ -64,7 +64,7 @@ def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignme
     if limit is None:
         return True
     got = seen(session, run, spec)
-    return any(may_see(got[a.id], coming(session, run, spec, assignment, a), limit) for a in _candidates(session, run, spec, assignment))
+    return any(may_see(got[a.id], coming(session, run, spec, assignment, a), limit) for a in _candidates(session, spec, assignment))
 
 
 def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:
@@ -72,9 +72,9 @@ def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:
     return common_blocks(spec, [b.name for b in blocks], _exact(emulators.plan_for(spec, blocks, set(), None)))
 
 
-def _candidates(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> Iterable[Agent]:
+def _candidates(session: Session, spec: RunFile, assignment: Assignment) -> Iterable[Agent]:
     query = select(Agent).where(Agent.state != AgentState.REVOKED, Agent.id.not_in(assignment.excluded))
-    return session.scalars(query if spec.agents == "all" else query.where(Agent.id.in_(run.participants)))
+    return session.scalars(query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents)))
 
 
 def _exact(plan: dict[str, str] | DoesNotFit) -> set[str]:

@@ -44,7 +44,12 @@ def members(session: Session, run: Run, spec: RunFile) -> list[Member]:
 
 
 def newcomers(session: Session, run: Run, spec: RunFile) -> list[str]:
-    """Ids of those who are there by now and take no part yet."""
+    """Ids of those who are there by now and take no part yet.
+
+    Under an exposure budget there are none: who sees which blocks was planned for the agents of the start. Others may stand in.
+    """
+    if spec.exposure.max_exact_blocks is not None:
+        return []
     already = set(run.participants)
     return [m.id for m in members(session, run, spec) if m.takes_part and m.id not in already]
 

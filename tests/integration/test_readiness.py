@@ -221,3 +221,21 @@ def test_a_new_run_lets_agents_go_to_say_whether_their_data_fit(live: LiveCoordi
         answer, at = claim.result()
     assert (answer.status_code, answer.headers[OFFERS] == before) == (204, False)
     assert at < prepared + 3
+
+
+def test_who_comes_late_stands_in_already_in_this_round(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    late = Hand(live, seen=False)
+    run = start_run(live, model, [hand, late], schedule={"agents": "fixed", "reassign_after_s": 0})
+    assert live.operator.get(f"/runs/{run}")["participants"] == [hand.name]
+    assert late.take(run).block == "layers.0"
+
+
+def test_under_an_exposure_budget_nobody_joins_but_stands_in(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    late = Hand(live, seen=False)
+    spec = {"exposure": {"max_exact_blocks": 3}, "compression": {"policy": "int8"}, "schedule": {"agents": "fixed", "reassign_after_s": 0}}
+    run = start_run(live, model, [hand, late], **spec)
+    hand.deliver(hand.take(run))
+    late.me()
+    view = settled(live, run)
+    assert view["participants"] == [hand.name], view["reason"]
+    assert late.take(run).block == "layers.1"
