@@ -43,12 +43,13 @@ def create(
     if not start:
         return
     try:
-        start_run(operator, run["id"], anyway)
+        view = operator.post(f"/runs/{run['id']}/start", {"anyway": anyway})
     except CoordinatorAway:
         raise  # nobody knows whether it has started
     except OperatorError as error:
         operator.post(f"/runs/{run['id']}/cancel")
         raise OperatorError(f"run {run['name']} was not started, and is cancelled: its name is free again. {error.message}") from error
+    say_who(operator, view)
 
 
 def create_run(operator: Operator, file: Path) -> Any:
@@ -69,11 +70,12 @@ def create_run(operator: Operator, file: Path) -> Any:
 @app.command(name="start")
 def begin(run: Run, anyway: Anyway = False) -> None:
     """Open the first round with the agents that are there; say who takes part, and who does not yet."""
-    start_run(Operator(), run, anyway)
+    operator = Operator()
+    say_who(operator, operator.post(f"/runs/{run}/start", {"anyway": anyway}))
 
 
-def start_run(operator: Operator, run: str, anyway: bool) -> None:
-    view = operator.post(f"/runs/{run}/start", {"anyway": anyway})
+def say_who(operator: Operator, view: dict[str, Any]) -> None:
+    """Who takes part in a run that has just begun, and who does not yet."""
     terminal.say(f"run {view['name']} is {view['state']}; {len(view['participants'])} agents take part")
     for line in members_in_words(operator.get(f"/runs/{view['id']}/readiness"), view["participants"]):
         terminal.say(line)
