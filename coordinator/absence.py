@@ -41,6 +41,7 @@ class Absence:
         """Make good for the time before the start, and watch from now on."""
         with self._database.transaction() as session:
             leases.after_absence(session, self._clocks().wall, timedelta())
+            leases.excuse_agents(session, self._clocks().wall)
         self._last = self._clocks()
         self._database.before_transaction, self._database.after_transaction = self._look, self._committed
 

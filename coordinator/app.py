@@ -23,7 +23,7 @@ from coordinator.db.base import Database
 from coordinator.db.outage import OutageLog, is_away
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
-from coordinator.services.signals import LANES, OFFERS, WAKE, WAKE_ANY, Signals
+from coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
 from coordinator.settings import Settings
 from coordinator.storage import open_store
 from coordinator.sweeper import sweep
@@ -77,6 +77,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             waiting.wake(signals[WAKE])
         if WAKE_ANY in signals:
             waiting.wake_any(signals[WAKE_ANY])
+        if LET_GO in signals:
+            waiting.let_go(signals[LET_GO])
         if OFFERS in signals:
             waiting.offers_changed()
         if LANES in signals:

@@ -94,7 +94,7 @@ async def claim(
                 await asyncio.wait_for(place.wait(), max(0.0, left))
             except TimeoutError:
                 return _nothing(waiting)
-            if waiting.offers != offers:
+            if place.let_go or waiting.offers != offers:
                 return _nothing(waiting)
             # Nobody would hear the answer of a claim whose caller is gone, and the lease would be lost on it.
             if waiting.closed or not waiting.holds(agent.id, place) or await request.is_disconnected():

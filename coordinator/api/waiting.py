@@ -23,6 +23,8 @@ class Place(asyncio.Event):
         super().__init__()
         self.offers: list[set[str]] = []
         """Work that anybody may have and that this claim was woken for; each is the agents that were asked already."""
+        self.let_go = False
+        """Its agent should ask anew: what this claim says of it is no longer true"""
 
 
 class WaitingRoom:
@@ -92,6 +94,16 @@ class WaitingRoom:
     def _new_offers(self, _: None) -> None:
         self.offers = secrets.token_hex(4)
         self._set(list(self._places))
+
+    def let_go(self, agents: Iterable[str]) -> None:
+        """Let the claims of these agents go."""
+        self._call(self._let_go, list(agents))
+
+    def _let_go(self, agents: list[str]) -> None:
+        for agent in agents:
+            if (place := self._places.get(agent)) is not None:
+                place.let_go = True
+                place.set()
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

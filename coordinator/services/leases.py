@@ -11,6 +11,12 @@ from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.run_file import RunFile
 
 
+def excuse_agents(session: Session, now: datetime) -> None:
+    """At the start nobody knows for how long agents could not be heard: none counts as silent for that time."""
+    for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE).order_by(Agent.id)):
+        agent.last_seen_at = now
+
+
 def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     """Extend every open lease once, and let every other wait go on where it stood; returns how many leases there are.
 

@@ -31,6 +31,8 @@ def report(session: Session, agent_id: str, said: Sequence[Readiness], now: date
         before, news = row.fits, (word.fits, word.reason, word.rows, word.exact)
         if (row.fits, row.reason, row.rows, row.exact) != news:
             (row.fits, row.reason, row.rows, row.exact), row.at = news, now
+        if before is False and word.fits:
+            signals.let_go(session, agent_id)  # `fedagent check` said so, perhaps, while the daemon's claim refuses the run
         if word.fits and (row.refused or run.waits_for_agents):
             _ask_again(session, run, agent, row, now)
         elif not word.fits and before is not False:

@@ -10,6 +10,7 @@ WAKE_ANY = "wake_any"
 LANES = "lanes"
 TURNED_DOWN = "turned_down"
 OFFERS = "offers"
+LET_GO = "let_go"
 
 
 def wake_agents(session: Session, agents: Iterable[str]) -> None:
@@ -33,6 +34,11 @@ def offer(session: Session, meant_for: str | None) -> None:
 def turn_down(session: Session, assignment_id: str, agent_id: str | None, reason: str) -> None:
     """Note that a claim found no emulator; it is acted upon in a transaction of its own, which locks in the usual order."""
     session.info.setdefault(TURNED_DOWN, []).append((assignment_id, agent_id, reason))
+
+
+def let_go(session: Session, agent_id: str) -> None:
+    """Let the waiting claim of an agent go: it should ask anew."""
+    session.info.setdefault(LET_GO, set()).add(agent_id)
 
 
 def offers_changed(session: Session) -> None:

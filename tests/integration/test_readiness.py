@@ -1,6 +1,7 @@
 """Who is there for a run and whose data fit: said before it starts, and followed while it goes on."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -142,8 +143,8 @@ def test_a_run_that_nobody_is_left_for_goes_on_by_itself_when_somebody_is(
         claim = pool.submit(lambda: other.claim(run, wait=20))
         wait_for(lambda: live.operator.get("/status")["waiting_claims"])
         say(other, run_id, True)
-        assignment = claim.result()
-    assert assignment is not None
+        assert claim.result() is None, "it is let go, to say anew what it takes"
+    assignment = other.take(run)
     view = live.operator.get(f"/runs/{run}")
     assert (view["state"], view["reason"]) == ("running", None)
     other.deliver(assignment)
@@ -239,3 +240,32 @@ def test_under_an_exposure_budget_nobody_joins_but_stands_in(live: LiveCoordinat
     view = settled(live, run)
     assert view["participants"] == [hand.name], view["reason"]
     assert late.take(run).block == "layers.1"
+
+
+def test_a_claim_that_refuses_is_let_go_when_a_check_says_that_all_is_well(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand
+) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    hand.give_back(hand.take(run), "data_invalid")
+    with ThreadPoolExecutor() as pool:
+        claim = pool.submit(lambda: hand.claim(run, wait=20, refuses=[run_id]))
+        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        began = time.monotonic()
+        say(hand, run_id, True)
+        assert claim.result() is None
+    assert time.monotonic() - began < 5
+    assert hand.take(run).attempt == 2
+
+
+def test_nobody_is_silent_because_the_coordinator_was_away(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators()
+    hand = Hand(live)
+    with live.database.transaction() as session:
+        (agent,) = session.scalars(select(Agent).where(Agent.name == hand.name))
+        assert agent.last_seen_at is not None
+        agent.last_seen_at -= timedelta(hours=1)
+        live.stop()
+    again = coordinators()
+    time.sleep(5 * again.settings.sweep_every_s)
+    assert [a["state"] for a in again.operator.get("/agents")] == ["active"]
