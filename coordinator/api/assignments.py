@@ -79,7 +79,7 @@ async def claim(
     place = waiting.enter(agent.id)
     found = None
     # What was offered between the glance and the entering would have been missed.
-    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes
+    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes or arrival.glance.limits != body.limits.model_dump()
     try:
         while True:
             place.clear()

@@ -84,6 +84,8 @@ class Glance:
 
     agent: Identity
     worth_a_claim: bool
+    limits: dict[str, Any]
+    """as the agent declared them last"""
 
 
 def authenticate(session: Session, key: str) -> Identity:
@@ -95,10 +97,10 @@ def glance(session: Session, key: str, now: datetime) -> Glance:
     """Authenticate, and look for work, in one statement: a thousand idle agents ask again and again."""
     held = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
     pending = exists().where(Assignment.state == AssignmentState.PENDING)
-    columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, held.label("held"), pending.label("pending"))
+    columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Agent.limits, held.label("held"), pending.label("pending"))
     row: Any = session.execute(select(*columns).where(Agent.key_hash == keys.key_hash(key))).one_or_none()
     agent = _known(row)
-    return Glance(agent, row.held or row.pending or needs_seen(row.state, row.last_seen_at, now))
+    return Glance(agent, row.held or row.pending or needs_seen(row.state, row.last_seen_at, now), row.limits)
 
 
 def _known(row: Any) -> Identity:

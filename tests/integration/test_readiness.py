@@ -7,7 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from coordinator.db.base import Database
 from coordinator.db.models import Agent
 from shared.protocol import OFFERS
 from tests.support.live import LiveCoordinator
@@ -261,11 +263,20 @@ def test_a_claim_that_refuses_is_let_go_when_a_check_says_that_all_is_well(
 def test_nobody_is_silent_because_the_coordinator_was_away(coordinators: Callable[..., LiveCoordinator]) -> None:
     live = coordinators()
     hand = Hand(live)
-    with live.database.transaction() as session:
+    live.stop()
+    database = Database(live.settings.url)
+    with database.transaction() as session:
         (agent,) = session.scalars(select(Agent).where(Agent.name == hand.name))
         assert agent.last_seen_at is not None
         agent.last_seen_at -= timedelta(hours=1)
-        live.stop()
+    database.close()
     again = coordinators()
     time.sleep(5 * again.settings.sweep_every_s)
     assert [a["state"] for a in again.operator.get("/agents")] == ["active"]
+
+
+def test_what_an_agent_allows_is_noted_though_there_is_no_work(live: LiveCoordinator, hand: Hand) -> None:
+    hand.claim("nothing", limits={"memory_bytes": 5_000_000})
+    with live.database.reading() as session:
+        (agent,) = session.scalars(select(Agent).where(Agent.name == hand.name))
+        assert agent.limits["memory_bytes"] == 5_000_000
