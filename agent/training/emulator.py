@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from agent.messages import LocalShard
@@ -41,6 +42,8 @@ class Emulator:
         self._held: dict[str, tuple[str, str, int]] = {}
         self._reshaped: set[str] = set()
         self._opened: set[str] = set()
+        self.runs_of_prefix: dict[tuple[tuple[str, ...], int, tuple[str, ...]], int] = {}
+        """What trials of the prefix cache found, by opened blocks, lowest layer and dropped blocks; 0 where there can be none."""
 
     @property
     def model(self) -> nn.Module:
@@ -48,7 +51,7 @@ class Emulator:
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The stack of alike layers, as it is now (dropped ones pass their input through)."""
+        """The stack of layers, as it is now (dropped ones pass their input through)."""
         stack = self.model.get_submodule(self._stack)
         assert isinstance(stack, nn.ModuleList)
         return list(stack)
@@ -89,6 +92,12 @@ class Emulator:
             parameter.requires_grad_(True)
         return parameters
 
+    def parameters(self, path: Path) -> list[nn.Parameter]:
+        """The parameters of the block whose shard is at `path`, as they are in the model."""
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        return [self._assembled.parameter(name) for name in names if self._assembled.is_parameter(name)]
+
     def close(self) -> None:
         """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit."""
         for parameter in self.model.parameters():
@@ -102,8 +111,13 @@ class Emulator:
             del self._held[block]
 
     def _release(self, layers: Iterable[int]) -> None:
-        for layer in layers:
+        gone = set(layers)
+        # Some models run a part of one layer in others, too.
+        needed = {id(module) for index, layer in enumerate(self.layers) if index not in gone for module in layer.modules()}
+        for layer in gone:
             for module in self.layers[layer].modules():
+                if id(module) in needed:
+                    continue
                 make_dense(module)
                 for leaf, old in module._parameters.items():
                     if old is not None:

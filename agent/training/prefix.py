@@ -1,6 +1,7 @@
 """The prefix cache: what enters the lowest trained layer is computed once a visit, and the layers below are let go.
 
-Those layers are frozen and run without dropout, so a row's hidden states are the same in every step. Each row is computed in
+Those layers are frozen and run without dropout, so a row's hidden states are the same in every step, in models of which
+`prefix_trial` finds it so. Each row is computed in
 the batch that it is first used in: steps over that very batch get the same bits as without the cache. In another batch a row may be
 padded to another width, where matrix products round differently: last-bit differences (relative 1e-5 in float32).
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from agent.training.data import Partition
 from agent.training.errors import Stopped
 from agent.training.overrides import forwards
-from shared.batches import plain_forward
+from shared.batches import Batch, plain_forward
 
 LARGEST_IN_MEMORY = 2 << 30
 """Bytes that `auto` keeps in memory at the most; a quarter of the limit or of what is free, if that is less."""
@@ -30,8 +31,8 @@ class _Reached(Exception):
     """The forward pass came to the end of the prefix."""
 
 
-class _NotPossible(Exception):
-    """The layers hand on more than hidden states."""
+class NotExact(Exception):
+    """The layers below cannot be stood in for; says why."""
 
 
 class RowStore:
@@ -50,9 +51,9 @@ class RowStore:
         self._like: tuple[int, torch.dtype] | None = None
 
     def put(self, row: int, hidden: Tensor) -> None:
-        """Keep the first `length` rows of `hidden` (tokens, hidden) for data row `row`."""
+        """Keep `hidden` (tokens, hidden), the states of the tokens of data row `row` without its padding."""
         length, begin = self._lengths[row], self._begins[row]
-        kept = hidden[:length].detach().to("cpu")
+        kept = hidden.detach().to("cpu")
         if self._like is None:
             self._like = (kept.shape[1], kept.dtype)
             if self._file is None:
@@ -64,20 +65,23 @@ class RowStore:
             data = kept.contiguous().view(torch.uint8).numpy().tobytes()
             os.pwrite(self._file.fileno(), data, begin * kept.shape[1] * kept.element_size())
 
-    def batch(self, rows: Sequence[int], width: int, device: str) -> Tensor:
-        """(rows, width, hidden), zero where a row is padded."""
+    def batch(self, rows: Sequence[int], mask: Tensor) -> Tensor:
+        """(rows, tokens, hidden) on the device of `mask` (rows, tokens), zero where that is zero."""
         assert self._like is not None
         size, dtype = self._like
-        result = torch.zeros(len(rows), width, size, dtype=dtype)
-        for place, row in enumerate(rows):
-            length, begin = self._lengths[row], self._begins[row]
-            if self._flat is not None:
-                result[place, :length] = self._flat[begin : begin + length]
-            else:
-                assert self._file is not None
-                target = result[place, :length].view(torch.uint8).numpy().data.cast("B")
-                os.preadv(self._file.fileno(), [target], begin * size * dtype.itemsize)
-        return result.to(device)
+        result = torch.zeros(*mask.shape, size, dtype=dtype)
+        for row, place, target in zip(rows, mask.cpu().bool(), result, strict=True):
+            target[place] = self._get(row, size, dtype)
+        return result.to(mask.device)
+
+    def _get(self, row: int, size: int, dtype: torch.dtype) -> Tensor:
+        length, begin = self._lengths[row], self._begins[row]
+        if self._flat is not None:
+            return self._flat[begin : begin + length]
+        assert self._file is not None
+        kept = torch.empty(length, size, dtype=dtype)
+        os.preadv(self._file.fileno(), [kept.view(torch.uint8).numpy().data.cast("B")], begin * size * dtype.itemsize)
+        return kept
 
     def close(self) -> None:
         self._flat = None
@@ -86,21 +90,25 @@ class RowStore:
 
 
 class Prefix:
-    """Stands in for the layers below layer `below` during one visit."""
+    """Stands in for the layers below layer `below` during one visit. The last of them runs `runs` times in a forward pass."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], below: int, order: Sequence[Sequence[int]], on_disk: bool) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module], below: int, runs: int, order: Sequence[Sequence[int]], on_disk: bool
+    ) -> None:
         self._model = model
         self._layers = list(layers[:below])
+        self._runs = runs
         self._order = order
         self._on_disk = on_disk
         self._store: RowStore | None = None
         self._tuple: int | None = None
         self._now: Tensor | None = None
+        self._left = 0
 
-    def fill(self, partition: Partition, device: str, precision: torch.dtype, should_stop: Callable[[], bool]) -> bool:
+    def fill(self, partition: Partition, device: str, precision: torch.dtype, should_stop: Callable[[], bool]) -> None:
         """Compute the hidden states of all rows of the visit, each in the first batch that it is in.
 
-        Raises `Stopped` when `should_stop` says so. False when this model's layers hand on more than hidden states: then nothing is cached.
+        Raises `Stopped` when `should_stop` says so, and `NotExact` when a layer does not return hidden states by row.
         """
         rows = dict.fromkeys(row for batch in self._order for row in batch)
         self._store = RowStore({row: partition.features.length(row) for row in rows}, self._on_disk)
@@ -113,26 +121,23 @@ class Prefix:
                     raise Stopped
                 batch = partition.batch(indices).to(device)
                 with torch.no_grad(), torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
-                    hidden = self._run(lambda batch=batch: plain_forward(self._model, batch))  # type: ignore[misc]
+                    hidden = self.hidden(self._run(lambda batch=batch: plain_forward(self._model, batch)), batch)  # type: ignore[misc]
                 for place, row in enumerate(indices):
                     if row in missing:
-                        self._store.put(row, hidden[place])
+                        self._store.put(row, hidden[place][batch.attention_mask[place].bool()])
                         missing.discard(row)
-        except _NotPossible:
-            self._store.close()
-            return False
         except BaseException:
             self._store.close()
             raise
-        return True
 
-    def _run(self, forward: Callable[[], Any]) -> Tensor:
-        """Run the model up to the end of the last layer of the prefix, and return that layer's output."""
+    def _run(self, forward: Callable[[], Any]) -> Any:
+        """Run the model up to the last end of the last layer of the prefix, and return that layer's output."""
         outputs: list[Any] = []
 
         def reached(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs.append(output)
-            raise _Reached
+            if len(outputs) == self._runs:
+                raise _Reached
 
         handle = self._layers[-1].register_forward_hook(reached)
         try:
@@ -141,17 +146,20 @@ class Prefix:
             pass
         finally:
             handle.remove()
-        [output] = outputs
+        return outputs[-1]
+
+    def hidden(self, output: Any, batch: Batch) -> Tensor:
+        """The hidden states in what a layer returned for `batch`, (rows, tokens, hidden). Raises `NotExact` when they are laid out otherwise."""
         self._tuple = len(output) if isinstance(output, tuple) else None
         hidden = output[0] if isinstance(output, tuple) else output
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or (isinstance(output, tuple) and any(o is not None for o in output[1:])):
-            raise _NotPossible
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != batch.input_ids.shape:
+            raise NotExact("layers do not lay out hidden states as rows and tokens")
         return hidden
 
-    def use(self, rows: Sequence[int], width: int, device: str) -> None:
-        """Say which rows the next forward pass is of."""
+    def use(self, rows: Sequence[int], mask: Tensor) -> None:
+        """Say which rows the next forward pass is of; `mask` (rows, tokens) is 1 where they have tokens."""
         assert self._store is not None
-        self._now = self._store.batch(rows, width, device)
+        self._now, self._left = self._store.batch(rows, mask), self._runs
 
     @contextlib.contextmanager
     def instead(self) -> Iterator[None]:
@@ -170,8 +178,11 @@ class Prefix:
         return self._shaped(hidden)
 
     def _cached(self, *_args: Any, **_kwargs: Any) -> Any:
-        hidden, self._now = self._now, None
+        hidden = self._now
         assert hidden is not None, "the rows of this forward pass were not said"
+        self._left -= 1
+        if not self._left:
+            self._now = None
         return self._shaped(hidden)
 
     def _shaped(self, hidden: Tensor) -> Any:

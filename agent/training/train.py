@@ -54,7 +54,7 @@ def train(
                 raise Stopped
             batch = partition.batch(indices).to(device)
             if prefix is not None:
-                prefix.use(indices, batch.input_ids.shape[1], device)
+                prefix.use(indices, batch.attention_mask)
 
             total, count = loss_of(batch)
             loss = total / max(count, 1)

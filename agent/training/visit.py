@@ -1,6 +1,7 @@
 """One visit from request to delta file; keeps emulator and data warm for the next one."""
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from agent.messages import TrainingOptions, TrainRequest
-from agent.training import prefix
+from agent.training import prefix, prefix_trial
 from agent.training.checkpoints import checkpointed, to_checkpoint
 from agent.training.data import Partition
 from agent.training.delta import write_delta
@@ -23,6 +24,7 @@ from agent.training.train import train, visit_order
 from shared.errors import DataError
 from shared.protocol import Precision, Progress, TrainMetrics
 
+log = logging.getLogger("fedagent.training")
 SHORT = 256
 """Tokens up to which the attention matrix costs little memory."""
 
@@ -97,7 +99,7 @@ class Visitor:
         # The lowest layer that gradients reach; all of them when the embeddings are trained, none when only what comes after them is.
         lowest = 0 if "embeddings" in opened else min((layer for b in opened for layer in layers_of(b)), default=len(layers))
         loss_of = Loss(emulator.model, settings.task, precision, self._options.chunked_logits, partition.batch(order[0]).to(self._device))
-        cache = self._prefix(emulator, partition, order, lowest, precision, should_stop)
+        cache = self._prefix(emulator, partition, request, order, lowest, opened, loss_of, precision, should_stop)
         width = max(max(partition.features.length(i) for i in indices) for indices in order)
         tokens = settings.batch_size * width
         chosen = to_checkpoint(layers, lowest, self._options.checkpointing, tokens, width, config, self._limit)
@@ -108,19 +110,36 @@ class Visitor:
         self,
         emulator: Emulator,
         partition: Partition,
+        request: TrainRequest,
         order: list[list[int]],
         below: int,
+        opened: Sequence[str],
+        loss_of: Loss,
         precision: torch.dtype,
         should_stop: Callable[[], bool],
     ) -> prefix.Prefix | None:
         """The cache of what enters layer `below`, filled, with the layers under it let go; None where there is none to be had."""
-        if below == 0 or partition.encoder.pads_left:  # the cache holds rows that begin at the left
+        if below == 0:
             return None
         where = prefix.choose(self._options.prefix_cache, order, partition, prefix.hidden_size(emulator.model.config), self._limit)
         if where is None:
             return None
-        cache = prefix.Prefix(emulator.model, emulator.layers, below, order, where == "disk")
-        if not cache.fill(partition, self._device, precision, should_stop):
+        key = (tuple(opened), below, tuple(request.dropped))
+        try:
+            if key not in emulator.runs_of_prefix:
+                trained = [p for shard in request.shards if shard.block in opened for p in emulator.parameters(Path(shard.path))]
+                rows = sorted({row for batch in order for row in batch})
+                emulator.runs_of_prefix[key] = prefix_trial.runs_of_prefix(
+                    emulator.model, emulator.layers, below, partition, rows, trained, loss_of, self._device, precision
+                )
+            runs = emulator.runs_of_prefix[key]
+            if not runs:
+                return None
+            cache = prefix.Prefix(emulator.model, emulator.layers, below, runs, order, where == "disk")
+            cache.fill(partition, self._device, precision, should_stop)
+        except prefix.NotExact as error:
+            emulator.runs_of_prefix[key] = 0
+            log.warning("no prefix cache for visits of %s in this model: %s", ", ".join(opened), error)
             return None
         emulator.release(below)
         return cache

@@ -70,7 +70,7 @@ RELATIVE = ENCODER | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]
 SPM = RELATIVE | {"position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 MODERN = ENCODER | {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0, "local_attention": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
-GEMMA_4 = GEMMA | {"vocab_size_per_layer_input": 61, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "sliding_window": 4}
+GEMMA_4 = GEMMA | {"vocab_size_per_layer_input": 100, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "sliding_window": 4}
 XLNET = {"vocab_size": 61, "d_model": 16, "n_head": 2, "d_inner": 24, "n_layer": 2, "num_labels": 3}
 LONGFORMER = ENCODER | {"attention_window": 4}
 

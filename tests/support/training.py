@@ -17,7 +17,7 @@ from shared.codecs import decode, encoded_names
 from shared.digests import digest_of_file
 from shared.protocol import ParameterGroup, TrainSettings
 from shared.quantized import quantize
-from tests.support.families import FAMILIES, config_of, randomised, tensors_by_block
+from tests.support.families import SUPPORTED, config_of, randomised, tensors_by_block
 from tests.support.models import WORDS
 
 
@@ -38,12 +38,12 @@ class Home:
 
     def __init__(self, folder: Path, tokenizer: Path, family: str, layers: int = 3, **config: Any) -> None:
         self.folder = folder
-        self.task, make = FAMILIES[family]
+        self.task, make = SUPPORTED[family]
         settings = make(layers).config
         for name, value in ({"vocab_size": 100} | config).items():  # the tokenizer's words must fit in
             setattr(settings, name, value)
         torch.manual_seed(0)
-        model = randomised(type(make(layers))(settings).eval())
+        self.model = model = randomised(type(make(layers))(settings).eval())
         self.files = {p.name: str(p) for p in tokenizer.iterdir() if p.name.startswith(("tokenizer", "special"))}
         (folder / "config.json").write_text(json.dumps(config_of(model)))
         self.files["config.json"] = str(folder / "config.json")

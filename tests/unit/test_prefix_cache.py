@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from agent.training import loss, prefix
+from agent.training import loss, prefix, prefix_trial
 from agent.training.visit import Visitor
 from tests.support.training import Calls, Home, apart, options, same, train
 
@@ -72,7 +73,7 @@ def test_layers_below_run_once_a_row_and_are_then_let_go(home: Make, monkeypatch
 
     request = place.request("layers.2", codec="int8", batch_size=4, steps=6)  # 8 rows: two batches an epoch
     train(request, visitor, look)
-    assert calls.by_layer(visitor) == [2, 2, 6, 6]
+    assert calls.by_layer(visitor) == [4, 4, 8, 8], "two batches to fill it, six steps, and a trial"
     assert held[2:] == [[False, False, True, True]] * 6, "the first two looks are before the batches of the filling"
     # The next visit reads them again.
     visitor._options = options()
@@ -84,6 +85,7 @@ def test_auto_caches_when_rows_are_used_again(home: Make, monkeypatch: pytest.Mo
     made: list[bool] = []
     plain = prefix.Prefix.__init__
     monkeypatch.setattr(prefix.Prefix, "__init__", lambda self, *a: (made.append(a[-1]), plain(self, *a))[1])
+    monkeypatch.setattr(prefix_trial, "runs_of_prefix", lambda *_: 1)
     train(place.request("layers.1", batch_size=4, steps=2), prefix_cache="auto")
     assert made == [], "every row is used once"
     train(place.request("layers.1", batch_size=4, steps=3), prefix_cache="auto")
@@ -97,15 +99,77 @@ def test_auto_caches_when_rows_are_used_again(home: Make, monkeypatch: pytest.Mo
     assert made == [False, True], "nothing lies below, or what lies below is trained"
 
 
-def test_layers_that_hand_on_more_than_hidden_states_are_not_cached(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_not_exact_it_is_off_and_says_so(home: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     place = home("bert")
-    plain = train(place.request("layers.1", batch_size=2, steps=8))
-    monkeypatch.setattr(prefix.Prefix, "_run", not_possible)
-    assert same(train(place.request("layers.1", batch_size=2, steps=8), prefix_cache="memory"), plain)
+    visitor = Visitor("cpu", options())
+    plain = train(place.request("layers.1", batch_size=2, steps=8), visitor)
+    visitor._options = options(prefix_cache="memory")
+    monkeypatch.setattr(prefix.Prefix, "hidden", not_possible)
+    assert same(train(place.request("layers.1", batch_size=2, steps=8), visitor), plain)
+    assert same(train(place.request("layers.1", batch_size=2, steps=8), visitor), plain)
+    assert caplog.text.count("no prefix cache for visits of layers.1 in this model: told so") == 1, "tried once"
 
 
-def not_possible(_self: Any, _forward: Any) -> Any:
-    raise prefix._NotPossible
+def not_possible(_self: Any, _output: Any, _batch: Any) -> Any:
+    raise prefix.NotExact("told so")
+
+
+class Changed:
+    """A small language model with three layers, changed by `change`, and its trial with the rows of a home."""
+
+    def __init__(self, place: Home, change: Callable[[Any], None], trained: Callable[[Any], Any], below: int = 1) -> None:
+        self.place, self.below = place, below
+        self.model: Any = place.model
+        self.model.requires_grad_(False)
+        change(self.model.model)
+        self.trained = list(trained(self.model.model).parameters())
+
+    def runs(self) -> int:
+        request = self.place.request("layers.1", batch_size=4)
+        partition = Visitor("cpu", options())._data(request)
+        loss_of = loss.Loss(self.model, "causal-lm", torch.float32)
+        layers = list(self.model.model.layers)
+        return prefix_trial.runs_of_prefix(self.model, layers, self.below, partition, range(8), self.trained, loss_of, "cpu", torch.float32)
+
+
+def shared_norm(base: Any) -> None:
+    base.layers[0].input_layernorm = base.layers[1].input_layernorm = base.norm
+
+
+def twice(base: Any) -> None:
+    base.layers = torch.nn.ModuleList([*base.layers, *base.layers])
+    base.config.num_hidden_layers = 6
+
+
+def side_door(base: Any) -> None:
+    left: list[Any] = []
+    base.layers[0].register_forward_pre_hook(lambda *_: left.clear())
+    first, last = base.layers[0].mlp, base.layers[2].mlp
+    plain_first, plain_last = first.forward, last.forward
+    first.forward = lambda x: (left.append(plain_first(x)), left[0])[1]
+    last.forward = lambda x: plain_last(x) + left[0]
+
+
+def averaged(base: Any) -> None:
+    plain = base.norm.forward
+    base.norm.forward = lambda x: plain(x + x.mean(1, keepdim=True))  # padding and all
+
+
+@pytest.mark.parametrize(
+    ("change", "trained", "why"),
+    [
+        (shared_norm, lambda base: base.norm, "something that is trained is used in the layers below"),
+        (twice, lambda base: base.layers[1], "layers below run again"),
+        (side_door, lambda base: base.layers[1], "IndexError"),
+        (averaged, lambda base: base.layers[1], "gradients would be others"),
+    ],
+)
+def test_what_is_in_its_way_is_found_out(home: Make, change: Any, trained: Any, why: str) -> None:
+    place = home("llama-untied")
+    assert Changed(place, lambda _: None, trained).runs() == 1
+    with pytest.raises(prefix.NotExact, match=why):
+        Changed(place, change, trained).runs()
+    assert not any(p.requires_grad for p in place.model.parameters())
 
 
 def test_all_of_it_together(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
