@@ -11,6 +11,9 @@ from shared.errors import DataError
 NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,2})?")
 """What counts as a number; Python itself would read 1_0 as ten, and digits of other scripts."""
 
+LEADING = re.compile(r"\s*([0-9]{1,9})(?![0-9.,])")
+"""The number that a name such as "3 stars" begins with."""
+
 
 class Labels:
     """Turns values into indices in [0, `count`).
@@ -27,6 +30,8 @@ class Labels:
         self._truth = _unique(
             (_plain(name).casefold(), i) for name, i in self._exact.items() if _plain(name).casefold() in ("true", "false")
         )
+        leading = [(int(found[1]), i) for name, i in self._exact.items() if (found := LEADING.match(name))]
+        self._leading = _unique(leading) if len(leading) == len(self._exact) else {}
         self._numbers = _unique((number, index) for name, index in self._exact.items() if (number := _number(name)) is not None)
 
     def index(self, value: object, where: str, **detail: Any) -> int:
@@ -53,6 +58,14 @@ class Labels:
             raise DataError(
                 f"{where}: label {label} is outside {self._first}…{self._first + self._count - 1}, "
                 f"the range of the run's {self._count} labels{hint}",
+                **detail,
+            )
+        meant = self._leading.get(label)
+        if meant is not None and meant != label - self._first:
+            names = list(self._exact)
+            raise DataError(
+                f"{where}: label {label} may be {names[meant]!r:.40} or, counted from {self._first}, {names[label - self._first]!r:.40}; "
+                "write the name, or set `first_label`",
                 **detail,
             )
         return label - self._first

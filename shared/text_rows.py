@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from shared.text_files import LONGEST_ROW, UNDECODABLE, encoding_of, lines
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 UNMARKED_SUFFIXES = (".tsv", ".tab")
+SAID = re.compile(r'"?sep=([^"\r\n])"?\s*')
+"""What Excel writes above the heading, and hides."""
 
 
 def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
@@ -20,7 +23,7 @@ def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
     encoding = encoding_of(path, how.encoding)
     separator = how.separator or separator_of(path, how)
     csv.field_size_limit(LONGEST_ROW)
-    reader = _reader(lines(path, encoding), separator, how)
+    reader = _reader(_table(path, encoding), separator, how)
     heading = _heading(path, reader, encoding)
     for row in reader:
         if not row:
@@ -35,6 +38,12 @@ def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
             if UNDECODABLE in value:
                 raise _undecodable(path, f"line {reader.line_num}, column {column!r}", encoding, line=reader.line_num, column=column)
         yield dict(zip(heading, row, strict=True))
+
+
+def _table(path: Path, encoding: str) -> Iterator[str]:
+    """The lines of a file; one above the heading that only says the separator is an empty one."""
+    for number, line in enumerate(lines(path, encoding)):
+        yield line if number or not SAID.fullmatch(line) else "\n"
 
 
 def _reader(source: Iterator[str], separator: str, how: TableFormat) -> Any:
@@ -71,6 +80,8 @@ def separator_of(path: Path, how: TableFormat) -> str:
     if any(path.name.lower().removesuffix(".gz").endswith(suffix) for suffix in UNMARKED_SUFFIXES):
         return "\t"
     csv.field_size_limit(LONGEST_ROW)
+    if said := SAID.fullmatch(next(lines(path, encoding_of(path, how.encoding)), "")):
+        return said[1]
     fitting = [separator for separator in SEPARATORS if _divides(path, separator, how)]
     if len(fitting) > 1 and "," not in fitting:
         names = " or ".join(SEPARATORS[s] for s in fitting)
@@ -79,7 +90,7 @@ def separator_of(path: Path, how: TableFormat) -> str:
 
 
 def _divides(path: Path, separator: str, how: TableFormat) -> bool:
-    reader = _reader(lines(path, encoding_of(path, how.encoding)), separator, how)
+    reader = _reader(_table(path, encoding_of(path, how.encoding)), separator, how)
     try:
         first = list(itertools.islice((row for row in reader if row), 2))
     except csv.Error:

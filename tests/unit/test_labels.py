@@ -104,6 +104,15 @@ def test_labels_that_count_from_one_are_read_when_that_is_said(tmp_path: Path) -
         assert "label 0 is outside 1…3" in labels_of(path, 3, first_label=1)
 
 
+def test_a_number_that_may_be_a_name_or_a_position_is_asked_about(tmp_path: Path) -> None:
+    stars = ["1 star", "2 stars", "3 stars"]
+    for path in written(tmp_path, [1, 2]):
+        assert "label 1 may be '1 star' or, counted from 0, '2 stars'; write the name, or set `first_label`" in labels_of(path, 3, stars)
+        assert labels_of(path, 3, stars, first_label=1) == [0, 1]
+        assert labels_of(path, 3, ["0 bad", "1 fair", "2 good"]) == [1, 2]
+        assert labels_of(path, 3, ["bad", "2 fair", "good"]) == [1, 2]
+
+
 @pytest.mark.parametrize("value", [Decimal("1"), Decimal("1.00"), b"1", "１", None, float("nan"), [1]])
 def test_other_types_of_parquet(tmp_path: Path, value: Any) -> None:
     parquet.write_table(pyarrow.table({"text": ["a"], "label": [value]}), tmp_path / "rows.parquet")

@@ -42,6 +42,12 @@ def test_a_sentence_is_one_column_though_it_has_semicolons(tmp_path: Path) -> No
     assert examples(tmp_path / "a.csv", "causal-lm", None) == [{"text": "one; two"}]
 
 
+def test_a_line_above_the_heading_may_say_the_separator(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + b"sep=;\r\ntext;label\r\nfirst, second;1\r\n")
+    assert examples(path) == [{"text": "first, second", "label": 1}]
+
+
 def test_quotation_marks_may_be_text(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('text\tlabel\n"so he said\t1\n5" disk\t0\n')
