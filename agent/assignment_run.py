@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.cache import ShardCache
@@ -14,11 +14,14 @@ from agent.messages import DataSource, LocalShard, TrainRequest
 from agent.outbox import Outbox
 from agent.residuals import Residuals
 from agent.retry import patiently
+from agent.sending import send_file
 from agent.trainer_process import TrainerProcess
 from shared.digests import digest_of_file
 from shared.protocol import Assignment, BlobRef, DeltaReceipt, DeltaSubmission, FileRef, Progress, TrainMetrics
 
 log = logging.getLogger("fedagent")
+ENOUGH = 1 << 20
+"""Bytes that a cut transfer must have brought to be gone on with at once."""
 LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
 
 
@@ -38,6 +41,8 @@ class Tools:
     residuals: Residuals
     memory_limit: float | None = None
     """bytes that training may take at the most"""
+    told: Callable[[Exception], None] = log.debug
+    """hears what keeps a visit waiting"""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,22 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
         latest[:] = [progress]
         report(progress)
 
+    note = tools.told
+
+    def told(error: Exception) -> None:
+        log.warning("%s is delayed: %s", latest[-1].phase, error)
+        note(error)
+        if isinstance(error, Unreachable):
+            remember(latest[-1].model_copy(update={"trouble": error.trouble}))
+
+    tools = replace(tools, told=told)
     remember(Progress(phase="fetching"))
     with Heartbeat(tools.client, assignment, lambda: latest[-1], lambda: tools.trainer.stop(visit_name(assignment))) as heartbeat:
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
             while True:
                 entry = tools.outbox.find(assignment) or tools.outbox.put(assignment, make(tools, assignment, heartbeat, remember))
-                remember(latest[-1].model_copy(update={"phase": "sending"}))
+                remember(latest[-1].model_copy(update={"phase": "sending", "trouble": None}))
                 try:
                     return send(tools, assignment, entry[0], entry[1])
                 except DeltaDamaged as error:
@@ -112,16 +126,25 @@ def fetch(tools: Tools, assignment: Assignment) -> Fetched:
     paths: dict[str, Path] = {}
     for ref in blobs:
         paths[ref.digest] = patiently(
-            lambda ref=ref: tools.cache.get(  # type: ignore[misc]
-                ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset)
-            ),
-            waited=lambda error: log.warning("fetching is delayed: %s", error),
+            lambda ref=ref: fetch_blob(tools, assignment, ref),  # type: ignore[misc]
+            waited=tools.told,
         )
     for shard in manifest.blocks:
         tools.cache.make_room(shard.digest, shard.size)
     shards = [way.local(tools.cache.path) for way in ways]
     spent = {blob.digest for way in ways for blob in way.blobs} - {ref.digest for ref in manifest.blocks}
     return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, spent)
+
+
+def fetch_blob(tools: Tools, assignment: Assignment, ref: FileRef | BlobRef) -> Path:
+    """One blob. A transfer that is cut again and again, as by a proxy with a time limit, goes on at once where it got further."""
+    while True:
+        before = tools.cache.bytes_fetched
+        try:
+            return tools.cache.get(ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset))
+        except Unreachable:
+            if tools.cache.bytes_fetched - before < ENOUGH:
+                raise
 
 
 def check_memory(limit: float | None, assignment: Assignment) -> None:
@@ -163,9 +186,7 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
 
     def upload() -> DeltaReceipt:
-        arrived = tools.client.upload_offset(assignment.assignment_id, digest)
-        if not arrived.complete and arrived.offset < size:
-            tools.client.upload(assignment.assignment_id, digest, delta, arrived.offset)
+        send_file(tools.client, assignment.assignment_id, digest, delta, tools.told)
         return submit()
 
     def submit() -> DeltaReceipt:
@@ -190,9 +211,11 @@ def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetric
                 return submit()
             if error.code == "offset_mismatch":
                 raise Unreachable(error.message) from error
+            if error.code == "delta_too_large":
+                raise VisitFailed("delta_refused", error.message) from error
             raise
 
-    receipt = patiently(whole, waited=lambda error: log.warning("sending is delayed: %s", error))
+    receipt = patiently(whole, waited=tools.told)
     if assignment.error_feedback:
         tools.residuals.keep(assignment.run_id, tools.outbox.left_path(assignment))
     # Once it is applied, it is the way from the block as received to the block's next version.

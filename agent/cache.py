@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from agent.errors import Unreachable, VisitFailed
+from shared.bodies import plain_chunks
 from shared.digests import digest_of_file
 from shared.paths import inside
 from shared.verified import Verifier
@@ -113,10 +114,18 @@ class ShardCache:
             if answer.status_code == 416:
                 part.unlink(missing_ok=True)
                 raise Unreachable("the coordinator has fewer bytes than arrived; starting over")
-            with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                for chunk in answer.iter_raw():  # as they come: chunks of a fixed size would lose what arrived before a cut
+            have = have if answer.status_code == 206 else 0
+            with part.open("ab" if have else "wb") as file:
+                # As they come: chunks of a fixed size would lose what arrived before a cut.
+                for chunk in plain_chunks(answer.iter_raw(), answer.headers.get("content-encoding", "")):
                     self.bytes_fetched += len(chunk)
-                    file.write(chunk)
+                    have += len(chunk)
+                    file.write(chunk[: len(chunk) - max(0, have - size)])
+                    if have > size:
+                        break
+        if have > size:
+            part.unlink()
+            raise VisitFailed("shard_corrupt", f"shard {part.stem[:12]} has more bytes than the {size} that were announced")
 
     def _make_room(self, digest: str, size: int) -> None:
         """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""

@@ -46,7 +46,7 @@ def check(home: Home) -> Iterator[Finding]:
     client = None
     try:
         mine = credentials.load(home)
-        client = Client(config.coordinator, mine.key)
+        client = Client(config.coordinator, mine.key, mine.coordinator)
     except AgentError as error:
         yield Finding(False, "key", error.message, "ask the operator for a token: fedcoord agents token")
     try:

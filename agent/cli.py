@@ -55,8 +55,9 @@ def enroll(
     )
     address = address_of(url)
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
-    answer = Client(address).enrol(request)
-    credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key))
+    client = Client(address)
+    answer = client.enrol(request)
+    credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
     if not place.config.exists():
         place.config.write_text(template(address, str(data.expanduser().resolve()) if data else None, consented), encoding="utf-8")
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
@@ -108,7 +109,7 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
     mine = credentials.load(place)
     with _only_one(place):
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
-        Worker(place, config, Client(config.coordinator, mine.key)).run()
+        Worker(place, config, Client(config.coordinator, mine.key, mine.coordinator)).run()
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def status(home: HomeOption = None) -> None:
     for refused in state.get("takes_no_work_of", ()):
         terminal.say(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
     try:
-        me = Client(place.load_config().coordinator, mine.key).me()
+        me = Client(place.load_config().coordinator, mine.key, mine.coordinator).me()
         terminal.say(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
     except AgentError as error:
         terminal.say(f"coordinator: {error.message}", "red")
@@ -155,7 +156,7 @@ def rotate_key(home: HomeOption = None) -> None:
     place = Home(home)
     mine = credentials.load(place)
     with _only_one(place):
-        key = Client(place.load_config().coordinator, mine.key).rotate_key()
+        key = Client(place.load_config().coordinator, mine.key, mine.coordinator).rotate_key()
         credentials.save(place, replace(mine, key=key))
     terminal.say(f"agent {mine.name} has a new key")
 

@@ -1,17 +1,33 @@
-"""Speaks HTTP with the coordinator; knows nothing of training."""
+"""Speaks HTTP with the coordinator; knows nothing of training.
+
+Only an answer with the coordinator's own JSON is the coordinator's. Whatever else answers (a proxy, a login page, another
+coordinator) is `Unreachable`, on every call.
+"""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agent.errors import AgentError, CoordinatorSaid, KeyRefused, ManifestInvalid, Unreachable
-from shared.addresses import hint
+from agent.connection import connect, why
+from agent.errors import (
+    AgentError,
+    AnotherCoordinator,
+    CoordinatorSaid,
+    KeyRefused,
+    ManifestInvalid,
+    NotTheCoordinator,
+    ProxyBodyLimit,
+    Unreachable,
+)
+from shared.bodies import BodyInvalid, whole
+from shared.plain import one_line
 from shared.protocol import (
-    API,
+    COORDINATOR,
     OFFERS,
     AgentSelf,
     Assignment,
@@ -30,20 +46,31 @@ from shared.protocol import (
     UploadOffset,
 )
 
-TIMEOUT = httpx.Timeout(30, connect=10)
 CHUNK = 1 << 20
+MOST_JSON = 16 << 20
+"""Bytes of an answer in JSON; a manifest of thousands of blocks and patches has one or two million."""
+MOST_FILE = 256 << 20
+"""Bytes of a tokenizer; the largest that are published have some 40 million."""
+ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headings that say how a body came; it is plain by the time anybody reads it."""
+ENDS = frozenset({"unauthorized", "agent_revoked"})
+"""The two things that a coordinator can say to end an agent."""
+T = TypeVar("T", bound=BaseModel)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 class Client:
     """One connection pool; safe to use from several threads. Every call may be repeated."""
 
-    def __init__(self, url: str, key: str = "") -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT)
+    def __init__(self, url: str, key: str = "", coordinator: str | None = None) -> None:
+        self._http = connect(url, key)
         self.url = url
         self.offers: str | None = None
         """Changes with the runs that the coordinator offers; as it said last"""
+        self.coordinator = coordinator
+        """Identity of the coordinator that this agent is enrolled at; learned from its first good answer"""
+        self.piece: int | None = None
+        """Bytes of an upload that something on the way lets through at once, once that was found out"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
 
@@ -51,46 +78,45 @@ class Client:
         self._http.close()
 
     def health(self) -> dict[str, Any]:
-        answer: dict[str, Any] = self._call("GET", "/health").json()
+        answer: dict[str, Any] = self._json("GET", "/health")
         return answer
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        return EnrolAnswer.model_validate(self._call("POST", "/agents", json=request.model_dump()).json())
+        return self._model(EnrolAnswer, "POST", "/agents", json=request.model_dump())
 
     def me(self) -> AgentSelf:
         answer = self._call("GET", "/agents/me")
         self.offers = answer.headers.get(OFFERS)
-        return AgentSelf.model_validate(answer.json())
+        return self._read(AgentSelf, answer)
 
     def say_ready(self, runs: list[Readiness]) -> None:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
 
     def rotate_key(self) -> str:
-        key: str = self._call("POST", "/agents/me/key").json()["key"]
-        return key
+        return self._model(_NewKey, "POST", "/agents/me/key").key
 
     def run_file(self, run_id: str, name: str) -> bytes:
-        return self._call("GET", f"/runs/{run_id}/files/{name}").content
+        return self._call("GET", f"/runs/{run_id}/files/{name}", limit=MOST_FILE).content
 
     def claim(self, request: ClaimRequest, wait: float) -> Assignment | None:
         timeout = httpx.Timeout(30, read=wait + 30)
         answer = self._call("POST", "/assignments/claim", params={"wait": wait}, json=request.model_dump(), timeout=timeout)
         self.offers = answer.headers.get(OFFERS)
-        if answer.status_code != 200:
+        if answer.status_code == 204:
             return None
         try:
             return Assignment.model_validate_json(answer.content)
         except ValidationError as error:
-            raise _invalid(answer, error) from error
+            raise self._no_assignment(answer, error) from error
 
     def state(self, assignment_id: str) -> AssignmentState:
-        return AssignmentState.model_validate(self._call("GET", f"/assignments/{assignment_id}").json())
+        return self._model(AssignmentState, "GET", f"/assignments/{assignment_id}")
 
     def renew(self, assignment_id: str, request: RenewRequest) -> RenewAnswer:
-        return RenewAnswer.model_validate(self._call("POST", f"/assignments/{assignment_id}/renew", json=request.model_dump()).json())
+        return self._model(RenewAnswer, "POST", f"/assignments/{assignment_id}/renew", json=request.model_dump())
 
     def give_back(self, assignment_id: str, request: ReturnRequest) -> None:
-        self._call("POST", f"/assignments/{assignment_id}/return", json=request.model_dump())
+        self._model(AssignmentState, "POST", f"/assignments/{assignment_id}/return", json=request.model_dump())
 
     @contextlib.contextmanager
     def shard(self, assignment_id: str, digest: str, offset: int) -> Iterator[httpx.Response]:
@@ -98,64 +124,156 @@ class Client:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         try:
             with self._http.stream("GET", f"/assignments/{assignment_id}/shards/{digest}", headers=headers) as answer:
-                if not answer.is_success and answer.status_code != 416:
-                    answer.read()
-                    self._raise(answer)
+                self._recognise(answer)
+                if answer.status_code not in (200, 206, 416):
+                    self._raise(answer.status_code, answer.headers, _body(answer, MOST_JSON))
+                if "html" in answer.headers.get("content-type", ""):
+                    raise self._not_it(answer.status_code, answer.headers)
                 yield answer
-        except httpx.HTTPError as error:
-            raise Unreachable(f"the transfer from {self.url} was cut: {error or type(error).__name__}") from error
+        except (httpx.HTTPError, BodyInvalid) as error:
+            raise Unreachable(f"the transfer from {self.url} was cut: {why(self.url, error)}") from error
 
     def upload_offset(self, assignment_id: str, digest: str) -> UploadOffset:
-        return UploadOffset.model_validate(self._call("GET", f"/assignments/{assignment_id}/upload/{digest}").json())
+        return self._model(UploadOffset, "GET", f"/assignments/{assignment_id}/upload/{digest}")
 
-    def upload(self, assignment_id: str, digest: str, path: Path, offset: int) -> UploadOffset:
-        """Send the bytes of `path` from `offset` on; `bytes_sent` counts them."""
-        size = path.stat().st_size - offset
+    def upload(self, assignment_id: str, digest: str, path: Path, offset: int, size: int) -> UploadOffset:
+        """Send `size` bytes of `path` from `offset` on; `bytes_sent` counts them."""
 
         def body() -> Iterator[bytes]:
-            while chunk := file.read(CHUNK):
+            left = size
+            while chunk := file.read(min(CHUNK, left)):
                 yield chunk
+                left -= len(chunk)
                 self.bytes_sent += len(chunk)
 
         with path.open("rb") as file:
             file.seek(offset)
-            answer = self._call(
-                "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset},
-                content=body(), headers={"Content-Length": str(size)},
+            return self._model(
+                UploadOffset, "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset},
+                content=body(), headers={"Content-Length": str(size)}, sends=size,
             )  # fmt: skip
-        return UploadOffset.model_validate(answer.json())
 
     def submit(self, assignment_id: str, submission: DeltaSubmission) -> DeltaReceipt:
         body = submission.model_dump(mode="json")
-        return DeltaReceipt.model_validate(self._call("POST", f"/assignments/{assignment_id}/delta", json=body, timeout=120).json())
+        return self._model(DeltaReceipt, "POST", f"/assignments/{assignment_id}/delta", json=body, timeout=120)
 
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _model(self, kind: type[T], method: str, path: str, **arguments: Any) -> T:
+        return self._read(kind, self._call(method, path, **arguments))
+
+    def _read(self, kind: type[T], answer: httpx.Response) -> T:
         try:
-            answer = self._http.request(method, path, **arguments)
-        except httpx.HTTPError as error:
-            raise Unreachable(f"no coordinator answers at {self.url}: {error or type(error).__name__}{hint(self.url, error)}") from error
+            return kind.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise self._not_it(answer.status_code, answer.headers) from error
+
+    def _json(self, method: str, path: str) -> dict[str, Any]:
+        answer = self._call(method, path)
+        found = _object(answer.content)
+        if found is None:
+            raise self._not_it(answer.status_code, answer.headers)
+        return found
+
+    def _call(self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, **arguments: Any) -> httpx.Response:
+        """A good answer with its whole body; `sends` is the size of a large body that goes out."""
+        try:
+            with self._http.stream(method, path, **arguments) as answer:
+                self._recognise(answer)
+                content = _body(answer, limit)
+        except (httpx.HTTPError, BodyInvalid) as error:
+            raise Unreachable(f"no coordinator answers at {self.url}: {why(self.url, error)}") from error
         if not answer.is_success:
-            self._raise(answer)
-        return answer
+            self._raise(answer.status_code, answer.headers, content, sends)
+        if self.coordinator is None:
+            self.coordinator = _identity(answer.headers)
+        headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
+        return httpx.Response(answer.status_code, headers=headers, content=content)
 
-    def _raise(self, answer: httpx.Response) -> None:
+    def _recognise(self, answer: httpx.Response) -> None:
+        said = _identity(answer.headers)
+        if self.coordinator is not None and said is not None and said != self.coordinator:
+            raise AnotherCoordinator(
+                f"another coordinator answers at {self.url}: this agent is enrolled at {self.coordinator}, and that is {said}. "
+                "Was it started with another home or database? It is asked again until the right one is back"
+            )
+
+    def _raise(self, status: int, headers: httpx.Headers, content: bytes, sends: int | None = None) -> None:
         try:
-            body = answer.json()
-            code, message, detail = body["code"], body["message"], body.get("detail", {})
-        except (ValueError, KeyError, TypeError):
-            code, message, detail = "not_a_coordinator", f"{self.url} answered {answer.status_code}: is it a coordinator?", {}
-        kind = KeyRefused if answer.status_code == 401 or code == "agent_revoked" else CoordinatorSaid
-        raise kind(answer.status_code, code, message, **detail)
+            body = _ErrorBody.model_validate_json(content)
+        except ValidationError:
+            if status == 413:
+                raise ProxyBodyLimit(
+                    f"something between here and {self.url} answered 413 to a body of {sends or 0} bytes: a limit of a proxy "
+                    "(client_max_body_size in nginx); its operator has to raise it",
+                    sends or 0,
+                ) from None
+            raise self._not_it(status, headers) from None
+        if not self._is_ours(body, _identity(headers)):
+            raise self._not_it(status, headers)
+        kind = KeyRefused if body.code in ENDS else CoordinatorSaid
+        raise kind(status, body.code, one_line(body.message), body.detail)
+
+    def _is_ours(self, body: "_ErrorBody", said: str | None) -> bool:
+        """Whether an error is the coordinator's: a gateway may have JSON and keys of its own.
+
+        What ends an agent must come from the very coordinator that it is enrolled at.
+        """
+        if said is not None:
+            return True  # another coordinator's was recognised before
+        if body.code in ENDS:
+            return self.coordinator is None and body.detail is not None
+        return self.coordinator is None or body.detail is not None
+
+    def _not_it(self, status: int, headers: httpx.Headers) -> NotTheCoordinator:
+        target = one_line(headers.get("location", "").split("?")[0])[:200]
+        leads = f" (it points to {target}, which is not followed: write the right URL into agent.toml)" if target else ""
+        return NotTheCoordinator(f"{self.url} answered {status}: is it a coordinator?{leads}", status)
+
+    def _no_assignment(self, answer: httpx.Response, error: ValidationError) -> AgentError:
+        """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
+        body = _object(answer.content)
+        if body is None or not {"assignment_id", "attempt", "manifest"} <= body.keys():
+            return self._not_it(answer.status_code, answer.headers)
+        first = error.errors()[0]
+        what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+        try:
+            # It becomes part of a URL: what is no id is not sent back.
+            assignment_id, attempt = _ID.validate_python(body["assignment_id"]), int(body["attempt"])
+        except (ValueError, TypeError):
+            assignment_id, attempt = "", 0
+        return ManifestInvalid(
+            f"the assignment cannot be read ({one_line(what)}); is this agent of the coordinator's version?", assignment_id, attempt
+        )
 
 
-def _invalid(answer: httpx.Response, error: ValidationError) -> AgentError:
-    """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
-    first = error.errors()[0]
-    what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+class _ErrorBody(BaseModel):
+    """What the coordinator's errors have, and nothing else: other programs have a `code`, or a `message`, too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    code: str = Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")
+    message: str
+    detail: dict[str, Any] | None = None
+
+
+class _NewKey(BaseModel):
+    key: str = Field(max_length=200, pattern=r"^[!-~]+$")
+
+
+def _body(answer: httpx.Response, limit: int) -> bytes:
+    return whole(answer.iter_raw(), answer.headers.get("content-encoding", ""), limit)
+
+
+def _identity(headers: httpx.Headers) -> str | None:
+    said = headers.get(COORDINATOR)
     try:
-        body = answer.json()
-        # It becomes part of a URL: what is no id is not sent back.
-        assignment_id, attempt = _ID.validate_python(body["assignment_id"]), int(body["attempt"])
-    except (ValueError, KeyError, TypeError):
-        assignment_id, attempt = "", 0
-    return ManifestInvalid(f"the assignment cannot be read ({what}); is this agent of the coordinator's version?", assignment_id, attempt)
+        return _ID.validate_python(said) if said else None
+    except ValidationError:
+        return None
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

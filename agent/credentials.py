@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from agent.errors import NotEnrolled
 from agent.settings import Home
@@ -13,6 +13,8 @@ class Credentials:
     agent_id: str
     name: str
     key: str
+    coordinator: str | None = None
+    """identity of the coordinator that gave the key"""
 
 
 def save(home: Home, credentials: Credentials) -> None:
@@ -32,3 +34,10 @@ def load(home: Home) -> Credentials:
         raise NotEnrolled(f"this agent is not enrolled ({home.credentials} is not there); run `fedagent enroll URL --token …`") from error
     except (ValueError, TypeError) as error:
         raise NotEnrolled(f"{home.credentials} is damaged; enrol again under another name") from error
+
+
+def remember(home: Home, coordinator: str) -> None:
+    """Keep the identity of the coordinator, where it is not known yet."""
+    mine = load(home)
+    if mine.coordinator is None:
+        save(home, replace(mine, coordinator=coordinator))

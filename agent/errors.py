@@ -5,8 +5,11 @@ FedError (shared)
     ├── ConfigError         the agent's own file is wrong
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
-    │   └── KeyRefused      401 or 403: no use to go on
-    ├── Unreachable         no answer
+    │   └── KeyRefused      its key is void: no use to go on
+    ├── Unreachable         no answer of the coordinator: weather
+    │   ├── NotTheCoordinator   something else answered
+    │   │   └── ProxyBodyLimit  a proxy takes no body of that size
+    │   └── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
     ├── VisitFailed         a visit came to nothing, with the reason to report
     └── StopRequested       SIGTERM or SIGINT
 """
@@ -14,7 +17,7 @@ FedError (shared)
 from typing import Any
 
 from shared.errors import FedError
-from shared.protocol import ReturnReason
+from shared.protocol import ReturnReason, Trouble
 
 
 class AgentError(FedError):
@@ -32,8 +35,9 @@ class NotEnrolled(AgentError):
 class CoordinatorSaid(AgentError):
     """The coordinator refused; `code` is its own."""
 
-    def __init__(self, status: int, code: str, message: str, **detail: Any) -> None:
-        super().__init__(message, **detail)
+    def __init__(self, status: int, code: str, message: str, detail: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail or {}
         self.status = status
         self.code = code
 
@@ -43,7 +47,48 @@ class KeyRefused(CoordinatorSaid):
 
 
 class Unreachable(AgentError):
+    """The coordinator was not heard. That is weather: it passes, and says nothing of key, lease or data."""
+
     code = "unreachable"
+
+    @property
+    def trouble(self) -> Trouble:
+        """The same for the coordinator, once it can be told: no word of what answered."""
+        return Trouble.model_validate({"code": self.code})
+
+
+class NotTheCoordinator(Unreachable):
+    """A proxy, a login page, a gateway whose backend is away."""
+
+    code = "not_a_coordinator"
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def trouble(self) -> Trouble:
+        return Trouble.model_validate({"code": self.code, "status": self.status})
+
+
+class ProxyBodyLimit(NotTheCoordinator):
+    """A proxy answered 413."""
+
+    code = "proxy_body_limit"
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message, 413)
+        self.size = size
+
+    @property
+    def trouble(self) -> Trouble:
+        return Trouble.model_validate({"code": self.code, "status": self.status, "bytes": self.size})
+
+
+class AnotherCoordinator(Unreachable):
+    """Another home behind the same address, most likely by mistake."""
+
+    code = "another_coordinator"
 
 
 class VisitFailed(AgentError):

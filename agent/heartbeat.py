@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 from agent.client import Client
 from agent.errors import CoordinatorSaid
-from agent.retry import is_retryable
 from shared.protocol import Assignment, Progress, RenewRequest
 
 log = logging.getLogger("fedagent.heartbeat")
 PROGRESS_EVERY_S = 2.0
+SHORTEST_S = 0.1
+LOST = frozenset({"stale_attempt", "lease_lost", "not_found", "unauthorized", "agent_revoked"})
+"""What the coordinator says where the lease is gone; any other refusal may be over at the next renewal."""
 FIRST_S = 0.5
 """Whoever watches sees soon that a visit has begun."""
 
@@ -42,7 +44,7 @@ class Heartbeat:
 
     def _loop(self) -> None:
         lease = self._assignment.lease_seconds
-        every = min(lease / 3, PROGRESS_EVERY_S)
+        every = min(max(lease / 3, SHORTEST_S), PROGRESS_EVERY_S)
         renewed = time.monotonic()
         wait = min(every, FIRST_S)
         while not self._stop.wait(wait):
@@ -55,9 +57,10 @@ class Heartbeat:
                     self._lose("the run has ended")
                     return
             except CoordinatorSaid as error:
-                if not is_retryable(error):
+                if error.code in LOST:
                     self._lose(error.message)
                     return
+                log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)
             except Exception as error:
                 # No answer: go on training. The coordinator gives everybody a fresh lease when it comes back.
                 log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)

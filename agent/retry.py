@@ -1,5 +1,9 @@
-"""Decides what is worth retrying, and waits with jitter: the only place that does."""
+"""Decides what is worth retrying, and waits with jitter: the only place that does.
 
+Whatever is not the coordinator's own answer is `Unreachable`, and is tried again for as long as it takes.
+"""
+
+import random
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,11 +11,12 @@ from typing import TypeVar
 import httpx
 import stamina
 
-from agent.errors import CoordinatorSaid, Unreachable
+from agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable
 
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 WAIT_MAX_S = 60.0
+LONG_WAIT_S = 300.0
 asleep = threading.Event()
 """Whether the main thread waits before it calls again."""
 
@@ -30,13 +35,14 @@ def patiently(call: Callable[[], T], timeout: float | None = None, waited: Calla
     then, and so end the waiting.
     """
 
-    def worth(error: Exception) -> bool:
+    def worth(error: Exception) -> bool | float:
         worth_it = is_retryable(error)
         if worth_it and waited is not None:
             waited(error)
         if worth_it:
             asleep.set()
-        return worth_it
+        # A limit of a proxy stays until a person has raised it.
+        return random.uniform(0.8, 1.2) * LONG_WAIT_S if isinstance(error, ProxyBodyLimit) else worth_it  # noqa: S311 - jitter
 
     for attempt in stamina.retry_context(on=worth, attempts=None, timeout=timeout, wait_initial=0.2, wait_max=WAIT_MAX_S, wait_jitter=1.0):
         asleep.clear()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from agent import retry
+from agent import credentials, retry
 from agent.assignment_run import Tools, run_assignment
 from agent.cache import ShardCache
 from agent.client import Client
@@ -29,6 +29,8 @@ log = logging.getLogger("fedagent")
 WAIT_S = 25.0
 FAILURE_PAUSE_S = 5.0
 HOURS_PAUSE_S = 30.0
+REFUSED_PAUSE_S = 30.0
+AT_ONCE_S = 0.5
 TOLD = {
     "data_invalid": "the agent's own log says more", "other": "the agent's own log says more",
     "not_consented": "its owner has tied no data to this run",
@@ -65,6 +67,7 @@ class Worker:
             data,
             Residuals(self._home.residuals, self._client.url),
             memory * 1e9 if memory else None,
+            lambda error: self._note(str(error)),
         )
 
     def _reread(self) -> bool:
@@ -187,9 +190,22 @@ class Worker:
                 raise StopRequested
             # Jitter: agents that began together must not go on asking together.
             wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
-            return patiently(lambda: self._client.claim(request, wait), waited=waited)
+            began, known = time.monotonic(), self._client.coordinator
+            found = patiently(lambda: self._client.claim(request, wait), waited=waited)
+            if known is None and self._client.coordinator is not None:
+                credentials.remember(self._home, self._client.coordinator)
+            if found is None and time.monotonic() - began < AT_ONCE_S:
+                time.sleep(random.uniform(0.2, 1))  # noqa: S311 - whoever answers without waiting is not asked without waiting
+            return found
         except ManifestInvalid as error:
             return error
+        except KeyRefused:
+            raise
+        except CoordinatorSaid as error:
+            # Not a word about the key: a version that does not fit, a mistake of the coordinator. It may be mended at any time.
+            waited(error)
+            time.sleep(REFUSED_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            return None
         finally:
             self._interruptible = False
 
@@ -215,7 +231,12 @@ class Worker:
     def _give_back(self, assignment: Assignment | ManifestInvalid, reason: Any, message: str) -> None:
         request = ReturnRequest(attempt=assignment.attempt, reason=reason, message=message[:2000])
         try:
-            patiently(lambda: self._client.give_back(assignment.assignment_id, request), timeout=3 if self._stopping else 30)
+            # As long as it takes: without the reason the coordinator would only see that the lease ends.
+            patiently(
+                lambda: self._client.give_back(assignment.assignment_id, request),
+                timeout=3 if self._stopping else None,
+                waited=lambda error: log.warning("not given back yet: %s", error),
+            )
         except CoordinatorSaid:
             pass  # it is not ours any more
         except AgentError as error:

@@ -16,13 +16,15 @@ from starlette.exceptions import HTTPException
 
 from coordinator.absence import Absence
 from coordinator.api import agents, assignments, held_out, models, plan, runs, status
+from coordinator.api.identity import Identified
 from coordinator.api.waiting import WaitingRoom
 from coordinator.dashboard import pages
 from coordinator.db import migrate
-from coordinator.db.base import Database
+from coordinator.db.base import Database, utcnow
 from coordinator.db.outage import OutageLog, is_away
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
+from coordinator.services import instance
 from coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
 from coordinator.settings import Settings
 from coordinator.storage import open_store
@@ -47,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(pages.router)
+    app.add_middleware(Identified)
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(DataError, _impossible_value)
@@ -70,6 +73,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     migrate.upgrade(database.engine)
     absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s))
     absence.begin()
+    with database.transaction() as session:
+        app.state.identity = instance.identity(session, utcnow())
     jobs = app.state.jobs = LocalJobs(database, settings.blobs, settings.engine_threads)
 
     def after_commit(signals: Signals) -> None:

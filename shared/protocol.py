@@ -13,6 +13,8 @@ API = "/v1"
 MAX_WAIT_S = 60.0
 OFFERS = "FedCyBGD-Offers"
 """Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
+COORDINATOR = "FedCyBGD-Coordinator"
+"""Heading of every answer: the id that the coordinator's database got when it was made."""
 SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"
 
 
@@ -228,6 +230,14 @@ class Assignment(BaseModel):
     max_delta_bytes: int
 
 
+class Trouble(Message):
+    """What keeps an agent from fetching or sending, while it goes on trying."""
+
+    code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator"]
+    status: int | None = Field(None, ge=100, le=599, description="of the answer that was not the coordinator's")
+    bytes: Count | None = Field(None, description="size of the body that was not let through")
+
+
 class Progress(Message):
     """Scalars only: nothing that could carry a row."""
 
@@ -237,6 +247,7 @@ class Progress(Message):
     loss: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: Count | None = None
+    trouble: Trouble | None = None
 
 
 class RenewRequest(Message):

@@ -21,6 +21,14 @@ class OperatorKey(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class Instance(Base):
+    """Who this coordinator is, to those who know it: one row, made once."""
+
+    __tablename__ = "instance"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class EnrolmentToken(Base):
     __tablename__ = "enrolment_token"
     id: Mapped[str] = mapped_column(KEY, primary_key=True)

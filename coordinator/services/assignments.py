@@ -15,7 +15,7 @@ from coordinator.domain.round import RoundState
 from coordinator.domain.run import RUN, RunState
 from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
-from coordinator.services import budget, emulators, offers, rounds, signals
+from coordinator.services import budget, emulators, offers, rounds, signals, troubles
 from shared import protocol
 from shared.protocol import ClaimRequest, DeltaReceipt, DeltaSubmission, RenewAnswer, RenewRequest, ReturnRequest
 
@@ -169,6 +169,8 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
     lease = timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
     assignment.lease_expires_at = now + lease
     if request.progress is not None:
+        if request.progress.trouble is not None:
+            troubles.tell(session, assignment, request.progress.trouble, now)
         assignment.progress = request.progress.model_dump()
     return RenewAnswer(lease_seconds=lease.total_seconds(), go_on=not RUN.is_final(run.state))
 

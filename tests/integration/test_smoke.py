@@ -36,7 +36,7 @@ def test_a_delta_makes_the_next_version_and_opens_the_next_round(live: LiveCoord
     delta = tmp_path / "delta.safetensors"
     save_file(tensors, delta)
     digest = digest_of_file(delta)
-    agent.upload(assignment.assignment_id, digest, delta, 0)
+    agent.upload(assignment.assignment_id, digest, delta, 0, delta.stat().st_size)
     metrics = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
     receipt = agent.submit(assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=metrics))
     assert receipt.state == "submitted"

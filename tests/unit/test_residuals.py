@@ -66,6 +66,7 @@ class Coordinator:
     """Takes deltas, unless it is told to refuse or to die."""
 
     bytes_sent = 0
+    piece: int | None = None
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -74,8 +75,9 @@ class Coordinator:
     def upload_offset(self, assignment_id: str, digest: str) -> UploadOffset:
         return UploadOffset(offset=0, complete=False)
 
-    def upload(self, assignment_id: str, digest: str, path: Path, offset: int) -> None:
-        self.bytes_sent += path.stat().st_size
+    def upload(self, assignment_id: str, digest: str, path: Path, offset: int, size: int) -> UploadOffset:
+        self.bytes_sent += size
+        return UploadOffset(offset=offset + size, complete=False)
 
     def submit(self, assignment_id: str, submission: DeltaSubmission) -> DeltaReceipt:
         if self.error is not None:

@@ -1,0 +1,48 @@
+"""How this machine reaches a coordinator: proxies and certificate authorities of the environment, and what to do where they fail."""
+
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from agent.errors import ConfigError
+from shared.addresses import hint
+from shared.protocol import API
+
+TIMEOUT = httpx.Timeout(30, connect=10)
+ADVICE = {
+    "CERTIFICATE_VERIFY_FAILED": "if your organisation signs its own certificates, name its authority: SSL_CERT_FILE=/path/to/ca.pem",
+    "Temporary failure in name resolution": "is this machine online, and is the name right?",
+    "Name or service not known": "is the name right?",
+    "Too many open files": "raise the limit of open files (ulimit -n)",
+}
+
+
+def connect(url: str, key: str) -> httpx.Client:
+    """A pool of connections. Redirects are not followed: a key goes to the address that a person wrote, and to no other."""
+    # As it is: shards are resumed at a byte, and what unpacks itself may be large.
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        return httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT, follow_redirects=False)
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            f"the connection cannot be set up ({error}): look at the URL, SSL_CERT_FILE, HTTPS_PROXY and HTTP_PROXY"
+        ) from error
+
+
+def why(url: str, error: Exception) -> str:
+    """What a failed call says, the proxy that it went through, and what to do."""
+    text = f"{error or type(error).__name__}"
+    advice = "".join(f"; {then}" for sign, then in ADVICE.items() if sign.lower() in text.lower())
+    return f"{text}{_through(url)}{hint(url, error)}{advice}"
+
+
+def _through(url: str) -> str:
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
+        return ""
+    seen = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    bare = urlunsplit((seen.scheme, seen.netloc.rpartition("@")[2], "", "", ""))
+    return f" (through the proxy {bare} of the environment: HTTP_PROXY, HTTPS_PROXY; NO_PROXY={parts.hostname} goes without)"

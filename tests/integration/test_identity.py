@@ -1,0 +1,56 @@
+"""An agent knows its coordinator by an identity: another one at the same address says nothing to it."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.client import Client
+from agent.errors import AnotherCoordinator, KeyRefused
+from coordinator.db.base import utcnow
+from coordinator.services import instance
+from shared.protocol import COORDINATOR, ClaimRequest, Progress, Trouble
+from tests.integration.conftest import Hand
+from tests.support.live import LiveCoordinator
+from tests.support.visits import fresh, start_run
+
+
+def test_every_answer_says_which_coordinator_gave_it(live: LiveCoordinator) -> None:
+    http = Client(live.url)._http
+    said = {http.get(path).headers[COORDINATOR] for path in ("/health", "/agents/me", "/nothing", "/runs/x", "/../docs")}
+    said |= {http.post("/assignments/claim", content=b"{").headers[COORDINATOR]}
+    with live.database.transaction() as session:
+        assert said == {instance.identity(session, utcnow())}, "and it is the same after a restart"
+
+
+def test_it_is_learned_at_enrolment_and_another_home_is_waited_out(live: LiveCoordinator, tmp_path: Path) -> None:
+    mine = live.enrol(fresh("agent"))
+    key = mine._http.headers["Authorization"].removeprefix("Bearer ")
+    assert mine.me()
+    known = mine.coordinator
+    assert known is not None
+    other = LiveCoordinator(tmp_path / "another home")
+    try:
+        elsewhere = Client(other.url, key, known)
+        for call in (elsewhere.me, lambda: elsewhere.claim(ClaimRequest(), 0)):
+            with pytest.raises(AnotherCoordinator):
+                call()
+    finally:
+        other.stop()
+    with pytest.raises(KeyRefused):
+        Client(live.url, "fca_wrong", known).me()
+
+
+def test_what_holds_a_visit_up_is_told_to_the_operator_once(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand])
+    assignment = hand.take(run)
+    trouble = Trouble(code="proxy_body_limit", status=413, bytes=80_123)
+    progress = Progress(phase="sending", trouble=trouble).model_dump()
+    for _ in range(3):
+        assert hand.renew(assignment, **progress).status_code == 200
+    view = live.operator.get(f"/runs/{run}")
+    [event] = [e for e in live.operator.get("/status")["last_errors"] if e["code"] == "proxy_body_limit" and hand.name in e["message"]]
+    assert "413" in event["message"]
+    assert "80,123 bytes" in event["message"]
+    assert view["state"] == "running"
+    visit = next(a for a in live.operator.get(f"/runs/{run}/assignments") if a["id"] == assignment.assignment_id)
+    assert (visit["state"], visit["attempt"]) == ("leased", 1), "no attempt is lost by it"
