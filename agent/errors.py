@@ -92,9 +92,12 @@ class AnotherCoordinator(Unreachable):
 
 
 class VisitFailed(AgentError):
-    def __init__(self, reason: ReturnReason, message: str) -> None:
+    """`message` is for this agent's own log; `told` is what the coordinator reads, where that must not be the same."""
+
+    def __init__(self, reason: ReturnReason, message: str, told: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.told = told
 
 
 class ManifestInvalid(AgentError):

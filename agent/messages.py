@@ -86,6 +86,26 @@ class Command(BaseModel):
     """which visit is to stop; None: whichever there is"""
 
 
+class Facts(BaseModel):
+    """What may be told of a failure to anybody: numbers, and names of our own; never what a row or a setting holds."""
+
+    error: str | None = None
+    """class of the exception"""
+    place: str | None = None
+    """file and line of our own code"""
+    phase: str | None = None
+    step: int | None = None
+    row: int | None = None
+    field: str | None = None
+    """of the task, not the owner's column"""
+
+    def text(self) -> str:
+        place = f" at {self.place}" if self.place else ""
+        known = [f"{self.error or 'error'}{place}"]
+        known += [f"{name} {value}" for name in ("phase", "step", "row", "field") if (value := getattr(self, name)) is not None]
+        return ", ".join(known)
+
+
 class TrainerEvent(BaseModel):
     """Training process to daemon."""
 
@@ -95,3 +115,5 @@ class TrainerEvent(BaseModel):
     metrics: TrainMetrics | None = None
     reason: ReturnReason | None = None
     message: str = ""
+    """for the agent's own log: it may quote a row"""
+    facts: Facts | None = None

@@ -5,12 +5,12 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import TextIO
 
 from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
-from shared.errors import DataError, FedError, HeaderError
-from shared.protocol import Progress, ReturnReason
+from shared.protocol import Progress
 
 ALIVE_EVERY_S = 5.0
 _speaking = threading.Lock()
@@ -83,40 +83,25 @@ def _visit(visitor: object, request: TrainRequest, out: TextIO, should_stop: Cal
 
 
 def _outcome(visitor: object, request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
-    from agent.training.errors import NonFinite, Stopped
-    from agent.training.shards import ShardCorrupt
+    from agent.training.errors import Stopped
+    from agent.training.failures import failure_of
     from agent.training.visit import Visitor
-    from shared.codecs import CodecError
-    from shared.lossless import PackedError
 
     assert isinstance(visitor, Visitor)
+    at: list[Progress] = []
 
     def report(progress: Progress) -> None:
+        at[:] = [progress]
         _say(out, TrainerEvent(event="progress", visit=request.visit, progress=progress))
 
     try:
         return TrainerEvent(event="done", metrics=visitor.visit(request, report, should_stop))
     except Stopped:
         return TrainerEvent(event="stopped")
-    except NonFinite as error:
-        return _failed("non_finite_loss", error)
-    except DataError as error:
-        return _failed("data_invalid", error)
-    except (ShardCorrupt, PackedError, CodecError, HeaderError) as error:
-        return _failed("shard_corrupt", error)
-    except MemoryError as error:
-        return _failed("out_of_memory", error)
-    except (FedError, OSError, RuntimeError, ValueError) as error:
-        return _failed("out_of_memory" if _is_out_of_memory(error) else "other", error)
-
-
-def _failed(reason: ReturnReason, error: Exception) -> TrainerEvent:
-    return TrainerEvent(event="failed", reason=reason, message=f"{type(error).__name__}: {error}"[:1500])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
+    except Exception as error:
+        # Whatever it is: the process lives, and says what happened and where.
+        traceback.print_exc()
+        return failure_of(error, at[-1] if at else None)
 
 
 def _limit_memory(limit: int) -> None:

@@ -124,7 +124,7 @@ class TrainerProcess:
                     assert event.metrics is not None
                     return event.metrics
                 case "failed":
-                    raise VisitFailed(event.reason or "other", event.message)
+                    raise VisitFailed(event.reason or "other", event.message, event.facts.text() if event.facts else None)
                 case "stopped":
                     if self._ending.is_set():
                         raise StopRequested

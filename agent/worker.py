@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import time
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,7 +18,7 @@ from agent.cache import ShardCache
 from agent.client import Client
 from agent.consent import NotConsented, patterns, source_for
 from agent.errors import AgentError, ConfigError, CoordinatorSaid, KeyRefused, LeaseGone, ManifestInvalid, StopRequested, VisitFailed
-from agent.messages import DataSource
+from agent.messages import DataSource, Facts
 from agent.outbox import Outbox
 from agent.readiness import Standing, stamp
 from agent.residuals import Residuals
@@ -31,11 +33,10 @@ FAILURE_PAUSE_S = 5.0
 HOURS_PAUSE_S = 30.0
 REFUSED_PAUSE_S = 30.0
 AT_ONCE_S = 0.5
-TOLD = {
-    "data_invalid": "the agent's own log says more", "other": "the agent's own log says more",
-    "not_consented": "its owner has tied no data to this run",
-}  # fmt: skip
-"""What the coordinator is told where the message may quote a row of the data or agent.toml: that stays in the log and the status."""
+PLAIN_REASONS = frozenset(
+    {"memory_limit", "disk_limit", "disk_full", "shard_corrupt", "trainer_died", "stalled", "delta_refused", "manifest_invalid"}
+)
+"""Reasons whose messages are our own words and numbers. Any other may quote a row of the data or agent.toml: that stays here."""
 
 
 class Worker:
@@ -156,10 +157,10 @@ class Worker:
         except KeyRefused:
             raise
         except VisitFailed as error:
-            self._failed(assignment, error.reason, error.message)
+            self._failed(assignment, error.reason, error.message, error.told)
         except Exception as error:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
-            self._failed(assignment, "other", f"{type(error).__name__}: {error}")
+            self._failed(assignment, "bug", f"{type(error).__name__}: {error}", told_of(error))
 
     def _refresh(self) -> None:
         """Say of each run whether its data fit, where that may be another than before."""
@@ -209,12 +210,12 @@ class Worker:
         finally:
             self._interruptible = False
 
-    def _failed(self, assignment: Assignment, reason: Any, message: str) -> None:
+    def _failed(self, assignment: Assignment, reason: Any, message: str, told: str | None = None) -> None:
         log.error("round %d: %s: %s: %s", assignment.round, assignment.block, reason, message)
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
             self._standing.refuse(assignment.run_id, assignment.run_name, reason, message)
-        self._give_back(assignment, reason, TOLD.get(reason, message))
+        self._give_back(assignment, reason, told_to_coordinator(reason, message, told))
         self._note(f"{reason}: {message}")
         self._write_status("waiting after a failure")
         self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
@@ -264,3 +265,20 @@ class Worker:
             aside.replace(self._home.status)
         except OSError as error:
             log.warning("status not written: %s", error)
+
+
+def told_to_coordinator(reason: str, message: str, facts: str | None) -> str:
+    """What the coordinator reads of a failure: facts, and nothing that a row or agent.toml holds."""
+    if reason == "not_consented":
+        return "its owner has tied no data to this run"
+    if facts is not None:
+        return f"{facts}; the agent's own log says more"
+    return message if reason in PLAIN_REASONS else "the agent's own log says more"
+
+
+def told_of(error: Exception) -> str:
+    """The class of an unexpected error, and the last line of our own that it came through."""
+    root = Path(__file__).parents[1]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(root / "agent")]
+    place = f"{Path(frames[-1].filename).relative_to(root)}:{frames[-1].lineno}" if frames else None
+    return Facts(error=type(error).__name__, place=place).text()

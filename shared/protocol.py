@@ -15,6 +15,8 @@ OFFERS = "FedCyBGD-Offers"
 """Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
 COORDINATOR = "FedCyBGD-Coordinator"
 """Heading of every answer: the id that the coordinator's database got when it was made."""
+MOST_STEPS = 100_000
+"""Local steps of a visit: an agent takes no visit that has more."""
 SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"
 
 
@@ -148,19 +150,21 @@ class PatchRef(BlobRef):
         description="difference: of two files of one layout, byte by byte; delta: an accepted delta that was added to the block"
     )
     base: Digest = Field(description="the shard that it starts from")
-    weight: float = Field(1.0, description="of a delta")
+    weight: float = Field(1.0, allow_inf_nan=False, description="of a delta")
 
 
 class ShardRef(BaseModel):
     """One block at one version in one codec: a safetensors file, and in what forms it can be fetched."""
 
     block: Name
-    version: int
+    version: int = Field(ge=0, lt=2**31)
     codec: Codec
     digest: Digest
     size: int = Field(ge=0)
     packed: BlobRef | None = Field(None, description="the same file in the lossless coding")
-    patches: list[PatchRef] = Field(default_factory=list, description="steps from older shards to this one, the last step first")
+    patches: list[PatchRef] = Field(
+        default_factory=list, max_length=16, description="steps from older shards to this one, the last step first"
+    )
 
 
 class Manifest(BaseModel):
@@ -175,26 +179,26 @@ class ParameterGroup(BaseModel):
     """Blocks that are trained in a visit with one learning rate."""
 
     blocks: list[Name]
-    learning_rate: float
+    learning_rate: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
 class TrainSettings(BaseModel):
     """One visit: which blocks are trained, and how."""
 
     task: Task
-    num_labels: int | None = None
-    label_names: list[str] | None = None
-    groups: list[ParameterGroup]
-    steps: int | None = Field(None, description="local steps; None: `epochs` decides")
-    epochs: float = 1.0
-    batch_size: int
-    max_length: int = Field(description="tokens a row or window at the most")
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
+    num_labels: int | None = Field(None, ge=1, le=100_000)
+    label_names: list[str] | None = Field(None, max_length=100_000)
+    groups: list[ParameterGroup] = Field(max_length=10_000)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps; None: `epochs` decides")
+    epochs: float = Field(1.0, gt=0, le=1000)
+    batch_size: int = Field(ge=1, le=65536)
+    max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
+    warmup_steps: int = Field(0, ge=0, lt=2**31)
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
     precision: Precision = "auto"
     optimizer: Optimizer = "adamw"
-    seed: int = Field(description="from (run, round, block), never from the attempt")
+    seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
 
 class DeclaredLimits(Message):
@@ -216,12 +220,12 @@ class Assignment(BaseModel):
     """A block to train under a lease."""
 
     assignment_id: Id
-    attempt: int
-    lease_seconds: float
+    attempt: int = Field(ge=1, lt=2**31)
+    lease_seconds: float = Field(ge=0.1, le=366 * 86_400)
     run_id: Id
     run_name: Name
-    round: int
-    cycle: int
+    round: int = Field(ge=0, lt=2**31)
+    cycle: int = Field(ge=0, lt=2**31)
     block: Name
     manifest: Manifest
     train: TrainSettings
@@ -301,7 +305,7 @@ class UploadOffset(BaseModel):
 
 ReturnReason = Literal[
     "stopping", "not_consented", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
-    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "other",
+    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "model_mismatch", "bug", "disk_unwritable", "other",
 ]  # fmt: skip
 """Why an agent gives an assignment back."""
 
@@ -309,6 +313,10 @@ LASTING_REASONS: frozenset[str] = frozenset(
     {"not_consented", "data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
 )
 """Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
+
+
+COORDINATORS_OWN: frozenset[str] = frozenset({"model_mismatch"})
+"""Reasons that no agent can mend: the run is paused at once, and no other agent is asked."""
 
 
 class ReturnRequest(Message):

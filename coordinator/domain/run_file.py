@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coordinator.errors import Invalid
 from shared.digests import Digest
-from shared.protocol import DeltaCodec, Name, Optimizer, Precision, Task
+from shared.protocol import MOST_STEPS, DeltaCodec, Name, Optimizer, Precision, Task
 
 
 class RunFileInvalid(Invalid):
@@ -72,7 +72,7 @@ class ScheduleSection(Section):
 
 
 class TrainSection(Section):
-    steps: int | None = Field(None, ge=1, description="local steps of a visit; instead of `epochs`")
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
     epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
     batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
     learning_rate: float = Field(3e-4, gt=0, lt=10, description="of the visited block, in the first cycle")

@@ -17,7 +17,7 @@ from coordinator.domain.run_file import RunFile
 from coordinator.errors import NotFound
 from coordinator.services import budget, emulators, offers, rounds, signals, troubles
 from shared import protocol
-from shared.protocol import ClaimRequest, DeltaReceipt, DeltaSubmission, RenewAnswer, RenewRequest, ReturnRequest
+from shared.protocol import COORDINATORS_OWN, ClaimRequest, DeltaReceipt, DeltaSubmission, RenewAnswer, RenewRequest, ReturnRequest
 
 HEADER_ROOM = 1 << 20
 """Bytes that a delta's safetensors header may take, beyond its tensors."""
@@ -185,6 +185,8 @@ def give_back(session: Session, assignment_id: str, agent_id: str, request: Retu
 def _give_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
     assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.GIVE_BACK)
     rounds.failed_attempt(session, run, assignment, reason, message, now)
+    if reason in COORDINATORS_OWN:
+        rounds.pause(session, run, f"block {assignment.block}: {reason}: {message}; no agent can mend it")
 
 
 def receipt(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission) -> DeltaReceipt | None:

@@ -1,0 +1,75 @@
+"""Names what ended a visit: the reason that says who can mend it, and the facts that may be told."""
+
+import errno
+import traceback
+from pathlib import Path
+
+from agent.messages import Facts, TrainerEvent
+from agent.training.errors import NonFinite, OptimizerMissing
+from agent.training.shards import ShardCorrupt
+from shared.codecs import CodecError
+from shared.configuration import ModelUnknown
+from shared.errors import DataError, HeaderError, PartitionError
+from shared.layers import AssemblyError
+from shared.lossless import PackedError
+from shared.protocol import Progress, ReturnReason
+from shared.tokens import TokenizerUnusable
+
+PACKAGES = Path(__file__).parents[2]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
+    ((NonFinite,), "non_finite_loss"),
+    ((DataError,), "data_invalid"),
+    ((ShardCorrupt, PackedError, CodecError, HeaderError), "shard_corrupt"),
+    ((AssemblyError, PartitionError, ModelUnknown, TokenizerUnusable), "model_mismatch"),
+    ((OptimizerMissing,), "other"),
+    ((MemoryError,), "out_of_memory"),
+)
+MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "os error 12")
+DISK = ("no space left", "disk quota", "file too large", "os error 28", "os error 122", "os error 27")
+READ_ONLY = ("read-only file system", "permission denied", "input/output error", "os error 30", "os error 13", "os error 5)")
+
+
+def failure_of(error: BaseException, at: Progress | None) -> TrainerEvent:
+    """The event of a visit that failed while it was at `at`. Anything that is nobody's mistake but ours is a `bug`, with its place."""
+    reason = reason_of(error)
+    training = at is not None and at.phase == "training"
+    facts = Facts(
+        error=type(error).__name__, place=place_of(error) if reason in ("bug", "other", "model_mismatch") else None,
+        phase=at.phase if at is not None else None, step=at.step if at is not None and training else None,
+    )  # fmt: skip
+    if isinstance(error, DataError):
+        row, field = error.detail.get("row", error.detail.get("line")), error.detail.get("field")
+        facts = facts.model_copy(update={"row": row if isinstance(row, int) else None, "field": field if isinstance(field, str) else None})
+    return TrainerEvent(event="failed", reason=reason, message=f"{type(error).__name__}: {error}"[:1500], facts=facts)
+
+
+def reason_of(error: BaseException) -> ReturnReason:
+    for kinds, reason in KINDS:
+        if isinstance(error, kinds):
+            return reason
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in FULL:
+            return "disk_full"
+        if error.errno in UNWRITABLE:
+            return "disk_unwritable"
+        if error.errno == errno.ENOMEM:
+            return "out_of_memory"
+    # Libraries say it in words: safetensors has a class of its own, torch a RuntimeError.
+    text = str(error).lower()
+    for words, reason in ((MEMORY, "out_of_memory"), (DISK, "disk_full"), (READ_ONLY, "disk_unwritable")):
+        if any(word in text for word in words):
+            return reason
+    return "bug"
+
+
+def place_of(error: BaseException) -> str | None:
+    """The last line of our own that the error came through, as in agent/training/data.py:31."""
+    ours = [
+        f"{Path(frame.filename).relative_to(PACKAGES)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).is_relative_to(PACKAGES / package) for package in ("agent", "shared"))
+        and Path(frame.filename).name != "trainer.py"
+    ]
+    return ours[-1] if ours else None
