@@ -14,9 +14,13 @@ from agent.device import find_device
 from agent.errors import AgentError
 from agent.readiness import Verdict, judge, report
 from agent.settings import Config, DataSection, Home, within_hours
+from shared import machine
 from shared.errors import DataError
 from shared.protocol import RunOffer
 from shared.tables import Row, read_examples, read_rows
+
+FEW_FILES = 128
+"""A daemon and its training process have some 60 files open; a model in many files has more."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,24 @@ def check(home: Home) -> Iterator[Finding]:
 
 
 def _device(home: Home, config: Config) -> Iterator[Finding]:
-    device = find_device(config.device.kind)
+    device = find_device(config.device.kind, config.device.gpu)
     wanted = config.device.kind
-    memory = f"{device.memory_bytes / 1e9:.1f} GB of memory, {psutil.virtual_memory().available / 1e9:.1f} free"
+    memory = f"{device.memory_bytes / 1e9:.1f} GB of memory, {machine.memory_available() / 1e9:.1f} free"
     accelerator = f", {device.accelerator_bytes / 1e9:.1f} GB on it" if device.kind == "cuda" else ""
     found = f"{device.kind} ({device.name}), {device.cores} cores, {memory}{accelerator}"
     if wanted in ("cuda", "mps") and device.kind != wanted:
         yield Finding(False, "device", f"{wanted} was asked for, found only {found}", "set device.kind to auto, or install the driver")
     else:
         yield Finding(True, "device", found)
-    home.path.mkdir(parents=True, exist_ok=True)
+    try:
+        home.ready()
+    except AgentError as error:
+        yield Finding(False, "directory", error.message, "see there")
+        return
+    if (files := machine.raise_open_files()) < FEW_FILES:
+        yield Finding(
+            False, "open files", f"this process may have {files} files open", "raise it: ulimit -n 1024, or LimitNOFILE= of its service"
+        )
     free = psutil.disk_usage(str(home.path)).free
     wants = config.limits.disk_gb * 1e9
     advice = "" if free >= wants else f"only {free / 1e9:.1f} GB are free: lower limits.disk_gb or free space"

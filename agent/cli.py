@@ -26,6 +26,7 @@ from agent.errors import AgentError
 from agent.settings import Home, template
 from shared.addresses import address_of
 from shared.errors import FedError
+from shared.machine import raise_open_files
 from shared.plain import one_line
 from shared.protocol import EnrolRequest
 from shared.terminal import Terminal, log_plainly
@@ -55,6 +56,7 @@ def enroll(
     )
     address = address_of(url)
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
+    place.ready()  # before the token is spent
     client = Client(address)
     answer = client.enrol(request)
     credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
@@ -107,6 +109,7 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
     place = Home(home)
     config = place.load_config()
     mine = credentials.load(place)
+    raise_open_files()
     with _only_one(place):
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
         Worker(place, config, Client(config.coordinator, mine.key, mine.coordinator)).run()
@@ -114,6 +117,7 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
 
 @contextmanager
 def _only_one(home: Home) -> Iterator[None]:
+    home.ready()
     with home.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,35 +5,72 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 
-import psutil
-
+from shared.machine import cores, memory_total
 from shared.protocol import DeviceInfo
 
+# Numbers of cards mean the same to nvidia-smi and to torch only in this order.
+CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
-def find_device(wanted: str = "auto") -> DeviceInfo:
-    """The device that training would use, and its memory in bytes."""
-    memory = int(psutil.virtual_memory().total)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpu = DeviceInfo(kind="cpu", name=_cpu_name(), cores=cores, memory_bytes=memory)
-    if wanted in ("auto", "cuda") and (card := _nvidia()) is not None:
-        return cpu.model_copy(update={"kind": "cuda", "name": card[0], "accelerator_bytes": card[1]})
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    memory_bytes: int | None
+    """None: the card has none of its own, and uses the system's"""
+    uuid: str = ""
+
+
+def find_device(wanted: str = "auto", gpu: int | str | None = None) -> DeviceInfo:
+    """The device that training would use, and its memory in bytes, within the limits of a container; `gpu` chooses among several."""
+    memory = memory_total()
+    cpu = DeviceInfo(kind="cpu", name=_cpu_name(), cores=cores(), memory_bytes=memory)
+    if wanted in ("auto", "cuda") and (card := _chosen(gpu)) is not None:
+        return cpu.model_copy(update={"kind": "cuda", "name": card.name[:200], "accelerator_bytes": card.memory_bytes or memory})
     if wanted in ("auto", "mps") and sys.platform == "darwin" and platform.machine() == "arm64":
         return cpu.model_copy(update={"kind": "mps", "accelerator_bytes": memory})
     return cpu
 
 
-def _nvidia() -> tuple[str, int] | None:
+def _chosen(gpu: int | str | None) -> Card | None:
+    """The first card that CUDA would see: `gpu` if it is given, else what CUDA_VISIBLE_DEVICES names, else all."""
+    visible = str(gpu) if gpu is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return next(iter(_cards()), None)
+    first = visible.split(",")[0].strip()
+    if first.isdigit():
+        return next(iter(_cards()[int(first) : int(first) + 1]), None)
+    if first.startswith(("GPU-", "MIG-")):
+        cards = _cards(with_uuid=True)
+        # A prefix is enough for CUDA. A part of a card (MIG) is not listed: its card is not known, and the first stands for it.
+        named = [card for card in cards if card.uuid.startswith(first)]
+        return next(iter(named or (cards if not any(card.uuid for card in cards) or first.startswith("MIG-") else [])), None)
+    return None  # empty, or no card: CUDA sees none
+
+
+def _cards(with_uuid: bool = False) -> list[Card]:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        return []
+    query = [program, f"--query-gpu={'uuid,' if with_uuid else ''}name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        name, megabytes = lines[0].rsplit(",", 1)
-        return name.strip(), int(megabytes) * 1024 * 1024
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True, env={**os.environ, **CARD_ORDER}).stdout
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    return [card for line in output.splitlines() if (card := _card(line)) is not None]
+
+
+def _card(line: str) -> Card | None:
+    """`GPU-1b2c…, NVIDIA H100, 81559`, with or without the first; the last is [N/A] where card and system share their memory."""
+    front, comma, last = line.rpartition(",")
+    if not comma:
         return None
+    uuid, _, name = front.partition(",") if front.strip().startswith(("GPU-", "MIG-")) else ("", "", front)
+    last = last.strip()
+    if last.isdigit():
+        return Card(name.strip(), int(last) << 20, uuid.strip())
+    return Card(name.strip(), None, uuid.strip()) if last.startswith(("[", "N/A")) else None
 
 
 def _cpu_name() -> str:

@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from agent.errors import ConfigError
 from agent.messages import TrainingOptions
+from shared import machine
+from shared.disk import disk_reason
 from shared.protocol import DeclaredLimits
 from shared.table_format import TableFormat
 
+Card = Annotated[str, StringConstraints(pattern=r"^(GPU|MIG)-[0-9a-fA-F-]{1,60}$")]
 Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 RunPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._*?-]{0,99}$")]
 DataName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
@@ -39,7 +42,11 @@ class DataSection(TableFormat, Section):
 
 class DeviceSection(Section):
     kind: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="what to train on")
-    threads: int = Field(0, ge=0, description="threads of the training process on a CPU; 0: as many as torch takes")
+    gpu: Annotated[int, Field(ge=0)] | Card | None = Field(
+        None,
+        description="which GPU: its number as nvidia-smi counts, or its UUID (GPU-…); default: the first that CUDA_VISIBLE_DEVICES leaves",
+    )
+    threads: int = Field(0, ge=0, description="threads of the training process on a CPU; 0: as many as the machine or container has cores")
 
 
 class LimitsSection(Section):
@@ -91,6 +98,18 @@ class Home:
         self.checked = self.path / "checked"
         """Touched by `fedagent check`: the daemon looks again at what it refused"""
 
+    def ready(self) -> None:
+        """Make the directory and try to write into it. Raises `ConfigError`: without it no key, status or delta could be kept."""
+        probe = self.path / ".writable"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            why = {"disk_full": "its disk is full: free space", "disk_unwritable": "it cannot be written: give it to this user"}
+            advice = why.get(disk_reason(error) or "", "make it a directory")
+            raise ConfigError(f"{self.path}: {error.strerror or error}; {advice}, or name another one with --home") from error
+
     def load_config(self) -> Config:
         """Read agent.toml. Raises `ConfigError`, which names each wrong field."""
         try:
@@ -121,7 +140,8 @@ def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bo
 def declared(config: Config) -> DeclaredLimits:
     """What the coordinator is told of the limits."""
     limits = config.limits
-    return DeclaredLimits(memory_bytes=int((limits.memory_gb or 0) * 1e9), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
+    allowed = [int((limits.memory_gb or 0) * 1e9), machine.limits().memory_bytes or 0]
+    return DeclaredLimits(memory_bytes=min((n for n in allowed if n), default=0), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
 
 
 def within_hours(hours: list[str], now: datetime) -> bool:
@@ -148,7 +168,8 @@ runs = {json.dumps(runs)}                       # which runs may use these rows,
 
 [device]
 kind = "auto"                   # auto, cpu, cuda, mps
-threads = 0                     # 0: as many as torch takes
+# gpu = 1                       # which one, where there are several
+threads = 0                     # 0: as many as there are cores
 
 [limits]
 # memory_gb = 8                 # private memory of the training process at the most

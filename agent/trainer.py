@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
+from shared.machine import cores
 from shared.protocol import Progress
 
 ALIVE_EVERY_S = 5.0
@@ -35,8 +36,8 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
     from agent.training.visit import Visitor, choose_device
     from shared.assembly import import_model_code
 
-    if threads:
-        torch.set_num_threads(threads)
+    # More threads than a container has cores throttle each other.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     import_model_code()
     visitor = Visitor(choose_device(device), options, memory_limit)
     _say(out, TrainerEvent(event="ready"))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from agent.device import CARD_ORDER
 from agent.errors import LeaseGone, StopRequested, VisitFailed
 from agent.messages import Command, TrainerEvent, TrainRequest
 from agent.settings import Config
@@ -64,6 +65,10 @@ class TrainerProcess:
             # Freed tensors go back to the system at once: by default the heap keeps holes of up to half of the peak. It costs time,
             # so only an agent that must save memory does it.
             self._environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
+        for name, value in CARD_ORDER.items():
+            self._environment.setdefault(name, value)
+        if config.device.gpu is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = str(config.device.gpu)
         if config.device.threads:
             self._environment["OMP_NUM_THREADS"] = str(config.device.threads)
         self._stall_s = config.limits.stall_s

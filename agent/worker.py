@@ -25,6 +25,7 @@ from agent.residuals import Residuals
 from agent.retry import patiently
 from agent.settings import Config, Home, declared, within_hours
 from agent.trainer_process import TrainerProcess
+from shared.disk import disk_reason
 from shared.protocol import LASTING_REASONS, Assignment, ClaimRequest, Progress, ReturnRequest
 
 log = logging.getLogger("fedagent")
@@ -160,7 +161,8 @@ class Worker:
             self._failed(assignment, error.reason, error.message, error.told)
         except Exception as error:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
-            self._failed(assignment, "bug", f"{type(error).__name__}: {error}", told_of(error))
+            disk = disk_reason(error) if isinstance(error, OSError) else None
+            self._failed(assignment, disk or "bug", f"{type(error).__name__}: {error}", told_of(error))
 
     def _refresh(self) -> None:
         """Say of each run whether its data fit, where that may be another than before."""

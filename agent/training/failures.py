@@ -9,6 +9,7 @@ from agent.training.errors import NonFinite, OptimizerMissing
 from agent.training.shards import ShardCorrupt
 from shared.codecs import CodecError
 from shared.configuration import ModelUnknown
+from shared.disk import disk_reason
 from shared.errors import DataError, HeaderError, PartitionError
 from shared.layers import AssemblyError
 from shared.lossless import PackedError
@@ -16,8 +17,6 @@ from shared.protocol import Progress, ReturnReason
 from shared.tokens import TokenizerUnusable
 
 PACKAGES = Path(__file__).parents[2]
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((NonFinite,), "non_finite_loss"),
     ((DataError,), "data_invalid"),
@@ -50,10 +49,8 @@ def reason_of(error: BaseException) -> ReturnReason:
         if isinstance(error, kinds):
             return reason
     if isinstance(error, OSError) and error.errno is not None:
-        if error.errno in FULL:
-            return "disk_full"
-        if error.errno in UNWRITABLE:
-            return "disk_unwritable"
+        if (disk := disk_reason(error)) is not None:
+            return disk
         if error.errno == errno.ENOMEM:
             return "out_of_memory"
     # Libraries say it in words: safetensors has a class of its own, torch a RuntimeError.

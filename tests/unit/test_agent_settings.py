@@ -23,6 +23,7 @@ runs = ["bank*"]
 tell_rows = "no"
 [device]
 kind = "cpu"
+gpu = 1
 threads = 2
 [limits]
 memory_gb = 8

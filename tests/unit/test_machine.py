@@ -1,0 +1,179 @@
+"""Limits of a container and of the environment are what an agent declares and obeys."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agent import settings
+from agent.device import find_device
+from agent.errors import ConfigError
+from agent.settings import Config, Home, declared
+from agent.trainer_process import TrainerProcess
+from shared import machine
+from shared.machine import Limits, cores, limits, memory_available, memory_total
+
+GIB = 1 << 30
+V1 = "12:pids:/docker/abc\n5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n"
+
+
+def tree(root: Path, mine: str, files: dict[str, str]) -> tuple[Path, Path]:
+    for name, text in files.items():
+        (root / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "cgroup" / name).write_text(text + "\n")
+    (root / "self").write_text(mine)
+    return root / "cgroup", root / "self"
+
+
+TREES: dict[str, tuple[str, dict[str, str], Limits]] = {
+    "v2, its own group": (
+        "0::/docker/abc\n", {"docker/abc/memory.max": str(2 * GIB), "docker/abc/cpu.max": "150000 100000"}, Limits(2 * GIB, 2 * GIB, 1.5),
+    ),
+    "v2, a namespace": ("0::/\n", {"memory.max": str(2 * GIB), "cpu.max": "50000 100000"}, Limits(2 * GIB, 2 * GIB, 0.5)),
+    "v2, the host's path in a container": (
+        "0::/kubepods/pod1/x\n", {"memory.max": str(GIB), "cpu.max": "400000 100000"}, Limits(GIB, GIB, 4.0),
+    ),
+    "v2, a parent is stricter": (
+        "0::/user/a/b\n",
+        {"user/a/b/memory.max": "max", "user/a/memory.max": str(3 * GIB), "user/memory.max": str(GIB), "user/a/cpu.max": "max 100000"},
+        Limits(GIB, GIB, None),
+    ),
+    "v2, memory.high": ("0::/a\n", {"a/memory.max": "max", "a/memory.high": str(GIB)}, Limits(GIB, GIB, None)),
+    "v2, some is in use": (
+        "0::/a\n",
+        {"a/memory.max": str(GIB), "a/memory.current": str(600 << 20), "a/memory.stat": f"anon 1\ninactive_file {100 << 20}"},
+        Limits(GIB, 524 << 20, None),
+    ),
+    "v2, no limits": ("0::/a\n", {"a/memory.max": "max", "a/cpu.max": "max 100000"}, Limits()),
+    "v1": (
+        V1,
+        {"memory/docker/abc/memory.limit_in_bytes": str(2 * GIB), "memory/docker/abc/memory.usage_in_bytes": str(GIB),
+         "cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "250000", "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000"},
+        Limits(2 * GIB, GIB, 2.5),
+    ),
+    "v1, mounted at the top, under one name": (
+        V1,
+        {"memory/memory.limit_in_bytes": str(GIB), "cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"},
+        Limits(GIB, GIB, 1.0),
+    ),
+    "v1, no limits": (
+        V1, {"memory/docker/abc/memory.limit_in_bytes": "9223372036854771712", "cpu/docker/abc/cpu.cfs_quota_us": "-1"}, Limits(),
+    ),
+    "both": ("5:memory:/x\n0::/x\n", {"memory/x/memory.limit_in_bytes": str(GIB), "x/cpu.max": "200000 100000"}, Limits(GIB, GIB, 2.0)),
+    "nonsense": ("garbage\n0::/a\n", {"a/memory.max": "lots", "a/cpu.max": "x y z"}, Limits()),
+    "nothing": ("", {}, Limits()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_strictest_limit_of_all_groups_counts(name: str, tmp_path: Path) -> None:
+    mine, files, right = TREES[name]
+    place = tree(tmp_path, mine, files)
+    assert limits(*place) == right
+    if right.memory_bytes is not None:
+        assert memory_total(*place) == min(right.memory_bytes, psutil.virtual_memory().total)
+        assert memory_available(*place) <= (right.memory_left or 0)
+    if right.cores is not None:
+        assert cores(*place) == max(1, min(len(os.sched_getaffinity(0)), int(right.cores)))
+
+
+def test_a_machine_without_groups_is_as_psutil_says(tmp_path: Path) -> None:
+    assert limits(tmp_path / "none", tmp_path / "none") == Limits()
+    assert memory_total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total
+
+
+def config(**more: Any) -> Config:
+    return Config.model_validate({"coordinator": "http://c", "data": {"rows": {"path": "rows.csv", "runs": []}}, **more})
+
+
+@pytest.mark.parametrize(
+    ("own", "group", "said"), [(None, None, 0), (None, 2 * GIB, 2 * GIB), (1.0, 2 * GIB, 10**9), (8.0, GIB, GIB), (1.0, None, 10**9)]
+)
+def test_the_limit_of_the_container_is_declared(monkeypatch: pytest.MonkeyPatch, own: float | None, group: int | None, said: int) -> None:
+    monkeypatch.setattr(machine, "limits", lambda: Limits(memory_bytes=group))
+    assert declared(config(limits={"memory_gb": own})).memory_bytes == said
+
+
+# ---- cards -------------------------------------------------------------------------------------------------------------
+
+ONE = "NVIDIA H100 80GB HBM3, 81559"
+TWO = "NVIDIA T400, 4096\n" + ONE
+UUIDS = "GPU-aaaa-1, NVIDIA T400, 4096\nGPU-bbbb-2, " + ONE
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def say(output: str, status: int = 0) -> None:
+        program = tmp_path / "nvidia-smi"
+        plain = "\n".join(line.split(", ", 1)[1] if line.startswith("GPU-") else line for line in output.splitlines())
+        program.write_text(f"#!/bin/sh\ncase \"$*\" in *uuid*) echo '{output}';; *) echo '{plain}';; esac\nexit {status}\n")
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return say
+
+
+CARDS: list[tuple[str, str | None, int | str | None, str, str]] = [
+    (ONE, None, None, "cuda", "H100"), (ONE, "", None, "cpu", ""), (ONE, "-1", None, "cpu", ""), (ONE, "NoDevFiles", None, "cpu", ""),
+    (ONE, "0", None, "cuda", "H100"), (ONE, "5", None, "cpu", ""), (TWO, None, None, "cuda", "T400"), (TWO, "1", None, "cuda", "H100"),
+    (TWO, "1,0", None, "cuda", "H100"), (TWO, " 0 , 1", None, "cuda", "T400"), (TWO, None, 1, "cuda", "H100"), (TWO, "0", 1, "cuda", "H100"),
+    (UUIDS, "GPU-bbbb-2", None, "cuda", "H100"), (UUIDS, "GPU-bbbb", None, "cuda", "H100"), (UUIDS, "GPU-cccc", None, "cpu", ""),
+    (UUIDS, None, "GPU-aaaa-1", "cuda", "T400"), (UUIDS, "MIG-1234", None, "cuda", "T400"), (ONE, "GPU-bbbb", None, "cuda", "H100"),
+    ("NVIDIA GB10, [N/A]", None, None, "cuda", "GB10"), ("Orin (nvgpu), [N/A]", None, None, "cuda", "Orin"),
+    ("NVIDIA Thor, [Not Supported]", "0", None, "cuda", "Thor"), ("NVIDIA, Model X, 100", None, None, "cuda", "Model X"),
+    ("No devices were found", None, None, "cpu", ""), ("", None, None, "cpu", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "visible", "gpu", "kind", "name"), CARDS)
+def test_the_card_that_training_will_see(
+    smi: Any, monkeypatch: pytest.MonkeyPatch, output: str, visible: str | None, gpu: int | str | None, kind: str, name: str
+) -> None:
+    smi(output)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = find_device("auto", gpu)
+    assert found.kind == kind
+    if kind == "cuda":
+        assert name in found.name
+        unified = "[" in output
+        assert found.accelerator_bytes == (memory_total() if unified else {"T400": 4096, "H100": 81559}.get(name, 100) << 20)
+
+
+def test_a_driver_that_fails_means_no_card(smi: Any) -> None:
+    smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver", 9)
+    assert find_device().kind == "cpu"
+
+
+def test_the_chosen_card_is_the_one_that_the_training_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for gpu, seen in ((1, "1"), ("GPU-ab12", "GPU-ab12"), (None, "0")):
+        environment = TrainerProcess(config(device={} if gpu is None else {"gpu": gpu}))._environment
+        assert environment["CUDA_VISIBLE_DEVICES"] == seen
+        assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "numbers mean what nvidia-smi means by them"
+
+
+@pytest.mark.parametrize("gpu", [-1, "first", "GPU-;rm", 1.5])
+def test_what_is_no_card_is_refused(gpu: object) -> None:
+    with pytest.raises(ValueError, match="gpu"):
+        config(device={"gpu": gpu})
+
+
+# ---- the agent's directory ---------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_cannot_be_used_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Home(tmp_path / "new").ready()
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--home"):
+        Home(tmp_path / "file" / "home").ready()
+    for number, advice in ((28, "its disk is full"), (30, "cannot be written"), (13, "cannot be written")):
+        monkeypatch.setattr(
+            settings.Path, "write_bytes", lambda *_, number=number: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
+        )
+        with pytest.raises(ConfigError, match=advice):
+            Home(tmp_path / "new").ready()
