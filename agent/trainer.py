@@ -1,5 +1,6 @@
 """The training process: reads commands from standard input, trains, and reports on standard output, one JSON object a line."""
 
+import contextlib
 import os
 import queue
 import sys
@@ -7,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
 from shared.machine import cores
@@ -39,7 +40,16 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
     # More threads than a container has cores throttle each other.
     torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     import_model_code()
-    visitor = Visitor(choose_device(device), options, memory_limit)
+    made: list[Visitor] = []
+
+    def visitor() -> Visitor:
+        # Made when it is asked for again, where it could not be made: a driver may be mended meanwhile.
+        if not made:
+            made.append(Visitor(choose_device(device), options, memory_limit))
+        return made[0]
+
+    with contextlib.suppress(Exception):  # the first visit says what is wrong
+        visitor()
     _say(out, TrainerEvent(event="ready"))
     while True:
         request = orders.requests.get()
@@ -79,16 +89,14 @@ def _live(out: TextIO, busy: threading.Event) -> None:
         _say(out, TrainerEvent(event="alive"))
 
 
-def _visit(visitor: object, request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
+def _visit(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
     return _outcome(visitor, request, out, should_stop).model_copy(update={"visit": request.visit})
 
 
-def _outcome(visitor: object, request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
+def _outcome(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
     from agent.training.errors import Stopped
     from agent.training.failures import failure_of
-    from agent.training.visit import Visitor
 
-    assert isinstance(visitor, Visitor)
     at: list[Progress] = []
 
     def report(progress: Progress) -> None:
@@ -96,7 +104,7 @@ def _outcome(visitor: object, request: TrainRequest, out: TextIO, should_stop: C
         _say(out, TrainerEvent(event="progress", visit=request.visit, progress=progress))
 
     try:
-        return TrainerEvent(event="done", metrics=visitor.visit(request, report, should_stop))
+        return TrainerEvent(event="done", metrics=visitor().visit(request, report, should_stop))
     except Stopped:
         return TrainerEvent(event="stopped")
     except Exception as error:

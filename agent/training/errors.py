@@ -15,3 +15,9 @@ class OptimizerMissing(FedError):
     """An optimizer whose library is not installed here."""
 
     code = "optimizer_missing"
+
+
+class DeviceMissing(FedError):
+    """The device that agent.toml asks for is not one that torch can use here."""
+
+    code = "device_missing"

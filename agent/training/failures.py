@@ -5,7 +5,7 @@ import traceback
 from pathlib import Path
 
 from agent.messages import Facts, TrainerEvent
-from agent.training.errors import NonFinite, OptimizerMissing
+from agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing
 from agent.training.shards import ShardCorrupt
 from shared.codecs import CodecError
 from shared.configuration import ModelUnknown
@@ -22,7 +22,7 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((DataError,), "data_invalid"),
     ((ShardCorrupt, PackedError, CodecError, HeaderError), "shard_corrupt"),
     ((AssemblyError, PartitionError, ModelUnknown, TokenizerUnusable), "model_mismatch"),
-    ((OptimizerMissing,), "other"),
+    ((OptimizerMissing, DeviceMissing), "other"),
     ((MemoryError,), "out_of_memory"),
 )
 MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "os error 12")

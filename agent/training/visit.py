@@ -16,6 +16,7 @@ from agent.training.checkpoints import checkpointed, to_checkpoint
 from agent.training.data import Partition
 from agent.training.delta import write_delta
 from agent.training.emulator import Emulator, layers_of
+from agent.training.errors import DeviceMissing
 from agent.training.loss import Loss
 from agent.training.memory import PeakMemory, give_back_memory, resident
 from agent.training.optimizer import Group
@@ -189,12 +190,15 @@ def _warm_up(device: str) -> None:
 
 
 def choose_device(wanted: str) -> str:
-    """The torch device for `auto`, `cpu`, `cuda` or `mps`."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The torch device for `auto`, `cpu`, `cuda` or `mps`. Raises `DeviceMissing` for one that torch cannot use here."""
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(device for device, there in usable.items() if there)
+    if not usable[wanted]:
+        raise DeviceMissing(
+            f"torch {torch.__version__} finds no {wanted} here: set device.kind to auto, or install the driver and a torch for it"
+        )
+    return wanted
 
 
 def choose_precision(wanted: Precision, device: str) -> torch.dtype:

@@ -21,7 +21,7 @@ from agent.training.errors import NonFinite
 from agent.training.failures import reason_of
 from agent.training.shards import ShardCorrupt
 from agent.training.train import num_steps
-from agent.training.visit import Visitor
+from agent.training.visit import Visitor, choose_device
 from agent.worker import told_of, told_to_coordinator
 from shared.errors import DataError
 from shared.layers import AssemblyError
@@ -42,7 +42,7 @@ class Failing(Visitor):
 
 
 def outcome(error: BaseException) -> TrainerEvent:
-    return trainer._visit(Failing(error), REQUEST, io.StringIO(), lambda: False)
+    return trainer._visit(lambda: Failing(error), REQUEST, io.StringIO(), lambda: False)
 
 
 def os_error(number: int) -> OSError:
@@ -88,12 +88,21 @@ def test_a_bug_names_our_own_line() -> None:
         def visit(self, request: Any, report: Any, should_stop: Any) -> Any:
             num_steps(None, 1)  # type: ignore[arg-type]
 
-    event = trainer._visit(Buggy(Exception()), REQUEST, io.StringIO(), lambda: False)
+    event = trainer._visit(lambda: Buggy(Exception()), REQUEST, io.StringIO(), lambda: False)
     assert event.facts is not None
     assert re.fullmatch(r"AttributeError at agent/training/train\.py:\d+", event.facts.text())
     with pytest.raises(AttributeError) as raised:
         visit_name(None)  # type: ignore[arg-type]
     assert re.fullmatch(r"AttributeError at agent/assignment_run\.py:\d+", told_of(raised.value))
+
+
+def test_a_device_that_is_not_there_is_said_and_nothing_dies() -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("there is one here")
+    event = trainer._visit(lambda: Visitor(choose_device("mps")), REQUEST, io.StringIO(), lambda: False)
+    assert (event.event, event.reason) == ("failed", "other")
+    assert event.message.startswith("DeviceMissing: torch")
+    assert "set device.kind to auto" in event.message
 
 
 def test_a_row_is_named_by_its_number_and_its_field_never_by_its_column() -> None:
