@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
-from shared.machine import cores
+from shared.machine import cores, limits
 from shared.protocol import Progress
 
 ALIVE_EVERY_S = 5.0
@@ -40,12 +40,14 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
     # More threads than a container has cores throttle each other.
     torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     import_model_code()
+    # What a visit is planned with: a container's limit counts as the owner's does, though only the latter is set on this process.
+    allowed = min((n for n in (memory_limit, limits().memory_bytes) if n), default=0)
     made: list[Visitor] = []
 
     def visitor() -> Visitor:
         # Made when it is asked for again, where it could not be made: a driver may be mended meanwhile.
         if not made:
-            made.append(Visitor(choose_device(device), options, memory_limit))
+            made.append(Visitor(choose_device(device), options, allowed))
         return made[0]
 
     with contextlib.suppress(Exception):  # the first visit says what is wrong
