@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,11 @@ def test_a_prefix_cache_changes_nothing(family: str, place: tuple[Home, Visitor]
     assert ("no prefix cache" in caplog.text) is (family in NO_CACHE)
     if family.startswith("albert"):
         assert runs == {"albert": {(("pooler",), 1, ()): 3}, "albert-groups": {(("layers.1",), 1, ()): 2, (("head",), 2, ()): 1}}[family]
+
+
+def test_the_docs_list_the_families_that_are_held_here() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    listed = {word for line in page.splitlines() if line.startswith("|") for word in re.findall(r"`([a-z0-9_-]+)`", line)}
+    held = {make(2).config.model_type for _, make in SUPPORTED.values()}
+    assert held <= listed
+    assert listed - held == {"text-classification", "causal-lm"}
