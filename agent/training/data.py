@@ -74,6 +74,13 @@ class Partition:
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.encoder.collate([self.features[i] for i in indices])
 
+    def tokens(self, order: Sequence[Sequence[int]]) -> set[int]:
+        """The ids of all tokens that occur in these batches, padding with them."""
+        found = {self.encoder.pad}
+        for row in {row for batch in order for row in batch}:
+            found.update(self.features[row].ids)
+        return found
+
     def order(self, batch_size: int, generator: torch.Generator) -> list[list[int]]:
         """The batches of one epoch in a shuffled order that depends on `generator` alone."""
         shuffled = torch.randperm(len(self.features), generator=generator).tolist()

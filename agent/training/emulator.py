@@ -1,18 +1,20 @@
 """Assembles the model that an agent trains in from shards alone, and keeps it warm between visits."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from agent.messages import LocalShard
-from agent.training.frozen import can_be_quantized, make_dense, make_quantized
-from shared.assembly import Assembled, names_by_canonical, read_shard, skeleton
+from agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
+from shared.assembly import Assembled, names_by_canonical, skeleton
 from shared.block_names import layer_range
 from shared.codecs import parse_codec, read_encoded
+from shared.delta_file import read_rows
 from shared.families import find_stack
 from shared.protocol import Task
 from shared.quantized import QuantizedTensor
@@ -44,6 +46,9 @@ class Emulator:
         self._opened: set[str] = set()
         self.runs_of_prefix: dict[tuple[tuple[str, ...], int, tuple[str, ...]], int] = {}
         """What trials of the prefix cache found, by opened blocks, lowest layer and dropped blocks; 0 where there can be none."""
+        self._table = _token_table(model, self._holders)
+        self.rows: dict[str, torch.Tensor] = {}
+        """of the tables that are open in some rows alone: which"""
 
     @property
     def model(self) -> nn.Module:
@@ -79,18 +84,36 @@ class Emulator:
         self._opened = trained
         self._assembled.check_complete()
 
-    def open(self, path: Path) -> dict[str, nn.Parameter]:
-        """Make the parameters of one block trainable, as float32 copies; by canonical name."""
-        tensors = {
-            name: tensor.to(torch.float32, copy=True)
-            for name, tensor in read_shard(path, self._device).items()
-            if self._assembled.is_parameter(name)
-        }
+    def open(self, path: Path, tokens: Collection[int] | None = None) -> dict[str, nn.Parameter]:
+        """Make the parameters of one block trainable, as float32 copies; by canonical name.
+
+        `tokens` are the ids that the visit meets. A table that is there to look tokens up in, and for nothing else, is trained in
+        their rows alone: the parameter is the matrix of these rows, and `rows` says which they are.
+        """
+        tensors, few = {}, {}
+        with safe_open(path, framework="pt", device=self._device) as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name == self._table and tokens is not None:
+                    self.rows[name] = self._ids(tokens, self._assembled.parameter(name).shape[0])
+                    few[name] = nn.Parameter(read_rows(path, name, self.rows[name]).to(self._device, torch.float32))
+                elif self._assembled.is_parameter(name):
+                    tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
         self._assembled.put(tensors)
         parameters = {name: self._assembled.parameter(name) for name in tensors}
+        for name, parameter in few.items():
+            [(holder, leaf)] = self._holders[name]
+            module = self.model.get_submodule(holder)
+            module._parameters[leaf] = _placeholder(self._assembled.parameter(name).shape)
+            train_rows(module, self.rows[name].to(self._device), parameter)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        return parameters
+        return parameters | few
+
+    def _ids(self, tokens: Collection[int], size: int) -> torch.Tensor:
+        # Some models pad once more, to a length of their own.
+        padding = getattr(self.model.config, "pad_token_id", None)
+        found = {*tokens, *([padding] if isinstance(padding, int) else [])}
+        return torch.tensor(sorted(token for token in found if 0 <= token < size))
 
     def parameters(self, path: Path) -> list[nn.Parameter]:
         """The parameters of the block whose shard is at `path`, as they are in the model."""
@@ -103,6 +126,10 @@ class Emulator:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
+        for name in self.rows:
+            for holder, _ in self._holders[name]:
+                make_dense(self.model.get_submodule(holder))
+        self.rows = {}
 
     def release(self, below: int) -> None:
         """Let go of the tensors of all blocks whose layers lie below layer `below`; they are read again at the next visit."""
@@ -185,6 +212,18 @@ def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
         if parameter is not None:
             result[name] = places[id(parameter)]
     return result
+
+
+def _token_table(model: nn.Module, holders: Mapping[str, list[tuple[str, str]]]) -> str | None:
+    """The canonical name of the weight that tokens are looked up in, if it is for nothing else; one tied to an output matrix is."""
+    try:
+        module = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except NotImplementedError:
+        return None
+    if not isinstance(module, nn.Embedding) or not can_train_rows(module):
+        return None
+    found = (name for name, places in holders.items() if len(places) == 1 and model.get_submodule(places[0][0]) is module)
+    return next(found, None)
 
 
 def _placeholder(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -1,7 +1,8 @@
 """Modules that keep their frozen weight quantized, and make it dense for the moment that it is multiplied with.
 
 The class of a module is exchanged and its `weight` stays on the meta device; `make_dense` undoes it. The backward pass makes
-the weight dense once more instead of keeping it.
+the weight dense once more instead of keeping it. Embeddings of which some rows are trained are made in the same way: they hold these
+rows alone.
 """
 
 from collections.abc import Iterator
@@ -100,7 +101,22 @@ class QuantizedEmbedding(nn.Embedding):
         return self.quantized.rows(input)
 
 
-_made: dict[type[nn.Module], type[nn.Module]] = {}
+class RowsEmbedding(nn.Embedding):
+    """Looks tokens up in those rows of its table that are trained; a visit meets no others."""
+
+    index: Tensor
+    rows: nn.Parameter
+    padding: int | None
+    """where in `rows` that of padding is, which has no gradient"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        places = torch.searchsorted(self.index, input).clamp_(max=len(self.index) - 1)
+        if not torch.equal(self.index[places], input):
+            raise RuntimeError("a token was looked up that is in none of the rows of this visit")
+        return functional.embedding(places, self.rows, self.padding)
+
+
+_made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def quantized_class(kind: type[nn.Module]) -> type[nn.Module] | None:
@@ -109,14 +125,36 @@ def quantized_class(kind: type[nn.Module]) -> type[nn.Module] | None:
         return QuantizedLinear
     if kind is Conv1D:
         return QuantizedConv1D
-    if kind is nn.Embedding:
-        return QuantizedEmbedding
     if issubclass(kind, QuantizedLinear | QuantizedConv1D | QuantizedEmbedding):
         return kind
+    return _embedding_class(kind, QuantizedEmbedding)
+
+
+def _embedding_class(kind: type[nn.Module], ours: type[nn.Embedding]) -> type[nn.Module] | None:
+    if kind is nn.Embedding:
+        return ours
     # Embeddings that scale, or shift their indices, ask nn.Embedding for the rows: our class comes between the two.
     if issubclass(kind, nn.Embedding) and (kind.forward is nn.Embedding.forward or "super" in kind.forward.__code__.co_names):
-        return _made.setdefault(kind, type(f"Quantized{kind.__name__}", (kind, QuantizedEmbedding), {"quantized_from": kind}))
+        return _made.setdefault((kind, ours), type(f"{ours.__name__}Of{kind.__name__}", (kind, ours), {}))
     return None
+
+
+def can_train_rows(module: nn.Module) -> bool:
+    """Whether `module` is a table that tokens are looked up in, and nothing that it does concerns rows that are not looked up."""
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.scale_grad_by_freq:
+        return False
+    return _embedding_class(type(module), RowsEmbedding) is not None
+
+
+def train_rows(module: nn.Module, index: Tensor, rows: nn.Parameter) -> None:
+    """Let a dense `module` look tokens up in `rows` alone, which are those of the ascending numbers `index`."""
+    kind = _embedding_class(type(module), RowsEmbedding)
+    assert kind is not None
+    module.dense_class = type(module)  # type: ignore[assignment]
+    module.__class__ = kind
+    # Not as a parameter of the module: it has none of this name when it is dense again.
+    padding = (index == module.padding_idx).nonzero().flatten().tolist() if isinstance(module.padding_idx, int) else []
+    module.__dict__ |= {"index": index, "rows": rows, "padding": padding[0] if padding else None}
 
 
 def can_be_quantized(module: nn.Module, leaf: str) -> bool:
@@ -137,10 +175,11 @@ def make_quantized(module: nn.Module, weight: QuantizedTensor) -> None:
 
 
 def make_dense(module: nn.Module) -> None:
-    """Undo `make_quantized`; nothing happens to a module that is dense."""
-    if "quantized" in module.__dict__:
+    """Undo `make_quantized` or `train_rows`; nothing happens to a module that is dense."""
+    if "dense_class" in module.__dict__:
         module.__class__ = module.__dict__.pop("dense_class")
-        del module.__dict__["quantized"]
+        for name in ("quantized", "index", "rows", "padding"):
+            module.__dict__.pop(name, None)
 
 
 def quantized_weight(module: nn.Module) -> QuantizedTensor | None:

@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from agent.messages import LocalPatch, LocalShard
 from shared import lossless
-from shared.deltas import add_decoded, decoded
+from shared.delta_file import DeltaFile, row_slices, some_rows
+from shared.deltas import add_decoded
 from shared.digests import digest_of_file
 from shared.errors import FedError
 from shared.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
@@ -60,16 +61,15 @@ def _add_delta(base: Path, delta: Path, weight: float, target: Path) -> None:
     try:
         if lossless.is_packed(delta):
             lossless.unpack(delta, plain, MAX_NUMBER)
-        header, change = read_header(base), read_header(plain if plain.exists() else delta)
-        changed = {name for name in header.tensors if name in change.tensors}
-        with aside.open("wb") as file, base.open("rb") as old, safe_open(plain if plain.exists() else delta, framework="pt") as terms:
-            file.write(pack_header([(n, "F32" if n in changed else t.dtype, t.shape) for n, t in header.tensors.items()]))
+        header, change = read_header(base), DeltaFile(plain if plain.exists() else delta)
+        with aside.open("wb") as file, base.open("rb") as old:
+            file.write(pack_header([(n, "F32" if n in change.names else t.dtype, t.shape) for n, t in header.tensors.items()]))
             for name, tensor in header.tensors.items():
-                if name not in changed:
+                if name not in change.names:
                     file.writelines(copy_tensor(old, header, name))
                     continue
-                difference = decoded(terms, name, tensor.shape, change.metadata.get("codec", "float32"))
-                file.write(_sum(base, name, difference, weight))
+                for rows in row_slices(tensor.shape):
+                    file.write(_sum(base, name, rows, change.tensor(name, tensor.shape, rows), weight))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
@@ -78,9 +78,9 @@ def _add_delta(base: Path, delta: Path, weight: float, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _sum(base: Path, name: str, difference: torch.Tensor, weight: float) -> memoryview:
+def _sum(base: Path, name: str, rows: slice | None, difference: torch.Tensor, weight: float) -> memoryview:
     with safe_open(base, framework="pt") as file:
-        total = add_decoded(file.get_tensor(name).to(torch.float32), [(difference, weight)])
+        total = add_decoded(some_rows(file, name, rows).to(torch.float32), [(difference, weight)])
     data: memoryview = total.contiguous().flatten().view(torch.uint8).numpy().data
     return data
 

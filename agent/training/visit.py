@@ -22,6 +22,7 @@ from agent.training.memory import PeakMemory, give_back_memory, resident
 from agent.training.optimizer import Group
 from agent.training.shards import materialise
 from agent.training.train import train, visit_order
+from shared.batches import Batch, plain_forward
 from shared.errors import DataError
 from shared.protocol import Precision, Progress, TrainMetrics
 
@@ -63,8 +64,14 @@ class Visitor:
         emulator.update(request.shards, opened, request.dropped)
         try:
             began = time.monotonic()
-            with self._savings(emulator, partition, request, opened, precision, should_stop) as (loss_of, cache):
-                trained = {block: emulator.open(shards[block]) for block in opened}
+            order = visit_order(partition, settings)
+            with self._savings(emulator, partition, request, order, opened, precision, should_stop) as (loss_of, cache):
+                tokens = partition.tokens(order)
+                trained = {block: emulator.open(shards[block], tokens) for block in opened}
+                if emulator.rows and not _runs(emulator, partition.batch(order[0][:1]).to(self._device), precision):
+                    emulator.close()
+                    trained = {block: emulator.open(shards[block]) for block in opened}
+                rows = dict(emulator.rows)
                 groups = [Group([p for b in group.blocks for p in trained[b].values()], group.learning_rate) for group in settings.groups]
                 metrics = train(
                     emulator.model, groups, partition, settings, precision, self._device, memory, report, should_stop, cache, loss_of, began
@@ -77,6 +84,7 @@ class Visitor:
                 request.delta_codec,
                 {block: Path(path) for block, path in request.carried.items()},
                 Path(request.leave) if request.leave else None,
+                rows,
             )
             return metrics.model_copy(update={"delta_error": error, "peak_memory_bytes": memory.peak()})
         finally:
@@ -90,13 +98,13 @@ class Visitor:
         emulator: Emulator,
         partition: Partition,
         request: TrainRequest,
+        order: list[list[int]],
         opened: Sequence[str],
         precision: torch.dtype,
         should_stop: Callable[[], bool],
     ) -> Iterator[tuple[Loss, prefix.Prefix | None]]:
         """What saves memory in this visit, as the options say: chunked logits, a prefix cache, checkpointed layers."""
         settings, layers, config = request.train, emulator.layers, emulator.model.config
-        order = visit_order(partition, settings)
         # The lowest layer that gradients reach; all of them when the embeddings are trained, none when only what comes after them is.
         lowest = 0 if "embeddings" in opened else min((layer for b in opened for layer in layers_of(b)), default=len(layers))
         loss_of = Loss(emulator.model, settings.task, precision, self._options.chunked_logits, partition.batch(order[0]).to(self._device))
@@ -168,6 +176,17 @@ class Visitor:
         if not self._partition[1].features:
             raise DataError("there are no rows to train on")
         return self._partition[1]
+
+
+def _runs(emulator: Emulator, batch: Batch, precision: torch.dtype) -> bool:
+    """Whether the model does with some rows of its table: it does not if it uses the table for more than to look tokens up."""
+    device = batch.input_ids.device.type
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
+            plain_forward(emulator.model, batch)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def _warm_up(device: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from coordinator.domain.run_file import AdmissionSection
 from coordinator.errors import Invalid
-from shared.delta_layout import expected_layout
+from shared.delta_rows import ROWS, layout_by_rows
 from shared.protocol import DeltaCodec
 from shared.safetensors_header import Header
 
@@ -31,11 +31,18 @@ class BlockNumbers:
 def check_structure(expected: Mapping[str, tuple[int, ...]], header: Header, codec: DeltaCodec = "float32") -> None:
     """Compare a delta's header with the tensors (name → shape) that the assignment trains, in the codec that was asked for.
 
-    Raises `DeltaRefused` on a difference.
+    A matrix may come by rows; which ones is for the engine to look at. Raises `DeltaRefused` on a difference.
     """
     if (found := header.metadata.get("codec", "float32")) != codec:
         raise DeltaRefused(f"the delta is in codec {found[:40]!r}, this run asks for {codec}", codec=codec)
-    layout = expected_layout(expected, codec)
+    rows = {
+        name: index.shape[0] for name, shape in expected.items()
+        if len(shape) == 2 and (index := header.tensors.get(name + ROWS)) is not None and len(index.shape) == 1
+    }  # fmt: skip
+    for name, count in rows.items():
+        if not 1 <= count <= expected[name][0]:
+            raise DeltaRefused(f"{name} comes with {count} rows, must be 1 to {expected[name][0]}", tensor=name)
+    layout = layout_by_rows(expected, codec, rows)
     missing = sorted(set(layout) - set(header.tensors))
     foreign = sorted(set(header.tensors) - set(layout))
     if missing or foreign:

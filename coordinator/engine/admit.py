@@ -8,10 +8,11 @@ from safetensors import SafetensorError, safe_open
 
 from coordinator.domain.admission import BlockNumbers, judge_numbers
 from coordinator.domain.job import AdmitPayload, AdmitResult
-from coordinator.engine.deltas import OpenDelta, limit_of, open_delta, row_slices, some_rows
+from coordinator.engine.deltas import limit_of, open_delta
 from coordinator.engine.shards import shard_header
 from coordinator.storage import BlobStore
 from shared.codecs import CodecError
+from shared.delta_file import DeltaFile, row_slices, some_rows
 from shared.delta_layout import DeltaCodecError
 from shared.errors import HeaderError
 from shared.lossless import PackedError
@@ -41,7 +42,7 @@ def admit(store: BlobStore, payload: AdmitPayload) -> AdmitResult:
     return AdmitResult(rejected_because=reason, norms=norms)
 
 
-def _measure(delta: OpenDelta, path: Path, header: Header) -> BlockNumbers:
+def _measure(delta: DeltaFile, path: Path, header: Header) -> BlockNumbers:
     non_finite, squares, base_squares = [], 0.0, 0.0
     for name, tensor in header.tensors.items():
         if name not in delta.names:

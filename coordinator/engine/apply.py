@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 
 from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from coordinator.engine.deltas import OpenDelta, limit_of, open_delta, row_slices, some_rows
+from coordinator.engine.deltas import limit_of, open_delta
 from coordinator.engine.encode import Encoder
 from coordinator.engine.shards import Piece, from_file, shard_header, write_shard
 from coordinator.storage import BlobStore
+from shared.delta_file import DeltaFile, row_slices, some_rows
 from shared.deltas import add_decoded
 from shared.protocol import ShardRef
 
@@ -39,7 +40,7 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
     return result
 
 
-def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelta]) -> ShardRef:
+def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:
     block = change.block
     path, header = shard_header(store, block.digest)
     pieces: list[Piece] = []
@@ -53,7 +54,7 @@ def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, OpenDelt
     return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=digest, size=size)
 
 
-def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[OpenDelta, float]]) -> Iterator[memoryview]:
+def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[DeltaFile, float]]) -> Iterator[memoryview]:
     """The new tensor's bytes, some rows at a time: of an embedding, memory would hold base, sum, and every term in float32."""
     for rows in row_slices(shape):
         with safe_open(path, framework="pt") as file:

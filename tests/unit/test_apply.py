@@ -83,7 +83,7 @@ def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
         computed.append(max(t.numel() for t in (base, *(t for t, _ in terms))))
         return add_decoded(base, terms)
 
-    monkeypatch.setattr("coordinator.engine.deltas.NUMBERS", 3 * 80)
+    monkeypatch.setattr("shared.delta_file.NUMBERS", 3 * 80)
     monkeypatch.setattr(module, "add_decoded", watched)
     assert run(store, Change(block=layer, terms=terms)).blocks[0].digest == whole
     assert max(computed) <= 3 * 80
