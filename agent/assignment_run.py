@@ -148,8 +148,13 @@ def fetch_blob(tools: Tools, assignment: Assignment, ref: FileRef | BlobRef) -> 
 
 
 def check_memory(limit: float | None, assignment: Assignment) -> None:
-    """Refuse, before anything is fetched, a visit whose float32 weights, gradients and two moments alone are over the limit."""
+    """Refuse, before anything is fetched, a visit whose float32 weights, gradients and two moments alone are over the limit.
+
+    Of embeddings that are not tied to an output matrix only the rows that occur have any; how many is not known yet, so none count.
+    """
     trained = {block for group in assignment.train.groups for block in group.blocks}
+    if assignment.train.task != "causal-lm" or any(ref.block == "head" for ref in assignment.manifest.blocks):
+        trained.discard("embeddings")
     needed = 4 * sum(ref.size for ref in assignment.manifest.blocks if ref.block in trained)
     if limit is not None and needed > limit:
         text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, limits.memory_gb allows {limit / 1e9:.2f}"

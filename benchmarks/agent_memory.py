@@ -4,7 +4,8 @@
 
 A Llama-shaped model of about 240M random parameters on a CPU in float32, batches of 4 × 256 tokens. Every variant runs in a
 process of its own; its peak resident memory (pages of mapped shards count) beyond that of a bare interpreter with torch
-imported is the figure. Both sides get MALLOC_MMAP_THRESHOLD_, without which glibc keeps what was freed.
+imported is the figure. The embeddings are visited twice: trained in the rows
+that occur, as agents do it, and all of them. All sides get MALLOC_MMAP_THRESHOLD_, without which glibc keeps what was freed.
 """
 
 import json
@@ -51,7 +52,7 @@ def child(spec: dict[str, Any]) -> dict[str, float]:
     from agent.messages import TrainingOptions
     from agent.training.visit import Visitor
 
-    visitor = Visitor("cpu", TrainingOptions.model_validate(spec["options"]))
+    visitor = Visitor("cpu", TrainingOptions.model_validate(spec["options"]), whole_tables=spec.get("whole", False))
     metrics = visitor.visit(request(folder, shape, spec["opened"], spec["codec"], **spec["settings"]), lambda _: None, lambda: False)
     return {"peak": peak(), "reported": metrics.peak_memory_bytes, "seconds": metrics.seconds}
 
@@ -98,6 +99,14 @@ def main() -> None:
                 figures |= {f"{where}_{codec}_mb": own / 1e6, f"{where}_{codec}_ratio": own / full}
                 print(f"{opened[0]:10} ({where}), {codec:6}    {own / 1e6:8.0f} MB   {own / full:6.1%} of full   "
                       f"{found['seconds'] / options.steps:.2f} s a step", flush=True)  # fmt: skip
+            sides = {}
+            for side in ("rows", "whole"):
+                found = in_a_process(kind="visit", opened=["embeddings"], codec=codec, options=options.options,
+                                     settings={"steps": options.steps, **options.settings}, whole=side == "whole", **common)  # fmt: skip
+                sides[side] = found["peak"] - base
+                figures |= {f"embeddings_{side}_{codec}_mb": sides[side] / 1e6, f"embeddings_{side}_{codec}_ratio": sides[side] / full}
+                print(f"embeddings ({side}), {codec:6}    {sides[side] / 1e6:8.0f} MB   {sides[side] / full:6.1%} of full", flush=True)
+            figures[f"embeddings_{codec}_rows_of_whole"] = sides["rows"] / sides["whole"]
     finish(figures, TARGETS, options.json)
 
 

@@ -34,13 +34,15 @@ SHORT = 256
 class Visitor:
     """Lives as long as the training process; a second visit of the same run finds its model and data in memory.
 
-    `memory_limit` is what training may take, in bytes; 0 for no limit.
+    `memory_limit` is what training may take, in bytes; 0 for no limit. With `whole_tables` all rows of the embeddings are trained, for
+    comparisons.
     """
 
-    def __init__(self, device: str, options: TrainingOptions | None = None, memory_limit: int = 0) -> None:
+    def __init__(self, device: str, options: TrainingOptions | None = None, memory_limit: int = 0, whole_tables: bool = False) -> None:
         self._device = device
         self._options = options or TrainingOptions()
         self._limit = memory_limit
+        self._whole_tables = whole_tables
         _warm_up(device)
         self._baseline = resident()
         self._emulator: tuple[object, Emulator] | None = None
@@ -66,7 +68,7 @@ class Visitor:
             began = time.monotonic()
             order = visit_order(partition, settings)
             with self._savings(emulator, partition, request, order, opened, precision, should_stop) as (loss_of, cache):
-                tokens = partition.tokens(order)
+                tokens = None if self._whole_tables else partition.tokens(order)
                 trained = {block: emulator.open(shards[block], tokens) for block in opened}
                 if emulator.rows and not _runs(emulator, partition.batch(order[0][:1]).to(self._device), precision):
                     emulator.close()

@@ -7,11 +7,13 @@ with one thread, with glibc's MALLOC_MMAP_THRESHOLD_ fixed as the agent sets it;
 the constants below, and that plain attention of ungated families keeps its weights twice.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.domain.block_shapes import BlockShape, Model, delta_bytes, shard_bytes
 from coordinator.domain.run_file import RunFile
+from coordinator.domain.vocabulary import rows_held
 from shared.block_names import layer_range
 
 FLOAT = 4
@@ -37,6 +39,8 @@ PLAIN_LOGITS = 4
 """Copies of all logits that exist at once where they are not chunked: as they are, shifted, their logarithms, their gradient."""
 HALF = 0.6
 """Bytes of activations in bfloat16 against float32: products are halved, norms and attention weights are not. Not calibrated."""
+EMBEDDED = 3
+"""Values of the hidden size that embeddings keep for a token: rows, their sum, and what enters the norm."""
 TANH_GELU = frozenset({"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "phi"})
 """Families whose activation is composed of Python steps that keep four values instead of one."""
 
@@ -48,6 +52,8 @@ class Memory:
     phase: str
     parts: Mapping[str, int]
     """what it is made of: data, frozen, weights, moments, gradients, activations, working, delta"""
+    untouched: int = 0
+    """bytes of a table that are mapped, and never looked at"""
 
     @property
     def peak(self) -> int:
@@ -57,7 +63,7 @@ class Memory:
     @property
     def whole(self) -> int:
         """What counts towards a declared limit (RLIMIT_DATA on Linux): safetensors maps shards so that they count, too."""
-        return self.peak + INTERPRETER
+        return self.peak + self.untouched + INTERPRETER
 
 
 def estimate(
@@ -75,7 +81,7 @@ def estimate(
     `limit` is the agent's declared memory in bytes (0: none), which makes it save more; `rows` are the agent's rows, if
     somebody knows them. Agents are taken to leave `[training]` at its defaults, and not to use a row twice in a visit.
     """
-    visit = _Visit(spec, model, blocks, plan, trained, device, limit)
+    visit = _Visit(spec, model, blocks, plan, trained, device, limit, rows)
     always = {"data": _data(spec, model, rows) if device == "cpu" else 0, "frozen": visit.frozen(), "weights": FLOAT * visit.parameters}
     moments = visit.moments()
     after = sum(b.num_parameters for b in visit.opened if b.kind not in ("embeddings", "layer"))
@@ -85,7 +91,7 @@ def estimate(
         ("delta", {"delta": visit.delta()}),
     ]
     none = dict.fromkeys(("moments", "gradients", "activations", "working", "delta"), 0)
-    return max((Memory(name, always | none | parts) for name, parts in phases), key=lambda m: m.peak)
+    return max((Memory(name, always | none | parts, visit.untouched) for name, parts in phases), key=lambda m: m.peak)
 
 
 def _data(spec: RunFile, model: Model, rows: int | None) -> int:
@@ -96,17 +102,31 @@ def _data(spec: RunFile, model: Model, rows: int | None) -> int:
 class _Visit:
     def __init__(
         self, spec: RunFile, model: Model, blocks: Sequence[BlockShape], plan: Mapping[str, str], trained: Collection[str], device: str,
-        limit: int,
+        limit: int, rows: int | None,
     ) -> None:  # fmt: skip
         self.spec, self.model, self.blocks, self.plan, self.limit, self.device = spec, model, blocks, plan, limit, device
         self.opened = [b for b in blocks if b.name in trained]
-        self.parameters = sum(b.num_parameters for b in self.opened)
+        self.language = spec.task.kind == "causal-lm"
+        self.tied = self.language and not any(b.kind == "head" for b in blocks)
+        self.held = [self._few(b, rows) for b in self.opened]
+        """what of the opened blocks is trained"""
+        self.parameters = sum(b.num_parameters for b in self.held)
+        few = ((b, h) for b, h in zip(self.opened, self.held, strict=True) if h is not b)
+        self.untouched = sum(b.itemsize * b.largest for b, _ in few) if device == "cpu" else 0
         self.width = spec.task.max_length
         self.tokens = spec.train.batch_size * self.width
         self.eager = device == "cpu" and self.width <= SHORT
         half = spec.train.precision == "bfloat16" or (spec.train.precision == "auto" and device == "cuda")
         self.half, self.scale = half, FLOAT * (HALF if half else 1)
-        self.language = spec.task.kind == "causal-lm"
+
+    def _few(self, block: BlockShape, rows: int | None) -> BlockShape:
+        """A block as it is held: of the table that tokens are looked up in only their rows, unless it is tied to an output matrix."""
+        tables = [name for name, shape in block.tensors.items() if len(shape) == 2 and math.prod(shape) == block.largest]
+        if block.kind != "embeddings" or self.tied or not tables:
+            return block
+        size, width = block.tensors[tables[0]]
+        few = min(size, rows_held(self.spec, self.model.vocabulary or size, rows))
+        return replace(block, tensors={**block.tensors, tables[0]: (few, width)}, sizes={})
 
     def frozen(self) -> int:
         """Shards are mapped, and all their pages touched; on a CPU the exact ones of the trained blocks too, which they are copied from."""
@@ -119,7 +139,7 @@ class _Visit:
                 total += 2 * block.num_parameters
             else:
                 total += shard_bytes(block, codec, self.model)
-        return total
+        return total - self.untouched
 
     def moments(self) -> int:
         if self.spec.train.optimizer == "adamw":
@@ -128,16 +148,16 @@ class _Visit:
 
     def gradients(self) -> int:
         """All of them while their norm is taken; without clipping, the largest tensor's alone. Tied weights get two that are added."""
-        tied = self.language and not any(b.kind == "head" for b in self.blocks)
-        twice = sum(b.largest for b in self.opened if b.kind == "embeddings") if tied else 0
-        whole = self.parameters if self.spec.train.max_grad_norm is not None else max((b.largest for b in self.opened), default=0)
+        twice = sum(b.largest for b in self.opened if b.kind == "embeddings") if self.tied else 0
+        whole = self.parameters if self.spec.train.max_grad_norm is not None else max((b.largest for b in self.held), default=0)
         return FLOAT * (whole + twice)
 
     def backward(self) -> list[dict[str, int]]:
         """What is there at the output head, and at the worst layer: activations, and what exists for a moment beside them."""
         kept, hidden = self._kept(), self.model.hidden
+        below = EMBEDDED * hidden if any(b.kind == "embeddings" for b in self.opened) else 0
         if not self._is_checkpointed(len(kept)):
-            all_of_it = round(self.scale * self.tokens * sum(kept))
+            all_of_it = round(self.scale * self.tokens * (below + sum(kept)))
             return [
                 {"activations": all_of_it, "working": self._layer_working()},
                 {"activations": all_of_it, "working": self._head_working()},
@@ -145,13 +165,13 @@ class _Visit:
         # Layer j is computed again while what entered the layers 0 to j is kept.
         worst = max((place + 1) * hidden + own for place, own in enumerate(kept))
         return [
-            {"activations": round(self.scale * self.tokens * worst), "working": self._layer_working()},
-            {"activations": round(self.scale * self.tokens * len(kept) * hidden), "working": self._head_working()},
+            {"activations": round(self.scale * self.tokens * (below + worst)), "working": self._layer_working()},
+            {"activations": round(self.scale * self.tokens * (below + len(kept) * hidden)), "working": self._head_working()},
         ]
 
     def lowest(self) -> int:
         """Bytes of activations that are there when the last gradients are."""
-        kept = [3 * self.model.hidden] if any(b.kind == "embeddings" for b in self.opened) else self._kept()
+        kept = [EMBEDDED * self.model.hidden] if any(b.kind == "embeddings" for b in self.opened) else self._kept()
         return round(self.scale * self.tokens * kept[0]) if kept else 0
 
     def _kept(self) -> list[int]:
@@ -205,9 +225,9 @@ class _Visit:
 
     def delta(self) -> int:
         """The float32 difference of a block is kept until the block is done, its encoding until all are."""
-        encoded = delta_bytes(self.opened, self.spec.delta.codec)
-        block = max((b.num_parameters for b in self.opened), default=0)
-        largest = max((b.largest for b in self.opened), default=0)
+        encoded = delta_bytes(self.held, self.spec.delta.codec)
+        block = max((b.num_parameters for b in self.held), default=0)
+        largest = max((b.largest for b in self.held), default=0)
         return encoded + FLOAT * (block + 2 * largest)
 
 

@@ -12,6 +12,7 @@ from coordinator.domain.block_shapes import BlockShape, Model, delta_bytes, shar
 from coordinator.domain.compression import Plan
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import rounds_per_cycle, visits
+from coordinator.domain.vocabulary import types_met
 
 PACKED = {"exact": 0.848, "int8": 0.934, "int4": 0.901, "pruned": 0.848}
 """Bytes of a shard in the lossless coding, relative to the shard. Measured: all layers of MiniLM and stories260K are within 0.01."""
@@ -23,10 +24,6 @@ The entropy of the difference of two codes is then CODE_BITS + log2(learning rat
 (4e-4, 20 steps), 8.0 for stories260K (3e-3, 30 steps; one bit less at half the rate)."""
 DIFFERENCE = {"int8": 1.0, "int4": 0.62, "pruned": 1.9}
 """The same in other codecs, relative to int8 (as shares of the shard). Measured on a layer of MiniLM with normal noise added."""
-TYPES = 10
-"""Different tokens among n are about TYPES × √n (Heaps' law); the rows of others in the embeddings do not change."""
-MOST_TYPES = 0.6
-"""Share of a vocabulary that a visit ever touches, at the most: 0.58 in stories260K, which knows 512 tokens."""
 SHORT_ROWS = 0.25
 """Mean length of rows of a classification, relative to the longest."""
 USUAL_ROWS = 1000
@@ -52,8 +49,8 @@ class Change:
         """For a run file; `rows` are those of an agent, if somebody knows them."""
         train, length = spec.train, spec.task.max_length * (SHORT_ROWS if spec.task.kind == "text-classification" else 1)
         steps = train.steps or max(1.0, (train.epochs or 1) * (rows or USUAL_ROWS) / train.batch_size)
-        types = TYPES * math.sqrt(steps * train.batch_size * length)
-        return cls(spec.delta.codec, train.learning_rate, steps, model.hidden, min(MOST_TYPES, types / max(1, model.vocabulary)))
+        types = types_met(steps * train.batch_size * length, model.vocabulary)
+        return cls(spec.delta.codec, train.learning_rate, steps, model.hidden, types / max(1, model.vocabulary))
 
     def delta(self, blocks: Iterable[BlockShape]) -> int:
         """Bytes of one packed delta over these blocks."""

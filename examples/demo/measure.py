@@ -42,7 +42,7 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
             shards=[LocalShard(block=b.block, digest=b.digest, codec=b.codec, path=str(store.path(b.digest)), size=b.size) for b in blocks],
             train=settings, data=DataSource(path=data), delta_path=f"{scratch}/delta.safetensors",
         )  # fmt: skip
-        metrics = Visitor("cpu").visit(request, lambda _: None, lambda: False)
+        metrics = Visitor("cpu", whole_tables=True).visit(request, lambda _: None, lambda: False)
     return {"peak_bytes": metrics.peak_memory_bytes, "seconds_a_step": metrics.seconds / metrics.steps}
 
 

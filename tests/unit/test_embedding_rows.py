@@ -45,15 +45,11 @@ def dense(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     return {name: file.tensor(name, shape) for name, shape in shapes.items()}
 
 
-def visit(home: Home, monkeypatch: pytest.MonkeyPatch | None = None, *opened: str, **settings: Any) -> tuple[Tensors, Tensors]:
-    """What a visit to the embeddings sent, and the same with every tensor whole. With `monkeypatch` all rows are trained."""
+def visit(home: Home, *opened: str, whole: bool = False, **settings: Any) -> tuple[Tensors, Tensors]:
+    """What a visit to the embeddings sent, and the same with every tensor whole. With `whole` all rows are trained."""
     values = {"steps": 3, "batch_size": 3, "max_grad_norm": 0.5} | settings
     request = home.request("embeddings", *opened, **values)
-    if monkeypatch is not None:
-        monkeypatch.setattr("agent.training.emulator._token_table", lambda *_: None)
-    Visitor("cpu").visit(request, lambda _: None, lambda: False)
-    if monkeypatch is not None:
-        monkeypatch.undo()
+    Visitor("cpu", whole_tables=whole).visit(request, lambda _: None, lambda: False)
     shapes = {n: tuple(t.shape) for block in ("embeddings", *opened) for n, t in home.blocks[block].items() if t.is_floating_point()}
     return load_file(plain(Path(request.delta_path))), dense(Path(request.delta_path), shapes)
 
@@ -64,10 +60,10 @@ def home(tmp_path: Path, bert: Path) -> Callable[..., Home]:
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_every_family_learns_the_same(home: Callable[..., Home], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_every_family_learns_the_same(home: Callable[..., Home], family: str) -> None:
     place = home(family, layers=2, vocab_size_per_layer_input=100)
     file, found = visit(place)
-    _, whole = visit(place, monkeypatch)
+    _, whole = visit(place, whole=True)
     tables = [name.removesuffix(ROWS) for name in file if name.endswith(ROWS)]
     assert len(tables) == (0 if family in TIED else 1)
     for name, tensor in whole.items():
@@ -82,7 +78,7 @@ def test_every_family_learns_the_same(home: Callable[..., Home], monkeypatch: py
 
 def test_a_model_that_uses_its_table_otherwise_trains_all_of_it(home: Callable[..., Home], monkeypatch: pytest.MonkeyPatch) -> None:
     place = home("bert")
-    _, whole = visit(place, monkeypatch)
+    _, whole = visit(place, whole=True)
 
     def uses(module: Any, ids: torch.Tensor) -> torch.Tensor:
         return ids @ module.weight
@@ -110,10 +106,10 @@ def test_state_and_gradients_are_of_rows_only(home: Callable[..., Home], monkeyp
     assert (100, 16) not in seen
 
 
-def test_decay_takes_hold_of_the_rows_that_occur_alone(home: Callable[..., Home], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decay_takes_hold_of_the_rows_that_occur_alone(home: Callable[..., Home]) -> None:
     place = home("bert")
     file, found = visit(place, weight_decay=0.1)
-    _, whole = visit(place, monkeypatch, weight_decay=0.1)
+    _, whole = visit(place, weight_decay=0.1, whole=True)
     [table] = [name.removesuffix(ROWS) for name in file if name.endswith(ROWS)]
     index = file[table + ROWS].long()
     assert torch.allclose(found[table][index], whole[table][index], rtol=0, atol=2e-4)
