@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from agent.training.data import Partition
 from agent.training.errors import Stopped
 from agent.training.overrides import forwards
 from shared.batches import Batch, plain_forward
+from shared.machine import memory_available
 
 LARGEST_IN_MEMORY = 2 << 30
 """Bytes that `auto` keeps in memory at the most; a quarter of the limit or of what is free, if that is less."""
@@ -212,7 +212,7 @@ def choose(setting: str, order: Sequence[Sequence[int]], partition: Partition, h
     if len(distinct) == len(rows):
         return None
     size = 4 * hidden_size * sum(partition.features.length(row) for row in distinct)
-    most = min(LARGEST_IN_MEMORY, psutil.virtual_memory().available // 4, limit // 4 if limit else LARGEST_IN_MEMORY)
+    most = min(LARGEST_IN_MEMORY, memory_available() // 4, limit // 4 if limit else LARGEST_IN_MEMORY)
     if size <= most:
         return "memory"
     return "disk" if shutil.disk_usage(Path(tempfile.gettempdir())).free > 2 * size else None
