@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coordinator.domain.block_shapes import BlockShape, Model, delta_bytes, shard_bytes
+from coordinator.domain.block_shapes import BlockShape, Model, delta_bytes, is_quantizable, shard_bytes
 from coordinator.domain.run_file import RunFile
 from coordinator.domain.vocabulary import rows_held
 from shared.block_names import layer_range
@@ -138,8 +138,14 @@ class _Visit:
             elif codec == "exact" and self.half:
                 total += 2 * block.num_parameters
             else:
-                total += shard_bytes(block, codec, self.model)
+                total += shard_bytes(block, codec, self.model) + self._dense_experts(block, codec)
         return total - self.untouched
+
+    def _dense_experts(self, block: BlockShape, codec: str) -> int:
+        """Matrices of all experts in one tensor are no module of their own, and so cannot stay quantized."""
+        if codec not in ("int8", "int4"):
+            return 0
+        return sum(FLOAT * math.prod(shape) for shape in block.tensors.values() if len(shape) > 2 and is_quantizable(shape))
 
     def moments(self) -> int:
         if self.spec.train.optimizer == "adamw":
@@ -191,11 +197,16 @@ class _Visit:
                 continue
             share = 1 - int(codec.partition(":")[2]) / 100 if codec.startswith("pruned") else 1.0
             kept += [
-                _layer(self.model, self.width, layer in opened, self.eager, share)
+                self._repeats() * _layer(self.model, self.width, layer in opened, self.eager, share)
                 for layer in range(span[0], span[1] + 1)
                 if layer >= lowest
             ]
         return kept
+
+    def _repeats(self) -> int:
+        """How often a layer runs in a pass, in models whose layers share their weights."""
+        layers = sum(span[1] - span[0] + 1 for b in self.blocks if (span := layer_range(b.name)))
+        return max(1, self.model.layers // max(1, layers))
 
     def _is_checkpointed(self, layers: int) -> bool:
         model = self.model

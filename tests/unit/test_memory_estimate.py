@@ -140,3 +140,23 @@ def test_an_accelerator_holds_no_rows_and_no_exact_copy_of_what_is_trained() -> 
     cuda = estimate(run, Model.of(MINILM), minilm(), plan, trained, device="cuda", rows=400)
     assert cuda.parts["data"] == 0
     assert cuda.peak < of_minilm("layers.3").peak
+
+
+def test_experts_in_one_tensor_are_dense_whatever_their_codec() -> None:
+    experts = {f"{i}.experts": (8, 512, 1408) for i in range(2)}
+    blocks = [b if b.kind != "layer" else BlockShape(b.name, "layer", {f"{b.name}.experts": experts["0.experts"]}) for b in llama(2)]
+    found = {}
+    for codec in ("int8", "int4", "exact"):
+        plan = {b.name: "exact" if b.name != "layers.0" else codec for b in blocks}
+        found[codec] = estimate(spec(TEXT, [], batch_size=4), Model.of(LLAMA), blocks, plan, {"layers.1"}, rows=8).parts["frozen"]
+    dense = 4 * 8 * 512 * 1408
+    assert found["int8"] - found["exact"] > 0.25 * dense, "the codes that are mapped, and the values made of them"
+    assert found["int8"] > found["int4"] > found["exact"]
+
+
+def test_a_layer_that_runs_several_times_keeps_as_much_each_time() -> None:
+    once, often = (Model.of(LLAMA | {"num_hidden_layers": n}) for n in (1, 6))
+    blocks = llama(1)
+    plan = dict.fromkeys((b.name for b in blocks), "exact")
+    kept = [estimate(spec(TEXT, [], batch_size=4), m, blocks, plan, {"layers.0"}, rows=8).parts["activations"] for m in (once, often)]
+    assert kept[1] == 6 * kept[0]
