@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from coordinator.domain.run_file import AdmissionSection
 from shared.protocol import BlobRef, FileRef, PatchRef, ShardRef, Task
+from shared.table_format import TableFormat
 
 
 class JobKind(StrEnum):
@@ -72,12 +73,15 @@ class ImportResult(BaseModel):
     blocks: list[StoredBlock]
     left_out: list[str]
     num_parameters: int
+    notes: list[str] = []
+    """what whoever uses the model should know of its tokenizer"""
 
 
 class HeldOutRef(BaseModel):
     digest: str
     name: str
     columns: dict[str, str]
+    how: TableFormat = TableFormat()
 
 
 class PreparePayload(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from coordinator.errors import Invalid
 from shared.digests import Digest
 from shared.protocol import MOST_STEPS, DeltaCodec, Name, Optimizer, Precision, Task
+from shared.table_format import TableFormat
 
 
 class RunFileInvalid(Invalid):
@@ -92,7 +93,7 @@ class TrainSection(Section):
         return self
 
 
-class EvaluateSection(Section):
+class EvaluateSection(TableFormat, Section):
     held_out: str = Field(min_length=1, description="CSV, JSONL or Parquet file on held-out rows; relative to the run file")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column, where they differ")
     every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1)] = Field(

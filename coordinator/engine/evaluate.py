@@ -31,7 +31,7 @@ def held_out_examples(
 ) -> list[dict[str, Any]]:
     # The blob goes by its uploaded name, whose suffix tells the format.
     with as_directory(store, [FileRef(name=held_out.name, digest=held_out.digest, size=0)]) as folder:
-        return read_examples(folder / held_out.name, task, held_out.columns, num_labels, label_names, mapped_in="evaluate.columns")
+        return read_examples(folder / held_out.name, task, held_out.columns, num_labels, label_names, held_out.how, "evaluate.columns")
 
 
 def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:

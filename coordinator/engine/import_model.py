@@ -34,6 +34,7 @@ def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
     return ImportResult(
         config=fitted.config,
         files=tokenizer.files,
+        notes=tokenizer.notes,
         blocks=stored,
         left_out=fitted.left_out,
         num_parameters=sum(b.num_parameters for b in stored),

@@ -47,7 +47,7 @@ def held_out_ref(spec: RunFile) -> HeldOutRef:
     assert spec.evaluate is not None
     assert spec.evaluate.digest is not None
     name = spec.evaluate.held_out.replace("\\", "/").rsplit("/", 1)[-1]
-    return HeldOutRef(digest=spec.evaluate.digest, name=name, columns=spec.evaluate.columns)
+    return HeldOutRef(digest=spec.evaluate.digest, name=name, columns=spec.evaluate.columns, how=spec.evaluate.table_format())
 
 
 def request_influence(session: Session, run: Run, spec: RunFile) -> bool:

@@ -45,6 +45,8 @@ def imported(session: Session, job: Job, result: ImportResult) -> None:
     model.num_parameters = result.num_parameters
     model.state = "ready"
     record(session, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters")
+    for note in result.notes:
+        record(session, "info", "tokenizer_note", f"model {model.name}: {note}")
 
 
 def import_failed(session: Session, job: Job) -> None:

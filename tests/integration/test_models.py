@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sqlalchemy import select
 
+from coordinator.db.models import Event
 from shared.safetensors_header import Header, copy_tensor, read_header
 from tests.support import models
 from tests.support.live import LiveCoordinator
@@ -138,3 +140,12 @@ def test_one_name_asked_for_by_eight_at_once_is_imported_once(live: LiveCoordina
 
 def test_an_unknown_model_is_not_there(live: LiveCoordinator) -> None:
     refused(operator(live).get("/models/nobody-added-this"), 404, "not_found")
+
+
+def test_what_was_found_in_a_tokenizer_is_told(live: LiveCoordinator, bert: Path) -> None:
+    name = fresh("noted")
+    live.add_model(name, bert)
+    with live.database.transaction() as session:
+        [message] = session.scalars(select(Event.message).where(Event.code == "tokenizer_note", Event.message.contains(f"model {name}:")))
+    assert "does not know: " in message
+    assert "Cyrillic" in message

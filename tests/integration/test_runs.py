@@ -160,6 +160,15 @@ def held_out(live: LiveCoordinator, data: bytes, name: str = "rows.jsonl") -> di
 GOOD = b'{"text": "my card is lost", "label": 2}\n'
 
 
+def test_a_held_out_file_is_read_as_the_run_file_says(live: LiveCoordinator, model: str) -> None:
+    data = "text;label\nm\u00fc card;1\nlost;3\n".encode("cp1252")
+    settings = {"encoding": "cp1252", "separator": ";", "first_label": 1}
+    run = live.create_run(run_file(model, "all", evaluate=held_out(live, data, "rows.csv") | settings), start=False)
+    assert (run["state"], run["reason"]) == ("draft", None)
+    reason = failed(live, run_file(model, "all", evaluate=held_out(live, data, "rows.csv") | {"encoding": "cp1252"}), "data_invalid")
+    assert "rows.csv row 2: label 3 is outside 0" in reason
+
+
 @pytest.mark.parametrize(
     ("data", "name", "said"),
     [

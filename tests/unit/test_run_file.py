@@ -58,6 +58,11 @@ evaluate:
   held_out: test.csv
   columns: {text: question}
   every: 3
+  format: csv
+  separator: ";"
+  encoding: cp1252
+  quotes: true
+  first_label: 1
 admission:
   max_relative_norm: null
 agents: [ann, bob]
@@ -169,6 +174,11 @@ WRONG = [
     ("  every: 3", "  every: fortnight", "evaluate.every"),
     ("  every: 3", "  every: 0", "evaluate.every"),
     ("  every: 3", "  digest: abc", "evaluate.digest"),
+    ("  format: csv", "  format: xlsx", "evaluate.format"),
+    ("  separator:", "  separator: ', '", "evaluate.separator"),
+    ("  encoding:", "  encoding: utf-9", "evaluate.encoding"),
+    ("  quotes:", "  quotes: 2", "evaluate.quotes"),
+    ("  first_label: 1", "  first_label: 2", "evaluate.first_label"),
     ("  max_relative_norm:", "  max_relative_norm: -2", "admission.max_relative_norm"),
     ("agents: [ann, bob]", "agents: everybody", "agents"),
     ("agents: [ann, bob]", "agents: [ann, 'b b']", "agents.1"),
