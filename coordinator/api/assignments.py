@@ -14,9 +14,10 @@ from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from coordinator.api.schemas import errors
 from coordinator.api.waiting import WaitingRoom
 from coordinator.db.base import Database
-from coordinator.services import agents, assignments, signals, transfers
+from coordinator.services import agents, assignments, mending, signals, transfers
 from coordinator.services.uploads import Upload
 from coordinator.settings import Settings
+from coordinator.storage import BlobDamaged, BlobMissing
 from shared.digests import Digest
 from shared.protocol import (
     ID,
@@ -164,7 +165,12 @@ def shard(
         wanted = transfers.lookup(session, assignment_id, agent.id, digest)
         for ref in wanted.shards:
             transfers.expose(session, agent.id, wanted.run_id, ref, now())
-    path = store.path(digest)  # hashing takes its time: outside of any transaction
+    try:
+        path = store.path(digest)  # hashing takes its time: outside of any transaction
+    except (BlobMissing, BlobDamaged) as error:
+        with database.transaction() as session:
+            answer = mending.wanted(session, error, wanted.run_id, wanted.kind)
+        raise answer from error
 
     def save(amount: int) -> None:
         with database.transaction() as counting:

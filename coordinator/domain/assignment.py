@@ -23,6 +23,7 @@ class AssignmentEvent(StrEnum):
     SUBMIT = "submit"
     ACCEPT = "accept"
     REJECT = "reject"
+    LOSE = "lose"
 
 
 ASSIGNMENT = Machine(
@@ -38,6 +39,9 @@ ASSIGNMENT = Machine(
         (AssignmentState.LEASED, AssignmentEvent.SUBMIT): AssignmentState.SUBMITTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.ACCEPT): AssignmentState.ACCEPTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.REJECT): AssignmentState.REJECTED,
+        # The coordinator's disk has spoilt the delta before it was applied: it is trained again, and nobody is blamed.
+        (AssignmentState.SUBMITTED, AssignmentEvent.LOSE): AssignmentState.PENDING,
+        (AssignmentState.ACCEPTED, AssignmentEvent.LOSE): AssignmentState.PENDING,
     },
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ class RoundEvent(StrEnum):
     DEADLINE = "deadline"
     APPLIED = "applied"
     PARTLY_APPLIED = "partly_applied"
+    LOSE = "lose"
 
 
 ROUND = Machine(
@@ -26,6 +27,8 @@ ROUND = Machine(
         (RoundState.OPEN, RoundEvent.ALL_ACCEPTED): RoundState.APPLYING,
         (RoundState.OPEN, RoundEvent.DEADLINE): RoundState.APPLYING,
         (RoundState.APPLYING, RoundEvent.APPLIED): RoundState.CLOSED,
+        # One of its deltas is lost, and is trained again.
+        (RoundState.APPLYING, RoundEvent.LOSE): RoundState.OPEN,
         # Some members came too late to be applied with the others: they are trained from the new versions.
         (RoundState.APPLYING, RoundEvent.PARTLY_APPLIED): RoundState.OPEN,
     },

@@ -16,6 +16,7 @@ from coordinator.storage import BlobStore
 from shared.delta_file import DeltaFile, row_slices, some_rows
 from shared.deltas import add_decoded
 from shared.protocol import ShardRef
+from shared.safetensors_header import MAX_NUMBER
 
 
 def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
@@ -26,10 +27,7 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
     """
     encoder = Encoder(store, payload.config, payload.task)
     result = ApplyResult(blocks=[])
-    with contextlib.ExitStack() as stack:
-        digests = dict.fromkeys(term.digest for change in payload.changes for term in change.terms)
-        limit = limit_of(shard_header(store, change.block.digest)[1] for change in payload.changes)
-        deltas = {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
+    with _opened(store, payload.changes) as deltas:
         for change in payload.changes:
             new = _apply_block(store, change, deltas)
             result.blocks.append(new)
@@ -38,6 +36,20 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
             result.shards += shards
             result.patches += patches
     return result
+
+
+def add_deltas(store: BlobStore, change: Change) -> ShardRef:
+    """One block alone, in no other codec; the deltas were admitted, and may be of other blocks as well."""
+    with _opened(store, [change], MAX_NUMBER) as deltas:
+        return _apply_block(store, change, deltas)
+
+
+@contextlib.contextmanager
+def _opened(store: BlobStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
+    digests = dict.fromkeys(term.digest for change in changes for term in change.terms)
+    limit = limit or limit_of(shard_header(store, change.block.digest)[1] for change in changes)
+    with contextlib.ExitStack() as stack:
+        yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
 
 
 def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:

@@ -1,7 +1,6 @@
 """Makes a block's shard in a codec, and both in the lossless coding: once for each (block version, codec)."""
 
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from safetensors import safe_open
 from torch import nn
 
 from coordinator.domain.job import EncodedRef, EncodePayload, EncodeResult, PatchMade
-from coordinator.engine.shards import Piece, from_tensor, write_shard
-from coordinator.storage import BlobStore
+from coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
+from coordinator.storage import BlobDamaged, BlobMissing, BlobStore
 from shared import lossless
 from shared.assembly import skeleton
 from shared.codecs import encode_tensor, parse_codec
@@ -50,15 +49,15 @@ class Encoder:
         """The step from one shard to the next, if their layout is one and the step is smaller than the new shard."""
         try:
             chunks = lossless.difference(self._store.path(old.digest), self._store.path(new.digest))
-            digest, size = _write(self._store, chunks)
-        except PackedError:
+            digest, size = write_chunks(self._store, chunks)
+        except (PackedError, BlobMissing, BlobDamaged):  # without the old shard there is no step from it
             return None
         if size >= new.packed.size:
             return None
         return PatchMade(kind="difference", target=new.digest, base=old.digest, digest=digest, size=size)
 
     def _pack(self, path: Path) -> BlobRef:
-        digest, size = _write(self._store, lossless.pack(path))
+        digest, size = write_chunks(self._store, lossless.pack(path))
         return BlobRef(digest=digest, size=size)
 
     def _skeleton(self) -> nn.Module:
@@ -80,10 +79,3 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 def _piece(name: str, tensor: torch.Tensor) -> Piece:
     return from_tensor(name, tensor.shape, tensor.dtype, partial(_same, tensor))
-
-
-def _write(store: BlobStore, chunks: Iterable[bytes]) -> tuple[str, int]:
-    with store.writer() as writer:
-        for chunk in chunks:
-            writer.write(chunk)
-    return writer.digest, writer.size

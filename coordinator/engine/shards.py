@@ -63,6 +63,13 @@ def write_blob(store: BlobStore, data: bytes) -> tuple[str, int]:
     return writer.digest, writer.size
 
 
+def write_chunks(store: BlobStore, chunks: Iterable[bytes]) -> tuple[str, int]:
+    with store.writer() as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+    return writer.digest, writer.size
+
+
 def write_json(store: BlobStore, name: str, value: Any) -> FileRef:
     digest, size = write_blob(store, json.dumps(value, indent=2, sort_keys=True).encode())
     return FileRef(name=name, digest=digest, size=size)

@@ -18,6 +18,7 @@ from coordinator.domain.job import (
     PreparePayload,
 )
 from coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from coordinator.domain.mending import MEND, MendPayload
 from coordinator.storage import open_store
 
 M_MMAP_THRESHOLD = -3
@@ -40,6 +41,7 @@ def warm_up(threads: int) -> int:
     import coordinator.engine.fidelity
     import coordinator.engine.import_model
     import coordinator.engine.influence
+    import coordinator.engine.mend
     import coordinator.engine.prepare  # noqa: F401
     from shared.assembly import import_model_code
 
@@ -67,9 +69,12 @@ def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
     from coordinator.engine.fidelity import fidelity
     from coordinator.engine.import_model import import_model
     from coordinator.engine.influence import influence
+    from coordinator.engine.mend import mend
     from coordinator.engine.prepare import prepare
 
     store = open_store(Path(blobs))
+    if kind == MEND:
+        return mend(store, MendPayload.model_validate(payload))
     result: BaseModel
     match JobKind(kind):
         case JobKind.ADMIT:

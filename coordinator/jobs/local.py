@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 from coordinator.db.base import Database
 from coordinator.db.outage import is_away, reason
 from coordinator.domain.job import LANES
-from coordinator.services import jobs, outcomes
+from coordinator.domain.mending import LOST, MEND
+from coordinator.errors import CoordinatorError
+from coordinator.services import jobs, mending, outcomes
 from shared import interrupt
 from shared.errors import FedError
 
@@ -61,6 +63,7 @@ class Taken:
     id: str
     kind: str
     payload: dict[str, Any]
+    subject: str
 
 
 class Lane:
@@ -129,10 +132,43 @@ class Lane:
     def _take(self) -> Taken | None:
         with self._database.transaction() as session:
             job = jobs.take(session, self._name)
-            return None if job is None else Taken(job.id, job.kind, job.payload)
+            return None if job is None else Taken(job.id, job.kind, job.payload, job.subject)
 
-    def _run(self, job: Taken) -> dict[str, Any]:
-        """What the engine makes of a job; raises what the engine raised, `BrokenExecutor` if it died of the job."""
+    def _run(self, job: Taken, mended: set[str] | None = None) -> dict[str, Any]:
+        """What the engine makes of a job. Blobs that it finds lost are made again on the way, where they can be: each once."""
+        mended = set() if mended is None else mended
+        while True:
+            try:
+                return self._run_once(job)
+            except CoordinatorError as error:
+                digest = error.detail.get("digest")
+                if error.code not in LOST or digest is None or digest in mended:
+                    raise
+                mended.add(digest)
+                self._mend(job, error, mended)
+
+    def _mend(self, job: Taken, error: CoordinatorError, mended: set[str]) -> None:
+        """Raises the error, with the name of its blob, where that cannot be made again."""
+        digest = error.detail["digest"]
+        found = self._asked("say that a blob is lost", lambda session: mending.begin(session, error, job.subject))
+        try:
+            if not found.ways:
+                raise error
+            self._run(Taken(job.id, MEND, found.model_dump(mode="json"), job.subject), mended)
+        except FedError as failed:
+            name = self._asked("name a blob", lambda session: mending.names_of(session, digest))
+            raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed
+        self._asked("say that a blob is made again", lambda session: mending.done(session, digest, job.subject))
+
+    def _asked(self, what: str, ask: Callable[[Session], T]) -> T:
+        def transaction() -> T:
+            with self._database.transaction() as session:
+                return ask(session)
+
+        return self._patiently(what, transaction, is_away)
+
+    def _run_once(self, job: Taken) -> dict[str, Any]:
+        """Raises what the engine raised, `BrokenExecutor` if it died of the job."""
         running = self._patiently("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
         return running.result()
 

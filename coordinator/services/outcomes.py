@@ -21,7 +21,7 @@ from coordinator.domain.job import (
     PrepareResult,
 )
 from coordinator.domain.measurements import FidelityResult, InfluenceResult
-from coordinator.services import calibration, models, rounds, runs, shards, signals
+from coordinator.services import calibration, lost_deltas, models, rounds, runs, shards, signals
 
 Succeeded = Callable[[Session, Job, Any], None]
 Failed = Callable[[Session, Job], None]
@@ -32,8 +32,8 @@ def _nothing_more(session: Session, job: Job, result: BaseModel) -> None:
 
 
 OUTCOMES: dict[JobKind, tuple[type[BaseModel], Succeeded, Failed]] = {
-    JobKind.ADMIT: (AdmitResult, rounds.judged, runs.engine_failed),
-    JobKind.APPLY: (ApplyResult, rounds.applied, runs.engine_failed),
+    JobKind.ADMIT: (AdmitResult, rounds.judged, lost_deltas.judging_failed),
+    JobKind.APPLY: (ApplyResult, rounds.applied, lost_deltas.judging_failed),
     JobKind.ENCODE: (EncodeResult, shards.encoded, runs.engine_failed),
     JobKind.INFLUENCE: (InfluenceResult, runs.influence_measured, runs.prepare_failed),
     JobKind.FIDELITY: (FidelityResult, calibration.fidelity_measured, calibration.fidelity_failed),

@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.domain.admission import DeltaRefused, check_structure
 from coordinator.errors import Conflict, TooLarge
-from coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull
+from coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, StoreFull
 from shared import lossless
 from shared.errors import HeaderError
 from shared.lossless import PackedError
@@ -84,15 +86,21 @@ class Upload:
         except FileNotFoundError:
             # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
             # The store holds more than deltas, so what is found there is judged alike.
-            try:
+            with self._is_there():
                 store.touch(self.digest)
-            except BlobMissing:
-                raise UploadIncomplete("nothing of this delta has arrived; upload it first", offset=0) from None
-            self._check(expected, codec, store.path(self.digest))
+                self._check(expected, codec, store.path(self.digest))
         except (DeltaRefused, BlobCorrupt):
             self.path.unlink(missing_ok=True)
             raise
-        return store.size(self.digest)
+        with self._is_there():
+            return store.size(self.digest)
+
+    @contextmanager
+    def _is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except (BlobMissing, BlobDamaged):
+            raise UploadIncomplete("nothing of this delta has arrived, or it was spoilt; upload it", offset=0) from None
 
     def _check(self, expected: dict[str, tuple[int, ...]], codec: DeltaCodec, path: Path) -> None:
         plain = path

@@ -1,0 +1,30 @@
+"""The ways in which a blob that is lost can be made again, to the byte."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from shared.protocol import FileRef, Task
+
+MEND = "mend"
+"""What the engine is asked for beside the job that found the blob missing or damaged."""
+LOST = frozenset({"blob_missing", "blob_damaged"})
+
+
+class Way(BaseModel):
+    """`encode`: encode (and pack) the exact shard `source`. `unpack`: unpack `source`. `delta`: add the delta `change` to `source`.
+    `difference`: what leads from `source` to `change`.
+    """
+
+    kind: Literal["encode", "unpack", "delta", "difference"]
+    source: str
+    codec: str = "exact"
+    change: str = ""
+    weight: float = 1.0
+
+
+class MendPayload(BaseModel):
+    digest: str
+    ways: list[Way]
+    config: FileRef | None = None
+    task: Task | None = None

@@ -1,0 +1,46 @@
+"""Makes a lost blob again from what others hold of it: every way leads to the same bytes, or is no way."""
+
+from typing import Any
+
+from coordinator.domain.job import Change, Term
+from coordinator.domain.mending import LOST, MendPayload, Way
+from coordinator.engine.apply import add_deltas
+from coordinator.engine.encode import Encoder
+from coordinator.engine.shards import write_chunks
+from coordinator.errors import CoordinatorError
+from coordinator.storage import BlobMissing, BlobStore
+from shared import lossless
+from shared.errors import FedError
+from shared.protocol import ShardRef
+from shared.safetensors_header import MAX_NUMBER
+
+
+def mend(store: BlobStore, payload: MendPayload) -> dict[str, Any]:
+    """Raises `BlobMissing` when no way leads to the blob; a source that is lost itself is raised as lost, for it may be mended first."""
+    lost: CoordinatorError | None = None
+    for way in payload.ways:
+        try:
+            _make(store, payload, way)
+            if store.has(payload.digest):
+                store.path(payload.digest)
+                return {}
+        except CoordinatorError as error:
+            lost = lost or (error if error.code in LOST and error.detail.get("digest") != payload.digest else None)
+        except FedError:
+            continue
+    raise lost or BlobMissing(f"blob {payload.digest} cannot be made again", digest=payload.digest)
+
+
+def _make(store: BlobStore, payload: MendPayload, way: Way) -> None:
+    match way.kind:
+        case "encode":
+            Encoder(store, payload.config, payload.task).encode(way.source, way.codec)
+        case "unpack":
+            with store.scratch() as folder:
+                lossless.unpack(store.path(way.source), folder / "plain", MAX_NUMBER)
+                store.adopt(folder / "plain", payload.digest)
+        case "delta":
+            block = ShardRef(block="any", version=0, codec="exact", digest=way.source, size=0)
+            add_deltas(store, Change(block=block, terms=[Term(digest=way.change, weight=way.weight)]))
+        case "difference":
+            write_chunks(store, lossless.difference(store.path(way.source), store.path(way.change)))
