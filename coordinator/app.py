@@ -24,7 +24,7 @@ from coordinator.db.base import Database, utcnow
 from coordinator.db.outage import OutageLog, is_away
 from coordinator.errors import CoordinatorError
 from coordinator.jobs.local import LocalJobs
-from coordinator.services import instance
+from coordinator.services import instance, missing
 from coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
 from coordinator.settings import Settings
 from coordinator.storage import open_store
@@ -75,6 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     absence.begin()
     with database.transaction() as session:
         app.state.identity = instance.identity(session, utcnow())
+        missing.tell(session, app.state.store, utcnow())
     jobs = app.state.jobs = LocalJobs(database, settings.blobs, settings.engine_threads)
 
     def after_commit(signals: Signals) -> None:

@@ -92,6 +92,18 @@ def status() -> None:
         terminal.say(f"{event['at'][:19]} {event['level']} {event['code']}: {one_line(event['message'])}")
 
 
+@app.command()
+def backup(
+    directory: Annotated[Path, typer.Argument(help="Where to; a later backup to the same place copies only what is new.", file_okay=False)],
+    home: Home = None,
+) -> None:
+    """Copy database and blobs while the coordinator works. Run this on the coordinator's machine."""
+    from coordinator.backup import backup as copy
+
+    done = copy(_settings(home=home), directory)
+    terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
+
+
 @operator_app.command()
 def rotate(home: Home = None) -> None:
     """Make a new operator's key; the old one is void at once. Run this on the coordinator's machine."""

@@ -48,8 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.serve": {
         "shared", "coordinator.app", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.services", "coordinator.settings",
     },
+    "coordinator.backup": {
+        "shared", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.services", "coordinator.settings", "coordinator.storage",
+    },
     "coordinator.cli": {
-        "shared", "coordinator.commands", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.operator",
+        "shared", "coordinator.backup", "coordinator.commands", "coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.operator",
         "coordinator.serve", "coordinator.services", "coordinator.settings",
     },
 }  # fmt: skip

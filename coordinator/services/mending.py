@@ -1,7 +1,6 @@
 """A blob is missing or damaged: say which, have it made again where it can be, and stop nobody but the run that needs it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -127,14 +126,10 @@ def _is_under_way(session: Session, run_id: str, digest: str) -> bool:
     return any(payload.get("mends") == digest for payload in session.scalars(waiting))
 
 
-def lacking(session: Session, stored: Sequence[str], needed: set[str]) -> dict[str, Any]:
-    """What is needed and not there, by its name; encoded shards are forgotten, for they are made again when they are asked for."""
-    there = set(stored)
+def can_be_made(session: Session, stored: Collection[str]) -> set[str]:
+    """What is made again of the blobs `stored` as soon as somebody asks for it, or gone round: encoded shards and patches."""
+    found: set[str] = set()
     for row in session.scalars(select(EncodedShard)):
-        if not {row.digest, row.packed_digest} <= there and row.source in there and row.source != row.digest:
-            session.delete(row)
-    for patch in session.scalars(select(Patch)):
-        if patch.digest not in there:
-            session.delete(patch)
-    session.flush()
-    return {digest: names_of(session, digest) for digest in sorted(needed - there)}
+        if row.source in stored:
+            found |= {row.digest, row.packed_digest}
+    return found | set(session.scalars(select(Patch.digest).where(Patch.kind == "difference")))
