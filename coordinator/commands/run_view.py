@@ -32,6 +32,8 @@ def _heading(run: dict[str, Any]) -> Text:
         text.append(f"\n{run['reason']}", "red")
     for note in run["notes"]:
         text.append(f"\nnote: {note}", "yellow")
+    if run["failed_measurements"]:
+        text.append(f"\n{run['failed_measurements']} scores, losses or fidelities could not be measured; the events say why", "red")
     return text
 
 
@@ -116,6 +118,10 @@ def _standing(member: dict[str, Any]) -> str:
 def _evaluations(run: dict[str, Any]) -> Table:
     table = Table("after rounds", "held-out loss", "accuracy", "rows", box=None, padding=(0, 2))
     for e in run["evaluations"][-8:]:
+        if e["failed"]:
+            why = "skipped" if e["failed"]["code"] == "skipped" else f"failed: {e['failed']['code']}"
+            table.add_row(str(e["after_rounds"]), Text(why, "dim" if why == "skipped" else "red"), "–", "–")
+            continue
         accuracy = f"{e['accuracy']:.2%}" if e["accuracy"] is not None else "–"
         table.add_row(str(e["after_rounds"]), f"{e['loss']:.4f}", accuracy, f"{e['rows']:,}")
     return table

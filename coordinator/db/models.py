@@ -181,6 +181,8 @@ class Round(Base):
     loss_before: Mapped[float | None]
     loss_after: Mapped[float | None]
     """held-out loss of the real model on the calibration rows, before and after the round"""
+    loss_failed: Mapped[dict[str, Any] | None]
+    """code and message, where one of the two could not be measured"""
     opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
     closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -242,7 +244,7 @@ class Job(Base):
     """id of the run or model that it is for"""
     payload: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(20))
-    """queued, running, done or failed"""
+    """queued, running, done, failed or skipped"""
     tries: Mapped[int] = mapped_column(default=0)
     result: Mapped[dict[str, Any] | None]
     error_code: Mapped[str | None] = mapped_column(String(60))

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Model, OperatorKey, Round, Run, Traffic
 from coordinator.domain.assignment import AssignmentState
-from coordinator.domain.job import JobState
+from coordinator.domain.job import MEASUREMENTS, JobState
 from coordinator.domain.round import RoundState
 from coordinator.domain.run import RunState
 from coordinator.errors import NotFound
@@ -75,6 +75,11 @@ def unfinished_jobs(session: Session, subject: str) -> int:
         )
         or 0
     )
+
+
+def failed_measurements(session: Session, run_id: str) -> int:
+    failed = (Job.subject == run_id) & (Job.state == JobState.FAILED) & Job.kind.in_(MEASUREMENTS)
+    return session.scalar(select(func.count()).select_from(Job).where(failed)) or 0
 
 
 def evaluations_of(session: Session, run_id: str) -> Sequence[Evaluation]:

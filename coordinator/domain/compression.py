@@ -17,6 +17,8 @@ LADDER = ("dropped", "pruned", "int4", "int8", "exact")
 LAYER = "layer"
 EXACT = "exact"
 """The key of a plan that compresses nothing."""
+UNMEASURABLE = -math.inf
+"""The cosine of a plan whose fidelity could not be measured: under every floor."""
 
 
 class CompressionInvalid(Invalid):
@@ -117,8 +119,13 @@ def apply_floor(settings: CompressionSection, chosen: Plan, measured: float) -> 
     """
     if settings.floor is None or measured >= settings.floor:
         return chosen
-    what = f"the gradient in the emulator {plan_key(chosen)} has a cosine of {measured:.3f} to the real one, under the floor of {settings.floor:g}"
-    detail = {"plan": plan_key(chosen), "cosine": measured, "floor": settings.floor}
+    if measured == UNMEASURABLE:
+        what = (
+            f"the fidelity of the emulator {plan_key(chosen)} could not be measured, so it does not reach the floor of {settings.floor:g}"
+        )
+    else:
+        what = f"the gradient in the emulator {plan_key(chosen)} has a cosine of {measured:.3f} to the real one, under the floor of {settings.floor:g}"
+    detail = {"plan": plan_key(chosen), "cosine": None if measured == UNMEASURABLE else measured, "floor": settings.floor}
     if settings.below_floor == "refuse":
         raise FidelityTooLow(f"{what}; choose a more faithful policy, or a lower `compression.floor`", **detail)
     worst = min((_rung(codec) for codec in chosen.values()), default=len(LADDER) - 1)
@@ -127,6 +134,10 @@ def apply_floor(settings: CompressionSection, chosen: Plan, measured: float) -> 
     better = LADDER[worst + 1]
     codec = pruned_codec(settings.prune_ratio) if better == "pruned" else better
     return {name: codec if _rung(old) == worst else old for name, old in chosen.items()}
+
+
+def _cosine(measured: float) -> str:
+    return "no fidelity that could be measured, instead" if measured == UNMEASURABLE else f"{measured:.3f}"
 
 
 def plan_key(chosen: Plan) -> str:
@@ -170,7 +181,9 @@ def _auto(
     for candidate in auto_ladder(settings, blocks, trained):
         measured = fidelity.get(plan_key(candidate))
         if settings.floor is not None and measured is not None and measured < settings.floor:
-            under = f"; more compressed plans are under the fidelity floor: {plan_key(candidate)} has {measured:.3f} of {settings.floor:g}"
+            under = (
+                f"; more compressed plans are under the fidelity floor: {plan_key(candidate)} has {_cosine(measured)} of {settings.floor:g}"
+            )
             if closest is None:
                 # Not even the first rung is faithful enough, and this agent may hold more: exact is all that is left.
                 exact = {b.name: "exact" for b in blocks}

@@ -27,6 +27,8 @@ class JobState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    """of a measurement: a newer one was wanted before it began"""
 
 
 LANES: dict[JobKind, str] = {
@@ -42,6 +44,10 @@ LANES: dict[JobKind, str] = {
     JobKind.FIDELITY: "slow",
     JobKind.LOSS: "slow",
 }
+MEASUREMENTS = (JobKind.EVALUATE, JobKind.LOSS, JobKind.FIDELITY)
+"""What only tells how a run goes: it goes on where these fail."""
+REPEATED = (JobKind.ADMIT, JobKind.APPLY)
+"""What pauses its run when it fails, and is tried again when the run is resumed."""
 MAX_TRIES = 3
 """Times that a job is begun before a process that dies under it counts as its failure."""
 

@@ -1,14 +1,15 @@
 """Measures on calibration rows: which layers matter, how faithful emulators are, and what a round did to the real model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.db import queries
 from coordinator.db.base import utcnow
-from coordinator.db.models import Assignment, Block, Fidelity, Job, Round, Run
-from coordinator.domain.compression import Plan, plan_key
+from coordinator.db.models import Assignment, Block, Evaluation, Fidelity, Job, Round, Run
+from coordinator.domain.compression import UNMEASURABLE, Plan, plan_key
 from coordinator.domain.job import EvaluatePayload, EvaluateResult, HeldOutRef, JobKind, JobState
 from coordinator.domain.measurements import Calibration, FidelityPayload, FidelityResult, InfluencePayload, InfluenceResult
 from coordinator.domain.run_file import RunFile
@@ -17,6 +18,9 @@ from coordinator.services import jobs, shards
 from coordinator.services.events import record
 from shared.digests import digest_of
 from shared.protocol import Manifest
+
+NO_SCORE: dict[str, Any] = {"loss": None, "accuracy": None, "rows": 0, "seconds": 0.0}
+SKIPPED = {"code": "skipped", "message": "a newer score was wanted before this one began"}
 
 
 class CalibrationMissing(Invalid):
@@ -66,9 +70,11 @@ def influence_measured(session: Session, run: Run, result: InfluenceResult) -> N
 
 
 def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float]:
-    """The cosine that was measured last, by the key of the plan."""
+    """The cosine that was measured last, by the key of the plan; a plan that could not be measured is the least faithful there is, so that
+    nobody waits for it for ever.
+    """
     rows = session.scalars(select(Fidelity).where(Fidelity.run_id == run.id, Fidelity.block == block).order_by(Fidelity.round))
-    return {row.metrics["plan"]: row.metrics["cosine"] for row in rows}
+    return {row.metrics["plan"]: UNMEASURABLE if row.metrics["cosine"] is None else row.metrics["cosine"] for row in rows}
 
 
 def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest) -> None:
@@ -87,35 +93,38 @@ def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assi
         **calibration.model_dump(), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
         round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
     )  # fmt: skip
+    # All of one round are waited for where there is a floor; nobody waits for those of a round that is over.
+    jobs.skip(session, JobKind.FIDELITY, run.id, lambda waiting: waiting["round"] < assignment.round)
     jobs.enqueue(session, JobKind.FIDELITY, run.id, payload.model_dump(mode="json"))
 
 
 def fidelity_measured(session: Session, job: Job, result: FidelityResult) -> None:
+    _keep_fidelity(session, job, result.model_dump(exclude={"block"}))
+
+
+def fidelity_failed(session: Session, job: Job) -> None:
+    payload = FidelityPayload.model_validate(job.payload)
+    failed = _failed(session, job, f"the fidelity of {payload.block} in round {payload.round}")
+    nothing = {"cosine": None, "cosine_worst": None, "loss_real": None, "loss_emulator": None, "rows": 0, "seconds": 0.0}
+    _keep_fidelity(session, job, {"plan": payload.plan, **nothing, "failed": failed})
+
+
+def _keep_fidelity(session: Session, job: Job, metrics: dict[str, Any]) -> None:
     """Store it with the round; whoever waits for it may ask again."""
     payload = FidelityPayload.model_validate(job.payload)
-    key = (job.subject, payload.round, result.block, digest_of(result.plan.encode()))
+    key = (job.subject, payload.round, payload.block, digest_of(payload.plan.encode()))
     if session.get(Fidelity, key) is None:
-        metrics = result.model_dump(exclude={"block"})
         session.add(
             Fidelity(run_id=key[0], round=key[1], block=key[2], plan=key[3], codecs=payload.codecs, metrics=metrics, created_at=utcnow())
         )
     shards.offer_pending(session, job.subject)
 
 
-def fidelity_failed(session: Session, job: Job) -> None:
-    """A plan that could not be measured counts as the least faithful, so that nobody waits for it for ever."""
-    payload = FidelityPayload.model_validate(job.payload)
-    record(
-        session,
-        "error",
-        job.error_code or "engine_failed",
-        f"fidelity of {payload.block} could not be measured: {job.error}",
-        run_id=job.subject,
-    )
-    result = FidelityResult(
-        plan=payload.plan, block=payload.block, cosine=-1.0, cosine_worst=-1.0, loss_real=0.0, loss_emulator=None, rows=0, seconds=0.0
-    )
-    fidelity_measured(session, job, result)
+def _failed(session: Session, job: Job, what: str) -> dict[str, str]:
+    """Say to people that something could not be measured; returns what is kept in its place."""
+    code, message = job.error_code or "engine_failed", job.error or ""
+    record(session, "error", code, f"{what} could not be measured: {message}; the run goes on", run_id=job.subject)
+    return {"code": code, "message": message[:500]}
 
 
 def request_loss(session: Session, run: Run, spec: RunFile, after_rounds: int) -> None:
@@ -125,13 +134,55 @@ def request_loss(session: Session, run: Run, spec: RunFile, after_rounds: int) -
         return
     values = calibration.model_dump(exclude={"rows"})
     payload = EvaluatePayload(**values, after_rounds=after_rounds, rows=calibration.rows)
+    jobs.skip(session, JobKind.LOSS, run.id)
     jobs.enqueue(session, JobKind.LOSS, run.id, payload.model_dump(mode="json"))
 
 
 def loss_measured(session: Session, job: Job, result: EvaluateResult) -> None:
-    """It is the loss after one round, and before the next."""
+    before, after = _rounds_at(session, job)
+    if before is not None:
+        before.loss_after = result.loss
+    if after is not None:
+        after.loss_before = result.loss
+
+
+def loss_failed(session: Session, job: Job) -> None:
     after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
-    for number, column in ((after_rounds - 1, "loss_after"), (after_rounds, "loss_before")):
-        round = session.get(Round, (job.subject, number))
+    failed = _failed(session, job, f"the loss on the calibration rows after {after_rounds} rounds")
+    for round in _rounds_at(session, job):
         if round is not None:
-            setattr(round, column, result.loss)
+            round.loss_failed = failed
+
+
+def _rounds_at(session: Session, job: Job) -> tuple[Round | None, Round | None]:
+    """The round after which a loss was to be measured, and the one before which."""
+    after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
+    return session.get(Round, (job.subject, after_rounds - 1)), session.get(Round, (job.subject, after_rounds))
+
+
+def request_score(session: Session, run: Run, spec: RunFile, after_rounds: int) -> None:
+    """Have the model scored on all held-out rows, as it is after a number of rounds."""
+    payload = EvaluatePayload(
+        after_rounds=after_rounds, task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names,
+        max_length=spec.task.max_length, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
+        held_out=held_out_ref(spec),
+    )  # fmt: skip
+    # What the training is measured against is not skipped.
+    for skipped in jobs.skip(session, JobKind.EVALUATE, run.id, lambda waiting: waiting["after_rounds"] > 0):
+        _keep_score(session, skipped, NO_SCORE | {"failed": SKIPPED})
+    jobs.enqueue(session, JobKind.EVALUATE, run.id, payload.model_dump(mode="json"))
+
+
+def scored(session: Session, job: Job, result: EvaluateResult) -> None:
+    _keep_score(session, job, result.model_dump())
+
+
+def score_failed(session: Session, job: Job) -> None:
+    after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
+    _keep_score(session, job, NO_SCORE | {"failed": _failed(session, job, f"the score after {after_rounds} rounds")})
+
+
+def _keep_score(session: Session, job: Job, metrics: dict[str, Any]) -> None:
+    after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
+    if session.get(Evaluation, (job.subject, after_rounds)) is None:
+        session.add(Evaluation(run_id=job.subject, after_rounds=after_rounds, metrics=metrics, created_at=utcnow()))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Round, Run
 from coordinator.domain.assignment import AssignmentState
-from coordinator.domain.job import JobKind, JobState
+from coordinator.domain.job import REPEATED, JobKind, JobState
 from coordinator.domain.round import RoundState
 from coordinator.domain.run import RUN, RunState
 from coordinator.services.shards import MAX_STEPS
@@ -17,8 +17,6 @@ from coordinator.storage import BlobStore
 
 UNFINISHED = (AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)
 ENDED = tuple(state for state in RunState if RUN.is_final(state))
-REPEATED = (JobKind.ADMIT, JobKind.APPLY)
-"""What is tried again when its run is resumed."""
 EXPORTS_KEPT = timedelta(days=1)
 
 

@@ -1,5 +1,8 @@
 """The queue of heavy work: what waits, what runs, what came of it."""
 
+from collections.abc import Callable
+from typing import Any
+
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -17,6 +20,15 @@ def enqueue(session: Session, kind: JobKind, subject: str, payload: dict[str, ob
     session.add(job)
     signals.start_lane(session, job.lane)
     return job
+
+
+def skip(session: Session, kind: JobKind, subject: str, which: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[Job]:
+    """Take jobs out of the queue for which a newer one comes, as `which` says of their payloads; returns them. One that runs goes on."""
+    waiting = select(Job).where(Job.subject == subject, Job.kind == kind, Job.state == JobState.QUEUED).order_by(Job.created_at)
+    skipped = [job for job in session.scalars(waiting.with_for_update(skip_locked=True)) if which(job.payload)]
+    for job in skipped:
+        job.state, job.ended_at = JobState.SKIPPED, utcnow()
+    return skipped
 
 
 def take(session: Session, lane: str) -> Job | None:

@@ -37,10 +37,10 @@ OUTCOMES: dict[JobKind, tuple[type[BaseModel], Succeeded, Failed]] = {
     JobKind.ENCODE: (EncodeResult, shards.encoded, runs.engine_failed),
     JobKind.INFLUENCE: (InfluenceResult, runs.influence_measured, runs.prepare_failed),
     JobKind.FIDELITY: (FidelityResult, calibration.fidelity_measured, calibration.fidelity_failed),
-    JobKind.LOSS: (EvaluateResult, calibration.loss_measured, runs.report_failed),
+    JobKind.LOSS: (EvaluateResult, calibration.loss_measured, calibration.loss_failed),
     JobKind.PREPARE: (PrepareResult, runs.prepared, runs.prepare_failed),
     JobKind.IMPORT: (ImportResult, models.imported, models.import_failed),
-    JobKind.EVALUATE: (EvaluateResult, runs.evaluated, runs.report_failed),
+    JobKind.EVALUATE: (EvaluateResult, calibration.scored, calibration.score_failed),
     JobKind.EXPORT: (ExportResult, _nothing_more, runs.report_failed),
 }
 

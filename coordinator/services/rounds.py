@@ -12,7 +12,7 @@ from coordinator.db.base import utcnow
 from coordinator.db.models import Agent, Assignment, Block, Job, Round, Run
 from coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
 from coordinator.domain.exposure import ExposureBudgetTooSmall
-from coordinator.domain.job import AdmitPayload, AdmitResult, ApplyPayload, ApplyResult, Change, EvaluatePayload, JobKind, Term
+from coordinator.domain.job import AdmitPayload, AdmitResult, ApplyPayload, ApplyResult, Change, JobKind, Term
 from coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of, weight_of
 from coordinator.domain.run import RUN, RunEvent, RunState
 from coordinator.domain.run_file import RunFile
@@ -29,7 +29,15 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         run.state = RUN.after(run.state, RunEvent.FINISH)
         run.reason = None
         run.ended_at = now
-        record(session, "info", "run_completed", f"run {run.name} completed after {number} rounds", run_id=run.id)
+        failed = queries.failed_measurements(session, run.id)
+        text = f"; {failed} measurements failed, the events before say why" if failed else ""
+        record(
+            session,
+            "warning" if failed else "info",
+            "run_completed",
+            f"run {run.name} completed after {number} rounds{text}",
+            run_id=run.id,
+        )
         return
     last = queries.last_round(session, run.id)
     if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
@@ -347,9 +355,4 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
             every = number
     if after_rounds != run.rounds_total and (after_rounds % every or spec.evaluate.every == "end"):
         return
-    payload = EvaluatePayload(
-        after_rounds=after_rounds, task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names,
-        max_length=spec.task.max_length, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
-        held_out=calibration.held_out_ref(spec),
-    )  # fmt: skip
-    jobs.enqueue(session, JobKind.EVALUATE, run.id, payload.model_dump())
+    calibration.request_score(session, run, spec, after_rounds)

@@ -7,12 +7,11 @@ from sqlalchemy.orm import Session
 
 from coordinator.db import queries
 from coordinator.db.base import utcnow
-from coordinator.db.models import Assignment, Block, Evaluation, HeldOut, Job, Run
+from coordinator.db.models import Assignment, Block, HeldOut, Job, Run
 from coordinator.domain import exposure
 from coordinator.domain.assignment import AssignmentState
 from coordinator.domain.job import (
-    EvaluatePayload,
-    EvaluateResult,
+    REPEATED,
     ExportPayload,
     ExportResult,
     HeldOutRef,
@@ -191,7 +190,7 @@ def resume(session: Session, name: str, now: datetime) -> Run:
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
         rounds.offer(session, assignment.meant_for)
         rounds.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
-    jobs.requeue_failed(session, run.id, (JobKind.ADMIT, JobKind.APPLY))
+    jobs.requeue_failed(session, run.id, REPEATED)
     record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
     rounds.open_next(session, run, now)
     return run
@@ -212,12 +211,6 @@ def engine_failed(session: Session, job: Job) -> None:
     if run.state == RunState.RUNNING:
         run.state, run.reason = RUN.after(run.state, RunEvent.PAUSE), message
     record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)
-
-
-def evaluated(session: Session, job: Job, result: EvaluateResult) -> None:
-    after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
-    if session.get(Evaluation, (job.subject, after_rounds)) is None:
-        session.add(Evaluation(run_id=job.subject, after_rounds=after_rounds, metrics=result.model_dump(), created_at=utcnow()))
 
 
 def report_failed(session: Session, job: Job) -> None:

@@ -72,7 +72,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
         evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **e.metrics)
                      for e in queries.evaluations_of(session, run.id)],
         bytes=_bytes(queries.traffic_of(session, run.id)),
-        pending_jobs=queries.unfinished_jobs(session, run.id),
+        pending_jobs=queries.unfinished_jobs(session, run.id), failed_measurements=queries.failed_measurements(session, run.id),
         seconds_left=_seconds_left(run, summary.rounds_done, now),
         events=_events(queries.recent_events(session, 10, run_id=run.id)),
     )  # fmt: skip
@@ -142,9 +142,8 @@ def _rounds(session: Session, run: Run, rounds: Sequence[Round]) -> list[RoundVi
     fidelity = queries.fidelity_since(session, run.id, rounds[-1].number)
     return [
         RoundView(number=r.number, cycle=r.cycle, blocks=r.blocks, state=r.state, applied=applied.get(r.number, 0),
-                  loss_before=r.loss_before, loss_after=r.loss_after,
-                  fidelity=[FidelityView(block=f.block, **{k: f.metrics[k] for k in ("plan", "cosine", "loss_real", "loss_emulator")})
-                            for f in fidelity if f.round == r.number],
+                  loss_before=r.loss_before, loss_after=r.loss_after, loss_failed=r.loss_failed,
+                  fidelity=[FidelityView(block=f.block, **f.metrics) for f in fidelity if f.round == r.number],
                   opened_at=r.opened_at, closed_at=r.closed_at)
         for r in rounds
     ]  # fmt: skip

@@ -30,12 +30,20 @@ class BlockView(BaseModel):
     trained: bool = Field(description="visited in every cycle, or trained along")
 
 
+class FailureView(BaseModel):
+    """Why there is no number where one was wanted."""
+
+    code: str = Field(description="`skipped`: a newer score was wanted before this one began")
+    message: str
+
+
 class EvaluationView(BaseModel):
     after_rounds: int
-    loss: float
+    loss: float | None
     accuracy: float | None
     rows: int
     seconds: float
+    failed: FailureView | None = Field(None, description="why there is no loss")
     created_at: datetime
 
 
@@ -63,9 +71,10 @@ class FidelityView(BaseModel):
 
     block: str = Field(description="the visited block, whose gradient is compared")
     plan: str = Field(description="what was compressed, and how")
-    cosine: float = Field(description="between the block's gradient in the emulator and in the real model, batch by batch")
-    loss_real: float
+    cosine: float | None = Field(description="between the block's gradient in the emulator and in the real model, batch by batch")
+    loss_real: float | None
     loss_emulator: float | None
+    failed: FailureView | None = Field(None, description="why there is no cosine")
 
 
 class TrafficView(BaseModel):
@@ -85,6 +94,7 @@ class RoundView(BaseModel):
     applied: int = Field(description="how many of them are part of the present model")
     loss_before: float | None = Field(description="held-out loss of the real model before the round")
     loss_after: float | None
+    loss_failed: FailureView | None = Field(None, description="why one of the two could not be measured")
     fidelity: list[FidelityView] = Field(description="of the emulators that were given out in it")
     opened_at: datetime
     closed_at: datetime | None
@@ -128,6 +138,7 @@ class RunView(RunSummary):
     evaluations: list[EvaluationView]
     bytes: BytesView
     pending_jobs: int
+    failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
     seconds_left: float | None = Field(description="at the pace so far")
     events: list[EventView]
 

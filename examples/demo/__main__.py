@@ -139,7 +139,7 @@ def _follow(system: System, operator: Operator, run: dict[str, Any]) -> dict[str
                 live.update(draw(view))
             elif view["rounds_done"] != shown:
                 shown = view["rounds_done"]
-                score = view["evaluations"][-1] if view["evaluations"] else None
+                score = next((e for e in reversed(view["evaluations"]) if not e["failed"]), None)
                 text = f"round {shown:>3} of {view['rounds_total']}, {view['bytes']['down'] / 1e6:,.0f} MB down, {view['bytes']['up'] / 1e6:,.0f} up"
                 console.print(text + (f", held-out loss {score['loss']:.4f} after round {score['after_rounds']}" if score else ""))
             if view["state"] in FINAL and not view["pending_jobs"]:

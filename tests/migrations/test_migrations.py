@@ -209,3 +209,21 @@ def test_the_first_block_of_a_wave_is_what_the_first_schema_can_keep(engine: Eng
         session.commit()
     migrate.downgrade(engine, "0001")
     assert rows(engine, "SELECT number, block FROM round ORDER BY number") == [(0, "layers.0"), (1, "layers.1")]
+
+
+def test_a_fidelity_that_was_not_measured_is_no_cosine_any_more(engine: Engine) -> None:
+    migrate.upgrade(engine, "0001")
+    fill_0001(engine)
+    migrate.upgrade(engine, "0002")
+    values = {"a": (-1.0, 0), "b": (0.5, 9), "c": (-1.0, 9)}
+    with engine.begin() as connection:
+        for plan, (cosine, count) in values.items():
+            metrics = f'{{"plan": "{plan}", "cosine": {cosine}, "loss_real": 1.0, "rows": {count}}}'
+            statement = "INSERT INTO fidelity (run_id, round, block, plan, codecs, metrics, created_at) VALUES ('run_r', 0, 'layers.0', :p, '{}', :m, :at)"
+            connection.execute(text(statement), {"p": plan, "m": metrics, "at": AT})
+    migrate.upgrade(engine)
+    with Session(engine) as session:
+        found = {f.plan: f.metrics for f in session.scalars(select(models.Fidelity))}
+    assert {plan: m["cosine"] for plan, m in found.items()} == {"a": None, "b": 0.5, "c": -1.0}
+    assert found["a"]["failed"]["code"] == "engine_failed"
+    assert "failed" not in found["b"]
