@@ -182,22 +182,27 @@ class ParameterGroup(BaseModel):
     learning_rate: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
-class TrainSettings(BaseModel):
+class Training(BaseModel):
+    """How a visit trains, as the run file says it and as an agent is told it: a field that is added here reaches both."""
+
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
+    epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
+    batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
+    warmup_steps: int = Field(5, ge=0, lt=2**31, description="steps over which the learning rate rises at the beginning of each visit")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
+    precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
+    optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
+
+
+class TrainSettings(Training):
     """One visit: which blocks are trained, and how."""
 
     task: Task
     num_labels: int | None = Field(None, ge=1, le=100_000)
     label_names: list[str] | None = Field(None, max_length=100_000)
     groups: list[ParameterGroup] = Field(max_length=10_000)
-    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps; None: `epochs` decides")
-    epochs: float = Field(1.0, gt=0, le=1000)
-    batch_size: int = Field(ge=1, le=65536)
     max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
-    warmup_steps: int = Field(0, ge=0, lt=2**31)
-    weight_decay: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    precision: Precision = "auto"
-    optimizer: Optimizer = "adamw"
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
 

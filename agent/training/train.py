@@ -85,7 +85,7 @@ def num_steps(settings: TrainSettings, num_features: int) -> int:
     """Local steps of a visit over `num_features` rows or windows."""
     if settings.steps is not None:
         return settings.steps
-    return max(1, math.ceil(settings.epochs * math.ceil(num_features / settings.batch_size)))
+    return max(1, math.ceil((settings.epochs or 1.0) * math.ceil(num_features / settings.batch_size)))
 
 
 def visit_order(partition: Partition, settings: TrainSettings) -> list[list[int]]:

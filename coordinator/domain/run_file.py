@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coordinator.errors import Invalid
 from shared.digests import Digest
-from shared.protocol import MOST_STEPS, DeltaCodec, Name, Optimizer, Precision, Task
+from shared.protocol import DeltaCodec, Name, Task, Training
 from shared.table_format import TableFormat
 
 
@@ -72,19 +72,11 @@ class ScheduleSection(Section):
     max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
 
 
-class TrainSection(Section):
-    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
-    epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
-    batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
+class TrainSection(Training, Section):
     learning_rate: float = Field(3e-4, gt=0, lt=10, description="of the visited block, in the first cycle")
     learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from cycle to cycle")
     always_learning_rate: float | None = Field(None, gt=0, lt=10, description="of the blocks trained along; default: learning_rate")
     always_learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the same factor for the blocks trained along")
-    warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises at the beginning of each visit")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
-    precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
-    optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "TrainSection":

@@ -120,7 +120,7 @@ def simulate(
     `plan_for` gives the emulator of an agent for blocks (at their versions) of which some are trained; None: it cannot do the
     visit, which then costs nobody anything. Who comes first is not known beforehand: such visits are dealt out in turn.
     """
-    state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} for b in blocks})
+    state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {"dropped"} for b in blocks})
     for name in {*visited, *spec.schedule.always}:
         state.codecs[name, state.blocks[name].version].add("exact")
     change = Change.of(spec, model, rows)

@@ -19,7 +19,7 @@ from coordinator.domain.run_file import RunFile
 from coordinator.domain.schedule import Visit, rounds_per_cycle, visits
 from coordinator.services import budget, calibration, emulators, jobs, keys, readiness, shards, signals
 from coordinator.services.events import record
-from shared.protocol import LASTING_REASONS, MENDABLE_REASONS, Manifest, ParameterGroup, ShardRef, TrainSettings
+from shared.protocol import LASTING_REASONS, MENDABLE_REASONS, Manifest, ParameterGroup, ShardRef, Training, TrainSettings
 
 
 def open_next(session: Session, run: Run, now: datetime) -> None:
@@ -96,17 +96,14 @@ def offer(session: Session, meant_for: str | None) -> None:
 
 
 def train_settings(spec: RunFile, plan: Visit) -> TrainSettings:
-    """What an agent is told about a visit."""
+    """What an agent is told about a visit: all that the run file says of training, and what the schedule makes of its learning rates."""
     along = [name for name in spec.schedule.always if name != plan.block]
     groups = [ParameterGroup(blocks=[plan.block], learning_rate=plan.learning_rate)]
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=plan.always_learning_rate))
-    train = spec.train
     return TrainSettings(
-        task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names, groups=groups,
-        steps=train.steps, epochs=train.epochs or 1.0, batch_size=train.batch_size, max_length=spec.task.max_length,
-        warmup_steps=train.warmup_steps, weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
-        precision=train.precision, seed=plan.seed,
+        **spec.train.model_dump(include=set(Training.model_fields)), task=spec.task.kind, num_labels=spec.task.num_labels,
+        label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=plan.seed,
     )  # fmt: skip
 
 
