@@ -13,6 +13,7 @@ from tests.support.models import WORDS
 from tests.support.processes import AgentProcess, CoordinatorProcess
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One federation for all tests that share it, also when several workers run tests."""
     for item in items:
