@@ -1,6 +1,7 @@
 """The training process: reads commands from standard input, trains, and reports on standard output, one JSON object a line."""
 
 import contextlib
+import gc
 import os
 import queue
 import sys
@@ -52,6 +53,7 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
 
     with contextlib.suppress(Exception):  # the first visit says what is wrong
         visitor()
+    gc.freeze()  # what was imported stays: the collection after each visit need not look through it
     _say(out, TrainerEvent(event="ready"))
     while True:
         request = orders.requests.get()
