@@ -278,7 +278,8 @@ class Meddler(httpx.BaseTransport):
         self.done = True
         body = json.loads(answer.read())
         self._change(body)
-        return httpx.Response(200, json=body)
+        headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(json.dumps(body).encode()))
 
 
 def unknown_codec(body: dict[str, Any]) -> None:

@@ -47,18 +47,17 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
     delta = save(hand.delta(held))
     place, op = f"/assignments/{held.assignment_id}", live.operator_key
     submission = {"attempt": held.attempt, "digest": digest_of(delta), "metrics": METRICS.model_dump(mode="json")}
-    shard = held.manifest.blocks[0].digest
     rows = b'{"text": "a", "label": 0}\n'
     given = {
         "POST /enrolment-tokens": ("/enrolment-tokens", op, {"json": {}}),
         "POST /agents": ("/agents", "", {"json": {"token": "fct_" + "x" * 43, "name": fresh("agent")}}),
         "GET /agents/me": ("/agents/me", hand.key, {}),
+        "PUT /agents/me/readiness": ("/agents/me/readiness", hand.key, {"json": {"runs": []}}),
         "POST /agents/me/key": ("/agents/me/key", rotating.key, {}),
         "POST /agents/{name}/revoke": ("/agents/nobody/revoke", op, {}),
         "POST /assignments/claim": ("/assignments/claim?wait=0", hand.key, {"json": {"runs": ["nothing"]}}),
         "POST /assignments/{assignment_id}/renew": (f"{place}/renew", hand.key, {"json": {"attempt": held.attempt}}),
         "POST /assignments/{assignment_id}/return": (f"{place}/return", hand.key, {"json": {"attempt": 9, "reason": "other"}}),
-        "GET /assignments/{assignment_id}/shards/{digest}": (f"{place}/shards/{shard}", hand.key, {}),
         "PUT /assignments/{assignment_id}/upload/{digest}": (f"{place}/upload/{digest_of(delta)}", hand.key, {"content": delta}),
         "POST /assignments/{assignment_id}/delta": (f"{place}/delta", hand.key, {"json": {**submission, "attempt": 9}}),
         "POST /models": ("/models", op, {"json": {"name": model, "source": "/nowhere"}}),

@@ -27,6 +27,7 @@ def mallory(live: LiveCoordinator) -> Hand:
     answer = hand.http.post("/agents", json={**body, "device": {"kind": "[/]\x1b[2J", "name": HOSTILE}, "version": "[/]"})
     assert answer.status_code == 201, answer.text
     hand.http.headers["Authorization"] = f"Bearer {answer.json()['key']}"
+    hand.http.get("/agents/me")  # who was never seen takes no part in a run
     return hand
 
 

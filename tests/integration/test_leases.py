@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from coordinator.db.models import Assignment
 from shared.digests import digest_of
-from shared.protocol import LASTING_REASONS, ReturnReason
+from shared.protocol import COORDINATORS_OWN, LASTING_REASONS, ReturnReason
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, unchanged, versions
@@ -113,7 +113,7 @@ def test_an_assignment_that_is_none(hand: Hand, name: str, status: int, code: st
         refused(hand.http.post(f"/assignments/{name}/{path}", json=body), status, code)
 
 
-@pytest.mark.parametrize("reason", get_args(ReturnReason))
+@pytest.mark.parametrize("reason", [reason for reason in get_args(ReturnReason) if reason not in COORDINATORS_OWN])
 def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str
 ) -> None:

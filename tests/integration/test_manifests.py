@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from sqlalchemy import select
 
 import coordinator.engine.encode as engine
+from coordinator.db.base import utcnow
 from coordinator.db.models import Block, EncodedShard, Job, Patch, Run
 from coordinator.sweeper import tidy
 from shared import lossless
@@ -211,12 +213,10 @@ def test_no_lease_before_its_shards_are_there_and_a_waiting_claim_is_answered_th
     assert time.monotonic() - began < 20, "nobody waits for the end of a poll"
 
 
-def later(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tidy up as if what is stored were old."""
-    at = time.time() + live.settings.keep_blobs_s + 60
-    with monkeypatch.context() as patched:
-        patched.setattr("coordinator.sweeper.time.time", lambda: at)
-        tidy(live.settings, live.database, live.store)
+def later(live: LiveCoordinator) -> None:
+    """Tidy up as if the grace of what nothing needs now were over."""
+    for passed in (timedelta(), timedelta(seconds=live.settings.keep_blobs_s + 60)):
+        tidy(live.settings, live.database, live.store, utcnow() + passed)
 
 
 def rows(live: LiveCoordinator) -> tuple[dict[str, EncodedShard], dict[str, Patch]]:
@@ -244,7 +244,7 @@ def test_superseded_shards_and_steps_are_deleted_and_what_is_needed_stays(
     assert (now["layers.0"].version, now["layers.0"].codec, len(now["layers.0"].patches)) == (2, "int8", 2)
     newest, oldest = now["layers.0"].patches
     monkeypatch.setattr("coordinator.services.garbage.MAX_STEPS", 1)
-    later(live, monkeypatch)
+    later(live)
 
     shards, patches = rows(live)
     assert now["layers.0"].digest in shards
@@ -264,7 +264,7 @@ def test_superseded_shards_and_steps_are_deleted_and_what_is_needed_stays(
         assert all(fetch(hand, last, digest) for digest in wanted)
     deliver(hand, last)
     settled(live, run)
-    later(live, monkeypatch)
+    later(live)
     assert not live.store.has(oldest.digest), "that lease has ended"
     assert not live.store.has(newest.base)
     assert live.store.has(newest.digest)

@@ -15,7 +15,7 @@ from agent.errors import Unreachable, VisitFailed
 from agent.training.shards import materialise
 from coordinator.db.models import Agent, Exposure
 from shared.digests import digest_of_file
-from shared.protocol import Assignment
+from shared.protocol import Assignment, UploadOffset
 from tests.support.light import LightAgent, traffic
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -150,7 +150,7 @@ def other_values(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [flip, other_values])
 @pytest.mark.parametrize("block", ["layers.0", "layers.1"])
-def test_a_base_that_went_bad_costs_one_attempt(
+def test_a_base_that_went_bad_costs_no_attempt(
     live: LiveCoordinator, model: str, tmp_path: Path, harm: Callable[[Path], None], block: str
 ) -> None:
     agent = LightAgent(live, tmp_path)
@@ -164,16 +164,11 @@ def test_a_base_that_went_bad_costs_one_attempt(
     base = ref.patches[0].base
     assert agent.cache.has(base)
     harm(agent.cache.path(base))
-    with pytest.raises(VisitFailed) as failed:
-        agent.visit(assignment)
-    assert failed.value.reason == "shard_corrupt"
-    assert not agent.cache.has(ref.digest)
-    agent.give_back(assignment, "shard_corrupt")
-    again = agent.claim(run, 20)
-    assert again is not None
-    agent.visit(again)
+    agent.visit(assignment)
+    assert not {patch.digest for patch in ref.patches} & set(agent.fetched), "nothing leads there from a damaged base"
     assert digest_of_file(agent.cache.path(ref.digest)) == ref.digest
     assert settled(live, run)["rounds_done"] == 3
+    assert live.operator.get(f"/runs/{run}/assignments")[2]["attempt"] == 1
 
 
 def test_bytes_damaged_on_the_way_are_thrown_away_and_fetched_again(
@@ -206,16 +201,12 @@ def test_an_upload_that_was_cut_twice_is_counted_once(live: LiveCoordinator, mod
     sent = agent.client.upload
     amounts = []
 
-    def cut(assignment_id: str, digest: str, path: Path, offset: int) -> Any:
+    def cut(assignment_id: str, digest: str, path: Path, offset: int, size: int) -> UploadOffset:
         """Half of what is left arrives, and the wire is cut; at the third time, all of it."""
         if len(amounts) == 2:
-            return sent(assignment_id, digest, path, offset)
-        data = path.read_bytes()[offset:]
-        amounts.append(len(data) // 2)
-        agent.client._call(
-            "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset}, content=data[: len(data) // 2]
-        )
-        agent.client.bytes_sent += len(data) // 2
+            return sent(assignment_id, digest, path, offset, size)
+        amounts.append(size // 2)
+        sent(assignment_id, digest, path, offset, size // 2)
         raise Unreachable("cut")
 
     agent.client.upload = cut  # type: ignore[method-assign]
