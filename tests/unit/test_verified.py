@@ -2,10 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from agent.cache import ShardCache
@@ -230,7 +232,6 @@ def test_what_is_wrong_with_a_deltas_bytes_is_a_rejected_delta(how: str, intact:
 
 
 def test_a_damaged_file_of_the_cache_counts_as_none_and_is_fetched_again(tmp_path: Path, harm: Harm) -> None:
-    from contextlib import contextmanager
 
     data = bytes(range(256)) * 1000
     cache = ShardCache(tmp_path / "cache", 1 << 30)
@@ -239,16 +240,10 @@ def test_a_damaged_file_of_the_cache_counts_as_none_and_is_fetched_again(tmp_pat
     assert cache.has(digest_of(data))
     harm(cache.path(digest_of(data)))
 
-    class Answer:
-        status_code = 200
-
-        def iter_raw(self) -> Any:
-            yield data
-
     @contextmanager
-    def fetch(offset: int) -> Any:
+    def fetch(offset: int) -> Iterator[httpx.Response]:
         assert offset == 0
-        yield Answer()
+        yield httpx.Response(200, stream=httpx.ByteStream(data))
 
     assert cache.get(digest_of(data), len(data), fetch).read_bytes() == data
     harm(cache.path(digest_of(data)))
