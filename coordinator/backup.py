@@ -19,11 +19,20 @@ from coordinator.settings import Settings
 from coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
 from shared.volumes import move
 
+COPIES = ("coordinator.db", "coordinator.db.part", "coordinator.dump", "coordinator.part", "blobs")
+"""What a backup, also one that was cut short, has in its directory."""
+
 
 class BackupFailed(CoordinatorError):
     """The copy is not complete; what it lacks is named."""
 
     code = "backup_failed"
+
+
+class BackupMisplaced(CoordinatorError):
+    """A backup would be written into what it copies, or among files that are none of its own."""
+
+    code = "backup_misplaced"
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,10 @@ class Backup:
 def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lambda _: None) -> Backup:
     """Make `target` a home that `serve` can be started on. Nothing is deleted from the store meanwhile; the coordinator may go on working.
 
-    `copied` hears "database" and "blobs". Raises `BackupFailed`; all that can be copied is copied all the same.
+    `copied` hears "database" and "blobs". Raises `BackupFailed`; all that can be copied is copied all the same. Raises
+    `BackupMisplaced` before anything is written where the target is no place for a backup.
     """
+    check_target(settings, target)
     database = existing_database(settings)
     store = open_store(settings.blobs)
     target.mkdir(parents=True, exist_ok=True)
@@ -58,6 +69,17 @@ def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lam
     finally:
         database.close()
     return Backup(len(done), sum(fresh for fresh, _ in done.values()), sum(size for _, size in done.values()))
+
+
+def check_target(settings: Settings, target: Path) -> None:
+    """Raise `BackupMisplaced` unless `target` is new, empty, or holds an earlier backup."""
+    home, place = settings.home.resolve(), target.resolve()
+    if place.is_relative_to(home) or home.is_relative_to(place):
+        raise BackupMisplaced(f"{target} is, holds or lies in the home that is copied ({settings.home}); choose a directory beside it")
+    if place.exists() and not place.is_dir():
+        raise BackupMisplaced(f"{target} is no directory")
+    if place.is_dir() and any(place.iterdir()) and not any((place / name).exists() for name in COPIES):
+        raise BackupMisplaced(f"{target} has files of something else in it; choose an empty directory, or one with an earlier backup")
 
 
 def _copy_database(settings: Settings, target: Path) -> None:

@@ -138,6 +138,8 @@ def address(settings: Settings, listener: socket.socket, elsewhere: bool = False
     host, scheme = settings.host, "http" if settings.tls_certificate is None else "https"
     if host in EVERYWHERE:
         host = socket.gethostname() if elsewhere or scheme == "https" else "127.0.0.1"
+    elif scheme == "https" and is_local(host):
+        host = "localhost"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.commands.run_file import read_run_file
 from coordinator.domain.compression import plan_key
-from coordinator.domain.run_file import parse_run_file
 from coordinator.operator import Operator
 from shared.terminal import Terminal
 
@@ -24,7 +24,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
 ) -> None:
     """What a run would ask of each agent: memory, megabytes, codecs, hours; and who cannot take part, and why."""
-    spec = parse_run_file(file.read_text(), str(file))
+    spec = read_run_file(file)
     given = {"tokens_per_s": tokens_per_s, "rows": rows}
     query = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
     view = Operator().post("/plan" + (f"?{query}" if query else ""), spec.model_dump(mode="json"))

@@ -94,7 +94,8 @@ def members_in_words(members: list[dict[str, Any]], participants: list[str], abs
     if not absent_only and len(taking) > most:
         lines.append(f"  and {len(taking) - most} more")
     if others:
-        lines.append("not there, or without data that fit (they join when that changes):")
+        begun = "not there, or without data that fit (they join when that changes):"
+        lines.append(begun if participants else "who is there, before the start:")
         lines += [f"  {m['agent']}: {_standing(m)}" for m in others[:most]]
         lines += [f"  and {len(others) - most} more"] if len(others) > most else []
     return lines

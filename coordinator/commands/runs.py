@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.commands.export_directory import claim, write_card
+from coordinator.commands.run_file import read_run_file
 from coordinator.commands.run_view import draw, members_in_words
-from coordinator.domain.run_file import parse_run_file
 from coordinator.operator import CoordinatorAway, Operator, OperatorError
 from shared.paths import UnsafeName, inside
 from shared.protocol import ExportView
@@ -54,7 +54,7 @@ def create(
 
 def create_run(operator: Operator, file: Path) -> Any:
     """Upload the held-out file, create the run and wait until it is prepared."""
-    spec = parse_run_file(file.read_text(), str(file))
+    spec = read_run_file(file)
     if spec.evaluate is not None and spec.evaluate.digest is None:
         held_out = file.parent / spec.evaluate.held_out
         if not held_out.is_file():

@@ -56,7 +56,9 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     )  # fmt: skip
     for plan in plans:
         assignment = _assign(session, run, spec, plan, now, failures=0, excluded=[])
-        pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in")
+        unseen = spec.exposure.max_exact_blocks is None
+        why = "nobody who takes part has data that fit" if unseen else "too many of its blocks were seen by others who stood in"
+        pause_if_hopeless(session, run, assignment, why)
 
 
 def _visits(session: Session, run: Run, spec: RunFile, number: int) -> list[Visit]:

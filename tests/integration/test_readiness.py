@@ -89,6 +89,13 @@ def test_nobody_there_is_no_start_unless_it_is_meant(live: LiveCoordinator, mode
     assert absent.take(run["name"]).block == "layers.0"
 
 
+def test_a_start_with_data_that_do_not_fit_says_that_they_are_the_reason(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = draft(live, model, [hand])
+    say(hand, run["id"], False, "data_invalid")
+    view = live.operator.post(f"/runs/{run['id']}/start", {"anyway": True})
+    assert (view["state"], view["reason"]) == ("paused", "no agent is left that could try: nobody who takes part has data that fit")
+
+
 def test_a_visit_meant_for_who_will_not_come_is_anybodys_at_once(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     run = draft(live, model, [hand, other], schedule={"agents": "fixed", "cycles": 2})
     live.operator.post(f"/runs/{run['id']}/start")

@@ -237,3 +237,18 @@ def test_the_card_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "out/fedcybgd.json").symlink_to(victim)
     assert isinstance(export(RUN, tmp_path / "out", "--force").exception, FedError)
     assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [("run", "create"), ("plan",)])
+@pytest.mark.parametrize("content", ["# für Köln\nname: a".encode("latin-1"), "name: a".encode("utf-16"), bytes(range(256)), None])
+def test_a_run_file_that_is_no_text_is_said_in_a_line(tmp_path: Path, command: tuple[str, ...], content: bytes | None) -> None:
+    file = tmp_path / "run.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    result = CliRunner().invoke(
+        cli.app, [*command, str(file)], env={"FEDCOORD_URL": "http://127.0.0.1:1", "FEDCOORD_OPERATOR_KEY": "fco_x"}
+    )
+    assert result.exit_code != 0
+    assert not isinstance(result.exception, (OSError, ValueError)), result.exception
