@@ -95,8 +95,11 @@ def page(live: LiveCoordinator) -> str:
         return answer.text
 
 
-def test_a_failed_measurement_is_kept_and_shown_as_failed(live: LiveCoordinator, model: str, hand: Hand, tmp_path: Path) -> None:
+def test_a_failed_measurement_is_kept_and_shown_as_failed(coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path) -> None:
     """The held-out file is gone: the run completes, and nobody can take it for one that was scored."""
+    live, model = coordinators(), "bert"  # its own: the page shows the newest runs whole
+    live.add_model(model, bert)
+    hand = Hand(live)
     evaluate = held_out(live, tmp_path)
     spec = run_file(model, [hand], evaluate=evaluate, compression={"policy": "int8"})
     run = live.create_run(spec)["name"]
