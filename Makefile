@@ -32,7 +32,7 @@ demo-lm: setup ## The same for a small Llama on Shakespeare, with text before an
 	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
 
 test: setup lint types ## Lint, types and all tests (WORKERS=4 runs four at a time)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py

@@ -13,14 +13,6 @@ from tests.support.models import WORDS
 from tests.support.processes import AgentProcess, CoordinatorProcess
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One federation for all tests that share it, also when several workers run tests."""
-    for item in items:
-        if "federation" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("federation"))
-
-
 def write_rows(path: Path, seed: int, count: int = 64) -> Path:
     """Rows with a rule to learn: the label is whether the first word is in the first half of the list."""
     draw = random.Random(seed)
