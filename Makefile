@@ -54,6 +54,7 @@ benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a
 	$(BIN)/python -m benchmarks.coordinator_memory
 	$(BIN)/python -m benchmarks.agent_memory
 	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.plan_accuracy
 	$(BIN)/python -m benchmarks.wire_bytes
 

@@ -232,7 +232,6 @@ def test_what_is_wrong_with_a_deltas_bytes_is_a_rejected_delta(how: str, intact:
 
 
 def test_a_damaged_file_of_the_cache_counts_as_none_and_is_fetched_again(tmp_path: Path, harm: Harm) -> None:
-
     data = bytes(range(256)) * 1000
     cache = ShardCache(tmp_path / "cache", 1 << 30)
     (tmp_path / "made").write_bytes(data)
