@@ -8,6 +8,7 @@ WORKDIR /app
 ARG TORCH=torch==2.13.0
 RUN pip install "$TORCH"
 COPY pyproject.toml README.md LICENSE ./
+COPY fedcybgd fedcybgd
 COPY shared shared
 COPY migrations migrations
 COPY coordinator coordinator

@@ -5,19 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.cache import ShardCache
-from agent.client import Client
-from agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
-from agent.fetching import cheapest
-from agent.heartbeat import Heartbeat
-from agent.messages import DataSource, LocalShard, TrainRequest
-from agent.outbox import Outbox
-from agent.residuals import Residuals
-from agent.retry import patiently
-from agent.sending import send_file
-from agent.trainer_process import TrainerProcess
-from shared.digests import digest_of_file
-from shared.protocol import Assignment, BlobRef, DeltaReceipt, DeltaSubmission, FileRef, Progress, TrainMetrics
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
+from fedcybgd.agent.fetching import cheapest
+from fedcybgd.agent.heartbeat import Heartbeat
+from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.agent.retry import patiently
+from fedcybgd.agent.sending import send_file
+from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission, Progress
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef
+from fedcybgd.shared.contract.training import TrainMetrics
 
 log = logging.getLogger("fedagent")
 ENOUGH = 1 << 20

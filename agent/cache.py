@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 
-from agent.errors import Unreachable, VisitFailed
-from shared.bodies import plain_chunks
-from shared.digests import digest_of_file
-from shared.paths import inside
-from shared.verified import Verifier
-from shared.volumes import move
+from fedcybgd.agent.errors import Unreachable, VisitFailed
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.files.paths import inside
+from fedcybgd.shared.files.verified import Verifier
+from fedcybgd.shared.files.volumes import move
+from fedcybgd.shared.host.bodies import plain_chunks
 
 log = logging.getLogger("fedagent.cache")
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import psutil
 
-from agent import credentials
-from agent.client import Client
-from agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
-from agent.device import find_device
-from agent.errors import AgentError
-from agent.readiness import Verdict, judge, report
-from agent.settings import Config, DataSection, Home, within_hours
-from shared import machine
-from shared.errors import DataError
-from shared.protocol import RunOffer
-from shared.tables import Row, read_examples, read_rows
+from fedcybgd.agent import credentials
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
+from fedcybgd.agent.device import find_device
+from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent.readiness import Verdict, judge, report
+from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
+from fedcybgd.shared.contract.agents import RunOffer
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.tables import Row, read_examples, read_rows
+from fedcybgd.shared.host import machine
 
 FEW_FILES = 128
 """A daemon and its training process have some 60 files open; a model in many files has more."""

@@ -1,6 +1,6 @@
 """`fedagent`: enrol this machine, test its settings, and work."""
 
-import shared.interrupt
+from fedcybgd.shared.host import interrupt
 
 # isort: split
 
@@ -19,17 +19,17 @@ import psutil
 import typer
 from rich.text import Text
 
-from agent import credentials, enrolment
-from agent.client import Client
-from agent.device import find_device
-from agent.errors import AgentError
-from agent.settings import Home, template
-from shared.addresses import address_of
-from shared.errors import FedError
-from shared.machine import raise_open_files
-from shared.plain import one_line
-from shared.protocol import EnrolRequest
-from shared.terminal import Terminal, log_plainly
+from fedcybgd.agent import credentials, enrolment
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.device import find_device
+from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent.settings import Home, template
+from fedcybgd.shared.contract.agents import EnrolRequest
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.host.addresses import address_of
+from fedcybgd.shared.host.machine import raise_open_files
+from fedcybgd.shared.host.terminal import Terminal, log_plainly
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 terminal = Terminal()
@@ -83,7 +83,7 @@ def _somebody_is_there() -> bool:
 @app.command()
 def check(home: HomeOption = None) -> None:
     """Test settings, device, data, coordinator and key; say what to do where something is wrong."""
-    from agent.check import check as findings
+    from fedcybgd.agent.check import check as findings
 
     wrong = 0
     for finding in findings(Home(home)):
@@ -100,7 +100,7 @@ def check(home: HomeOption = None) -> None:
 @app.command()
 def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False) -> None:
     """Ask for work and do it, until SIGTERM or Ctrl-C."""
-    from agent.worker import Worker
+    from fedcybgd.agent.worker import Worker
 
     log_plainly(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -174,7 +174,7 @@ def config(home: HomeOption = None) -> None:
 
 def main() -> None:
     """Errors that we know are one line for a person; the rest keep their traceback."""
-    shared.interrupt.heard()
+    interrupt.heard()
     try:
         app()
     except FedError as error:

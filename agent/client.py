@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agent.connection import connect, why
-from agent.errors import (
+from fedcybgd.agent.connection import connect, why
+from fedcybgd.agent.errors import (
     AgentError,
     AnotherCoordinator,
     CoordinatorSaid,
@@ -24,27 +24,20 @@ from agent.errors import (
     ProxyBodyLimit,
     Unreachable,
 )
-from shared.bodies import BodyInvalid, whole
-from shared.plain import one_line
-from shared.protocol import (
-    COORDINATOR,
-    OFFERS,
-    AgentSelf,
+from fedcybgd.shared.contract.agents import AgentSelf, ClaimRequest, EnrolAnswer, EnrolRequest, Readiness, ReadinessReport
+from fedcybgd.shared.contract.assignments import (
     Assignment,
     AssignmentState,
-    ClaimRequest,
     DeltaReceipt,
     DeltaSubmission,
-    EnrolAnswer,
-    EnrolRequest,
-    Id,
-    Readiness,
-    ReadinessReport,
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
     UploadOffset,
 )
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.words import COORDINATOR, OFFERS, Id
+from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
 CHUNK = 1 << 20
 MOST_JSON = 16 << 20

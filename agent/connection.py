@@ -5,9 +5,9 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from agent.errors import ConfigError
-from shared.addresses import hint
-from shared.protocol import API
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.host.addresses import hint
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 ADVICE = {

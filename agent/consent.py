@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from agent.errors import AgentError
-from agent.messages import DataSource
-from agent.settings import Config, DataSection, Home
+from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent.messages import DataSource
+from fedcybgd.agent.settings import Config, DataSection, Home
 
 
 class NotConsented(AgentError):

@@ -4,8 +4,8 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 
-from agent.errors import NotEnrolled
-from agent.settings import Home
+from fedcybgd.agent.errors import NotEnrolled
+from fedcybgd.agent.settings import Home
 
 
 @dataclass(frozen=True)

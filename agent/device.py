@@ -7,8 +7,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from shared.machine import cores, memory_total
-from shared.protocol import DeviceInfo
+from fedcybgd.shared.contract.agents import DeviceInfo
+from fedcybgd.shared.host.machine import cores, memory_total
 
 # Numbers of cards mean the same to nvidia-smi and to torch only in this order.
 CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -5,10 +5,10 @@ import re
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.errors import ConfigError
-from agent.settings import RunPattern
-from shared.plain import one_line
-from shared.protocol import Name
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import RunPattern
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.words import Name
 
 TOKEN = re.compile(r"fct_[A-Za-z0-9_-]{43}")
 TOKEN_LENGTH = 47

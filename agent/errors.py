@@ -16,8 +16,8 @@ FedError (shared)
 
 from typing import Any
 
-from shared.errors import FedError
-from shared.protocol import ReturnReason, Trouble
+from fedcybgd.shared.contract.assignments import ReturnReason, Trouble
+from fedcybgd.shared.contract.errors import FedError
 
 
 class AgentError(FedError):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.messages import LocalPatch, LocalShard
-from shared.protocol import BlobRef, PatchRef, ShardRef
+from fedcybgd.agent.messages import LocalPatch, LocalShard
+from fedcybgd.shared.contract.manifests import BlobRef, PatchRef, ShardRef
 
 
 @dataclass(frozen=True)

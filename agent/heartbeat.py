@@ -5,9 +5,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from agent.client import Client
-from agent.errors import CoordinatorSaid
-from shared.protocol import Assignment, Progress, RenewRequest
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import CoordinatorSaid
+from fedcybgd.shared.contract.assignments import Assignment, Progress, RenewRequest
 
 log = logging.getLogger("fedagent.heartbeat")
 PROGRESS_EVERY_S = 2.0

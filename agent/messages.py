@@ -4,8 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.protocol import DeltaCodec, Progress, ReturnReason, TrainMetrics, TrainSettings
-from shared.table_format import TableFormat
+from fedcybgd.shared.contract.assignments import Progress, ReturnReason
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files.table_format import TableFormat
 
 
 class DataSource(TableFormat):

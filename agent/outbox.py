@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from shared.digests import digest_of_file
-from shared.paths import folder_name, inside
-from shared.protocol import Assignment, TrainMetrics
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.files.paths import folder_name, inside
 
 log = logging.getLogger("fedagent.outbox")
 

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.client import Client
-from agent.consent import NotConsented, chosen, source_of
-from agent.errors import CoordinatorSaid
-from agent.messages import DataSource
-from agent.settings import Config, Home
-from shared.errors import DataError
-from shared.protocol import Readiness, RunOffer, UnfitReason
-from shared.tables import examples
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.consent import NotConsented, chosen, source_of
+from fedcybgd.agent.errors import CoordinatorSaid
+from fedcybgd.agent.messages import DataSource
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.shared.contract.agents import Readiness, RunOffer, UnfitReason
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.tables import examples
 
 log = logging.getLogger("fedagent")
 Stamp = tuple[int, int, int] | None

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.paths import folder_name, inside
-from shared.volumes import move
+from fedcybgd.shared.files.paths import folder_name, inside
+from fedcybgd.shared.files.volumes import move
 
 
 class Residuals:

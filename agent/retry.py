@@ -11,7 +11,7 @@ from typing import TypeVar
 import httpx
 import stamina
 
-from agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable
+from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable
 
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})

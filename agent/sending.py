@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.client import Client
-from agent.errors import ProxyBodyLimit, Unreachable
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import ProxyBodyLimit, Unreachable
 
 SMALLEST = 16 << 10
 """A proxy that takes less than this is waited for: a person has to raise its limit."""

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from agent.errors import ConfigError
-from agent.messages import TrainingOptions
-from shared import machine
-from shared.disk import disk_reason
-from shared.protocol import DeclaredLimits
-from shared.table_format import TableFormat
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.messages import TrainingOptions
+from fedcybgd.shared.contract.agents import DeclaredLimits
+from fedcybgd.shared.files.disk import disk_reason
+from fedcybgd.shared.files.table_format import TableFormat
+from fedcybgd.shared.host import machine
 
 Card = Annotated[str, StringConstraints(pattern=r"^(GPU|MIG)-[0-9a-fA-F-]{1,60}$")]
 Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]

@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
-from shared.machine import cores, limits
-from shared.protocol import Progress
+from fedcybgd.agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.host.machine import cores, limits
 
 ALIVE_EVERY_S = 5.0
 _speaking = threading.Lock()
@@ -35,8 +35,8 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
 
     import torch
 
-    from agent.training.visit import Visitor, choose_device
-    from shared.assembly import import_model_code
+    from fedcybgd.agent.training.visit import Visitor, choose_device
+    from fedcybgd.shared.models.assembly import import_model_code
 
     # More threads than a container has cores throttle each other.
     torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
@@ -98,8 +98,8 @@ def _visit(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, shoul
 
 
 def _outcome(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:
-    from agent.training.errors import Stopped
-    from agent.training.failures import failure_of
+    from fedcybgd.agent.training.errors import Stopped
+    from fedcybgd.agent.training.failures import failure_of
 
     at: list[Progress] = []
 

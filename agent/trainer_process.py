@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from agent.device import CARD_ORDER
-from agent.errors import LeaseGone, StopRequested, VisitFailed
-from agent.messages import Command, TrainerEvent, TrainRequest
-from agent.settings import Config
-from shared.protocol import Progress, TrainMetrics
+from fedcybgd.agent.device import CARD_ORDER
+from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
+from fedcybgd.agent.messages import Command, TrainerEvent, TrainRequest
+from fedcybgd.agent.settings import Config
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.training import TrainMetrics
 
 log = logging.getLogger("fedagent.trainer")
 LOOK_EVERY_S = 1.0
@@ -58,7 +59,7 @@ class TrainerProcess:
     def __init__(self, config: Config) -> None:
         limit = int((config.limits.memory_gb or 0) * 1e9)
         arguments = [config.device.kind, str(config.device.threads), str(limit), config.training.model_dump_json()]
-        self._command = [sys.executable, "-m", "agent.trainer", *arguments]
+        self._command = [sys.executable, "-m", "fedcybgd.agent.trainer", *arguments]
         # Threads that wait for each other by spinning lose all their time as soon as another process wants a core.
         self._environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if limit:

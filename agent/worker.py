@@ -12,21 +12,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from agent import credentials, retry
-from agent.assignment_run import Tools, run_assignment
-from agent.cache import ShardCache
-from agent.client import Client
-from agent.consent import NotConsented, patterns, source_for
-from agent.errors import AgentError, ConfigError, CoordinatorSaid, KeyRefused, LeaseGone, ManifestInvalid, StopRequested, VisitFailed
-from agent.messages import DataSource, Facts
-from agent.outbox import Outbox
-from agent.readiness import Standing, stamp
-from agent.residuals import Residuals
-from agent.retry import patiently
-from agent.settings import Config, Home, declared, within_hours
-from agent.trainer_process import TrainerProcess
-from shared.disk import disk_reason
-from shared.protocol import LASTING_REASONS, Assignment, ClaimRequest, Progress, ReturnRequest
+from fedcybgd.agent import credentials, retry
+from fedcybgd.agent.assignment_run import Tools, run_assignment
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.consent import NotConsented, patterns, source_for
+from fedcybgd.agent.errors import (
+    AgentError,
+    ConfigError,
+    CoordinatorSaid,
+    KeyRefused,
+    LeaseGone,
+    ManifestInvalid,
+    StopRequested,
+    VisitFailed,
+)
+from fedcybgd.agent.messages import DataSource, Facts
+from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.readiness import Standing, stamp
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.agent.retry import patiently
+from fedcybgd.agent.settings import Config, Home, declared, within_hours
+from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import LASTING_REASONS, Assignment, Progress, ReturnRequest
+from fedcybgd.shared.files.disk import disk_reason
 
 log = logging.getLogger("fedagent")
 WAIT_S = 25.0

@@ -49,8 +49,8 @@ def child(spec: dict[str, Any]) -> dict[str, float]:
         for i in range(steps):
             full.step([(i * shape.batch + j) % shape.rows for j in range(shape.batch)])
         return {"peak": peak()}
-    from agent.messages import TrainingOptions
-    from agent.training.visit import Visitor
+    from fedcybgd.agent.messages import TrainingOptions
+    from fedcybgd.agent.training.visit import Visitor
 
     visitor = Visitor("cpu", TrainingOptions.model_validate(spec["options"]), whole_tables=spec.get("whole", False))
     metrics = visitor.visit(request(folder, shape, spec["opened"], spec["codec"], **spec["settings"]), lambda _: None, lambda: False)

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from benchmarks import reference
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
 
 
 class BareRequest(BaseModel):

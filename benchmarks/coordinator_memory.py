@@ -67,8 +67,8 @@ def anonymous() -> int:
 
 def job(kind: str, payload: dict[str, Any], store: Path) -> Measured:
     """One job in this process, measured."""
-    from agent.training.memory import PeakMemory, resident
-    from coordinator.engine.worker import run
+    from fedcybgd.agent.training.memory import PeakMemory, resident
+    from fedcybgd.coordinator.engine.worker import run
 
     memory, private, began = PeakMemory("cpu", resident()), PeakPrivate(), time.monotonic()
     private.start()
@@ -100,10 +100,10 @@ def make_delta(store: Path, shard: str) -> str:
     import torch
     from safetensors.torch import save_file
 
-    from coordinator.engine.shards import shard_header
-    from coordinator.storage import open_store
-    from shared import lossless
-    from shared.deltas import encode_delta
+    from fedcybgd.coordinator.engine.shards import shard_header
+    from fedcybgd.coordinator.storage import open_store
+    from fedcybgd.shared.files import lossless
+    from fedcybgd.shared.tensors.deltas import encode_delta
 
     blobs, generator = open_store(store), torch.Generator().manual_seed(3)
     _, header = shard_header(blobs, shard)
@@ -186,8 +186,8 @@ def _some(names: Iterable[str]) -> list[str]:
 
 
 def _held_out(store: Path, vocabulary: int) -> dict[str, Any]:
-    from coordinator.engine.shards import write_blob
-    from coordinator.storage import open_store
+    from fedcybgd.coordinator.engine.shards import write_blob
+    from fedcybgd.coordinator.storage import open_store
 
     words = random.Random(1)
     text = " ".join(f"w{words.randrange(2, vocabulary)}" for _ in range(ROWS * TOKENS))
@@ -199,7 +199,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--folder", type=Path, help="where there is room for 16 GB; default: the system's directory of temporary files")
     options = parser.parse_args()
-    from coordinator.engine.worker import warm_up
+    from fedcybgd.coordinator.engine.worker import warm_up
 
     warm_up(1)
     results = {}

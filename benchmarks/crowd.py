@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from shared.digests import digest_of
-from shared.protocol import API
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.words import API
 
 WAIT_S = 25
 METRICS = {"steps": 1, "rows": 1, "tokens": 1, "loss_first": 1, "loss_last": 1, "seconds": 1, "tokens_per_s": 1}

@@ -26,20 +26,20 @@ from torch.nn import functional
 
 from benchmarks.banking77 import minilm
 from benchmarks.report import arguments, finish
-from coordinator.domain.compression import BlockFacts, Plan, plan
-from coordinator.domain.job import HeldOutRef, ImportPayload, PreparePayload, PrepareResult
-from coordinator.domain.measurements import Calibration, InfluencePayload
-from coordinator.domain.run_file import CompressionSection
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.encode import Encoder
-from coordinator.engine.fidelity import BatchGradient, compare, cosine, gradients
-from coordinator.engine.import_model import import_model
-from coordinator.engine.influence import influence
-from coordinator.engine.prepare import prepare
-from coordinator.engine.shards import Piece, from_tensor, write_blob, write_shard
-from coordinator.engine.streaming import Streamed
-from coordinator.storage import BlobStore, open_store
-from shared.protocol import ShardRef
+from fedcybgd.coordinator.domain.compression import BlockFacts, Plan, plan
+from fedcybgd.coordinator.domain.job import HeldOutRef, ImportPayload, PreparePayload, PrepareResult
+from fedcybgd.coordinator.domain.measurements import Calibration, InfluencePayload
+from fedcybgd.coordinator.domain.run_file import CompressionSection
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.fidelity import BatchGradient, compare, cosine, gradients
+from fedcybgd.coordinator.engine.import_model import import_model
+from fedcybgd.coordinator.engine.influence import influence
+from fedcybgd.coordinator.engine.prepare import prepare
+from fedcybgd.coordinator.engine.shards import Piece, from_tensor, write_blob, write_shard
+from fedcybgd.coordinator.engine.streaming import Streamed
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.manifests import ShardRef
 
 MAX_LENGTH = 64
 HEAD_ROWS, HEAD_RATE = 1500, 5e-3

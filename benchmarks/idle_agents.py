@@ -30,11 +30,11 @@ from benchmarks import banking77
 from benchmarks.crowd import CrowdRequest
 from benchmarks.report import arguments, finish, percentile, spread
 from benchmarks.system import ENVIRONMENT, System
-from coordinator.db import queries
-from coordinator.db.base import Database, utcnow
-from coordinator.db.models import Agent, Assignment
-from coordinator.domain.agent import AgentState
-from coordinator.services import keys
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Agent, Assignment
+from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.services.records import keys
 
 TARGETS = {"cpu_percent": 20, "claim_ms_p99": 100}
 TASK = {"kind": "text-classification", "labels": 2}

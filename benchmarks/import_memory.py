@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from benchmarks.report import arguments, finish
-from shared.safetensors_header import pack_header, tensor_nbytes
+from fedcybgd.shared.files.safetensors_header import pack_header, tensor_nbytes
 
 LARGE = {
     "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -41,7 +41,7 @@ class Imported(BaseModel):
 
 def write_checkpoint(folder: Path, sizes: dict[str, int]) -> int:
     """A bfloat16 LlamaForCausalLM in several files with an index, as transformers saves one; returns its bytes."""
-    from shared.assembly import names_by_canonical, skeleton
+    from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 
     folder.mkdir()
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "tie_word_embeddings": False, **sizes}
@@ -87,11 +87,11 @@ def import_in_a_fresh_process(source: Path, store: Path) -> Imported:
 
 def import_here(source: Path, store: Path) -> Imported:
     """The import as the engine's process does it, and its peak beyond the state before."""
-    from agent.training.memory import PeakMemory, resident
-    from coordinator.domain.job import ImportPayload
-    from coordinator.engine.import_model import import_model
-    from coordinator.engine.worker import warm_up
-    from coordinator.storage import open_store
+    from fedcybgd.agent.training.memory import PeakMemory, resident
+    from fedcybgd.coordinator.domain.job import ImportPayload
+    from fedcybgd.coordinator.engine.import_model import import_model
+    from fedcybgd.coordinator.engine.worker import warm_up
+    from fedcybgd.coordinator.storage import open_store
 
     warm_up(1)
     memory = PeakMemory("cpu", resident())

@@ -25,7 +25,7 @@ from benchmarks.bare import BareRequest, BareResult
 from benchmarks.report import arguments, finish, spread
 from benchmarks.system import ENVIRONMENT, System
 from benchmarks.turnaround import turnarounds
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
 
 TARGETS = {"wall_ratio": 1.15, "cpu_ratio": 1.10, "turnaround_ms_median": 150, "start_s": 2}
 TASK = {"kind": "text-classification", "labels": banking77.LABELS, "max_length": 64}

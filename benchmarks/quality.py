@@ -119,10 +119,10 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    from agent.training.visit import Visitor
     from benchmarks import reference
-    from coordinator.domain.run_file import RunFile
     from examples.demo.tasks import EXAMPLES, banking77
+    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.coordinator.domain.run_file import RunFile
 
     with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
         folder = Path(scratch)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from agent.messages import DataSource, LocalShard, TrainRequest
-from agent.training.data import Partition
-from shared.digests import digest_of_file
-from shared.protocol import ParameterGroup, TrainSettings
+from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 
 
 class Shape(BaseModel):
@@ -41,9 +41,9 @@ def write(folder: Path, shape: Shape, codecs: list[str]) -> None:
     """Write `codec`/`block`.safetensors for every block and codec, the files of the model, and rows; one block in memory at a time."""
     from safetensors.torch import save_file
 
-    from shared.assembly import skeleton
-    from shared.blocks import partition
-    from shared.codecs import encode_tensor
+    from fedcybgd.shared.models.assembly import skeleton
+    from fedcybgd.shared.models.blocks import partition
+    from fedcybgd.shared.tensors.codecs import encode_tensor
 
     (folder / "files").mkdir(parents=True)
     (folder / "files" / "config.json").write_text(json.dumps(config_of(shape)))
@@ -86,7 +86,7 @@ class FullFineTuning:
     """The usual way: the whole model in float32, AdamW over all of it, nothing saved."""
 
     def __init__(self, folder: Path, shape: Shape, steps: int, precision: torch.dtype) -> None:
-        from shared.assembly import Assembled, read_shard, skeleton
+        from fedcybgd.shared.models.assembly import Assembled, read_shard, skeleton
 
         assembled = Assembled(skeleton(config_of(shape), "causal-lm"))
         for block in shape.blocks:
@@ -99,7 +99,7 @@ class FullFineTuning:
         self.precision = precision
 
     def step(self, indices: list[int]) -> float:
-        from shared.batches import forward_logits, loss_sum
+        from fedcybgd.shared.models.batches import forward_logits, loss_sum
 
         batch = self.partition.batch(indices)
         with torch.autocast("cpu", dtype=self.precision, enabled=self.precision != torch.float32):

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.fetching import cheapest
-from agent.messages import DataSource, LocalShard, TrainRequest
-from agent.training.visit import Visitor
-from coordinator.domain import compression
-from coordinator.domain.compression import BlockFacts, DoesNotFit
-from coordinator.domain.job import (
+from fedcybgd.agent.fetching import cheapest
+from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.coordinator.domain import compression
+from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
+from fedcybgd.coordinator.domain.job import (
     ApplyPayload,
     Change,
     EncodedRef,
@@ -27,19 +27,20 @@ from coordinator.domain.job import (
     StoredBlock,
     Term,
 )
-from coordinator.domain.round import weight_of
-from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import Visit, rounds_in, visits
-from coordinator.engine.apply import apply
-from coordinator.engine.encode import Encoder
-from coordinator.engine.evaluate import evaluate
-from coordinator.engine.import_model import import_model
-from coordinator.engine.prepare import prepare
-from coordinator.services.rounds import train_settings
-from coordinator.services.shards import MAX_STEPS
-from coordinator.storage import BlobStore, open_store
-from shared.digests import digest_of_file
-from shared.protocol import FileRef, PatchRef, ShardRef, TrainMetrics, TrainSettings
+from fedcybgd.coordinator.domain.round import weight_of
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import Visit, rounds_in, visits
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.evaluate import evaluate
+from fedcybgd.coordinator.engine.import_model import import_model
+from fedcybgd.coordinator.engine.prepare import prepare
+from fedcybgd.coordinator.services.emulators.shards import MAX_STEPS
+from fedcybgd.coordinator.services.path.open_round import train_settings
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.manifests import FileRef, PatchRef, ShardRef
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 
 
 @dataclass
@@ -230,8 +231,8 @@ def _store_file(store: BlobStore, path: Path) -> str:
 
 def measure_influence(reference: Reference, held_out: Path) -> None:
     """Have the influence of the layers measured on the first held-out rows, as policies want it."""
-    from coordinator.domain.measurements import InfluencePayload
-    from coordinator.engine.influence import influence
+    from fedcybgd.coordinator.domain.measurements import InfluencePayload
+    from fedcybgd.coordinator.engine.influence import influence
 
     task = reference.spec.task
     digest = _store_file(reference.store, held_out)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import psutil
 
-from coordinator.operator import Operator
+from fedcybgd.coordinator.operator import Operator
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Of every process that is measured, on both sides of every comparison."""
@@ -47,8 +47,8 @@ class System:
         self._stop()
 
     def _start_coordinator(self) -> None:
-        log = self._folder / "coordinator.log"
-        command = [sys.executable, "-m", "coordinator.cli", "serve", "--home", str(self.home), "--port", "0"]
+        log = self._folder / "fedcybgd.coordinator.log"
+        command = [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(self.home), "--port", "0"]
         process = self._spawn(command, log)
         self.web = psutil.Process(process.pid)
         until = time.monotonic() + 60
@@ -65,7 +65,7 @@ class System:
     def _start_agent(self, name: str, data: Path) -> None:
         home = self._folder / name
         token = self.operator.post("/enrolment-tokens", {})["token"]
-        agent = [sys.executable, "-m", "agent.cli"]
+        agent = [sys.executable, "-m", "fedcybgd.agent.cli"]
         command = [*agent, "enroll", self.url, "--token", token, "--name", name, "--data", str(data), "--runs", "*", "--home", str(home)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **ENVIRONMENT})
         settings = home / "agent.toml"

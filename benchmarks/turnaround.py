@@ -10,10 +10,13 @@ import httpx
 import torch
 from safetensors.torch import load_file, save_file
 
-from agent.client import Client
 from benchmarks.system import System
-from shared.digests import digest_of_file
-from shared.protocol import API, Assignment, ClaimRequest, DeltaSubmission, EnrolRequest, TrainMetrics
+from fedcybgd.agent.client import Client
+from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
+from fedcybgd.shared.contract.assignments import Assignment, DeltaSubmission
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.words import API
 
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
 CHUNK = 1 << 20

@@ -26,9 +26,9 @@ def main() -> None:
 
     import torch
 
-    from agent.training.visit import Visitor
-    from shared.digests import digest_of_file
-    from shared.verified import Verifier
+    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.shared.contract.digests import digest_of_file
+    from fedcybgd.shared.files.verified import Verifier
 
     torch.set_num_threads(1)
     first, again, visits = [], [], []

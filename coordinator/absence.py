@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from coordinator.db.base import Database, utcnow
-from coordinator.domain.absence import Moment, lost_between
-from coordinator.services import leases
-from coordinator.services.events import record
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.domain.absence import Moment, lost_between
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.upkeep import leases
 
 log = logging.getLogger("fedcoord")
 ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

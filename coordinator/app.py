@@ -14,23 +14,24 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from coordinator.absence import Absence
-from coordinator.api import agents, assignments, held_out, models, plan, runs, status
-from coordinator.api.identity import Identified
-from coordinator.api.waiting import WaitingRoom
-from coordinator.dashboard import pages
-from coordinator.db import migrate
-from coordinator.db.base import Database, utcnow
-from coordinator.db.outage import OutageLog, is_away
-from coordinator.errors import CoordinatorError
-from coordinator.jobs.local import LocalJobs
-from coordinator.services import instance, missing
-from coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
-from coordinator.settings import Settings
-from coordinator.storage import open_store
-from coordinator.sweeper import sweep
-from shared.errors import FedError
-from shared.protocol import API
+from fedcybgd.coordinator.absence import Absence
+from fedcybgd.coordinator.api import agents, assignments, held_out, models, plan, runs, status
+from fedcybgd.coordinator.api.identity import Identified
+from fedcybgd.coordinator.dashboard import pages
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.jobs.local import LocalJobs
+from fedcybgd.coordinator.services.records import instance
+from fedcybgd.coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
+from fedcybgd.coordinator.services.upkeep import missing
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.sweeper import sweep
+from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import API
 
 log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, assignments, models, plan, runs, held_out, status)]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from coordinator.db.base import utcnow
-from coordinator.errors import CoordinatorError
-from coordinator.home import existing_database, sqlite_file
-from coordinator.services import garbage, mending
-from coordinator.settings import Settings
-from coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
-from shared.volumes import move
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.home import existing_database, sqlite_file
+from fedcybgd.coordinator.services.upkeep import garbage, mending
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
+from fedcybgd.shared.files.volumes import move
 
 COPIES = ("coordinator.db", "coordinator.db.part", "coordinator.dump", "coordinator.part", "blobs")
 """What a backup, also one that was cut short, has in its directory."""

@@ -1,6 +1,6 @@
 """`fedcoord`: run a coordinator, and steer one over its REST API."""
 
-import shared.interrupt
+from fedcybgd.shared.host import interrupt
 
 # isort: split
 
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from coordinator.commands import agents, models, plan, runs
-from coordinator.settings import Settings
-from shared.errors import FedError
-from shared.plain import one_line
-from shared.terminal import Terminal
+from fedcybgd.coordinator.commands import agents, models, plan, runs
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(models.app, name="models")
@@ -41,8 +41,8 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate (FEDCOORD_TLS_KEY).")] = None,
 ) -> None:
     """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
-    from coordinator.home import occupied
-    from coordinator.serve import bind, check_tls
+    from fedcybgd.coordinator.home import occupied
+    from fedcybgd.coordinator.serve import bind, check_tls
 
     settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
     check_tls(settings)
@@ -52,8 +52,8 @@ def serve(
 
 
 def _serve(settings: Settings, listener: socket.socket) -> None:
-    from coordinator.serve import address, is_local, prepare_home
-    from coordinator.serve import serve as run
+    from fedcybgd.coordinator.serve import address, is_local, prepare_home
+    from fedcybgd.coordinator.serve import serve as run
 
     key = prepare_home(settings)
     url = address(settings, listener)
@@ -74,7 +74,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 @app.command()
 def status() -> None:
     """Runs, agents, leases and last errors."""
-    from coordinator.operator import Operator
+    from fedcybgd.coordinator.operator import Operator
 
     view = Operator().get("/status")
     active = sum(agent["state"] == "active" for agent in view["agents"])
@@ -98,7 +98,7 @@ def backup(
     home: Home = None,
 ) -> None:
     """Copy database and blobs while the coordinator works. Run this on the coordinator's machine."""
-    from coordinator.backup import backup as copy
+    from fedcybgd.coordinator.backup import backup as copy
 
     done = copy(_settings(home=home), directory)
     terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
@@ -107,9 +107,9 @@ def backup(
 @operator_app.command()
 def rotate(home: Home = None) -> None:
     """Make a new operator's key; the old one is void at once. Run this on the coordinator's machine."""
-    from coordinator.db.base import utcnow
-    from coordinator.home import existing_database
-    from coordinator.services import operators
+    from fedcybgd.coordinator.db.base import utcnow
+    from fedcybgd.coordinator.home import existing_database
+    from fedcybgd.coordinator.services.agents import operators
 
     with existing_database(_settings(home=home)).transaction() as session:
         key = operators.rotate_key(session, utcnow())
@@ -119,8 +119,8 @@ def rotate(home: Home = None) -> None:
 @db_app.command()
 def upgrade(home: Home = None) -> None:
     """Bring the database to the newest schema (`serve` does so by itself)."""
-    from coordinator.db import migrate
-    from coordinator.home import existing_database, understood
+    from fedcybgd.coordinator.db import migrate
+    from fedcybgd.coordinator.home import existing_database, understood
 
     settings = _settings(home=home)
     database = existing_database(settings)
@@ -132,8 +132,8 @@ def upgrade(home: Home = None) -> None:
 @db_app.command()
 def current(home: Home = None) -> None:
     """The schema of the database, and the newest there is."""
-    from coordinator.db import migrate
-    from coordinator.home import existing_database
+    from fedcybgd.coordinator.db import migrate
+    from fedcybgd.coordinator.home import existing_database
 
     terminal.say(f"schema {migrate.current(existing_database(_settings(home=home)).engine)}, newest {migrate.newest()}")
 
@@ -148,7 +148,7 @@ def _settings(**given: Any) -> Settings:
 
 def main() -> None:
     """Errors that we know are one line for a person; the rest keep their traceback."""
-    shared.interrupt.heard()
+    interrupt.heard()
     try:
         app()
     except FedError as error:

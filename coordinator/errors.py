@@ -13,7 +13,7 @@ FedError (shared)                       what both sides know
     └── storage: BlobMissing 404, BlobCorrupt 422, BlobDamaged 503, StoreFull 507
 """
 
-from shared.errors import FedError
+from fedcybgd.shared.contract.errors import FedError
 
 
 class CoordinatorError(FedError):

@@ -10,12 +10,12 @@ from alembic.util import CommandError
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from coordinator.db import migrate
-from coordinator.db.base import Database
-from coordinator.errors import CoordinatorError
-from coordinator.settings import Settings
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.settings import Settings
 
-LOCK = "coordinator.lock"
+LOCK = "fedcybgd.coordinator.lock"
 
 
 class HomeUnusable(CoordinatorError):

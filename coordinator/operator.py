@@ -9,12 +9,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import httpx
 
-from shared.addresses import AddressInvalid, address_of, hint
-from shared.digests import digest_of_file
-from shared.errors import FedError
-from shared.paths import inside, open_for_appending
-from shared.protocol import API
-from shared.terminal import Terminal
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.files.paths import inside, open_for_appending
+from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
+from fedcybgd.shared.host.terminal import Terminal
 
 DEFAULT_URL = "http://127.0.0.1:8440"
 CHUNK = 1 << 20

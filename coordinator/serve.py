@@ -11,14 +11,14 @@ from types import FrameType
 
 import uvicorn
 
-from coordinator.app import create_app
-from coordinator.db import migrate
-from coordinator.db.base import BESIDE, Database, utcnow
-from coordinator.errors import CoordinatorError
-from coordinator.home import understood
-from coordinator.services import operators
-from coordinator.settings import Settings
-from shared.terminal import log_plainly
+from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.home import understood
+from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.host.terminal import log_plainly
 
 GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 
 from starlette.concurrency import run_in_threadpool
 
-from coordinator.absence import Absence
-from coordinator.db.base import Database, utcnow
-from coordinator.db.outage import OutageLog, is_away
-from coordinator.services import agents, assignments, garbage, refusals, rounds
-from coordinator.settings import Settings
-from coordinator.storage import BlobStore
+from fedcybgd.coordinator.absence import Absence
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.services.path import apply_round, lease
+from fedcybgd.coordinator.services.upkeep import garbage, refusals, silence
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobStore
 
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 7 * 86_400
@@ -40,10 +41,10 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence) -> No
     absences = absence.times
     now = utcnow()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
     with database.transaction() as session:
-        assignments.lapse(session, now)
-        assignments.offer_overdue(session, now)
-        rounds.apply_overdue(session, now)
-        agents.silence(session, now - timedelta(seconds=settings.silent_after_s))
+        lease.lapse(session, now)
+        lease.offer_overdue(session, now)
+        apply_round.apply_overdue(session, now)
+        silence.silence(session, now - timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:
             session.rollback()  # what was extended meanwhile is not to be held against a time before
     with database.reading() as session:

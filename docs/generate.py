@@ -12,12 +12,12 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from agent.settings import Config
-from coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
-from coordinator.domain import statechart
-from coordinator.domain.run_file import RunFile
-from coordinator.settings import Settings
-from shared.protocol import API
+from docs import statechart
+from fedcybgd.agent.settings import Config
+from fedcybgd.coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.contract.words import API
 
 DOCS = Path(__file__).parent
 ROUTERS = (status, agents, models, held_out, plan, runs, assignments)

@@ -1,14 +1,17 @@
 """Alembic's entry: runs on the connection that `coordinator.db.migrate` hands over."""
 
-from alembic import context
+from typing import Any, Literal
 
-from coordinator.db import models  # noqa: F401 - fills the metadata
-from coordinator.db.base import Base, UtcDateTime
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+
+from fedcybgd.coordinator.db import models  # noqa: F401 - fills the metadata
+from fedcybgd.coordinator.db.base import Base, UtcDateTime
 
 connection = context.config.attributes["connection"]
 
 
-def render_item(kind: str, item: object, _autogen: object) -> str | bool:
+def render_item(kind: str, item: Any, _autogen: AutogenContext) -> str | Literal[False]:
     if kind == "type" and isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     return False

@@ -13,19 +13,18 @@ import pytest
 import typer
 import yaml
 
-from agent import cli as agent_cli
-from agent.settings import Config
-from coordinator import cli as coordinator_cli
-from coordinator import domain
-from coordinator.api import deps
-from coordinator.app import create_app
-from coordinator.domain import statechart
-from coordinator.domain.machine import Machine
-from coordinator.domain.run_file import RunFile, parse_run_file
-from coordinator.settings import Settings
-from docs import generate
-from shared.errors import FedError
-from shared.protocol import ReturnReason
+from docs import generate, statechart
+from fedcybgd.agent import cli as agent_cli
+from fedcybgd.agent.settings import Config
+from fedcybgd.coordinator import cli as coordinator_cli
+from fedcybgd.coordinator import domain
+from fedcybgd.coordinator.api import deps
+from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.run_file import RunFile, parse_run_file
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.contract.assignments import ReturnReason
+from fedcybgd.shared.contract.errors import FedError
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -104,7 +103,7 @@ def test_no_error_code_is_in_the_protocol_that_the_code_does_not_have() -> None:
 
 def test_documented_statuses_are_those_of_the_code() -> None:
     for path in CODE:
-        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        importlib.import_module("fedcybgd." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     statuses = {kind.code: kind.status for kind in subclasses(FedError) if hasattr(kind, "status")}
     documented = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", text("protocol.md"), re.MULTILINE))
     assert len(documented) > 25

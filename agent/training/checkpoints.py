@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agent.training.overrides import forwards
-from agent.training.prefix import hidden_size
+from fedcybgd.agent.training.overrides import forwards
+from fedcybgd.agent.training.prefix import hidden_size
 
 WORTHWHILE = 256 << 20
 """Bytes of activations from which `auto` computes them twice instead of keeping them; a quarter of the memory limit, if that is less."""

@@ -7,10 +7,10 @@ from typing import overload
 
 import torch
 
-from agent.messages import DataSource
-from shared.batches import Batch, Encoder, Features, chunks
-from shared.protocol import TrainSettings
-from shared.tables import Row, examples
+from fedcybgd.agent.messages import DataSource
+from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.files.tables import Row, examples
+from fedcybgd.shared.models.batches import Batch, Encoder, Features, chunks
 
 WINDOW = 32
 """Batches whose rows are sorted by length together: less padding, and still a shuffled order."""

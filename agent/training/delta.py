@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from shared import lossless
-from shared.assembly import read_shard
-from shared.delta_file import read_rows
-from shared.delta_rows import ROWS
-from shared.deltas import Encoded, decoded, encode_delta
-from shared.protocol import DeltaCodec
+from fedcybgd.shared.contract.delta_rows import ROWS
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.models.assembly import read_shard
+from fedcybgd.shared.tensors.delta_file import read_rows
+from fedcybgd.shared.tensors.deltas import Encoded, decoded, encode_delta
 
 
 def write_delta(

@@ -9,15 +9,15 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from agent.messages import LocalShard
-from agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
-from shared.assembly import Assembled, names_by_canonical, skeleton
-from shared.block_names import layer_range
-from shared.codecs import parse_codec, read_encoded
-from shared.delta_file import read_rows
-from shared.families import find_stack
-from shared.protocol import Task
-from shared.quantized import QuantizedTensor
+from fedcybgd.agent.messages import LocalShard
+from fedcybgd.agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
+from fedcybgd.shared.contract.block_names import layer_range
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
+from fedcybgd.shared.models.families import find_stack
+from fedcybgd.shared.tensors.codecs import parse_codec, read_encoded
+from fedcybgd.shared.tensors.delta_file import read_rows
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 DROPPED = ("", "dropped", 0)
 

@@ -1,6 +1,6 @@
 """How a visit can end without a delta."""
 
-from shared.errors import FedError
+from fedcybgd.shared.contract.errors import FedError
 
 
 class NonFinite(Exception):

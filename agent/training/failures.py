@@ -4,17 +4,17 @@ import errno
 import traceback
 from pathlib import Path
 
-from agent.messages import Facts, TrainerEvent
-from agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing
-from agent.training.shards import ShardCorrupt
-from shared.codecs import CodecError
-from shared.configuration import ModelUnknown
-from shared.disk import disk_reason
-from shared.errors import DataError, HeaderError, PartitionError
-from shared.layers import AssemblyError
-from shared.lossless import PackedError
-from shared.protocol import Progress, ReturnReason
-from shared.tokens import TokenizerUnusable
+from fedcybgd.agent.messages import Facts, TrainerEvent
+from fedcybgd.agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing
+from fedcybgd.agent.training.shards import ShardCorrupt
+from fedcybgd.shared.contract.assignments import Progress, ReturnReason
+from fedcybgd.shared.contract.errors import DataError, HeaderError, PartitionError
+from fedcybgd.shared.files.configuration import ModelUnknown
+from fedcybgd.shared.files.disk import disk_reason
+from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.models.layers import AssemblyError
+from fedcybgd.shared.models.tokens import TokenizerUnusable
+from fedcybgd.shared.tensors.codecs import CodecError
 
 PACKAGES = Path(__file__).parents[2]
 KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from shared.quantized import QuantizedTensor
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 CHUNK = {"cpu": 1 << 22}
 """Values of a weight that are dense at a time (16 MB in float32), by device."""

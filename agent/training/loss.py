@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from agent.training.frozen import QuantizedLinear, multiplied_in, parts, quantized_weight
-from agent.training.overrides import forwards
-from shared.batches import IGNORED, Batch, forward_logits, loss_sum, plain_forward
-from shared.protocol import Task
-from shared.quantized import QuantizedTensor
+from fedcybgd.agent.training.frozen import QuantizedLinear, multiplied_in, parts, quantized_weight
+from fedcybgd.agent.training.overrides import forwards
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.models.batches import IGNORED, Batch, forward_logits, loss_sum, plain_forward
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 WORTHWHILE = 1 << 23
 """Logits (tokens × vocabulary) from which they are computed in chunks: 32 MB in float32, and the plain way holds them three times."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from agent.training.errors import NonFinite, OptimizerMissing
-from shared.protocol import TrainSettings
+from fedcybgd.agent.training.errors import NonFinite, OptimizerMissing
+from fedcybgd.shared.contract.training import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agent.training.data import Partition
-from agent.training.errors import Stopped
-from agent.training.overrides import forwards
-from shared.batches import Batch, plain_forward
-from shared.machine import memory_available
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.errors import Stopped
+from fedcybgd.agent.training.overrides import forwards
+from fedcybgd.shared.host.machine import memory_available
+from fedcybgd.shared.models.batches import Batch, plain_forward
 
 LARGEST_IN_MEMORY = 2 << 30
 """Bytes that `auto` keeps in memory at the most; a quarter of the limit or of what is free, if that is less."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agent.training.data import Partition
-from agent.training.loss import Loss
-from agent.training.prefix import NotExact, Prefix
-from shared.batches import Batch
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.loss import Loss
+from fedcybgd.agent.training.prefix import NotExact, Prefix
+from fedcybgd.shared.models.batches import Batch
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Distance of two gradients, relative to their norm, that rounding explains: padding is zeros in the cache."""

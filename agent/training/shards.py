@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from agent.messages import LocalPatch, LocalShard
-from shared import lossless
-from shared.delta_file import DeltaFile, row_slices, some_rows
-from shared.deltas import add_decoded
-from shared.digests import digest_of_file
-from shared.errors import FedError
-from shared.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
-from shared.verified import Verifier
+from fedcybgd.agent.messages import LocalPatch, LocalShard
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
+from fedcybgd.shared.files.verified import Verifier
+from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
+from fedcybgd.shared.tensors.deltas import add_decoded
 
 VERIFIER = Verifier()
 """Of this process: what it has hashed once is not hashed again at every visit."""

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 import torch
 from torch import nn
 
-from agent.training.data import Partition
-from agent.training.errors import NonFinite, Stopped
-from agent.training.loss import Loss
-from agent.training.memory import PeakMemory
-from agent.training.optimizer import Group, Stepper
-from agent.training.prefix import Prefix
-from shared.protocol import Progress, TrainMetrics, TrainSettings
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.errors import NonFinite, Stopped
+from fedcybgd.agent.training.loss import Loss
+from fedcybgd.agent.training.memory import PeakMemory
+from fedcybgd.agent.training.optimizer import Group, Stepper
+from fedcybgd.agent.training.prefix import Prefix
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 
 __all__ = ["Group", "NonFinite", "Stopped", "num_steps", "train", "visit_order"]
 REPORT_EVERY_S = 0.5

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import torch
 
-from agent.messages import TrainingOptions, TrainRequest
-from agent.training import prefix, prefix_trial
-from agent.training.checkpoints import checkpointed, to_checkpoint
-from agent.training.data import Partition
-from agent.training.delta import write_delta
-from agent.training.emulator import Emulator, layers_of
-from agent.training.errors import DeviceMissing
-from agent.training.loss import Loss
-from agent.training.memory import PeakMemory, give_back_memory, resident
-from agent.training.optimizer import Group
-from agent.training.shards import materialise
-from agent.training.train import train, visit_order
-from shared.batches import Batch, plain_forward
-from shared.errors import DataError
-from shared.protocol import Precision, Progress, TrainMetrics
+from fedcybgd.agent.messages import TrainingOptions, TrainRequest
+from fedcybgd.agent.training import prefix, prefix_trial
+from fedcybgd.agent.training.checkpoints import checkpointed, to_checkpoint
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.delta import write_delta
+from fedcybgd.agent.training.emulator import Emulator, layers_of
+from fedcybgd.agent.training.errors import DeviceMissing
+from fedcybgd.agent.training.loss import Loss
+from fedcybgd.agent.training.memory import PeakMemory, give_back_memory, resident
+from fedcybgd.agent.training.optimizer import Group
+from fedcybgd.agent.training.shards import materialise
+from fedcybgd.agent.training.train import train, visit_order
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.words import Precision
+from fedcybgd.shared.models.batches import Batch, plain_forward
 
 log = logging.getLogger("fedagent.training")
 SHORT = 256

@@ -5,14 +5,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
-from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
-from coordinator.db import queries
-from coordinator.db.models import Agent
-from coordinator.services import agents, offers, refusals, transfers
-from coordinator.services.views import AgentView
-from shared.protocol import OFFERS, AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
+from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
+from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
+from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.services.upkeep import refusals
+from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
+from fedcybgd.shared.contract.views import AgentView
+from fedcybgd.shared.contract.words import OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
@@ -23,21 +27,21 @@ router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 )  # fmt: skip
 def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
     """A token with which one agent may enrol once, before it expires."""
-    token, expires_at = agents.create_token(session, now(), timedelta(seconds=body.expires_in_s))
+    token, expires_at = enrolment.create_token(session, now(), timedelta(seconds=body.expires_in_s))
     return TokenAnswer(token=token, expires_at=expires_at)
 
 
 @router.post("/agents", summary="Enrol an agent", status_code=201, response_model=EnrolAnswer, responses=errors(401, 409, 422))
 def enrol(body: EnrolRequest, session: WriteDep) -> EnrolAnswer:
     """Spend a token on an identity and a key."""
-    return agents.enrol(session, body, now())
+    return enrolment.enrol(session, body, now())
 
 
 @router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
 def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, response: Response) -> AgentSelf:
     """Who the key belongs to, and which runs it may take part in."""
     response.headers[OFFERS] = waiting.offers
-    agents.seen(session, agent.id, now())
+    presence.seen(session, agent.id, now())
     return offers.self_of(session, agent.id)
 
 
@@ -54,7 +58,7 @@ def say_ready(body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Resp
 @router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403))
 def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
     """A new key under the same identity; the old one is void at once."""
-    return NewKey(key=agents.rotate_key(session, agent.id))
+    return NewKey(key=identity.rotate_key(session, agent.id))
 
 
 @router.get("/agents", summary="List agents", response_model=list[AgentView], responses=errors(401), dependencies=[OperatorDep])
@@ -72,7 +76,7 @@ def list_agents(session: ReadDep) -> list[Agent]:
 )
 def revoke(name: str, session: WriteDep) -> Agent:
     """Shut an agent out at once; what it holds is given to others."""
-    return agents.revoke(session, name, now())
+    return shut_out(session, name, now())
 
 
 @router.get(
@@ -89,8 +93,8 @@ def exposure(
 ) -> list[ExposureView]:
     """Which agent has received which block at which version and codec, newest first."""
     names = queries.agent_names(session)
-    chosen = agents.by_name(session, agent).id if agent else None
+    chosen = presence.by_name(session, agent).id if agent else None
     return [
         ExposureView(agent=names[e.agent_id], run_id=e.run_id, block=e.block, version=e.version, codec=e.codec, first_at=e.first_at)
-        for e in transfers.ledger(session, chosen, limit)
+        for e in ledgers.ledger(session, chosen, limit)
     ]

@@ -8,24 +8,25 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
-from coordinator.api.files import blob_response
-from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from coordinator.api.schemas import errors
-from coordinator.api.waiting import WaitingRoom
-from coordinator.db.base import Database
-from coordinator.services import agents, assignments, mending, signals, transfers
-from coordinator.services.uploads import Upload
-from coordinator.settings import Settings
-from coordinator.storage import BlobDamaged, BlobMissing
-from shared.digests import Digest
-from shared.protocol import (
-    ID,
-    MAX_WAIT_S,
-    OFFERS,
+from fedcybgd.coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
+from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.api.schemas import errors
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import identity, presence
+from fedcybgd.coordinator.services.path import lease, serve, submit, trained
+from fedcybgd.coordinator.services.path.claim import claim as decide
+from fedcybgd.coordinator.services.path.upload import Upload
+from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.services.upkeep import mending, refusals
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing
+from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import (
     Assignment,
     AssignmentState,
-    ClaimRequest,
     DeltaReceipt,
     DeltaSubmission,
     RenewAnswer,
@@ -33,6 +34,8 @@ from shared.protocol import (
     ReturnRequest,
     UploadOffset,
 )
+from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.words import ID, MAX_WAIT_S, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 WRITE_CHUNK = 1 << 20
@@ -43,16 +46,16 @@ AssignmentId = Annotated[str, Path(pattern=ID)]
 class Arrival:
     """A glance at the work there is, and how many wakes there had been before it."""
 
-    glance: agents.Glance
+    glance: identity.Glance
     wakes: int
 
 
 async def _arrive(database: DatabaseDep, waiting: WaitingDep, key: BearerDep) -> Arrival:
     wakes = waiting.wakes
 
-    def look() -> agents.Glance:
+    def look() -> identity.Glance:
         with database.reading() as session:
-            return agents.glance(session, key, now())
+            return identity.glance(session, key, now())
 
     return Arrival(await run_in_threadpool(look), wakes)
 
@@ -110,33 +113,33 @@ def _nothing(waiting: WaitingRoom) -> Response:
 
 def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:
     with database.transaction() as session:
-        agents.seen(session, agent_id, now())
-        agents.declare(session, agent_id, body.limits, now())
-        found = assignments.claim(session, agent_id, body, now())
+        presence.seen(session, agent_id, now())
+        refusals.declare(session, agent_id, body.limits, now())
+        found = decide(session, agent_id, body, now())
         turned_down = session.info.get(signals.TURNED_DOWN, [])
     for refusal in turned_down:
         with database.transaction() as session:
-            assignments.turned_down(session, *refusal)
+            turned_down(session, *refusal)
     return found
 
 
 @router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))
 def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> AssignmentState:
     """What became of an assignment that this agent had."""
-    return assignments.state_of(session, assignment_id, agent.id)
+    return lease.state_of(session, assignment_id, agent.id)
 
 
 @router.post("/{assignment_id}/renew", summary="Renew the lease", response_model=RenewAnswer, responses=errors(404, 409, 422))
 def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, session: WriteDep) -> RenewAnswer:
     """Hold the assignment for another lease, and say how far the training is."""
-    agents.seen(session, agent.id, now())
-    return assignments.renew(session, assignment_id, agent.id, body, now())
+    presence.seen(session, agent.id, now())
+    return lease.renew(session, assignment_id, agent.id, body, now())
 
 
 @router.post("/{assignment_id}/return", summary="Give the assignment back", response_model=AssignmentState, responses=errors(404, 409, 422))
 def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep, session: WriteDep) -> AssignmentState:
     """Let go of an assignment, with the reason."""
-    given = assignments.give_back(session, assignment_id, agent.id, body, now())
+    given = lease.give_back(session, assignment_id, agent.id, body, now())
     return AssignmentState(assignment_id=given.id, state=given.state, reason=given.reason, attempt=given.attempt)
 
 
@@ -162,9 +165,9 @@ def shard(
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
     with database.transaction() as session:
-        wanted = transfers.lookup(session, assignment_id, agent.id, digest)
+        wanted = serve.lookup(session, assignment_id, agent.id, digest)
         for ref in wanted.shards:
-            transfers.expose(session, agent.id, wanted.run_id, ref, now())
+            ledgers.expose(session, agent.id, wanted.run_id, ref, now())
     try:
         path = store.path(digest)  # hashing takes its time: outside of any transaction
     except (BlobMissing, BlobDamaged) as error:
@@ -174,7 +177,7 @@ def shard(
 
     def save(amount: int) -> None:
         with database.transaction() as counting:
-            transfers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
+            ledgers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
 
     async def count(amount: int) -> None:
         await run_in_threadpool(save, amount)
@@ -221,7 +224,7 @@ async def upload(
     def begin() -> Upload:
         with database.reading() as session:
             found = _upload(session, assignment_id, agent.id, digest, settings)
-            assignment = assignments.held(session, assignment_id, agent.id)
+            assignment = lease.held(session, assignment_id, agent.id)
             ledger.append((assignment.run_id, assignment.round))
         length = request.headers.get("content-length", "")
         found.check(offset, int(length) if length.isdigit() else None)
@@ -233,7 +236,7 @@ async def upload(
 
     def count() -> None:
         with database.transaction() as session:
-            transfers.count(session, *ledger[0], agent.id, "delta", arrived)
+            ledgers.count(session, *ledger[0], agent.id, "delta", arrived)
 
     async def write() -> None:
         data = bytes(buffer)
@@ -267,17 +270,17 @@ def delta(
 ) -> DeltaReceipt:
     """Once and only once: a repeat of (attempt, digest) gets the same answer, a stale attempt gets 409."""
     with database.reading() as session:
-        if (done := assignments.receipt(session, assignment_id, agent.id, body)) is not None:
+        if (done := submit.receipt(session, assignment_id, agent.id, body)) is not None:
             return done
-        assignment = assignments.held(session, assignment_id, agent.id)
+        assignment = lease.held(session, assignment_id, agent.id)
         target = _upload(session, assignment_id, agent.id, body.digest, settings)
-        codec = assignments.delta_codec(session, assignment)
-        expected = assignments.expected_tensors(session, assignment)
+        codec = trained.delta_codec(session, assignment)
+        expected = trained.expected_tensors(session, assignment)
     size = target.finish(store, expected, codec)  # hashing takes its time: outside of any transaction
     with database.transaction() as session:
-        return assignments.submit(session, assignment_id, agent.id, body, size, now())
+        return submit.submit(session, assignment_id, agent.id, body, size, now())
 
 
 def _upload(session: Session, assignment_id: str, agent_id: str, digest: str, settings: Settings) -> Upload:
-    assignment = assignments.held(session, assignment_id, agent_id)
-    return Upload(settings.uploads, assignment_id, digest, assignments.max_delta_bytes(session, assignment))
+    assignment = lease.held(session, assignment_id, agent_id)
+    return Upload(settings.uploads, assignment_id, digest, trained.max_delta_bytes(session, assignment))

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from coordinator.api.waiting import WaitingRoom
-from coordinator.db.base import Database, utcnow
-from coordinator.errors import Unauthorized
-from coordinator.services import agents, operators
-from coordinator.settings import Settings
-from coordinator.storage import BlobStore
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.services.agents import identity, operators
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 
 # Coroutines, though they wait for nothing: FastAPI would send each plain function to a thread, five times in every claim.
@@ -52,10 +52,10 @@ async def bearer(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_
 BearerDep = Annotated[str, Depends(bearer)]
 
 
-def _agent(database: DatabaseDep, key: BearerDep) -> agents.Identity:
+def _agent(database: DatabaseDep, key: BearerDep) -> identity.Identity:
     # A transaction of its own, closed before the route begins: a long poll must not hold one.
     with database.reading() as session:
-        return agents.authenticate(session, key)
+        return identity.authenticate(session, key)
 
 
 def _operator(database: DatabaseDep, key: BearerDep) -> None:
@@ -63,6 +63,6 @@ def _operator(database: DatabaseDep, key: BearerDep) -> None:
         operators.authenticate(session, key)
 
 
-AgentDep = Annotated[agents.Identity, Depends(_agent)]
+AgentDep = Annotated[identity.Identity, Depends(_agent)]
 OperatorDep = Depends(_operator)
 now = utcnow

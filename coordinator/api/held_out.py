@@ -5,12 +5,12 @@ import hashlib
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
-from coordinator.api.schemas import HeldOutAnswer, errors
-from coordinator.errors import TooLarge
-from coordinator.services import held_out
-from coordinator.storage import BlobCorrupt
-from shared.digests import Digest
+from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
+from fedcybgd.coordinator.api.schemas import HeldOutAnswer, errors
+from fedcybgd.coordinator.errors import TooLarge
+from fedcybgd.coordinator.services.operate import held_out
+from fedcybgd.coordinator.storage import BlobCorrupt
+from fedcybgd.shared.contract.digests import Digest
 
 router = APIRouter(prefix="/held-out", tags=["runs"], responses=errors(401), dependencies=[OperatorDep])
 

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.protocol import COORDINATOR
+from fedcybgd.shared.contract.words import COORDINATOR
 
 
 class Identified:

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter
 
-from coordinator.api.deps import OperatorDep
-from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from coordinator.api.schemas import ModelRequest, ModelView, errors
-from coordinator.db import queries
-from coordinator.db.models import Model
-from coordinator.services import models
+from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.api.schemas import ModelRequest, ModelView, errors
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Model
+from fedcybgd.coordinator.services.operate import models
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from coordinator.api.deps import OperatorDep
-from coordinator.api.route import DatabaseRoute, ReadDep
-from coordinator.api.schemas import errors
-from coordinator.domain.run_file import RunFile
-from coordinator.services import forecasts
-from coordinator.services.forecasts import PlanView
+from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
+from fedcybgd.coordinator.api.schemas import errors
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.operate import forecasts
+from fedcybgd.shared.contract.plans import PlanView
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/plan", tags=["runs"], responses=errors(401, 422), dependencies=[OperatorDep])
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
-from coordinator.api.deps import DatabaseDep
-from coordinator.db.base import Database
-from coordinator.db.outage import was_overtaken
+from fedcybgd.coordinator.api.deps import DatabaseDep
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.outage import was_overtaken
 
 TRIES = 3
 """Times that a transaction is begun which PostgreSQL undid for another's sake."""

@@ -4,15 +4,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
-from coordinator.api.files import blob_response
-from coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from coordinator.api.schemas import ExportRequested, StartRequest, errors
-from coordinator.domain.run_file import RunFile
-from coordinator.errors import NotFound
-from coordinator.services import offers, runs, status
-from coordinator.services.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
-from shared.protocol import ID, ExportView
+from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
+from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.api.schemas import ExportRequested, StartRequest, errors
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.coordinator.services.agents import offers
+from fedcybgd.coordinator.services.operate import exports, prepare, steer
+from fedcybgd.coordinator.services.read import status
+from fedcybgd.shared.contract.manifests import ExportView
+from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
+from fedcybgd.shared.contract.words import ID
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 422))
 operator = [OperatorDep]
@@ -22,7 +25,7 @@ ExportId = Annotated[str, Path(pattern=ID)]
 @router.post("", summary="Create a run", status_code=201, response_model=RunView, responses=errors(404, 409, 422), dependencies=operator)
 def create(body: RunFile, session: WriteDep) -> RunView:
     """A draft from the contents of a run file; its blocks are prepared at once."""
-    run = runs.create(session, body, now())
+    run = prepare.create(session, body, now())
     return status.run_view(session, run, now())
 
 
@@ -53,7 +56,7 @@ def assignments(run: str, session: ReadDep) -> list[AssignmentView]:
 @router.post("/{run}/start", summary="Start a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
 def start(run: str, session: WriteDep, body: StartRequest | None = None) -> RunView:
     """Open the first round with the agents that are there. The others join when they come; nobody there is refused, unless told."""
-    return status.run_view(session, runs.start(session, run, now(), body is not None and body.anyway), now())
+    return status.run_view(session, steer.start(session, run, now(), body is not None and body.anyway), now())
 
 
 @router.get(
@@ -67,7 +70,7 @@ def readiness(run: str, session: ReadDep) -> list[MemberView]:
 @router.post("/{run}/pause", summary="Pause a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
 def pause(run: str, session: WriteDep) -> RunView:
     """Begin no further round; what is being trained is finished and applied."""
-    return status.run_view(session, runs.pause(session, run), now())
+    return status.run_view(session, steer.pause(session, run), now())
 
 
 @router.get("/{run}/rounds", summary="The rounds of a run", response_model=list[RoundView], responses=errors(404), dependencies=operator)
@@ -87,13 +90,13 @@ def list_traffic(run: str, session: ReadDep) -> list[TrafficView]:
 @router.post("/{run}/resume", summary="Resume a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
 def resume(run: str, session: WriteDep) -> RunView:
     """Go on with a paused run; failures so far are forgotten."""
-    return status.run_view(session, runs.resume(session, run, now()), now())
+    return status.run_view(session, steer.resume(session, run, now()), now())
 
 
 @router.post("/{run}/cancel", summary="Cancel a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
 def cancel(run: str, session: WriteDep) -> RunView:
     """End a run for good; what was applied stays and can be exported."""
-    return status.run_view(session, runs.cancel(session, run, now()), now())
+    return status.run_view(session, steer.cancel(session, run, now()), now())
 
 
 @router.post(
@@ -106,7 +109,7 @@ def cancel(run: str, session: WriteDep) -> RunView:
 )
 def request_export(run: str, session: WriteDep) -> ExportRequested:
     """Have the present model joined into the files of a directory that transformers loads."""
-    return ExportRequested(export_id=runs.request_export(session, run).id)
+    return ExportRequested(export_id=exports.request_export(session, run).id)
 
 
 @router.get(
@@ -118,7 +121,7 @@ def request_export(run: str, session: WriteDep) -> ExportRequested:
 )
 def get_export(run: str, export_id: ExportId, session: ReadDep) -> ExportView:
     """Whether it is ready, and its files with their digests."""
-    found = runs.export_of(session, run, export_id)
+    found = exports.export_of(session, run, export_id)
     if found is None:
         return ExportView(export_id=export_id, ready=False)
     return ExportView(export_id=export_id, ready=True, after_rounds=found.after_rounds, files=found.files)
@@ -130,7 +133,7 @@ def get_export(run: str, export_id: ExportId, session: ReadDep) -> ExportView:
 )  # fmt: skip
 def export_file(request: Request, run: str, export_id: ExportId, name: str, session: ReadDep, store: StoreDep) -> Response:
     """The bytes of one file; `Range` resumes."""
-    found = runs.export_of(session, run, export_id)
+    found = exports.export_of(session, run, export_id)
     for file in found.files if found else []:
         if file.name == name:
             return blob_response(request, store.path(file.digest), file.digest)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from shared.protocol import ErrorBody, Id, Message, Name
+from fedcybgd.shared.contract.words import ErrorBody, Id, Message, Name
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -4,11 +4,11 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from coordinator.api.deps import OperatorDep, WaitingDep, now
-from coordinator.api.route import DatabaseRoute, ReadDep
-from coordinator.api.schemas import Health, errors
-from coordinator.services import status
-from coordinator.services.views import StatusView
+from fedcybgd.coordinator.api.deps import OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
+from fedcybgd.coordinator.api.schemas import Health, errors
+from fedcybgd.coordinator.services.read import status
+from fedcybgd.shared.contract.views import StatusView
 
 router = APIRouter(route_class=DatabaseRoute, tags=["status"])
 

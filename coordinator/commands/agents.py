@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from coordinator.operator import Operator
-from shared.plain import one_line
-from shared.terminal import Terminal
+from fedcybgd.coordinator.operator import Operator
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list and revoke agents.")
 terminal = Terminal()

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coordinator.operator import OperatorError
-from shared.paths import inside
+from fedcybgd.coordinator.operator import OperatorError
+from fedcybgd.shared.files.paths import inside
 
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""

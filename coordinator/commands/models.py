@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from coordinator.operator import Operator, OperatorError
-from shared.terminal import Terminal
+from fedcybgd.coordinator.operator import Operator, OperatorError
+from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Add and list base models.")
 terminal = Terminal()

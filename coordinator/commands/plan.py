@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.commands.run_file import read_run_file
-from coordinator.domain.compression import plan_key
-from coordinator.operator import Operator
-from shared.terminal import Terminal
+from fedcybgd.coordinator.commands.run_file import read_run_file
+from fedcybgd.coordinator.domain.compression import plan_key
+from fedcybgd.coordinator.operator import Operator
+from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
 

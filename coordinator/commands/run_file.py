@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coordinator.domain.run_file import RunFile, RunFileInvalid, parse_run_file
+from fedcybgd.coordinator.domain.run_file import RunFile, RunFileInvalid, parse_run_file
 
 
 def read_run_file(file: Path) -> RunFile:

@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.commands.export_directory import claim, write_card
-from coordinator.commands.run_file import read_run_file
-from coordinator.commands.run_view import draw, members_in_words
-from coordinator.operator import CoordinatorAway, Operator, OperatorError
-from shared.paths import UnsafeName, inside
-from shared.protocol import ExportView
-from shared.terminal import Terminal
+from fedcybgd.coordinator.commands.export_directory import claim, write_card
+from fedcybgd.coordinator.commands.run_file import read_run_file
+from fedcybgd.coordinator.commands.run_view import draw, members_in_words
+from fedcybgd.coordinator.operator import CoordinatorAway, Operator, OperatorError
+from fedcybgd.shared.contract.manifests import ExportView
+from fedcybgd.shared.files.paths import UnsafeName, inside
+from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()

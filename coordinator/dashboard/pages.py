@@ -10,11 +10,12 @@ from fastapi.templating import Jinja2Templates
 from itsdangerous import BadSignature, TimestampSigner
 from sqlalchemy.orm import Session
 
-from coordinator.api.deps import WaitingDep, now
-from coordinator.api.route import DatabaseRoute, ReadDep
-from coordinator.db import queries
-from coordinator.errors import Unauthorized
-from coordinator.services import operators, status
+from fedcybgd.coordinator.api.deps import WaitingDep, now
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.read import status
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/admin", include_in_schema=False)
 templates = Jinja2Templates(Path(__file__).parent / "templates")

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 def _config(connection: Any = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", "migrations:")
+    config.set_main_option("script_location", "fedcybgd.migrations:")
     config.attributes["connection"] = connection
     return config
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from coordinator.db.base import Base, UtcDateTime
+from fedcybgd.coordinator.db.base import Base, UtcDateTime
 
 KEY = String(40)
 DIGEST = String(64)

@@ -5,13 +5,26 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Model, OperatorKey, Round, Run, Traffic
-from coordinator.domain.assignment import AssignmentState
-from coordinator.domain.job import MEASUREMENTS, JobState
-from coordinator.domain.round import RoundState
-from coordinator.domain.run import RunState
-from coordinator.errors import NotFound
-from shared.protocol import ShardRef
+from fedcybgd.coordinator.db.models import (
+    Agent,
+    Assignment,
+    Block,
+    Evaluation,
+    Event,
+    Fidelity,
+    Job,
+    Model,
+    OperatorKey,
+    Round,
+    Run,
+    Traffic,
+)
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.job import MEASUREMENTS, JobState
+from fedcybgd.coordinator.domain.round import RoundState
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.shared.contract.manifests import ShardRef
 
 
 def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.domain.run_file import AdmissionSection
-from coordinator.errors import Invalid
-from shared.delta_rows import ROWS, layout_by_rows
-from shared.protocol import DeltaCodec
-from shared.safetensors_header import Header
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.delta_rows import ROWS, layout_by_rows
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files.safetensors_header import Header
 
 
 class DeltaRefused(Invalid):

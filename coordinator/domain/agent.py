@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.machine import Machine
 
 
 class AgentState(StrEnum):

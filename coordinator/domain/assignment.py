@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from coordinator.domain.machine import Machine
-from coordinator.errors import Conflict
+from fedcybgd.coordinator.domain.machine import Machine
+from fedcybgd.coordinator.errors import Conflict
 
 
 class AssignmentState(StrEnum):

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.domain.run_file import CompressionSection
-from coordinator.errors import CoordinatorError, Invalid
+from fedcybgd.coordinator.domain.run_file import CompressionSection
+from fedcybgd.coordinator.errors import CoordinatorError, Invalid
 
 Plan = dict[str, str]
 LADDER = ("dropped", "pruned", "int4", "int8", "exact")

@@ -7,8 +7,8 @@ Then agent a meets the blocks whose i is one of t residues mod n, which are at m
 
 from collections.abc import Collection, Sequence, Set
 
-from coordinator.domain.run_file import RunFile
-from coordinator.errors import Invalid
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import Invalid
 
 
 class ExposureBudgetTooSmall(Invalid):

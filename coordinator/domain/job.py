@@ -4,9 +4,10 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
-from coordinator.domain.run_file import AdmissionSection
-from shared.protocol import BlobRef, FileRef, PatchRef, ShardRef, Task
-from shared.table_format import TableFormat
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.table_format import TableFormat
 
 
 class JobKind(StrEnum):

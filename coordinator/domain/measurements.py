@@ -2,8 +2,9 @@
 
 from pydantic import BaseModel, Field
 
-from coordinator.domain.job import HeldOutRef
-from shared.protocol import FileRef, ShardRef, Task
+from fedcybgd.coordinator.domain.job import HeldOutRef
+from fedcybgd.shared.contract.manifests import FileRef, ShardRef
+from fedcybgd.shared.contract.words import Task
 
 
 class Calibration(BaseModel):

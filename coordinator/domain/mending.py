@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from shared.protocol import FileRef, Task
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.words import Task
 
 MEND = "mend"
 """What the engine is asked for beside the job that found the blob missing or damaged."""

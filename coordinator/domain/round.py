@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.machine import Machine
 
 
 class RoundState(StrEnum):

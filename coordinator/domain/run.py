@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.machine import Machine
 
 
 class RunState(StrEnum):

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from coordinator.errors import Invalid
-from shared.digests import Digest
-from shared.protocol import DeltaCodec, Name, Task, Training
-from shared.table_format import TableFormat
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.training import Training
+from fedcybgd.shared.contract.words import DeltaCodec, Name, Task
+from fedcybgd.shared.files.table_format import TableFormat
 
 
 class RunFileInvalid(Invalid):

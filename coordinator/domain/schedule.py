@@ -5,8 +5,8 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from coordinator.domain.exposure import room_of, team_size
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.exposure import room_of, team_size
+from fedcybgd.coordinator.domain.run_file import RunFile
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.agent import AgentState
 
 
 class Standing(StrEnum):

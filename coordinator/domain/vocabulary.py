@@ -2,7 +2,7 @@
 
 import math
 
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
 
 TYPES = 10
 """Different tokens among n are about TYPES × √n (Heaps' law); the rows of others in the embeddings do not change."""

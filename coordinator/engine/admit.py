@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from coordinator.domain.admission import BlockNumbers, judge_numbers
-from coordinator.domain.job import AdmitPayload, AdmitResult
-from coordinator.engine.deltas import limit_of, open_delta
-from coordinator.engine.shards import shard_header
-from coordinator.storage import BlobStore
-from shared.codecs import CodecError
-from shared.delta_file import DeltaFile, row_slices, some_rows
-from shared.delta_layout import DeltaCodecError
-from shared.errors import HeaderError
-from shared.lossless import PackedError
-from shared.safetensors_header import Header
+from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
+from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult
+from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
+from fedcybgd.coordinator.engine.shards import shard_header
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.delta_layout import DeltaCodecError
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.tensors.codecs import CodecError
+from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 OVERFLOWS = 1e74
 """Square of a norm from which on float32 numbers may add up to infinity (beyond 3.4e38): only then the sum is looked at."""

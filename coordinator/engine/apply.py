@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from coordinator.engine.deltas import limit_of, open_delta
-from coordinator.engine.encode import Encoder
-from coordinator.engine.shards import Piece, from_file, shard_header, write_shard
-from coordinator.storage import BlobStore
-from shared.delta_file import DeltaFile, row_slices, some_rows
-from shared.deltas import add_decoded
-from shared.protocol import ShardRef
-from shared.safetensors_header import MAX_NUMBER
+from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
+from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.shards import Piece, from_file, shard_header, write_shard
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
+from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
+from fedcybgd.shared.tensors.deltas import add_decoded
 
 
 def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coordinator.domain.measurements import Calibration
-from coordinator.engine.evaluate import held_out_examples
-from coordinator.engine.shards import as_directory
-from coordinator.storage import BlobStore
-from shared.batches import Batch, Encoder, Features, chunks
+from fedcybgd.coordinator.domain.measurements import Calibration
+from fedcybgd.coordinator.engine.evaluate import held_out_examples
+from fedcybgd.coordinator.engine.shards import as_directory
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.models.batches import Batch, Encoder, Features, chunks
 
 TOKENS_AT_ONCE = 1024
 """Padded tokens that go through a model at once, at the most: their activations should not weigh more than a layer."""

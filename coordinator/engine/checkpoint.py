@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.engine.model_directory import ModelDirectory, ModelRefused
-from shared.safetensors_header import Header, TensorInfo, read_header
+from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
+from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

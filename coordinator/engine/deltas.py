@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from coordinator.storage import BlobStore
-from shared import lossless
-from shared.delta_file import DeltaFile
-from shared.safetensors_header import Header
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.tensors.delta_file import DeltaFile
 
 HEADER, HEADER_A_TENSOR = 1 << 20, 4096
 """Bytes that are granted to a delta's header: for all of it, and for each tensor with its scales and offsets."""

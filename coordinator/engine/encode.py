@@ -8,15 +8,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from coordinator.domain.job import EncodedRef, EncodePayload, EncodeResult, PatchMade
-from coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
-from coordinator.storage import BlobDamaged, BlobMissing, BlobStore
-from shared import lossless
-from shared.assembly import skeleton
-from shared.codecs import encode_tensor, parse_codec
-from shared.lossless import PackedError
-from shared.protocol import BlobRef, FileRef, Task
-from shared.pruning import prune_block
+from fedcybgd.coordinator.domain.job import EncodedRef, EncodePayload, EncodeResult, PatchMade
+from fedcybgd.coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.models.assembly import skeleton
+from fedcybgd.shared.models.pruning import prune_block
+from fedcybgd.shared.tensors.codecs import encode_tensor, parse_codec
 
 
 class Encoder:

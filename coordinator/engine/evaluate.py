@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from coordinator.domain.job import EvaluatePayload, EvaluateResult, HeldOutRef
-from coordinator.engine.shards import as_directory
-from coordinator.engine.streaming import Streamed
-from coordinator.errors import Invalid
-from coordinator.storage import BlobStore
-from shared.batches import Encoder, chunks, forward_logits, loss_sum
-from shared.protocol import FileRef, Task
-from shared.tables import read_examples
+from fedcybgd.coordinator.domain.job import EvaluatePayload, EvaluateResult, HeldOutRef
+from fedcybgd.coordinator.engine.shards import as_directory
+from fedcybgd.coordinator.engine.streaming import Streamed
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.tables import read_examples
+from fedcybgd.shared.models.batches import Encoder, chunks, forward_logits, loss_sum
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""

@@ -2,11 +2,11 @@
 
 import json
 
-from coordinator.domain.job import ExportPayload, ExportResult
-from coordinator.engine.shards import Piece, as_directory, from_file, shard_header, write_shard
-from coordinator.storage import BlobStore
-from shared.assembly import names_by_canonical, skeleton
-from shared.protocol import FileRef
+from fedcybgd.coordinator.domain.job import ExportPayload, ExportResult
+from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_file, shard_header, write_shard
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 
 
 def export(store: BlobStore, payload: ExportPayload) -> ExportResult:

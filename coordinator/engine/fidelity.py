@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coordinator.domain.measurements import FidelityPayload, FidelityResult
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.streaming import Streamed
-from coordinator.errors import Invalid
-from coordinator.storage import BlobStore
-from shared.batches import forward_logits, loss_sum
-from shared.protocol import ShardRef, Task
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.streaming import Streamed
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.models.batches import forward_logits, loss_sum
 
 PIECE = 1 << 20
 """Numbers that are multiplied in float64 at once."""

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from coordinator.engine.checkpoint import Source
-from coordinator.engine.loading import Computed, Found, Loading, ignored, loading
-from coordinator.engine.model_directory import ModelRefused
-from shared.assembly import base_skeleton, names_by_canonical, skeleton
-from shared.blocks import FRESHLY_MADE, BlockSpec, TensorSpec, partition
-from shared.configuration import ModelUnknown
-from shared.errors import PartitionError
-from shared.families import base_prefix, canonical
-from shared.model_classes import sees_what_follows, settings_of, tasks_of
-from shared.protocol import Task
-from shared.safetensors_header import FLOAT_DTYPES
+from fedcybgd.coordinator.engine.checkpoint import Source
+from fedcybgd.coordinator.engine.loading import Computed, Found, Loading, ignored, loading
+from fedcybgd.coordinator.engine.model_directory import ModelRefused
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.configuration import ModelUnknown
+from fedcybgd.shared.files.safetensors_header import FLOAT_DTYPES
+from fedcybgd.shared.models.assembly import base_skeleton, names_by_canonical, skeleton
+from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, TensorSpec, partition
+from fedcybgd.shared.models.families import base_prefix, canonical
+from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of, tasks_of
 
 BUFFERS = frozenset({"inv_freq", "position_ids", "token_type_ids", "masked_bias", "causal_mask"})
 """Last parts of names that older versions saved what a model computes for itself under."""

@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from coordinator.domain.job import ImportPayload, ImportResult, StoredBlock, TensorShape
-from coordinator.engine.checkpoint import Source, read_checkpoint
-from coordinator.engine.fitting import FittedBlock, fit
-from coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
-from coordinator.engine.shards import write_shard
-from coordinator.engine.tokenizers import import_tokenizer
-from coordinator.storage import BlobStore
-from shared.configuration import OF_THE_WEIGHTS, ModelUnknown, plain, without
+from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult, StoredBlock, TensorShape
+from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint
+from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
+from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
+from fedcybgd.coordinator.engine.shards import write_shard
+from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, ModelUnknown, plain, without
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 FEW_LAYERS = 48

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coordinator.domain.measurements import InfluencePayload, InfluenceResult
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.streaming import Streamed
-from coordinator.storage import BlobStore
-from shared.batches import plain_forward
+from fedcybgd.coordinator.domain.measurements import InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.streaming import Streamed
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.models.batches import plain_forward
 
 
 class _PastTheStack(Exception):

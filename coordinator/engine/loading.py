@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import core_model_loading as rules
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from coordinator.engine.checkpoint import Source
-from coordinator.engine.model_directory import ModelRefused
-from coordinator.engine.shards import Piece, from_file, from_tensor
-from shared.blocks import DTYPE_NAMES
+from fedcybgd.coordinator.engine.checkpoint import Source
+from fedcybgd.coordinator.engine.model_directory import ModelRefused
+from fedcybgd.coordinator.engine.shards import Piece, from_file, from_tensor
+from fedcybgd.shared.tensors.dtypes import DTYPE_NAMES, DTYPES
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 REARRANGING = (
     rules.MergeModulelist, rules.Concatenate, rules.Chunk, rules.Split, rules.SplitModulelist, rules.Transpose, rules.Interleave,
     rules.PermuteForRope,

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from coordinator.domain.job import Change, Term
-from coordinator.domain.mending import LOST, MendPayload, Way
-from coordinator.engine.apply import add_deltas
-from coordinator.engine.encode import Encoder
-from coordinator.engine.shards import write_chunks
-from coordinator.errors import CoordinatorError
-from coordinator.storage import BlobMissing, BlobStore
-from shared import lossless
-from shared.errors import FedError
-from shared.protocol import ShardRef
-from shared.safetensors_header import MAX_NUMBER
+from fedcybgd.coordinator.domain.job import Change, Term
+from fedcybgd.coordinator.domain.mending import LOST, MendPayload, Way
+from fedcybgd.coordinator.engine.apply import add_deltas
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.shards import write_chunks
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.storage import BlobMissing, BlobStore
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
 
 
 def mend(store: BlobStore, payload: MendPayload) -> dict[str, Any]:

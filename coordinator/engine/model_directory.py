@@ -5,10 +5,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from coordinator.engine.shards import write_blob
-from coordinator.errors import Invalid
-from coordinator.storage import BlobStore
-from shared.protocol import FileRef
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import FileRef
 
 MIB = 1 << 20
 LARGEST_CONFIG = 16 * MIB

@@ -6,19 +6,19 @@ from functools import partial
 import torch
 from torch import nn
 
-from coordinator.domain.fresh_parts import fresh_in, fresh_part
-from coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
-from coordinator.engine.evaluate import held_out_examples
-from coordinator.engine.positions import usable_positions
-from coordinator.engine.run_config import padding_of, task_config
-from coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
-from coordinator.errors import Invalid
-from coordinator.storage import BlobStore
-from shared.assembly import names_by_canonical, skeleton
-from shared.batches import Encoder
-from shared.block_names import select
-from shared.blocks import FRESHLY_MADE, BlockSpec, partition
-from shared.model_classes import sees_what_follows, settings_of
+from fedcybgd.coordinator.domain.fresh_parts import fresh_in, fresh_part
+from fedcybgd.coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
+from fedcybgd.coordinator.engine.evaluate import held_out_examples
+from fedcybgd.coordinator.engine.positions import usable_positions
+from fedcybgd.coordinator.engine.run_config import padding_of, task_config
+from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.block_names import select
+from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
+from fedcybgd.shared.models.batches import Encoder
+from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
+from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of
 
 
 class RunRefused(Invalid):

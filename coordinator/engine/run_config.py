@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from coordinator.domain.job import PreparePayload
-from shared.assembly import skeleton
-from shared.configuration import OF_THE_WEIGHTS, plain, without
+from fedcybgd.coordinator.domain.job import PreparePayload
+from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, plain, without
+from fedcybgd.shared.models.assembly import skeleton
 
 OF_A_HEAD = frozenset({"num_labels", "id2label", "label2id", "finetuning_task", "problem_type", "task_specific_params"})
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from coordinator.storage import BlobStore
-from shared.blocks import DTYPE_NAMES
-from shared.protocol import FileRef
-from shared.safetensors_header import Header, TensorInfo, copy_tensor, pack_header, read_header
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, copy_tensor, pack_header, read_header
+from fedcybgd.shared.tensors.dtypes import DTYPE_NAMES
 
 
 @dataclass(frozen=True)

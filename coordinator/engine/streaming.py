@@ -9,12 +9,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from coordinator.storage import BlobStore
-from shared.assembly import Assembled, skeleton
-from shared.block_names import layers_of
-from shared.codecs import parse_codec, read_encoded
-from shared.protocol import ShardRef, Task
-from shared.quantized import QuantizedTensor
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.models.assembly import Assembled, skeleton
+from fedcybgd.shared.tensors.codecs import parse_codec, read_encoded
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 
 class Streamed:

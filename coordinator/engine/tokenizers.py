@@ -13,14 +13,14 @@ from typing import Any
 
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-from coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
-from coordinator.engine.shards import write_blob
-from coordinator.engine.tokenizer_samples import ODD, SAMPLES
-from coordinator.storage import BlobStore
-from shared.configuration import ModelUnknown, plain
-from shared.digests import digest_of_file
-from shared.protocol import FileRef
-from shared.tokens import TokenizerUnusable, load_tokenizer
+from fedcybgd.coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.engine.tokenizer_samples import ODD, SAMPLES
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.files.configuration import ModelUnknown, plain
+from fedcybgd.shared.models.tokens import TokenizerUnusable, load_tokenizer
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "tekken.json", "tiktoken.model")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from coordinator.domain.job import (
+from fedcybgd.coordinator.domain.job import (
     AdmitPayload,
     ApplyPayload,
     EncodePayload,
@@ -17,9 +17,9 @@ from coordinator.domain.job import (
     JobKind,
     PreparePayload,
 )
-from coordinator.domain.measurements import FidelityPayload, InfluencePayload
-from coordinator.domain.mending import MEND, MendPayload
-from coordinator.storage import open_store
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.domain.mending import MEND, MendPayload
+from fedcybgd.coordinator.storage import open_store
 
 M_MMAP_THRESHOLD = -3
 """glibc's malloc.h"""
@@ -33,17 +33,17 @@ def warm_up(threads: int) -> int:
 
     torch.set_num_threads(threads)
     _return_freed_memory()
-    import coordinator.engine.admit
-    import coordinator.engine.apply
-    import coordinator.engine.encode
-    import coordinator.engine.evaluate
-    import coordinator.engine.export
-    import coordinator.engine.fidelity
-    import coordinator.engine.import_model
-    import coordinator.engine.influence
-    import coordinator.engine.mend
-    import coordinator.engine.prepare  # noqa: F401
-    from shared.assembly import import_model_code
+    import fedcybgd.coordinator.engine.admit
+    import fedcybgd.coordinator.engine.apply
+    import fedcybgd.coordinator.engine.encode
+    import fedcybgd.coordinator.engine.evaluate
+    import fedcybgd.coordinator.engine.export
+    import fedcybgd.coordinator.engine.fidelity
+    import fedcybgd.coordinator.engine.import_model
+    import fedcybgd.coordinator.engine.influence
+    import fedcybgd.coordinator.engine.mend
+    import fedcybgd.coordinator.engine.prepare  # noqa: F401
+    from fedcybgd.shared.models.assembly import import_model_code
 
     import_model_code()
     return os.getpid()
@@ -61,16 +61,16 @@ def _return_freed_memory() -> None:
 
 def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
     """Do one job: `payload` and the answer are the JSON forms of the models in `domain/job.py`."""
-    from coordinator.engine.admit import admit
-    from coordinator.engine.apply import apply
-    from coordinator.engine.encode import encode
-    from coordinator.engine.evaluate import evaluate
-    from coordinator.engine.export import export
-    from coordinator.engine.fidelity import fidelity
-    from coordinator.engine.import_model import import_model
-    from coordinator.engine.influence import influence
-    from coordinator.engine.mend import mend
-    from coordinator.engine.prepare import prepare
+    from fedcybgd.coordinator.engine.admit import admit
+    from fedcybgd.coordinator.engine.apply import apply
+    from fedcybgd.coordinator.engine.encode import encode
+    from fedcybgd.coordinator.engine.evaluate import evaluate
+    from fedcybgd.coordinator.engine.export import export
+    from fedcybgd.coordinator.engine.fidelity import fidelity
+    from fedcybgd.coordinator.engine.import_model import import_model
+    from fedcybgd.coordinator.engine.influence import influence
+    from fedcybgd.coordinator.engine.mend import mend
+    from fedcybgd.coordinator.engine.prepare import prepare
 
     store = open_store(Path(blobs))
     if kind == MEND:

@@ -13,14 +13,16 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from coordinator.db.base import Database
-from coordinator.db.outage import is_away, reason
-from coordinator.domain.job import LANES
-from coordinator.domain.mending import LOST, MEND
-from coordinator.errors import CoordinatorError
-from coordinator.services import jobs, mending, outcomes
-from shared import interrupt
-from shared.errors import FedError
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.outage import is_away, reason
+from fedcybgd.coordinator.domain.job import LANES
+from fedcybgd.coordinator.domain.mending import LOST, MEND
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.services import outcomes
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.upkeep import mending
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host import interrupt
 
 log = logging.getLogger("fedcoord.jobs")
 T = TypeVar("T")
@@ -234,12 +236,12 @@ def _leave_with_parent() -> None:
 
 
 def _warm_up(threads: int) -> int:
-    from coordinator.engine.worker import warm_up
+    from fedcybgd.coordinator.engine.worker import warm_up
 
     return warm_up(threads)
 
 
 def _run(kind: str, payload: dict[str, object], blobs: str) -> dict[str, object]:
-    from coordinator.engine.worker import run
+    from fedcybgd.coordinator.engine.worker import run
 
     return run(kind, payload, blobs)

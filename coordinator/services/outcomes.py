@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from coordinator.db.base import utcnow
-from coordinator.db.models import Job
-from coordinator.domain.job import (
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Job
+from fedcybgd.coordinator.domain.job import (
     MAX_TRIES,
     AdmitResult,
     ApplyResult,
@@ -20,8 +20,12 @@ from coordinator.domain.job import (
     JobState,
     PrepareResult,
 )
-from coordinator.domain.measurements import FidelityResult, InfluenceResult
-from coordinator.services import calibration, lost_deltas, models, rounds, runs, shards, signals
+from fedcybgd.coordinator.domain.measurements import FidelityResult, InfluenceResult
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.emulators import fidelity, shards
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.operate import exports, models, prepare
+from fedcybgd.coordinator.services.path import close_round, give_up, judge, lost_delta
 
 Succeeded = Callable[[Session, Job, Any], None]
 Failed = Callable[[Session, Job], None]
@@ -32,16 +36,16 @@ def _nothing_more(session: Session, job: Job, result: BaseModel) -> None:
 
 
 OUTCOMES: dict[JobKind, tuple[type[BaseModel], Succeeded, Failed]] = {
-    JobKind.ADMIT: (AdmitResult, rounds.judged, lost_deltas.judging_failed),
-    JobKind.APPLY: (ApplyResult, rounds.applied, lost_deltas.judging_failed),
-    JobKind.ENCODE: (EncodeResult, shards.encoded, runs.engine_failed),
-    JobKind.INFLUENCE: (InfluenceResult, runs.influence_measured, runs.prepare_failed),
-    JobKind.FIDELITY: (FidelityResult, calibration.fidelity_measured, calibration.fidelity_failed),
-    JobKind.LOSS: (EvaluateResult, calibration.loss_measured, calibration.loss_failed),
-    JobKind.PREPARE: (PrepareResult, runs.prepared, runs.prepare_failed),
+    JobKind.ADMIT: (AdmitResult, judge.judged, lost_delta.judging_failed),
+    JobKind.APPLY: (ApplyResult, close_round.applied, lost_delta.judging_failed),
+    JobKind.ENCODE: (EncodeResult, shards.encoded, give_up.engine_failed),
+    JobKind.INFLUENCE: (InfluenceResult, prepare.influence_measured, prepare.prepare_failed),
+    JobKind.FIDELITY: (FidelityResult, fidelity.fidelity_measured, fidelity.fidelity_failed),
+    JobKind.LOSS: (EvaluateResult, scores.loss_measured, scores.loss_failed),
+    JobKind.PREPARE: (PrepareResult, prepare.prepared, prepare.prepare_failed),
     JobKind.IMPORT: (ImportResult, models.imported, models.import_failed),
-    JobKind.EVALUATE: (EvaluateResult, calibration.scored, calibration.score_failed),
-    JobKind.EXPORT: (ExportResult, _nothing_more, runs.report_failed),
+    JobKind.EVALUATE: (EvaluateResult, scores.scored, scores.score_failed),
+    JobKind.EXPORT: (ExportResult, _nothing_more, exports.report_failed),
 }
 
 

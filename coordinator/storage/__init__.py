@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, StoreFull
-from coordinator.storage.local import LocalBlobStore
+from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, StoreFull
+from fedcybgd.coordinator.storage.local import LocalBlobStore
 
 __all__ = ["BlobCorrupt", "BlobDamaged", "BlobMissing", "BlobStore", "BlobWriter", "StoreFull", "open_store"]
 

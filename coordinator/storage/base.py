@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.errors import CoordinatorError
 
 
 class BlobMissing(CoordinatorError):

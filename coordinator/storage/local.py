@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coordinator.storage import scratch
-from coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
-from shared.digests import digest_of_file
-from shared.verified import Verifier
-from shared.volumes import move
+from fedcybgd.coordinator.storage import scratch
+from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.files.verified import Verifier
+from fedcybgd.shared.files.volumes import move
 
 ASIDE = ".part"
 LEFTOVER_AFTER_S = 86_400

@@ -15,17 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from coordinator.commands.run_view import draw
-from coordinator.commands.runs import create_run, export_run
-from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import visit
-from coordinator.operator import Operator
-from coordinator.services.rounds import train_settings
 from examples.demo import report, tasks
 from examples.demo.measure import in_process
 from examples.demo.system import DemoFailed, System
-from shared.errors import FedError
-from shared.protocol import Assignment, FileRef, Manifest, ShardRef
+from fedcybgd.coordinator.commands.run_view import draw
+from fedcybgd.coordinator.commands.runs import create_run, export_run
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import visit
+from fedcybgd.coordinator.operator import Operator
+from fedcybgd.coordinator.services.path.open_round import train_settings
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.manifests import FileRef, Manifest, ShardRef
 
 console = Console(soft_wrap=True)
 # One agent trains at a time, so it may have the machine; a model of 260,000 parameters only loses by a second thread.

@@ -25,10 +25,11 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
 
     import torch
 
-    from agent.messages import DataSource, LocalShard, TrainRequest
-    from agent.training.visit import Visitor
-    from coordinator.storage import open_store
-    from shared.protocol import Assignment, ParameterGroup
+    from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.coordinator.storage import open_store
+    from fedcybgd.shared.contract.assignments import Assignment
+    from fedcybgd.shared.contract.training import ParameterGroup
 
     torch.set_num_threads(int(threads))
     store = open_store(Path(blobs))
@@ -51,8 +52,8 @@ def score(directory: str, task: str, held_out: str, max_length: str) -> dict[str
     import torch
     import transformers
 
-    from shared.batches import Encoder, chunks, forward_logits, loss_sum
-    from shared.tables import read_examples
+    from fedcybgd.shared.files.tables import read_examples
+    from fedcybgd.shared.models.batches import Encoder, chunks, forward_logits, loss_sum
 
     auto = transformers.AutoModelForSequenceClassification if task == "text-classification" else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(directory).eval()

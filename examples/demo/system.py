@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from coordinator.operator import Operator
+from fedcybgd.coordinator.operator import Operator
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -44,7 +44,7 @@ class System:
                 process.kill()
 
     def start_coordinator(self) -> Operator:
-        log = self.folder / "coordinator.log"
+        log = self.folder / "fedcybgd.coordinator.log"
         self._start("coordinator", log, "fedcoord", "serve", "--home", str(self.folder / "coordinator"), "--port", "0")
         until = time.monotonic() + 120
         while "startup complete" not in (text := log.read_text()):

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import pytest
 
-from coordinator.errors import CoordinatorError
-from coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull, local, open_store
-from coordinator.storage.local import LEFTOVER_AFTER_S, LocalBlobStore
-from shared.digests import digest_of, digest_of_file
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull, local, open_store
+from fedcybgd.coordinator.storage.local import LEFTOVER_AFTER_S, LocalBlobStore
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 
 DATA = bytes(range(256)) * 1000
 DIGEST = digest_of(DATA)

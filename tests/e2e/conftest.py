@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
 from tests.support.models import WORDS
 from tests.support.processes import AgentProcess, CoordinatorProcess
 

@@ -20,21 +20,25 @@ def fedcoord(federation: Federation, *arguments: str, key: str | None = None) ->
         "FEDCOORD_OPERATOR_KEY": federation.coordinator.key if key is None else key,
     }  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "coordinator.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fedcybgd.coordinator.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
 
 
 def fedagent(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **ENVIRONMENT, "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "agent.cli", *arguments, "--home", str(home)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fedcybgd.agent.cli", *arguments, "--home", str(home)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
 def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    from shared.batches import Encoder, forward_logits
+    from fedcybgd.shared.models.batches import Encoder, forward_logits
 
     write_rows(tmp_path / "held-out.jsonl", 99)
     values = spec("by-hand", steps=60)
@@ -72,7 +76,7 @@ def test_a_wrong_key_and_a_wrong_address_are_one_line_each(federation: Federatio
     assert "operator's key" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     nowhere = subprocess.run(
-        [sys.executable, "-m", "coordinator.cli", "status"], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "fedcybgd.coordinator.cli", "status"], capture_output=True, text=True, timeout=60,
         env={**os.environ, **ENVIRONMENT, "FEDCOORD_URL": "http://127.0.0.1:1", "FEDCOORD_OPERATOR_KEY": "fco_x"},
     )  # fmt: skip
     assert nowhere.returncode == 1

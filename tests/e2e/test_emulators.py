@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import reference
-from coordinator.domain.run_file import RunFile
-from shared.digests import digest_of_file
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.shared.contract.digests import digest_of_file
 from tests.e2e.conftest import Federation, spec, write_rows
 from tests.support.processes import wait_for
 

@@ -59,7 +59,9 @@ def test_operator_and_agent_speak_https_and_check_the_certificate(coordinator: C
     assert "Traceback" not in stranger.stderr
     enrolled = _call("agent", *enrolment)
     assert enrolled.returncode == 0, enrolled.stderr
-    agent = subprocess.Popen([sys.executable, "-m", "agent.cli", "run", "--home", str(tmp_path / "far")], env={**os.environ, **ENVIRONMENT})
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "fedcybgd.agent.cli", "run", "--home", str(tmp_path / "far")], env={**os.environ, **ENVIRONMENT}
+    )
     try:
         wait_for(lambda: coordinator.operator.get("/status")["waiting_claims"] == 1)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.operator import OperatorError
+from fedcybgd.coordinator.operator import OperatorError
 from tests.e2e.conftest import Federation, spec, write_rows
 from tests.support.processes import AgentProcess, wait_for
 
@@ -28,7 +28,9 @@ def test_a_column_of_another_name_is_mended_in_agent_toml(federation: Federation
             federation.operator.post(f"/runs/{run_id}/start")
         config = agent.home / "agent.toml"
         config.write_text(config.read_text().replace("# columns =", 'columns = { text = "sentence" }  #'))
-        checked = subprocess.run([sys.executable, "-m", "agent.cli", "check", "--home", str(agent.home)], capture_output=True, text=True)
+        checked = subprocess.run(
+            [sys.executable, "-m", "fedcybgd.agent.cli", "check", "--home", str(agent.home)], capture_output=True, text=True
+        )
         assert checked.returncode == 0, checked.stdout
         assert standing(federation, run_id, "mender") == "ready"
         federation.operator.post(f"/runs/{run_id}/start")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import reference
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
 from tests.e2e.conftest import Federation, spec
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.absence import Absence, read_clocks
-from coordinator.db.models import Agent, Assignment
-from coordinator.domain.absence import Moment
-from coordinator.services import leases
+from fedcybgd.coordinator.absence import Absence, read_clocks
+from fedcybgd.coordinator.db.models import Agent, Assignment
+from fedcybgd.coordinator.domain.absence import Moment
+from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, start_run, wire

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from coordinator.dashboard.pages import COOKIE
-from coordinator.db.base import utcnow
-from coordinator.services import operators
-from coordinator.services.keys import key_hash
+from fedcybgd.coordinator.dashboard.pages import COOKIE
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.records.keys import key_hash
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, start_run
 
@@ -100,7 +100,7 @@ def test_a_cookie_that_was_tampered_with_opens_nothing(live: LiveCoordinator) ->
 
 def test_a_cookie_grows_old(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
     client = logged_in(live)
-    monkeypatch.setattr("coordinator.dashboard.pages.SESSION_S", -1)
+    monkeypatch.setattr("fedcybgd.coordinator.dashboard.pages.SESSION_S", -1)
     assert client.get("/admin/live").status_code == 401
 
 

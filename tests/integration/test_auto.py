@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from coordinator.db import queries
-from coordinator.db.models import Agent
-from coordinator.domain import compression
-from coordinator.domain.compression import DoesNotFit, auto_ladder
-from coordinator.domain.run_file import RunFile
-from coordinator.services import emulators, forecasts
-from shared.protocol import Assignment
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.domain import compression
+from fedcybgd.coordinator.domain.compression import DoesNotFit, auto_ladder
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import choose, costing
+from fedcybgd.shared.contract.assignments import Assignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, start_run
@@ -23,8 +23,8 @@ def rungs(live: LiveCoordinator, name: str) -> list[int]:
         spec, blocks = RunFile.model_validate(run.spec), queries.blocks_of(session, run.id)
         trained = {"layers.0", "head"}
         agent = Agent(name="any", device={}, limits={})
-        _, costs = forecasts.costs_for(spec, emulators.config_of(session, run), blocks, trained, agent)
-        return [costs.memory(plan) for plan in auto_ladder(spec.compression, [emulators.facts(b) for b in blocks], trained)]
+        _, costs = costing.costs_for(spec, choose.config_of(session, run), blocks, trained, agent)
+        return [costs.memory(plan) for plan in auto_ladder(spec.compression, [choose.facts(b) for b in blocks], trained)]
 
 
 def codecs(assignment: Assignment | None) -> dict[str, str]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from coordinator.backup import BackupFailed, backup
-from coordinator.db.base import utcnow
-from coordinator.services import garbage
-from coordinator.sweeper import tidy
-from shared.digests import digest_of_file
-from shared.protocol import API
+from fedcybgd.coordinator.backup import BackupFailed, backup
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.services.upkeep import garbage
+from fedcybgd.coordinator.sweeper import tidy
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.words import API
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from shared.protocol import Assignment
+from fedcybgd.shared.contract.assignments import Assignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, last_visit, refused, run_file, settled, start_run, unchanged

@@ -14,30 +14,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from agent import worker
-from agent.client import Client
-from agent.settings import Config, Home
-from coordinator.sweeper import tidy
-from shared import lossless
-from shared.deltas import add_decoded, decoded, encode_delta
-from shared.digests import digest_of
-from shared.lossless import MAGIC
-from shared.protocol import Assignment
+from fedcybgd.agent import worker
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.coordinator.sweeper import tidy
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import MAGIC
+from fedcybgd.shared.tensors.deltas import add_decoded, decoded, encode_delta
 from tests.support.light import LightAgent, LightTrainer
 from tests.support.live import LiveCoordinator
-from tests.support.visits import (
-    Hand,
-    Tensors,
-    events,
-    fresh,
-    refused,
-    run_file,
-    settled,
-    shard_tensors,
-    start_run,
-    unchanged,
-    versions,
-)
+from tests.support.visits import Hand, Tensors, events, fresh, refused, run_file, settled, shard_tensors, start_run, unchanged, versions
 
 BIAS = "encoder.layer.0.output.dense.bias"
 WEIGHT = "encoder.layer.0.output.dense.weight"

@@ -11,12 +11,13 @@ import pytest
 from fastapi.routing import APIRoute
 from safetensors.torch import save
 
-from coordinator.api.route import Access, DatabaseRoute
-from coordinator.app import ROUTERS
-from coordinator.dashboard import pages
-from coordinator.db.base import Database
-from shared.digests import digest_of
-from shared.protocol import API, Assignment
+from fedcybgd.coordinator.api.route import Access, DatabaseRoute
+from fedcybgd.coordinator.app import ROUTERS
+from fedcybgd.coordinator.dashboard import pages
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.words import API
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import METRICS, Hand, fresh, run_file, start_run, wire
@@ -101,7 +102,7 @@ def test_two_hundred_of_one_kind_at_once_are_all_answered(live: LiveCoordinator,
 @contextmanager
 def stuck(database: Database, run: str) -> Iterator[None]:
     """Nobody else writes (SQLite), or nobody to this run (PostgreSQL)."""
-    from coordinator.db import queries
+    from fedcybgd.coordinator.db import queries
 
     with database.transaction() as session:
         queries.run_by_name(session, run, lock=True)
@@ -129,7 +130,7 @@ def test_whether_it_is_up_is_answered_while_every_thread_waits(live: LiveCoordin
 def test_a_route_that_waits_cannot_ask_for_a_session() -> None:
     from fastapi import APIRouter
 
-    from coordinator.api.route import WriteDep
+    from fedcybgd.coordinator.api.route import WriteDep
 
     async def waits(session: WriteDep) -> None: ...
 
@@ -141,7 +142,7 @@ def test_a_router_without_the_route_class_cannot_hand_out_a_session() -> None:
     from fastapi import APIRouter
     from fastapi.exceptions import FastAPIError
 
-    from coordinator.api.route import ReadDep
+    from fedcybgd.coordinator.api.route import ReadDep
 
     def old(session: ReadDep) -> None: ...
 

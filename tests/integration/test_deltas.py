@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from shared.digests import digest_of
-from shared.protocol import Assignment
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, Hand, Tensors, events, last_visit, refused, settled, start_run, state_of, unchanged, versions
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from sqlalchemy import MetaData, select
 
-from coordinator.services.keys import key_hash
-from shared.protocol import EnrolRequest
+from fedcybgd.coordinator.services.records.keys import key_hash
+from fedcybgd.shared.contract.agents import EnrolRequest
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, operator, refused, together, wire
 

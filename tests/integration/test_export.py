@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.digests import digest_of, digest_of_file
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from tests.support import models
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for

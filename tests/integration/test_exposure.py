@@ -7,20 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from coordinator.db.models import Exposure
+from fedcybgd.coordinator.db.models import Exposure
 from tests.support.live import LiveCoordinator
-from tests.support.visits import (
-    Hand,
-    events,
-    finish,
-    last_visit,
-    operator,
-    refused,
-    run_file,
-    settled,
-    start_run,
-    unchanged,
-)
+from tests.support.visits import Hand, events, finish, last_visit, operator, refused, run_file, settled, start_run, unchanged
 
 INT8 = {"policy": "int8", "calibration_rows": 0}
 WHOLE = ["embeddings", "layers", "pooler"]

@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import func, select
 
-from coordinator.db import migrate
-from coordinator.db.base import Database, utcnow
-from coordinator.db.models import Event
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Event
 
 
 @pytest.mark.parametrize("kind", ["reading", "transaction"])

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from coordinator.db import migrate
-from coordinator.db.base import Database, utcnow
-from coordinator.db.models import Job, Model
-from coordinator.domain.job import JobKind
-from coordinator.engine.shards import write_blob
-from coordinator.engine.worker import run as work
-from coordinator.services import garbage, jobs, models, outcomes
-from coordinator.settings import Settings
-from coordinator.storage import BlobStore, open_store
-from coordinator.sweeper import tidy
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Job, Model
+from fedcybgd.coordinator.domain.job import JobKind
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.engine.worker import run as work
+from fedcybgd.coordinator.services import outcomes
+from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.upkeep import garbage
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.coordinator.sweeper import tidy
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run
 

@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from coordinator import cli
+from fedcybgd.coordinator import cli
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run, wire
 

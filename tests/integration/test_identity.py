@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.client import Client
-from agent.errors import AnotherCoordinator, KeyRefused
-from coordinator.db.base import utcnow
-from coordinator.services import instance
-from shared.protocol import COORDINATOR, ClaimRequest, Progress, Trouble
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import AnotherCoordinator, KeyRefused
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.services.records import instance
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import Progress, Trouble
+from fedcybgd.shared.contract.words import COORDINATOR
 from tests.integration.conftest import Hand
 from tests.support.live import LiveCoordinator
 from tests.support.visits import fresh, start_run

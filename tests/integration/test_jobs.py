@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-import coordinator.engine.admit
-import coordinator.engine.apply
-import coordinator.engine.export
-import coordinator.engine.import_model
-from coordinator.db.models import EnrolmentToken, Job
-from coordinator.storage import StoreFull
+import fedcybgd.coordinator.engine.admit
+import fedcybgd.coordinator.engine.apply
+import fedcybgd.coordinator.engine.export
+import fedcybgd.coordinator.engine.import_model
+from fedcybgd.coordinator.db.models import EnrolmentToken, Job
+from fedcybgd.coordinator.storage import StoreFull
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, versions, wire
@@ -51,7 +51,7 @@ def test_an_import_that_ran_when_the_coordinator_died_is_done_again(
     coordinators: Coordinators, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = coordinators()
-    stuck = Stuck(monkeypatch, coordinator.engine.import_model, "import_model")
+    stuck = Stuck(monkeypatch, fedcybgd.coordinator.engine.import_model, "import_model")
     first.operator.post("/models", {"name": "bert", "source": str(bert)})
     assert stuck.began.wait(10)
     assert job_states(first, "import") == [("running", 1)]
@@ -71,7 +71,7 @@ def test_a_delta_that_was_being_applied_when_the_coordinator_died_is_applied_onc
     first.add_model("bert", bert)
     hand = Hand(first)
     run = start_run(first, "bert", [hand])
-    stuck = Stuck(monkeypatch, coordinator.engine.apply, "apply")
+    stuck = Stuck(monkeypatch, fedcybgd.coordinator.engine.apply, "apply")
     receipt = hand.deliver(hand.take(run))
     assert stuck.began.wait(10)
     first.stop()
@@ -87,7 +87,7 @@ def test_a_delta_that_was_being_applied_when_the_coordinator_died_is_applied_onc
 def test_no_lease_ends_because_the_coordinator_was_away(coordinators: Coordinators, bert: Path) -> None:
     from datetime import timedelta
 
-    from coordinator.db.models import Assignment
+    from fedcybgd.coordinator.db.models import Assignment
 
     first = coordinators()
     first.add_model("bert", bert)
@@ -109,7 +109,7 @@ def full(*_: Any, **__: Any) -> Any:
     raise StoreFull("the coordinator's disk is full; nothing was lost, free space and try again")
 
 
-@pytest.mark.parametrize("module", [coordinator.engine.apply, coordinator.engine.admit])
+@pytest.mark.parametrize("module", [fedcybgd.coordinator.engine.apply, fedcybgd.coordinator.engine.admit])
 def test_a_full_disk_pauses_the_run_and_resume_completes_it(
     live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_while_a_shard_is_written_leaves_no_half_of_one(
 ) -> None:
     import errno
 
-    from coordinator.storage.local import LocalBlobWriter
+    from fedcybgd.coordinator.storage.local import LocalBlobWriter
 
     run = start_run(live, model, [hand])
     assignment = hand.take(run)
@@ -172,7 +172,7 @@ def test_an_engine_error_nobody_thought_of_pauses_the_run(
         raise ZeroDivisionError("nobody thought of this")
 
     with monkeypatch.context() as patch:
-        patch.setattr(coordinator.engine.apply, "apply", broken)
+        patch.setattr(fedcybgd.coordinator.engine.apply, "apply", broken)
         hand.deliver(hand.take(run))
         wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
     assert "ZeroDivisionError: nobody thought of this" in live.operator.get(f"/runs/{run}")["reason"]
@@ -186,7 +186,7 @@ def test_an_export_that_fails_says_so_and_the_run_goes_on(
 ) -> None:
     run = start_run(live, model, [hand])
     with monkeypatch.context() as patch:
-        patch.setattr(coordinator.engine.export, "export", full)
+        patch.setattr(fedcybgd.coordinator.engine.export, "export", full)
         export = live.operator.post(f"/runs/{run}/exports")["export_id"]
         settled(live, run)
     error = refused(operator(live).get(f"/runs/{run}/exports/{export}"), 409, "conflict")

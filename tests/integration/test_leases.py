@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 from safetensors.torch import save
 
-from coordinator.db.models import Assignment
-from shared.digests import digest_of
-from shared.protocol import COORDINATORS_OWN, LASTING_REASONS, ReturnReason
+from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS, ReturnReason
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, unchanged, versions

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from coordinator.db.models import EncodedShard, Patch
-from coordinator.storage.local import LocalBlobStore
-from shared.digests import digest_of_file
+from fedcybgd.coordinator.db.models import EncodedShard, Patch
+from fedcybgd.coordinator.storage.local import LocalBlobStore
+from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for

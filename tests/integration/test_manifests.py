@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save
 from sqlalchemy import select
 
-import coordinator.engine.encode as engine
-from coordinator.db.base import utcnow
-from coordinator.db.models import Block, EncodedShard, Job, Patch, Run
-from coordinator.sweeper import tidy
-from shared import lossless
-from shared.codecs import decode
-from shared.deltas import encode_delta
-from shared.digests import digest_of, digest_of_file
-from shared.protocol import Assignment
+import fedcybgd.coordinator.engine.encode as engine
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Block, EncodedShard, Job, Patch, Run
+from fedcybgd.coordinator.sweeper import tidy
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.tensors.codecs import decode
+from fedcybgd.shared.tensors.deltas import encode_delta
 from tests.support import models
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, operator, refused, run_file, settled, start_run
@@ -243,7 +243,7 @@ def test_superseded_shards_and_steps_are_deleted_and_what_is_needed_stays(
     now = {b.block: b for b in last.manifest.blocks}
     assert (now["layers.0"].version, now["layers.0"].codec, len(now["layers.0"].patches)) == (2, "int8", 2)
     newest, oldest = now["layers.0"].patches
-    monkeypatch.setattr("coordinator.services.garbage.MAX_STEPS", 1)
+    monkeypatch.setattr("fedcybgd.coordinator.services.upkeep.garbage.MAX_STEPS", 1)
     later(live)
 
     shards, patches = rows(live)

@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 from sqlalchemy import select
 
-from coordinator.commands.run_view import draw
-from coordinator.db import queries
-from coordinator.db.base import Database, utcnow
-from coordinator.db.models import Job, Run
-from coordinator.domain.compression import FidelityTooLow, plan_key
-from coordinator.domain.job import JobKind, JobState
-from coordinator.domain.run_file import RunFile
-from coordinator.services import calibration, emulators, garbage, rounds, status
-from shared.protocol import Manifest
+from fedcybgd.coordinator.commands.run_view import draw
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Job, Run
+from fedcybgd.coordinator.domain.compression import FidelityTooLow, plan_key
+from fedcybgd.coordinator.domain.job import JobKind, JobState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import choose, fidelity
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.read import status
+from fedcybgd.coordinator.services.upkeep import garbage
+from fedcybgd.shared.contract.manifests import Manifest
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, fresh, run_file, settled, start_run
@@ -138,7 +141,7 @@ def test_a_failed_measurement_is_kept_and_shown_as_failed(coordinators: Callable
 
 @pytest.mark.parametrize("below", ["upgrade", "refuse"])
 def test_a_fidelity_that_cannot_be_measured_is_under_every_floor(below: str) -> None:
-    from coordinator.domain import compression
+    from fedcybgd.coordinator.domain import compression
 
     settings = RunFile.model_validate(run_file("m", "all", compression={"policy": "int8", "floor": -1, "below_floor": below})).compression
     blocks = [compression.BlockFacts(f"layers.{i}", "layer", 100_000) for i in range(2)]
@@ -177,16 +180,16 @@ def test_of_measurements_that_wait_the_newest_wins(
         spec = RunFile.model_validate(row.spec)
         (assignment,) = queries.assignments_of(session, row.id, 0)
         blocks = queries.blocks_of(session, row.id)
-        plan = emulators.frozen_plan(spec, [emulators.facts(b) for b in blocks])
+        plan = choose.frozen_plan(spec, [choose.facts(b) for b in blocks])
         for number in range(4):
             for block in blocks:
                 block.digest = f"{number}{block.position}".ljust(64, "0")
             session.flush()
-            rounds.evaluate_if_due(session, row, number)
+            scores.evaluate_if_due(session, row, number)
             assignment.round = number
             for other in (plan, plan | {"layers.1": "int4"}):
                 manifest = Manifest(files=row.files, blocks=queries.shard_refs(blocks))
-                calibration.request_fidelity(session, row, spec, assignment, other, manifest)
+                fidelity.request_fidelity(session, row, spec, assignment, other, manifest)
     skipped, waits = JobState.SKIPPED, JobState.QUEUED
     assert queue(database, JobKind.LOSS)[before[JobKind.LOSS] :] == [(skipped, 0), (skipped, 1), (skipped, 2), (waits, 3)]
     # What the training is measured against is not skipped; of one round, all emulators may be waited for.

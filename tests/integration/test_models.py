@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from sqlalchemy import select
 
-from coordinator.db.models import Event
-from shared.safetensors_header import Header, copy_tensor, read_header
+from fedcybgd.coordinator.db.models import Event
+from fedcybgd.shared.files.safetensors_header import Header, copy_tensor, read_header
 from tests.support import models
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, operator, refused, run_file, settled, shard_tensors, together

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from shared.protocol import ErrorBody
+from fedcybgd.shared.contract.words import ErrorBody
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, last_visit, operator, refused, start_run, wire
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, make_url, select
 
-import coordinator.engine.admit
-from coordinator.db.models import Job
-from coordinator.services import outcomes
+import fedcybgd.coordinator.engine.admit
+from fedcybgd.coordinator.db.models import Job
+from fedcybgd.coordinator.services import outcomes
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, refused, settled, start_run, versions
@@ -106,7 +106,7 @@ def test_what_came_of_a_job_is_written_when_the_database_is_back(
     hand = Hand(live)
     run = start_run(live, "bert", [hand])
     outage = Outage(live)
-    with held_up(monkeypatch, coordinator.engine.admit, "admit") as (began, go_on):
+    with held_up(monkeypatch, fedcybgd.coordinator.engine.admit, "admit") as (began, go_on):
         hand.deliver(hand.take(run))
         assert began.wait(10)
         outage.begin()

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from coordinator.cli import app
-from coordinator.services.forecasts import PlanView
-from shared.protocol import ClaimRequest, DeclaredLimits
+from fedcybgd.coordinator.cli import app
+from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits
+from fedcybgd.shared.contract.plans import PlanView
 from tests.support.live import LiveCoordinator
 
 SPEC: dict[str, Any] = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from coordinator.db.base import Database
-from coordinator.db.models import Agent
-from shared.protocol import OFFERS
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.shared.contract.words import OFFERS
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, run_file, settled, start_run, unchanged

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import coordinator.engine.prepare
+import fedcybgd.coordinator.engine.prepare
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import (
@@ -76,13 +76,13 @@ def test_only_runs_that_there_are_can_be_acted_on(live: LiveCoordinator, action:
 
 
 def test_a_run_cannot_start_before_it_is_prepared(live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on, real = threading.Event(), coordinator.engine.prepare.prepare
+    may_go_on, real = threading.Event(), fedcybgd.coordinator.engine.prepare.prepare
 
     def slow(*arguments: Any) -> Any:
         assert may_go_on.wait(20)
         return real(*arguments)
 
-    monkeypatch.setattr(coordinator.engine.prepare, "prepare", slow)
+    monkeypatch.setattr(fedcybgd.coordinator.engine.prepare, "prepare", slow)
     run = live.operator.post("/runs", run_file(model, [hand]))["name"]
     try:
         refused(operator(live).post(f"/runs/{run}/start"), 409, "run_not_prepared")
@@ -97,13 +97,13 @@ def test_a_run_cannot_start_before_it_is_prepared(live: LiveCoordinator, model: 
 
 
 def test_a_run_cancelled_while_it_is_prepared_stays_cancelled(live: LiveCoordinator, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on, real = threading.Event(), coordinator.engine.prepare.prepare
+    may_go_on, real = threading.Event(), fedcybgd.coordinator.engine.prepare.prepare
 
     def slow(*arguments: Any) -> Any:
         assert may_go_on.wait(20)
         return real(*arguments)
 
-    monkeypatch.setattr(coordinator.engine.prepare, "prepare", slow)
+    monkeypatch.setattr(fedcybgd.coordinator.engine.prepare, "prepare", slow)
     run = live.operator.post("/runs", run_file(model, "all"))["name"]
     act(live, run, "cancel")
     may_go_on.set()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.digests import digest_of
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, copy_of, events, fresh, operator, refused, run_file, together, wire
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shared.digests import digest_of
-from shared.protocol import Assignment
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, start_run, together, unchanged

@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from shared.digests import digest_of_file
-from shared.protocol import ClaimRequest, DeltaSubmission, TrainMetrics
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import DeltaSubmission
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import TrainMetrics
 from tests.support.live import LiveCoordinator
 
 

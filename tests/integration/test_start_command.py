@@ -8,8 +8,8 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from coordinator import cli
-from shared.errors import FedError
+from fedcybgd.coordinator import cli
+from fedcybgd.shared.contract.errors import FedError
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, run_file
 

@@ -5,8 +5,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from coordinator.db.models import Agent
-from coordinator.sweeper import UPLOAD_KEPT_S, tidy
+from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S, tidy
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh

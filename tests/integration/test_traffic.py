@@ -10,12 +10,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import select
 
-from agent.assignment_run import fetch
-from agent.errors import Unreachable, VisitFailed
-from agent.training.shards import materialise
-from coordinator.db.models import Agent, Exposure
-from shared.digests import digest_of_file
-from shared.protocol import Assignment, UploadOffset
+from fedcybgd.agent.assignment_run import fetch
+from fedcybgd.agent.errors import Unreachable, VisitFailed
+from fedcybgd.agent.training.shards import materialise
+from fedcybgd.coordinator.db.models import Agent, Exposure
+from fedcybgd.shared.contract.assignments import Assignment, UploadOffset
+from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent, traffic
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for

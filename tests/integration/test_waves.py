@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save
 from sqlalchemy import select
 
-import coordinator.engine.admit
-import coordinator.engine.apply
-from coordinator.db import models
-from shared.digests import digest_of
-from shared.protocol import Assignment
+import fedcybgd.coordinator.engine.admit
+import fedcybgd.coordinator.engine.apply
+from fedcybgd.coordinator.db import models
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import (
@@ -268,7 +268,7 @@ def test_a_delta_that_is_being_judged_at_the_deadline_is_waited_for(
     taken = [hand.take(run) for hand in hands]
     hands[0].deliver(taken[0])
     settled(live, run)
-    with held_up(monkeypatch, coordinator.engine.admit, "admit") as began:
+    with held_up(monkeypatch, fedcybgd.coordinator.engine.admit, "admit") as began:
         hands[1].deliver(taken[1])
         assert began.wait(10)
         pass_deadline(live, run)
@@ -287,7 +287,7 @@ def test_while_a_part_is_applied_the_rest_is_not_given_out(
     taken = [hand.take(run) for hand in hands[:2]]
     hands[0].deliver(taken[0])
     settled(live, run)
-    with held_up(monkeypatch, coordinator.engine.apply, "apply") as began:
+    with held_up(monkeypatch, fedcybgd.coordinator.engine.apply, "apply") as began:
         pass_deadline(live, run)
         assert began.wait(10)
         assert newest(live, run)["state"] == "applying"
@@ -322,7 +322,7 @@ def test_a_pause_while_a_part_is_applied(live: LiveCoordinator, model: str, hand
     for i in (0, 1):
         hands[i].deliver(taken[i])
     settled(live, run)
-    with held_up(monkeypatch, coordinator.engine.apply, "apply") as began:
+    with held_up(monkeypatch, fedcybgd.coordinator.engine.apply, "apply") as began:
         pass_deadline(live, run)
         assert began.wait(10)
         live.operator.post(f"/runs/{run}/pause")
@@ -349,7 +349,7 @@ def test_a_coordinator_that_dies_while_a_part_is_applied_applies_it_once(
     for i in (0, 1):
         hands[i].deliver(taken[i], deltas[i])
     settled(first, run)
-    with held_up(monkeypatch, coordinator.engine.apply, "apply") as began:
+    with held_up(monkeypatch, fedcybgd.coordinator.engine.apply, "apply") as began:
         pass_deadline(first, run)
         assert began.wait(10)
         first.stop()

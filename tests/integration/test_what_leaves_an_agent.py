@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import worker
-from agent.settings import Config, Home
-from shared.protocol import ClaimRequest
+from fedcybgd.agent import worker
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.shared.contract.agents import ClaimRequest
 from tests.support.live import LiveCoordinator
 
 ROW = "column 'text' must be text that is not empty, not 4929123456789012"

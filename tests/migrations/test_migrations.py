@@ -10,8 +10,8 @@ from sqlalchemy import Engine, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from coordinator.db import migrate, models
-from coordinator.db.base import Base, Database, open_engine
+from fedcybgd.coordinator.db import migrate, models
+from fedcybgd.coordinator.db.base import Base, Database, open_engine
 
 
 @pytest.fixture

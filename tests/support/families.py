@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.assembly import Assembled, skeleton
-from shared.blocks import own_tensors, partition
-from shared.families import base_prefix, canonical
+from fedcybgd.shared.models.assembly import Assembled, skeleton
+from fedcybgd.shared.models.blocks import own_tensors, partition
+from fedcybgd.shared.models.families import base_prefix, canonical
 
 TINY = {"vocab_size": 61, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
 DECODER = TINY | {"num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

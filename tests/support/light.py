@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from sqlalchemy import select
 
-from agent.assignment_run import Tools, run_assignment
-from agent.cache import ShardCache
-from agent.client import Client
-from agent.errors import VisitFailed
-from agent.messages import DataSource, TrainRequest
-from agent.outbox import Outbox
-from agent.residuals import Residuals
-from agent.training.delta import write_delta
-from agent.training.shards import ShardCorrupt, materialise
-from coordinator.db.models import Agent, Run, Traffic
-from shared.assembly import read_shard
-from shared.codecs import CodecError, read_encoded
-from shared.errors import HeaderError
-from shared.lossless import PackedError
-from shared.protocol import Assignment, ClaimRequest, Progress, ReturnRequest, TrainMetrics
+from fedcybgd.agent.assignment_run import Tools, run_assignment
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import VisitFailed
+from fedcybgd.agent.messages import DataSource, TrainRequest
+from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.agent.training.delta import write_delta
+from fedcybgd.agent.training.shards import ShardCorrupt, materialise
+from fedcybgd.coordinator.db.models import Agent, Run, Traffic
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import Assignment, Progress, ReturnRequest
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.models.assembly import read_shard
+from fedcybgd.shared.tensors.codecs import CodecError, read_encoded
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, fresh
 

@@ -14,16 +14,16 @@ from typing import Any
 import uvicorn
 from anyio import CapacityLimiter
 
-from agent.client import Client
-from coordinator.app import create_app
-from coordinator.db.base import Database, utcnow
-from coordinator.jobs import local
-from coordinator.operator import Operator
-from coordinator.serve import Server, prepare_home
-from coordinator.services import operators
-from coordinator.settings import Settings
-from coordinator.storage import BlobStore
-from shared.protocol import DeviceInfo, EnrolRequest
+from fedcybgd.agent.client import Client
+from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.jobs import local
+from fedcybgd.coordinator.operator import Operator
+from fedcybgd.coordinator.serve import Server, prepare_home
+from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 
 
 class LiveCoordinator:

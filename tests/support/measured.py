@@ -25,12 +25,12 @@ class Measured:
     def __init__(self, family: str, folder: Path, layers: int = 3, per_block: int = 1, wide: bool = False) -> None:
         import torch
 
-        from coordinator.domain.job import HeldOutRef
-        from coordinator.engine.shards import write_blob, write_json
-        from coordinator.storage import open_store
-        from shared.blocks import own_tensors, partition
-        from shared.families import base_prefix, canonical
-        from shared.protocol import FileRef
+        from fedcybgd.coordinator.domain.job import HeldOutRef
+        from fedcybgd.coordinator.engine.shards import write_blob, write_json
+        from fedcybgd.coordinator.storage import open_store
+        from fedcybgd.shared.contract.manifests import FileRef
+        from fedcybgd.shared.models.blocks import own_tensors, partition
+        from fedcybgd.shared.models.families import base_prefix, canonical
         from tests.support.models import word_piece
 
         self.task: Any
@@ -59,8 +59,8 @@ class Measured:
         """A stored shard of these tensors, which are in the form that `codec` stores."""
         from safetensors.torch import save
 
-        from coordinator.engine.shards import write_blob
-        from shared.protocol import ShardRef
+        from fedcybgd.coordinator.engine.shards import write_blob
+        from fedcybgd.shared.contract.manifests import ShardRef
 
         contiguous = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
         digest, size = write_blob(self.store, save(contiguous, {"codec": codec}))
@@ -68,9 +68,9 @@ class Measured:
 
     def encoded(self, block: str, codec: str) -> Any:
         """The block in a lossy codec, as the coordinator encodes it."""
-        from shared.assembly import read_shard
-        from shared.codecs import encode_tensor
-        from shared.pruning import prune_block
+        from fedcybgd.shared.models.assembly import read_shard
+        from fedcybgd.shared.models.pruning import prune_block
+        from fedcybgd.shared.tensors.codecs import encode_tensor
 
         exact = next(ref for ref in self.blocks if ref.block == block)
         tensors = read_shard(self.store.path(exact.digest))

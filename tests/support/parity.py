@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from coordinator.domain.job import ApplyPayload, Change, ExportPayload, ImportPayload, PreparePayload, StoredBlock, Term
-from coordinator.engine.apply import apply
-from coordinator.engine.export import export
-from coordinator.engine.import_model import import_model
-from coordinator.engine.prepare import prepare
-from coordinator.engine.shards import write_blob
-from coordinator.storage.local import LocalBlobStore
-from shared.errors import FedError
-from shared.protocol import ShardRef
+from fedcybgd.coordinator.domain.job import ApplyPayload, Change, ExportPayload, ImportPayload, PreparePayload, StoredBlock, Term
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.export import export
+from fedcybgd.coordinator.engine.import_model import import_model
+from fedcybgd.coordinator.engine.prepare import prepare
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage.local import LocalBlobStore
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.manifests import ShardRef
 from tests.support import families
 from tests.support.families import logits_of, randomised
 from tests.support.shapes import LABELS, LAYERS, SHAPES, Saved, State

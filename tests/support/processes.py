@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from agent.client import Client
-from coordinator.operator import Operator
+from fedcybgd.agent.client import Client
+from fedcybgd.coordinator.operator import Operator
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
@@ -26,7 +26,7 @@ class CoordinatorProcess:
 
     def start(self) -> "CoordinatorProcess":
         """Start, or start again at the same port and home."""
-        command = [sys.executable, "-m", "coordinator.cli", "serve", "--home", str(self.home), "--port", str(self.port)]
+        command = [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(self.home), "--port", str(self.port)]
         if self._database_url:
             command += ["--database-url", self._database_url]
         already = self.log.stat().st_size if self.log.exists() else 0
@@ -71,7 +71,7 @@ class AgentProcess:
         self.log = home.with_suffix(".log")
 
     def enrol(self, coordinator: CoordinatorProcess, data: Path, settings: str = "") -> "AgentProcess":
-        command = [sys.executable, "-m", "agent.cli", "enroll", coordinator.url, "--token", coordinator.token()]
+        command = [sys.executable, "-m", "fedcybgd.agent.cli", "enroll", coordinator.url, "--token", coordinator.token()]
         command += ["--name", self.name, "--data", str(data), "--runs", "*", "--home", str(self.home)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **ENVIRONMENT})
         config = self.home / "agent.toml"
@@ -81,7 +81,7 @@ class AgentProcess:
     def start(self) -> "AgentProcess":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent.cli", "run", "--home", str(self.home)],
+                [sys.executable, "-m", "fedcybgd.agent.cli", "run", "--home", str(self.home)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **ENVIRONMENT},

@@ -11,12 +11,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from coordinator.db import queries
-from coordinator.db.base import Database, utcnow
-from coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
-from coordinator.domain.admission import BlockNumbers, judge_numbers
-from coordinator.domain.block_shapes import BlockShape, blocks_of_run
-from coordinator.domain.job import (
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
+from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
+from fedcybgd.coordinator.domain.job import (
     AdmitPayload,
     AdmitResult,
     ApplyPayload,
@@ -33,11 +32,17 @@ from coordinator.domain.job import (
     StoredBlock,
     TensorShape,
 )
-from coordinator.domain.measurements import FidelityPayload, FidelityResult, InfluenceResult
-from coordinator.domain.run_file import RunFile
-from coordinator.services import assignments, forecasts, offers, outcomes, readiness, rounds, runs, signals
-from shared.digests import digest_of
-from shared.protocol import ClaimRequest, DeltaSubmission, ReturnRequest, TrainMetrics
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.planning.shapes import BlockShape, blocks_of_run
+from fedcybgd.coordinator.services import outcomes, signals
+from fedcybgd.coordinator.services.agents import offers, readiness
+from fedcybgd.coordinator.services.operate import forecasts, prepare, steer
+from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
+from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.assignments import DeltaSubmission, ReturnRequest
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.training import TrainMetrics
 
 AGENTS = ("ann", "bob", "cleo")
 MODELS = {"small": 3, "large": 4}
@@ -106,14 +111,14 @@ class Story:
     def _tell(self) -> None:
         session, spec = self.session, self.spec
         self._say("plan", [a.model_dump() for a in forecasts.plan_run(session, spec, rows=50).agents])
-        run = runs.create(session, spec, utcnow())
+        run = prepare.create(session, spec, utcnow())
         self._work()
         for agent in AGENTS:
             self._say("offer", [offer.model_dump() for offer in offers.self_of(session, _id("agt", agent)).runs])
         for agent in AGENTS:
             readiness.row_of(session, run.id, _id("agt", agent), utcnow()).fits = True
         session.flush()
-        runs.start(session, run.id, utcnow())
+        steer.start(session, run.id, utcnow())
         self._say("participants", run.participants)
         self._patience(run)
         self._attempts(run)
@@ -124,9 +129,9 @@ class Story:
         self._say("end", [run.state, run.reason, run.rounds_total])
 
     def _claim(self, agent: str, later: timedelta = timedelta()) -> Any:
-        found = assignments.claim(self.session, _id("agt", agent), ClaimRequest(runs=["*"]), utcnow() + later)
+        found = claim.claim(self.session, _id("agt", agent), ClaimRequest(runs=["*"]), utcnow() + later)
         for assignment_id, agent_id, reason in self.session.info.pop(signals.TURNED_DOWN, []):
-            assignments.turned_down(self.session, assignment_id, agent_id, reason)
+            claim.turned_down(self.session, assignment_id, agent_id, reason)
         return found
 
     def _patience(self, run: Run) -> None:
@@ -150,7 +155,7 @@ class Story:
                 held = self.session.get_one(Assignment, got.assignment_id)
                 assert held.agent_id is not None
                 request = ReturnRequest(attempt=got.attempt, reason="other")
-                assignments.give_back(self.session, got.assignment_id, held.agent_id, request, utcnow())
+                lease.give_back(self.session, got.assignment_id, held.agent_id, request, utcnow())
                 count += 1
             point.rollback()
         self._say("attempts", count)
@@ -183,7 +188,7 @@ class Story:
             return False
         self._say("assignment", [agent, got.model_dump()])
         submission = DeltaSubmission(attempt=got.attempt, digest=digest_of(f"{number} {got.block}".encode()), metrics=METRICS)
-        assignments.submit(self.session, got.assignment_id, _id("agt", agent), submission, 9, utcnow())
+        submit.submit(self.session, got.assignment_id, _id("agt", agent), submission, 9, utcnow())
         self._work()
         return True
 
@@ -191,7 +196,7 @@ class Story:
         """From when on the others of a wave are waited for no longer."""
         for seconds in (30, 90):
             with self.session.begin_nested() as point:
-                rounds.apply_overdue(self.session, utcnow() + timedelta(seconds=seconds))
+                apply_round.apply_overdue(self.session, utcnow() + timedelta(seconds=seconds))
                 self._say("deadline", [seconds, [j.payload for j in self._queued()]])
                 point.rollback()
             self.session.expire_all()

@@ -11,10 +11,10 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from shared.errors import DataError
-from shared.protocol import Task
-from shared.table_format import TableFormat
-from shared.tables import read_examples
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.table_format import TableFormat
+from fedcybgd.shared.files.tables import read_examples
 
 ROWS = [{"text": 'my card, "gone"', "label": 0}, {"text": "two\nlines – ünïcode", "label": 2}]
 

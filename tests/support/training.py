@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from agent.messages import DataSource, LocalShard, TrainingOptions, TrainRequest
-from agent.training.visit import Visitor
-from shared import lossless
-from shared.codecs import decode, encoded_names
-from shared.digests import digest_of_file
-from shared.protocol import ParameterGroup, TrainSettings
-from shared.quantized import quantize
+from fedcybgd.agent.messages import DataSource, LocalShard, TrainingOptions, TrainRequest
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.tensors.codecs import decode, encoded_names
+from fedcybgd.shared.tensors.quantized import quantize
 from tests.support.families import SUPPORTED, config_of, randomised, tensors_by_block
 from tests.support.models import WORDS
 

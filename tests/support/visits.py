@@ -12,8 +12,11 @@ import httpx
 import torch
 from safetensors.torch import load, load_file, save
 
-from shared.digests import digest_of, digest_of_file
-from shared.protocol import API, AgentSelf, Assignment, DeltaReceipt, ErrorBody, TrainMetrics
+from fedcybgd.shared.contract.agents import AgentSelf
+from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.words import API, ErrorBody
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 

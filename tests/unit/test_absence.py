@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.domain.absence import Moment, lost_between
+from fedcybgd.coordinator.domain.absence import Moment, lost_between
 
 BEFORE = Moment(datetime(2025, 3, 1, 12, tzinfo=UTC), 1000.0)
 SECOND, DAY = timedelta(seconds=1), timedelta(days=1)

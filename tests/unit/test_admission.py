@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from coordinator.domain.admission import BlockNumbers, DeltaRefused, check_structure, judge_numbers
-from coordinator.domain.run_file import AdmissionSection
-from shared.safetensors_header import Header, pack_header, parse_header
+from fedcybgd.coordinator.domain.admission import BlockNumbers, DeltaRefused, check_structure, judge_numbers
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.shared.files.safetensors_header import Header, pack_header, parse_header
 
 EXPECTED = {"layers.0.weight": (4, 3), "layers.0.bias": (4,)}
 RULES = AdmissionSection(max_relative_norm=2)

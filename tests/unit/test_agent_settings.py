@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import ConfigError
-from agent.settings import Config, Home, template, within_hours
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import Config, Home, template, within_hours
 
 GOOD = """\
 coordinator = "https://fed.example:8440"

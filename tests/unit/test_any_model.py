@@ -9,19 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.assembly import Assembled
-from shared.blocks import names_by_canonical, partition
-from shared.codecs import decode, encode_tensor
-from shared.pruning import prune_block
-from tests.support.families import (
-    EVERY_FAMILY,
-    assembled_of,
-    empty,
-    logits_of,
-    loss_of,
-    randomised,
-    tensors_by_block,
-)  # fmt: skip
+from fedcybgd.shared.models.assembly import Assembled
+from fedcybgd.shared.models.blocks import names_by_canonical, partition
+from fedcybgd.shared.models.pruning import prune_block
+from fedcybgd.shared.tensors.codecs import decode, encode_tensor
+from tests.support.families import EVERY_FAMILY, assembled_of, empty, logits_of, loss_of, randomised, tensors_by_block  # fmt: skip
 
 every_family = pytest.mark.parametrize("family", EVERY_FAMILY)
 LAYERS = 3
@@ -89,7 +81,7 @@ def test_the_loss_has_gradients_with_a_layer_in_any_codec(family: str, codec: st
 def test_quantized_blocks_give_nearly_the_loss(
     family: str, codec: str, error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.codecs.MIN_NUMEL", 1)  # or nothing of models this small would be quantized
+    monkeypatch.setattr("fedcybgd.shared.tensors.codecs.MIN_NUMEL", 1)  # or nothing of models this small would be quantized
     original = original_of(family)
     blocks = tensors_by_block(original)
     decoded = {}

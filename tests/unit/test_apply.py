@@ -7,14 +7,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
-from coordinator.engine.apply import apply
-from coordinator.engine.encode import Encoder
-from coordinator.engine.shards import write_blob
-from coordinator.storage import BlobStore, open_store
-from shared import lossless
-from shared.deltas import add_decoded, decoded, encode_delta
-from shared.protocol import ShardRef
+from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.tensors.deltas import add_decoded, decoded, encode_delta
 
 Tensors = dict[str, torch.Tensor]
 CODECS = ("float32", "bfloat16", "int8", "int4")
@@ -72,7 +72,7 @@ def test_every_codec_adds_up_to_the_bit(tmp_path: Path, store: BlobStore, codec:
 def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
     tmp_path: Path, store: BlobStore, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coordinator.engine import apply as module
+    from fedcybgd.coordinator.engine import apply as module
 
     layer = put(store, "layers.0", LAYER | {"scalar": torch.tensor(2.0), "none": torch.zeros(0, 80)})
     terms = [Term(digest=delta(store, tmp_path, codec, True, seed, LAYER | {"scalar": torch.zeros(())})[0], weight=0.3) for seed in (5, 6)]
@@ -83,7 +83,7 @@ def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
         computed.append(max(t.numel() for t in (base, *(t for t, _ in terms))))
         return add_decoded(base, terms)
 
-    monkeypatch.setattr("shared.delta_file.NUMBERS", 3 * 80)
+    monkeypatch.setattr("fedcybgd.shared.tensors.delta_file.NUMBERS", 3 * 80)
     monkeypatch.setattr(module, "add_decoded", watched)
     assert run(store, Change(block=layer, terms=terms)).blocks[0].digest == whole
     assert max(computed) <= 3 * 80

@@ -11,10 +11,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from shared.assembly import Assembled, AssemblyError, names_by_canonical, read_shard, skeleton
-from shared.blocks import own_tensors, partition
-from shared.errors import FedError
-from shared.families import base_prefix, canonical
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.models.assembly import Assembled, AssemblyError, names_by_canonical, read_shard, skeleton
+from fedcybgd.shared.models.blocks import own_tensors, partition
+from fedcybgd.shared.models.families import base_prefix, canonical
 from tests.support.families import FAMILIES, TINY
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])

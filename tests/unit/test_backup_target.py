@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.backup import BackupMisplaced, backup
-from coordinator.serve import prepare_home
-from coordinator.settings import Settings
+from fedcybgd.coordinator.backup import BackupMisplaced, backup
+from fedcybgd.coordinator.serve import prepare_home
+from fedcybgd.coordinator.settings import Settings
 
 
 @pytest.fixture

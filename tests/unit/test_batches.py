@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from shared.batches import IGNORED, Encoder, Features, chunks, forward_logits, loss_sum
-from shared.errors import DataError
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.models.batches import IGNORED, Encoder, Features, chunks, forward_logits, loss_sum
 
 CLS, SEP = 2, 3
 

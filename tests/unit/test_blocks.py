@@ -7,10 +7,10 @@ import torch
 import transformers
 from torch import nn
 
-from shared.block_names import select
-from shared.blocks import BlockSpec, layer_index, own_tensors, partition
-from shared.errors import PartitionError
-from shared.families import base_prefix, canonical, find_stack
+from fedcybgd.shared.contract.block_names import select
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.models.blocks import BlockSpec, layer_index, own_tensors, partition
+from fedcybgd.shared.models.families import base_prefix, canonical, find_stack
 from tests.support.families import EVERY_FAMILY, FAMILIES, MORE_FAMILIES, OPT, TINY, inputs_of
 
 # What follows the layers, in order; "lm_head" of a tied model belongs to the embeddings.

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-import agent.cache
-from agent.cache import ShardCache
-from agent.errors import Unreachable, VisitFailed
-from shared.digests import digest_of
+import fedcybgd.agent.cache
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.errors import Unreachable, VisitFailed
+from fedcybgd.shared.contract.digests import digest_of
 
 DATA = bytes(range(256)) * 40
 DIGEST = digest_of(DATA)
@@ -259,7 +259,7 @@ def test_a_shard_that_is_named_twice_counts_once(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_reason_that_the_agent_reports(
     cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(agent.cache.os, "fsync", raises(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(fedcybgd.agent.cache.os, "fsync", raises(OSError(number, os.strerror(number))))
     with pytest.raises(VisitFailed, match=r"disk of .* is full") as failed:
         cache.get(DIGEST, SIZE, Coordinator().fetch)
     assert failed.value.reason == "disk_full"
@@ -267,7 +267,7 @@ def test_a_full_disk_is_a_reason_that_the_agent_reports(
 
 
 def test_another_error_of_the_disk_is_not_called_full(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent.cache.os, "fsync", raises(OSError(errno.EIO, "I/O error")))
+    monkeypatch.setattr(fedcybgd.agent.cache.os, "fsync", raises(OSError(errno.EIO, "I/O error")))
     with pytest.raises(OSError, match="I/O error"):
         cache.get(DIGEST, SIZE, Coordinator().fetch)
 

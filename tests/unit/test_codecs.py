@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.codecs import CodecError, decode, encode_tensor, encoded_names, parse_codec, quantizable, read_encoded
-from shared.quantized import QuantizedTensor
+from fedcybgd.shared.tensors.codecs import CodecError, decode, encode_tensor, encoded_names, parse_codec, quantizable, read_encoded
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 
 def normal(*shape: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.compression import (
+from fedcybgd.coordinator.domain.compression import (
     BlockFacts,
     Budget,
     CompressionInvalid,
@@ -20,7 +20,7 @@ from coordinator.domain.compression import (
     plan_key,
     pruned_codec,
 )
-from coordinator.domain.run_file import CompressionSection
+from fedcybgd.coordinator.domain.run_file import CompressionSection
 
 BYTES = {"exact": 4000, "int8": 1050, "int4": 580, "pruned:25": 3000, "pruned:90": 400}
 SMALL = {"exact": 100, "int8": 110, "int4": 110}

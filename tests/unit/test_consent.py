@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from agent import worker
-from agent.client import Client
-from agent.consent import Ambiguous, NotConsented, chosen, patterns, source_for
-from agent.errors import ConfigError
-from agent.settings import Config, Home
-from shared.protocol import Assignment, FileRef, Manifest, TrainSettings
+from fedcybgd.agent import worker
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_for
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.manifests import FileRef, Manifest
+from fedcybgd.shared.contract.training import TrainSettings
 from tests.support.hostile import Answer, Asked, FakeServer, serving
 
 

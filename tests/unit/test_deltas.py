@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared import quantized
-from shared.delta_layout import DELTA_CODECS, GROUP, DeltaCodecError, expected_layout
-from shared.deltas import Encoded, add_decoded, decoded, encode_delta
-from shared.quantized import CodecError
-from shared.safetensors_header import read_header
+from fedcybgd.shared.contract.delta_layout import DELTA_CODECS, GROUP, DeltaCodecError, expected_layout
+from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.tensors import quantized
+from fedcybgd.shared.tensors.deltas import Encoded, add_decoded, decoded, encode_delta
+from fedcybgd.shared.tensors.quantized import CodecError
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

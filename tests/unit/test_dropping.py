@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from shared.assembly import Assembled, AssemblyError, Passthrough
+from fedcybgd.shared.models.assembly import Assembled, AssemblyError, Passthrough
 from tests.support.families import EVERY_FAMILY, assembled_of, empty, inputs_of, logits_of, randomised, tensors_by_block
 
 every_family = pytest.mark.parametrize("family", EVERY_FAMILY)

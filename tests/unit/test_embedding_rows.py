@@ -8,22 +8,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from agent.training import optimizer
-from agent.training.delta import write_delta
-from agent.training.visit import Visitor
-from coordinator.domain.admission import DeltaRefused, check_structure
-from coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodedRef, Term
-from coordinator.domain.run_file import AdmissionSection
-from coordinator.engine.admit import admit
-from coordinator.engine.apply import apply
-from coordinator.engine.shards import write_blob
-from coordinator.storage import BlobStore, open_store
-from shared import lossless
-from shared.delta_file import DeltaFile
-from shared.delta_rows import ROWS, layout_by_rows
-from shared.deltas import add_decoded
-from shared.protocol import DeltaCodec, ShardRef
-from shared.safetensors_header import read_header
+from fedcybgd.agent.training import optimizer
+from fedcybgd.agent.training.delta import write_delta
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
+from fedcybgd.coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodedRef, Term
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.coordinator.engine.admit import admit
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.delta_rows import ROWS, layout_by_rows
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.tensors.delta_file import DeltaFile
+from fedcybgd.shared.tensors.deltas import add_decoded
 from tests.support.families import SUPPORTED
 from tests.support.training import Home
 
@@ -83,7 +84,7 @@ def test_a_model_that_uses_its_table_otherwise_trains_all_of_it(home: Callable[.
     def uses(module: Any, ids: torch.Tensor) -> torch.Tensor:
         return ids @ module.weight
 
-    monkeypatch.setattr("agent.training.frozen.RowsEmbedding.forward", uses)
+    monkeypatch.setattr("fedcybgd.agent.training.frozen.RowsEmbedding.forward", uses)
     file, found = visit(place)
     assert not any(name.endswith(ROWS) for name in file)
     assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from coordinator.domain.job import EncodedRef, EncodePayload
-from coordinator.engine.encode import Encoder, encode
-from coordinator.engine.shards import write_blob, write_json
-from coordinator.storage import BlobStore, open_store
-from shared import lossless
-from shared.assembly import skeleton
-from shared.blocks import partition
-from shared.codecs import CodecError, decode
-from shared.protocol import FileRef, ShardRef
+from fedcybgd.coordinator.domain.job import EncodedRef, EncodePayload
+from fedcybgd.coordinator.engine.encode import Encoder, encode
+from fedcybgd.coordinator.engine.shards import write_blob, write_json
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.manifests import FileRef, ShardRef
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.models.assembly import skeleton
+from fedcybgd.shared.models.blocks import partition
+from fedcybgd.shared.tensors.codecs import CodecError, decode
 
 CODECS = ("exact", "int8", "int4", "pruned:25")
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent import cli, enrolment
-from agent.errors import ConfigError
-from agent.settings import Home
-from shared.addresses import address_of
-from shared.errors import FedError
+from fedcybgd.agent import cli, enrolment
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import Home
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host.addresses import address_of
 from tests.support.hostile import Answer, Asked, serving
 
 TOKEN = "fct_" + "x" * 43
@@ -48,7 +48,7 @@ def test_a_token_that_is_not_whole_is_said_in_a_line(token: str, tmp_path: Path)
     assert f"not whole: it has {len(token)} characters" in error.message
 
 
-@pytest.mark.parametrize("url", ["coordinator.example", "ftp://x", "http://", "http:///admin", ""])
+@pytest.mark.parametrize("url", ["fedcybgd.coordinator.example", "ftp://x", "http://", "http:///admin", ""])
 def test_what_is_no_address_is_said_in_a_line(url: str, tmp_path: Path) -> None:
     error = enroll(tmp_path, url, "--token", TOKEN, "--name", "laptop")
     assert error is not None

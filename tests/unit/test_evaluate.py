@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.domain.job import EvaluatePayload
-from coordinator.domain.measurements import FidelityPayload, InfluencePayload
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.evaluate import NotFinite, evaluate
-from coordinator.engine.fidelity import fidelity
-from coordinator.engine.influence import influence
-from coordinator.engine.streaming import Streamed
+from fedcybgd.coordinator.domain.job import EvaluatePayload
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
+from fedcybgd.coordinator.engine.fidelity import fidelity
+from fedcybgd.coordinator.engine.influence import influence
+from fedcybgd.coordinator.engine.streaming import Streamed
 from tests.support.families import FAMILIES
 from tests.support.measured import Measured
 
@@ -22,7 +22,7 @@ OTHERS = [("bert", torch.float16), ("bert", torch.float64), ("llama-tied", torch
 
 def stored_as(measured: Measured, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Store the model in another type, and round the model itself to it; returns what its blocks hold now."""
-    from shared.assembly import read_shard
+    from fedcybgd.shared.models.assembly import read_shard
 
     blocks = {}
     for ref in measured.blocks:
@@ -37,7 +37,7 @@ def stored_as(measured: Measured, dtype: torch.dtype) -> dict[str, dict[str, Any
 
 def train(measured: Measured, block: str, tensors: dict[str, Any]) -> None:
     """The block is float32 from its first delta on; `measured.model` gets the same delta."""
-    from shared.families import base_prefix, canonical
+    from fedcybgd.shared.models.families import base_prefix, canonical
 
     generator = torch.Generator().manual_seed(11)
     trained = {n: t.float() + 0.05 * torch.randn(t.shape, generator=generator) for n, t in sorted(tensors.items()) if t.is_floating_point()}
@@ -110,7 +110,7 @@ def test_memory_holds_no_layer_and_embeddings_only_where_they_are_multiplied_wit
 
 
 def test_a_loss_that_is_no_number_is_no_score(tmp_path: Path) -> None:
-    from shared.assembly import read_shard
+    from fedcybgd.shared.models.assembly import read_shard
 
     measured = Measured("bert", tmp_path)
     tensors = read_shard(measured.store.path(measured.blocks[2].digest))

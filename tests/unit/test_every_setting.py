@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agent.training.visit import Visitor
-from coordinator.db.base import Base, Database
-from coordinator.domain.run_file import RunFile
-from shared.protocol import ParameterGroup, TrainSettings
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.coordinator.db.base import Base, Database
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 from tests.support.story import HELD_OUT, Story, stage
 from tests.support.training import Home
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from coordinator.domain.exposure import ExposureBudgetTooSmall, check, common_blocks, may_see, members_met, room_of, team_size
-from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import rounds_in, visits
+from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall, check, common_blocks, may_see, members_met, room_of, team_size
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import rounds_in, visits
 
 
 def spec(limit: int | None, policy: str = "int8", always: list[str] | None = None, seed: int = 0, **schedule: Any) -> RunFile:

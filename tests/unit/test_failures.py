@@ -14,18 +14,19 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from agent import trainer
-from agent.assignment_run import visit_name
-from agent.messages import TrainerEvent
-from agent.training.errors import NonFinite
-from agent.training.failures import reason_of
-from agent.training.shards import ShardCorrupt
-from agent.training.train import num_steps
-from agent.training.visit import Visitor, choose_device
-from agent.worker import told_of, told_to_coordinator
-from shared.errors import DataError
-from shared.layers import AssemblyError
-from shared.protocol import MOST_STEPS, Assignment, Progress
+from fedcybgd.agent import trainer
+from fedcybgd.agent.assignment_run import visit_name
+from fedcybgd.agent.messages import TrainerEvent
+from fedcybgd.agent.training.errors import NonFinite
+from fedcybgd.agent.training.failures import reason_of
+from fedcybgd.agent.training.shards import ShardCorrupt
+from fedcybgd.agent.training.train import num_steps
+from fedcybgd.agent.training.visit import Visitor, choose_device
+from fedcybgd.agent.worker import told_of, told_to_coordinator
+from fedcybgd.shared.contract.assignments import Assignment, Progress
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.words import MOST_STEPS
+from fedcybgd.shared.models.layers import AssemblyError
 from tests.unit.test_outbox import assignment
 from tests.unit.test_trainer_process import REQUEST
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from agent.fetching import Way, cheapest
-from shared.digests import digest_of
-from shared.protocol import BlobRef, PatchRef, ShardRef
+from fedcybgd.agent.fetching import Way, cheapest
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import BlobRef, PatchRef, ShardRef
 
 
 def d(name: str) -> str:

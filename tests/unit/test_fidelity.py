@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.domain.measurements import FidelityPayload
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.fidelity import BatchGradient, NotMeasurable, compare, cosine, fidelity, gradients
-from shared.assembly import AssemblyError, names_by_canonical, read_shard
-from shared.batches import Batch, forward_logits, loss_sum
+from fedcybgd.coordinator.domain.measurements import FidelityPayload
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.fidelity import BatchGradient, NotMeasurable, compare, cosine, fidelity, gradients
+from fedcybgd.shared.models.assembly import AssemblyError, names_by_canonical, read_shard
+from fedcybgd.shared.models.batches import Batch, forward_logits, loss_sum
 from tests.support.families import FAMILIES
 from tests.support.measured import ROWS, WIDE, Measured
 
@@ -64,7 +64,7 @@ def zero_or(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 def hold(measured: Measured, payload: FidelityPayload) -> None:
     """Put the decoded values of an emulator without dropped or pruned layers into the plain model."""
-    from shared.codecs import decode
+    from fedcybgd.shared.tensors.codecs import decode
 
     names = names_by_canonical(measured.model)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_the_batches_are_as_large_as_the_run_trains_on(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coordinator.engine import calibration
+    from fedcybgd.coordinator.engine import calibration
 
     measured = Measured("bert", tmp_path, wide=True)
     whole = measure(measured, "layers.0", {"layers.1": "int4"})
@@ -194,7 +194,7 @@ def test_several_layers_a_block(tmp_path: Path) -> None:
 
 
 def test_layers_are_let_go_of_after_the_backward_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coordinator.engine import fidelity as module
+    from fedcybgd.coordinator.engine import fidelity as module
 
     made: list[Any] = []
 

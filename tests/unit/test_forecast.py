@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.domain import compression
-from coordinator.domain.block_shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
-from coordinator.domain.compression import BlockFacts, DoesNotFit
-from coordinator.domain.forecast import AgentFacts, Forecast, forecast
-from coordinator.domain.run_file import RunFile
-from coordinator.domain.wire import Change, packed_bytes, simulate
-from coordinator.errors import Invalid
-from shared import codecs, quantized
-from shared.errors import PartitionError
+from fedcybgd.coordinator.domain import compression
+from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecast
+from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
+from fedcybgd.coordinator.planning.traffic import Change, packed_bytes, simulate
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.tensors import codecs, quantized
 
 CONFIG = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
 MODEL = Model.of(CONFIG)
@@ -51,9 +51,9 @@ def plan(*agents: AgentFacts, files: int = 0, rows: int | None = None, speed: fl
 @pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
 @pytest.mark.parametrize("shape", [(100, 64), (8, 200), (3, 33, 65), (64,), (10, 10), (2000, 15)])
 def test_sizes_of_shards_are_those_of_the_encoder(codec: str, shape: tuple[int, ...], tmp_path: Any) -> None:
-    from coordinator.engine.encode import _piece
-    from coordinator.engine.shards import write_shard
-    from coordinator.storage import open_store
+    from fedcybgd.coordinator.engine.encode import _piece
+    from fedcybgd.coordinator.engine.shards import write_shard
+    from fedcybgd.coordinator.storage import open_store
 
     store = open_store(tmp_path)
     stored = codecs.encode_tensor("w", torch.randn(shape), codec)
@@ -69,7 +69,7 @@ def test_the_rules_of_the_codecs_are_the_same_as_in_shared() -> None:
 def test_sizes_of_deltas_are_those_of_the_agent(codec: str, tmp_path: Any) -> None:
     from safetensors.torch import save_file
 
-    from shared.deltas import encode_delta
+    from fedcybgd.shared.tensors.deltas import encode_delta
 
     shapes_ = {"w": (100, 64), "odd": (20, 33), "bias": (64,)}
     save_file(dict(encode_delta({n: torch.randn(s) for n, s in shapes_.items()}, codec)), tmp_path / "delta", {"codec": codec})
@@ -228,8 +228,8 @@ def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
 
 
 def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
-    from coordinator.db.models import Agent, Block
-    from coordinator.services.forecasts import costs_for
+    from fedcybgd.coordinator.db.models import Agent, Block
+    from fedcybgd.coordinator.services.emulators.costing import costs_for
 
     spec = run(compression={"policy": "auto"})
     rows = [

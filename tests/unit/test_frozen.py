@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from agent.training import frozen
-from agent.training.emulator import Emulator
-from agent.training.frozen import can_be_quantized, make_dense, make_quantized, quantized_weight
-from agent.training.visit import Visitor
-from shared.quantized import quantize
+from fedcybgd.agent.training import frozen
+from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.frozen import can_be_quantized, make_dense, make_quantized, quantized_weight
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.shared.tensors.quantized import quantize
 from tests.support.training import Home, apart, same, train
 
 BITS = pytest.mark.parametrize("bits", [8, 4])

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from agent import assignment_run, heartbeat
-from agent.client import Client
-from agent.errors import LeaseGone
-from agent.messages import Command, TrainRequest
-from agent.trainer import Orders
-from shared.protocol import DeltaReceipt, TrainMetrics
+from fedcybgd.agent import assignment_run, heartbeat
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import LeaseGone
+from fedcybgd.agent.messages import Command, TrainRequest
+from fedcybgd.agent.trainer import Orders
+from fedcybgd.shared.contract.assignments import DeltaReceipt
+from fedcybgd.shared.contract.training import TrainMetrics
 from tests.support.hostile import Answer, Asked, serving
 from tests.unit.test_residuals import METRICS, Agent, asg, assignment
 from tests.unit.test_trainer_process import REQUEST

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied
-from coordinator.serve import agents_served, prepare_home
-from coordinator.settings import Settings
+from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied
+from fedcybgd.coordinator.serve import agents_served, prepare_home
+from fedcybgd.coordinator.settings import Settings
 
 HOLD = "import sys, time; from pathlib import Path; from coordinator.home import occupied; from coordinator.settings import Settings\n"
 HOLD += "with occupied(Settings(home=Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
 
 
 def fedcoord(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "coordinator.cli", *arguments]
+    command = [sys.executable, "-m", "fedcybgd.coordinator.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment})
 
 
@@ -130,7 +130,7 @@ def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
 def test_ctrl_c_in_the_first_seconds_ends_it_without_a_word(tmp_path: Path, command: tuple[str, ...], after_s: float) -> None:
     environment = {**os.environ, "FEDCOORD_HOME": str(tmp_path / "home"), "FEDCOORD_URL": "http://127.0.0.1:9"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "coordinator.cli", *command],
+        [sys.executable, "-m", "fedcybgd.coordinator.cli", *command],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
     )  # fmt: skip
     time.sleep(after_s)  # wherever it is by then

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from coordinator.domain.measurements import InfluencePayload
-from coordinator.engine.calibration import CalibrationRows
-from coordinator.engine.influence import influence
-from coordinator.engine.streaming import Streamed
-from shared.batches import forward_logits
-from shared.block_names import layers_of
-from shared.errors import PartitionError
+from fedcybgd.coordinator.domain.measurements import InfluencePayload
+from fedcybgd.coordinator.engine.calibration import CalibrationRows
+from fedcybgd.coordinator.engine.influence import influence
+from fedcybgd.coordinator.engine.streaming import Streamed
+from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.models.batches import forward_logits
 from tests.support.families import FAMILIES
 from tests.support.measured import ROWS, Measured
 
@@ -65,7 +65,7 @@ def test_a_block_of_several_layers_counts_from_its_entry_to_its_exit(tmp_path: P
 
 def test_a_layer_that_does_nothing_has_none(tmp_path: Path) -> None:
     measured = Measured("llama-untied", tmp_path)
-    from shared.assembly import read_shard
+    from fedcybgd.shared.models.assembly import read_shard
 
     ref = measured.blocks[2]
     silent = {name: t * 0 for name, t in read_shard(measured.store.path(ref.digest)).items()}
@@ -94,7 +94,7 @@ def test_only_the_first_rows_are_taken_and_a_repeat_says_the_same(tmp_path: Path
 
 def test_weights_of_a_bf16_model_are_computed_with_in_float32(tmp_path: Path) -> None:
     measured = Measured("llama-tied", tmp_path)
-    from shared.assembly import read_shard
+    from fedcybgd.shared.models.assembly import read_shard
 
     half = [{n: t.bfloat16() for n, t in read_shard(measured.store.path(b.digest)).items()} for b in measured.blocks]
     rounded = [{n: t.float() for n, t in tensors.items()} for tensors in half]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from coordinator.services import keys
+from fedcybgd.coordinator.services.records import keys
 
 
 @pytest.mark.parametrize("prefix", [keys.OPERATOR, keys.AGENT, keys.TOKEN])

@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from shared.errors import DataError
-from shared.table_format import TableFormat
-from shared.tables import read_examples
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.table_format import TableFormat
+from fedcybgd.shared.files.tables import read_examples
 
 
 def written(folder: Path, labels: list[Any]) -> list[Path]:

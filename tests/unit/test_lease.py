@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.agent import SEEN_EVERY, AgentState, needs_seen
-from coordinator.domain.assignment import AssignmentState, LeaseLost, StaleAttempt, check_lease, may_take
+from fedcybgd.coordinator.domain.agent import SEEN_EVERY, AgentState, needs_seen
+from fedcybgd.coordinator.domain.assignment import AssignmentState, LeaseLost, StaleAttempt, check_lease, may_take
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 WAIT = timedelta(seconds=300)

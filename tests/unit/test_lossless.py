@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from shared import lossless
-from shared.codecs import encode_tensor
-from shared.errors import HeaderError
-from shared.lossless import MAGIC, PATCH_MAGIC, PackedError, apply_difference, difference, is_packed, pack, unpack
-from shared.safetensors_header import read_header
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import MAGIC, PATCH_MAGIC, PackedError, apply_difference, difference, is_packed, pack, unpack
+from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.tensors.codecs import encode_tensor
 
 LIMIT = 1 << 30
 

@@ -7,13 +7,13 @@ from typing import Any
 import psutil
 import pytest
 
-from agent import settings
-from agent.device import find_device
-from agent.errors import ConfigError
-from agent.settings import Config, Home, declared
-from agent.trainer_process import TrainerProcess
-from shared import machine
-from shared.machine import Limits, cores, limits, memory_available, memory_total
+from fedcybgd.agent import settings
+from fedcybgd.agent.device import find_device
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import Config, Home, declared
+from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.host import machine
+from fedcybgd.shared.host.machine import Limits, cores, limits, memory_available, memory_total
 
 GIB = 1 << 30
 V1 = "12:pids:/docker/abc\n5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n"

@@ -9,20 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from agent.messages import LocalPatch, LocalShard
-from agent.training.delta import write_delta
-from agent.training.shards import ShardCorrupt, materialise
-from coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
-from coordinator.engine.apply import apply
-from coordinator.engine.encode import Encoder
-from coordinator.engine.shards import write_blob
-from coordinator.storage import BlobStore, open_store
-from shared import lossless
-from shared.codecs import CodecError
-from shared.digests import digest_of, digest_of_file
-from shared.errors import HeaderError
-from shared.lossless import MAGIC, PackedError
-from shared.protocol import DeltaCodec, ShardRef
+from fedcybgd.agent.messages import LocalPatch, LocalShard
+from fedcybgd.agent.training.delta import write_delta
+from fedcybgd.agent.training.shards import ShardCorrupt, materialise
+from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import MAGIC, PackedError
+from fedcybgd.shared.tensors.codecs import CodecError
 
 Tensors = dict[str, torch.Tensor]
 

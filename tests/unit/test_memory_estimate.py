@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.block_shapes import BlockShape, Model
-from coordinator.domain.memory import INTERPRETER, Memory, estimate
-from coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.planning.memory import INTERPRETER, Memory, estimate
+from fedcybgd.coordinator.planning.shapes import BlockShape, Model
 
 MB = 1e6
 MINILM = {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6,

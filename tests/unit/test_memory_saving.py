@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agent.training import checkpoints, loss
-from agent.training.checkpoints import activation_bytes, to_checkpoint
-from agent.training.errors import NonFinite, OptimizerMissing
-from agent.training.loss import Loss
-from agent.training.optimizer import Group, Stepper, make_optimizer
-from agent.training.visit import Visitor
-from shared.batches import Batch, forward_logits, loss_sum
-from shared.protocol import ParameterGroup, TrainSettings
+from fedcybgd.agent.training import checkpoints, loss
+from fedcybgd.agent.training.checkpoints import activation_bytes, to_checkpoint
+from fedcybgd.agent.training.errors import NonFinite, OptimizerMissing
+from fedcybgd.agent.training.loss import Loss
+from fedcybgd.agent.training.optimizer import Group, Stepper, make_optimizer
+from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+from fedcybgd.shared.models.batches import Batch, forward_logits, loss_sum
 from tests.support.training import Calls, Home, apart, options, same, train
 
 Make = Callable[..., Home]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.job import ImportPayload, ImportResult
-from coordinator.engine.import_model import import_model
-from coordinator.storage.local import LocalBlobStore
-from shared.assembly import ModelUnknown, skeleton
-from shared.errors import FedError
+from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult
+from fedcybgd.coordinator.engine.import_model import import_model
+from fedcybgd.coordinator.storage.local import LocalBlobStore
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.models.assembly import ModelUnknown, skeleton
 from tests.support.visits import copy_of
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 437985387\n"

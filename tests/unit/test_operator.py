@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from coordinator import cli
-from coordinator.operator import CoordinatorAway, Operator, OperatorError
-from shared.addresses import AddressInvalid, address_of, hint
-from shared.digests import digest_of
-from shared.errors import FedError
+from fedcybgd.coordinator import cli
+from fedcybgd.coordinator.operator import CoordinatorAway, Operator, OperatorError
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
 from tests.support.hostile import Answer, Asked, serving
 
 RUN = {"id": "run_" + 16 * "1", "name": "mine", "model": "bert", "state": "completed", "pending_jobs": 0}

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from sqlalchemy import create_engine, exc, text
 
-from coordinator.db.outage import is_away, reason, was_overtaken
+from fedcybgd.coordinator.db.outage import is_away, reason, was_overtaken
 
 
 def caught(statement: str, *before: str) -> Exception:

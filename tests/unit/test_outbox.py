@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from agent.outbox import Outbox
-from shared.protocol import Assignment, Manifest, ParameterGroup, ShardRef, TrainMetrics, TrainSettings
+from fedcybgd.agent.outbox import Outbox
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.manifests import Manifest, ShardRef
+from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
 METRICS = TrainMetrics(steps=3, rows=4, tokens=5, loss_first=2.5, loss_last=1.5, seconds=1, tokens_per_s=5)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from agent.training.data import Packed
-from shared.batches import IGNORED, Encoder, Features, forward_logits, loss_sum
-from shared.errors import DataError
+from fedcybgd.agent.training.data import Packed
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.models.batches import IGNORED, Encoder, Features, forward_logits, loss_sum
 from tests.support.families import SUPPORTED, config_of, randomised
 
 
@@ -93,7 +93,7 @@ def test_a_stream_of_text_is_cut_alike_however_it_is_read(encoder_of: Any, monke
     encoder = encoder_of({"model_type": "bert", "vocab_size": 100}, "causal-lm", max_length=7)
     rows = [{"text": " ".join(["card", "lost", "my"][: 1 + i % 3])} for i in range(50)]
     at_once = encoder(rows)
-    monkeypatch.setattr("shared.batches.EXAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr("fedcybgd.shared.models.batches.EXAMPLES_AT_ONCE", 3)
     assert encoder(rows) == at_once
     assert len(at_once) > 10
 

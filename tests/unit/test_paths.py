@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agent.cache import ShardCache
-from agent.client import Client
-from agent.errors import ManifestInvalid
-from agent.residuals import Residuals
-from coordinator.commands.runs import export_run
-from coordinator.operator import Operator, OperatorError
-from shared.digests import digest_of
-from shared.paths import UnsafeName, inside
-from shared.protocol import Assignment, ClaimRequest, EnrolAnswer, RunOffer
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import ManifestInvalid
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.coordinator.commands.runs import export_run
+from fedcybgd.coordinator.operator import Operator, OperatorError
+from fedcybgd.shared.contract.agents import ClaimRequest, EnrolAnswer, RunOffer
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.files.paths import UnsafeName, inside
 from tests.support.hostile import Answer, Asked, serving
 from tests.unit.test_outbox import assignment
 

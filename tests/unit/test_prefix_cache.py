@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from agent.training import loss, prefix, prefix_trial
-from agent.training.visit import Visitor
+from fedcybgd.agent.training import loss, prefix, prefix_trial
+from fedcybgd.agent.training.visit import Visitor
 from tests.support.training import Calls, Home, apart, options, same, train
 
 Make = Callable[..., Home]

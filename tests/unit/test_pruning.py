@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.assembly import Assembled, AssemblyError
-from shared.codecs import CodecError
-from shared.errors import PartitionError
-from shared.pruning import Group, groups, kept, prune_block, pruned_shapes
-from tests.support.families import (
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.models.assembly import Assembled, AssemblyError
+from fedcybgd.shared.models.pruning import Group, groups, kept, prune_block, pruned_shapes
+from fedcybgd.shared.tensors.codecs import CodecError
+from tests.support.families import (  # fmt: skip
     DECODER,
     EVERY_FAMILY,
     FAMILIES,
@@ -21,7 +21,7 @@ from tests.support.families import (
     make,
     randomised,
     tensors_by_block,
-)  # fmt: skip
+)
 
 CHANGED = "layers.1"
 ONE_GROUP = ("llama-tied", "llama-untied", "llama-classifier", "mistral", "qwen2")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from shared.codecs import CodecError
-from shared.quantized import GROUP, QuantizedTensor, quantize
+from fedcybgd.shared.tensors.codecs import CodecError
+from fedcybgd.shared.tensors.quantized import GROUP, QuantizedTensor, quantize
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,26 +5,17 @@ from typing import Any
 
 import pytest
 
-from agent import assignment_run
-from agent.assignment_run import Fetched, Tools
-from agent.cache import ShardCache
-from agent.errors import CoordinatorSaid, VisitFailed
-from agent.messages import DataSource, TrainRequest
-from agent.outbox import Outbox
-from agent.residuals import Residuals
-from shared.digests import digest_of
-from shared.protocol import (
-    Assignment,
-    DeltaReceipt,
-    DeltaSubmission,
-    Manifest,
-    ParameterGroup,
-    Progress,
-    ShardRef,
-    TrainMetrics,
-    TrainSettings,
-    UploadOffset,
-)
+from fedcybgd.agent import assignment_run
+from fedcybgd.agent.assignment_run import Fetched, Tools
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.errors import CoordinatorSaid, VisitFailed
+from fedcybgd.agent.messages import DataSource, TrainRequest
+from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission, Progress, UploadOffset
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import Manifest, ShardRef
+from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
 

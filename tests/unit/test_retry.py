@@ -4,7 +4,7 @@ import httpx
 import pytest
 import stamina
 
-from agent.errors import (
+from fedcybgd.agent.errors import (
     AgentError,
     ConfigError,
     CoordinatorSaid,
@@ -15,7 +15,7 @@ from agent.errors import (
     Unreachable,
     VisitFailed,
 )
-from agent.retry import is_retryable, patiently
+from fedcybgd.agent.retry import is_retryable, patiently
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504, 507}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from coordinator.domain.run_file import RunFile, RunFileInvalid, parse_run_file
+from fedcybgd.coordinator.domain.run_file import RunFile, RunFileInvalid, parse_run_file
 
 GOOD = """\
 name: banking

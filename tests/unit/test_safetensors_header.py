@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from shared.errors import HeaderError
-from shared.safetensors_header import (
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.files.safetensors_header import (
     ALIGNMENT,
     DTYPE_BITS,
     MAX_HEADER,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.domain.run_file import RunFile
-from coordinator.domain.schedule import Visit, cycle_order, rounds_in, rounds_per_cycle, visit, visit_seed
-from coordinator.domain.schedule import visits as visits_of
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import Visit, cycle_order, rounds_in, rounds_per_cycle, visit, visit_seed
+from fedcybgd.coordinator.domain.schedule import visits as visits_of
 
 BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
 AGENTS = ["ann", "bob", "eve"]

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent import cli, worker
-from agent.client import Client
-from agent.errors import VisitFailed
-from agent.settings import Config, Home
-from shared.protocol import OFFERS, Assignment, Manifest, TrainSettings
+from fedcybgd.agent import cli, worker
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import VisitFailed
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.words import OFFERS
 from tests.support.hostile import Answer, Asked, FakeServer, serving
 
 RUN = "run_" + 16 * "0"

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.domain.agent import AGENT
-from coordinator.domain.assignment import ASSIGNMENT
-from coordinator.domain.machine import InvalidTransition, Machine
-from coordinator.domain.round import ROUND
-from coordinator.domain.run import RUN
+from fedcybgd.coordinator.domain.agent import AGENT
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
+from fedcybgd.coordinator.domain.machine import InvalidTransition, Machine
+from fedcybgd.coordinator.domain.round import ROUND
+from fedcybgd.coordinator.domain.run import RUN
 
 # Written down a second time on purpose: a change of a table must be a change of mind, not a slip.
 EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = {

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from shared.errors import DataError
-from shared.tables import format_of, read_rows
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.tables import format_of, read_rows
 from tests.support.tables import ROWS, examples, refused, write_csv, write_jsonl, write_parquet
 
 

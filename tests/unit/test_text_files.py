@@ -10,10 +10,10 @@ import pyarrow.parquet as parquet
 import pytest
 from pydantic import ValidationError
 
-from shared import text_files
-from shared.errors import DataError
-from shared.table_format import TableFormat
-from shared.tables import read_examples, read_rows
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files import text_files
+from fedcybgd.shared.files.table_format import TableFormat
+from fedcybgd.shared.files.tables import read_examples, read_rows
 from tests.support.tables import ROWS, examples, refused, write_csv, write_jsonl, write_parquet
 
 

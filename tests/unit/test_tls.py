@@ -6,8 +6,8 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from coordinator.serve import TlsUnusable, check_tls
-from coordinator.settings import Settings
+from fedcybgd.coordinator.serve import TlsUnusable, check_tls
+from fedcybgd.coordinator.settings import Settings
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from coordinator.engine import tokenizers
-from coordinator.engine.model_directory import ModelDirectory, ModelRefused
-from coordinator.engine.tokenizers import Tried, import_tokenizer
-from coordinator.storage.local import LocalBlobStore
+from fedcybgd.coordinator.engine import tokenizers
+from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
+from fedcybgd.coordinator.engine.tokenizers import Tried, import_tokenizer
+from fedcybgd.coordinator.storage.local import LocalBlobStore
 from tests.support.models import WORDS, word_piece
 
 TEXTS = ["my card is lost", "why", "  the money ", "card card unheard-of"]

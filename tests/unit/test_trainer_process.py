@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from agent import trainer_process
-from agent.errors import LeaseGone, StopRequested, VisitFailed
-from agent.messages import DataSource, TrainingOptions, TrainRequest
-from agent.settings import Config
-from agent.trainer_process import TrainerProcess
-from shared.protocol import ParameterGroup, TrainMetrics, TrainSettings
+from fedcybgd.agent import trainer_process
+from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
+from fedcybgd.agent.messages import DataSource, TrainingOptions, TrainRequest
+from fedcybgd.agent.settings import Config
+from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
 SETTINGS = TrainSettings(task="causal-lm", groups=[ParameterGroup(blocks=["norm"], learning_rate=1.0)], batch_size=1, max_length=2, seed=0)

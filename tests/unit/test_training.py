@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from agent.messages import DataSource, LocalShard, TrainRequest
-from agent.training.data import Partition
-from agent.training.emulator import Emulator
-from agent.training.memory import PeakMemory
-from agent.training.train import Group, NonFinite, Stopped, num_steps, train
-from agent.training.visit import Visitor, choose_device, choose_precision
-from shared.assembly import AssemblyError
-from shared.blocks import own_tensors, partition
-from shared.digests import digest_of_file
-from shared.errors import DataError
-from shared.families import canonical
-from shared.protocol import ParameterGroup, Progress, TrainSettings
+from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.memory import PeakMemory
+from fedcybgd.agent.training.train import Group, NonFinite, Stopped, num_steps, train
+from fedcybgd.agent.training.visit import Visitor, choose_device, choose_precision
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+from fedcybgd.shared.models.assembly import AssemblyError
+from fedcybgd.shared.models.blocks import own_tensors, partition
+from fedcybgd.shared.models.families import canonical
 from tests.support.models import WORDS
 from tests.support.training import read_delta
 

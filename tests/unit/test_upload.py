@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.services.uploads import Upload
+from fedcybgd.coordinator.services.path.upload import Upload
 
 TOGGLE = "import os, sys\none, other = sys.argv[1:]\nprint(flush=True)\nwhile True:\n    os.rename(one, other)\n    os.rename(other, one)"
 

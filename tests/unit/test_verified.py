@@ -10,25 +10,25 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.cache import ShardCache
-from agent.messages import LocalShard
-from agent.training.shards import ShardCorrupt, materialise
-from coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodePayload, EvaluatePayload, ExportPayload, Term
-from coordinator.domain.measurements import FidelityPayload, InfluencePayload
-from coordinator.domain.run_file import AdmissionSection
-from coordinator.engine.admit import admit
-from coordinator.engine.apply import apply
-from coordinator.engine.encode import encode
-from coordinator.engine.evaluate import evaluate
-from coordinator.engine.export import export
-from coordinator.engine.fidelity import fidelity
-from coordinator.engine.influence import influence
-from coordinator.engine.shards import write_blob
-from coordinator.storage import BlobDamaged, BlobMissing, open_store
-from shared import lossless
-from shared import verified as verified_module
-from shared.digests import digest_of, digest_of_file
-from shared.verified import Verifier
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.messages import LocalShard
+from fedcybgd.agent.training.shards import ShardCorrupt, materialise
+from fedcybgd.coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodePayload, EvaluatePayload, ExportPayload, Term
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.coordinator.engine.admit import admit
+from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.encode import encode
+from fedcybgd.coordinator.engine.evaluate import evaluate
+from fedcybgd.coordinator.engine.export import export
+from fedcybgd.coordinator.engine.fidelity import fidelity
+from fedcybgd.coordinator.engine.influence import influence
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, open_store
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files import verified as verified_module
+from fedcybgd.shared.files.verified import Verifier
 from tests.support.measured import Measured
 
 Harm = Callable[[Path], None]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.cache import ShardCache
-from agent.residuals import Residuals
-from coordinator.storage import BlobCorrupt, StoreFull, open_store
-from shared import volumes
-from shared.digests import digest_of
-from shared.volumes import move
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.residuals import Residuals
+from fedcybgd.coordinator.storage import BlobCorrupt, StoreFull, open_store
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.files import volumes
+from fedcybgd.shared.files.volumes import move
 from tests.support.volumes import two_volumes
 
 DATA = bytes(range(256)) * 9000

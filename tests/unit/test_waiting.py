@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from coordinator.api.waiting import Stopping, WaitingRoom
+from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingRoom
 
 
 def in_room(test: Callable[[WaitingRoom], Awaitable[None]]) -> Callable[[], None]:

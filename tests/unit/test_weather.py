@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agent import connection
-from agent.cache import ShardCache
-from agent.client import MOST_JSON, Client
-from agent.errors import (
+from fedcybgd.agent import connection
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import MOST_JSON, Client
+from fedcybgd.agent.errors import (
     AnotherCoordinator,
     ConfigError,
     CoordinatorSaid,
@@ -21,10 +21,12 @@ from agent.errors import (
     Unreachable,
     VisitFailed,
 )
-from agent.retry import is_retryable, patiently
-from agent.sending import SMALLEST, send_file
-from shared.digests import digest_of
-from shared.protocol import COORDINATOR, ClaimRequest, DeltaSubmission, EnrolRequest, RenewRequest, ReturnRequest
+from fedcybgd.agent.retry import is_retryable, patiently
+from fedcybgd.agent.sending import SMALLEST, send_file
+from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
+from fedcybgd.shared.contract.assignments import DeltaSubmission, RenewRequest, ReturnRequest
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.words import COORDINATOR
 from tests.support.hostile import Answer, Asked, serving
 from tests.unit.test_residuals import METRICS, asg
 

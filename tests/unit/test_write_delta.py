@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from agent.training.delta import write_delta
-from shared import lossless
-from shared.delta_layout import expected_layout
-from shared.deltas import decoded
-from shared.protocol import DeltaCodec
-from shared.quantized import CodecError
-from shared.safetensors_header import read_header
+from fedcybgd.agent.training.delta import write_delta
+from fedcybgd.shared.contract.delta_layout import expected_layout
+from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.tensors.deltas import decoded
+from fedcybgd.shared.tensors.quantized import CodecError
 
 CODECS: list[DeltaCodec] = ["float32", "bfloat16", "int8", "int4"]
 Tensors = dict[str, torch.Tensor]

@@ -1,0 +1,1 @@
+"""Plans: what a run asks of agents, estimated from shapes. Pure, but no rules."""

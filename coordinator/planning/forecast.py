@@ -1,0 +1,276 @@
+"""Says before a run what it will ask of each agent: memory, bytes, hours, emulators; and who cannot take part, and why."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedcybgd.coordinator.domain import compression, exposure
+from fedcybgd.coordinator.domain.compression import BlockFacts, Budget, Costs, DoesNotFit, Plan
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import rounds_in, rounds_per_cycle
+from fedcybgd.coordinator.planning.memory import Memory, estimate
+from fedcybgd.coordinator.planning.shapes import BlockShape, Model, compact, shard_bytes
+from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
+
+MOST_VISITS = 4000
+"""Visits that are simulated at the most; what follows is taken to be like the last cycles."""
+
+
+@dataclass(frozen=True)
+class AgentFacts:
+    """What is known of an agent; 0: it does not say."""
+
+    name: str
+    revoked: bool = False
+    device: str = "cpu"
+    memory_bytes: int = 0
+    """that it allows training to take, as it declared"""
+    device_bytes: int = 0
+    """that its device has"""
+    bytes_per_s: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class VisitForecast:
+    """A block that an agent is to train, at the most that it takes in any cycle."""
+
+    block: str
+    memory: Memory | None
+    """None: the visit is not for this agent"""
+    codecs: Mapping[str, list[str]]
+    """codec → blocks"""
+    down: int
+    """bytes fetched for the first of these visits"""
+    up: int
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    down: int = 0
+    up: int = 0
+
+
+@dataclass(frozen=True)
+class AgentForecast:
+    agent: AgentFacts
+    why_not: tuple[str, str] | None
+    """code and reason, for an agent that cannot take part"""
+    visits: list[VisitForecast] = field(default_factory=list)
+    visits_per_cycle: float = 0.0
+    memory_needed: int = 0
+    """bytes of the whole training process in its largest visit: what a limit must allow"""
+    disk: int = 0
+    """bytes of the cache that its largest emulator takes"""
+    first_cycle: Moved = Moved()
+    later_cycle: Moved | None = None
+    """mean of the cycles after the first; None: there are none"""
+    whole_run: Moved = Moved()
+    training_hours: float | None = None
+    transfer_hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    rounds: int
+    visited: list[str]
+    agents: list[AgentForecast]
+    problems: list[str]
+    """what stands against the run as a whole"""
+    hours: float | None
+
+
+def budget_of(spec: RunFile, agent: AgentFacts) -> Budget:
+    """What an agent allows: the memory that it declared, else that of its device; and, where it declared the speed of its line,
+    what that carries while a visit waits for its own agent (`schedule.reassign_after_s`)."""
+    download = int(agent.bytes_per_s * spec.schedule.reassign_after_s)
+    return Budget(agent.memory_bytes or agent.device_bytes or None, download or None)
+
+
+def costs_of(spec: RunFile, model: Model, blocks: Sequence[BlockShape], trained: Collection[str], agent: AgentFacts) -> Costs:
+    """What a plan costs an agent that holds nothing yet."""
+
+    def memory(plan: Plan) -> int:
+        found = estimate(spec, model, blocks, plan, trained, agent.device, agent.memory_bytes)
+        return found.whole if agent.device == "cpu" else found.peak
+
+    def download(plan: Plan) -> int:
+        return sum(packed_bytes(b, plan[b.name], model) for b in blocks)
+
+    return Costs(memory, download)
+
+
+def facts_of(block: BlockShape) -> BlockFacts:
+    return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
+
+
+class _Planner:
+    """Plans of agents, remembered: they depend on what was updated, not on how often."""
+
+    def __init__(self, spec: RunFile, model: Model, agents: Mapping[str, AgentFacts]) -> None:
+        self._spec, self._model, self._agents = spec, model, agents
+        self._known: dict[object, Plan | DoesNotFit] = {}
+        self.refused: dict[tuple[str, str], str] = {}
+
+    def __call__(self, agent: str, blocks: Sequence[BlockShape], trained: Collection[str]) -> Plan | None:
+        budget = budget_of(self._spec, self._agents[agent])
+        key = (budget, self._agents[agent].device, frozenset(trained), tuple(b.version > 0 for b in blocks))
+        if key not in self._known:
+            costs = costs_of(self._spec, self._model, blocks, trained, self._agents[agent])
+            self._known[key] = compression.plan(self._spec.compression, [facts_of(b) for b in blocks], trained, budget, costs)
+        found = self._known[key]
+        if isinstance(found, DoesNotFit):
+            for name in set(trained) - set(self._spec.schedule.always) or trained:
+                self.refused[agent, name] = found.reason
+            return None
+        return found
+
+
+def forecast(
+    spec: RunFile,
+    model: Model,
+    blocks: Sequence[BlockShape],
+    visited: Sequence[str],
+    agents: Sequence[AgentFacts],
+    file_bytes: int = 0,
+    tokens_per_s: float | None = None,
+    rows: int | None = None,
+) -> Forecast:
+    """What a run over these blocks asks of `agents`, all that are enrolled.
+
+    `file_bytes` are those of configuration and tokenizer, `tokens_per_s` the speed of every agent, `rows` how many rows each has
+    (how long training takes is not known without it when the run counts in epochs).
+    """
+    outside = {a.name: why for a in agents if (why := _outside(spec, a))}
+    members = {a.name: a for a in _ordered(spec, agents) if a.name not in outside}
+    problems = _problems(spec, blocks, visited, agents, list(members))
+    total = rounds_in(spec, visited)
+    if problems:
+        reason = "exposure_budget" if members else "no_agents"
+        out = [AgentForecast(a, outside.get(a.name, (reason, problems[-1]))) for a in agents]
+        return Forecast(total, list(visited), out, problems, None)
+    planner = _Planner(spec, model, members)
+    frozen = _frozen(spec, blocks)
+    cycles = min(spec.schedule.cycles, max(2, min(len(members) + 2, MOST_VISITS // max(1, len(visited)))))
+    transfers = list(
+        simulate(
+            spec, model, blocks, visited, list(members), cycles * rounds_per_cycle(spec, visited), file_bytes, planner,
+            frozen, _common(spec, frozen), rows,
+        )
+    )  # fmt: skip
+    found = []
+    for agent in agents:
+        if agent.name in outside:
+            found.append(AgentForecast(agent, outside[agent.name]))
+            continue
+        own = [t for t in transfers if t.agent == agent.name]
+        refused = {block: why for (name, block), why in planner.refused.items() if name == agent.name}
+        found.append(_of_agent(spec, model, blocks, agent, own, refused, cycles, tokens_per_s, rows))
+    orphans = [b for b in visited if not any(t.block == b for t in transfers)]
+    if orphans:
+        problems.append(f"no agent can train {', '.join(orphans)} within its limits")
+    return Forecast(total, list(visited), found, problems, _hours(spec, found))
+
+
+def _outside(spec: RunFile, agent: AgentFacts) -> tuple[str, str] | None:
+    if agent.revoked:
+        return "revoked", "it was revoked by the operator"
+    if spec.agents != "all" and agent.name not in spec.agents:
+        return "not_in_run", "the run file's `agents` does not name it"
+    return None
+
+
+def _ordered(spec: RunFile, agents: Sequence[AgentFacts]) -> list[AgentFacts]:
+    """As a run orders them when it starts: by name, or as the run file has them."""
+    if spec.agents == "all":
+        return sorted(agents, key=lambda a: a.name)
+    known = {a.name: a for a in agents}
+    return [known[name] for name in spec.agents if name in known]
+
+
+def _frozen(spec: RunFile, blocks: Sequence[BlockShape]) -> Plan:
+    """The codecs in which blocks are frozen, for whoever has no limits."""
+    plan = compression.plan(spec.compression, [facts_of(b) for b in blocks], set())
+    return plan.plan if isinstance(plan, DoesNotFit) else plan
+
+
+def _common(spec: RunFile, frozen: Plan) -> set[str]:
+    return exposure.common_blocks(spec, list(frozen), [name for name, codec in frozen.items() if codec == "exact"])
+
+
+def _problems(
+    spec: RunFile, blocks: Sequence[BlockShape], visited: Sequence[str], agents: Sequence[AgentFacts], members: Sequence[str]
+) -> list[str]:
+    problems = []
+    if spec.agents != "all" and (unknown := [name for name in spec.agents if name not in {a.name for a in agents}]):
+        problems.append(f"these agents of the run file are not enrolled: {', '.join(unknown)}")
+    if not members:
+        problems.append("no agent is enrolled that could take part")
+    try:
+        exposure.check(spec, visited, _common(spec, _frozen(spec, blocks)), len(members) or None)
+    except exposure.ExposureBudgetTooSmall as error:
+        problems.append(error.message)
+    return problems
+
+
+def _of_agent(
+    spec: RunFile, model: Model, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer],
+    refused: Mapping[str, str], cycles: int, tokens_per_s: float | None, rows: int | None,
+) -> AgentForecast:  # fmt: skip
+    by_block: dict[str, list[tuple[Transfer, Memory]]] = defaultdict(list)
+    needed = disk = 0
+    for transfer in transfers:
+        trained = {transfer.block, *spec.schedule.always}
+        memory = estimate(spec, model, blocks, transfer.plan, trained, agent.device, agent.memory_bytes, rows)
+        by_block[transfer.block].append((transfer, memory))
+        needed = max(needed, memory.whole if agent.device == "cpu" else memory.peak)
+        disk = max(disk, sum(shard_bytes(b, transfer.plan[b.name], model) for b in blocks))
+    visits = []
+    for pairs in by_block.values():
+        first, most = pairs[0][0], max((memory for _, memory in pairs), key=lambda m: m.peak)
+        visits.append(VisitForecast(first.block, most, compact(first.plan), first.down, first.up))
+    visits += [VisitForecast(name, None, {}, 0, 0, why) for name, why in refused.items() if name not in by_block]
+    why_not = None
+    if refused and not by_block:
+        why = next(iter(refused.values()))
+        why_not = ("memory_limit" if "of memory" in why else "nothing_fits", why)
+    elif agent.disk_bytes and disk > agent.disk_bytes:
+        why_not = ("disk_limit", f"an emulator takes {disk / 1e9:.2f} GB of its cache, {agent.disk_bytes / 1e9:.2f} are allowed")
+    moved = [
+        Moved(sum(t.down for t in transfers if t.cycle == cycle), sum(t.up for t in transfers if t.cycle == cycle))
+        for cycle in range(cycles)
+    ]
+    later = _mean(moved[1:])
+    left = spec.schedule.cycles - cycles
+    whole = Moved(
+        sum(m.down for m in moved) + (later.down * left if later else 0), sum(m.up for m in moved) + (later.up * left if later else 0)
+    )
+    count = len(transfers) / cycles
+    tokens = _tokens(spec, rows)
+    return AgentForecast(
+        agent, why_not, sorted(visits, key=lambda v: [b.name for b in blocks].index(v.block)), count, needed, disk, moved[0], later, whole,
+        training_hours=count * spec.schedule.cycles * tokens / tokens_per_s / 3600 if tokens and tokens_per_s else None,
+        transfer_hours=(whole.down + whole.up) / agent.bytes_per_s / 3600 if agent.bytes_per_s else None,
+    )  # fmt: skip
+
+
+def _mean(moved: Sequence[Moved]) -> Moved | None:
+    return Moved(sum(m.down for m in moved) // len(moved), sum(m.up for m in moved) // len(moved)) if moved else None
+
+
+def _tokens(spec: RunFile, rows: int | None) -> float | None:
+    """Tokens of a visit if all rows are as long as they may be."""
+    train = spec.train
+    if train.steps is not None:
+        return train.steps * train.batch_size * spec.task.max_length
+    return (train.epochs or 1.0) * rows * spec.task.max_length if rows else None
+
+
+def _hours(spec: RunFile, agents: Sequence[AgentForecast]) -> float | None:
+    """Of the whole run: visits of the strict cycle come one after another, those of a wave at once."""
+    able = [a for a in agents if a.visits]
+    if not able or any(a.training_hours is None for a in able):
+        return None
+    whole = sum((a.training_hours or 0) + (a.transfer_hours or 0) for a in able)
+    return whole / min(spec.schedule.wave, len(able))

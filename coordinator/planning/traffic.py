@@ -1,0 +1,190 @@
+"""Simulates what agents will fetch and send: which versions each holds, and the cheapest way from there to what a visit needs.
+
+The rules are those of services/shards.py (patches), agent/fetching.py (the cheapest way) and engine/apply.py (which patches are
+made); sizes are known or estimated. Nobody fails, is away or runs out of disk.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedcybgd.coordinator.domain.compression import Plan
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import rounds_per_cycle, visits
+from fedcybgd.coordinator.domain.vocabulary import types_met
+from fedcybgd.coordinator.planning.shapes import BlockShape, Model, delta_bytes, shard_bytes, updated
+
+PACKED = {"exact": 0.848, "int8": 0.934, "int4": 0.901, "pruned": 0.848}
+"""Bytes of a shard in the lossless coding, relative to the shard. Measured: all layers of MiniLM and stories260K are within 0.01."""
+DELTA = {"float32": 0.85, "bfloat16": 0.68, "int8": 0.95, "int4": 0.92}
+"""Bytes of a delta in the lossless coding, relative to the delta: int8 measured in runs of both models, the others on normal noise."""
+CODE_BITS = 7.9
+"""A visit moves a weight by about learning rate × √steps, and a weight's size, so the step of its int8 code, goes with 1 / √hidden.
+The entropy of the difference of two codes is then CODE_BITS + log2(learning rate × √(steps × hidden)) bits. Measured: 7.86 for MiniLM
+(4e-4, 20 steps), 8.0 for stories260K (3e-3, 30 steps; one bit less at half the rate)."""
+DIFFERENCE = {"int8": 1.0, "int4": 0.62, "pruned": 1.9}
+"""The same in other codecs, relative to int8 (as shares of the shard). Measured on a layer of MiniLM with normal noise added."""
+SHORT_ROWS = 0.25
+"""Mean length of rows of a classification, relative to the longest."""
+USUAL_ROWS = 1000
+"""Rows of an agent, where nobody says."""
+MAX_STEPS = 4
+"""Patches in a row, as in services/shards.py."""
+Held = tuple[str, int, str]
+"""block, version, codec; or block, round and "delta" """
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far the visits of a run move weights, for the size of what says so."""
+
+    delta_codec: str
+    learning_rate: float
+    steps: float
+    hidden: int
+    vocabulary_share: float
+
+    @classmethod
+    def of(cls, spec: RunFile, model: Model, rows: int | None) -> "Change":
+        """For a run file; `rows` are those of an agent, if somebody knows them."""
+        train, length = spec.train, spec.task.max_length * (SHORT_ROWS if spec.task.kind == "text-classification" else 1)
+        steps = train.steps or max(1.0, (train.epochs or 1) * (rows or USUAL_ROWS) / train.batch_size)
+        types = types_met(steps * train.batch_size * length, model.vocabulary)
+        return cls(spec.delta.codec, train.learning_rate, steps, model.hidden, types / max(1, model.vocabulary))
+
+    def delta(self, blocks: Iterable[BlockShape]) -> int:
+        """Bytes of one packed delta over these blocks."""
+        return round(sum(DELTA[self.delta_codec] * self._share(b) * delta_bytes([b], self.delta_codec) for b in blocks))
+
+    def difference(self, block: BlockShape, codec: str, factor: float, model: Model) -> int:
+        """Bytes of the patch to the next version of a frozen block; `factor` is the learning rate's decay so far."""
+        bits = CODE_BITS + math.log2(self.learning_rate * factor * math.sqrt(self.steps * self.hidden))
+        share = bits / 8 * DIFFERENCE[codec.partition(":")[0]]
+        return round(min(0.95, max(0.1, share)) * self._share(block) * shard_bytes(block, codec, model))
+
+    def _share(self, block: BlockShape) -> float:
+        return self.vocabulary_share if block.kind == "embeddings" else 1.0
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One visit: who, which block, in which emulator, and the bytes that cross the wire for it."""
+
+    cycle: int
+    block: str
+    agent: str
+    plan: Plan
+    down: int
+    up: int
+
+
+@dataclass
+class _Step:
+    size: int
+    made_of: Held | None
+    """the delta that it is; None: a difference"""
+
+
+@dataclass
+class _State:
+    blocks: dict[str, BlockShape]
+    codecs: dict[tuple[str, int], set[str]] = field(default_factory=dict)
+    steps: dict[Held, _Step] = field(default_factory=dict)
+    """by the version that they lead to; they start from the one before"""
+    held: dict[str, set[Held]] = field(default_factory=dict)
+
+
+def packed_bytes(block: BlockShape, codec: str, model: Model) -> int:
+    """Bytes that a whole shard takes on the wire."""
+    if codec in block.sizes:
+        return block.sizes[codec][1]
+    return round(PACKED[codec.partition(":")[0]] * shard_bytes(block, codec, model)) if codec != "dropped" else 0
+
+
+def simulate(
+    spec: RunFile,
+    model: Model,
+    blocks: Sequence[BlockShape],
+    visited: Sequence[str],
+    agents: Sequence[str],
+    rounds: int,
+    file_bytes: int,
+    plan_for: Callable[[str, Sequence[BlockShape], Collection[str]], Plan | None],
+    ahead: Plan,
+    common: Collection[str] | None = None,
+    rows: int | None = None,
+) -> Iterator[Transfer]:
+    """The visits of the first `rounds` rounds, from agents that hold nothing.
+
+    `ahead` is the codec in which each block is made before the start, beside the exact one of those that are trained.
+    `plan_for` gives the emulator of an agent for blocks (at their versions) of which some are trained; None: it cannot do the
+    visit, which then costs nobody anything. Who comes first is not known beforehand: such visits are dealt out in turn.
+    """
+    state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {"dropped"} for b in blocks})
+    for name in {*visited, *spec.schedule.always}:
+        state.codecs[name, state.blocks[name].version].add("exact")
+    change = Change.of(spec, model, rows)
+    turn = 0
+    for number in range(rounds):
+        trained_by: dict[str, list[tuple[str, frozenset[str]]]] = {}
+        for visit in visits(spec, visited, agents, number, common):
+            agent, turn = visit.agent or agents[turn % len(agents)], turn + 1
+            trained = frozenset({visit.block, *spec.schedule.always})
+            now = list(state.blocks.values())
+            plan = plan_for(agent, now, trained)
+            if plan is None:
+                continue
+            held = state.held.setdefault(agent, set())
+            down = 0 if held else file_bytes
+            down += sum(_fetch(state, held, block, plan[block.name], model) for block in now if plan[block.name] != "dropped")
+            up = change.delta(b for b in now if b.name in trained)
+            held.add((visit.block, number, "delta"))
+            for name in trained:
+                trained_by.setdefault(name, []).append((visit.block, trained))
+            yield Transfer(visit.cycle, visit.block, agent, plan, down, up)
+        _apply(state, number, trained_by, change, spec.train.learning_rate_decay ** (number // rounds_per_cycle(spec, visited)), model)
+
+
+def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: Model) -> int:
+    """Bytes that the block costs an agent that holds `held`; it holds the block afterwards."""
+    wanted = (block.name, block.version, codec)
+    state.codecs.setdefault((block.name, block.version), set()).add(codec)
+    if wanted in held:
+        return 0
+    whole = packed_bytes(block, codec, model)
+    best, path = min(whole, shard_bytes(block, codec, model)), [wanted]
+    cost = paid = 0
+    target = wanted
+    for count in range(1, MAX_STEPS + 1):
+        step = state.steps.get(target)
+        if step is None or (cost := cost + step.size) >= whole:
+            break
+        paid += 0 if step.made_of in held else step.size
+        target = (block.name, block.version - count, codec)
+        if target in held:
+            if paid < best:
+                best, path = paid, [(block.name, block.version - i, codec) for i in range(count)]
+            break
+    held.update(path)
+    return best
+
+
+def _apply(
+    state: _State, number: int, trained_by: Mapping[str, list[tuple[str, frozenset[str]]]], change: Change, decay: float, model: Model
+) -> None:
+    """The next versions of the trained blocks, in the codecs of the present ones, with the steps to them."""
+    for name, trainers in trained_by.items():
+        old = state.blocks[name]
+        new = state.blocks[name] = updated(old)
+        codecs = state.codecs[name, new.version] = set(state.codecs.get((name, old.version), set()))
+        for codec in codecs:
+            made_of: Held | None = None
+            if codec != "exact":
+                size = change.difference(new, codec, decay, model)
+            elif len(trainers) == 1:
+                (visited, trained), *_ = trainers
+                size, made_of = change.delta(state.blocks[n] for n in trained), (visited, number, "delta")
+            else:
+                continue
+            if size < packed_bytes(new, codec, model):
+                state.steps[name, new.version, codec] = _Step(size, made_of)

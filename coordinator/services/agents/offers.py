@@ -1,0 +1,51 @@
+"""Which runs an agent may take part in, and what its data must look like for them."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Run
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.shared.contract.agents import AgentSelf, RunOffer
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.files.tables import FIELDS
+
+OPEN_STATES = (RunState.DRAFT, RunState.RUNNING, RunState.PAUSED)
+
+
+def self_of(session: Session, agent_id: str) -> AgentSelf:
+    agent = session.get_one(Agent, agent_id)
+    runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES)).order_by(Run.created_at))
+    offers = [_offer(run) for run in runs if is_open_to(run, agent)]
+    return AgentSelf(agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, runs=offers)
+
+
+def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
+    """A configuration or tokenizer file of a run that is open to the agent; never weights."""
+    run = queries.run_by_name(session, run_id)
+    if is_open_to(run, session.get_one(Agent, agent_id)):
+        for file in run.files:
+            if file["name"] == name:
+                return FileRef.model_validate(file)
+    raise NotFound(f"no run {run_id!r} with a file {name!r} is open to you")
+
+
+def is_open_to(run: Run, agent: Agent) -> bool:
+    """Whether the run file lets this agent take part, and the run has not ended."""
+    if run.state not in OPEN_STATES or not run.prepared:
+        return False
+    chosen = RunFile.model_validate(run.spec).agents
+    return chosen == "all" or agent.name in chosen
+
+
+def _offer(run: Run) -> RunOffer:
+    task = RunFile.model_validate(run.spec).task
+    fields = FIELDS[task.kind]
+    return RunOffer(
+        run_id=run.id, name=run.name, state=run.state, task=task.kind,
+        fields=[" and ".join(a) for a in fields.alternatives], optional_fields=list(fields.optional),
+        num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length,
+        files=[FileRef.model_validate(f) for f in run.files],
+    )  # fmt: skip

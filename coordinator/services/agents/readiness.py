@@ -1,0 +1,113 @@
+"""What agents said of a run, whether its data fit, and who is there for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Agent, Readiness, Run
+from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.standing import TAKES_PART, Standing, standing_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """An agent that a run is open to."""
+
+    id: str
+    name: str
+    standing: Standing
+    reason: str | None
+    rows: int | None
+    exact: bool
+    last_seen_at: datetime | None
+
+    @property
+    def takes_part(self) -> bool:
+        return self.standing in TAKES_PART
+
+
+def members(session: Session, run: Run, spec: RunFile) -> list[Member]:
+    """The agents that a run is open to and that are not revoked: in the order of the run file, else by name."""
+    found = [
+        Member(
+            id=row.id, name=row.name, standing=standing_of(row.state, row.fits), reason=row.reason if row.fits is False else None,
+            rows=row.rows if row.fits else None, exact=bool(row.exact), last_seen_at=row.last_seen_at,
+        )
+        for row in session.execute(_open_to(run, spec).order_by(Agent.name))
+    ]  # fmt: skip
+    return found if spec.agents == "all" else sorted(found, key=lambda member: spec.agents.index(member.name))
+
+
+def newcomers(session: Session, run: Run, spec: RunFile) -> list[str]:
+    """Ids of those who are there by now and take no part yet.
+
+    Under an exposure budget there are none: who sees which blocks was planned for the agents of the start. Others may stand in.
+    """
+    if spec.exposure.max_exact_blocks is not None:
+        return []
+    already = set(run.participants)
+    return [m.id for m in members(session, run, spec) if m.takes_part and m.id not in already]
+
+
+def able(session: Session, run: Run, spec: RunFile) -> set[str]:
+    """Ids of those who could take work of a run, now or when they are back."""
+    return {m.id for m in members(session, run, spec) if m.standing != Standing.UNFIT}
+
+
+def is_there(session: Session, run_id: str, agent_id: str) -> bool:
+    """Whether it makes sense to plan with an agent."""
+    row = session.get(Readiness, (agent_id, run_id))
+    return standing_of(session.get_one(Agent, agent_id).state, row.fits if row is not None else None) in TAKES_PART
+
+
+def refused(session: Session, run_id: str, agent_id: str, assignment_id: str, reason: str | None, now: datetime) -> None:
+    """Note that an agent is not asked for an assignment until something is mended; `reason`: nor for any other of the run."""
+    row = row_of(session, run_id, agent_id, now)
+    row.refused = [*row.refused, assignment_id]
+    if reason is not None:
+        row.fits, row.reason, row.at = False, reason, now
+
+
+def forget_refusals(session: Session, run_id: str) -> None:
+    """Ask everybody again."""
+    for row in session.scalars(select(Readiness).where(Readiness.run_id == run_id)):
+        if row.refused:
+            row.refused, row.fits, row.reason = [], None, None
+
+
+def row_of(session: Session, run_id: str, agent_id: str, now: datetime) -> Readiness:
+    row = session.get(Readiness, (agent_id, run_id))
+    if row is None:
+        row = Readiness(agent_id=agent_id, run_id=run_id, fits=None, reason=None, rows=None, exact=False, refused=[], at=now)
+        session.add(row)
+    return row
+
+
+def said_in_words(member: Member) -> str:
+    """For people: why an agent does not come."""
+    match member.standing:
+        case Standing.UNFIT:
+            return f"{member.name} has no data that fit ({member.reason})"
+        case Standing.SILENT:
+            return f"{member.name} is silent"
+        case Standing.NEVER_SEEN:
+            return f"{member.name} was never seen"
+        case _:
+            return f"{member.name} is there"
+
+
+def listed(members: Sequence[Member], most: int = 8) -> str:
+    more = f" and {len(members) - most} more" if len(members) > most else ""
+    return ", ".join(said_in_words(m) for m in members[:most]) + more
+
+
+def _open_to(run: Run, spec: RunFile) -> Any:
+    columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
+    said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
+    query = select(*columns).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)
+    return query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents))

@@ -1,0 +1,28 @@
+"""What holds an agent up while it keeps its visit: told to the operator once, and no attempt is lost by it."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Agent, Assignment
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.assignments import Trouble
+
+MEANINGS = {
+    "unreachable": "transfers were cut",
+    "not_a_coordinator": "something else answered in the coordinator's place",
+    "proxy_body_limit": "a proxy on the way refused an upload: raise its limit of body sizes",
+    "another_coordinator": "another coordinator answered at this address",
+}
+
+
+def tell(session: Session, assignment: Assignment, trouble: Trouble, now: datetime) -> None:
+    """Make it an event of the run and the agent's last error, unless it was known before."""
+    if (assignment.progress or {}).get("trouble") is not None:
+        return
+    agent = session.get_one(Agent, assignment.agent_id)
+    facts = [f"status {trouble.status}"] if trouble.status is not None else []
+    facts += [f"{trouble.bytes:,} bytes"] if trouble.bytes is not None else []
+    text = MEANINGS[trouble.code] + (f" ({', '.join(facts)})" if facts else "")
+    agent.last_error, agent.last_error_at = f"{trouble.code}: {text}", now
+    record(session, "warning", trouble.code, f"{agent.name} on {assignment.block}: {text}", run_id=assignment.run_id, agent_id=agent.id)

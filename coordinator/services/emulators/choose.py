@@ -1,0 +1,90 @@
+"""Decides the emulator that an agent gets for an assignment: a codec for every block, and the shards of it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Model, Run
+from fedcybgd.coordinator.domain import compression
+from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import costing, fidelity, shards
+from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.training import TrainSettings
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """What an agent may get now; `manifest` is None while shards of it are made, or its fidelity is measured."""
+
+    plan: Plan
+    manifest: Manifest | None
+
+
+def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> Emulator | DoesNotFit:
+    """The emulator of the present versions of all blocks, for this agent; what is missing of it is requested.
+
+    Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
+    """
+    blocks = queries.blocks_of(session, run.id)
+    known = fidelity.known_fidelity(session, run, assignment.block)
+    plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config_of(session, run))
+    if isinstance(plan, DoesNotFit):
+        return plan
+    manifest = shards.manifest(session, run, blocks, plan)
+    if manifest is not None:
+        fidelity.request_fidelity(session, run, spec, assignment, plan, manifest)
+        if spec.compression.floor is not None and compression.plan_key(plan) not in {*known, compression.EXACT}:
+            return Emulator(plan, None)
+    return Emulator(plan, manifest)
+
+
+def plan_for(
+    spec: RunFile,
+    blocks: Sequence[Block],
+    trained: Collection[str],
+    agent: Agent | None,
+    fidelity: Mapping[str, float] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Plan | DoesNotFit:
+    """The codec of every block for this agent, by the policy of the run file; `config` is the model's, by which `auto` reckons costs."""
+    if spec.compression.policy != "auto" or agent is None or config is None:
+        return compression.plan(spec.compression, [facts(b) for b in blocks], trained, fidelity=fidelity)
+    budget, costs = costing.costs_for(spec, config, blocks, trained, agent)
+    return compression.plan(spec.compression, [facts(b) for b in blocks], trained, budget, costs, fidelity)
+
+
+def config_of(session: Session, run: Run) -> Mapping[str, Any]:
+    return session.get_one(Model, run.model_id).config
+
+
+def facts(block: Block) -> BlockFacts:
+    return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
+
+
+def trained_in(assignment: Assignment) -> set[str]:
+    return {name for group in TrainSettings.model_validate(assignment.train).groups for name in group.blocks}
+
+
+def request_ahead(session: Session, run: Run) -> None:
+    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
+    spec = RunFile.model_validate(run.spec)
+    plan = frozen_plan(spec, [facts(b) for b in queries.blocks_of(session, run.id)])
+    trained = {*run.trained_blocks, *spec.schedule.always}
+    shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()})
+
+
+def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
+    """The codec of every block for whoever trains none of them and has declared no limits."""
+    frozen = compression.plan(spec.compression, blocks, set())
+    return frozen.plan if isinstance(frozen, DoesNotFit) else frozen
+
+
+def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str]) -> dict[str, list[str]]:
+    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
+    after = [replace(facts(b), version=b.version + 1) if b.name in changed else facts(b) for b in blocks]
+    plan = frozen_plan(spec, after)
+    return {name: [plan[name]] if plan[name] != "dropped" else [] for name in changed}

@@ -1,0 +1,82 @@
+"""The exposure budget of a run, held against the ledger: what each agent has got exact, and who may still get what."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Exposure, Run
+from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
+from fedcybgd.coordinator.domain.exposure import common_blocks, may_see
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import choose, fidelity
+
+EXACT = "exact"
+
+
+def serialize(session: Session, agent_id: str) -> None:
+    """Let two claims of one agent go one after the other: each alone may be within the budget, and both together beyond it."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:agent))"), {"agent": agent_id})
+
+
+def seen(session: Session, run: Run, spec: RunFile, agent_id: str | None = None) -> dict[str, set[str]]:
+    """Blocks of a run that agents have got exact: by the ledger, and with the assignments that they hold or held to the end."""
+    result: dict[str, set[str]] = defaultdict(set)
+    sent = select(Exposure.agent_id, Exposure.block).where(Exposure.run_id == run.id, Exposure.codec == EXACT).distinct()
+    held = select(Assignment.agent_id, Assignment.block).where(Assignment.run_id == run.id, Assignment.agent_id.is_not(None)).distinct()
+    if agent_id is not None:
+        sent, held = sent.where(Exposure.agent_id == agent_id), held.where(Assignment.agent_id == agent_id)
+    for agent, block in session.execute(sent):
+        result[agent].add(block)
+    for holder, block in session.execute(held):
+        result[str(holder)] |= {block, *spec.schedule.always}
+    return result
+
+
+def coming(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> set[str]:
+    """Blocks that an assignment would bring this agent exact: those that it trains, and those that the policy leaves exact."""
+    trained = choose.trained_in(assignment)
+    known = fidelity.known_fidelity(session, run, assignment.block)
+    try:
+        return trained | _exact(
+            choose.plan_for(spec, queries.blocks_of(session, run.id), trained, agent, known, choose.config_of(session, run))
+        )
+    except FidelityTooLow:
+        return trained  # no emulator is faithful enough, so nothing is sent: the lease says so
+
+
+def may_take(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
+    """Whether the budget lets this agent have an assignment."""
+    limit = spec.exposure.max_exact_blocks
+    if limit is None:
+        return True
+    new = coming(session, run, spec, assignment, session.get_one(Agent, agent_id))
+    return may_see(seen(session, run, spec, agent_id)[agent_id], new, limit)
+
+
+def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> bool:
+    """Whether the budget lets anybody have it who takes part, or may stand in, and was not excluded."""
+    limit = spec.exposure.max_exact_blocks
+    if limit is None:
+        return True
+    got = seen(session, run, spec)
+    return any(may_see(got[a.id], coming(session, run, spec, assignment, a), limit) for a in _candidates(session, spec, assignment))
+
+
+def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:
+    """The blocks of a run that every agent gets exact."""
+    return common_blocks(spec, [b.name for b in blocks], _exact(choose.plan_for(spec, blocks, set(), None)))
+
+
+def _candidates(session: Session, spec: RunFile, assignment: Assignment) -> Iterable[Agent]:
+    query = select(Agent).where(Agent.state != AgentState.REVOKED, Agent.id.not_in(assignment.excluded))
+    return session.scalars(query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents)))
+
+
+def _exact(plan: dict[str, str] | DoesNotFit) -> set[str]:
+    chosen = plan.plan if isinstance(plan, DoesNotFit) else plan
+    return {name for name, codec in chosen.items() if codec == EXACT}

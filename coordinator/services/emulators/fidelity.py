@@ -1,0 +1,70 @@
+"""How faithful emulators are, measured on calibration rows: once for each round, block and plan."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Assignment, Fidelity, Job, Run
+from fedcybgd.coordinator.domain.compression import UNMEASURABLE, Plan, plan_key
+from fedcybgd.coordinator.domain.job import JobKind, JobState
+from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import shards
+from fedcybgd.coordinator.services.measure import calibration
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import Manifest
+
+
+def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float]:
+    """The cosine that was measured last, by the key of the plan; a plan that could not be measured is the least faithful there is, so that
+    nobody waits for it for ever.
+    """
+    rows = session.scalars(select(Fidelity).where(Fidelity.run_id == run.id, Fidelity.block == block).order_by(Fidelity.round))
+    return {row.metrics["plan"]: UNMEASURABLE if row.metrics["cosine"] is None else row.metrics["cosine"] for row in rows}
+
+
+def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest) -> None:
+    """Have an emulator compared with the real model, once for each round, block and plan."""
+    if all(codec == "exact" for codec in plan.values()) or (measured_on := calibration.calibration_of(session, run, spec)) is None:
+        return
+    key = plan_key(plan)
+    if session.get(Fidelity, (run.id, assignment.round, assignment.block, digest_of(key.encode()))) is not None:
+        return
+    under_way = session.scalars(
+        select(Job.payload).where(Job.subject == run.id, Job.kind == JobKind.FIDELITY, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+    )
+    if any((p["plan"], p["block"], p["round"]) == (key, assignment.block, assignment.round) for p in under_way):
+        return
+    payload = FidelityPayload(
+        **measured_on.model_dump(), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
+        round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
+    )  # fmt: skip
+    # All of one round are waited for where there is a floor; nobody waits for those of a round that is over.
+    jobs.skip(session, JobKind.FIDELITY, run.id, lambda waiting: waiting["round"] < assignment.round)
+    jobs.enqueue(session, JobKind.FIDELITY, run.id, payload.model_dump(mode="json"))
+
+
+def fidelity_measured(session: Session, job: Job, result: FidelityResult) -> None:
+    _keep_fidelity(session, job, result.model_dump(exclude={"block"}))
+
+
+def fidelity_failed(session: Session, job: Job) -> None:
+    payload = FidelityPayload.model_validate(job.payload)
+    failed = calibration.failed(session, job, f"the fidelity of {payload.block} in round {payload.round}")
+    nothing = {"cosine": None, "cosine_worst": None, "loss_real": None, "loss_emulator": None, "rows": 0, "seconds": 0.0}
+    _keep_fidelity(session, job, {"plan": payload.plan, **nothing, "failed": failed})
+
+
+def _keep_fidelity(session: Session, job: Job, metrics: dict[str, Any]) -> None:
+    """Store it with the round; whoever waits for it may ask again."""
+    payload = FidelityPayload.model_validate(job.payload)
+    key = (job.subject, payload.round, payload.block, digest_of(payload.plan.encode()))
+    if session.get(Fidelity, key) is None:
+        session.add(
+            Fidelity(run_id=key[0], round=key[1], block=key[2], plan=key[3], codecs=payload.codecs, metrics=metrics, created_at=utcnow())
+        )
+    shards.offer_pending(session, job.subject)

@@ -1,0 +1,133 @@
+"""Shards in their codecs: which there are, which must be made, and the manifest that an agent gets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Job, Patch, Run
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.job import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, JobKind, JobState, PatchMade
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
+
+MAX_STEPS = 4
+"""Patches in a row: beyond that, the whole shard is hardly larger."""
+
+
+def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str]) -> Manifest | None:
+    """The present versions of all blocks in these codecs; None, and they are being made, while some are not there yet."""
+    wanted = [ShardRef(block=b.name, version=b.version, codec=c, digest=b.digest, size=b.size)
+              for b in blocks if (c := codecs[b.name]) != "dropped"]  # fmt: skip
+    known = _known(session, [b.digest for b in blocks])
+    if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
+        request(session, run, missing)
+        return None
+    refs = [_ref(session, ref, known[ref.digest, ref.codec]) for ref in wanted]
+    return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == "dropped"])
+
+
+def _ref(session: Session, source: ShardRef, made: EncodedRef) -> ShardRef:
+    return ShardRef(
+        block=source.block, version=source.version, codec=source.codec, digest=made.digest, size=made.size, packed=made.packed,
+        patches=_steps(session, made),
+    )  # fmt: skip
+
+
+def _steps(session: Session, made: EncodedRef) -> list[PatchRef]:
+    """The way back from a shard through older ones, as long as it costs less than the whole."""
+    steps: list[PatchRef] = []
+    target, cost = made.digest, 0
+    while len(steps) < MAX_STEPS:
+        row = session.scalar(select(Patch).where(Patch.target == target).order_by(Patch.size, Patch.base).limit(1))
+        if row is None or (cost := cost + row.size) >= made.packed.size:
+            break
+        steps.append(PatchRef.model_validate(row, from_attributes=True))
+        target = row.base
+    return steps
+
+
+def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], EncodedRef]:
+    rows = session.scalars(select(EncodedShard).where(EncodedShard.source.in_(sources)))
+    return {(row.source, row.codec): encoded_ref(row) for row in rows}
+
+
+def request(session: Session, run: Run, wanted: Iterable[ShardRef]) -> None:
+    """Have shards made that nobody makes yet."""
+    under_way = {
+        (entry["digest"], entry["codec"])
+        for payload in session.scalars(
+            select(Job.payload).where(Job.kind == JobKind.ENCODE, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+        )
+        for entry in payload["wanted"]
+    }
+    missing = [ref for ref in wanted if (ref.digest, ref.codec) not in under_way]
+    if missing:
+        payload = EncodePayload(config=config_of(run), task=RunFile.model_validate(run.spec).task.kind, wanted=missing)
+        jobs.enqueue(session, JobKind.ENCODE, run.id, payload.model_dump(mode="json"))
+
+
+def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]]) -> None:
+    """Have the present blocks of a run made in the codecs in which its first rounds will ask for them."""
+    blocks = queries.blocks_of(session, run.id)
+    known = _known(session, [b.digest for b in blocks])
+    request(
+        session, run,
+        [ShardRef(block=b.name, version=b.version, codec=codec, digest=b.digest, size=b.size)
+         for b in blocks for codec in codecs[b.name] if codec != "dropped" and (b.digest, codec) not in known],
+    )  # fmt: skip
+
+
+def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change]) -> None:
+    """Have deltas added to their blocks; the new versions are made in every codec in which the old ones are known."""
+    known = _known(session, [change.block.digest for change in changes])
+    payload = ApplyPayload(
+        round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),
+        task=RunFile.model_validate(run.spec).task.kind, before=[known[key] for key in sorted(known)],
+    )  # fmt: skip
+    jobs.enqueue(session, JobKind.APPLY, run.id, payload.model_dump(mode="json"))
+
+
+def encoded(session: Session, job: Job, result: EncodeResult) -> None:
+    """Shards are there: whoever waits for them may ask again, also in other runs of the same model."""
+    record(session, result.shards)
+    holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in result.shards])).distinct()
+    for run_id in sorted({job.subject, *session.scalars(holders)}):
+        offer_pending(session, run_id)
+
+
+def offer_pending(session: Session, run_id: str) -> None:
+    """Tell those who may take what waits in a run: what they waited for is there."""
+    waiting = select(Assignment.meant_for).where(Assignment.run_id == run_id, Assignment.state == AssignmentState.PENDING)
+    for meant_for in session.scalars(waiting):
+        signals.offer(session, meant_for)
+
+
+def config_of(run: Run) -> FileRef:
+    return next(FileRef.model_validate(f) for f in run.files if f["name"] == "config.json")
+
+
+def encoded_ref(row: EncodedShard) -> EncodedRef:
+    packed = BlobRef(digest=row.packed_digest, size=row.packed_size)
+    return EncodedRef(source=row.source, codec=row.codec, digest=row.digest, size=row.size, packed=packed)
+
+
+def record(session: Session, made: Sequence[EncodedRef], patches: Sequence[PatchMade] = ()) -> None:
+    """Note shards and patches that a job made; what is known already stays as it is, for it is the same."""
+    for ref in made:
+        if session.get(EncodedShard, (ref.source, ref.codec)) is None:
+            session.add(
+                EncodedShard(
+                    source=ref.source, codec=ref.codec, digest=ref.digest, size=ref.size,
+                    packed_digest=ref.packed.digest, packed_size=ref.packed.size,
+                )
+            )  # fmt: skip
+    for patch in patches:
+        if patch.target != patch.base and session.get(Patch, (patch.target, patch.base)) is None:
+            session.add(
+                Patch(target=patch.target, base=patch.base, kind=patch.kind, digest=patch.digest, size=patch.size, weight=patch.weight)
+            )
+    session.flush()

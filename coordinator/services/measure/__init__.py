@@ -1,0 +1,1 @@
+"""What only tells how a run goes: calibration, losses, scores."""

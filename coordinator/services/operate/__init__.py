@@ -1,0 +1,1 @@
+"""What operators do: models, runs, plans, exports, the revocation of an agent."""

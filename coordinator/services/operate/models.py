@@ -1,0 +1,71 @@
+"""Base models: added once, split into blocks, used by many runs."""
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Job, Model
+from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult, JobKind
+from fedcybgd.coordinator.errors import Conflict, NotFound
+from fedcybgd.coordinator.services.records import jobs, keys
+from fedcybgd.coordinator.services.records.events import record
+
+
+class ModelNameTaken(Conflict):
+    code = "model_name_taken"
+
+
+class ModelNotReady(Conflict):
+    code = "model_not_ready"
+
+
+def add(session: Session, name: str, source: str) -> Model:
+    """Begin to import a model. A name whose import failed may be used again."""
+    model = session.scalar(select(Model).where(Model.name == name))
+    if model is not None and model.state != "failed":
+        raise ModelNameTaken(f"there is a model named {name!r} already (from {model.source}); choose another name")
+    if model is None:
+        model = Model(id=keys.new_id("mod"), name=name)
+        session.add(model)
+    model.source, model.state, model.reason, model.created_at = source, "adding", None, utcnow()
+    model.config, model.files, model.blocks, model.left_out, model.num_parameters = {}, [], [], [], 0
+    try:
+        session.flush()
+    except IntegrityError as error:  # somebody took the name a moment ago
+        raise ModelNameTaken(f"there is a model named {name!r} already; choose another name") from error
+    jobs.enqueue(session, JobKind.IMPORT, model.id, ImportPayload(source=source).model_dump())
+    return model
+
+
+def imported(session: Session, job: Job, result: ImportResult) -> None:
+    model = session.get_one(Model, job.subject)
+    values = result.model_dump()
+    model.config, model.files, model.blocks, model.left_out = values["config"], values["files"], values["blocks"], values["left_out"]
+    model.num_parameters = result.num_parameters
+    model.state = "ready"
+    record(session, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters")
+    for note in result.notes:
+        record(session, "info", "tokenizer_note", f"model {model.name}: {note}")
+
+
+def import_failed(session: Session, job: Job) -> None:
+    model = session.get_one(Model, job.subject)
+    model.state, model.reason = "failed", job.error
+    record(session, "error", job.error_code or "import_failed", f"model {model.name} could not be added: {job.error}")
+
+
+def by_name(session: Session, name: str) -> Model:
+    model = session.scalar(select(Model).where((Model.name == name) | (Model.id == name)))
+    if model is None:
+        raise NotFound(f"there is no model {name!r}; `fedcoord models add` adds one, `fedcoord models list` lists them")
+    return model
+
+
+def ready(session: Session, name: str) -> Model:
+    """A model that runs can use, locked: its runs are created one after another, so that two cannot take one name."""
+    model = by_name(session, name)
+    session.refresh(model, with_for_update=True)
+    if model.state != "ready":
+        raise ModelNotReady(f"model {name!r} is not ready: {model.reason or 'it is still being added'}")
+    return model

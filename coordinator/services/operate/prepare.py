@@ -1,0 +1,127 @@
+"""Creates a run and prepares it: its blocks, its head, its rounds."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Block, HeldOut, Job, Run
+from fedcybgd.coordinator.domain import exposure
+from fedcybgd.coordinator.domain.job import (
+    HeldOutRef,
+    JobKind,
+    PreparePayload,
+    PrepareResult,
+)
+from fedcybgd.coordinator.domain.measurements import InfluenceResult
+from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import rounds_in
+from fedcybgd.coordinator.errors import Conflict, Invalid
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.emulators import choose, exposure_budget
+from fedcybgd.coordinator.services.measure import calibration
+from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.services.records import jobs, keys
+from fedcybgd.coordinator.services.records.events import record
+
+
+class HeldOutMissing(Invalid):
+    code = "held_out_missing"
+
+
+class RunNameTaken(Conflict):
+    code = "run_name_taken"
+
+
+def create(session: Session, spec: RunFile, now: datetime) -> Run:
+    """A draft; its blocks and its head are prepared outside the web process."""
+    model = models.ready(session, spec.model)
+    _check_name_free(session, spec.name)
+    held_out = _held_out(session, spec)
+    calibration.check(spec)
+    run = Run(
+        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec.model_dump(mode="json"), state=RunState.DRAFT,
+        files=[], trained_blocks=[], participants=[], created_at=now,
+    )  # fmt: skip
+    session.add(run)
+    session.flush()
+    payload = PreparePayload(
+        config=model.config, files=model.files, blocks=model.blocks,
+        task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names, max_length=spec.task.max_length,
+        patterns=spec.schedule.blocks, always=spec.schedule.always, layers_per_block=spec.schedule.layers_per_block,
+        seed=spec.seed, held_out=held_out,
+    )  # fmt: skip
+    jobs.enqueue(session, JobKind.PREPARE, run.id, payload.model_dump(mode="json"))
+    record(session, "info", "run_created", f"run {run.name} created", run_id=run.id)
+    return run
+
+
+def _check_name_free(session: Session, name: str) -> None:
+    # A name may be used again once its run has ended: people run the same file twice.
+    for run in session.scalars(select(Run).where(Run.name == name)):
+        if not RUN.is_final(run.state):
+            raise RunNameTaken(f"run {name!r} is {run.state}; cancel it, or give this one another name", run_id=run.id)
+
+
+def _held_out(session: Session, spec: RunFile) -> HeldOutRef | None:
+    if spec.evaluate is None:
+        return None
+    if spec.evaluate.digest is None or session.get(HeldOut, spec.evaluate.digest) is None:
+        raise HeldOutMissing("the held-out file must be uploaded first (PUT /v1/held-out/{digest}) and its digest given in evaluate.digest")
+    return calibration.held_out_ref(spec)
+
+
+def prepared(session: Session, job: Job, result: PrepareResult) -> None:
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    if run.prepared or RUN.is_final(run.state):
+        return
+    blocks = [
+        Block(
+            run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, digest=block.digest, size=block.size,
+            num_parameters=block.num_parameters, tensors=[t.model_dump() for t in block.tensors],
+        )
+        for position, block in enumerate(result.blocks)
+    ]  # fmt: skip
+    spec = RunFile.model_validate(run.spec)
+    try:
+        exposure.check(spec, result.trained, exposure_budget.common(spec, blocks))
+    except exposure.ExposureBudgetTooSmall as error:
+        _fail(session, run, error.code, error.message)
+        return
+    session.add_all(blocks)
+    run.files = [f.model_dump() for f in result.files]
+    run.trained_blocks = result.trained
+    run.rounds_total = rounds_in(spec, result.trained)
+    session.flush()
+    spec = RunFile.model_validate(run.spec)
+    if not calibration.request_influence(session, run, spec):  # else it is prepared once that is measured
+        _is_prepared(session, run)
+    choose.request_ahead(session, run)
+    rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
+    record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
+
+
+def influence_measured(session: Session, job: Job, result: InfluenceResult) -> None:
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    if not run.prepared and not RUN.is_final(run.state):
+        calibration.influence_measured(session, run, result)
+        _is_prepared(session, run)
+
+
+def _is_prepared(session: Session, run: Run) -> None:
+    run.prepared = True
+    signals.offers_changed(session)
+
+
+def prepare_failed(session: Session, job: Job) -> None:
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    if not RUN.is_final(run.state):
+        code = job.error_code or "prepare_failed"
+        _fail(session, run, code, job.error or "")
+
+
+def _fail(session: Session, run: Run, code: str, reason: str) -> None:
+    run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.FAIL), reason, utcnow()
+    record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)

@@ -1,0 +1,96 @@
+"""What an operator does with a run: start, pause, resume, cancel."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Assignment, Run
+from fedcybgd.coordinator.domain import exposure
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.job import (
+    REPEATED,
+)
+from fedcybgd.coordinator.domain.run import RUN, RunEvent
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import Conflict
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.emulators import exposure_budget
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
+from fedcybgd.coordinator.services.path import give_up, open_round
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records.events import record
+
+
+class NoAgents(Conflict):
+    code = "no_agents"
+
+
+class NobodyReady(Conflict):
+    code = "nobody_ready"
+
+
+def start(session: Session, name: str, now: datetime, anyway: bool = False) -> Run:
+    """Begin with the agents that are there; others join when they come. `anyway`: with all of them, whoever is there."""
+    run = queries.run_by_name(session, name, lock=True)
+    state = RUN.after(run.state, RunEvent.START)
+    if not run.prepared:
+        raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
+    spec = RunFile.model_validate(run.spec)
+    run.participants = _participants(session, run, spec, anyway)
+    exposure.check(spec, run.trained_blocks, exposure_budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
+    run.state, run.started_at = state, now
+    record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
+    scores.evaluate_if_due(session, run, 0)
+    open_round.open_next(session, run, now)
+    return run
+
+
+def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> list[str]:
+    members = readiness.members(session, run, spec)
+    if spec.agents != "all" and (unknown := sorted(set(spec.agents) - {member.name for member in members})):
+        raise NoAgents(f"these agents of the run file are not enrolled: {', '.join(unknown)}", unknown=unknown)
+    if not members:
+        raise NoAgents("no agent is enrolled; make a token with `fedcoord agents token` and enrol one with `fedagent enroll`")
+    if not anyway and not any(member.takes_part for member in members):
+        raise NobodyReady(
+            f"nobody is there to take part: {readiness.listed(members)}. Start again when an agent is "
+            "(`fedagent run`, `fedagent check` on its machine), or start anyway",
+            agents={member.name: str(member.standing) for member in members[:100]},
+        )
+    return [member.id for member in members if anyway or member.takes_part]
+
+
+def pause(session: Session, name: str) -> Run:
+    """No further round begins; what is being trained is finished and applied."""
+    run = queries.run_by_name(session, name, lock=True)
+    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.PAUSE), "paused by the operator", False
+    record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
+    return run
+
+
+def resume(session: Session, name: str, now: datetime) -> Run:
+    """Go on where it stopped; failures are forgotten, and agents that were passed over are asked again."""
+    run = queries.run_by_name(session, name, lock=True)
+    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.RESUME), None, False
+    readiness.forget_refusals(session, run.id)
+    pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
+    for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
+        assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
+        signals.offer(session, assignment.meant_for)
+        give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
+    jobs.requeue_failed(session, run.id, REPEATED)
+    record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
+    open_round.open_next(session, run, now)
+    return run
+
+
+def cancel(session: Session, name: str, now: datetime) -> Run:
+    """End the run for good; agents that train for it learn it when they renew their lease. What was applied stays."""
+    run = queries.run_by_name(session, name, lock=True)
+    run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.CANCEL), "cancelled by the operator", now
+    record(session, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
+    return run

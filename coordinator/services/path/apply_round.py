@@ -1,0 +1,98 @@
+"""Step 7: has the accepted deltas of a round added to their blocks, together."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.job import Change, Term
+from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of, weight_of
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.emulators import choose, shards
+from fedcybgd.coordinator.services.path import trained
+from fedcybgd.coordinator.services.records.events import record
+
+
+def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None:
+    """Have the accepted deltas of a round applied together: when all are in, or the deadline has passed and none is being judged.
+
+    The run is locked. What is missing is taken back from the agents that train it; a late delta of theirs is fenced off.
+    """
+    round = session.get_one(Round, (run.id, number))
+    if round.state != RoundState.OPEN:
+        return
+    spec = RunFile.model_validate(run.spec)
+    waiting = [a for a in members(session, round, lock=True) if not a.applied]
+    accepted = [a for a in waiting if a.state == AssignmentState.ACCEPTED]
+    missing = [a for a in waiting if a.state != AssignmentState.ACCEPTED]
+    if not accepted or any(a.state == AssignmentState.SUBMITTED for a in missing):
+        return
+    if missing:
+        deadline = deadline_of((a.judged_at for a in accepted), spec.schedule.wave_deadline_s)
+        # A pause holds the deadline up too: nothing is taken from those who finish their work.
+        if deadline is None or now < deadline or run.state != RunState.RUNNING:
+            return
+        late = ", ".join(_withdraw(session, a, now) for a in missing)
+        text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
+        record(session, "warning", "wave_deadline", text, run_id=run.id)
+    round.state = ROUND.after(round.state, RoundEvent.DEADLINE if missing else RoundEvent.ALL_ACCEPTED)
+    shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted))
+
+
+def members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:
+    """The assignments that count, one a block, in the order of the round's blocks: never in that of their arrival."""
+    query = select(Assignment).where(
+        Assignment.run_id == round.run_id, Assignment.round == round.number, Assignment.state != AssignmentState.REJECTED
+    )
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return sorted(session.scalars(query), key=lambda a: round.blocks.index(a.block))
+
+
+def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
+    """Take a visit back from the agent that has it; whose it was, for people."""
+    if assignment.state != AssignmentState.LEASED:
+        return f"{assignment.block} (nobody had it)"
+    name = queries.agent_names(session).get(assignment.agent_id or "", "?")
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.WITHDRAW)
+    assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
+    assignment.waiting_since, assignment.reason = now, "wave_deadline"
+    return f"{assignment.block} ({name})"
+
+
+def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
+    """block ← block + damping · mean of the deltas of those who trained it: one for a visited block, all for those trained along."""
+    changes = []
+    blocks = queries.blocks_of(session, run.id)
+    codecs = choose.codecs_after(spec, blocks, {base.block for a in accepted for base in trained.trained_refs(a)})
+    for ref in queries.shard_refs(blocks):
+        trainers = [(a, base) for a in accepted for base in trained.trained_refs(a) if base.block == ref.block]
+        assert all(base.version == ref.version for _, base in trainers), "every delta is from the present version"
+        weight = weight_of(spec.schedule.damping, max(1, len(trainers)))
+        if terms := [Term(digest=a.delta_digest, weight=weight) for a, _ in trainers if a.delta_digest]:
+            changes.append(Change(block=ref, terms=terms, codecs=codecs[ref.block]))
+    return changes
+
+
+def apply_overdue(session: Session, now: datetime) -> None:
+    """Look after the deadlines of all rounds that are open."""
+    open_rounds = (
+        select(Round.run_id, Round.number, Run.spec)
+        .join(Run, Run.id == Round.run_id)
+        .where(Round.state == RoundState.OPEN, Run.state == RunState.RUNNING)
+        .order_by(Round.run_id)
+    )
+    for run_id, number, spec in session.execute(open_rounds).all():
+        deadline_s = spec["schedule"].get("wave_deadline_s")
+        if deadline_s is None:
+            continue
+        waiting = (Assignment.run_id == run_id) & (Assignment.round == number) & ~Assignment.applied
+        accepted_at = session.scalars(select(Assignment.judged_at).where(waiting, Assignment.state == AssignmentState.ACCEPTED)).all()
+        deadline = deadline_of(accepted_at, deadline_s)
+        if deadline is not None and now >= deadline:
+            apply_if_due(session, session.get_one(Run, run_id, with_for_update=True), number, now)

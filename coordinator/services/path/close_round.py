@@ -1,0 +1,47 @@
+"""Step 8: makes the new versions the present ones, closes the round and opens the next."""
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Block, Job, Round, Run
+from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult
+from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.emulators import shards
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.path import apply_round, open_round
+
+
+def applied(session: Session, job: Job, result: ApplyResult) -> None:
+    """The new versions are stored: make them the present ones, close the round and open the next, all in one transaction.
+
+    A round of which members came too late for its deadline opens again for them instead.
+    """
+    now = utcnow()
+    payload = ApplyPayload.model_validate(job.payload)
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    round = session.get_one(Round, (run.id, payload.round))
+    if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
+        return  # applied already, or nobody wants it any more
+    before = {change.block.block: change.block for change in payload.changes}
+    shards.record(session, result.shards, result.patches)
+    for ref in result.blocks:
+        block = session.get_one(Block, (run.id, ref.block))
+        assert (block.version, block.digest) == (before[ref.block].version, before[ref.block].digest)
+        block.version, block.digest, block.size = ref.version, ref.digest, ref.size
+    session.flush()
+    members = apply_round.members(session, round, lock=True)
+    for member in members:
+        member.applied = member.applied or member.id in payload.assignments
+    if late := [member for member in members if not member.applied]:
+        round.state = ROUND.after(round.state, RoundEvent.PARTLY_APPLIED)
+        for member in late:
+            member.manifest = open_round.all_exact(session, run)
+            signals.offer(session, member.meant_for)
+        return
+    round.state = ROUND.after(round.state, RoundEvent.APPLIED)
+    round.closed_at = now
+    session.flush()
+    scores.evaluate_if_due(session, run, round.number + 1)
+    open_round.open_next(session, run, now)

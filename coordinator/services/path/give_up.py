@@ -1,0 +1,87 @@
+"""When an attempt comes to nothing: others are asked, and a run that nobody can go on with is paused."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Agent, Assignment, Job, Run
+from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.emulators import exposure_budget
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.agents import MENDABLE_REASONS
+from fedcybgd.shared.contract.assignments import LASTING_REASONS
+
+
+def failed_attempt(session: Session, run: Run, assignment: Assignment, reason: str, message: str, now: datetime) -> None:
+    """An attempt came to nothing: it waits again, and after too many failures the run is paused, with the reason."""
+    agent_id = assignment.agent_id
+    assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
+    assignment.waiting_since, assignment.reason = now, reason
+    if reason not in ("stopping", "not_consented"):
+        assignment.failures += 1
+    if reason in LASTING_REASONS and agent_id is not None:
+        assignment.excluded = [*assignment.excluded, agent_id]
+        if reason in MENDABLE_REASONS:
+            readiness.refused(session, run.id, agent_id, assignment.id, reason, now)
+        if assignment.meant_for == agent_id:
+            assignment.meant_for = None
+    if agent_id is not None and reason != "stopping":
+        agent = session.get_one(Agent, agent_id)
+        agent.last_error, agent.last_error_at = f"{reason}: {message}", now
+        text = f"{agent.name} on {assignment.block}: {reason}" + (f": {message}" if message else "")
+        record(session, "warning", reason, text, run_id=run.id, agent_id=agent_id)
+    signals.offer(session, assignment.meant_for)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {reason}: {message}")
+
+
+def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str) -> None:
+    """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
+    if run.state != RunState.RUNNING:
+        return
+    spec = RunFile.model_validate(run.spec)
+    if readiness.able(session, run, spec) <= set(assignment.excluded):
+        halt(session, run, f"no agent is left that could try: {why}")
+        run.waits_for_agents = True
+    elif assignment.failures >= spec.schedule.max_attempts:
+        halt(session, run, f"{assignment.failures} attempts failed: {why}")
+    elif not exposure_budget.somebody_may(session, run, spec, assignment):
+        limit = spec.exposure.max_exact_blocks
+        halt(session, run, f"no agent is left that may see block {assignment.block} within max_exact_blocks of {limit}: {why}")
+
+
+def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
+    """No emulator of a pending assignment fits an agent: others are asked."""
+    name = queries.agent_names(session).get(agent_id, "?")
+    assignment.excluded = [*assignment.excluded, agent_id]
+    readiness.refused(session, run.id, agent_id, assignment.id, None, utcnow())
+    if assignment.meant_for == agent_id:
+        assignment.meant_for = None
+    record(session, "warning", "does_not_fit", f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
+    signals.offer(session, assignment.meant_for)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {why}")
+
+
+def pause(session: Session, run: Run, reason: str) -> None:
+    """Stop a running run until the operator has mended something."""
+    if run.state == RunState.RUNNING:
+        halt(session, run, reason)
+
+
+def halt(session: Session, run: Run, reason: str) -> None:
+    run.state = RUN.after(run.state, RunEvent.PAUSE)
+    run.reason, run.waits_for_agents = reason[:2000], False
+    record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
+
+
+def engine_failed(session: Session, job: Job) -> None:
+    """A delta could not be judged or applied (a full disk, say): nothing is changed, and the run waits for the operator."""
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    message = f"{job.kind} failed: {job.error}"
+    if run.state == RunState.RUNNING:
+        run.state, run.reason = RUN.after(run.state, RunEvent.PAUSE), message
+    record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

@@ -1,0 +1,62 @@
+"""Step 6: has a delta measured, and accepts or rejects it."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Assignment, Job, Run
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult, JobKind
+from fedcybgd.coordinator.domain.run import RUN
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records.events import record
+
+
+def judge(session: Session, run: Run, assignment: Assignment) -> None:
+    """A delta has come: have it measured and judged."""
+    assert assignment.delta_digest is not None
+    spec = RunFile.model_validate(run.spec)
+    payload = AdmitPayload(
+        assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
+        always=spec.schedule.always, rules=spec.admission,
+    )  # fmt: skip
+    jobs.enqueue(session, JobKind.ADMIT, run.id, payload.model_dump(mode="json"))
+
+
+def judged(session: Session, job: Job, result: AdmitResult) -> None:
+    """Accept or reject a delta; when all of the round are accepted, have them applied."""
+    now = utcnow()
+    payload = AdmitPayload.model_validate(job.payload)
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    assignment = session.get_one(Assignment, payload.assignment_id, with_for_update=True)
+    if assignment.state != AssignmentState.SUBMITTED:
+        return  # judged already
+    assignment.judged_at = now
+    if RUN.is_final(run.state):
+        assignment.state, assignment.reason = ASSIGNMENT.after(assignment.state, AssignmentEvent.REJECT), f"run_{run.state}"
+        return
+    if result.rejected_because is not None:
+        _reject(session, run, assignment, result.rejected_because, now)
+        return
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.ACCEPT)
+    apply_round.apply_if_due(session, run, assignment.round, now)
+
+
+def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.REJECT)
+    assignment.reason = reason
+    name = queries.agent_names(session).get(assignment.agent_id or "", "?")
+    record(
+        session, "error", "delta_rejected", f"delta of {name} for {assignment.block}: {reason}", run_id=run.id, agent_id=assignment.agent_id
+    )
+    spec = RunFile.model_validate(run.spec)
+    plan = next(v for v in open_round.visits_of(session, run, spec, assignment.round) if v.block == assignment.block)
+    # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
+    excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
+    again = open_round.assign(session, run, spec, plan, now, failures=assignment.failures + 1, excluded=excluded)
+    give_up.pause_if_hopeless(session, run, again, f"block {assignment.block} was rejected: {reason}")
+    apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone

@@ -1,0 +1,144 @@
+"""Leases: given with an emulator, renewed, given back, ended by time."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
+from fedcybgd.coordinator.domain.assignment import (
+    ASSIGNMENT,
+    AssignmentEvent,
+    AssignmentState,
+    check_lease,
+)
+from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
+from fedcybgd.coordinator.domain.run import RUN
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import troubles
+from fedcybgd.coordinator.services.emulators import choose
+from fedcybgd.coordinator.services.path import give_up, trained
+from fedcybgd.shared.contract import assignments, training
+from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
+
+
+def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> assignments.Assignment | None:
+    """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made or does not fit."""
+    spec = RunFile.model_validate(run.spec)
+    try:
+        emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id))
+    except FidelityTooLow as error:
+        signals.turn_down(session, assignment.id, None, error.message)
+        return None
+    if isinstance(emulator, DoesNotFit):
+        signals.turn_down(session, assignment.id, agent_id, emulator.reason)
+        return None
+    if emulator.manifest is None:
+        return None
+    lease = timedelta(seconds=spec.lease_s)
+    assignment.manifest = emulator.manifest.model_dump()
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.CLAIM)
+    assignment.attempt += 1
+    assignment.agent_id = agent_id
+    assignment.leased_at, assignment.lease_expires_at = now, now + lease
+    assignment.reason, assignment.progress = None, None
+    settings = training.TrainSettings.model_validate(assignment.train)
+    return assignments.Assignment(
+        assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
+        round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
+        manifest=emulator.manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
+        max_delta_bytes=trained.max_delta_bytes(session, assignment),
+    )  # fmt: skip
+
+
+def held(session: Session, assignment_id: str, agent_id: str) -> Assignment:
+    """The assignment if this agent holds its lease; raises `NotFound` or `LeaseLost`."""
+    assignment = session.get(Assignment, assignment_id)
+    if assignment is None:
+        raise NotFound(f"there is no assignment {assignment_id!r}")
+    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, assignment.attempt)
+    return assignment
+
+
+def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments.AssignmentState:
+    """What became of an assignment that this agent has or had."""
+    assignment = session.get(Assignment, assignment_id)
+    if assignment is None or agent_id not in (assignment.agent_id, assignment.meant_for):
+        raise NotFound(f"you have no assignment {assignment_id!r}")
+    return assignments.AssignmentState(
+        assignment_id=assignment.id, state=assignment.state, reason=assignment.reason, attempt=assignment.attempt
+    )
+
+
+def renew(session: Session, assignment_id: str, agent_id: str, request: RenewRequest, now: datetime) -> RenewAnswer:
+    assignment, run = locked(session, assignment_id)
+    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
+    lease = timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
+    assignment.lease_expires_at = now + lease
+    if request.progress is not None:
+        if request.progress.trouble is not None:
+            troubles.tell(session, assignment, request.progress.trouble, now)
+        assignment.progress = request.progress.model_dump()
+    return RenewAnswer(lease_seconds=lease.total_seconds(), go_on=not RUN.is_final(run.state))
+
+
+def give_back(session: Session, assignment_id: str, agent_id: str, request: ReturnRequest, now: datetime) -> Assignment:
+    assignment, run = locked(session, assignment_id)
+    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
+    take_back(session, assignment, run, request.reason, request.message, now)
+    return assignment
+
+
+def take_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.GIVE_BACK)
+    give_up.failed_attempt(session, run, assignment, reason, message, now)
+    if reason in COORDINATORS_OWN:
+        give_up.pause(session, run, f"block {assignment.block}: {reason}: {message}; no agent can mend it")
+
+
+def lapse(session: Session, now: datetime) -> None:
+    """Take back the leases that ended: the work waits again, under the next attempt."""
+    ended = (Assignment.state == AssignmentState.LEASED) & (Assignment.lease_expires_at < now)
+    for assignment_id in session.scalars(select(Assignment.id).where(ended).order_by(Assignment.id)).all():
+        assignment, run = locked(session, assignment_id)
+        if assignment.state == AssignmentState.LEASED and assignment.lease_expires_at is not None and assignment.lease_expires_at < now:
+            assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.LAPSE)
+            give_up.failed_attempt(session, run, assignment, "lease_lapsed", "the agent did not renew its lease", now)
+
+
+def release_all(session: Session, agent_id: str, now: datetime) -> None:
+    """Give back what a revoked agent holds, and let others have what was meant for it."""
+    for assignment_id in queries.leased_to(session, agent_id):
+        assignment, run = locked(session, assignment_id)
+        if assignment.state == AssignmentState.LEASED:
+            take_back(session, assignment, run, "stopping", "", now)
+    leave_to_others(session, agent_id)
+
+
+def leave_to_others(session: Session, agent_id: str) -> None:
+    """What is meant for an agent that does not come is anybody's."""
+    session.flush()
+    waiting = (Assignment.meant_for == agent_id) & (Assignment.state == AssignmentState.PENDING)
+    if count := len(session.scalars(select(Assignment.id).where(waiting)).all()):
+        session.execute(update(Assignment).where(waiting).values(meant_for=None))
+        signals.wake_any(session, count)
+
+
+def offer_overdue(session: Session, now: datetime) -> None:
+    """Let others ask for work that its own agent has not fetched for too long."""
+    for assignment, run in queries.pending_assignments(session):
+        wait = timedelta(seconds=RunFile.model_validate(run.spec).schedule.reassign_after_s)
+        if assignment.meant_for is not None and now - assignment.waiting_since >= wait:
+            signals.wake_any(session)
+
+
+def locked(session: Session, assignment_id: str) -> tuple[Assignment, Run]:
+    """An assignment and its run, both locked; always the run first, so that two requests cannot wait for each other."""
+    run_id = session.scalar(select(Assignment.run_id).where(Assignment.id == assignment_id))
+    if run_id is None:
+        raise NotFound(f"there is no assignment {assignment_id!r}")
+    run = session.get_one(Run, run_id, with_for_update=True)
+    return session.get_one(Assignment, assignment_id, with_for_update=True), run

@@ -1,0 +1,38 @@
+"""A delta was lost by the coordinator before it was applied: its visit is done again, and nobody is blamed."""
+
+import re
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Assignment, Job, Round, Run
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.mending import LOST
+from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.path import give_up
+from fedcybgd.coordinator.services.records.events import record
+
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def judging_failed(session: Session, job: Job) -> None:
+    """A delta could not be judged or applied: trained again if it is the delta that is lost, else the run waits for the operator."""
+    run = session.get_one(Run, job.subject, with_for_update=True)
+    lost = DIGEST.findall(job.error or "") if job.error_code in LOST else []
+    there = (Assignment.run_id == run.id) & Assignment.delta_digest.in_(lost) & ~Assignment.applied
+    waiting = Assignment.state.in_((AssignmentState.SUBMITTED, AssignmentState.ACCEPTED))
+    visits = session.scalars(select(Assignment).where(there, waiting).with_for_update()).all()
+    if not visits:
+        give_up.engine_failed(session, job)
+        return
+    for visit in visits:
+        visit.state, visit.reason = ASSIGNMENT.after(visit.state, AssignmentEvent.LOSE), job.error_code
+        visit.agent_id, visit.delta_digest, visit.delta_size, visit.progress, visit.waiting_since = None, None, None, None, utcnow()
+        round = session.get_one(Round, (run.id, visit.round))
+        if round.state == RoundState.APPLYING:
+            round.state = ROUND.after(round.state, RoundEvent.LOSE)
+        text = f"the delta for {visit.block} in round {visit.round} was lost by the coordinator's disk; it is trained again"
+        record(session, "warning", job.error_code or "blob_damaged", text, run_id=run.id)
+        signals.offer(session, visit.meant_for)

@@ -1,0 +1,103 @@
+"""Opens the round that follows: who trains which blocks, and what they are told. Step 8 leads here, and the start of a run."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
+from fedcybgd.coordinator.domain.round import RoundState
+from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import Visit, visits
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.emulators import exposure_budget
+from fedcybgd.coordinator.services.path import give_up
+from fedcybgd.coordinator.services.records import keys
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSettings
+
+
+def open_next(session: Session, run: Run, now: datetime) -> None:
+    """Open the round that follows the closed ones, or finish the run when there is none; a paused run stays as it is."""
+    number = queries.rounds_closed(session, run.id)
+    if number >= run.rounds_total:
+        run.state = RUN.after(run.state, RunEvent.FINISH)
+        run.reason = None
+        run.ended_at = now
+        failed = queries.failed_measurements(session, run.id)
+        text = f"; {failed} measurements failed, the events before say why" if failed else ""
+        record(
+            session,
+            "warning" if failed else "info",
+            "run_completed",
+            f"run {run.name} completed after {number} rounds{text}",
+            run_id=run.id,
+        )
+        return
+    last = queries.last_round(session, run.id)
+    if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
+        return
+    spec = RunFile.model_validate(run.spec)
+    run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
+    try:
+        plans = visits_of(session, run, spec, number)
+    except ExposureBudgetTooSmall as error:
+        give_up.halt(session, run, error.message)
+        return
+    names = [plan.block for plan in plans]
+    session.add(
+        Round(run_id=run.id, number=number, cycle=plans[0].cycle, blocks=names, state=RoundState.OPEN, opened_at=now,
+              loss_before=last.loss_after if last is not None else None)
+    )  # fmt: skip
+    for plan in plans:
+        assignment = assign(session, run, spec, plan, now, failures=0, excluded=[])
+        unseen = spec.exposure.max_exact_blocks is None
+        why = "nobody who takes part has data that fit" if unseen else "too many of its blocks were seen by others who stood in"
+        give_up.pause_if_hopeless(session, run, assignment, why)
+
+
+def visits_of(session: Session, run: Run, spec: RunFile, number: int) -> list[Visit]:
+    common = None if spec.exposure.max_exact_blocks is None else exposure_budget.common(spec, queries.blocks_of(session, run.id))
+    return visits(spec, run.trained_blocks, run.participants, number, common)
+
+
+def assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime, failures: int, excluded: list[str]) -> Assignment:
+    assignment = Assignment(
+        id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=AssignmentState.PENDING,
+        attempt=0, failures=failures, meant_for=plan.agent, excluded=excluded, waiting_since=now,
+        manifest=all_exact(session, run), train=train_settings(spec, plan).model_dump(), applied=False,
+    )  # fmt: skip
+    if plan.agent is not None and not _can_come(session, run, spec, assignment, plan.agent):
+        assignment.meant_for = None
+    session.add(assignment)
+    signals.offer(session, assignment.meant_for)
+    return assignment
+
+
+def all_exact(session: Session, run: Run) -> dict[str, Any]:
+    """All blocks as they are now, exact; whoever leases the assignment gets them in the codecs of its emulator."""
+    return Manifest(files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id))).model_dump()
+
+
+def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
+    if agent_id in assignment.excluded or not readiness.is_there(session, run.id, agent_id):
+        return False
+    return exposure_budget.may_take(session, run, spec, assignment, agent_id)
+
+
+def train_settings(spec: RunFile, plan: Visit) -> TrainSettings:
+    """What an agent is told about a visit: all that the run file says of training, and what the schedule makes of its learning rates."""
+    along = [name for name in spec.schedule.always if name != plan.block]
+    groups = [ParameterGroup(blocks=[plan.block], learning_rate=plan.learning_rate)]
+    if along:
+        groups.append(ParameterGroup(blocks=along, learning_rate=plan.always_learning_rate))
+    return TrainSettings(
+        **spec.train.model_dump(include=set(Training.model_fields)), task=spec.task.kind, num_labels=spec.task.num_labels,
+        label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=plan.seed,
+    )  # fmt: skip

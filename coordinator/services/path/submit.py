@@ -1,0 +1,51 @@
+"""Step 5: takes a delta, once, whatever is repeated."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.coordinator.domain.assignment import (
+    ASSIGNMENT,
+    AssignmentEvent,
+    AssignmentState,
+    LeaseLost,
+    StaleAttempt,
+    check_lease,
+)
+from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.coordinator.services.path import judge, lease
+from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission
+
+
+def receipt(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission) -> DeltaReceipt | None:
+    """The answer that this very delta already got; None if it is new. Raises when it can no longer be taken."""
+    assignment = session.get(Assignment, assignment_id)
+    if assignment is None:
+        raise NotFound(f"there is no assignment {assignment_id!r}")
+    if assignment.state == AssignmentState.LEASED or assignment.state == AssignmentState.PENDING:
+        check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, submission.attempt)
+        return None
+    if assignment.agent_id != agent_id:
+        raise LeaseLost(f"you do not hold this assignment any more (it is {assignment.state}); ask for work again")
+    if (assignment.attempt, assignment.delta_digest) != (submission.attempt, submission.digest):
+        raise StaleAttempt("another delta was submitted for this assignment", attempt=assignment.attempt)
+    return _receipt(assignment)
+
+
+def submit(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime) -> DeltaReceipt:
+    """Take a delta whose bytes are stored and whose structure was checked: once, whatever is repeated."""
+    assignment, run = lease.locked(session, assignment_id)
+    if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
+        return done
+    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.SUBMIT)
+    assignment.submitted_at, assignment.lease_expires_at = now, None
+    assignment.delta_digest, assignment.delta_size = submission.digest, size
+    assignment.metrics = submission.metrics.model_dump(mode="json")
+    judge.judge(session, run, assignment)
+    return _receipt(assignment)
+
+
+def _receipt(assignment: Assignment) -> DeltaReceipt:
+    assert assignment.delta_digest is not None
+    return DeltaReceipt(assignment_id=assignment.id, attempt=assignment.attempt, digest=assignment.delta_digest)

@@ -1,0 +1,1 @@
+"""What is written down: jobs, ledgers, events, keys."""

@@ -1,0 +1,41 @@
+"""The ledgers of what was sent to whom: exposure before the first byte, traffic after the last."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Exposure, Traffic
+from fedcybgd.shared.contract.manifests import ShardRef
+
+
+def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
+    """Write down that an agent gets a block, before it does."""
+    insert = _dialect(session).insert(Exposure)
+    values = insert.values(agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now)
+    session.execute(values.on_conflict_do_nothing())
+
+
+def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, amount: int) -> None:
+    """Add bytes that crossed the wire."""
+    if amount <= 0:
+        return
+    insert = _dialect(session).insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
+    keys = ["run_id", "round", "agent_id", "kind"]
+    session.execute(insert.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
+
+
+def _dialect(session: Session) -> Any:
+    return sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+
+
+def ledger(session: Session, agent_id: str | None = None, limit: int = 1000) -> list[Exposure]:
+    query = select(Exposure).order_by(Exposure.first_at.desc()).limit(limit)
+    return list(session.scalars(query.where(Exposure.agent_id == agent_id) if agent_id else query))
+
+
+def totals(session: Session) -> dict[str, int]:
+    """Bytes per kind, over all runs."""
+    return {kind: int(total) for kind, total in session.execute(select(Traffic.kind, func.sum(Traffic.bytes)).group_by(Traffic.kind))}

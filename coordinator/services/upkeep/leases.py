@@ -1,0 +1,38 @@
+"""Leases and other times after an absence of the coordinator: nobody loses anything because it was away."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run
+from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.run_file import RunFile
+
+
+def excuse_agents(session: Session, now: datetime) -> None:
+    """At the start nobody knows for how long agents could not be heard: none counts as silent for that time."""
+    for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE).order_by(Agent.id)):
+        agent.last_seen_at = now
+
+
+def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
+    """Extend every open lease once, and let every other wait go on where it stood; returns how many leases there are.
+
+    What was noted while the clock was ahead is not later than now either.
+    """
+    leased = select(Assignment, Run).join(Run, Run.id == Assignment.run_id).where(Assignment.state == AssignmentState.LEASED)
+    extended = session.execute(leased.order_by(Run.id, Assignment.id)).all()
+    for assignment, run in extended:
+        assignment.lease_expires_at = now + timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
+    for assignment in session.scalars(select(Assignment).where(Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)):
+        assignment.waiting_since = min(assignment.waiting_since + lost, now)
+    accepted = select(Assignment).where(Assignment.state == AssignmentState.ACCEPTED, ~Assignment.applied).order_by(Assignment.id)
+    for assignment in session.scalars(accepted):
+        if assignment.judged_at is not None:
+            assignment.judged_at = min(assignment.judged_at + lost, now)
+    for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE).order_by(Agent.id)):
+        if agent.last_seen_at is not None:
+            agent.last_seen_at = min(agent.last_seen_at + lost, now)
+    return len(extended)

@@ -1,0 +1,137 @@
+"""A blob is missing or damaged: say which, have it made again where it can be, and stop nobody but the run that needs it."""
+
+from collections.abc import Collection
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Job, Model, Patch, Run
+from fedcybgd.coordinator.domain.job import EncodePayload, JobKind, JobState
+from fedcybgd.coordinator.domain.mending import MendPayload, Way
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.services.emulators import shards
+from fedcybgd.coordinator.services.path import give_up
+from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.storage import BlobMissing
+from fedcybgd.shared.contract.manifests import ShardRef
+
+NAMES_SHOWN = 3
+
+
+class BlobAwaited(CoordinatorError):
+    """A blob of the manifest is lost. It is made again, or a person puts it back: ask again."""
+
+    code = "blob_awaited"
+    status = 503
+
+
+def names_of(session: Session, digest: str) -> str:
+    """What a blob is, for people: which block of which run, at which version and in which codec."""
+    found = [*_of_blocks(session, digest, "exact")]
+    for row in session.scalars(select(EncodedShard).where((EncodedShard.digest == digest) | (EncodedShard.packed_digest == digest))):
+        if row.digest != row.source or row.packed_digest == digest:
+            codec = f"{row.codec}, packed" if row.packed_digest == digest else row.codec
+            found += _of_blocks(session, row.source, codec)
+    found += [f"held-out file {row.name}" for row in session.scalars(select(HeldOut).where(HeldOut.digest == digest))]
+    found += ["a patch" for _ in session.scalars(select(Patch).where(Patch.digest == digest))]
+    names = queries.agent_names(session)
+    for visit in session.scalars(select(Assignment).where(Assignment.delta_digest == digest)):
+        found.append(f"the delta of {names.get(visit.agent_id or '', '?')} for {visit.block} in round {visit.round}")
+    for run in session.scalars(select(Run)):
+        found += [f"{file['name']} of run {run.name}" for file in run.files if file["digest"] == digest]
+    for model in session.scalars(select(Model)):
+        entries = [*model.files, *model.blocks]
+        found += [f"{entry['name']} of model {model.name}" for entry in entries if entry["digest"] == digest]
+    shown = list(dict.fromkeys(found))
+    more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
+    return ", ".join(shown[:NAMES_SHOWN]) + more or "nothing that is known here"
+
+
+def _of_blocks(session: Session, source: str, codec: str) -> list[str]:
+    rows = session.execute(select(Block, Run.name).join(Run, Run.id == Block.run_id).where(Block.digest == source)).all()
+    return [f"block {block.name} of run {name}, version {block.version}, {codec}" for block, name in rows]
+
+
+def begin(session: Session, error: CoordinatorError, subject: str | None) -> MendPayload:
+    """Say that a blob is lost, and tell the engine how it may be made again; there may be no way."""
+    digest = str(error.detail["digest"])
+    what = "damaged" if error.code == "blob_damaged" else "missing"
+    text = f"a blob is {what}: {names_of(session, digest)} ({digest})"
+    record(session, "error", error.code, text, run_id=subject if session.get(Run, subject or "") else None)
+    return payload_of(session, digest)
+
+
+def done(session: Session, digest: str, subject: str | None) -> None:
+    run_id = subject if session.get(Run, subject or "") else None
+    record(session, "info", "blob_mended", f"made again: {names_of(session, digest)} ({digest})", run_id=run_id)
+
+
+def payload_of(session: Session, digest: str) -> MendPayload:
+    """All ways that the database knows of; the cheapest first."""
+    ways: list[Way] = []
+    sources: list[str] = [digest]
+    for row in session.scalars(select(EncodedShard).where((EncodedShard.digest == digest) | (EncodedShard.packed_digest == digest))):
+        if row.source != digest:
+            ways.append(Way(kind="encode", source=row.source, codec=row.codec))
+            sources.append(row.source)
+    for row in session.scalars(select(EncodedShard).where(EncodedShard.source == digest, EncodedShard.codec == "exact")):
+        ways.append(Way(kind="unpack", source=row.packed_digest))
+    for patch in session.scalars(select(Patch).where(Patch.target == digest, Patch.kind == "delta")):
+        ways.append(Way(kind="delta", source=patch.base, change=patch.digest, weight=patch.weight))
+    for patch in session.scalars(select(Patch).where(Patch.digest == digest, Patch.kind == "difference")):
+        ways.append(Way(kind="difference", source=patch.base, change=patch.target))
+    run = session.scalar(select(Run).join(Block, Block.run_id == Run.id).where(Block.digest.in_(sources)).limit(1))
+    if run is None:
+        return MendPayload(digest=digest, ways=ways)
+    return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=RunFile.model_validate(run.spec).task.kind)
+
+
+def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str) -> CoordinatorError:
+    """An agent asks for a blob that is lost: have it made again, or pause the run with the reason. What to answer the agent.
+
+    Of a patch it is told that there is none: it has other ways to the shard.
+    """
+    digest = str(error.detail["digest"])
+    run = session.get_one(Run, run_id, with_for_update=True)
+    if kind == "patch":
+        for patch in session.scalars(select(Patch).where(Patch.digest == digest)):
+            session.delete(patch)
+        return BlobMissing(f"the patch {digest} is lost; take the whole shard", digest=digest)
+    answer = BlobAwaited(f"blob {digest} is lost here; it is made again, or put back: ask again", digest=digest)
+    if _is_under_way(session, run.id, digest):
+        return answer
+    found = payload_of(session, digest)
+    encoded = [ShardRef(block="any", version=0, codec=way.codec, digest=way.source, size=0) for way in found.ways if way.kind == "encode"]
+    exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
+    payload = begin(session, error, run.id)
+    if refs := (encoded or exact)[:1]:
+        request = EncodePayload(
+            config=payload.config or shards.config_of(run), task=RunFile.model_validate(run.spec).task.kind, wanted=refs
+        )
+        jobs.enqueue(session, JobKind.ENCODE, run.id, request.model_dump(mode="json") | {"mends": digest})
+    else:
+        give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}")
+    return answer
+
+
+def put_back(digest: str) -> str:
+    return f"put it back as blobs/{digest[:2]}/{digest}, from a backup for instance, then resume"
+
+
+def _is_under_way(session: Session, run_id: str, digest: str) -> bool:
+    waiting = select(Job.payload).where(
+        Job.subject == run_id, Job.kind == JobKind.ENCODE, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+    )
+    return any(payload.get("mends") == digest for payload in session.scalars(waiting))
+
+
+def can_be_made(session: Session, stored: Collection[str]) -> set[str]:
+    """What is made again of the blobs `stored` as soon as somebody asks for it, or gone round: encoded shards and patches."""
+    found: set[str] = set()
+    for row in session.scalars(select(EncodedShard)):
+        if row.source in stored:
+            found |= {row.digest, row.packed_digest}
+    return found | set(session.scalars(select(Patch.digest).where(Patch.kind == "difference")))

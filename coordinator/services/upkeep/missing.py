@@ -1,0 +1,22 @@
+"""What a coordinator lacks when it starts: of a restored backup that was not complete, or of a disk that was lost."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.upkeep import garbage, mending
+from fedcybgd.coordinator.storage import BlobStore
+
+SHOWN = 5
+
+
+def tell(session: Session, store: BlobStore, now: datetime) -> None:
+    """Say which blobs are needed and not there, nor made again when somebody asks for them."""
+    stored = {digest for digest, _ in store.stored()}
+    lacking = sorted(garbage.needed(session, now) - stored - mending.can_be_made(session, stored))
+    if lacking:
+        names = "; ".join(f"{mending.names_of(session, digest)} ({digest})" for digest in lacking[:SHOWN])
+        more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        text = f"{len(lacking)} blobs that are needed are missing: {names}{more}; put them back into blobs/, from a backup for instance"
+        record(session, "error", "blobs_missing", text)

@@ -1,0 +1,134 @@
+"""What an agent's report of its readiness changes in runs that are under way: it is passed over, or asked again."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run
+from fedcybgd.coordinator.db.models import Readiness as Row
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.services.agents import offers, readiness
+from fedcybgd.coordinator.services.path import give_up, open_round
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.agents import DeclaredLimits, Readiness
+
+PATIENCE = timedelta(seconds=3)
+"""Work that waits for less is on its way to somebody"""
+
+
+def report(session: Session, agent_id: str, said: Sequence[Readiness], now: datetime) -> None:
+    """Write down what an agent says of the runs that are open to it; what it says of others is not kept."""
+    agent = session.get_one(Agent, agent_id)
+    # In one order, so that two reports cannot wait for each other.
+    for word in sorted(said, key=lambda word: word.run_id):
+        run = session.get(Run, word.run_id)
+        if run is None or not offers.is_open_to(run, agent):
+            continue
+        row = readiness.row_of(session, run.id, agent_id, now)
+        before, news = row.fits, (word.fits, word.reason, word.rows, word.exact)
+        if (row.fits, row.reason, row.rows, row.exact) != news:
+            (row.fits, row.reason, row.rows, row.exact), row.at = news, now
+        if before is False and word.fits:
+            signals.let_go(session, agent_id)  # `fedagent check` said so, perhaps, while the daemon's claim refuses the run
+        if word.fits and (row.refused or run.waits_for_agents):
+            _ask_again(session, run, agent, row, now)
+        elif not word.fits and before is not False:
+            _pass_over(session, run, agent, word.reason or "unfit")
+
+
+def declare(session: Session, agent_id: str, limits: DeclaredLimits, now: datetime) -> None:
+    """Note what the agent allows training to take, as it says with each claim."""
+    agent = session.get_one(Agent, agent_id)
+    if agent.limits != (declared := limits.model_dump()):
+        agent.limits = declared
+        limits_changed(session, agent_id, now)
+
+
+def limits_changed(session: Session, agent_id: str, now: datetime) -> None:
+    """An agent allows training to take another amount: what did not fit it may fit now."""
+    rows = session.scalars(select(Row).where(Row.agent_id == agent_id).order_by(Row.run_id)).all()
+    for row in rows:
+        if row.refused and row.fits is not False:
+            _ask_again(session, session.get_one(Run, row.run_id), session.get_one(Agent, agent_id), row, now)
+
+
+def _ask_again(session: Session, run: Run, agent: Agent, row: Row, now: datetime) -> None:
+    session.flush()
+    session.refresh(run, with_for_update=True)
+    for assignment_id in row.refused:
+        assignment = session.get(Assignment, assignment_id, with_for_update=True, populate_existing=True)
+        if assignment is not None and assignment.state == AssignmentState.PENDING and agent.id in assignment.excluded:
+            assignment.excluded = [other for other in assignment.excluded if other != agent.id]
+            assignment.failures = max(0, assignment.failures - 1)
+    row.refused = []
+    if run.state == RunState.RUNNING or run.waits_for_agents:
+        record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
+        signals.wake_agents(session, [agent.id])
+    if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
+        run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.RESUME), None, False
+        record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
+        open_round.open_next(session, run, now)
+        signals.wake_any(session)
+
+
+def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
+    """What is meant for an agent that will not come is anybody's, at once."""
+    if run.state != RunState.RUNNING:
+        return
+    session.flush()
+    session.refresh(run, with_for_update=True)
+    text = f"{agent.name} takes no work of run {run.name}: {reason}"
+    record(session, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
+    for assignment in _pending(session, run, lock=True):
+        if assignment.meant_for == agent.id:
+            assignment.meant_for = None
+            signals.wake_any(session)
+        give_up.pause_if_hopeless(session, run, assignment, text)
+
+
+def _hopeless(session: Session, run: Run) -> bool:
+    spec = RunFile.model_validate(run.spec)
+    able = readiness.able(session, run, spec)
+    return any(able <= set(assignment.excluded) for assignment in _pending(session, run))
+
+
+def _pending(session: Session, run: Run, lock: bool = False) -> Sequence[Assignment]:
+    query = select(Assignment).where(Assignment.run_id == run.id, Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return session.scalars(query).all()
+
+
+def to_look_after(session: Session, now: datetime) -> list[str]:
+    """Ids of the running runs for which nobody comes, or that say so and need not any more."""
+    long = Assignment.waiting_since < now - PATIENCE
+    waiting = select(Assignment.run_id).where(Assignment.state == AssignmentState.PENDING, long).distinct()
+    runs = select(Run).where(Run.state == RunState.RUNNING, Run.id.in_(waiting) | Run.reason.is_not(None)).order_by(Run.id)
+    return [run.id for run in session.scalars(runs).all() if _why_nobody_comes(session, run) != run.reason]
+
+
+def look_after(session: Session, run_id: str) -> None:
+    """Say aloud when a run waits and nobody who could do its work is there; nobody at all: pause it."""
+    run = session.get_one(Run, run_id, with_for_update=True)
+    text = _why_nobody_comes(session, run)
+    if run.state != RunState.RUNNING or text == run.reason:
+        return
+    if text is not None and run.reason is None:
+        record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
+    run.reason = text
+    for assignment in _pending(session, run, lock=True) if text is not None else ():
+        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.block} is left")
+
+
+def _why_nobody_comes(session: Session, run: Run) -> str | None:
+    members = readiness.members(session, run, RunFile.model_validate(run.spec))
+    for assignment in _pending(session, run):
+        left = [m for m in members if m.id not in assignment.excluded]
+        if not any(m.takes_part for m in left):
+            return f"waits for an agent that can train {assignment.block}: {readiness.listed(left) or 'nobody is left'}"
+    return None

@@ -1,0 +1,1 @@
+"""How a waiting claim learns that there is work."""

@@ -1,0 +1,106 @@
+"""Draws docs/states.md from the transition tables; `make docs` writes it."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent, AgentState
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
+from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+
+MACHINES: tuple[Machine[Any, Any], ...] = (RUN, ROUND, ASSIGNMENT, AGENT)
+
+# Keyed by class and member: members of different machines may be the same word.
+MEANINGS: dict[tuple[type[StrEnum], str], str] = {
+    (RunState, "draft"): "made from a run file; its blocks and its head are prepared outside the web process",
+    (RunState, "running"): "rounds are opened one after another",
+    (RunState, "paused"): "no work is leased; what was leased or submitted before is still taken and applied",
+    (RunState, "completed"): "all rounds are closed",
+    (RunState, "failed"): "its blocks could not be prepared; `reason` says why",
+    (RunState, "cancelled"): "ended by the operator; what was applied stays",
+    (RunEvent, "start"): "the operator starts it; the first round opens with the agents that are there",
+    (RunEvent, "pause"): "the operator pauses it, too many attempts failed, nobody is left to ask, or the engine failed",
+    (
+        RunEvent,
+        "resume",
+    ): "the operator resumes it, and failures so far are forgotten; or nobody was left to ask, and an agent is ready again",
+    (RunEvent, "finish"): "the last round was closed",
+    (RunEvent, "fail"): "the run could not be prepared",
+    (RunEvent, "cancel"): "the operator cancels it",
+    (RoundState, "open"): "its blocks are being trained or judged",
+    (RoundState, "applying"): "deltas were accepted; the next versions of their blocks are being made",
+    (RoundState, "closed"): "all its deltas are part of the present versions",
+    (RoundEvent, "all_accepted"): "every delta of the round was accepted",
+    (RoundEvent, "deadline"): "`wave_deadline_s` after the first acceptance, and none is being judged: the accepted are applied",
+    (RoundEvent, "applied"): "the new shards are stored, and no delta of the round is missing",
+    (RoundEvent, "partly_applied"): "the new shards are stored; what came too late is trained from them",
+    (RoundEvent, "lose"): "a delta was lost on the coordinator's disk before it was applied",
+    (AssignmentState, "pending"): "waits for an agent",
+    (AssignmentState, "leased"): "an agent works on it until its lease ends",
+    (AssignmentState, "submitted"): "its delta has come and is being judged",
+    (AssignmentState, "accepted"): "its delta passed; it is applied once, unless the run is cancelled first",
+    (AssignmentState, "rejected"): "its delta is not used; a new assignment takes its place, unless the run has ended",
+    (AssignmentEvent, "claim"): "an agent gets it; the attempt counts up. The holder may claim again: it restarted",
+    (AssignmentEvent, "lapse"): "the lease ended without renewal",
+    (AssignmentEvent, "give_back"): "the agent returned it, with a reason, or was revoked",
+    (AssignmentEvent, "withdraw"): "its round is applied without it, after the deadline; it is trained again from the new versions",
+    (AssignmentEvent, "submit"): "the agent submitted its delta",
+    (AssignmentEvent, "accept"): "the delta's numbers passed admission",
+    (AssignmentEvent, "reject"): "the delta's numbers did not pass, or the run had ended",
+    (AssignmentEvent, "lose"): "its delta was lost on the coordinator's disk before it was applied: it is trained again",
+    (AgentState, "enrolled"): "has a key and was not seen yet",
+    (AgentState, "active"): "was seen lately",
+    (AgentState, "silent"): "was not seen for `FEDCOORD_SILENT_AFTER_S` seconds",
+    (AgentState, "revoked"): "shut out for good",
+    (AgentEvent, "seen"): "the agent asked for itself or for work, or renewed a lease",
+    (AgentEvent, "missed"): "the sweeper found that it was silent for too long",
+    (AgentEvent, "revoke"): "the operator revoked it",
+}
+
+HEADING = """# States
+
+This file is generated from the transition tables in `coordinator/domain/`. Do not edit it: `make docs` writes it.
+
+A transition that a table does not have is refused with 409 `invalid_transition`, and nothing changes.
+What led to a state is not a state: it is in a column of its own, `reason`.
+"""
+
+
+def document() -> str:
+    """All of docs/states.md."""
+    return "\n".join([HEADING, *(section(machine) for machine in MACHINES)])
+
+
+def section(machine: Machine[Any, Any]) -> str:
+    """One machine: its diagram, its states, its events, and what every event does in every state."""
+    states: list[StrEnum] = list(machine.states.__members__.values())
+    events: list[StrEnum] = list(machine.events.__members__.values())
+    return "\n".join(
+        [
+            f"## {machine.noun.capitalize()}\n",
+            diagram(machine),
+            *_rows(("state", "meaning"), ((f"`{s}`", MEANINGS[machine.states, str(s)]) for s in states)),
+            *_rows(("event", "when"), ((f"`{e}`", MEANINGS[machine.events, str(e)]) for e in events)),
+            *_rows(
+                ("in state", *(f"`{e}`" for e in events)),
+                ((f"`{s}`", *(str(machine.table.get((s, e), "–")) for e in events)) for s in states),
+            ),
+        ]
+    )
+
+
+def diagram(machine: Machine[Any, Any]) -> str:
+    """A Mermaid state diagram; events that lead the same way share an arrow."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (before, event), after in machine.table.items():
+        arrows.setdefault((str(before), str(after)), []).append(str(event))
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {machine.start}"]
+    lines += [f"    {before} --> {after}: {', '.join(events)}" for (before, after), events in arrows.items()]
+    lines += [f"    {state} --> [*]" for state in machine.states if machine.is_final(state)]
+    return "\n".join([*lines, "```\n"])
+
+
+def _rows(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (heading, ("---",) * len(heading), *rows)] + [""]

@@ -1,0 +1,94 @@
+"""What agents say of themselves, and what they are told of runs."""
+
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.plain import PlainText
+from fedcybgd.shared.contract.words import Count, Id, Message, Name, Task, Word
+
+# ---- agents ---------------------------------------------------------------------------------------------------------
+
+
+class DeviceInfo(Message):
+    """What an agent says of its device; nothing of its data."""
+
+    kind: PlainText = Field("cpu", max_length=20)
+    name: PlainText = Field("", max_length=200)
+    cores: int = Field(1, ge=1, lt=2**31)
+    memory_bytes: Count = 0
+    accelerator_bytes: Count = 0
+
+
+class EnrolRequest(Message):
+    token: str = Field(min_length=8, max_length=200)
+    name: Name
+    device: DeviceInfo = DeviceInfo()
+    version: PlainText = Field("", max_length=40)
+
+
+class EnrolAnswer(BaseModel):
+    agent_id: Id
+    name: Name
+    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the coordinator keeps a hash of it only")
+
+
+class RunOffer(BaseModel):
+    """A run that this agent may take part in, with what its data must look like."""
+
+    run_id: Id
+    name: Name
+    state: Word
+    task: Task
+    fields: list[str] = Field(description="fields that the agent's columns must supply")
+    optional_fields: list[str]
+    num_labels: int | None
+    label_names: list[str] | None
+    max_length: int
+    files: list[FileRef] = Field(description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+
+
+UnfitReason = Literal[
+    "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid"
+]
+"""Why an agent takes no work of a run until its owner has mended something."""
+MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))
+
+
+class Readiness(Message):
+    """What an agent says of a run that is open to it: facts of a check, nothing of its data."""
+
+    run_id: Id
+    fits: bool = Field(description="its owner has tied data to the run, and they fit the task")
+    reason: UnfitReason | None = Field(None, description="why not")
+    rows: Count | None = Field(None, description="as many or more; exactly as many if `exact`; null: the owner does not say")
+    exact: bool = False
+
+
+class ReadinessReport(Message):
+    runs: list[Readiness] = Field(max_length=1000)
+
+
+class AgentSelf(BaseModel):
+    agent_id: Id
+    name: Name
+    state: Word
+    enrolled_at: datetime
+    runs: list[RunOffer]
+
+
+class DeclaredLimits(Message):
+    """What an agent allows training to take; 0 where it does not say."""
+
+    memory_bytes: Count = 0
+    bytes_per_s: Count = Field(0, description="speed of its line")
+
+
+class ClaimRequest(Message):
+    limits: DeclaredLimits = DeclaredLimits()
+    runs: list[Annotated[str, StringConstraints(max_length=100)]] = Field(
+        default_factory=list, max_length=100, description="names of the runs that it consents to; * and ? are wildcards; empty: none"
+    )
+    refuses: list[Id] = Field(default_factory=list, max_length=1000, description="ids of runs of which it takes no work")

@@ -1,0 +1,108 @@
+"""An assignment and all that is said of it while it is held."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.plain import PlainText
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
+from fedcybgd.shared.contract.words import Count, DeltaCodec, Id, Message, Name, Word
+
+
+class Assignment(BaseModel):
+    """A block to train under a lease."""
+
+    assignment_id: Id
+    attempt: int = Field(ge=1, lt=2**31)
+    lease_seconds: float = Field(ge=0.1, le=366 * 86_400)
+    run_id: Id
+    run_name: Name
+    round: int = Field(ge=0, lt=2**31)
+    cycle: int = Field(ge=0, lt=2**31)
+    block: Name
+    manifest: Manifest
+    train: TrainSettings
+    delta_codec: DeltaCodec = "float32"
+    error_feedback: bool = Field(False, description="carry what the codec left out to the next visit of the same block")
+    max_delta_bytes: int
+
+
+class Trouble(Message):
+    """What keeps an agent from fetching or sending, while it goes on trying."""
+
+    code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator"]
+    status: int | None = Field(None, ge=100, le=599, description="of the answer that was not the coordinator's")
+    bytes: Count | None = Field(None, description="size of the body that was not let through")
+
+
+class Progress(Message):
+    """Scalars only: nothing that could carry a row."""
+
+    phase: Literal["fetching", "loading", "training", "sending"]
+    step: Count = 0
+    steps: Count = 0
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    peak_memory_bytes: Count | None = None
+    trouble: Trouble | None = None
+
+
+class RenewRequest(Message):
+    attempt: int
+    progress: Progress | None = None
+
+
+class RenewAnswer(BaseModel):
+    lease_seconds: float
+    go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
+
+
+class DeltaSubmission(Message):
+    attempt: int
+    digest: Digest
+    metrics: TrainMetrics
+
+
+class DeltaReceipt(BaseModel):
+    """The answer to a delta; a repeat of (attempt, digest) gets the same one."""
+
+    assignment_id: Id
+    attempt: int
+    digest: Digest
+    state: Literal["submitted"] = "submitted"
+
+
+class UploadOffset(BaseModel):
+    offset: int = Field(description="bytes that have arrived; send from here")
+    complete: bool
+
+
+ReturnReason = Literal[
+    "stopping", "not_consented", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
+    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "model_mismatch", "bug", "disk_unwritable", "other",
+]  # fmt: skip
+"""Why an agent gives an assignment back."""
+
+LASTING_REASONS: frozenset[str] = frozenset(
+    {"not_consented", "data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
+)
+"""Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
+
+
+COORDINATORS_OWN: frozenset[str] = frozenset({"model_mismatch"})
+"""Reasons that no agent can mend: the run is paused at once, and no other agent is asked."""
+
+
+class ReturnRequest(Message):
+    attempt: int
+    reason: ReturnReason
+    message: PlainText = Field("", max_length=2000)
+
+
+class AssignmentState(BaseModel):
+    assignment_id: Id
+    state: Word
+    reason: str | None
+    attempt: int

@@ -1,0 +1,60 @@
+"""The names of blocks, without torch: which blocks a pattern means, and which layers a name holds."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from fedcybgd.shared.contract.errors import PartitionError
+
+
+def block_name(kind: str, index: int, per_block: int, length: int) -> str:
+    """The name of block number `index` of its kind, in a stack of `length` layers."""
+    if kind != "layer":
+        return kind
+    first, last = index * per_block, min((index + 1) * per_block, length) - 1
+    return f"layers.{first}" if first == last else f"layers.{first}-{last}"
+
+
+def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The block names that `patterns` mean, in model order: a name, `layers` for all layers, `layers.2-4` for a range, `all`.
+
+    Raises `PartitionError` for a pattern that means no block, or only a part of one.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in names if _means(pattern, name)}
+        if cut := [name for name in names if name not in found and _overlaps(pattern, name)]:
+            raise PartitionError(f"{pattern!r} cuts through {', '.join(cut)}; blocks are trained whole", blocks=list(names))
+        if not found:
+            raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
+        chosen |= found
+    return [name for name in names if name in chosen]
+
+
+def layer_range(text: str) -> tuple[int, int] | None:
+    """`layers.2-4` → (2, 4), `layers.3` → (3, 3); None for the name of another block."""
+    match = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", text)
+    return (int(match[1]), int(match[2] or match[1])) if match else None
+
+
+def layers_of(block: str) -> range:
+    """The layers of a block of layers, by its name: `layers.2-3` holds 2 and 3. Raises `PartitionError` for another block."""
+    found = layer_range(block)
+    if found is None:
+        raise PartitionError(f"{block} is not a block of layers")
+    return range(found[0], found[1] + 1)
+
+
+def _means(pattern: str, name: str) -> bool:
+    if pattern in ("all", name):
+        return True
+    if not name.startswith("layers."):
+        return False
+    if pattern == "layers":
+        return True
+    wanted, have = layer_range(pattern), layer_range(name)
+    return wanted is not None and have is not None and wanted[0] <= have[0] and have[1] <= wanted[1]
+
+
+def _overlaps(pattern: str, name: str) -> bool:
+    wanted, have = layer_range(pattern), layer_range(name)
+    return wanted is not None and have is not None and wanted[0] <= have[1] and have[0] <= wanted[1]

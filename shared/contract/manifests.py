@@ -1,0 +1,69 @@
+"""Bytes by name and digest: files, shards, patches, and the manifest of an emulator."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.words import Codec, Id, Name
+
+# ---- assignments ----------------------------------------------------------------------------------------------------
+
+
+class FileRef(BaseModel):
+    """A file of the model by its name: configuration, tokenizer, and in an export the weights."""
+
+    name: Name
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class BlobRef(BaseModel):
+    """Bytes by their digest."""
+
+    digest: Digest
+    size: int = Field(ge=0)
+
+
+class PatchRef(BlobRef):
+    """Bytes that make a shard of an older one, which an agent may hold."""
+
+    kind: Literal["difference", "delta"] = Field(
+        description="difference: of two files of one layout, byte by byte; delta: an accepted delta that was added to the block"
+    )
+    base: Digest = Field(description="the shard that it starts from")
+    weight: float = Field(1.0, allow_inf_nan=False, description="of a delta")
+
+
+class ShardRef(BaseModel):
+    """One block at one version in one codec: a safetensors file, and in what forms it can be fetched."""
+
+    block: Name
+    version: int = Field(ge=0, lt=2**31)
+    codec: Codec
+    digest: Digest
+    size: int = Field(ge=0)
+    packed: BlobRef | None = Field(None, description="the same file in the lossless coding")
+    patches: list[PatchRef] = Field(
+        default_factory=list, max_length=16, description="steps from older shards to this one, the last step first"
+    )
+
+
+class Manifest(BaseModel):
+    """All that makes up one emulator, in the order of the model."""
+
+    files: list[FileRef]
+    blocks: list[ShardRef]
+    dropped: list[Name] = Field(default_factory=list, description="blocks of layers that this emulator does without")
+
+
+# ---- exports --------------------------------------------------------------------------------------------------------
+
+
+class ExportView(BaseModel):
+    """An export: whether it is ready, and its files."""
+
+    export_id: Id
+    ready: bool
+    after_rounds: int | None = None
+    files: list[FileRef] = []

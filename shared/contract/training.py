@@ -1,0 +1,57 @@
+"""How a visit trains, and what it reports of itself."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from fedcybgd.shared.contract.words import MOST_STEPS, Count, Message, Name, Optimizer, Precision, Task
+
+
+class ParameterGroup(BaseModel):
+    """Blocks that are trained in a visit with one learning rate."""
+
+    blocks: list[Name]
+    learning_rate: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+
+
+class Training(BaseModel):
+    """How a visit trains, as the run file says it and as an agent is told it: a field that is added here reaches both."""
+
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
+    epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
+    batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
+    warmup_steps: int = Field(5, ge=0, lt=2**31, description="steps over which the learning rate rises at the beginning of each visit")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
+    precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
+    optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
+
+
+class TrainSettings(Training):
+    """One visit: which blocks are trained, and how."""
+
+    task: Task
+    num_labels: int | None = Field(None, ge=1, le=100_000)
+    label_names: list[str] | None = Field(None, max_length=100_000)
+    groups: list[ParameterGroup] = Field(max_length=10_000)
+    max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
+    seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
+
+
+class TrainMetrics(Message):
+    """What a visit reports of itself."""
+
+    steps: Count
+    rows: Count
+    tokens: Count
+    loss_first: float
+    loss_last: float
+    seconds: float = Field(ge=0)
+    tokens_per_s: float = Field(ge=0)
+    peak_memory_bytes: Count = Field(0, description="peak of the training process beyond its state before the model was loaded")
+    started_at: datetime | None = Field(None, description="when its first training step began, by the agent's clock")
+    bytes_down: Count = Field(0, description="bytes of shards, patches and files fetched for this visit")
+    bytes_up: Count = Field(0, description="bytes of the delta sent until it was submitted, repeats included")
+    delta_error: float | None = Field(
+        None, ge=0, description="norm of what the delta's codec left out, relative to the norm of what was trained"
+    )

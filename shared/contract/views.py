@@ -1,0 +1,179 @@
+"""What operators see, as models: built by `status`, answered by the API, drawn by the dashboard and the command line."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from fedcybgd.shared.contract.manifests import FileRef
+
+
+class AgentView(BaseModel):
+    id: str
+    name: str
+    state: str
+    device: dict[str, Any]
+    version: str
+    enrolled_at: datetime
+    last_seen_at: datetime | None
+    last_error: str | None
+    last_error_at: datetime | None
+
+
+class BlockView(BaseModel):
+    name: str
+    kind: str
+    version: int
+    digest: str
+    size: int
+    num_parameters: int
+    trained: bool = Field(description="visited in every cycle, or trained along")
+
+
+class FailureView(BaseModel):
+    """Why there is no number where one was wanted."""
+
+    code: str = Field(description="`skipped`: a newer score was wanted before this one began")
+    message: str
+
+
+class EvaluationView(BaseModel):
+    after_rounds: int
+    loss: float | None
+    accuracy: float | None
+    rows: int
+    seconds: float
+    failed: FailureView | None = Field(None, description="why there is no loss")
+    created_at: datetime
+
+
+class AssignmentView(BaseModel):
+    id: str
+    round: int
+    block: str
+    state: str
+    reason: str | None
+    attempt: int
+    agent: str | None = Field(description="name of the agent that has it, or had it")
+    meant_for: str | None
+    lease_expires_at: datetime | None
+    leased_at: datetime | None
+    submitted_at: datetime | None
+    judged_at: datetime | None
+    progress: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    delta_digest: str | None
+    applied: bool = Field(description="its delta is part of the present blocks")
+
+
+class FidelityView(BaseModel):
+    """An emulator against the real model, on the calibration rows."""
+
+    block: str = Field(description="the visited block, whose gradient is compared")
+    plan: str = Field(description="what was compressed, and how")
+    cosine: float | None = Field(description="between the block's gradient in the emulator and in the real model, batch by batch")
+    loss_real: float | None
+    loss_emulator: float | None
+    failed: FailureView | None = Field(None, description="why there is no cosine")
+
+
+class TrafficView(BaseModel):
+    """Bytes that crossed the wire."""
+
+    round: int
+    agent: str
+    kind: str = Field(description="shard, patch or file (down), delta (up)")
+    bytes: int
+
+
+class RoundView(BaseModel):
+    number: int
+    cycle: int
+    blocks: list[str] = Field(description="the visited ones: one, or as many as a wave has")
+    state: str
+    applied: int = Field(description="how many of them are part of the present model")
+    loss_before: float | None = Field(description="held-out loss of the real model before the round")
+    loss_after: float | None
+    loss_failed: FailureView | None = Field(None, description="why one of the two could not be measured")
+    fidelity: list[FidelityView] = Field(description="of the emulators that were given out in it")
+    opened_at: datetime
+    closed_at: datetime | None
+
+
+class EventView(BaseModel):
+    at: datetime
+    level: str
+    code: str
+    message: str
+
+
+class BytesView(BaseModel):
+    down: int = Field(description="bytes of shards, patches and files sent to agents")
+    up: int = Field(description="bytes of deltas received")
+
+
+class RunSummary(BaseModel):
+    id: str
+    name: str
+    model: str
+    state: str
+    reason: str | None
+    prepared: bool
+    rounds_done: int
+    rounds_total: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class RunView(RunSummary):
+    spec: dict[str, Any]
+    participants: list[str] = Field(description="names of the agents that take part")
+    notes: list[str] = Field(description="what was found when it was prepared: which parts of the model were made afresh, and why")
+    readiness: dict[str, int] = Field(description="agents that it is open to by their standing, until it ends")
+    files: list[FileRef] = Field(description="configuration and tokenizer")
+    blocks: list[BlockView]
+    rounds: list[RoundView] = Field(description="the newest rounds, the newest first")
+    current: list[AssignmentView] = Field(description="assignments of the newest round")
+    evaluations: list[EvaluationView]
+    bytes: BytesView
+    pending_jobs: int
+    failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
+    seconds_left: float | None = Field(description="at the pace so far")
+    events: list[EventView]
+
+
+class MemberView(BaseModel):
+    """Where an agent stands with a run that it may take part in."""
+
+    agent: str
+    standing: str = Field(
+        description="ready: it is there, and its data fit; unheard: it is there and has not said; unfit: its data do not fit; silent; never_seen"
+    )
+    takes_part: bool = Field(description="it is there, and has not said that its data do not fit")
+    reason: str | None = Field(description="why it takes no work, as a code")
+    rows: int | None = Field(description="its rows for the run: as many or more, exactly as many if `exact`; null: it does not say")
+    exact: bool
+    last_seen_at: datetime | None
+
+
+class LeaseView(BaseModel):
+    run: str
+    round: int
+    block: str
+    agent: str
+    attempt: int
+    expires_at: datetime | None
+    progress: dict[str, Any] | None
+
+
+class StatusView(BaseModel):
+    version: str
+    now: datetime
+    waiting_claims: int = Field(description="agents that wait for work right now")
+    runs: list[RunSummary]
+    agents: list[AgentView]
+    leases: list[LeaseView]
+    bytes: BytesView
+    jobs: dict[str, int] = Field(description="jobs by state")
+    last_errors: list[EventView]

@@ -1,0 +1,53 @@
+"""The words that messages are made of: names, ids, codecs, and the body of an error."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from fedcybgd.shared.contract.plain import PlainText
+
+API = "/v1"
+MAX_WAIT_S = 60.0
+OFFERS = "FedCyBGD-Offers"
+"""Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
+COORDINATOR = "FedCyBGD-Coordinator"
+"""Heading of every answer: the id that the coordinator's database got when it was made."""
+MOST_STEPS = 100_000
+"""Local steps of a visit: an agent takes no visit that has more."""
+SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"
+
+
+def _known_codec(text: str) -> str:
+    if not re.fullmatch(r"exact|int8|int4|pruned:([1-9]|[1-8][0-9]|90)", text):
+        raise ValueError(f"unknown codec {text!r}; known are {SHARD_CODECS}")
+    return text
+
+
+Codec = Annotated[str, AfterValidator(_known_codec)]
+"""How a block travels and is held. A dropped block has no shard; the manifest lists it."""
+DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
+"""How a delta travels."""
+Optimizer = Literal["adamw", "adamw-8bit"]
+Task = Literal["text-classification", "causal-lm"]
+Precision = Literal["float32", "bfloat16", "auto"]
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+"""A state, a kind: one of our own words."""
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
+Id = Annotated[str, StringConstraints(pattern=ID)]
+"""An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Message(BaseModel):
+    # NaN and infinity have no place in JSON: whoever stored or showed one would fail at it.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not 2xx has this body."""
+
+    code: PlainText = Field(description="stable name of the error, for programs")
+    message: PlainText = Field(description="what is wrong and what to do, for people")
+    detail: dict[str, Any] = Field(default_factory=dict)

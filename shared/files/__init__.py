@@ -1,0 +1,1 @@
+"""Files and their formats, as bytes and rows. No torch."""

@@ -1,0 +1,93 @@
+"""A model's configuration as somebody supplied it: what of it is used, and what never is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedcybgd.shared.contract.errors import FedError
+
+MACHINE_FIELDS = frozenset(
+    {
+        "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "transformers_weights",
+        "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
+        "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+        "use_kernels", "kernel_config", "fusion_config", "distributed_config",
+    }
+)  # fmt: skip
+"""Fields that say where a model came from or by which code it is computed: each machine decides that for itself."""
+
+OF_ONE_CALL = frozenset(
+    {
+        "return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "torchscript",
+        "gradient_checkpointing",
+    }
+)  # fmt: skip
+"""Fields that say what a call of the model returns or stores: whoever calls it asks for what it needs."""
+
+OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
+"""Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
+
+# Above what anybody has published, and below what building the model would take minutes or gigabytes for.
+MOST: dict[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 512),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 1 << 25),
+    **dict.fromkeys(("vocab_size", "type_vocab_size"), 1 << 22),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "num_labels"), 1 << 18),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim"), 1 << 21),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 1 << 13),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 13),
+}  # fmt: skip
+MOST_NESTED = 32
+
+
+class ModelUnknown(FedError):
+    """A configuration that transformers cannot make a model of, or that asks for what is never done."""
+
+    code = "model_unknown"
+
+
+def without(config: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
+    """The configuration without these fields, at the top and in the configurations of a model's parts."""
+    return {
+        name: without(value, fields) if name.endswith("_config") and isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in fields
+    }
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error of a library says, in one line of sensible length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without `MACHINE_FIELDS` and `OF_ONE_CALL`, at every depth.
+
+    Raises `ModelUnknown` for one that names code of its own, at whatever depth, or sizes that no model has.
+    """
+    result = _plain(dict(config), "")
+    assert isinstance(result, dict)
+    return result
+
+
+def _plain(value: Any, path: str) -> Any:
+    if path.count(".") > MOST_NESTED:
+        raise ModelUnknown(f"config.json is nested too deeply at {path[:60]}…")
+    if isinstance(value, dict):
+        result = {}
+        for name, inner in value.items():
+            where = f"{path}.{name}".lstrip(".")
+            if name == "auto_map":
+                raise ModelUnknown(f"this model needs code of its own ({where} in config.json), and foreign code is never run")
+            _check_size(name, inner, where)
+            if name not in MACHINE_FIELDS and name not in OF_ONE_CALL:
+                result[name] = _plain(inner, where)
+        return result
+    if isinstance(value, list):
+        return [_plain(inner, f"{path}.{index}") for index, inner in enumerate(value)]
+    return value
+
+
+def _check_size(name: str, value: Any, where: str) -> None:
+    most = MOST.get(name)
+    if most is not None and isinstance(value, int | float) and not -1 <= value <= most:
+        raise ModelUnknown(f"config.json: {where} is {value!r:.40}; a model has {most:,} at the most")

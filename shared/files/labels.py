@@ -1,0 +1,118 @@
+"""What the values of a label column mean: the same for the text of CSV and for the numbers of JSON and Parquet."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from fedcybgd.shared.contract.errors import DataError
+
+NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,2})?")
+"""What counts as a number; Python itself would read 1_0 as ten, and digits of other scripts."""
+
+LEADING = re.compile(r"\s*([0-9]{1,9})(?![0-9.,])")
+"""The number that a name such as "3 stars" begins with."""
+
+
+class Labels:
+    """Turns values into indices in [0, `count`).
+
+    A value that is one of `names` is its index; where a name is a number, all numbers are names, and 1, 1.0 and "1" the same one.
+    Else a value must be a whole number, and the smallest is `first`.
+    """
+
+    def __init__(self, count: int | None, names: Sequence[str] | None = None, first: int = 0) -> None:
+        self._count = count
+        self._first = first
+        self._exact = {name: index for index, name in enumerate(names or ())}
+        self._plain = _unique((_plain(name), index) for name, index in self._exact.items())
+        self._truth = _unique(
+            (_plain(name).casefold(), i) for name, i in self._exact.items() if _plain(name).casefold() in ("true", "false")
+        )
+        leading = [(int(found[1]), i) for name, i in self._exact.items() if (found := LEADING.match(name))]
+        self._leading = _unique(leading) if len(leading) == len(self._exact) else {}
+        self._numbers = _unique((number, index) for name, index in self._exact.items() if (number := _number(name)) is not None)
+
+    def index(self, value: object, where: str, **detail: Any) -> int:
+        """Raises `DataError`, which names `where`, for a value that is no label."""
+        text = _text(value)
+        if text is None:
+            raise DataError(f"{where}: the label must be a whole number{self._or_name()}, not {shown(value)}", **detail)
+        for known, key in ((self._exact, text), (self._plain, _plain(text)), (self._truth, _plain(text).casefold())):
+            if (found := known.get(key)) is not None:
+                return found
+        number = _number(text)
+        if number is not None and self._numbers:
+            if (found := self._numbers.get(number)) is not None:
+                return found
+            raise DataError(
+                f"{where}: label {shown(value)} is none of the run's labels {self._some()}, which are numbers themselves and so never positions",
+                **detail,
+            )
+        if number is None or isinstance(value, bool) or number != number.to_integral_value():
+            raise DataError(f"{where}: the label must be a whole number{self._or_name()}, not {shown(value)}", **detail)
+        label = int(number)
+        if self._count is not None and not self._first <= label < self._first + self._count:
+            hint = "; where labels count from 1, set `first_label = 1`" if label == self._count and not self._first else ""
+            raise DataError(
+                f"{where}: label {label} is outside {self._first}…{self._first + self._count - 1}, "
+                f"the range of the run's {self._count} labels{hint}",
+                **detail,
+            )
+        meant = self._leading.get(label)
+        if meant is not None and meant != label - self._first:
+            names = list(self._exact)
+            raise DataError(
+                f"{where}: label {label} may be {names[meant]!r:.40} or, counted from {self._first}, {names[label - self._first]!r:.40}; "
+                "write the name, or set `first_label`",
+                **detail,
+            )
+        return label - self._first
+
+    def _or_name(self) -> str:
+        return f" or one of the run's label names ({self._some()})" if self._exact else ""
+
+    def _some(self) -> str:
+        names = list(self._exact)
+        return ", ".join(f"{name!r:.40}" for name in names[:6]) + (" …" if len(names) > 6 else "")
+
+
+def _unique(pairs: Any) -> dict[Any, int | None]:
+    """Key → index; None for a key that several names share, which then says nothing."""
+    result: dict[Any, int | None] = {}
+    for key, index in pairs:
+        result[key] = None if key in result else index
+    return result
+
+
+def _text(value: object) -> str | None:
+    """How a CSV file would write the value; None for what it could not."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e18:
+        return str(int(value))
+    if isinstance(value, (str, int, float, Decimal)):
+        return str(value) if not isinstance(value, int) or abs(value) < 10**18 else None
+    return None
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _number(text: str) -> Decimal | None:
+    text = text.strip()
+    return Decimal(text) if NUMBER.fullmatch(text) else None
+
+
+def shown(value: object) -> str:
+    """The beginning of a value, as a message may quote it."""
+    if isinstance(value, (str, bytes)):
+        value = value[:61]
+    try:
+        return f"{value!r:.60}"
+    except (RecursionError, ValueError):  # a list in a list in a list …, a number of ten thousand digits
+        return f"a {type(value).__name__}"

@@ -1,0 +1,219 @@
+"""Packs a safetensors file losslessly, as a stream: byte planes and zstandard, in chunks of at most 1 MiB.
+
+    MAGIC (8 bytes)
+    chunk*  "<BI": byte width of the values, length in bytes before packing; then for each of the `width` planes "<BI": how it is
+            held (STORED or ZSTD), length as held, and its bytes. Plane i has byte i, i + width, … of the chunk
+    end     "<BQI": 0, total length, CRC-32 of everything before packing
+
+A patch is the same with another magic; its bytes are (new - old) mod 256. Neither side holds more than a few chunks in memory. The CRC
+guards against the wrong base and against our own errors; who must trust the bytes checks their digest.
+"""
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, read_header
+
+MAGIC = b"FEDPACK1"
+PATCH_MAGIC = b"FEDPTCH1"
+CHUNK = 1 << 20
+STORED, ZSTD = 0, 1
+_LENGTH = struct.Struct("<BI")
+_END = struct.Struct("<QI")
+_LEVEL = 1  # on byte planes, level 3 is slower and no smaller
+_WORTH = 0.99  # a plane that does not become smaller than this is stored, and the next ones of its run without a try
+_REST = 7
+_LANES = 1 << 16  # bytes at a time where whole numbers stand for rows of bytes
+
+
+class PackedError(FedError):
+    code = "packed_invalid"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file at `path` begins like a packed one (a patch does not count)."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def pack(source: Path) -> Iterator[bytes]:
+    """The packed bytes of the safetensors file at `source`. Raises `HeaderError` when it is none."""
+    with source.open("rb") as file:
+        yield MAGIC
+        yield from _pack_chunks(_chunks(source, file))
+
+
+def unpack(source: Path, target: Path, limit: int) -> None:
+    """Write what was packed into `source` to `target`, which is whole or not there.
+
+    Raises `PackedError` when `source` is malformed, cut short, followed by more bytes, or unpacks to more than `limit` bytes.
+    """
+    with source.open("rb") as packed:
+        _write(_unpack_chunks(packed, MAGIC, limit), target)
+
+
+def difference(old: Path, new: Path) -> Iterator[bytes]:
+    """The packed difference of two safetensors files with the same header. Raises `PackedError` when their headers are unlike."""
+    if _header_bytes(old) != _header_bytes(new):
+        raise PackedError("a patch needs two files with the same header")
+    return _difference(old, new)
+
+
+def apply_difference(old: Path, patch: Path, target: Path, limit: int) -> None:
+    """Write the file that `patch` makes of `old` to `target`; errors as `unpack`, and when `old` is not the patch's base."""
+    with old.open("rb") as base, patch.open("rb") as packed:
+        _write(_unpack_chunks(packed, PATCH_MAGIC, limit, base), target)
+
+
+def _difference(old: Path, new: Path) -> Iterator[bytes]:
+    with old.open("rb") as base, new.open("rb") as file:
+        yield PATCH_MAGIC
+        yield from _pack_chunks(_chunks(new, file), base)
+
+
+def _header_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(read_header(path).data_start)
+
+
+def _chunks(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(number of the run, byte width, bytes) of the whole file: its header, then runs of tensors whose values are equally wide."""
+    header = read_header(path)
+    runs = [[1, header.data_start]]
+    for tensor in sorted(header.tensors.values(), key=lambda t: (t.begin, t.end)):
+        width = max(1, DTYPE_BITS[tensor.dtype] // 8)
+        if runs[-1][0] == width and len(runs) > 1:
+            runs[-1][1] += tensor.nbytes
+        else:
+            runs.append([width, tensor.nbytes])
+    for number, (width, left) in enumerate(runs):
+        while left:
+            data = file.read(min(CHUNK, left))
+            if len(data) < min(CHUNK, left):
+                raise PackedError(f"{path.name} became shorter while it was read")
+            left -= len(data)
+            yield number, width, data
+
+
+def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], base: BinaryIO | None = None) -> Iterator[bytes]:
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    resting: dict[tuple[int, int], int] = {}  # (run, plane) → chunks for which the plane is stored without a try
+    total = crc = 0
+    for run, width, data in chunks:
+        total += len(data)
+        crc = zlib.crc32(data, crc)
+        coded = data if base is None else _subtract(data, base.read(len(data)))
+        out = [_LENGTH.pack(width, len(data))]
+        for i in range(width):
+            plane = coded[i::width] if width > 1 else coded
+            rest = resting.get((run, i), 0)
+            held = plane if rest else compressor.compress(plane)
+            if len(held) < _WORTH * len(plane):
+                out += [_LENGTH.pack(ZSTD, len(held)), held]
+            else:
+                resting[run, i] = rest - 1 if rest else _REST
+                out += [_LENGTH.pack(STORED, len(plane)), plane]
+        yield b"".join(out)
+    yield b"\0" + _END.pack(total, crc)
+
+
+def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | None = None) -> Iterator[bytes]:
+    if packed.read(len(magic)) != magic:
+        raise PackedError("the file is not packed, or not in a form known here")
+    decompressor = zstandard.ZstdDecompressor()
+    total = crc = 0
+    while width := _exactly(packed, 1)[0]:
+        (length,) = struct.unpack("<I", _exactly(packed, 4))
+        total += length
+        if width not in (1, 2, 4, 8) or not 0 < length <= CHUNK or length % width:
+            raise PackedError(f"a chunk claims {length} bytes in values of {width}")
+        if total > limit:
+            raise PackedError(f"the file unpacks to more than the {limit} bytes allowed")
+        data = bytearray(length)
+        for i in range(width):
+            data[i::width] = _plane(packed, length // width, decompressor)
+        out = bytes(data) if base is None else _add(bytes(data), base.read(length))
+        crc = zlib.crc32(out, crc)
+        yield out
+    if _END.unpack(_exactly(packed, _END.size)) != (total, crc):
+        raise PackedError("length or check sum of the unpacked bytes is wrong")
+    if packed.read(1):
+        raise PackedError("there are bytes after the end")
+    if base is not None and base.read(1):
+        raise PackedError("the base of the patch is longer than the patch")
+
+
+def _plane(packed: BinaryIO, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    how, held = _LENGTH.unpack(_exactly(packed, _LENGTH.size))
+    if how == STORED and held == length:
+        return _exactly(packed, length)
+    if how != ZSTD or held >= length:
+        raise PackedError(f"a plane of {length} bytes claims to be held in {held}")
+    frame = _exactly(packed, held)
+    try:
+        # The decompressor reserves what the frame declares and stops there, so that is checked before.
+        if zstandard.get_frame_parameters(frame).content_size != length:
+            raise PackedError("a zstandard frame declares another length than its plane")
+        plane = decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PackedError("a zstandard frame is damaged") from error
+    if len(plane) != length:
+        raise PackedError("a zstandard frame is shorter than its plane")
+    return plane
+
+
+def _exactly(file: BinaryIO, n: int) -> bytes:
+    data = file.read(n)
+    if len(data) < n:
+        raise PackedError("the file is cut short")
+    return data
+
+
+def _write(chunks: Iterable[bytes], target: Path) -> None:
+    aside = target.with_name(target.name + ".part")
+    try:
+        with aside.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+# Rows of bytes are added and subtracted as one whole number, without carries between its bytes: the highest bit of each byte is set
+# aside and put in by exclusive or (Hacker's Delight, 2nd edition, 2-18).
+_HIGH = int.from_bytes(b"\x80" * _LANES, "little")
+_LOW = int.from_bytes(b"\x7f" * _LANES, "little")
+
+
+def _subtract(new: bytes, old: bytes) -> bytes:
+    return b"".join(_lanes(new, old, subtract=True))
+
+
+def _add(patch: bytes, old: bytes) -> bytes:
+    return b"".join(_lanes(patch, old, subtract=False))
+
+
+def _lanes(left: bytes, right: bytes, *, subtract: bool) -> Iterator[bytes]:
+    if len(left) != len(right):
+        raise PackedError("the base of the patch is shorter than the patch")
+    for start in range(0, len(left), _LANES):
+        piece = left[start : start + _LANES]
+        x, y = int.from_bytes(piece, "little"), int.from_bytes(right[start : start + _LANES], "little")
+        if subtract:
+            result = ((x | _HIGH) - (y & _LOW)) ^ ((x ^ y ^ _HIGH) & _HIGH)
+        else:
+            result = ((x & _LOW) + (y & _LOW)) ^ ((x ^ y) & _HIGH)
+        yield result.to_bytes(_LANES, "little")[: len(piece)]

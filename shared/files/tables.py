@@ -1,0 +1,172 @@
+"""Reads rows from CSV, JSON Lines and Parquet files and maps their columns to the fields of a task."""
+
+import csv
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.labels import Labels, shown
+from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
+from fedcybgd.shared.files.table_format import Format, TableFormat
+from fedcybgd.shared.files.text_rows import csv_rows, jsonl_rows
+
+Row = dict[str, Any]
+
+SUFFIXES: dict[str, Format] = {
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
+OPEN_ENDED_FIELDS = ("prompt",)
+
+
+@dataclass(frozen=True)
+class FieldSet:
+    """Fields of a task: one of `alternatives` must be there as a whole."""
+
+    alternatives: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
+
+
+FIELDS: dict[str, FieldSet] = {
+    "text-classification": FieldSet((("text", "label"),), ("text_pair",)),
+    "causal-lm": FieldSet((("text",), ("prompt", "completion"))),
+}
+
+
+def format_of(path: Path) -> Format:
+    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        return SUFFIXES[suffixes[-1]]
+    raise DataError(
+        f"cannot tell the format of {path.name}: name it {', '.join(SUFFIXES)} (.gz may follow), or set `format`",
+        path=path.name,
+    )
+
+
+def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of a file, one dictionary each; `.gz` is unpacked on the way. Of a Parquet file `columns` only, where they are given.
+
+    Raises `DataError` when the file is missing, unreadable, or not of its format; the message names the line.
+    """
+    how = how or TableFormat()
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist or is no file", path=str(path))
+    try:
+        match how.format or format_of(path):
+            case "csv":
+                yield from csv_rows(path, how)
+            case "jsonl":
+                yield from jsonl_rows(path, how)
+            case "parquet":
+                yield from parquet_rows(path, columns)
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        raise DataError(f"data file {path.name} cannot be read: {error}", path=str(path)) from error
+
+
+def _columns(path: Path, how: TableFormat) -> list[str] | None:
+    """The names of a file's columns, of JSON Lines those of the first row; None where there is no row."""
+    if path.is_file() and (how.format or format_of(path)) == "parquet":
+        return parquet_columns(path)
+    first = next(read_rows(path, how), None)
+    return None if first is None else list(first)
+
+
+def read_examples(
+    path: Path,
+    task: Task,
+    columns: Mapping[str, str],
+    num_labels: int | None,
+    label_names: list[str] | None = None,
+    how: TableFormat | None = None,
+    mapped_in: str = "[data.NAME.columns]",
+) -> list[Row]:
+    """All rows of `path` as `examples` gives them. Raises `DataError` also where there are none."""
+    return list(examples(path, task, columns, num_labels, label_names, how, mapped_in))
+
+
+def examples(
+    path: Path,
+    task: Task,
+    columns: Mapping[str, str],
+    num_labels: int | None,
+    label_names: list[str] | None = None,
+    how: TableFormat | None = None,
+    mapped_in: str = "[data.NAME.columns]",
+) -> Iterator[Row]:
+    """The rows of `path` as examples of `task`, one by one: {text, label, …} or {text} or {prompt, completion}.
+
+    `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
+    integers in [0, num_labels); a label that is one of `label_names` becomes its index. `mapped_in` is the setting of `columns`.
+    Raises `DataError`, with the row and what would be right.
+    """
+    how = how or TableFormat()
+    there = _columns(path, how)
+    if there is None:
+        raise DataError(f"{path.name} has no rows", path=str(path))
+    wanted = _match_columns(task, columns, there, path, mapped_in)
+    unmapped = {f: columns.get(f, f) for f in FIELDS[task].optional if f not in wanted}
+    labels = Labels(num_labels, label_names, how.first_label)
+    for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
+        for field, column in unmapped.items():
+            if row.get(column) is not None:
+                raise DataError(
+                    f"{path.name} row {number} has a column {column!r}, and row 1 has none", path=str(path), row=number, field=field
+                )
+        yield _example(row, wanted, labels, path, number)
+
+
+def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str) -> dict[str, str]:
+    fields = FIELDS[task]
+    known = {f for alternative in fields.alternatives for f in alternative} | set(fields.optional)
+    if unknown := sorted(set(columns) - known):
+        raise DataError(f"{task} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}", fields=sorted(known))
+    if missing := sorted(c for c in columns.values() if c not in there):
+        raise DataError(
+            f"{path.name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there))}. "
+            f"Set {mapped_in} to match",
+            path=str(path), columns=there, missing=missing,
+        )  # fmt: skip
+    present = {f: columns.get(f, f) for f in known if columns.get(f, f) in there}
+    # A mapping that was written down says which alternative is meant; else the first that is there.
+    for alternative in sorted(fields.alternatives, key=lambda a: -len(set(a) & set(columns))):
+        if set(alternative) <= set(present):
+            return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
+    first = next(iter(there), "COLUMN")
+    how = f'text = "{first}"' if mapped_in.startswith("[") else f"{{text: {first}}}"
+    raise DataError(
+        f"{path.name} lacks what {task} needs: {' or '.join(' and '.join(a) for a in fields.alternatives)}; its columns are "
+        f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {how}",
+        path=str(path), columns=there,
+    )  # fmt: skip
+
+
+def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, number: int) -> Row:
+    example: Row = {}
+    where = f"{path.name} row {number}"
+    for field, column in wanted.items():
+        value = row.get(column)
+        facts = {"path": str(path), "row": number, "field": field, "column": column}
+        if field == "label":
+            example[field] = labels.index(value, where, **facts)
+            continue
+        value = _decoded(value)
+        if not isinstance(value, str) or (not value.strip() and field not in OPEN_ENDED_FIELDS):
+            raise DataError(f"{where}: column {column!r} must be text that is not empty, not {shown(value)}", **facts)
+        if not value.isascii() and (half := next((c for c in value if "\ud800" <= c <= "\udfff"), None)):
+            raise DataError(
+                f"{where}: column {column!r} holds half a character (\\u{ord(half):04x}, one of a pair): the text was cut inside of it",
+                **facts,
+            )
+        example[field] = value
+    return example
+
+
+def _decoded(value: object) -> object:
+    """Text that a Parquet file holds as bytes, as text."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value

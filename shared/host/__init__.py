@@ -1,0 +1,1 @@
+"""This machine and this process: memory, terminal, addresses. No torch."""

@@ -1,0 +1,37 @@
+"""Addresses of coordinators as people give them, and what may be wrong where none answers."""
+
+import re
+
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.plain import one_line
+
+PAGES = re.compile(r"/(admin|v1|docs)(/.*)?$")
+
+
+class AddressInvalid(FedError):
+    """What should be the address of a coordinator is none."""
+
+    code = "address_invalid"
+
+
+def address_of(text: str) -> str:
+    """The address alone: what people copy from a browser has more. Raises `AddressInvalid`."""
+    url = text.strip().rstrip("/")
+    if re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", url) is None:
+        raise AddressInvalid(
+            f"{one_line(text)[:120]!r} is no address of a coordinator; it begins with http:// or https://, then comes the host, "
+            "as in https://coordinator.example"
+        )
+    return PAGES.sub("", url)
+
+
+def hint(url: str, error: Exception) -> str:
+    """What may be the reason that nobody answers at `url`, as the end of a sentence; empty where nothing is known."""
+    said = str(error).lower()
+    if url.startswith("https://") and any(
+        sign in said for sign in ("wrong_version_number", "wrong version number", "record layer failure")
+    ):
+        return "; what answers there speaks plain HTTP: try http://"
+    if url.startswith("http://") and "disconnected without sending a response" in said:
+        return "; perhaps HTTPS is spoken there: try https://"
+    return ""

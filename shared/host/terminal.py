@@ -1,0 +1,67 @@
+"""The only way to a terminal: nothing in a text is markup, and nothing in it steers the terminal."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from fedcybgd.shared.contract.plain import plain
+
+IDS = {"id", "run"}
+NAMES = {"name", "agent"}
+NARROWEST = 6
+"""Characters that any other column needs"""
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class Terminal(Console):
+    """Prints text as it is. Colours come from `style=` and `Text`, never from what a text says."""
+
+    def __init__(self, stderr: bool = False, **options: Any) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        # Everything that is drawn comes through here, cells of tables and titles too.
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        # A spinner would read markup.
+        return super().status(Text(status) if isinstance(status, str) else status, **options)
+
+    def say(self, text: str, style: str | None = None, end: str = "\n") -> None:
+        """Lines of text, as long as they are: whoever copies a key or an id gets it whole."""
+        self.print(text, style=style, end=end, soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last."""
+        longest = [max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in table.columns]
+        for column, length in zip(table.columns, longest, strict=True):
+            column.overflow, column.min_width = "fold", min(NARROWEST, length)
+        for whole in (IDS | NAMES, IDS, set()):
+            widths = [n if c.header in whole else min(NARROWEST, n) for c, n in zip(table.columns, longest, strict=True)]
+            if sum(widths) + 3 * len(widths) + 1 <= self.width:
+                break
+        for column in table.columns:
+            column.no_wrap = column.header in whole
+        self.print(table)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines for a terminal or a journal: names and messages in them may be anybody's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+def log_plainly(level: int | str, format: str = LOG_FORMAT) -> None:
+    """Set up logging to standard error."""
+    logging.basicConfig(level=level)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter(format))

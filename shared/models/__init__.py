@@ -1,0 +1,1 @@
+"""Models: blocks, layers, assembly, tokens. Loads torch and transformers."""

@@ -1,0 +1,1 @@
+"""Tensors where both sides must get the same bits. Loads torch."""

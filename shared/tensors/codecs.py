@@ -1,0 +1,169 @@
+"""How a block's tensors are stored in its shard: the codecs, and reading a shard without trusting it.
+
+| codec | what a shard holds |
+|---|---|
+| `exact` | the tensors as they are |
+| `int8`, `int4` | large floating-point tensors as `name` (codes), `name::scales` and, in 4 bits, `name::offsets`; the others as they are |
+| `pruned:N` | the tensors of narrower layers (N percent of the width is gone), as they are |
+
+A block that is `dropped` has no shard.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.files.safetensors_header import Header, read_header
+from fedcybgd.shared.tensors.quantized import GROUP, CodecError, QuantizedTensor, TensorSource, quantize
+
+__all__ = ["CodecError", "decode", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
+
+SCALES, OFFSETS = "::scales", "::offsets"
+MIN_NUMEL = 1024
+MIN_ROW = 16
+"""Shorter rows would pay more for their scale than they save."""
+MAX_PERCENT = 90
+BITS = {"int8": 8, "int4": 4}
+
+
+def parse_codec(text: str) -> tuple[str, int]:
+    """ "pruned:25" → ("pruned", 25), "int8" → ("int8", 0). Raises `CodecError` for an unknown codec or a percentage outside 1..90."""
+    kind, colon, ratio = text.partition(":")
+    if kind == "pruned":
+        if not (re.fullmatch("[1-9][0-9]?", ratio) and int(ratio) <= MAX_PERCENT):
+            raise CodecError(f"codec {text!r}: the percentage to prune must be a whole number from 1 to {MAX_PERCENT}")
+        return kind, int(ratio)
+    if colon or kind not in ("exact", "int8", "int4", "dropped"):
+        raise CodecError(f"unknown codec {text!r}; known are exact, int8, int4, pruned:N and dropped")
+    return kind, 0
+
+
+def quantizable(name: str, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether int8 and int4 store a tensor in fewer bits: floating point, two or more dimensions, and not small.
+
+    Biases, norms and their like stay as they are: they are a thousandth of the bytes and matter more than that.
+    """
+    return dtype.is_floating_point and "::" not in name and len(shape) >= 2 and shape[-1] >= MIN_ROW and math.prod(shape) >= MIN_NUMEL
+
+
+def encoded_names(name: str) -> tuple[str, str, str]:
+    """The names of a tensor's codes, scales and offsets."""
+    return name, name + SCALES, name + OFFSETS
+
+
+def encode_tensor(name: str, tensor: Tensor, codec: str) -> dict[str, Tensor]:
+    """What a shard of this codec stores for one tensor. Under int4, a tensor with an odd last dimension is stored in 8 bits.
+
+    Raises `CodecError` when the tensor has values that are not finite, or a type that a reader would take for codes.
+    """
+    kind, _ = parse_codec(codec)
+    if kind == "dropped":
+        raise CodecError(f"{name}: a dropped block stores nothing")
+    if "::" in name:
+        raise CodecError(f"{name}: tensor names with :: are kept for scales and offsets")
+    if kind not in BITS:
+        return {name: tensor}
+    if not quantizable(name, tensor.shape, tensor.dtype):
+        if tensor.dtype in (torch.int8, torch.uint8):
+            raise CodecError(f"{name}: a tensor of {tensor.dtype} cannot be stored in codec {codec}, where it would read as codes")
+        return {name: tensor}
+    try:
+        quantized = quantize(tensor, 8 if tensor.shape[-1] % 2 else BITS[kind])
+    except CodecError as error:
+        raise CodecError(f"{name}: {error.message}") from error
+    parts = (quantized.codes, quantized.scales, quantized.offsets)
+    return {n: t for n, t in zip(encoded_names(name), parts, strict=True) if t is not None}
+
+
+def read_encoded(
+    path: Path, codec: str, device: torch.device | str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Tensor | QuantizedTensor]:
+    """The tensors of the shard at `path` as they are stored, after checking that they are what `codec` promises.
+
+    With `shapes` (of the originals), tensors that are missing, foreign or of another shape are refused as well. Raises `CodecError`,
+    which names the tensor.
+    """
+    kind, _ = parse_codec(codec)
+    try:
+        header = read_header(path)
+    except HeaderError as error:
+        raise CodecError(error.message) from error
+    found = header.metadata.get("codec", "exact")
+    parse_codec(found)
+    if found != codec:
+        raise CodecError(f"{path.name} is in codec {found} where {codec} was expected")
+    names = _check_header(header, kind)
+    result: dict[str, Tensor | QuantizedTensor] = {}
+    with safe_open(path, "pt", device=str(device)) as file:
+        for name in names:
+            result[name] = _read(file, name, header) if name + SCALES in header.tensors else file.get_tensor(name)
+    if shapes is not None:
+        _check_shapes(result, shapes)
+    return result
+
+
+def decode(path: Path, codec: str) -> dict[str, Tensor]:
+    """The tensors of the shard at `path`, dense: float32 where they were quantized, the others as they are stored."""
+    return {n: t.dequantize() if isinstance(t, QuantizedTensor) else t for n, t in read_encoded(path, codec).items()}
+
+
+def _check_header(header: Header, kind: str) -> list[str]:
+    """The names of the shard's tensors, scales and offsets not counted; refuses what does not belong in a shard of this kind."""
+    for name in header.tensors:
+        base, colons, part = name.partition("::")
+        if not colons:
+            continue
+        if kind not in BITS or colons + part not in (SCALES, OFFSETS):
+            raise CodecError(f"{name}: no such tensor belongs in a shard of codec {kind}")
+        if base not in header.tensors or base + SCALES not in header.tensors:
+            raise CodecError(f"{name}: there are no codes and scales of {base} to go with it")
+    names = [n for n in header.tensors if "::" not in n]
+    if kind in BITS:
+        for name in names:
+            _check_tensor(header, name, kind)
+    return names
+
+
+def _check_tensor(header: Header, name: str, kind: str) -> None:
+    codes, scales, offsets = (header.tensors.get(n) for n in encoded_names(name))
+    assert codes is not None
+    if scales is None:
+        if codes.dtype in ("I8", "U8"):
+            raise CodecError(f"{name}: codes without scales")
+        return
+    bits = {"I8": 8, "U8": 4}.get(codes.dtype)
+    if bits is None or bits < BITS[kind] or len(codes.shape) < 2:
+        raise CodecError(f"{name}: {codes.dtype} {list(codes.shape)} cannot be codes of {kind}")
+    if (offsets is not None) != (bits == 4):
+        raise CodecError(f"{name}: codes of 4 bits, and only they, have offsets")
+    last = codes.shape[-1] * (8 // bits)
+    expected = (*codes.shape[:-1], math.ceil(last / GROUP))
+    for part in (scales, offsets):
+        if part is not None and (part.dtype != "BF16" or part.shape != expected):
+            raise CodecError(f"{part.name}: is {part.dtype} {list(part.shape)} where BF16 {list(expected)} was expected")
+
+
+def _read(file: TensorSource, name: str, header: Header) -> QuantizedTensor:
+    codes, scales = file.get_tensor(name), file.get_tensor(name + SCALES)
+    offsets = file.get_tensor(name + OFFSETS) if name + OFFSETS in header.tensors else None
+    if not bool(((scales > 0) & scales.isfinite()).all()):
+        raise CodecError(f"{name}: scales must be finite and greater than zero")
+    if offsets is not None and not bool(offsets.isfinite().all()):
+        raise CodecError(f"{name}: offsets must be finite")
+    return QuantizedTensor(codes, scales, offsets, 8 if codes.dtype == torch.int8 else 4)
+
+
+def _check_shapes(tensors: Mapping[str, Tensor | QuantizedTensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    if unlike := sorted(tensors.keys() ^ shapes.keys()):
+        raise CodecError(f"{unlike[0]}: is {'foreign to the block' if unlike[0] in tensors else 'missing from the shard'}")
+    for name, tensor in tensors.items():
+        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and shapes[name][-1:] and shapes[name][-1] % 2:
+            raise CodecError(f"{name}: has an odd last dimension {list(shapes[name])} and cannot be in 4 bits")
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise CodecError(f"{name}: has shape {list(tensor.shape)} where {list(shapes[name])} was expected")
