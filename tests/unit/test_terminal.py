@@ -122,7 +122,7 @@ COMMANDS = [
     path
     for package in ("agent", "coordinator", "shared")
     for path in sorted((ROOT / package).rglob("*.py"))
-    if path != ROOT / "shared/terminal.py"
+    if path != ROOT / "shared/host/terminal.py"
 ]
 
 
