@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.api.schemas import ExposureView, NewKey, TokenAnswer, TokenRequest, errors
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
@@ -15,7 +15,8 @@ from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
-from fedcybgd.shared.contract.views import AgentView
+from fedcybgd.shared.contract.operators import NewKey, TokenAnswer, TokenRequest
+from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.contract.words import OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, tags=["agents"])

@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.api.schemas import errors
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import identity, presence

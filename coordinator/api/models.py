@@ -3,11 +3,13 @@
 from fastapi import APIRouter
 
 from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.api.schemas import ModelRequest, ModelView, errors
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Model
 from fedcybgd.coordinator.services.operate import models
+from fedcybgd.shared.contract.operators import ModelRequest
+from fedcybgd.shared.contract.views import ModelView
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
 

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
-from fedcybgd.coordinator.api.schemas import errors
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.operate import forecasts
 from fedcybgd.shared.contract.plans import PlanView

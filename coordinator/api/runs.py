@@ -6,14 +6,15 @@ from fastapi import APIRouter, Path, Request, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
 from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.api.schemas import ExportRequested, StartRequest, errors
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import offers
 from fedcybgd.coordinator.services.operate import exports, prepare, steer
 from fedcybgd.coordinator.services.read import status
 from fedcybgd.shared.contract.manifests import ExportView
+from fedcybgd.shared.contract.operators import ExportRequested, StartRequest
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from fedcybgd.shared.contract.words import ID
 

@@ -5,9 +5,10 @@ from importlib.metadata import version
 from fastapi import APIRouter
 
 from fedcybgd.coordinator.api.deps import OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
-from fedcybgd.coordinator.api.schemas import Health, errors
 from fedcybgd.coordinator.services.read import status
+from fedcybgd.shared.contract.operators import Health
 from fedcybgd.shared.contract.views import StatusView
 
 router = APIRouter(route_class=DatabaseRoute, tags=["status"])

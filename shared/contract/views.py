@@ -20,6 +20,26 @@ class AgentView(BaseModel):
     last_error_at: datetime | None
 
 
+class ModelBlockView(BaseModel):
+    name: str
+    kind: str
+    digest: str
+    size: int
+    num_parameters: int
+
+
+class ModelView(BaseModel):
+    id: str
+    name: str
+    source: str
+    state: str = Field(description="adding, ready or failed")
+    reason: str | None
+    num_parameters: int
+    blocks: list[ModelBlockView]
+    left_out: list[str] = Field(description="tensors of the checkpoint that the model does without")
+    created_at: datetime
+
+
 class BlockView(BaseModel):
     name: str
     kind: str
@@ -84,6 +104,15 @@ class TrafficView(BaseModel):
     agent: str
     kind: str = Field(description="shard, patch or file (down), delta (up)")
     bytes: int
+
+
+class ExposureView(BaseModel):
+    agent: str
+    run_id: str
+    block: str
+    version: int
+    codec: str
+    first_at: datetime
 
 
 class RoundView(BaseModel):
