@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 
 from anyio import to_thread
@@ -22,6 +23,8 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.jobs.engine import NewEngine
+from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.services.records import instance
 from fedcybgd.coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
@@ -37,13 +40,17 @@ log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, assignments, models, plan, runs, held_out, status)]
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The coordinator for `settings`; its database is brought to the newest schema when it starts."""
+def create_app(settings: Settings, new_engine: NewEngine | None = None) -> FastAPI:
+    """The coordinator for `settings`; its database is brought to the newest schema when it starts.
+
+    Each lane has an engine of `new_engine`; by default a process of its own.
+    """
     app = FastAPI(
         title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url="/docs", redoc_url=None,
         description="Federated fine-tuning of all parameters of a language model, one block at a time.",
     )  # fmt: skip
     app.state.settings = settings
+    app.state.new_engine = new_engine or partial(EngineProcess, settings.blobs, settings.engine_threads)
     app.state.outages = OutageLog()
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
@@ -77,7 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with database.transaction() as session:
         app.state.identity = instance.identity(session, utcnow())
         missing.tell(session, app.state.store, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, settings.blobs, settings.engine_threads)
+    jobs = app.state.jobs = LocalJobs(database, app.state.new_engine)
 
     def after_commit(signals: Signals) -> None:
         if WAKE in signals:

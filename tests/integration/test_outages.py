@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Engine, event, make_url, select
 import fedcybgd.coordinator.engine.admit
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.services import outcomes
+from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, refused, settled, start_run, versions
@@ -172,19 +172,20 @@ def test_a_lane_outlasts_an_engine_that_cannot_be_started(live: LiveCoordinator,
     hand = Hand(live)
     run = start_run(live, "bert", [hand])
     lane = live.app.state.jobs._lanes["quick"]
+    blobs = live.settings.blobs
     tries: list[int] = []
 
     def dead() -> None:
         raise OSError("killed")
 
-    def new_pool() -> Executor:
+    def new_engine() -> EngineThread:
         tries.append(1)
         if len(tries) < 4:
             raise OSError(24, "Too many open files")
-        return ThreadPoolExecutor(1)
+        return EngineThread(blobs)
 
-    monkeypatch.setattr(lane, "_new_pool", new_pool)
-    lane._pool = ThreadPoolExecutor(1, initializer=dead)  # dies under the first job that it gets
+    monkeypatch.setattr(lane, "_new_engine", new_engine)
+    lane._engine = EngineThread(blobs, dead)  # dies under the first job that it gets
     hand.deliver(hand.take(run))
     view = settled(live, run)
     assert (view["state"], view["rounds_done"], len(tries)) == ("running", 1, 4)

@@ -7,7 +7,7 @@ import torch. Tests in `e2e` run the real processes.
 import socket
 import threading
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,27 @@ from anyio import CapacityLimiter
 from fedcybgd.agent.client import Client
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.jobs import local
+from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.operator import Operator
 from fedcybgd.coordinator.serve import Server, prepare_home
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
+from tests.support.engines import EngineThread
 
 
 class LiveCoordinator:
-    def __init__(self, home: Path, database_url: str | None = None, **settings: Any) -> None:
+    def __init__(self, home: Path, database_url: str | None = None, new_engine: NewEngine | None = None, **settings: Any) -> None:
         self.settings = Settings(home=home, database_url=database_url, sweep_every_s=0.1, **settings)
         prepare_home(self.settings)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.app = create_app(self.settings)
+        self.app = create_app(self.settings, new_engine or partial(EngineThread, self.settings.blobs))
         self._server = Server(uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()
         until = time.monotonic() + 30
         while not self._server.started:
@@ -46,18 +47,6 @@ class LiveCoordinator:
         with self.database.transaction() as session:
             self.operator_key = operators.rotate_key(session, utcnow())
         self.operator = Operator(self.url, self.operator_key)
-
-    def _serve(self) -> None:
-        new_pool = local.Lane._new_pool
-
-        def threads(_lane: local.Lane) -> Executor:
-            return ThreadPoolExecutor(1)
-
-        local.Lane._new_pool = threads  # type: ignore[assignment,method-assign]
-        try:
-            self._server.run([self._listener])
-        finally:
-            local.Lane._new_pool = new_pool  # type: ignore[method-assign]
 
     @property
     def database(self) -> Database:

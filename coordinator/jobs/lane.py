@@ -1,0 +1,126 @@
+"""A lane does one job after another, in the order in which they came."""
+
+import logging
+import threading
+from concurrent.futures import BrokenExecutor, Future
+from typing import Any
+
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.outage import reason
+from fedcybgd.coordinator.domain.mending import LOST, MEND
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
+from fedcybgd.coordinator.jobs.patience import Patience, Stopped
+from fedcybgd.coordinator.jobs.taking import Queue, Taken
+from fedcybgd.coordinator.services.upkeep import mending
+from fedcybgd.shared.contract.errors import FedError
+
+log = logging.getLogger("fedcoord.jobs")
+LOOK_EVERY_S = 30.0
+CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
+"""What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads."""
+
+
+class Lane:
+    """One thread and one engine; jobs wait in the database and survive both."""
+
+    def __init__(self, name: str, database: Database, new_engine: NewEngine) -> None:
+        self._name, self._new_engine = name, new_engine
+        self._work, self._patience = threading.Event(), Patience(f"lane {name}")
+        self._queue = Queue(name, database, self._patience)
+        self._engine: Engine | None = new_engine()
+        self._thread = threading.Thread(target=self._loop, name=f"lane-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._work.set()
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._work.set()
+
+    def stop(self) -> None:
+        """Let go at once: a job that is under way is done again at the next start."""
+        self._patience.end()
+        self._work.set()
+        if (engine := self._engine) is not None:
+            engine.close()
+
+    def _loop(self) -> None:
+        while not self._patience.ended:
+            # Looked at now and then without a wake as well: a commit whose answer was lost on the way has woken nobody.
+            self._work.wait(LOOK_EVERY_S)
+            self._work.clear()
+            try:
+                while not self._patience.ended and self._one():
+                    pass
+            except Stopped:
+                return
+            except Exception:
+                log.exception("lane %s stumbled; it goes on", self._name)
+
+    def _one(self) -> bool:
+        """Take and do one job; whether there was one."""
+        job = self._queue.take()
+        if job is None:
+            return False
+        try:
+            self._queue.complete(job, self._run(job))
+        except Stopped:
+            raise
+        except Exception as error:
+            self._failed(job, error)
+        return True
+
+    def _run(self, job: Taken, mended: set[str] | None = None) -> dict[str, Any]:
+        """What the engine makes of a job. Blobs that it finds lost are made again on the way, where they can be: each once."""
+        mended = set() if mended is None else mended
+        while True:
+            try:
+                return self._run_once(job)
+            except CoordinatorError as error:
+                digest = error.detail.get("digest")
+                if error.code not in LOST or digest is None or digest in mended:
+                    raise
+                mended.add(digest)
+                self._mend(job, error, mended)
+
+    def _mend(self, job: Taken, error: CoordinatorError, mended: set[str]) -> None:
+        """Raises the error, with the name of its blob, where that cannot be made again."""
+        digest = error.detail["digest"]
+        found = self._queue.ask("say that a blob is lost", lambda session: mending.begin(session, error, job.subject))
+        try:
+            if not found.ways:
+                raise error
+            self._run(Taken(job.id, MEND, found.model_dump(mode="json"), job.subject), mended)
+        except FedError as failed:
+            name = self._queue.ask("name a blob", lambda session: mending.names_of(session, digest))
+            raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed
+        self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject))
+
+    def _run_once(self, job: Taken) -> dict[str, Any]:
+        """Raises what the engine raised, `BrokenExecutor` if it died of the job."""
+        running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
+        return running.result()
+
+    def _begin(self, job: Taken) -> Future[dict[str, Any]]:
+        if self._patience.ended:
+            raise Stopped
+        if self._engine is None:
+            self._engine = self._new_engine()
+        try:
+            return self._engine.submit(job.kind, job.payload)
+        except BrokenExecutor:
+            self._engine = None  # died while it had nothing to do: not this job's fault
+            raise
+
+    def _failed(self, job: Taken, error: Exception) -> None:
+        if self._patience.ended:
+            raise Stopped
+        if died := isinstance(error, BrokenExecutor):
+            self._engine = None
+        if isinstance(error, FedError):
+            code, message = error.code, error.message
+        else:
+            code, message = "worker_died" if died else "engine_failed", reason(error)
+        log.error("job %s (%s) failed: %s", job.id, job.kind, message, exc_info=None if died or isinstance(error, FedError) else error)
+        self._queue.fail(job, code, message[:4000], died)

@@ -1,0 +1,47 @@
+"""Waits for what may pass, and ends the waiting when the coordinator stops."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from fedcybgd.coordinator.db.outage import reason
+
+log = logging.getLogger("fedcoord.jobs")
+T = TypeVar("T")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
+
+
+class Stopped(Exception):
+    """The coordinator stops: what the lane was at is done again, here or elsewhere."""
+
+
+class Patience:
+    """Of one lane, until it is stopped."""
+
+    def __init__(self, who: str) -> None:
+        self._who, self._stopping = who, threading.Event()
+
+    def end(self) -> None:
+        self._stopping.set()
+
+    @property
+    def ended(self) -> bool:
+        return self._stopping.is_set()
+
+    def take(self, what: str, step: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
+        """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `Stopped` in between."""
+        wait = FIRST_WAIT_S
+        while True:
+            try:
+                return step()
+            except Exception as error:
+                if not passes(error):
+                    raise
+                if self.ended:
+                    raise Stopped from error
+                log.warning("%s cannot %s yet (%s); it tries again", self._who, what, reason(error))
+            if self._stopping.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
+                raise Stopped
+            wait = min(2 * wait, LONGEST_WAIT_S)

@@ -1,0 +1,58 @@
+"""A lane's door to the table of jobs: takes one, and does not rest before it is written what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.outage import is_away
+from fedcybgd.coordinator.jobs.patience import Patience
+from fedcybgd.coordinator.services import outcomes
+from fedcybgd.coordinator.services.records import jobs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A job, out of the transaction that took it."""
+
+    id: str
+    kind: str
+    payload: dict[str, Any]
+    subject: str
+
+
+class Queue:
+    """Each call is one transaction. A database that is away is waited for, and what was to be written is kept until then."""
+
+    def __init__(self, lane: str, database: Database, patience: Patience) -> None:
+        self._lane, self._database, self._patience = lane, database, patience
+
+    def take(self) -> Taken | None:
+        """The next job of the lane, now running."""
+
+        def taken(session: Session) -> Taken | None:
+            job = jobs.take(session, self._lane)
+            return None if job is None else Taken(job.id, job.kind, job.payload, job.subject)
+
+        return self.ask("look for a job", taken)
+
+    def complete(self, job: Taken, result: dict[str, Any]) -> None:
+        self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.id, result))
+
+    def fail(self, job: Taken, code: str, message: str, died: bool) -> None:
+        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.id, code, message, try_again=died))
+
+    def ask(self, what: str, step: Callable[[Session], T]) -> T:
+        def transaction() -> T:
+            with self._database.transaction() as session:
+                return step(session)
+
+        return self._patience.take(what, transaction, is_away)
+
+
+def _what_came_of(job: Taken) -> str:
+    return f"write what came of job {job.id} ({job.kind})"

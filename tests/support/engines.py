@@ -1,0 +1,19 @@
+"""An engine in a thread of the test process: a process takes ten seconds to import torch, and cannot be made to stumble."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+class EngineThread:
+    def __init__(self, blobs: Path, initializer: Callable[[], None] | None = None) -> None:
+        self._blobs, self._pool = blobs, ThreadPoolExecutor(1, initializer=initializer)
+
+    def submit(self, kind: str, payload: dict[str, Any]) -> Future[dict[str, Any]]:
+        from fedcybgd.coordinator.engine.worker import run
+
+        return self._pool.submit(run, kind, payload, str(self._blobs))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
