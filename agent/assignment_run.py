@@ -154,7 +154,7 @@ def check_memory(limit: float | None, assignment: Assignment) -> None:
 
     Of embeddings that are not tied to an output matrix only the rows that occur have any; how many is not known yet, so none count.
     """
-    trained = {block for group in assignment.train.groups for block in group.blocks}
+    trained = set(assignment.train.trained)
     if assignment.train.task != "causal-lm" or any(ref.block == "head" for ref in assignment.manifest.blocks):
         trained.discard("embeddings")
     needed = 4 * sum(ref.size for ref in assignment.manifest.blocks if ref.block in trained)
@@ -164,7 +164,7 @@ def check_memory(limit: float | None, assignment: Assignment) -> None:
 
 
 def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
-    trained = [block for group in assignment.train.groups for block in group.blocks]
+    trained = assignment.train.trained
     feedback = assignment.error_feedback
     request = TrainRequest(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,

@@ -35,6 +35,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 
 TARGETS = {"cpu_percent": 20, "claim_ms_p99": 100}
 TASK = {"kind": "text-classification", "labels": 2}
@@ -51,7 +52,7 @@ def enrol(database: Database, count: int) -> list[str]:
     given = [keys.new_key(keys.AGENT) for _ in range(count)]
     with database.transaction() as session:
         session.add_all(
-            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=keys.key_hash(key), state=AgentState.ENROLLED, device={}, limits={},
+            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=keys.key_hash(key), state=AgentState.ENROLLED, device=DeviceInfo(), limits=DeclaredLimits(),
                   version="", enrolled_at=utcnow())
             for i, key in enumerate(given)
         )  # fmt: skip

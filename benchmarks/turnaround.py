@@ -52,7 +52,7 @@ class Hand:
     def make_delta(self, folder: Path) -> Path:
         """Random numbers in the place of what training would change."""
         assert self.assignment is not None
-        trained = [name for group in self.assignment.train.groups for name in group.blocks]
+        trained = self.assignment.train.trained
         delta = {}
         for ref in self.assignment.manifest.blocks:
             if ref.block in trained:

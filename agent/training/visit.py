@@ -64,7 +64,7 @@ class Visitor:
         partition = self._data(request)
         emulator = self._model(request, precision)
         shards = {s.block: Path(s.path) for s in request.shards}
-        opened = [block for group in settings.groups for block in group.blocks]
+        opened = list(settings.trained)
         emulator.update(request.shards, opened, request.dropped)
         try:
             began = time.monotonic()

@@ -83,7 +83,7 @@ async def claim(
     place = waiting.enter(agent.id)
     found = None
     # What was offered between the glance and the entering would have been missed.
-    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes or arrival.glance.limits != body.limits.model_dump()
+    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes or arrival.glance.limits != body.limits
     try:
         while True:
             place.clear()

@@ -59,7 +59,8 @@ def create_run(operator: Operator, file: Path) -> Any:
         held_out = file.parent / spec.evaluate.held_out
         if not held_out.is_file():
             raise OperatorError(f"{file}: evaluate.held_out: there is no file {held_out}")
-        spec.evaluate.digest = operator.upload_held_out(held_out)
+        uploaded = spec.evaluate.model_copy(update={"digest": operator.upload_held_out(held_out)})
+        spec = spec.model_copy(update={"evaluate": uploaded})
     run = operator.post("/runs", spec.model_dump(mode="json"))
     run = operator.wait(lambda: operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] in FINAL)
     if run["state"] == "failed":

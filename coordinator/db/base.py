@@ -6,13 +6,17 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Double, Engine, MetaData, TypeDecorator, create_engine, event, make_url
+from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
+
+from fedcybgd.coordinator.db.typed import Typed
 
 BESIDE = 10
 """Connections for what is no request: the lanes of jobs, the start, a person's command."""
 LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
+KEY = String(40)
+DIGEST = String(64)
 AfterCommit = Callable[[dict[str, Any]], None]
 
 
@@ -25,7 +29,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {float: Double, dict[str, Any]: JSON, list[str]: JSON, list[dict[str, Any]]: JSON}  # noqa: RUF012
+    type_annotation_map = {float: Double, list[str]: Typed(list[str])}  # noqa: RUF012
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.words import JsonObject, Task
 from fedcybgd.shared.files.table_format import TableFormat
 
 
@@ -75,7 +75,7 @@ class ImportPayload(BaseModel):
 
 
 class ImportResult(BaseModel):
-    config: dict[str, object]
+    config: JsonObject
     files: list[FileRef]
     blocks: list[StoredBlock]
     left_out: list[str]
@@ -92,7 +92,7 @@ class HeldOutRef(BaseModel):
 
 
 class PreparePayload(BaseModel):
-    config: dict[str, object]
+    config: JsonObject
     files: list[FileRef]
     blocks: list[StoredBlock]
     task: Task

@@ -19,7 +19,7 @@ class RunFileInvalid(Invalid):
 
 class Section(BaseModel):
     # JSON, in which runs are kept and shown, has neither NaN nor infinity.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class TaskSection(Section):

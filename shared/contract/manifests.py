@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.words import Codec, Id, Name
@@ -10,7 +10,13 @@ from fedcybgd.shared.contract.words import Codec, Id, Name
 # ---- assignments ----------------------------------------------------------------------------------------------------
 
 
-class FileRef(BaseModel):
+class Ref(BaseModel):
+    """Never changed: rows and messages share it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class FileRef(Ref):
     """A file of the model by its name: configuration, tokenizer, and in an export the weights."""
 
     name: Name
@@ -18,7 +24,7 @@ class FileRef(BaseModel):
     size: int = Field(ge=0)
 
 
-class BlobRef(BaseModel):
+class BlobRef(Ref):
     """Bytes by their digest."""
 
     digest: Digest
@@ -35,7 +41,7 @@ class PatchRef(BlobRef):
     weight: float = Field(1.0, allow_inf_nan=False, description="of a delta")
 
 
-class ShardRef(BaseModel):
+class ShardRef(Ref):
     """One block at one version in one codec: a safetensors file, and in what forms it can be fetched."""
 
     block: Name
@@ -49,12 +55,19 @@ class ShardRef(BaseModel):
     )
 
 
-class Manifest(BaseModel):
+class Manifest(Ref):
     """All that makes up one emulator, in the order of the model."""
 
     files: list[FileRef]
     blocks: list[ShardRef]
     dropped: list[Name] = Field(default_factory=list, description="blocks of layers that this emulator does without")
+
+    def digests(self) -> set[str]:
+        """Of all blobs that an agent may ask for by it."""
+        found = {file.digest for file in self.files}
+        for ref in self.blocks:
+            found |= {ref.digest, *(patch.digest for patch in ref.patches)} | ({ref.packed.digest} if ref.packed else set())
+        return found
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------

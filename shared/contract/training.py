@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.words import MOST_STEPS, Count, Message, Name, Optimizer, Precision, Task
 
@@ -17,6 +17,7 @@ class ParameterGroup(BaseModel):
 class Training(BaseModel):
     """How a visit trains, as the run file says it and as an agent is told it: a field that is added here reaches both."""
 
+    model_config = ConfigDict(frozen=True)
     steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
     epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
     batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
@@ -36,6 +37,11 @@ class TrainSettings(Training):
     groups: list[ParameterGroup] = Field(max_length=10_000)
     max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The blocks that are trained, the visited one first."""
+        return tuple(name for group in self.groups for name in group.blocks)
 
 
 class TrainMetrics(Message):

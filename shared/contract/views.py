@@ -1,18 +1,23 @@
 """What operators see, as models: built by `status`, answered by the API, drawn by the dashboard and the command line."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
+from fedcybgd.shared.contract.agents import DeviceInfo
+from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.measured import Failure
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.words import JsonObject
 
 
 class AgentView(BaseModel):
     id: str
     name: str
     state: str
-    device: dict[str, Any]
+    device: DeviceInfo
     version: str
     enrolled_at: datetime
     last_seen_at: datetime | None
@@ -50,20 +55,13 @@ class BlockView(BaseModel):
     trained: bool = Field(description="visited in every cycle, or trained along")
 
 
-class FailureView(BaseModel):
-    """Why there is no number where one was wanted."""
-
-    code: str = Field(description="`skipped`: a newer score was wanted before this one began")
-    message: str
-
-
 class EvaluationView(BaseModel):
     after_rounds: int
     loss: float | None
     accuracy: float | None
     rows: int
     seconds: float
-    failed: FailureView | None = Field(None, description="why there is no loss")
+    failed: Failure | None = Field(None, description="why there is no loss")
     created_at: datetime
 
 
@@ -80,8 +78,8 @@ class AssignmentView(BaseModel):
     leased_at: datetime | None
     submitted_at: datetime | None
     judged_at: datetime | None
-    progress: dict[str, Any] | None
-    metrics: dict[str, Any] | None
+    progress: Progress | None
+    metrics: TrainMetrics | None
     delta_digest: str | None
     applied: bool = Field(description="its delta is part of the present blocks")
 
@@ -94,7 +92,7 @@ class FidelityView(BaseModel):
     cosine: float | None = Field(description="between the block's gradient in the emulator and in the real model, batch by batch")
     loss_real: float | None
     loss_emulator: float | None
-    failed: FailureView | None = Field(None, description="why there is no cosine")
+    failed: Failure | None = Field(None, description="why there is no cosine")
 
 
 class TrafficView(BaseModel):
@@ -123,7 +121,7 @@ class RoundView(BaseModel):
     applied: int = Field(description="how many of them are part of the present model")
     loss_before: float | None = Field(description="held-out loss of the real model before the round")
     loss_after: float | None
-    loss_failed: FailureView | None = Field(None, description="why one of the two could not be measured")
+    loss_failed: Failure | None = Field(None, description="why one of the two could not be measured")
     fidelity: list[FidelityView] = Field(description="of the emulators that were given out in it")
     opened_at: datetime
     closed_at: datetime | None
@@ -155,8 +153,12 @@ class RunSummary(BaseModel):
     ended_at: datetime | None
 
 
+def _as_json(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
 class RunView(RunSummary):
-    spec: dict[str, Any]
+    spec: Annotated[JsonObject, BeforeValidator(_as_json)] = Field(description="the run file")
     participants: list[str] = Field(description="names of the agents that take part")
     notes: list[str] = Field(description="what was found when it was prepared: which parts of the model were made afresh, and why")
     readiness: dict[str, int] = Field(description="agents that it is open to by their standing, until it ends")
@@ -193,7 +195,7 @@ class LeaseView(BaseModel):
     agent: str
     attempt: int
     expires_at: datetime | None
-    progress: dict[str, Any] | None
+    progress: Progress | None
 
 
 class StatusView(BaseModel):

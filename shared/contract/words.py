@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from fedcybgd.shared.contract.plain import PlainText
 
@@ -38,6 +38,8 @@ ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
 Id = Annotated[str, StringConstraints(pattern=ID)]
 """An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+JsonObject = dict[str, JsonValue]
+"""JSON that is somebody else's: only he knows its type."""
 
 
 class Message(BaseModel):

@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import DoesNotFit, auto_ladder
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, costing
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import Assignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -20,9 +21,9 @@ def rungs(live: LiveCoordinator, name: str) -> list[int]:
     """Memory that the plans of the ladder need for a visit of the first layer, in bytes, from the most faithful plan on."""
     with live.database.reading() as session:
         run = queries.run_by_name(session, name)
-        spec, blocks = RunFile.model_validate(run.spec), queries.blocks_of(session, run.id)
+        spec, blocks = run.spec, queries.blocks_of(session, run.id)
         trained = {"layers.0", "head"}
-        agent = Agent(name="any", device={}, limits={})
+        agent = Agent(name="any", device=DeviceInfo(), limits=DeclaredLimits())
         _, costs = costing.costs_for(spec, choose.config_of(session, run), blocks, trained, agent)
         return [costs.memory(plan) for plan in auto_ladder(spec.compression, [choose.facts(b) for b in blocks], trained)]
 

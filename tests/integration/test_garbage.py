@@ -113,7 +113,7 @@ def test_a_job_longer_than_the_grace_loses_nothing(
     with database.reading() as session:
         model = session.scalars(select(Model)).one()
         assert model.state == "ready"
-        assert all(store.has(entry["digest"]) for entry in (*model.files, *model.blocks))
+        assert all(store.has(digest) for digest in [*(f.digest for f in model.files), *(b.digest for b in model.blocks)])
 
 
 def test_what_a_failed_job_has_written_goes_after_all(

@@ -177,7 +177,7 @@ def test_of_measurements_that_wait_the_newest_wins(
     before = {kind: len(queue(database, kind)) for kind in (JobKind.LOSS, JobKind.EVALUATE, JobKind.FIDELITY)}
     with database.transaction() as session:
         row = queries.run_by_name(session, run)
-        spec = RunFile.model_validate(row.spec)
+        spec = row.spec
         (assignment,) = queries.assignments_of(session, row.id, 0)
         blocks = queries.blocks_of(session, row.id)
         plan = choose.frozen_plan(spec, [choose.facts(b) for b in blocks])

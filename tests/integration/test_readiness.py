@@ -286,4 +286,4 @@ def test_what_an_agent_allows_is_noted_though_there_is_no_work(live: LiveCoordin
     hand.claim("nothing", limits={"memory_bytes": 5_000_000})
     with live.database.reading() as session:
         (agent,) = session.scalars(select(Agent).where(Agent.name == hand.name))
-        assert agent.limits["memory_bytes"] == 5_000_000
+        assert agent.limits.memory_bytes == 5_000_000

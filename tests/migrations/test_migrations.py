@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import migrate, models
 from fedcybgd.coordinator.db.base import Base, Database, open_engine
+from fedcybgd.shared.contract.agents import DeclaredLimits
 
 
 @pytest.fixture
@@ -113,6 +114,20 @@ def test_sqlite_writes_ahead_syncs_and_waits(tmp_path: Path) -> None:
 # ---- rows that are there survive ------------------------------------------------------------------------------------
 
 AT = "2025-01-01 00:00:00+00:00"
+# As the first version wrote them.
+SPEC = (
+    '{"name": "r", "model": "bert", "task": {"kind": "text-classification", "labels": 2, "max_length": 64}, "schedule": {"cycles": 2}, '
+    '"train": {"steps": 4, "epochs": null, "learning_rate": 0.001}, "agents": "all", "lease_s": 60.0, "seed": 3}'
+)
+DIGEST = "d" * 64
+MANIFEST = (
+    f'{{"files": [{{"name": "config.json", "digest": "{DIGEST}", "size": 2}}], '
+    f'"blocks": [{{"block": "layers.0", "version": 1, "codec": "exact", "digest": "{DIGEST}", "size": 5}}]}}'
+)
+TRAIN = (
+    '{"task": "text-classification", "num_labels": 2, "label_names": null, "groups": [{"blocks": ["layers.0"], "learning_rate": 0.001}], '
+    '"steps": 4, "epochs": 1.0, "batch_size": 16, "max_length": 64, "seed": 3}'
+)
 
 
 def fill_0001(engine: Engine) -> None:
@@ -130,7 +145,7 @@ def fill_0001(engine: Engine) -> None:
             num_parameters=7, created_at=AT,
         )  # fmt: skip
         insert(
-            "run", id="run_r", name="r", model_id="mod_m", spec='{"schedule": {"cycles": 2}}', state="running", prepared=True, files="[]",
+            "run", id="run_r", name="r", model_id="mod_m", spec=SPEC, state="running", prepared=True, files="[]",
             trained_blocks='["layers.0", "layers.1"]', participants='["agt_a"]', rounds_total=4, created_at=AT,
         )  # fmt: skip
         insert(
@@ -150,7 +165,7 @@ def fill_0001(engine: Engine) -> None:
         for number, block, state in ((0, "layers.0", "rejected"), (0, "layers.0", "accepted"), (1, "layers.1", "leased")):
             insert(
                 "assignment", id=f"asg_{number}_{state}", run_id="run_r", round=number, block=block, state=state, attempt=1, failures=0,
-                excluded="[]", agent_id="agt_a", waiting_since=AT, manifest="{}", train="{}",
+                excluded="[]", agent_id="agt_a", waiting_since=AT, manifest=MANIFEST, train=TRAIN,
             )  # fmt: skip
 
 
@@ -180,9 +195,11 @@ def test_a_run_of_the_first_schema_goes_on_in_the_newest(engine: Engine) -> None
         ]
         assignments = session.scalars(select(models.Assignment).order_by(models.Assignment.id)).all()
         assert {a.id: a.applied for a in assignments} == {"asg_0_accepted": True, "asg_0_rejected": False, "asg_1_leased": False}
-        assert session.get_one(models.Agent, "agt_a").limits == {}
+        assert all(a.train.trained == ("layers.0",) and a.manifest.digests() == {DIGEST} for a in assignments)
+        assert session.get_one(models.Agent, "agt_a").limits == DeclaredLimits()
         assert session.get_one(models.Block, ("run_r", "layers.0")).influence is None
-        assert session.get_one(models.Run, "run_r").participants == ["agt_a"]
+        run = session.get_one(models.Run, "run_r")
+        assert (run.participants, run.spec.schedule.cycles, run.spec.delta.codec) == (["agt_a"], 2, "int8")
         foreign = session.scalar(select(models.Assignment.agent_id).where(models.Assignment.id == "asg_1_leased"))
         assert foreign == "agt_a"
     assert difference(engine) == []
@@ -218,12 +235,13 @@ def test_a_fidelity_that_was_not_measured_is_no_cosine_any_more(engine: Engine) 
     values = {"a": (-1.0, 0), "b": (0.5, 9), "c": (-1.0, 9)}
     with engine.begin() as connection:
         for plan, (cosine, count) in values.items():
-            metrics = f'{{"plan": "{plan}", "cosine": {cosine}, "loss_real": 1.0, "rows": {count}}}'
+            metrics = f'{{"plan": "{plan}", "cosine": {cosine}, "cosine_worst": {cosine}, "loss_real": 1.0, "loss_emulator": 1.5, "rows": {count}, "seconds": 2.0}}'
             statement = "INSERT INTO fidelity (run_id, round, block, plan, codecs, metrics, created_at) VALUES ('run_r', 0, 'layers.0', :p, '{}', :m, :at)"
             connection.execute(text(statement), {"p": plan, "m": metrics, "at": AT})
     migrate.upgrade(engine)
     with Session(engine) as session:
         found = {f.plan: f.metrics for f in session.scalars(select(models.Fidelity))}
-    assert {plan: m["cosine"] for plan, m in found.items()} == {"a": None, "b": 0.5, "c": -1.0}
-    assert found["a"]["failed"]["code"] == "engine_failed"
-    assert "failed" not in found["b"]
+    assert {plan: m.cosine for plan, m in found.items()} == {"a": None, "b": 0.5, "c": -1.0}
+    assert found["a"].failed is not None
+    assert found["a"].failed.code == "engine_failed"
+    assert found["b"].failed is None

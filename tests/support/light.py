@@ -47,7 +47,7 @@ class LightTrainer:
         except (ShardCorrupt, PackedError, CodecError, HeaderError) as error:
             raise VisitFailed("shard_corrupt", str(error)) from error
         paths = {s.block: Path(s.path) for s in request.shards}
-        opened = [block for group in request.train.groups for block in group.blocks]
+        opened = list(request.train.trained)
         draw = torch.Generator().manual_seed(request.train.seed)
         trained = {
             block: {

@@ -39,9 +39,10 @@ from fedcybgd.coordinator.services import outcomes, signals
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.operate import forecasts, prepare, steer
 from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
-from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import DeltaSubmission, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.training import TrainMetrics
 
 AGENTS = ("ann", "bob", "cleo")
@@ -49,7 +50,7 @@ MODELS = {"small": 3, "large": 4}
 """name → layers"""
 HELD_OUT = {digest_of(b"rows"): "rows.csv", digest_of(b"others"): "others.csv"}
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1.0, loss_last=1.0, seconds=1.0, tokens_per_s=1.0)
-FILES = [{"name": "config.json", "digest": digest_of(b"config"), "size": 6}]
+FILES = [FileRef(name="config.json", digest=digest_of(b"config"), size=6)]
 HOUR = timedelta(hours=1)
 IDS = re.compile(r"\b(run|asg|job)_[0-9a-f]{16}\b")
 
@@ -61,14 +62,14 @@ def stage(database: Database) -> None:
         for name, layers in MODELS.items():
             config = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
                       "num_hidden_layers": layers, "vocab_size": 100}  # fmt: skip
-            values = [_stored(name, b).model_dump() for b in _shapes(layers)]
+            values = [_stored(name, b) for b in _shapes(layers)]
             session.add(
                 Model(id=_id("mod", name), name=name, source="here", state="ready", config=config, files=FILES, blocks=values, left_out=[],
-                      num_parameters=sum(b["num_parameters"] for b in values), created_at=now)
+                      num_parameters=sum(b.num_parameters for b in values), created_at=now)
             )  # fmt: skip
         for name in AGENTS:
-            session.add(Agent(id=_id("agt", name), name=name, key_hash=digest_of(name.encode()), state="active", device={}, limits={"memory_bytes": 1 << 34},
-                              version="", enrolled_at=now))  # fmt: skip
+            session.add(Agent(id=_id("agt", name), name=name, key_hash=digest_of(name.encode()), state="active", device=DeviceInfo(),
+                              limits=DeclaredLimits(memory_bytes=1 << 34), version="", enrolled_at=now))  # fmt: skip
         for digest, name in HELD_OUT.items():
             session.add(HeldOut(digest=digest, name=name, size=4, created_at=now))
 

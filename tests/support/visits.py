@@ -118,7 +118,7 @@ class Hand:
 
     def base(self, assignment: Assignment) -> dict[str, Tensors]:
         """The blocks that are trained, as they were sent."""
-        trained = [name for group in assignment.train.groups for name in group.blocks]
+        trained = assignment.train.trained
         digests = {b.block: b.digest for b in assignment.manifest.blocks}
         return {block: self._tensors(assignment, digests[block]) for block in trained}
 

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecast
 from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Change, packed_bytes, simulate
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.tensors import codecs, quantized
 
@@ -229,13 +230,14 @@ def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
 
 def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
     from fedcybgd.coordinator.db.models import Agent, Block
+    from fedcybgd.coordinator.domain.job import TensorShape
     from fedcybgd.coordinator.services.emulators.costing import costs_for
 
     spec = run(compression={"policy": "auto"})
     rows = [
         Block(
             name=b.name, kind=b.kind, version=0, digest=b.name, size=4 * b.num_parameters, num_parameters=b.num_parameters, influence=None,
-            tensors=[{"name": n, "shape": list(s)} for n, s in b.tensors.items()],
+            tensors=[TensorShape(name=n, shape=list(s)) for n, s in b.tensors.items()],
         )
         for b in blocks_of_run(spec, CONFIG, shapes())[0]
     ]  # fmt: skip
@@ -243,7 +245,7 @@ def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
     facts = [BlockFacts(b.name, b.kind, b.num_parameters) for b in rows]
 
     def chosen(limits: dict[str, int]) -> compression.Plan | DoesNotFit:
-        agent = Agent(name="a", state="active", device={"kind": "cpu", "memory_bytes": 10**9}, limits=limits)
+        agent = Agent(name="a", state="active", device=DeviceInfo(memory_bytes=10**9), limits=DeclaredLimits(**limits))
         return compression.plan(spec.compression, facts, trained, *costs_for(spec, CONFIG, rows, trained, agent))
 
     free = chosen({})

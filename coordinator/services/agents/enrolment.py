@@ -11,7 +11,7 @@ from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.errors import Conflict, Unauthorized
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
+from fedcybgd.shared.contract.agents import DeclaredLimits, EnrolAnswer, EnrolRequest
 
 
 class TokenUnknown(Unauthorized):
@@ -54,7 +54,7 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
     key = keys.new_key(keys.AGENT)
     agent = Agent(
         id=keys.new_id("agt"), name=request.name, key_hash=keys.key_hash(key), state=AgentState.ENROLLED,
-        device=request.device.model_dump(), limits={}, version=request.version, enrolled_at=now,
+        device=request.device, limits=DeclaredLimits(), version=request.version, enrolled_at=now,
     )  # fmt: skip
     session.add(agent)
     try:

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.errors import Forbidden, Unauthorized
 from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.agents import DeclaredLimits
 
 
 class AgentRevoked(Forbidden):
@@ -30,7 +31,7 @@ class Glance:
 
     agent: Identity
     worth_a_claim: bool
-    limits: dict[str, Any]
+    limits: DeclaredLimits
     """as the agent declared them last"""
 
 

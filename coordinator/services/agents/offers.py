@@ -6,7 +6,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Run
 from fedcybgd.coordinator.domain.run import RunState
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.agents import AgentSelf, RunOffer
 from fedcybgd.shared.contract.manifests import FileRef
@@ -27,8 +26,8 @@ def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
     run = queries.run_by_name(session, run_id)
     if is_open_to(run, session.get_one(Agent, agent_id)):
         for file in run.files:
-            if file["name"] == name:
-                return FileRef.model_validate(file)
+            if file.name == name:
+                return file
     raise NotFound(f"no run {run_id!r} with a file {name!r} is open to you")
 
 
@@ -36,16 +35,16 @@ def is_open_to(run: Run, agent: Agent) -> bool:
     """Whether the run file lets this agent take part, and the run has not ended."""
     if run.state not in OPEN_STATES or not run.prepared:
         return False
-    chosen = RunFile.model_validate(run.spec).agents
+    chosen = run.spec.agents
     return chosen == "all" or agent.name in chosen
 
 
 def _offer(run: Run) -> RunOffer:
-    task = RunFile.model_validate(run.spec).task
+    task = run.spec.task
     fields = FIELDS[task.kind]
     return RunOffer(
         run_id=run.id, name=run.name, state=run.state, task=task.kind,
         fields=[" and ".join(a) for a in fields.alternatives], optional_fields=list(fields.optional),
         num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length,
-        files=[FileRef.model_validate(f) for f in run.files],
+        files=run.files,
     )  # fmt: skip

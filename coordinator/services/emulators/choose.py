@@ -13,7 +13,6 @@ from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import costing, fidelity, shards
 from fedcybgd.shared.contract.manifests import Manifest
-from fedcybgd.shared.contract.training import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,12 @@ def facts(block: Block) -> BlockFacts:
 
 
 def trained_in(assignment: Assignment) -> set[str]:
-    return {name for group in TrainSettings.model_validate(assignment.train).groups for name in group.blocks}
+    return set(assignment.train.trained)
 
 
 def request_ahead(session: Session, run: Run) -> None:
     """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     plan = frozen_plan(spec, [facts(b) for b in queries.blocks_of(session, run.id)])
     trained = {*run.trained_blocks, *spec.schedule.always}
     shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()})

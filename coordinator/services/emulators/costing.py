@@ -28,12 +28,10 @@ def costs_for(
 
 
 def facts_of(agent: Agent) -> AgentFacts:
-    limits, device = agent.limits or {}, agent.device or {}
-    kind = device.get("kind", "cpu")
+    limits, device = agent.limits, agent.device
     return AgentFacts(
-        agent.name, agent.state == AgentState.REVOKED, "cpu" if kind in ("auto", "") else kind, limits.get("memory_bytes") or 0,
-        device.get("accelerator_bytes" if kind == "cuda" else "memory_bytes") or 0, limits.get("bytes_per_s") or 0,
-        limits.get("disk_bytes") or 0,
+        agent.name, agent.state == AgentState.REVOKED, "cpu" if device.kind in ("auto", "") else device.kind, limits.memory_bytes,
+        device.accelerator_bytes if device.kind == "cuda" else device.memory_bytes, limits.bytes_per_s,
     )  # fmt: skip
 
 
@@ -41,7 +39,7 @@ def shapes(blocks: Sequence[Block], known: Mapping[str, dict[str, tuple[int, int
     """The blocks of a run as the domain sees them; `known` is digest → codec → (bytes, bytes packed)."""
     return [
         BlockShape(
-            b.name, b.kind, {t["name"]: tuple(t["shape"]) for t in b.tensors}, itemsize(b.size, b.num_parameters),
+            b.name, b.kind, {t.name: tuple(t.shape) for t in b.tensors}, itemsize(b.size, b.num_parameters),
             (known or {}).get(b.digest, {}), b.version, b.influence,
         )
         for b in blocks

@@ -1,7 +1,6 @@
 """How faithful emulators are, measured on calibration rows: once for each round, block and plan."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,6 +16,7 @@ from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.measured import Faithfulness
 
 
 def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float]:
@@ -24,7 +24,7 @@ def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float
     nobody waits for it for ever.
     """
     rows = session.scalars(select(Fidelity).where(Fidelity.run_id == run.id, Fidelity.block == block).order_by(Fidelity.round))
-    return {row.metrics["plan"]: UNMEASURABLE if row.metrics["cosine"] is None else row.metrics["cosine"] for row in rows}
+    return {row.metrics.plan: UNMEASURABLE if row.metrics.cosine is None else row.metrics.cosine for row in rows}
 
 
 def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest) -> None:
@@ -49,17 +49,23 @@ def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assi
 
 
 def fidelity_measured(session: Session, job: Job, result: FidelityResult) -> None:
-    _keep_fidelity(session, job, result.model_dump(exclude={"block"}))
+    figures = Faithfulness(
+        plan=result.plan, cosine=result.cosine, cosine_worst=result.cosine_worst, loss_real=result.loss_real,
+        loss_emulator=result.loss_emulator, rows=result.rows, seconds=result.seconds,
+    )  # fmt: skip
+    _keep_fidelity(session, job, figures)
 
 
 def fidelity_failed(session: Session, job: Job) -> None:
     payload = FidelityPayload.model_validate(job.payload)
     failed = calibration.failed(session, job, f"the fidelity of {payload.block} in round {payload.round}")
-    nothing = {"cosine": None, "cosine_worst": None, "loss_real": None, "loss_emulator": None, "rows": 0, "seconds": 0.0}
-    _keep_fidelity(session, job, {"plan": payload.plan, **nothing, "failed": failed})
+    nothing = Faithfulness(
+        plan=payload.plan, cosine=None, cosine_worst=None, loss_real=None, loss_emulator=None, rows=0, seconds=0.0, failed=failed
+    )
+    _keep_fidelity(session, job, nothing)
 
 
-def _keep_fidelity(session: Session, job: Job, metrics: dict[str, Any]) -> None:
+def _keep_fidelity(session: Session, job: Job, metrics: Faithfulness) -> None:
     """Store it with the round; whoever waits for it may ask again."""
     payload = FidelityPayload.model_validate(job.payload)
     key = (job.subject, payload.round, payload.block, digest_of(payload.plan.encode()))

@@ -9,7 +9,6 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Job, Patch, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, JobKind, JobState, PatchMade
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
@@ -45,7 +44,7 @@ def _steps(session: Session, made: EncodedRef) -> list[PatchRef]:
         row = session.scalar(select(Patch).where(Patch.target == target).order_by(Patch.size, Patch.base).limit(1))
         if row is None or (cost := cost + row.size) >= made.packed.size:
             break
-        steps.append(PatchRef.model_validate(row, from_attributes=True))
+        steps.append(PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size))
         target = row.base
     return steps
 
@@ -66,7 +65,7 @@ def request(session: Session, run: Run, wanted: Iterable[ShardRef]) -> None:
     }
     missing = [ref for ref in wanted if (ref.digest, ref.codec) not in under_way]
     if missing:
-        payload = EncodePayload(config=config_of(run), task=RunFile.model_validate(run.spec).task.kind, wanted=missing)
+        payload = EncodePayload(config=config_of(run), task=run.spec.task.kind, wanted=missing)
         jobs.enqueue(session, JobKind.ENCODE, run.id, payload.model_dump(mode="json"))
 
 
@@ -86,7 +85,7 @@ def apply(session: Session, run: Run, round: int, members: Sequence[Assignment],
     known = _known(session, [change.block.digest for change in changes])
     payload = ApplyPayload(
         round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),
-        task=RunFile.model_validate(run.spec).task.kind, before=[known[key] for key in sorted(known)],
+        task=run.spec.task.kind, before=[known[key] for key in sorted(known)],
     )  # fmt: skip
     jobs.enqueue(session, JobKind.APPLY, run.id, payload.model_dump(mode="json"))
 
@@ -107,7 +106,7 @@ def offer_pending(session: Session, run_id: str) -> None:
 
 
 def config_of(run: Run) -> FileRef:
-    return next(FileRef.model_validate(f) for f in run.files if f["name"] == "config.json")
+    return next(file for file in run.files if file.name == "config.json")
 
 
 def encoded_ref(row: EncodedShard) -> EncodedRef:

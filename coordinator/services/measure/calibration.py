@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.measured import Failure
 
 
 class CalibrationMissing(Invalid):
@@ -59,8 +60,8 @@ def influence_measured(session: Session, run: Run, result: InfluenceResult) -> N
         block.influence = result.influence.get(block.name)
 
 
-def failed(session: Session, job: Job, what: str) -> dict[str, str]:
+def failed(session: Session, job: Job, what: str) -> Failure:
     """Say to people that something could not be measured; returns what is kept in its place."""
     code, message = job.error_code or "engine_failed", job.error or ""
     record(session, "error", code, f"{what} could not be measured: {message}; the run goes on", run_id=job.subject)
-    return {"code": code, "message": message[:500]}
+    return Failure(code=code, message=message[:500])

@@ -1,7 +1,5 @@
 """Held-out scores and losses of the model: when they are due, and what came of them."""
 
-from typing import Any
-
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -16,11 +14,12 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import rounds_per_cycle
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.shared.contract.measured import Failure, Score
 
 
 def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
     """Have the model scored on the held-out rows: at the start (but for `end`), as often as the run file says, and at the end."""
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     request_loss(session, run, spec, after_rounds)
     if spec.evaluate is None or spec.evaluate.digest is None:
         return
@@ -38,8 +37,7 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
     request_score(session, run, spec, after_rounds)
 
 
-NO_SCORE: dict[str, Any] = {"loss": None, "accuracy": None, "rows": 0, "seconds": 0.0}
-SKIPPED = {"code": "skipped", "message": "a newer score was wanted before this one began"}
+SKIPPED = Failure(code="skipped", message="a newer score was wanted before this one began")
 
 
 def request_loss(session: Session, run: Run, spec: RunFile, after_rounds: int) -> None:
@@ -84,20 +82,24 @@ def request_score(session: Session, run: Run, spec: RunFile, after_rounds: int) 
     )  # fmt: skip
     # What the training is measured against is not skipped.
     for skipped in jobs.skip(session, JobKind.EVALUATE, run.id, lambda waiting: waiting["after_rounds"] > 0):
-        _keep_score(session, skipped, NO_SCORE | {"failed": SKIPPED})
+        _keep_score(session, skipped, _no_score(SKIPPED))
     jobs.enqueue(session, JobKind.EVALUATE, run.id, payload.model_dump(mode="json"))
 
 
 def scored(session: Session, job: Job, result: EvaluateResult) -> None:
-    _keep_score(session, job, result.model_dump())
+    _keep_score(session, job, Score(loss=result.loss, accuracy=result.accuracy, rows=result.rows, seconds=result.seconds))
 
 
 def score_failed(session: Session, job: Job) -> None:
     after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
-    _keep_score(session, job, NO_SCORE | {"failed": calibration.failed(session, job, f"the score after {after_rounds} rounds")})
+    _keep_score(session, job, _no_score(calibration.failed(session, job, f"the score after {after_rounds} rounds")))
 
 
-def _keep_score(session: Session, job: Job, metrics: dict[str, Any]) -> None:
+def _no_score(why: Failure) -> Score:
+    return Score(loss=None, accuracy=None, rows=0, seconds=0.0, failed=why)
+
+
+def _keep_score(session: Session, job: Job, metrics: Score) -> None:
     after_rounds = EvaluatePayload.model_validate(job.payload).after_rounds
     if session.get(Evaluation, (job.subject, after_rounds)) is None:
         session.add(Evaluation(run_id=job.subject, after_rounds=after_rounds, metrics=metrics, created_at=utcnow()))

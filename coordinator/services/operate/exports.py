@@ -5,7 +5,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.job import ExportPayload, ExportResult, JobKind, JobState
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -25,7 +24,7 @@ def request_export(session: Session, name: str) -> Job:
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} has no model yet")
     payload = ExportPayload(
-        after_rounds=queries.rounds_closed(session, run.id), task=RunFile.model_validate(run.spec).task.kind,
+        after_rounds=queries.rounds_closed(session, run.id), task=run.spec.task.kind,
         files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
     )  # fmt: skip
     return jobs.enqueue(session, JobKind.EXPORT, run.id, payload.model_dump(mode="json"))

@@ -32,7 +32,7 @@ def plan_run(session: Session, spec: RunFile, tokens_per_s: float | None = None,
         )
     else:
         blocks, visited = blocks_of_run(spec, model.config, _of_model(session, model))
-    files = sum(file["size"] for file in (run.files if run is not None else model.files))
+    files = sum(file.size for file in (run.files if run is not None else model.files))
     agents = [costing.facts_of(agent) for agent in queries.agents(session)]
     found = forecast.forecast(spec, ModelSizes.of(model.config), blocks, visited, agents, files, tokens_per_s, rows)
     return PlanView(
@@ -46,7 +46,7 @@ def _prepared_run(session: Session, spec: RunFile, model: Model) -> Run | None:
     run = session.scalar(select(Run).where(Run.name == spec.name, Run.model_id == model.id).order_by(Run.created_at.desc()).limit(1))
     if run is None or not run.prepared:
         return None
-    other = RunFile.model_validate(run.spec)
+    other = run.spec
     same = (other.task.kind, other.task.num_labels, other.schedule.layers_per_block, other.schedule.blocks, other.schedule.always) == (
         spec.task.kind, spec.task.num_labels, spec.schedule.layers_per_block, spec.schedule.blocks, spec.schedule.always,
     )  # fmt: skip
@@ -54,11 +54,11 @@ def _prepared_run(session: Session, spec: RunFile, model: Model) -> Run | None:
 
 
 def _of_model(session: Session, model: Model) -> list[BlockShape]:
-    known = costing.known_sizes(session, [b["digest"] for b in model.blocks])
+    known = costing.known_sizes(session, [b.digest for b in model.blocks])
     return [
         BlockShape(
-            b["name"], b["kind"], {t["name"]: tuple(t["shape"]) for t in b["tensors"]}, costing.itemsize(b["size"], b["num_parameters"]),
-            known.get(b["digest"], {}),
+            b.name, b.kind, {t.name: tuple(t.shape) for t in b.tensors}, costing.itemsize(b.size, b.num_parameters),
+            known.get(b.digest, {}),
         )
         for b in model.blocks
     ]  # fmt: skip

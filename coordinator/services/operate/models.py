@@ -40,8 +40,7 @@ def add(session: Session, name: str, source: str) -> Model:
 
 def imported(session: Session, job: Job, result: ImportResult) -> None:
     model = session.get_one(Model, job.subject)
-    values = result.model_dump()
-    model.config, model.files, model.blocks, model.left_out = values["config"], values["files"], values["blocks"], values["left_out"]
+    model.config, model.files, model.blocks, model.left_out = result.config, result.files, result.blocks, result.left_out
     model.num_parameters = result.num_parameters
     model.state = "ready"
     record(session, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters")

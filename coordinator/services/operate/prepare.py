@@ -42,7 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     held_out = _held_out(session, spec)
     calibration.check(spec)
     run = Run(
-        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec.model_dump(mode="json"), state=RunState.DRAFT,
+        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RunState.DRAFT,
         files=[], trained_blocks=[], participants=[], created_at=now,
     )  # fmt: skip
     session.add(run)
@@ -80,22 +80,22 @@ def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     blocks = [
         Block(
             run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, digest=block.digest, size=block.size,
-            num_parameters=block.num_parameters, tensors=[t.model_dump() for t in block.tensors],
+            num_parameters=block.num_parameters, tensors=block.tensors,
         )
         for position, block in enumerate(result.blocks)
     ]  # fmt: skip
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     try:
         exposure.check(spec, result.trained, exposure_budget.common(spec, blocks))
     except exposure.ExposureBudgetTooSmall as error:
         _fail(session, run, error.code, error.message)
         return
     session.add_all(blocks)
-    run.files = [f.model_dump() for f in result.files]
+    run.files = result.files
     run.trained_blocks = result.trained
     run.rounds_total = rounds_in(spec, result.trained)
     session.flush()
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     if not calibration.request_influence(session, run, spec):  # else it is prepared once that is measured
         _is_prepared(session, run)
     choose.request_ahead(session, run)

@@ -39,7 +39,7 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
     state = RUN.after(run.state, RunEvent.START)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     run.participants = _participants(session, run, spec, anyway)
     exposure.check(spec, run.trained_blocks, exposure_budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
     run.state, run.started_at = state, now

@@ -26,7 +26,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
     round = session.get_one(Round, (run.id, number))
     if round.state != RoundState.OPEN:
         return
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     waiting = [a for a in members(session, round, lock=True) if not a.applied]
     accepted = [a for a in waiting if a.state == AssignmentState.ACCEPTED]
     missing = [a for a in waiting if a.state != AssignmentState.ACCEPTED]
@@ -88,7 +88,7 @@ def apply_overdue(session: Session, now: datetime) -> None:
         .order_by(Round.run_id)
     )
     for run_id, number, spec in session.execute(open_rounds).all():
-        deadline_s = spec["schedule"].get("wave_deadline_s")
+        deadline_s = spec.schedule.wave_deadline_s
         if deadline_s is None:
             continue
         waiting = (Assignment.run_id == run_id) & (Assignment.round == number) & ~Assignment.applied

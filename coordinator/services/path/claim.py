@@ -15,7 +15,6 @@ from fedcybgd.coordinator.domain.assignment import (
 )
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.agents import offers
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import give_up, lease
@@ -30,7 +29,7 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
         held, run = lease.locked(session, assignment_id)
         if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
             continue  # lapsed a moment ago
-        spec = RunFile.model_validate(run.spec)
+        spec = run.spec
         if not RUN.is_final(run.state) and _consents(run, request) and exposure_budget.may_take(session, run, spec, held, agent_id):
             if (leased := lease.lease(session, held, run, agent_id, now)) is not None:
                 return leased
@@ -64,7 +63,7 @@ def _consents(run: Run, request: ClaimRequest) -> bool:
 
 
 def _may_take(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> bool:
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     # Whoever came after the start may stand in for another.
     if agent_id not in run.participants and not offers.is_open_to(run, session.get_one(Agent, agent_id)):
         return False

@@ -8,7 +8,6 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, Job, Run
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
@@ -43,7 +42,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
     """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
     if run.state != RunState.RUNNING:
         return
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     if readiness.able(session, run, spec) <= set(assignment.excluded):
         halt(session, run, f"no agent is left that could try: {why}")
         run.waits_for_agents = True

@@ -10,7 +10,6 @@ from fedcybgd.coordinator.db.models import Assignment, Job, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
 from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult, JobKind
 from fedcybgd.coordinator.domain.run import RUN
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -19,7 +18,7 @@ from fedcybgd.coordinator.services.records.events import record
 def judge(session: Session, run: Run, assignment: Assignment) -> None:
     """A delta has come: have it measured and judged."""
     assert assignment.delta_digest is not None
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     payload = AdmitPayload(
         assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
         always=spec.schedule.always, rules=spec.admission,
@@ -53,7 +52,7 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     record(
         session, "error", "delta_rejected", f"delta of {name} for {assignment.block}: {reason}", run_id=run.id, agent_id=assignment.agent_id
     )
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     plan = next(v for v in open_round.visits_of(session, run, spec, assignment.round) if v.block == assignment.block)
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
     excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded

@@ -15,19 +15,18 @@ from fedcybgd.coordinator.domain.assignment import (
 )
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
 from fedcybgd.coordinator.domain.run import RUN
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
 from fedcybgd.coordinator.services.path import give_up, trained
-from fedcybgd.shared.contract import assignments, training
+from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
 
 
 def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> assignments.Assignment | None:
     """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made or does not fit."""
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     try:
         emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id))
     except FidelityTooLow as error:
@@ -39,13 +38,13 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
     if emulator.manifest is None:
         return None
     lease = timedelta(seconds=spec.lease_s)
-    assignment.manifest = emulator.manifest.model_dump()
+    assignment.manifest = emulator.manifest
     assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.CLAIM)
     assignment.attempt += 1
     assignment.agent_id = agent_id
     assignment.leased_at, assignment.lease_expires_at = now, now + lease
     assignment.reason, assignment.progress = None, None
-    settings = training.TrainSettings.model_validate(assignment.train)
+    settings = assignment.train
     return assignments.Assignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
@@ -76,12 +75,12 @@ def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments
 def renew(session: Session, assignment_id: str, agent_id: str, request: RenewRequest, now: datetime) -> RenewAnswer:
     assignment, run = locked(session, assignment_id)
     check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-    lease = timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
+    lease = timedelta(seconds=run.spec.lease_s)
     assignment.lease_expires_at = now + lease
     if request.progress is not None:
         if request.progress.trouble is not None:
             troubles.tell(session, assignment, request.progress.trouble, now)
-        assignment.progress = request.progress.model_dump()
+        assignment.progress = request.progress
     return RenewAnswer(lease_seconds=lease.total_seconds(), go_on=not RUN.is_final(run.state))
 
 
@@ -130,7 +129,7 @@ def leave_to_others(session: Session, agent_id: str) -> None:
 def offer_overdue(session: Session, now: datetime) -> None:
     """Let others ask for work that its own agent has not fetched for too long."""
     for assignment, run in queries.pending_assignments(session):
-        wait = timedelta(seconds=RunFile.model_validate(run.spec).schedule.reassign_after_s)
+        wait = timedelta(seconds=run.spec.schedule.reassign_after_s)
         if assignment.meant_for is not None and now - assignment.waiting_since >= wait:
             signals.wake_any(session)
 

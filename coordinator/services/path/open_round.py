@@ -1,7 +1,6 @@
 """Opens the round that follows: who trains which blocks, and what they are told. Step 8 leads here, and the start of a run."""
 
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -43,7 +42,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     last = queries.last_round(session, run.id)
     if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
         return
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
         plans = visits_of(session, run, spec, number)
@@ -71,7 +70,7 @@ def assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime
     assignment = Assignment(
         id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=AssignmentState.PENDING,
         attempt=0, failures=failures, meant_for=plan.agent, excluded=excluded, waiting_since=now,
-        manifest=all_exact(session, run), train=train_settings(spec, plan).model_dump(), applied=False,
+        manifest=all_exact(session, run), train=train_settings(spec, plan), applied=False,
     )  # fmt: skip
     if plan.agent is not None and not _can_come(session, run, spec, assignment, plan.agent):
         assignment.meant_for = None
@@ -80,9 +79,9 @@ def assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime
     return assignment
 
 
-def all_exact(session: Session, run: Run) -> dict[str, Any]:
+def all_exact(session: Session, run: Run) -> Manifest:
     """All blocks as they are now, exact; whoever leases the assignment gets them in the codecs of its emulator."""
-    return Manifest(files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id))).model_dump()
+    return Manifest(files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)))
 
 
 def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.errors import Forbidden
 from fedcybgd.coordinator.services.path import lease
-from fedcybgd.shared.contract.manifests import Manifest, ShardRef
+from fedcybgd.shared.contract.manifests import ShardRef
 
 
 class NotInManifest(Forbidden):
@@ -30,7 +30,7 @@ class Wanted:
 def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
     """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = lease.held(session, assignment_id, agent_id)
-    manifest = Manifest.model_validate(assignment.manifest)
+    manifest = assignment.manifest
     whole = [ref for ref in manifest.blocks if digest in (ref.digest, ref.packed.digest if ref.packed else None)]
     if whole:
         return Wanted(assignment.run_id, assignment.round, "shard", whole)

@@ -41,7 +41,7 @@ def submit(session: Session, assignment_id: str, agent_id: str, submission: Delt
     assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.SUBMIT)
     assignment.submitted_at, assignment.lease_expires_at = now, None
     assignment.delta_digest, assignment.delta_size = submission.digest, size
-    assignment.metrics = submission.metrics.model_dump(mode="json")
+    assignment.metrics = submission.metrics
     judge.judge(session, run, assignment)
     return _receipt(assignment)
 

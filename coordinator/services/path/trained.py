@@ -6,15 +6,12 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Assignment, Block, Run
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract import words
-from fedcybgd.shared.contract.manifests import Manifest, ShardRef
-from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.manifests import ShardRef
 
 
 def trained_refs(assignment: Assignment) -> list[ShardRef]:
     """The blocks that an assignment trains, as they were sent."""
-    settings = TrainSettings.model_validate(assignment.train)
-    names = {name for group in settings.groups for name in group.blocks}
-    return [ref for ref in Manifest.model_validate(assignment.manifest).blocks if ref.block in names]
+    return [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
 
 
 HEADER_ROOM = 1 << 20
@@ -25,7 +22,7 @@ def expected_tensors(session: Session, assignment: Assignment) -> dict[str, tupl
     """Name → shape of what a delta of this assignment must hold."""
     names = [ref.block for ref in trained_refs(assignment)]
     blocks = session.scalars(select(Block).where(Block.run_id == assignment.run_id, Block.name.in_(names)))
-    return {tensor["name"]: tuple(tensor["shape"]) for block in blocks for tensor in block.tensors}
+    return {tensor.name: tuple(tensor.shape) for block in blocks for tensor in block.tensors}
 
 
 def delta_codec(session: Session, assignment: Assignment) -> words.DeltaCodec:

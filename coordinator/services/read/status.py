@@ -9,14 +9,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Event, Job, Model, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Evaluation, Event, Fidelity, Job, Model, Round, Run
 from fedcybgd.coordinator.domain import fresh_parts
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RUN
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.records import ledgers
-from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.views import (
     AgentView,
     AssignmentView,
@@ -56,13 +54,13 @@ def run_status(session: Session, name: str, now: datetime) -> RunView:
 def run_view(session: Session, run: Run, now: datetime) -> RunView:
     summary = _summary(session, run)
     names = queries.agent_names(session)
-    trained = {*run.trained_blocks, *RunFile.model_validate(run.spec).schedule.always} if run.prepared else set()
+    trained = {*run.trained_blocks, *run.spec.schedule.always} if run.prepared else set()
     rounds = queries.last_rounds(session, run.id, ROUNDS_SHOWN)
     current = queries.assignments_of(session, run.id, rounds[0].number) if rounds else []
     return RunView(
         **summary.model_dump(), spec=run.spec, participants=[names.get(agent, agent) for agent in run.participants],
         readiness={} if RUN.is_final(run.state) else _standings(session, run),
-        notes=_notes(session, run), files=[FileRef.model_validate(f) for f in run.files],
+        notes=_notes(session, run), files=run.files,
         blocks=[
             BlockView(name=b.name, kind=b.kind, version=b.version, digest=b.digest, size=b.size, num_parameters=b.num_parameters,
                       trained=b.name in trained)
@@ -70,7 +68,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
         ],
         rounds=_rounds(session, run, rounds),
         current=[_assignment(a, names) for a in sorted(current, key=lambda a: rounds[0].blocks.index(a.block))],
-        evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **e.metrics)
+        evaluations=[_evaluation(e)
                      for e in queries.evaluations_of(session, run.id)],
         bytes=_bytes(queries.traffic_of(session, run.id)),
         pending_jobs=queries.unfinished_jobs(session, run.id), failed_measurements=queries.failed_measurements(session, run.id),
@@ -80,7 +78,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
 
 
 def _standings(session: Session, run: Run) -> dict[str, int]:
-    return Counter(str(member.standing) for member in readiness.members(session, run, RunFile.model_validate(run.spec)))
+    return Counter(str(member.standing) for member in readiness.members(session, run, run.spec))
 
 
 def run_readiness(session: Session, name: str) -> list[MemberView]:
@@ -89,7 +87,7 @@ def run_readiness(session: Session, name: str) -> list[MemberView]:
     return [
         MemberView(agent=m.name, standing=m.standing, takes_part=m.takes_part, reason=m.reason, rows=m.rows, exact=m.exact,
                    last_seen_at=m.last_seen_at)
-        for m in readiness.members(session, run, RunFile.model_validate(run.spec))
+        for m in readiness.members(session, run, run.spec)
     ]  # fmt: skip
 
 
@@ -121,9 +119,9 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
 
 def _notes(session: Session, run: Run) -> list[str]:
     model = session.get_one(Model, run.model_id)
-    blocks = [(b.name, {t["name"]: t["shape"] for t in b.tensors}) for b in queries.blocks_of(session, run.id)]
-    available = {t["name"]: t["shape"] for block in model.blocks for t in block["tensors"]}
-    return fresh_parts.notes(blocks, available, model.config, RunFile.model_validate(run.spec).task.label_names)
+    blocks = [(b.name, {t.name: t.shape for t in b.tensors}) for b in queries.blocks_of(session, run.id)]
+    available = {t.name: t.shape for block in model.blocks for t in block.tensors}
+    return fresh_parts.notes(blocks, available, model.config, run.spec.task.label_names)
 
 
 def _assignment(assignment: Assignment, names: dict[str, str]) -> AssignmentView:
@@ -144,10 +142,26 @@ def _rounds(session: Session, run: Run, rounds: Sequence[Round]) -> list[RoundVi
     return [
         RoundView(number=r.number, cycle=r.cycle, blocks=r.blocks, state=r.state, applied=applied.get(r.number, 0),
                   loss_before=r.loss_before, loss_after=r.loss_after, loss_failed=r.loss_failed,
-                  fidelity=[FidelityView(block=f.block, **f.metrics) for f in fidelity if f.round == r.number],
+                  fidelity=[_fidelity(f) for f in fidelity if f.round == r.number],
                   opened_at=r.opened_at, closed_at=r.closed_at)
         for r in rounds
     ]  # fmt: skip
+
+
+def _evaluation(row: Evaluation) -> EvaluationView:
+    score = row.metrics
+    return EvaluationView(
+        after_rounds=row.after_rounds, loss=score.loss, accuracy=score.accuracy, rows=score.rows, seconds=score.seconds, failed=score.failed,
+        created_at=row.created_at,
+    )  # fmt: skip
+
+
+def _fidelity(row: Fidelity) -> FidelityView:
+    found = row.metrics
+    return FidelityView(
+        block=row.block, plan=found.plan, cosine=found.cosine, loss_real=found.loss_real, loss_emulator=found.loss_emulator,
+        failed=found.failed,
+    )  # fmt: skip
 
 
 def run_rounds(session: Session, name: str) -> list[RoundView]:

@@ -24,13 +24,13 @@ def needed(session: Session, now: datetime) -> set[str]:
     """The digests that a model, a run, an unfinished assignment, a job or a recent export still needs."""
     digests = set(session.scalars(select(Block.digest))) | set(session.scalars(select(HeldOut.digest)))
     for files, blocks in session.execute(select(Model.files, Model.blocks)):
-        digests |= {entry["digest"] for entry in (*files, *blocks)}
+        digests |= {file.digest for file in files} | {block.digest for block in blocks}
     for files in session.scalars(select(Run.files)):
-        digests |= {entry["digest"] for entry in files}
+        digests |= {entry.digest for entry in files}
     open_runs = select(Run.id).where(Run.state.not_in(ENDED))
     unfinished = Assignment.state.in_(UNFINISHED) & Assignment.run_id.in_(open_runs)
     for manifest in session.scalars(select(Assignment.manifest).where(unfinished)):
-        digests |= _digests_in(manifest)
+        digests |= manifest.digests()
     shards, patches = _present(session)
     digests |= {digest for row in shards for digest in (row.digest, row.packed_digest)} | {row.digest for row in patches}
     for delta in session.scalars(_unapplied()):
@@ -50,7 +50,7 @@ def _present(session: Session) -> tuple[list[EncodedShard], list[Patch]]:
     """The encoded shards of blocks that a model or a run has now, and the steps that lead to them."""
     sources = set(session.scalars(select(Block.digest)))
     for blocks in session.scalars(select(Model.blocks)):
-        sources |= {entry["digest"] for entry in blocks}
+        sources |= {entry.digest for entry in blocks}
     shards = [row for row in session.scalars(select(EncodedShard)) if row.source in sources]
     rows: dict[str, list[Patch]] = {}
     for patch in session.scalars(select(Patch)):

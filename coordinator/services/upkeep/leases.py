@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.run_file import RunFile
 
 
 def excuse_agents(session: Session, now: datetime) -> None:
@@ -25,7 +24,7 @@ def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     leased = select(Assignment, Run).join(Run, Run.id == Assignment.run_id).where(Assignment.state == AssignmentState.LEASED)
     extended = session.execute(leased.order_by(Run.id, Assignment.id)).all()
     for assignment, run in extended:
-        assignment.lease_expires_at = now + timedelta(seconds=RunFile.model_validate(run.spec).lease_s)
+        assignment.lease_expires_at = now + timedelta(seconds=run.spec.lease_s)
     for assignment in session.scalars(select(Assignment).where(Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)):
         assignment.waiting_since = min(assignment.waiting_since + lost, now)
     accepted = select(Assignment).where(Assignment.state == AssignmentState.ACCEPTED, ~Assignment.applied).order_by(Assignment.id)

@@ -9,7 +9,6 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Job, Model, Patch, Run
 from fedcybgd.coordinator.domain.job import EncodePayload, JobKind, JobState
 from fedcybgd.coordinator.domain.mending import MendPayload, Way
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.path import give_up
@@ -41,10 +40,10 @@ def names_of(session: Session, digest: str) -> str:
     for visit in session.scalars(select(Assignment).where(Assignment.delta_digest == digest)):
         found.append(f"the delta of {names.get(visit.agent_id or '', '?')} for {visit.block} in round {visit.round}")
     for run in session.scalars(select(Run)):
-        found += [f"{file['name']} of run {run.name}" for file in run.files if file["digest"] == digest]
+        found += [f"{file.name} of run {run.name}" for file in run.files if file.digest == digest]
     for model in session.scalars(select(Model)):
-        entries = [*model.files, *model.blocks]
-        found += [f"{entry['name']} of model {model.name}" for entry in entries if entry["digest"] == digest]
+        found += [f"{file.name} of model {model.name}" for file in model.files if file.digest == digest]
+        found += [f"{block.name} of model {model.name}" for block in model.blocks if block.digest == digest]
     shown = list(dict.fromkeys(found))
     more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
     return ", ".join(shown[:NAMES_SHOWN]) + more or "nothing that is known here"
@@ -86,7 +85,7 @@ def payload_of(session: Session, digest: str) -> MendPayload:
     run = session.scalar(select(Run).join(Block, Block.run_id == Run.id).where(Block.digest.in_(sources)).limit(1))
     if run is None:
         return MendPayload(digest=digest, ways=ways)
-    return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=RunFile.model_validate(run.spec).task.kind)
+    return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=run.spec.task.kind)
 
 
 def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str) -> CoordinatorError:
@@ -108,9 +107,7 @@ def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str) ->
     exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
     payload = begin(session, error, run.id)
     if refs := (encoded or exact)[:1]:
-        request = EncodePayload(
-            config=payload.config or shards.config_of(run), task=RunFile.model_validate(run.spec).task.kind, wanted=refs
-        )
+        request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs)
         jobs.enqueue(session, JobKind.ENCODE, run.id, request.model_dump(mode="json") | {"mends": digest})
     else:
         give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}")

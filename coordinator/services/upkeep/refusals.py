@@ -10,7 +10,6 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.db.models import Readiness as Row
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import give_up, open_round
@@ -44,8 +43,8 @@ def report(session: Session, agent_id: str, said: Sequence[Readiness], now: date
 def declare(session: Session, agent_id: str, limits: DeclaredLimits, now: datetime) -> None:
     """Note what the agent allows training to take, as it says with each claim."""
     agent = session.get_one(Agent, agent_id)
-    if agent.limits != (declared := limits.model_dump()):
-        agent.limits = declared
+    if agent.limits != limits:
+        agent.limits = limits
         limits_changed(session, agent_id, now)
 
 
@@ -92,7 +91,7 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
 
 
 def _hopeless(session: Session, run: Run) -> bool:
-    spec = RunFile.model_validate(run.spec)
+    spec = run.spec
     able = readiness.able(session, run, spec)
     return any(able <= set(assignment.excluded) for assignment in _pending(session, run))
 
@@ -126,7 +125,7 @@ def look_after(session: Session, run_id: str) -> None:
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
-    members = readiness.members(session, run, RunFile.model_validate(run.spec))
+    members = readiness.members(session, run, run.spec)
     for assignment in _pending(session, run):
         left = [m for m in members if m.id not in assignment.excluded]
         if not any(m.takes_part for m in left):

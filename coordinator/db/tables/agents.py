@@ -1,0 +1,54 @@
+"""Agents: who they are, and what they say of runs."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
+from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
+
+
+class EnrolmentToken(Base):
+    __tablename__ = "enrolment_token"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    token_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Agent(Base):
+    __tablename__ = "agent"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    key_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
+    state: Mapped[str] = mapped_column(String(20))
+    device: Mapped[DeviceInfo] = mapped_column(Typed(DeviceInfo))
+    limits: Mapped[DeclaredLimits] = mapped_column(Typed(DeclaredLimits))
+    """memory and bandwidth as it declared them last"""
+    version: Mapped[str] = mapped_column(String(40))
+    enrolled_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_error: Mapped[str | None] = mapped_column(Text)
+    last_error_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Readiness(Base):
+    """What an agent said of a run last, and what it is not asked for."""
+
+    __tablename__ = "readiness"
+    agent_id: Mapped[str] = mapped_column(ForeignKey("agent.id"), primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    fits: Mapped[bool | None]
+    """whether its data fit; null: it has not said"""
+    reason: Mapped[str | None] = mapped_column(String(40))
+    rows: Mapped[int | None] = mapped_column(BigInteger)
+    """as many or more, or exactly as many"""
+    exact: Mapped[bool] = mapped_column(default=False)
+    refused: Mapped[list[str]]
+    """ids of the assignments that it is not asked for until it says that its data fit"""
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_readiness_run", "run_id"),)

@@ -1,0 +1,41 @@
+"""The coordinator itself: who it is, who operates it, what happened."""
+
+from datetime import datetime
+
+from sqlalchemy import Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
+
+
+class OperatorKey(Base):
+    """The operator's key, as a hash."""
+
+    __tablename__ = "operator_key"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Instance(Base):
+    """Who this coordinator is, to those who know it: one row, made once."""
+
+    __tablename__ = "instance"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Event(Base):
+    """What happened, for the people who watch."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    level: Mapped[str] = mapped_column(String(10))
+    """info, warning or error"""
+    code: Mapped[str] = mapped_column(String(60))
+    message: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[str | None] = mapped_column(KEY, index=True)
+    agent_id: Mapped[str | None] = mapped_column(KEY)
+
+    __table_args__ = (Index("ix_event_level", "level", "id"),)

@@ -1,0 +1,34 @@
+"""What was measured of models and emulators."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fedcybgd.coordinator.db.base import DIGEST, Base, UtcDateTime
+from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.shared.contract.measured import Faithfulness, Score
+
+
+class Evaluation(Base):
+    """Held-out metrics of the model after a number of rounds."""
+
+    __tablename__ = "evaluation"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    after_rounds: Mapped[int] = mapped_column(primary_key=True)
+    metrics: Mapped[Score] = mapped_column(Typed(Score))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Fidelity(Base):
+    """How faithful an emulator was, as measured on the calibration rows."""
+
+    __tablename__ = "fidelity"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    block: Mapped[str] = mapped_column(String(100), primary_key=True)
+    plan: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    """digest of the codecs"""
+    codecs: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
+    metrics: Mapped[Faithfulness] = mapped_column(Typed(Faithfulness))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

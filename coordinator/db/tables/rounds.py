@@ -1,0 +1,66 @@
+"""Rounds and the assignments that they are made of."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
+from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.measured import Failure
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
+
+
+class Round(Base):
+    __tablename__ = "round"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    cycle: Mapped[int]
+    blocks: Mapped[list[str]]
+    """the visited ones: one, or as many as a wave has"""
+    state: Mapped[str] = mapped_column(String(20))
+    loss_before: Mapped[float | None]
+    loss_after: Mapped[float | None]
+    """held-out loss of the real model on the calibration rows, before and after the round"""
+    loss_failed: Mapped[Failure | None] = mapped_column(Typed(Failure))
+    """why, where one of the two could not be measured"""
+    opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Assignment(Base):
+    __tablename__ = "assignment"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    round: Mapped[int]
+    block: Mapped[str] = mapped_column(String(100))
+    state: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+    attempt: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)
+    """attempts and predecessors of this visit that came to nothing"""
+    meant_for: Mapped[str | None] = mapped_column(KEY)
+    excluded: Mapped[list[str]]
+    """ids of agents that are not asked (again) in this round"""
+    agent_id: Mapped[str | None] = mapped_column(ForeignKey("agent.id"))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    waiting_since: Mapped[datetime] = mapped_column(UtcDateTime)
+    leased_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    submitted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    judged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    manifest: Mapped[Manifest] = mapped_column(Typed(Manifest))
+    train: Mapped[TrainSettings] = mapped_column(Typed(TrainSettings))
+    progress: Mapped[Progress | None] = mapped_column(Typed(Progress))
+    metrics: Mapped[TrainMetrics | None] = mapped_column(Typed(TrainMetrics))
+    delta_digest: Mapped[str | None] = mapped_column(DIGEST)
+    delta_size: Mapped[int | None] = mapped_column(BigInteger)
+    applied: Mapped[bool] = mapped_column(default=False)
+    """its delta is part of the present blocks"""
+
+    __table_args__ = (
+        Index("ix_assignment_state_agent", "state", "agent_id"),
+        Index("ix_assignment_run_round", "run_id", "round"),
+        Index("ix_assignment_agent", "agent_id"),
+    )

@@ -1,0 +1,82 @@
+"""Base models and the runs over them, with their blocks as they are now."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKey, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
+from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.coordinator.domain.job import StoredBlock, TensorShape
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.words import JsonObject
+
+
+class Model(Base):
+    """A base model, split into blocks."""
+
+    __tablename__ = "model"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    source: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(20))
+    """adding, ready or failed"""
+    reason: Mapped[str | None] = mapped_column(Text)
+    config: Mapped[JsonObject] = mapped_column(Typed(JsonObject))
+    """the contents of its config.json"""
+    files: Mapped[list[FileRef]] = mapped_column(Typed(list[FileRef]))
+    blocks: Mapped[list[StoredBlock]] = mapped_column(Typed(list[StoredBlock]))
+    left_out: Mapped[list[str]]
+    num_parameters: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HeldOut(Base):
+    """Uploaded held-out files by digest."""
+
+    __tablename__ = "held_out"
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Run(Base):
+    __tablename__ = "run"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
+    spec: Mapped[RunFile] = mapped_column(Typed(RunFile))
+    state: Mapped[str] = mapped_column(String(20), index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    prepared: Mapped[bool] = mapped_column(default=False)
+    files: Mapped[list[FileRef]] = mapped_column(Typed(list[FileRef]))
+    """configuration and tokenizer as agents get them: name, digest, size"""
+    trained_blocks: Mapped[list[str]]
+    participants: Mapped[list[str]]
+    """ids of the agents that take part: those of the start, then those who came later"""
+    waits_for_agents: Mapped[bool] = mapped_column(default=False)
+    """it is paused because nobody was left to ask, and goes on by itself when somebody is"""
+    rounds_total: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Block(Base):
+    """A block of a run, at its present version."""
+
+    __tablename__ = "block"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    position: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(20))
+    version: Mapped[int] = mapped_column(default=0)
+    digest: Mapped[str] = mapped_column(DIGEST)
+    size: Mapped[int] = mapped_column(BigInteger)
+    num_parameters: Mapped[int] = mapped_column(BigInteger)
+    tensors: Mapped[list[TensorShape]] = mapped_column(Typed(list[TensorShape]))
+    """the trainable ones: name, shape"""
+    influence: Mapped[float | None]
+    """of a block of layers, on the calibration rows"""

@@ -1,0 +1,42 @@
+"""What measuring a model and its emulators came to; where it came to nothing, why."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Failure(BaseModel):
+    """Why there is no number where one was wanted."""
+
+    model_config = ConfigDict(frozen=True)
+    code: str = Field(description="`skipped`: a newer score was wanted before this one began")
+    message: str
+
+
+class Score(BaseModel):
+    """Of a model, on held-out rows."""
+
+    loss: float | None
+    """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
+    accuracy: float | None
+    rows: int
+    seconds: float
+    failed: Failure | None = None
+    """why there is no loss"""
+
+
+class Faithfulness(BaseModel):
+    """Of an emulator to the real model, on the calibration rows."""
+
+    plan: str
+    """key of the plan that it was made by"""
+    cosine: float | None
+    """between the visited block's gradient in the emulator and in the real model on one batch, averaged over batches by their predictions;
+    0 where the emulator's is zero or not finite"""
+    cosine_worst: float | None
+    """of the worst batch"""
+    loss_real: float | None
+    loss_emulator: float | None
+    """mean cross entropy in nats, as in an evaluation; None: not finite"""
+    rows: int
+    seconds: float
+    failed: Failure | None = None
+    """why there is no cosine"""
