@@ -17,6 +17,7 @@ from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import identity, presence
 from fedcybgd.coordinator.services.path import lease, serve, submit, trained
 from fedcybgd.coordinator.services.path.claim import claim as decide
+from fedcybgd.coordinator.services.path.claim import turned_down
 from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.upkeep import mending, refusals
@@ -116,8 +117,8 @@ def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assign
         presence.seen(session, agent_id, now())
         refusals.declare(session, agent_id, body.limits, now())
         found = decide(session, agent_id, body, now())
-        turned_down = session.info.get(signals.TURNED_DOWN, [])
-    for refusal in turned_down:
+        turned = session.info.get(signals.TURNED_DOWN, [])
+    for refusal in turned:
         with database.transaction() as session:
             turned_down(session, *refusal)
     return found
