@@ -6,11 +6,14 @@ from typing import Any
 
 from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent, AgentState
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.job import JobState
+from fedcybgd.coordinator.domain.job_states import JOB, JobEvent
 from fedcybgd.coordinator.domain.machine import Machine
+from fedcybgd.coordinator.domain.model import MODEL, ModelEvent, ModelState
 from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
 
-MACHINES: tuple[Machine[Any, Any], ...] = (RUN, ROUND, ASSIGNMENT, AGENT)
+MACHINES: tuple[Machine[Any, Any], ...] = (RUN, ROUND, ASSIGNMENT, AGENT, MODEL, JOB)
 
 # Keyed by class and member: members of different machines may be the same word.
 MEANINGS: dict[tuple[type[StrEnum], str], str] = {
@@ -20,6 +23,7 @@ MEANINGS: dict[tuple[type[StrEnum], str], str] = {
     (RunState, "completed"): "all rounds are closed",
     (RunState, "failed"): "its blocks could not be prepared; `reason` says why",
     (RunState, "cancelled"): "ended by the operator; what was applied stays",
+    (RunEvent, "prepare"): "its blocks and its head are there; it may be started from now on",
     (RunEvent, "start"): "the operator starts it; the first round opens with the agents that are there",
     (RunEvent, "pause"): "the operator pauses it, too many attempts failed, nobody is left to ask, or the engine failed",
     (
@@ -57,6 +61,23 @@ MEANINGS: dict[tuple[type[StrEnum], str], str] = {
     (AgentEvent, "seen"): "the agent asked for itself or for work, or renewed a lease",
     (AgentEvent, "missed"): "the sweeper found that it was silent for too long",
     (AgentEvent, "revoke"): "the operator revoked it",
+    (ModelState, "adding"): "it is being imported outside the web process",
+    (ModelState, "ready"): "runs can use it",
+    (ModelState, "failed"): "it could not be imported; `reason` says why",
+    (ModelEvent, "imported"): "its blocks are stored",
+    (ModelEvent, "fail"): "the import failed",
+    (ModelEvent, "add_again"): "a model is added under the name of one whose import failed",
+    (JobState, "queued"): "waits in its lane",
+    (JobState, "running"): "an engine process works on it",
+    (JobState, "done"): "its result is saved, and what follows from it",
+    (JobState, "failed"): "it came to nothing; `error_code` and `error` say why",
+    (JobState, "skipped"): "a measurement of which a newer one was wanted before it began",
+    (JobEvent, "take"): "its lane has nothing older to do",
+    (JobEvent, "skip"): "a newer measurement of its kind was requested",
+    (JobEvent, "finish"): "the engine answered",
+    (JobEvent, "fail"): "the engine refused or failed, or its process died three times",
+    (JobEvent, "interrupt"): "its process died, or the coordinator did",
+    (JobEvent, "repeat"): "the operator resumed the run that waits for it",
 }
 
 HEADING = """# States

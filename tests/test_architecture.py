@@ -43,14 +43,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.wakes": {"coordinator.errors"},
     # The rooms of the services, from the lowest floor to the highest: none imports what stands below it in this list.
     f"{SERVICES}.signals": set(),
-    f"{SERVICES}.records": DATA | {f"{SERVICES}.signals"},
-    f"{SERVICES}.agents": DATA | {f"{SERVICES}.signals", f"{SERVICES}.records"},
+    f"{SERVICES}.states": DATA,
+    f"{SERVICES}.records": DATA | {f"{SERVICES}.signals", f"{SERVICES}.states"},
+    f"{SERVICES}.agents": DATA | {f"{SERVICES}.{room}" for room in ("signals", "states", "records")},
     f"{SERVICES}.measure": DATA | {f"{SERVICES}.records"},
     f"{SERVICES}.emulators": DATA | {"coordinator.planning", f"{SERVICES}.signals", f"{SERVICES}.records", f"{SERVICES}.measure"},
-    f"{SERVICES}.path": DATA | {f"{SERVICES}.{room}" for room in ("signals", "records", "agents", "measure", "emulators")},
+    f"{SERVICES}.path": DATA | {f"{SERVICES}.{room}" for room in ("signals", "states", "records", "agents", "measure", "emulators")},
     f"{SERVICES}.operate": DATA | {"coordinator.planning"}
-    | {f"{SERVICES}.{room}" for room in ("signals", "records", "agents", "measure", "emulators", "path")},
-    f"{SERVICES}.upkeep": DATA | {f"{SERVICES}.{room}" for room in ("signals", "records", "agents", "emulators", "path")},
+    | {f"{SERVICES}.{room}" for room in ("signals", "states", "records", "agents", "measure", "emulators", "path")},
+    f"{SERVICES}.upkeep": DATA | {f"{SERVICES}.{room}" for room in ("signals", "states", "records", "agents", "emulators", "path")},
     f"{SERVICES}.read": DATA | {f"{SERVICES}.records", f"{SERVICES}.agents"},
     f"{SERVICES}.outcomes": DATA | {SERVICES},
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
@@ -273,6 +274,33 @@ def test_services_never_commit() -> None:
 
 def test_transactions_end_in_one_place() -> None:
     assert {name for name, attribute in called_attributes("coordinator") if attribute == "commit"} == {"coordinator.db.base"}
+
+
+def test_a_state_changes_in_one_place() -> None:
+    """A row begins in the start of its machine; only the transitions in services/states set another state, or `prepared`."""
+    machines = {"RUN", "ROUND", "ASSIGNMENT", "AGENT", "MODEL", "JOB"}
+    rows = {"Run", "Round", "Assignment", "Agent", "Model", "Job"}
+    wrong = []
+    for module in MODULES:
+        if not inside(module.name, "coordinator") or inside(module.name, "coordinator.services.states"):
+            continue
+        where = module.path.relative_to(ROOT)
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ("state", "prepared"):
+                wrong.append(f"{where}:{node.lineno} sets {ast.unparse(node)}")
+            if isinstance(node, ast.Call) and is_name(node.func, "setattr"):
+                wrong.append(f"{where}:{node.lineno} sets an attribute by its name")
+            made = isinstance(node, ast.Call) and (
+                (isinstance(node.func, ast.Name) and node.func.id in rows)
+                or (isinstance(node.func, ast.Attribute) and node.func.attr == "values")
+            )
+            for keyword in node.keywords if made and isinstance(node, ast.Call) else ():
+                begins = isinstance(keyword.value, ast.Attribute) and keyword.value.attr == "start"
+                if keyword.arg == "prepared" or (
+                    keyword.arg == "state" and not (begins and ast.unparse(keyword.value).split(".")[0] in machines)
+                ):
+                    wrong.append(f"{where}:{node.lineno} makes a row that is {ast.unparse(keyword.value)}")
+    assert wrong == []
 
 
 def test_the_domain_looks_at_no_clock() -> None:

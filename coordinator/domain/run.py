@@ -15,6 +15,7 @@ class RunState(StrEnum):
 
 
 class RunEvent(StrEnum):
+    PREPARE = "prepare"
     START = "start"
     PAUSE = "pause"
     RESUME = "resume"
@@ -26,6 +27,8 @@ class RunEvent(StrEnum):
 RUN = Machine(
     "run", RunState, RunEvent, RunState.DRAFT,
     {
+        # A draft stays one: `prepared` says that it may be started. It outlives the draft: what was prepared can be exported for ever.
+        (RunState.DRAFT, RunEvent.PREPARE): RunState.DRAFT,
         (RunState.DRAFT, RunEvent.START): RunState.RUNNING,
         (RunState.DRAFT, RunEvent.FAIL): RunState.FAILED,
         (RunState.DRAFT, RunEvent.CANCEL): RunState.CANCELLED,

@@ -26,6 +26,7 @@ from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare
 from fedcybgd.coordinator.services.path import close_round, give_up, judge, lost_delta
+from fedcybgd.coordinator.services.states import jobs as states
 
 Succeeded = Callable[[Session, Job, Any], None]
 Failed = Callable[[Session, Job], None]
@@ -55,7 +56,7 @@ def complete(session: Session, job_id: str, result: dict[str, Any]) -> None:
     if job.state != JobState.RUNNING:
         return
     result_type, succeeded, _ = OUTCOMES[JobKind(job.kind)]
-    job.state, job.result, job.ended_at = JobState.DONE, result, utcnow()
+    states.finish(job, result, utcnow())
     succeeded(session, job, result_type.model_validate(result))
 
 
@@ -65,8 +66,8 @@ def fail(session: Session, job_id: str, code: str, message: str, try_again: bool
     if job.state != JobState.RUNNING:
         return
     if try_again and job.tries < MAX_TRIES:
-        job.state = JobState.QUEUED
+        states.interrupt(job)
         signals.start_lane(session, job.lane)
         return
-    job.state, job.error_code, job.error, job.ended_at = JobState.FAILED, code, message, utcnow()
+    states.fail(job, code, message, utcnow())
     OUTCOMES[JobKind(job.kind)][2](session, job)

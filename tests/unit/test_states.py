@@ -6,14 +6,16 @@ import pytest
 
 from fedcybgd.coordinator.domain.agent import AGENT
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
+from fedcybgd.coordinator.domain.job_states import JOB
 from fedcybgd.coordinator.domain.machine import InvalidTransition, Machine
+from fedcybgd.coordinator.domain.model import MODEL
 from fedcybgd.coordinator.domain.round import ROUND
 from fedcybgd.coordinator.domain.run import RUN
 
 # Written down a second time on purpose: a change of a table must be a change of mind, not a slip.
 EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = {
     "run": (RUN, "draft", {
-        "draft": {"start": "running", "fail": "failed", "cancel": "cancelled"},
+        "draft": {"prepare": "draft", "start": "running", "fail": "failed", "cancel": "cancelled"},
         "running": {"pause": "paused", "finish": "completed", "fail": "failed", "cancel": "cancelled"},
         "paused": {"resume": "running", "finish": "completed", "fail": "failed", "cancel": "cancelled"},
         "completed": {},
@@ -31,6 +33,18 @@ EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = 
         "submitted": {"accept": "accepted", "reject": "rejected", "lose": "pending"},
         "accepted": {"lose": "pending"},
         "rejected": {},
+    }),
+    "model": (MODEL, "adding", {
+        "adding": {"imported": "ready", "fail": "failed"},
+        "ready": {},
+        "failed": {"add_again": "adding"},
+    }),
+    "job": (JOB, "queued", {
+        "queued": {"take": "running", "skip": "skipped"},
+        "running": {"finish": "done", "fail": "failed", "interrupt": "queued"},
+        "done": {},
+        "failed": {"repeat": "queued"},
+        "skipped": {},
     }),
     "agent": (AGENT, "enrolled", {
         "enrolled": {"seen": "active", "revoke": "revoked"},

@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent, EnrolmentToken
-from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.agent import AGENT
 from fedcybgd.coordinator.errors import Conflict, Unauthorized
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.coordinator.services.records.events import record
@@ -53,7 +53,7 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
     token.used_at = now
     key = keys.new_key(keys.AGENT)
     agent = Agent(
-        id=keys.new_id("agt"), name=request.name, key_hash=keys.key_hash(key), state=AgentState.ENROLLED,
+        id=keys.new_id("agt"), name=request.name, key_hash=keys.key_hash(key), state=AGENT.start,
         device=request.device, limits=DeclaredLimits(), version=request.version, enrolled_at=now,
     )  # fmt: skip
     session.add(agent)

@@ -6,9 +6,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent, AgentState, needs_seen
+from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents.identity import AgentRevoked
+from fedcybgd.coordinator.services.states import agents as states
 
 
 def seen(session: Session, agent_id: str, now: datetime) -> None:
@@ -17,8 +18,7 @@ def seen(session: Session, agent_id: str, now: datetime) -> None:
     if agent.state == AgentState.REVOKED:
         raise AgentRevoked(f"agent {agent.name} was revoked by the operator")
     if needs_seen(agent.state, agent.last_seen_at, now):
-        agent.state = AGENT.after(agent.state, AgentEvent.SEEN)
-        agent.last_seen_at = now
+        states.seen(agent, now)
 
 
 def by_name(session: Session, name_or_id: str) -> Agent:

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Model, Run
+from fedcybgd.coordinator.domain.model import ModelState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning import forecast
 from fedcybgd.coordinator.planning.forecast import AgentForecast, Moved, VisitForecast
@@ -21,7 +22,7 @@ def plan_run(session: Session, spec: RunFile, tokens_per_s: float | None = None,
     Raises `NotFound` or `ModelNotReady` for its model, `PlanRefused` and `PartitionError` for blocks that the model does not have.
     """
     model = models.by_name(session, spec.model)
-    if model.state != "ready":
+    if model.state != ModelState.READY:
         raise models.ModelNotReady(f"model {spec.model!r} is not ready: {model.reason or 'it is still being added'}")
     run = _prepared_run(session, spec, model)
     if run is not None:

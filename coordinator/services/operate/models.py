@@ -7,9 +7,11 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Job, Model
 from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult, JobKind
+from fedcybgd.coordinator.domain.model import MODEL, ModelState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.records import jobs, keys
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import models as states
 
 
 class ModelNameTaken(Conflict):
@@ -23,12 +25,14 @@ class ModelNotReady(Conflict):
 def add(session: Session, name: str, source: str) -> Model:
     """Begin to import a model. A name whose import failed may be used again."""
     model = session.scalar(select(Model).where(Model.name == name))
-    if model is not None and model.state != "failed":
+    if model is not None and model.state != ModelState.FAILED:
         raise ModelNameTaken(f"there is a model named {name!r} already (from {model.source}); choose another name")
     if model is None:
-        model = Model(id=keys.new_id("mod"), name=name)
+        model = Model(id=keys.new_id("mod"), name=name, state=MODEL.start)
         session.add(model)
-    model.source, model.state, model.reason, model.created_at = source, "adding", None, utcnow()
+    else:
+        states.add_again(model)
+    model.source, model.created_at = source, utcnow()
     model.config, model.files, model.blocks, model.left_out, model.num_parameters = {}, [], [], [], 0
     try:
         session.flush()
@@ -42,7 +46,7 @@ def imported(session: Session, job: Job, result: ImportResult) -> None:
     model = session.get_one(Model, job.subject)
     model.config, model.files, model.blocks, model.left_out = result.config, result.files, result.blocks, result.left_out
     model.num_parameters = result.num_parameters
-    model.state = "ready"
+    states.imported(model)
     record(session, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters")
     for note in result.notes:
         record(session, "info", "tokenizer_note", f"model {model.name}: {note}")
@@ -50,7 +54,7 @@ def imported(session: Session, job: Job, result: ImportResult) -> None:
 
 def import_failed(session: Session, job: Job) -> None:
     model = session.get_one(Model, job.subject)
-    model.state, model.reason = "failed", job.error
+    states.fail(model, job.error)
     record(session, "error", job.error_code or "import_failed", f"model {model.name} could not be added: {job.error}")
 
 
@@ -65,6 +69,6 @@ def ready(session: Session, name: str) -> Model:
     """A model that runs can use, locked: its runs are created one after another, so that two cannot take one name."""
     model = by_name(session, name)
     session.refresh(model, with_for_update=True)
-    if model.state != "ready":
+    if model.state != ModelState.READY:
         raise ModelNotReady(f"model {name!r} is not ready: {model.reason or 'it is still being added'}")
     return model

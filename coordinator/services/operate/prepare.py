@@ -15,7 +15,7 @@ from fedcybgd.coordinator.domain.job import (
     PrepareResult,
 )
 from fedcybgd.coordinator.domain.measurements import InfluenceResult
-from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import rounds_in
 from fedcybgd.coordinator.errors import Conflict, Invalid
@@ -25,6 +25,7 @@ from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.coordinator.services.records import jobs, keys
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import runs
 
 
 class HeldOutMissing(Invalid):
@@ -42,7 +43,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     held_out = _held_out(session, spec)
     calibration.check(spec)
     run = Run(
-        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RunState.DRAFT,
+        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,
         files=[], trained_blocks=[], participants=[], created_at=now,
     )  # fmt: skip
     session.add(run)
@@ -111,7 +112,7 @@ def influence_measured(session: Session, job: Job, result: InfluenceResult) -> N
 
 
 def _is_prepared(session: Session, run: Run) -> None:
-    run.prepared = True
+    runs.prepare(run)
     signals.offers_changed(session)
 
 
@@ -123,5 +124,5 @@ def prepare_failed(session: Session, job: Job) -> None:
 
 
 def _fail(session: Session, run: Run, code: str, reason: str) -> None:
-    run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.FAIL), reason, utcnow()
+    runs.fail(run, reason, utcnow())
     record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)

@@ -5,16 +5,16 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent
 from fedcybgd.coordinator.services.agents import presence
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import agents as states
 
 
 def revoke(session: Session, name_or_id: str, now: datetime) -> Agent:
     """Shut an agent out at once; what it holds goes back."""
     agent = presence.by_name(session, name_or_id)
-    agent.state = AGENT.after(agent.state, AgentEvent.REVOKE)
+    states.revoke(agent)
     lease.release_all(session, agent.id, now)
     record(session, "warning", "agent_revoked", f"agent {agent.name} was revoked", agent_id=agent.id)
     return agent

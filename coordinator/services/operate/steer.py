@@ -12,7 +12,6 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import (
     REPEATED,
 )
-from fedcybgd.coordinator.domain.run import RUN, RunEvent
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services import signals
@@ -23,6 +22,7 @@ from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
 from fedcybgd.coordinator.services.path import give_up, open_round
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import runs
 
 
 class NoAgents(Conflict):
@@ -36,13 +36,12 @@ class NobodyReady(Conflict):
 def start(session: Session, name: str, now: datetime, anyway: bool = False) -> Run:
     """Begin with the agents that are there; others join when they come. `anyway`: with all of them, whoever is there."""
     run = queries.run_by_name(session, name, lock=True)
-    state = RUN.after(run.state, RunEvent.START)
+    runs.start(run, now)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
     spec = run.spec
     run.participants = _participants(session, run, spec, anyway)
     exposure.check(spec, run.trained_blocks, exposure_budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
-    run.state, run.started_at = state, now
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
     scores.evaluate_if_due(session, run, 0)
     open_round.open_next(session, run, now)
@@ -67,7 +66,7 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
 def pause(session: Session, name: str) -> Run:
     """No further round begins; what is being trained is finished and applied."""
     run = queries.run_by_name(session, name, lock=True)
-    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.PAUSE), "paused by the operator", False
+    runs.pause(run, "paused by the operator")
     record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
     return run
 
@@ -75,7 +74,7 @@ def pause(session: Session, name: str) -> Run:
 def resume(session: Session, name: str, now: datetime) -> Run:
     """Go on where it stopped; failures are forgotten, and agents that were passed over are asked again."""
     run = queries.run_by_name(session, name, lock=True)
-    run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.RESUME), None, False
+    runs.resume(run)
     readiness.forget_refusals(session, run.id)
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
@@ -91,6 +90,6 @@ def resume(session: Session, name: str, now: datetime) -> Run:
 def cancel(session: Session, name: str, now: datetime) -> Run:
     """End the run for good; agents that train for it learn it when they renew their lease. What was applied stays."""
     run = queries.run_by_name(session, name, lock=True)
-    run.state, run.reason, run.ended_at = RUN.after(run.state, RunEvent.CANCEL), "cancelled by the operator", now
+    runs.cancel(run, now)
     record(session, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
     return run

@@ -8,14 +8,15 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
-from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
 from fedcybgd.coordinator.domain.job import Change, Term
-from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState, deadline_of, weight_of
+from fedcybgd.coordinator.domain.round import RoundState, deadline_of, weight_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, shards
 from fedcybgd.coordinator.services.path import trained
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import assignments, rounds
 
 
 def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None:
@@ -40,7 +41,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         late = ", ".join(_withdraw(session, a, now) for a in missing)
         text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
         record(session, "warning", "wave_deadline", text, run_id=run.id)
-    round.state = ROUND.after(round.state, RoundEvent.DEADLINE if missing else RoundEvent.ALL_ACCEPTED)
+    rounds.apply(round, complete=not missing)
     shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted))
 
 
@@ -59,9 +60,7 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
     if assignment.state != AssignmentState.LEASED:
         return f"{assignment.block} (nobody had it)"
     name = queries.agent_names(session).get(assignment.agent_id or "", "?")
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.WITHDRAW)
-    assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
-    assignment.waiting_since, assignment.reason = now, "wave_deadline"
+    assignments.take_back(assignment, AssignmentEvent.WITHDRAW, "wave_deadline", now)
     return f"{assignment.block} ({name})"
 
 

@@ -5,12 +5,13 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Block, Job, Round, Run
 from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult
-from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
+from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import apply_round, open_round
+from fedcybgd.coordinator.services.states import rounds
 
 
 def applied(session: Session, job: Job, result: ApplyResult) -> None:
@@ -35,13 +36,12 @@ def applied(session: Session, job: Job, result: ApplyResult) -> None:
     for member in members:
         member.applied = member.applied or member.id in payload.assignments
     if late := [member for member in members if not member.applied]:
-        round.state = ROUND.after(round.state, RoundEvent.PARTLY_APPLIED)
+        rounds.reopen(round, RoundEvent.PARTLY_APPLIED)
         for member in late:
             member.manifest = open_round.all_exact(session, run)
             signals.offer(session, member.meant_for)
         return
-    round.state = ROUND.after(round.state, RoundEvent.APPLIED)
-    round.closed_at = now
+    rounds.finish(round, now)
     session.flush()
     scores.evaluate_if_due(session, run, round.number + 1)
     open_round.open_next(session, run, now)

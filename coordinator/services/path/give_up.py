@@ -7,20 +7,28 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, Job, Run
-from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.assignment import AssignmentEvent
+from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
 from fedcybgd.shared.contract.assignments import LASTING_REASONS
 
 
-def failed_attempt(session: Session, run: Run, assignment: Assignment, reason: str, message: str, now: datetime) -> None:
+def failed_attempt(
+    session: Session,
+    run: Run,
+    assignment: Assignment,
+    reason: str,
+    message: str,
+    now: datetime,
+    event: AssignmentEvent = AssignmentEvent.GIVE_BACK,
+) -> None:
     """An attempt came to nothing: it waits again, and after too many failures the run is paused, with the reason."""
-    agent_id = assignment.agent_id
-    assignment.agent_id, assignment.lease_expires_at, assignment.progress = None, None, None
-    assignment.waiting_since, assignment.reason = now, reason
+    agent_id = assignments.take_back(assignment, event, reason, now)
     if reason not in ("stopping", "not_consented"):
         assignment.failures += 1
     if reason in LASTING_REASONS and agent_id is not None:
@@ -44,8 +52,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
         return
     spec = run.spec
     if readiness.able(session, run, spec) <= set(assignment.excluded):
-        halt(session, run, f"no agent is left that could try: {why}")
-        run.waits_for_agents = True
+        halt(session, run, f"no agent is left that could try: {why}", waits_for_agents=True)
     elif assignment.failures >= spec.schedule.max_attempts:
         halt(session, run, f"{assignment.failures} attempts failed: {why}")
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
@@ -71,9 +78,8 @@ def pause(session: Session, run: Run, reason: str) -> None:
         halt(session, run, reason)
 
 
-def halt(session: Session, run: Run, reason: str) -> None:
-    run.state = RUN.after(run.state, RunEvent.PAUSE)
-    run.reason, run.waits_for_agents = reason[:2000], False
+def halt(session: Session, run: Run, reason: str, waits_for_agents: bool = False) -> None:
+    runs.pause(run, reason[:2000], waits_for_agents)
     record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
 
 
@@ -82,5 +88,5 @@ def engine_failed(session: Session, job: Job) -> None:
     run = session.get_one(Run, job.subject, with_for_update=True)
     message = f"{job.kind} failed: {job.error}"
     if run.state == RunState.RUNNING:
-        run.state, run.reason = RUN.after(run.state, RunEvent.PAUSE), message
+        runs.pause(run, message)
     record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

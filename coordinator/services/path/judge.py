@@ -7,12 +7,13 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Assignment, Job, Run
-from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult, JobKind
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import assignments
 
 
 def judge(session: Session, run: Run, assignment: Assignment) -> None:
@@ -34,20 +35,18 @@ def judged(session: Session, job: Job, result: AdmitResult) -> None:
     assignment = session.get_one(Assignment, payload.assignment_id, with_for_update=True)
     if assignment.state != AssignmentState.SUBMITTED:
         return  # judged already
-    assignment.judged_at = now
     if RUN.is_final(run.state):
-        assignment.state, assignment.reason = ASSIGNMENT.after(assignment.state, AssignmentEvent.REJECT), f"run_{run.state}"
+        assignments.reject(assignment, f"run_{run.state}", now)
         return
     if result.rejected_because is not None:
         _reject(session, run, assignment, result.rejected_because, now)
         return
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.ACCEPT)
+    assignments.accept(assignment, now)
     apply_round.apply_if_due(session, run, assignment.round, now)
 
 
 def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.REJECT)
-    assignment.reason = reason
+    assignments.reject(assignment, reason, now)
     name = queries.agent_names(session).get(assignment.agent_id or "", "?")
     record(
         session, "error", "delta_rejected", f"delta of {name} for {assignment.block}: {reason}", run_id=run.id, agent_id=assignment.agent_id

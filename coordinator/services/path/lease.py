@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
-    ASSIGNMENT,
     AssignmentEvent,
     AssignmentState,
     check_lease,
@@ -20,6 +19,7 @@ from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
 from fedcybgd.coordinator.services.path import give_up, trained
+from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
 
@@ -38,12 +38,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
     if emulator.manifest is None:
         return None
     lease = timedelta(seconds=spec.lease_s)
-    assignment.manifest = emulator.manifest
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.CLAIM)
-    assignment.attempt += 1
-    assignment.agent_id = agent_id
-    assignment.leased_at, assignment.lease_expires_at = now, now + lease
-    assignment.reason, assignment.progress = None, None
+    states.lease(assignment, agent_id, emulator.manifest, now, lease)
     settings = assignment.train
     return assignments.Assignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
@@ -92,7 +87,6 @@ def give_back(session: Session, assignment_id: str, agent_id: str, request: Retu
 
 
 def take_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.GIVE_BACK)
     give_up.failed_attempt(session, run, assignment, reason, message, now)
     if reason in COORDINATORS_OWN:
         give_up.pause(session, run, f"block {assignment.block}: {reason}: {message}; no agent can mend it")
@@ -104,8 +98,8 @@ def lapse(session: Session, now: datetime) -> None:
     for assignment_id in session.scalars(select(Assignment.id).where(ended).order_by(Assignment.id)).all():
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED and assignment.lease_expires_at is not None and assignment.lease_expires_at < now:
-            assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.LAPSE)
-            give_up.failed_attempt(session, run, assignment, "lease_lapsed", "the agent did not renew its lease", now)
+            message = "the agent did not renew its lease"
+            give_up.failed_attempt(session, run, assignment, "lease_lapsed", message, now, AssignmentEvent.LAPSE)
 
 
 def release_all(session: Session, agent_id: str, now: datetime) -> None:

@@ -7,12 +7,13 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Assignment, Job, Round, Run
-from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
 from fedcybgd.coordinator.domain.mending import LOST
-from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState
+from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import assignments, rounds
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -28,11 +29,11 @@ def judging_failed(session: Session, job: Job) -> None:
         give_up.engine_failed(session, job)
         return
     for visit in visits:
-        visit.state, visit.reason = ASSIGNMENT.after(visit.state, AssignmentEvent.LOSE), job.error_code
-        visit.agent_id, visit.delta_digest, visit.delta_size, visit.progress, visit.waiting_since = None, None, None, None, utcnow()
+        code = job.error_code or "blob_damaged"
+        assignments.take_back(visit, AssignmentEvent.LOSE, code, utcnow())
         round = session.get_one(Round, (run.id, visit.round))
         if round.state == RoundState.APPLYING:
-            round.state = ROUND.after(round.state, RoundEvent.LOSE)
+            rounds.reopen(round, RoundEvent.LOSE)
         text = f"the delta for {visit.block} in round {visit.round} was lost by the coordinator's disk; it is trained again"
-        record(session, "warning", job.error_code or "blob_damaged", text, run_id=run.id)
+        record(session, "warning", code, text, run_id=run.id)
         signals.offer(session, visit.meant_for)

@@ -6,10 +6,10 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
-from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
-from fedcybgd.coordinator.domain.round import RoundState
-from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.round import ROUND, RoundState
+from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import Visit, visits
 from fedcybgd.coordinator.services import signals
@@ -18,6 +18,7 @@ from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSettings
 
@@ -26,9 +27,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     """Open the round that follows the closed ones, or finish the run when there is none; a paused run stays as it is."""
     number = queries.rounds_closed(session, run.id)
     if number >= run.rounds_total:
-        run.state = RUN.after(run.state, RunEvent.FINISH)
-        run.reason = None
-        run.ended_at = now
+        runs.finish(run, now)
         failed = queries.failed_measurements(session, run.id)
         text = f"; {failed} measurements failed, the events before say why" if failed else ""
         record(
@@ -51,7 +50,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         return
     names = [plan.block for plan in plans]
     session.add(
-        Round(run_id=run.id, number=number, cycle=plans[0].cycle, blocks=names, state=RoundState.OPEN, opened_at=now,
+        Round(run_id=run.id, number=number, cycle=plans[0].cycle, blocks=names, state=ROUND.start, opened_at=now,
               loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
     for plan in plans:
@@ -68,7 +67,7 @@ def visits_of(session: Session, run: Run, spec: RunFile, number: int) -> list[Vi
 
 def assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime, failures: int, excluded: list[str]) -> Assignment:
     assignment = Assignment(
-        id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=AssignmentState.PENDING,
+        id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=ASSIGNMENT.start,
         attempt=0, failures=failures, meant_for=plan.agent, excluded=excluded, waiting_since=now,
         manifest=all_exact(session, run), train=train_settings(spec, plan), applied=False,
     )  # fmt: skip

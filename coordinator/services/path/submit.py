@@ -6,8 +6,6 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.coordinator.domain.assignment import (
-    ASSIGNMENT,
-    AssignmentEvent,
     AssignmentState,
     LeaseLost,
     StaleAttempt,
@@ -15,6 +13,7 @@ from fedcybgd.coordinator.domain.assignment import (
 )
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.path import judge, lease
+from fedcybgd.coordinator.services.states import assignments
 from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission
 
 
@@ -38,10 +37,7 @@ def submit(session: Session, assignment_id: str, agent_id: str, submission: Delt
     assignment, run = lease.locked(session, assignment_id)
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
         return done
-    assignment.state = ASSIGNMENT.after(assignment.state, AssignmentEvent.SUBMIT)
-    assignment.submitted_at, assignment.lease_expires_at = now, None
-    assignment.delta_digest, assignment.delta_size = submission.digest, size
-    assignment.metrics = submission.metrics
+    assignments.submit(assignment, submission.digest, size, submission.metrics, now)
     judge.judge(session, run, assignment)
     return _receipt(assignment)
 

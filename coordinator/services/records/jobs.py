@@ -3,20 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.job import LANES, JobKind, JobState
+from fedcybgd.coordinator.domain.job_states import JOB
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import keys
+from fedcybgd.coordinator.services.states import jobs as states
 
 
 def enqueue(session: Session, kind: JobKind, subject: str, payload: dict[str, object]) -> Job:
     job = Job(
         id=keys.new_id("job"), kind=kind, lane=LANES[kind], subject=subject, payload=payload,
-        state=JobState.QUEUED, tries=0, created_at=utcnow(),
+        state=JOB.start, tries=0, created_at=utcnow(),
     )  # fmt: skip
     session.add(job)
     signals.start_lane(session, job.lane)
@@ -28,7 +30,7 @@ def skip(session: Session, kind: JobKind, subject: str, which: Callable[[dict[st
     waiting = select(Job).where(Job.subject == subject, Job.kind == kind, Job.state == JobState.QUEUED).order_by(Job.created_at)
     skipped = [job for job in session.scalars(waiting.with_for_update(skip_locked=True)) if which(job.payload)]
     for job in skipped:
-        job.state, job.ended_at = JobState.SKIPPED, utcnow()
+        states.skip(job, utcnow())
     return skipped
 
 
@@ -42,18 +44,17 @@ def take(session: Session, lane: str) -> Job | None:
         .with_for_update(skip_locked=True)
     )
     if job is not None:
-        job.state = JobState.RUNNING
-        job.tries += 1
+        states.take(job)
     return job
 
 
 def requeue_interrupted(session: Session) -> None:
     """Jobs that ran when this coordinator died wait again: each may be repeated, its results are named by their content."""
-    session.execute(update(Job).where(Job.state == JobState.RUNNING).values(state=JobState.QUEUED))
+    states.interrupt_all(session)
 
 
 def requeue_failed(session: Session, subject: str, kinds: tuple[JobKind, ...]) -> None:
     """Failed jobs of a run wait again (the operator has resumed it)."""
     for job in session.scalars(select(Job).where(Job.subject == subject, Job.state == JobState.FAILED, Job.kind.in_(kinds))):
-        job.state, job.tries, job.error, job.error_code = JobState.QUEUED, 0, None, None
+        states.repeat(job)
         signals.start_lane(session, job.lane)

@@ -9,11 +9,12 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.db.models import Readiness as Row
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import give_up, open_round
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.agents import DeclaredLimits, Readiness
 
 PATIENCE = timedelta(seconds=3)
@@ -69,7 +70,7 @@ def _ask_again(session: Session, run: Run, agent: Agent, row: Row, now: datetime
         record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
         signals.wake_agents(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
-        run.state, run.reason, run.waits_for_agents = RUN.after(run.state, RunEvent.RESUME), None, False
+        runs.resume(run)
         record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
         open_round.open_next(session, run, now)
         signals.wake_any(session)

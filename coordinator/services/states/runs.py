@@ -1,0 +1,47 @@
+"""The transitions of a run."""
+
+from datetime import datetime
+
+from fedcybgd.coordinator.db.models import Run
+from fedcybgd.coordinator.domain.run import RUN, RunEvent
+
+
+def prepare(row: Run) -> None:
+    """Its blocks and its head are there: it may be started."""
+    _go(row, RunEvent.PREPARE)
+    row.prepared = True
+
+
+def start(row: Run, now: datetime) -> None:
+    _go(row, RunEvent.START)
+    row.started_at = now
+
+
+def pause(row: Run, reason: str, waits_for_agents: bool = False) -> None:
+    """`waits_for_agents`: it goes on by itself when somebody is there to ask."""
+    _go(row, RunEvent.PAUSE)
+    row.reason, row.waits_for_agents = reason, waits_for_agents
+
+
+def resume(row: Run) -> None:
+    _go(row, RunEvent.RESUME)
+    row.reason, row.waits_for_agents = None, False
+
+
+def finish(row: Run, now: datetime) -> None:
+    _go(row, RunEvent.FINISH)
+    row.reason, row.ended_at = None, now
+
+
+def fail(row: Run, reason: str, now: datetime) -> None:
+    _go(row, RunEvent.FAIL)
+    row.reason, row.ended_at = reason, now
+
+
+def cancel(row: Run, now: datetime) -> None:
+    _go(row, RunEvent.CANCEL)
+    row.reason, row.ended_at = "cancelled by the operator", now
+
+
+def _go(row: Run, event: RunEvent) -> None:
+    row.state = RUN.after(row.state, event)
