@@ -36,6 +36,19 @@ terminal = Terminal()
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(f"fedagent {version('fedcybgd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version, and end.")] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 @app.command()
 def enroll(
     url: Annotated[str, typer.Argument(help="URL of the coordinator.")],

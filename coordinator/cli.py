@@ -6,6 +6,7 @@ from fedcybgd.shared.host import interrupt
 
 import socket
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,19 @@ app.add_typer(operator_app, name="operator")
 app.add_typer(db_app, name="db")
 terminal = Terminal()
 Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(f"fedcoord {version('fedcybgd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version, and end.")] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command()
