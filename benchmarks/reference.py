@@ -193,7 +193,7 @@ def _visit(
         assignment_id=f"{plan.round}-{plan.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
         dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=settings, data=DataSource(path=str(data)),
-        delta_path=str(delta), delta_codec=spec.delta.codec, carried=carried if feedback else {}, leave=str(left) if feedback else None,
+        delta_path=str(delta), delta_codec=spec.delta.codec, residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
     )  # fmt: skip
     reference.metrics.append(visitor.visit(request, lambda _: None, lambda: False))
     held.up += delta.stat().st_size

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.api import agents, assignments, held_out, models, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
+from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.dashboard import pages
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
@@ -57,6 +58,7 @@ def create_app(settings: Settings, new_engine: NewEngine | None = None) -> FastA
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(pages.router)
+    app.add_middleware(Versioned)
     app.add_middleware(Identified)
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
