@@ -22,7 +22,7 @@ class Assignment(BaseModel):
     run_name: Name
     round: int = Field(ge=0, lt=2**31)
     cycle: int = Field(ge=0, lt=2**31)
-    block: Name
+    block: Name = Field(description="the visited block, the first of several; `train.groups` has all that is trained")
     manifest: Manifest
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"

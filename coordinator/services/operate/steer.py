@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Run
-from fedcybgd.coordinator.domain import exposure
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import (
     REPEATED,
 )
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services import signals
@@ -41,7 +41,8 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
     spec = run.spec
     run.participants = _participants(session, run, spec, anyway)
-    exposure.check(spec, run.trained_blocks, exposure_budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
+    common = exposure_budget.common(spec, queries.blocks_of(session, run.id))
+    method_of(spec).check(spec, run.trained_blocks, common, len(run.participants))
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
     scores.evaluate_if_due(session, run, 0)
     open_round.open_next(session, run, now)

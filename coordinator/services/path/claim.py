@@ -90,6 +90,6 @@ def turned_down(session: Session, assignment_id: str, agent_id: str | None, reas
     if assignment.state != AssignmentState.PENDING:
         return
     if agent_id is None:
-        give_up.pause(session, run, f"block {assignment.block}: {reason}")
+        give_up.pause(session, run, f"block {assignment.called}: {reason}")
     elif agent_id not in assignment.excluded:
         give_up.exclude(session, run, assignment, agent_id, reason)

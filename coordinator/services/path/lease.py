@@ -89,7 +89,7 @@ def give_back(session: Session, assignment_id: str, agent_id: str, request: Retu
 def take_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
     give_up.failed_attempt(session, run, assignment, reason, message, now)
     if reason in COORDINATORS_OWN:
-        give_up.pause(session, run, f"block {assignment.block}: {reason}: {message}; no agent can mend it")
+        give_up.pause(session, run, f"block {assignment.called}: {reason}: {message}; no agent can mend it")
 
 
 def lapse(session: Session, now: datetime) -> None:

@@ -122,7 +122,7 @@ def look_after(session: Session, run_id: str) -> None:
         record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
     run.reason = text
     for assignment in _pending(session, run, lock=True) if text is not None else ():
-        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.block} is left")
+        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.called} is left")
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
@@ -130,5 +130,5 @@ def _why_nobody_comes(session: Session, run: Run) -> str | None:
     for assignment in _pending(session, run):
         left = [m for m in members if m.id not in assignment.excluded]
         if not any(m.takes_part for m in left):
-            return f"waits for an agent that can train {assignment.block}: {readiness.listed(left) or 'nobody is left'}"
+            return f"waits for an agent that can train {assignment.called}: {readiness.listed(left) or 'nobody is left'}"
     return None
