@@ -1,6 +1,6 @@
 """An assignment and all that is said of it while it is held."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -8,8 +8,7 @@ from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
-from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import AgentMessage, Count, DeltaCodec, Id, Name, Word
+from fedcybgd.shared.contract.words import Count, DeltaCodec, Id, Message, Name, Word
 
 
 class Assignment(BaseModel):
@@ -22,7 +21,7 @@ class Assignment(BaseModel):
     run_name: Name
     round: int = Field(ge=0, lt=2**31)
     cycle: int = Field(ge=0, lt=2**31)
-    block: Name = Field(description="the visited block, the first of several; `train.groups` has all that is trained")
+    block: Name
     manifest: Manifest
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"
@@ -30,7 +29,7 @@ class Assignment(BaseModel):
     max_delta_bytes: int
 
 
-class Trouble(AgentMessage):
+class Trouble(Message):
     """What keeps an agent from fetching or sending, while it goes on trying."""
 
     code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator"]
@@ -38,7 +37,7 @@ class Trouble(AgentMessage):
     bytes: Count | None = Field(None, description="size of the body that was not let through")
 
 
-class Progress(AgentMessage):
+class Progress(Message):
     """Scalars only: nothing that could carry a row."""
 
     phase: Literal["fetching", "loading", "training", "sending"]
@@ -47,12 +46,12 @@ class Progress(AgentMessage):
     loss: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: Count | None = None
-    trouble: Annotated[Trouble | None, or_else(None)] = None
+    trouble: Trouble | None = None
 
 
-class RenewRequest(AgentMessage):
+class RenewRequest(Message):
     attempt: int
-    progress: Annotated[Progress | None, or_else(None)] = None
+    progress: Progress | None = None
 
 
 class RenewAnswer(BaseModel):
@@ -60,7 +59,7 @@ class RenewAnswer(BaseModel):
     go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
 
 
-class DeltaSubmission(AgentMessage):
+class DeltaSubmission(Message):
     attempt: int
     digest: Digest
     metrics: TrainMetrics
@@ -96,9 +95,9 @@ COORDINATORS_OWN: frozenset[str] = frozenset({"model_mismatch"})
 """Reasons that no agent can mend: the run is paused at once, and no other agent is asked."""
 
 
-class ReturnRequest(AgentMessage):
+class ReturnRequest(Message):
     attempt: int
-    reason: Annotated[ReturnReason, or_else("other")]
+    reason: ReturnReason
     message: PlainText = Field("", max_length=2000)
 
 

@@ -68,9 +68,7 @@ class EvaluationView(BaseModel):
 class AssignmentView(BaseModel):
     id: str
     round: int
-    seat: int = Field(description="which of the round's seats, from 0")
-    block: str = Field(description="the first of `blocks`")
-    blocks: list[str] = Field(description="the visited blocks")
+    block: str
     state: str
     reason: str | None
     attempt: int
