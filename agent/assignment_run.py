@@ -170,8 +170,8 @@ def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Hea
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
         dropped=assignment.manifest.dropped, train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
-        delta_codec=assignment.delta_codec, carried=tools.residuals.of(assignment.run_id, trained) if feedback else {},
-        leave=str(tools.outbox.left_path(assignment)) if feedback else None,
+        delta_codec=assignment.delta_codec, residuals=tools.residuals.of(assignment.run_id, trained) if feedback else {},
+        new_residuals=str(tools.outbox.left_path(assignment)) if feedback else None,
     )  # fmt: skip
     try:
         metrics = tools.trainer.train(request, report, heartbeat.lost)

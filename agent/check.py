@@ -12,11 +12,11 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError
-from fedcybgd.agent.readiness import Verdict, judge, report
+from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.errors import DataError
-from fedcybgd.shared.files.tables import Row, read_examples, read_rows
+from fedcybgd.shared.files.tables import Row, read_rows
 from fedcybgd.shared.host import machine
 
 FEW_FILES = 128
@@ -55,7 +55,7 @@ def check(home: Home) -> Iterator[Finding]:
         yield Finding(False, "key", error.message, "ask the operator for a token: fedcoord agents token")
     try:
         health = (client or Client(config.coordinator)).health()
-        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health['version']}")
+        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}")
         if client is None:
             return
         me = client.me()
@@ -138,7 +138,7 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
         return Finding(False, what, verdict.message, advice)
     found = f"{verdict.rows:,} rows of data {verdict.data} fit"
     source = source_of(home, data)
-    examples = read_examples(Path(source.path), run.task, source.columns, run.num_labels, run.label_names, source)
+    examples = list(rows_of(source, run, f"[data.{verdict.data}.columns]"))
     lengths = _token_lengths(run, examples, client)
     if lengths is None:
         return Finding(True, what, f"{found}; its tokenizer has no tokenizer.json, so tokens were not counted")

@@ -23,8 +23,9 @@ from fedcybgd.agent.errors import (
     NotTheCoordinator,
     ProxyBodyLimit,
     Unreachable,
+    VersionUnsupported,
 )
-from fedcybgd.shared.contract.agents import AgentSelf, ClaimRequest, EnrolAnswer, EnrolRequest, Readiness, ReadinessReport
+from fedcybgd.shared.contract.agents import AgentSelf, ClaimRequest, EnrolAnswer, EnrolRequest, Health, NewKey, Readiness, ReadinessReport
 from fedcybgd.shared.contract.assignments import (
     Assignment,
     AssignmentState,
@@ -36,6 +37,7 @@ from fedcybgd.shared.contract.assignments import (
     UploadOffset,
 )
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import COORDINATOR, OFFERS, Id
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
@@ -48,6 +50,7 @@ ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-enc
 """Headings that say how a body came; it is plain by the time anybody reads it."""
 ENDS = frozenset({"unauthorized", "agent_revoked"})
 """The two things that a coordinator can say to end an agent."""
+KINDS: dict[str, type[CoordinatorSaid]] = {**dict.fromkeys(ENDS, KeyRefused), "version_unsupported": VersionUnsupported}
 T = TypeVar("T", bound=BaseModel)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
@@ -70,9 +73,8 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def health(self) -> dict[str, Any]:
-        answer: dict[str, Any] = self._json("GET", "/health")
-        return answer
+    def health(self) -> Health:
+        return self._model(Health, "GET", "/health")
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         return self._model(EnrolAnswer, "POST", "/agents", json=request.model_dump())
@@ -86,7 +88,7 @@ class Client:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
 
     def rotate_key(self) -> str:
-        return self._model(_NewKey, "POST", "/agents/me/key").key
+        return self._model(NewKey, "POST", "/agents/me/key").key
 
     def run_file(self, run_id: str, name: str) -> bytes:
         return self._call("GET", f"/runs/{run_id}/files/{name}", limit=MOST_FILE).content
@@ -159,13 +161,6 @@ class Client:
         except ValidationError as error:
             raise self._not_it(answer.status_code, answer.headers) from error
 
-    def _json(self, method: str, path: str) -> dict[str, Any]:
-        answer = self._call(method, path)
-        found = _object(answer.content)
-        if found is None:
-            raise self._not_it(answer.status_code, answer.headers)
-        return found
-
     def _call(self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, **arguments: Any) -> httpx.Response:
         """A good answer with its whole body; `sends` is the size of a large body that goes out."""
         try:
@@ -191,7 +186,8 @@ class Client:
 
     def _raise(self, status: int, headers: httpx.Headers, content: bytes, sends: int | None = None) -> None:
         try:
-            body = _ErrorBody.model_validate_json(content)
+            # A gateway's errors may have a code, or a message, too; a coordinator of a later version may say more than is known here.
+            body = _ErrorBody.model_validate_json(content, extra="forbid" if _identity(headers) is None else "ignore")
         except ValidationError:
             if status == 413:
                 raise ProxyBodyLimit(
@@ -202,8 +198,7 @@ class Client:
             raise self._not_it(status, headers) from None
         if not self._is_ours(body, _identity(headers)):
             raise self._not_it(status, headers)
-        kind = KeyRefused if body.code in ENDS else CoordinatorSaid
-        raise kind(status, body.code, one_line(body.message), body.detail)
+        raise KINDS.get(body.code, CoordinatorSaid)(status, body.code, one_line(body.message), body.detail)
 
     def _is_ours(self, body: "_ErrorBody", said: str | None) -> bool:
         """Whether an error is the coordinator's: a gateway may have JSON and keys of its own.
@@ -219,7 +214,9 @@ class Client:
     def _not_it(self, status: int, headers: httpx.Headers) -> NotTheCoordinator:
         target = one_line(headers.get("location", "").split("?")[0])[:200]
         leads = f" (it points to {target}, which is not followed: write the right URL into agent.toml)" if target else ""
-        return NotTheCoordinator(f"{self.url} answered {status}: is it a coordinator?{leads}", status)
+        speaks = one_line(headers.get(VERSION, ""))[:20]
+        other = f" (it speaks version {speaks} of the protocol, this agent {SPOKEN})" if speaks not in ("", str(SPOKEN)) else ""
+        return NotTheCoordinator(f"{self.url} answered {status}: is it a coordinator?{leads}{other}", status)
 
     def _no_assignment(self, answer: httpx.Response, error: ValidationError) -> AgentError:
         """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
@@ -233,23 +230,20 @@ class Client:
             assignment_id, attempt = _ID.validate_python(body["assignment_id"]), int(body["attempt"])
         except (ValueError, TypeError):
             assignment_id, attempt = "", 0
+        speaks = one_line(answer.headers.get(VERSION, ""))[:20] or "an earlier one"
         return ManifestInvalid(
-            f"the assignment cannot be read ({one_line(what)}); is this agent of the coordinator's version?", assignment_id, attempt
+            f"the assignment cannot be read ({one_line(what)}); this agent speaks version {SPOKEN} of the protocol, the coordinator {speaks}",
+            assignment_id,
+            attempt,
         )
 
 
 class _ErrorBody(BaseModel):
-    """What the coordinator's errors have, and nothing else: other programs have a `code`, or a `message`, too."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     code: str = Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")
     message: str
     detail: dict[str, Any] | None = None
-
-
-class _NewKey(BaseModel):
-    key: str = Field(max_length=200, pattern=r"^[!-~]+$")
 
 
 def _body(answer: httpx.Response, limit: int) -> bytes:

@@ -6,6 +6,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.addresses import hint
 
@@ -21,7 +22,7 @@ ADVICE = {
 def connect(url: str, key: str) -> httpx.Client:
     """A pool of connections. Redirects are not followed: a key goes to the address that a person wrote, and to no other."""
     # As it is: shards are resumed at a byte, and what unpacks itself may be large.
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Accept-Encoding": "identity", VERSION: str(SPOKEN)} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         return httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT, follow_redirects=False)
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:

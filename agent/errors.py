@@ -5,7 +5,8 @@ FedError (shared)
     ├── ConfigError         the agent's own file is wrong
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
-    │   └── KeyRefused      its key is void: no use to go on
+    │   ├── KeyRefused      its key is void: no use to go on
+    │   └── VersionUnsupported  it speaks another version: one of the two has to be updated
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
@@ -43,6 +44,10 @@ class CoordinatorSaid(AgentError):
 
 
 class KeyRefused(CoordinatorSaid):
+    pass
+
+
+class VersionUnsupported(CoordinatorSaid):
     pass
 
 

@@ -73,10 +73,10 @@ class TrainRequest(BaseModel):
     data: DataSource
     delta_path: str
     delta_codec: DeltaCodec = "float32"
-    carried: dict[str, str] = {}
+    residuals: dict[str, str] = {}
     """block → file of what the codec left out of its last delta"""
-    leave: str | None = None
-    """directory for what it leaves out of this one"""
+    new_residuals: str | None = None
+    """directory for what it leaves out of this one; None: nothing is kept"""
 
 
 class Command(BaseModel):

@@ -1,7 +1,7 @@
 """What this agent says of the runs that are open to it: whether its data fit, or why not. Never rows, nor names of columns."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.agents import Readiness, RunOffer, UnfitReason
 from fedcybgd.shared.contract.errors import DataError
-from fedcybgd.shared.files.tables import examples
+from fedcybgd.shared.contract.words import known_task
+from fedcybgd.shared.files.tables import Row, examples
 
 log = logging.getLogger("fedagent")
 Stamp = tuple[int, int, int] | None
@@ -45,6 +46,9 @@ def judge(home: Home, config: Config, run: RunOffer) -> Verdict:
         name = chosen(config.data, run.name)
     except NotConsented as error:
         return Verdict(run.run_id, run.name, "not_consented", error.message)
+    if known_task(run.task) is None:
+        text = f"this version of fedagent knows no task {run.task}: update it"
+        return Verdict(run.run_id, run.name, "manifest_invalid", text, name)
     source = source_of(home, config.data[name])
     if not Path(source.path).is_file():
         return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)
@@ -58,9 +62,14 @@ def judge(home: Home, config: Config, run: RunOffer) -> Verdict:
 
 
 def count_examples(source: DataSource, run: RunOffer, name: str) -> int:
-    return sum(
-        1 for _ in examples(Path(source.path), run.task, source.columns, run.num_labels, run.label_names, source, f"[data.{name}.columns]")
-    )
+    return sum(1 for _ in rows_of(source, run, f"[data.{name}.columns]"))
+
+
+def rows_of(source: DataSource, run: RunOffer, columns: str) -> Iterator[Row]:
+    """The rows of `source` as `run` would train on them; `columns` is where its columns are written."""
+    task = known_task(run.task)
+    assert task is not None, "judge refuses others"
+    return examples(Path(source.path), task, source.columns, run.num_labels, run.label_names, source, columns)
 
 
 def report(client: Client, config: Config, verdicts: Iterable[Verdict]) -> None:

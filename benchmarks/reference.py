@@ -27,9 +27,9 @@ from fedcybgd.coordinator.domain.job import (
     StoredBlock,
     Term,
 )
-from fedcybgd.coordinator.domain.round import weight_of
+from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import Visit, rounds_in, visits
+from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
@@ -159,7 +159,7 @@ def run(
     last = rounds_in(spec, reference.trained) if rounds is None else first + rounds
     for number in range(first, last):
         terms: dict[str, list[str]] = {}
-        for plan in visits(spec, reference.trained, agents, number):
+        for plan in method_of(spec).seats(spec, reference.trained, agents, number, spec.schedule.always):
             assert plan.agent is not None, "a bare process has no notion of who comes first"
             settings = train_settings(spec, plan)
             delta = _visit(reference, encoder, visitors[int(plan.agent)], partitions[int(plan.agent)], plan, settings, scratch)
@@ -171,9 +171,7 @@ def run(
     return time.monotonic() - began
 
 
-def _visit(
-    reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, plan: Visit, settings: TrainSettings, scratch: Path
-) -> str:
+def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, plan: Seat, settings: TrainSettings, scratch: Path) -> str:
     """One visit; returns the digest of its delta, which is in the store."""
     agent, spec, store = int(plan.agent or 0), reference.spec, reference.store
     trained = {name for group in settings.groups for name in group.blocks}
@@ -193,7 +191,7 @@ def _visit(
         assignment_id=f"{plan.round}-{plan.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
         dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=settings, data=DataSource(path=str(data)),
-        delta_path=str(delta), delta_codec=spec.delta.codec, carried=carried if feedback else {}, leave=str(left) if feedback else None,
+        delta_path=str(delta), delta_codec=spec.delta.codec, residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
     )  # fmt: skip
     reference.metrics.append(visitor.visit(request, lambda _: None, lambda: False))
     held.up += delta.stat().st_size
@@ -205,7 +203,7 @@ def _visit(
 def _apply(reference: Reference, number: int, terms: dict[str, list[str]]) -> None:
     spec = reference.spec
     changes = [
-        Change(block=b, terms=[Term(digest=d, weight=weight_of(spec.schedule.damping, len(terms[b.block]))) for d in terms[b.block]])
+        Change(block=b, terms=[Term(digest=d, weight=spec.schedule.damping / len(terms[b.block])) for d in terms[b.block]])
         for b in reference.blocks if b.block in terms
     ]  # fmt: skip
     sources = {change.block.digest for change in changes}

@@ -1,4 +1,4 @@
-"""Writes what the documentation takes from the code: docs/states.md, and the tables between `<!-- table: … -->` and `<!-- end -->`.
+"""Writes what is taken from the code: docs/states.md, tests/wire/openapi.json, and the tables between `<!-- table: … -->` and `<!-- end -->`.
 
 `make docs` writes; `tests/test_docs.py` fails where a page is not what this would write.
 """
@@ -12,7 +12,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from docs import statechart
+from docs import statechart, wire
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -25,8 +25,8 @@ MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", r
 
 
 def pages() -> dict[Path, str]:
-    """What every page of docs/ must say."""
-    result = {DOCS / "states.md": statechart.document()}
+    """What every generated file must say."""
+    result = {DOCS / "states.md": statechart.document(), wire.SNAPSHOT: wire.snapshot()}
     for path in sorted(DOCS.rglob("*.md")):
         if path not in result:
             result[path] = MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m['name']]()}\n{m[3]}", path.read_text())
@@ -134,7 +134,7 @@ def caller(route: APIRoute) -> str:
     needed = set(_calls(route.dependant))
     if deps._operator in needed:
         return "operator"
-    return "agent" if deps._agent in needed else "none"
+    return "agent" if needed & {deps._agent, assignments._arrive} else "none"
 
 
 def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:

@@ -86,8 +86,8 @@ class Visitor:
                 {block: shards[block] for block in opened},
                 Path(request.delta_path),
                 request.delta_codec,
-                {block: Path(path) for block, path in request.carried.items()},
-                Path(request.leave) if request.leave else None,
+                {block: Path(path) for block, path in request.residuals.items()},
+                Path(request.new_residuals) if request.new_residuals else None,
                 rows,
             )
             return metrics.model_copy(update={"delta_error": error, "peak_memory_bytes": memory.peak()})

@@ -14,8 +14,8 @@ from fedcybgd.coordinator.services.agents import enrolment, identity, offers, pr
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.upkeep import refusals
-from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, ReadinessReport
-from fedcybgd.shared.contract.operators import NewKey, TokenAnswer, TokenRequest
+from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, NewKey, ReadinessReport
+from fedcybgd.shared.contract.operators import TokenAnswer, TokenRequest
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.contract.words import OFFERS
 

@@ -10,8 +10,10 @@ from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.deps import DatabaseDep
+from fedcybgd.coordinator.api.versions import Handler, understanding
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.outage import was_overtaken
+from fedcybgd.shared.contract.words import AgentMessage
 
 TRIES = 3
 """Times that a transaction is begun which PostgreSQL undid for another's sake."""
@@ -40,6 +42,12 @@ class DatabaseRoute(APIRoute):
         self.access = next(iter(wanted.values()), None)
         super().__init__(path, _in_one_job(endpoint, *wanted.popitem()) if wanted else endpoint, **options)
         assert not wanted, "one session is enough"
+
+    def get_route_handler(self) -> Handler:
+        kinds = [p.annotation for p in inspect.signature(self.endpoint).parameters.values()]
+        said = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, AgentMessage)), None)
+        handler = super().get_route_handler()
+        return handler if said is None else understanding(said, handler)
 
 
 def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from fedcybgd.coordinator.api.deps import OperatorDep, WaitingDep, now
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.services.read import status
-from fedcybgd.shared.contract.operators import Health
+from fedcybgd.shared.contract.agents import Health
 from fedcybgd.shared.contract.views import StatusView
 
 router = APIRouter(route_class=DatabaseRoute, tags=["status"])

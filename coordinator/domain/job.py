@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.words import JsonObject, Task
@@ -138,6 +139,7 @@ class Change(BaseModel):
 
     block: ShardRef
     terms: list[Term]
+    aggregate: Aggregate = "sum"
     codecs: list[str] = []
     """that the new version is wanted in, besides those in which the old one is known"""
 

@@ -39,8 +39,3 @@ def deadline_of(accepted_at: Iterable[datetime | None], wave_deadline_s: float |
     """When the others are waited for no longer: so long after the first of these deltas was accepted. None: for ever."""
     first = min((at for at in accepted_at if at is not None), default=None)
     return None if first is None or wave_deadline_s is None else first + timedelta(seconds=wave_deadline_s)
-
-
-def weight_of(damping: float, trainers: int) -> float:
-    """Weight of one delta of a block that `trainers` members of a wave trained: their mean, damped."""
-    return damping / trainers

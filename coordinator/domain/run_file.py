@@ -129,6 +129,7 @@ class RunFile(Section):
     name: Name = Field(description="how people call the run; free again once a run of that name has ended")
     model: Name = Field(description="name of an added model")
     task: TaskSection = Field(description="what is learned")
+    method: Name = Field("block-cycle", description="the federated method: who trains what, and what becomes of the deltas")
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")

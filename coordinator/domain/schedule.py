@@ -1,35 +1,11 @@
-"""The order of visits: which blocks are trained in which round, by whom, at which learning rate, from which seed."""
+"""The order of a block cycle: which block comes when, whose turn it is, and from which seed it is trained."""
 
 import hashlib
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.exposure import room_of, team_size
 from fedcybgd.coordinator.domain.run_file import RunFile
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One block of one round."""
-
-    round: int
-    cycle: int
-    block: str
-    agent: str | None
-    """The agent that it is meant for; None: whoever comes first."""
-    learning_rate: float
-    always_learning_rate: float
-    seed: int
-
-
-def rounds_per_cycle(spec: RunFile, blocks: Sequence[str]) -> int:
-    """A wave larger than the number of blocks makes one round of a cycle."""
-    return -(-len(blocks) // spec.schedule.wave)
-
-
-def rounds_in(spec: RunFile, blocks: Sequence[str]) -> int:
-    return spec.schedule.cycles * rounds_per_cycle(spec, blocks)
 
 
 def cycle_order(spec: RunFile, blocks: Sequence[str], cycle: int) -> list[str]:
@@ -45,50 +21,12 @@ def cycle_order(spec: RunFile, blocks: Sequence[str], cycle: int) -> list[str]:
     return order
 
 
-def visits(spec: RunFile, blocks: Sequence[str], agents: Sequence[str], round: int, common: Collection[str] | None = None) -> list[Visit]:
-    """The visits of round number `round`, counted from 0 over the whole run: the cycle's order, cut into pieces of `wave` blocks.
-
-    `agents` are the participants in a fixed order. Block i (of the n-agent run, in model order) goes to
-
-    fixed:      agent i mod n (the paper's: a client is responsible for a block);
-    rotating:   in cycle c, agent (i + c mod t) mod n, so that every block sees every partition in time;
-    first_come: to whoever asks first.
-
-    t is n, or as many as the exposure budget allows (`exposure.team_size`; `common` are the blocks that everybody sees, by default
-    those trained along). In a wave, see `_without_clashes`.
-    """
-    cycle, place = divmod(round, rounds_per_cycle(spec, blocks))
-    wave = spec.schedule.wave
-    piece = cycle_order(spec, blocks, cycle)[place * wave : (place + 1) * wave]
-    meant_for: Sequence[str | None] = [None] * len(piece)
-    if spec.schedule.agents != "first_come":
-        meant_for = [
-            agents[i] for i in _planned(spec, blocks, len(agents), cycle, piece, spec.schedule.always if common is None else common)
-        ]
-    train = spec.train
-    return [
-        Visit(
-            round, cycle, block, agent,
-            learning_rate=train.learning_rate * train.learning_rate_decay**cycle,
-            always_learning_rate=(train.always_learning_rate or train.learning_rate) * train.always_learning_rate_decay**cycle,
-            seed=visit_seed(spec.seed, round, block),
-        )
-        for block, agent in zip(piece, meant_for, strict=True)
-    ]  # fmt: skip
-
-
-def visit(spec: RunFile, blocks: Sequence[str], agents: Sequence[str], round: int) -> Visit:
-    """The only visit of a round of the strict cycle (`wave: 1`)."""
-    (only,) = visits(spec, blocks, agents, round)
-    return only
-
-
 def visit_seed(run_seed: int, round: int, block: str) -> int:
     """63 bits from (run, round, block): never from the attempt or the clock, so that a repeated visit repeats its result."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}:{round}:{block}".encode()).digest()[:8], "big") >> 1
 
 
-def _planned(spec: RunFile, blocks: Sequence[str], agents: int, cycle: int, piece: Sequence[str], common: Collection[str]) -> list[int]:
+def planned(spec: RunFile, blocks: Sequence[str], agents: int, cycle: int, piece: Sequence[str], common: Collection[str]) -> list[int]:
     """Numbers of the agents for the blocks of one wave."""
     room = room_of(spec, common)
     numbered = [name for name in blocks if room is None or name not in common]

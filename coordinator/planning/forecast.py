@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from fedcybgd.coordinator.domain import compression, exposure
 from fedcybgd.coordinator.domain.compression import BlockFacts, Budget, Costs, DoesNotFit, Plan
+from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import rounds_in, rounds_per_cycle
 from fedcybgd.coordinator.planning.memory import Memory, estimate
 from fedcybgd.coordinator.planning.shapes import BlockShape, Model, compact, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
@@ -155,7 +155,7 @@ def forecast(
     cycles = min(spec.schedule.cycles, max(2, min(len(members) + 2, MOST_VISITS // max(1, len(visited)))))
     transfers = list(
         simulate(
-            spec, model, blocks, visited, list(members), cycles * rounds_per_cycle(spec, visited), file_bytes, planner,
+            spec, model, blocks, visited, list(members), cycles * method_of(spec).rounds_per_cycle(spec, visited), file_bytes, planner,
             frozen, _common(spec, frozen), rows,
         )
     )  # fmt: skip
@@ -208,7 +208,7 @@ def _problems(
     if not members:
         problems.append("no agent is enrolled that could take part")
     try:
-        exposure.check(spec, visited, _common(spec, _frozen(spec, blocks)), len(members) or None)
+        method_of(spec).check(spec, visited, _common(spec, _frozen(spec, blocks)), len(members) or None)
     except exposure.ExposureBudgetTooSmall as error:
         problems.append(error.message)
     return problems

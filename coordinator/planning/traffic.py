@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from fedcybgd.coordinator.domain.compression import Plan
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import rounds_per_cycle, visits
 from fedcybgd.coordinator.domain.vocabulary import types_met
 from fedcybgd.coordinator.planning.shapes import BlockShape, Model, delta_bytes, shard_bytes, updated
 
@@ -31,7 +31,7 @@ USUAL_ROWS = 1000
 MAX_STEPS = 4
 """Patches in a row, as in services/shards.py."""
 Held = tuple[str, int, str]
-"""block, version, codec; or block, round and "delta" """
+"""block, version, codec; or seat, round and "delta" """
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,13 @@ def simulate(
     for name in {*visited, *spec.schedule.always}:
         state.codecs[name, state.blocks[name].version].add("exact")
     change = Change.of(spec, model, rows)
-    turn = 0
+    turn, method = 0, method_of(spec)
+    common = spec.schedule.always if common is None else common
     for number in range(rounds):
         trained_by: dict[str, list[tuple[str, frozenset[str]]]] = {}
-        for visit in visits(spec, visited, agents, number, common):
-            agent, turn = visit.agent or agents[turn % len(agents)], turn + 1
-            trained = frozenset({visit.block, *spec.schedule.always})
+        for seat in method.seats(spec, visited, agents, number, common):
+            agent, turn = seat.agent or agents[turn % len(agents)], turn + 1
+            trained = frozenset({*seat.blocks, *spec.schedule.always})
             now = list(state.blocks.values())
             plan = plan_for(agent, now, trained)
             if plan is None:
@@ -138,11 +139,13 @@ def simulate(
             down = 0 if held else file_bytes
             down += sum(_fetch(state, held, block, plan[block.name], model) for block in now if plan[block.name] != "dropped")
             up = change.delta(b for b in now if b.name in trained)
-            held.add((visit.block, number, "delta"))
+            held.add((str(seat.number), number, "delta"))
             for name in trained:
-                trained_by.setdefault(name, []).append((visit.block, trained))
-            yield Transfer(visit.cycle, visit.block, agent, plan, down, up)
-        _apply(state, number, trained_by, change, spec.train.learning_rate_decay ** (number // rounds_per_cycle(spec, visited)), model)
+                trained_by.setdefault(name, []).append((str(seat.number), trained))
+            yield Transfer(seat.cycle, seat.block, agent, plan, down, up)
+        _apply(
+            state, number, trained_by, change, spec.train.learning_rate_decay ** (number // method.rounds_per_cycle(spec, visited)), model
+        )
 
 
 def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: Model) -> int:
@@ -182,8 +185,8 @@ def _apply(
             if codec != "exact":
                 size = change.difference(new, codec, decay, model)
             elif len(trainers) == 1:
-                (visited, trained), *_ = trainers
-                size, made_of = change.delta(state.blocks[n] for n in trained), (visited, number, "delta")
+                (seat, trained), *_ = trainers
+                size, made_of = change.delta(state.blocks[n] for n in trained), (seat, number, "delta")
             else:
                 continue
             if size < packed_bytes(new, codec, model):

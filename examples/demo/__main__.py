@@ -20,8 +20,8 @@ from examples.demo.measure import in_process
 from examples.demo.system import DemoFailed, System
 from fedcybgd.coordinator.commands.run_view import draw
 from fedcybgd.coordinator.commands.runs import create_run, export_run
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import visit
 from fedcybgd.coordinator.operator import Operator
 from fedcybgd.coordinator.services.path.open_round import train_settings
 from fedcybgd.shared.contract.assignments import Assignment
@@ -164,12 +164,12 @@ def _as_assignment(run: dict[str, Any]) -> str:
     """The first visit of the run as an agent would get it, for the comparison with full fine-tuning."""
     spec = RunFile.model_validate(run["spec"])
     trained = [b["name"] for b in run["blocks"] if b["trained"] and b["name"] not in spec.schedule.always]
-    plan = visit(spec, trained, ["agent-1"], 0)
+    seat = method_of(spec).seats(spec, trained, ["agent-1"], 0, spec.schedule.always)[0]
     blocks = [ShardRef(block=b["name"], version=0, codec="exact", digest=b["digest"], size=b["size"]) for b in run["blocks"]]
     files = [FileRef.model_validate(f) for f in run["files"]]
     return Assignment(
         assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=run["id"], run_name=run["name"], round=0, cycle=0, block="all",
-        manifest=Manifest(files=files, blocks=blocks), train=train_settings(spec, plan), max_delta_bytes=0,
+        manifest=Manifest(files=files, blocks=blocks), train=train_settings(spec, seat), max_delta_bytes=0,
     ).model_dump_json()  # fmt: skip
 
 

@@ -7,12 +7,11 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import PlainText
-from fedcybgd.shared.contract.words import Count, Id, Message, Name, Task, Word
+from fedcybgd.shared.contract.versions import or_else
+from fedcybgd.shared.contract.words import AgentMessage, Count, Id, Name, Word
 
-# ---- agents ---------------------------------------------------------------------------------------------------------
 
-
-class DeviceInfo(Message):
+class DeviceInfo(AgentMessage):
     """What an agent says of its device; nothing of its data."""
 
     kind: PlainText = Field("cpu", max_length=20)
@@ -22,7 +21,7 @@ class DeviceInfo(Message):
     accelerator_bytes: Count = 0
 
 
-class EnrolRequest(Message):
+class EnrolRequest(AgentMessage):
     token: str = Field(min_length=8, max_length=200)
     name: Name
     device: DeviceInfo = DeviceInfo()
@@ -35,13 +34,22 @@ class EnrolAnswer(BaseModel):
     key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the coordinator keeps a hash of it only")
 
 
+class NewKey(BaseModel):
+    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the old one is void")
+
+
+class Health(BaseModel):
+    status: str
+    version: str = Field(description="of the program, not of the protocol")
+
+
 class RunOffer(BaseModel):
     """A run that this agent may take part in, with what its data must look like."""
 
     run_id: Id
     name: Name
     state: Word
-    task: Task
+    task: Name = Field(description="text-classification or causal-lm; of a later version, others")
     fields: list[str] = Field(description="fields that the agent's columns must supply")
     optional_fields: list[str]
     num_labels: int | None
@@ -57,17 +65,17 @@ UnfitReason = Literal[
 MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))
 
 
-class Readiness(Message):
+class Readiness(AgentMessage):
     """What an agent says of a run that is open to it: facts of a check, nothing of its data."""
 
     run_id: Id
     fits: bool = Field(description="its owner has tied data to the run, and they fit the task")
-    reason: UnfitReason | None = Field(None, description="why not")
+    reason: Annotated[UnfitReason | None, or_else(None)] = Field(None, description="why not")
     rows: Count | None = Field(None, description="as many or more; exactly as many if `exact`; null: the owner does not say")
     exact: bool = False
 
 
-class ReadinessReport(Message):
+class ReadinessReport(AgentMessage):
     runs: list[Readiness] = Field(max_length=1000)
 
 
@@ -79,14 +87,14 @@ class AgentSelf(BaseModel):
     runs: list[RunOffer]
 
 
-class DeclaredLimits(Message):
+class DeclaredLimits(AgentMessage):
     """What an agent allows training to take; 0 where it does not say."""
 
     memory_bytes: Count = 0
     bytes_per_s: Count = Field(0, description="speed of its line")
 
 
-class ClaimRequest(Message):
+class ClaimRequest(AgentMessage):
     limits: DeclaredLimits = DeclaredLimits()
     runs: list[Annotated[str, StringConstraints(max_length=100)]] = Field(
         default_factory=list, max_length=100, description="names of the runs that it consents to; * and ? are wildcards; empty: none"

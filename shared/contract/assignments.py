@@ -1,6 +1,6 @@
 """An assignment and all that is said of it while it is held."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -8,7 +8,8 @@ from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
-from fedcybgd.shared.contract.words import Count, DeltaCodec, Id, Message, Name, Word
+from fedcybgd.shared.contract.versions import or_else
+from fedcybgd.shared.contract.words import AgentMessage, Count, DeltaCodec, Id, Name, Word
 
 
 class Assignment(BaseModel):
@@ -21,7 +22,7 @@ class Assignment(BaseModel):
     run_name: Name
     round: int = Field(ge=0, lt=2**31)
     cycle: int = Field(ge=0, lt=2**31)
-    block: Name
+    block: Name = Field(description="the visited block, the first of several; `train.groups` has all that is trained")
     manifest: Manifest
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"
@@ -29,7 +30,7 @@ class Assignment(BaseModel):
     max_delta_bytes: int
 
 
-class Trouble(Message):
+class Trouble(AgentMessage):
     """What keeps an agent from fetching or sending, while it goes on trying."""
 
     code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator"]
@@ -37,7 +38,7 @@ class Trouble(Message):
     bytes: Count | None = Field(None, description="size of the body that was not let through")
 
 
-class Progress(Message):
+class Progress(AgentMessage):
     """Scalars only: nothing that could carry a row."""
 
     phase: Literal["fetching", "loading", "training", "sending"]
@@ -46,12 +47,12 @@ class Progress(Message):
     loss: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: Count | None = None
-    trouble: Trouble | None = None
+    trouble: Annotated[Trouble | None, or_else(None)] = None
 
 
-class RenewRequest(Message):
+class RenewRequest(AgentMessage):
     attempt: int
-    progress: Progress | None = None
+    progress: Annotated[Progress | None, or_else(None)] = None
 
 
 class RenewAnswer(BaseModel):
@@ -59,7 +60,7 @@ class RenewAnswer(BaseModel):
     go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
 
 
-class DeltaSubmission(Message):
+class DeltaSubmission(AgentMessage):
     attempt: int
     digest: Digest
     metrics: TrainMetrics
@@ -95,9 +96,9 @@ COORDINATORS_OWN: frozenset[str] = frozenset({"model_mismatch"})
 """Reasons that no agent can mend: the run is paused at once, and no other agent is asked."""
 
 
-class ReturnRequest(Message):
+class ReturnRequest(AgentMessage):
     attempt: int
-    reason: ReturnReason
+    reason: Annotated[ReturnReason, or_else("other")]
     message: PlainText = Field("", max_length=2000)
 
 

@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.words import Codec, Id, Name
 
-# ---- assignments ----------------------------------------------------------------------------------------------------
-
 
 class Ref(BaseModel):
     """Never changed: rows and messages share it."""
@@ -68,9 +66,6 @@ class Manifest(Ref):
         for ref in self.blocks:
             found |= {ref.digest, *(patch.digest for patch in ref.patches)} | ({ref.packed.digest} if ref.packed else set())
         return found
-
-
-# ---- exports --------------------------------------------------------------------------------------------------------
 
 
 class ExportView(BaseModel):

@@ -7,11 +7,6 @@ from pydantic import BaseModel, Field
 from fedcybgd.shared.contract.words import Id, Message, Name
 
 
-class Health(BaseModel):
-    status: str
-    version: str
-
-
 class TokenRequest(Message):
     expires_in_s: float = Field(3600, gt=0, le=31 * 86_400, description="seconds until the token expires unused")
 
@@ -19,10 +14,6 @@ class TokenRequest(Message):
 class TokenAnswer(BaseModel):
     token: str = Field(description="shown this once")
     expires_at: datetime
-
-
-class NewKey(BaseModel):
-    key: str = Field(description="shown this once; the old one is void")
 
 
 class ModelRequest(Message):

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedcybgd.shared.contract.words import MOST_STEPS, Count, Message, Name, Optimizer, Precision, Task
+from fedcybgd.shared.contract.words import MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision, Task
 
 
 class ParameterGroup(BaseModel):
@@ -44,7 +44,7 @@ class TrainSettings(Training):
         return tuple(name for group in self.groups for name in group.blocks)
 
 
-class TrainMetrics(Message):
+class TrainMetrics(AgentMessage):
     """What a visit reports of itself."""
 
     steps: Count

@@ -68,7 +68,9 @@ class EvaluationView(BaseModel):
 class AssignmentView(BaseModel):
     id: str
     round: int
-    block: str
+    seat: int = Field(description="which of the round's seats, from 0")
+    block: str = Field(description="the first of `blocks`")
+    blocks: list[str] = Field(description="the visited blocks")
     state: str
     reason: str | None
     attempt: int

@@ -1,7 +1,7 @@
 """The words that messages are made of: names, ids, codecs, and the body of an error."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
@@ -30,6 +30,13 @@ DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 """How a delta travels."""
 Optimizer = Literal["adamw", "adamw-8bit"]
 Task = Literal["text-classification", "causal-lm"]
+
+
+def known_task(word: str) -> Task | None:
+    """The task that a word means; None for one of a later version."""
+    return next((task for task in get_args(Task) if task == word), None)
+
+
 Precision = Literal["float32", "bfloat16", "auto"]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 """A state, a kind: one of our own words."""
@@ -45,6 +52,10 @@ JsonObject = dict[str, JsonValue]
 class Message(BaseModel):
     # NaN and infinity have no place in JSON: whoever stored or showed one would fail at it.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class AgentMessage(Message):
+    """What an agent says. A field that is added has a default: agents of earlier versions do not send it."""
 
 
 class ErrorBody(BaseModel):

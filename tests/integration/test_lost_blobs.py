@@ -76,12 +76,13 @@ def test_an_encoded_shard_is_made_again_from_the_exact_one(
 
     def between(assignment: Any) -> None:
         if not harmed:
-            ref = next(b for b in assignment.manifest.blocks if b.codec == "int8")
+            sent = assignment.manifest.blocks
+            ref = next(b for b in sent if b.codec == "int8")
             harmed.append(ref.packed.digest if packed else ref.digest)
             place(live, ref.digest).unlink()
             harm(place(live, ref.packed.digest))
             if not packed:  # the agent takes the shard itself where that is the cheaper way
-                ref.packed = None
+                sent[sent.index(ref)] = ref.model_copy(update={"packed": None})
 
     view = work(live, agent, run, between)
     assert view["state"] == "completed", view["reason"]

@@ -68,7 +68,7 @@ def test_the_description_is_openapi_3_and_names_all_messages(live: LiveCoordinat
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nothing", 404, "not_found"), ("GET", "/nothing", 404, "not_found"), ("DELETE", "/v1/runs", 405, "method_not_allowed"),
-        ("POST", "/v1/health", 405, "method_not_allowed"), ("GET", "/v2/health", 404, "not_found"),
+        ("POST", "/v1/health", 405, "method_not_allowed"), ("GET", "/v2/health", 426, "version_unsupported"),
     ],
 )  # fmt: skip
 def test_what_there_is_not_is_answered_like_all_errors(live: LiveCoordinator, method: str, path: str, status: int, code: str) -> None:

@@ -1,5 +1,6 @@
 """The migrations build exactly the tables of the models, take them away again, and build them again; on both databases."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,7 +194,14 @@ def test_a_run_of_the_first_schema_goes_on_in_the_newest(engine: Engine) -> None
             (["layers.0"], "closed", None, None),
             (["layers.1"], "open", None, None),
         ]
+        seats = [seat for r in rounds for seat in r.seats]
+        assert [(s.round, s.number, s.blocks, s.agent) for s in seats] == [(0, 0, ("layers.0",), None), (1, 0, ("layers.1",), None)]
+        told = json.loads(TRAIN)
+        assert all((s.seed, s.learning_rate) == (told["seed"], told["groups"][0]["learning_rate"]) for s in seats), "as it was told"
         assignments = session.scalars(select(models.Assignment).order_by(models.Assignment.id)).all()
+        assert [(a.round, a.seat, a.blocks, a.block) for a in assignments] == [
+            (0, 0, ["layers.0"], "layers.0"), (0, 0, ["layers.0"], "layers.0"), (1, 0, ["layers.1"], "layers.1"),
+        ]  # fmt: skip
         assert {a.id: a.applied for a in assignments} == {"asg_0_accepted": True, "asg_0_rejected": False, "asg_1_leased": False}
         assert all(a.train.trained == ("layers.0",) and a.manifest.digests() == {DIGEST} for a in assignments)
         assert session.get_one(models.Agent, "agt_a").limits == DeclaredLimits()

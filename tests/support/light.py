@@ -56,8 +56,8 @@ class LightTrainer:
             }
             for block in opened
         }  # fmt: skip
-        carried = {block: Path(path) for block, path in request.carried.items()}
-        leave = Path(request.leave) if request.leave else None
+        carried = {block: Path(path) for block, path in request.residuals.items()}
+        leave = Path(request.new_residuals) if request.new_residuals else None
         error = write_delta(trained, {b: paths[b] for b in opened}, Path(request.delta_path), request.delta_codec, carried, leave)
         return METRICS.model_copy(update={"delta_error": error})
 

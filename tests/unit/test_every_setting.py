@@ -11,6 +11,7 @@ from fedcybgd.agent.training.visit import Visitor
 from fedcybgd.coordinator.db.base import Base, Database
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+from tests.support.methods import all_averaged
 from tests.support.story import HELD_OUT, Story, stage
 from tests.support.training import Home
 
@@ -30,6 +31,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "task.kind": ("assignment", "causal-lm", {"task.labels": None, "schedule.always": []}),
     "task.labels": ("assignment", ["a", "b", "c"], {}),
     "task.max_length": ("assignment", 32, {}),
+    "method": ("assignment", "all-averaged", {}),
     "schedule.cycles": ("end", 1, {}),
     "schedule.order": ("assignment", "descending", {}),
     "schedule.agents": ("assignment", "fixed", {}),
@@ -106,7 +108,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('story') / 'test.db'}")
     Base.metadata.create_all(database.engine)
     stage(database)
-    yield database
+    with all_averaged():
+        yield database
     database.close()
 
 

@@ -8,8 +8,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall, check, common_blocks, may_see, members_met, room_of, team_size
+from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
+from fedcybgd.coordinator.domain.methods.registry import rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import rounds_in, visits
+from fedcybgd.coordinator.domain.seat import Seat
 
 
 def spec(limit: int | None, policy: str = "int8", always: list[str] | None = None, seed: int = 0, **schedule: Any) -> RunFile:
@@ -26,6 +28,10 @@ def named(word: str, number: int) -> list[str]:
 
 
 sizes = {"blocks": st.integers(1, 12), "people": st.integers(1, 8), "limit": st.integers(1, 13), "always": st.integers(0, 2)}
+
+
+def visits(run: RunFile, blocks: list[str], agents: list[str], number: int) -> list[Seat]:
+    return BlockCycle().seats(run, blocks, agents, number, run.schedule.always)
 
 
 @given(

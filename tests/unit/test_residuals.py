@@ -43,10 +43,10 @@ class Trainer:
     def train(self, request: TrainRequest, report: Any, lost: Any) -> TrainMetrics:
         self.requests.append(request)
         Path(request.delta_path).write_bytes(b"delta of " + request.assignment_id.encode())
-        if request.leave is not None:
-            Path(request.leave).mkdir(parents=True, exist_ok=True)
+        if request.new_residuals is not None:
+            Path(request.new_residuals).mkdir(parents=True, exist_ok=True)
             for block in (b for group in request.train.groups for b in group.blocks):
-                (Path(request.leave) / f"{block}.safetensors").write_text(f"left of {request.assignment_id}")
+                (Path(request.new_residuals) / f"{block}.safetensors").write_text(f"left of {request.assignment_id}")
         return METRICS
 
     def stop(self, visit: str | None = None) -> None:
@@ -117,7 +117,7 @@ def agent(tmp_path: Path) -> Agent:
 
 def carried(request: TrainRequest | None) -> set[str]:
     assert request is not None
-    return set(request.carried)
+    return set(request.residuals)
 
 
 def test_it_is_carried_to_the_next_visit_of_the_same_block(agent: Agent) -> None:
@@ -134,7 +134,7 @@ def test_without_error_feedback_nothing_is_kept_or_carried(agent: Agent) -> None
     request = agent.visit(assignment(1, feedback=False))
     assert carried(request) == set()
     assert request is not None
-    assert request.leave is None
+    assert request.new_residuals is None
     assert agent.kept(assignment()) == {"layers.0": f"left of {asg(0)}", "head": f"left of {asg(0)}"}
 
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
+from fedcybgd.coordinator.domain.methods.registry import rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import Visit, cycle_order, rounds_in, rounds_per_cycle, visit, visit_seed
-from fedcybgd.coordinator.domain.schedule import visits as visits_of
+from fedcybgd.coordinator.domain.schedule import cycle_order, visit_seed
+from fedcybgd.coordinator.domain.seat import Seat
 
 BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
 AGENTS = ["ann", "bob", "eve"]
@@ -21,8 +23,8 @@ def spec(seed: int = 0, train: dict[str, Any] | None = None, **schedule: Any) ->
     )
 
 
-def visits(run: RunFile, blocks: list[str] = BLOCKS, agents: list[str] = AGENTS) -> list[Visit]:
-    return [visit(run, blocks, agents, number) for number in range(rounds_in(run, blocks))]
+def visits(run: RunFile, blocks: list[str] = BLOCKS, agents: list[str] = AGENTS) -> list[Seat]:
+    return [seat for piece in waves(run, blocks, agents) for seat in piece]
 
 
 def test_ascending_and_descending() -> None:
@@ -129,8 +131,8 @@ PINNED_SEED = 2707841019881522123
 # ---- waves ----------------------------------------------------------------------------------------------------------
 
 
-def waves(run: RunFile, blocks: list[str], agents: list[str]) -> list[list[Visit]]:
-    return [visits_of(run, blocks, agents, number) for number in range(rounds_in(run, blocks))]
+def waves(run: RunFile, blocks: list[str], agents: list[str]) -> list[list[Seat]]:
+    return [BlockCycle().seats(run, blocks, agents, number, []) for number in range(rounds_in(run, blocks))]
 
 
 def named(word: str, number: int) -> list[str]:
@@ -146,13 +148,14 @@ def test_a_cycle_of_waves_visits_every_block_once_and_in_order(
 ) -> None:
     run, names = spec(seed, order=order, agents=agents, cycles=cycles, wave=wave), named("layers.", blocks)
     plan = waves(run, names, named("agent", people))
-    assert len(plan) == cycles * -(-blocks // wave) == cycles * rounds_per_cycle(run, names)
+    assert len(plan) == cycles * -(-blocks // wave) == cycles * BlockCycle().rounds_per_cycle(run, names)
     for cycle in range(cycles):
         pieces = [[v.block for v in piece] for piece in plan if piece[0].cycle == cycle]
         assert [name for piece in pieces for name in piece] == cycle_order(run, names, cycle)
         assert all(len(piece) == wave for piece in pieces[:-1])
     assert all(v.round == number and v.cycle == piece[0].cycle for number, piece in enumerate(plan) for v in piece)
     assert all(v.seed == visit_seed(seed, v.round, v.block) for piece in plan for v in piece)
+    assert all([v.number for v in piece] == list(range(len(piece))) and all(v.blocks == (v.block,) for v in piece) for piece in plan)
 
 
 @given(orders, st.sampled_from(["fixed", "rotating"]), st.integers(0, 99), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.coordinator.domain.seat import Seat, called
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.measured import Failure
@@ -18,8 +19,10 @@ class Round(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     cycle: Mapped[int]
+    seats: Mapped[list[Seat]] = mapped_column(Typed(list[Seat]))
+    """by their numbers"""
     blocks: Mapped[list[str]]
-    """the visited ones: one, or as many as a wave has"""
+    """those that it is said to be of: the visited ones"""
     state: Mapped[str] = mapped_column(String(20))
     loss_before: Mapped[float | None]
     loss_after: Mapped[float | None]
@@ -35,7 +38,10 @@ class Assignment(Base):
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"))
     round: Mapped[int]
-    block: Mapped[str] = mapped_column(String(100))
+    seat: Mapped[int]
+    """which of the round's; one that was rejected is followed by another one of the same seat"""
+    blocks: Mapped[list[str]]
+    """the visited ones"""
     state: Mapped[str] = mapped_column(String(20))
     reason: Mapped[str | None] = mapped_column(Text)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -58,6 +64,15 @@ class Assignment(Base):
     delta_size: Mapped[int | None] = mapped_column(BigInteger)
     applied: Mapped[bool] = mapped_column(default=False)
     """its delta is part of the present blocks"""
+
+    @property
+    def block(self) -> str:
+        """The first of its blocks: by it fidelity is measured, and agents that know of one block only call it."""
+        return self.blocks[0]
+
+    @property
+    def called(self) -> str:
+        return called(self.blocks)
 
     __table_args__ = (
         Index("ix_assignment_state_agent", "state", "agent_id"),

@@ -1,9 +1,10 @@
 """The exposure budget of a run, held against the ledger: what each agent has got exact, and who may still get what."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select, text
+from sqlalchemy import Text, cast, select, text
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -27,13 +28,15 @@ def seen(session: Session, run: Run, spec: RunFile, agent_id: str | None = None)
     """Blocks of a run that agents have got exact: by the ledger, and with the assignments that they hold or held to the end."""
     result: dict[str, set[str]] = defaultdict(set)
     sent = select(Exposure.agent_id, Exposure.block).where(Exposure.run_id == run.id, Exposure.codec == EXACT).distinct()
-    held = select(Assignment.agent_id, Assignment.block).where(Assignment.run_id == run.id, Assignment.agent_id.is_not(None)).distinct()
+    # By the text of the list: JSON itself cannot be compared everywhere.
+    blocks = cast(Assignment.blocks, Text)
+    held = select(Assignment.agent_id, blocks).where(Assignment.run_id == run.id, Assignment.agent_id.is_not(None)).distinct()
     if agent_id is not None:
         sent, held = sent.where(Exposure.agent_id == agent_id), held.where(Assignment.agent_id == agent_id)
     for agent, block in session.execute(sent):
         result[agent].add(block)
-    for holder, block in session.execute(held):
-        result[str(holder)] |= {block, *spec.schedule.always}
+    for holder, names in session.execute(held):
+        result[str(holder)] |= {*json.loads(names), *spec.schedule.always}
     return result
 
 

@@ -10,8 +10,8 @@ from fedcybgd.coordinator.domain.job import (
     EvaluateResult,
     JobKind,
 )
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import rounds_per_cycle
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.measured import Failure, Score
@@ -27,7 +27,7 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int) -> None:
         case "round":
             every = 1
         case "cycle":
-            every = rounds_per_cycle(spec, run.trained_blocks)
+            every = method_of(spec).rounds_per_cycle(spec, run.trained_blocks)
         case "end":
             every = run.rounds_total
         case int(number):

@@ -15,9 +15,9 @@ from fedcybgd.coordinator.domain.job import (
     PrepareResult,
 )
 from fedcybgd.coordinator.domain.measurements import InfluenceResult
+from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import rounds_in
 from fedcybgd.coordinator.errors import Conflict, Invalid
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
@@ -42,6 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     _check_name_free(session, spec.name)
     held_out = _held_out(session, spec)
     calibration.check(spec)
+    method_of(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,
         files=[], trained_blocks=[], participants=[], created_at=now,
@@ -87,7 +88,7 @@ def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     ]  # fmt: skip
     spec = run.spec
     try:
-        exposure.check(spec, result.trained, exposure_budget.common(spec, blocks))
+        method_of(spec).check(spec, result.trained, exposure_budget.common(spec, blocks))
     except exposure.ExposureBudgetTooSmall as error:
         _fail(session, run, error.code, error.message)
         return

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Run
-from fedcybgd.coordinator.domain import exposure
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import (
     REPEATED,
 )
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services import signals
@@ -41,7 +41,8 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
         raise RunNotPrepared(f"run {run.name} is still being prepared; try again in a moment")
     spec = run.spec
     run.participants = _participants(session, run, spec, anyway)
-    exposure.check(spec, run.trained_blocks, exposure_budget.common(spec, queries.blocks_of(session, run.id)), len(run.participants))
+    common = exposure_budget.common(spec, queries.blocks_of(session, run.id))
+    method_of(spec).check(spec, run.trained_blocks, common, len(run.participants))
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
     scores.evaluate_if_due(session, run, 0)
     open_round.open_next(session, run, now)
@@ -68,7 +69,6 @@ def pause(session: Session, name: str) -> Run:
     run = queries.run_by_name(session, name, lock=True)
     runs.pause(run, "paused by the operator")
     record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
-    signals.openings_changed(session)
     return run
 
 
@@ -80,7 +80,7 @@ def resume(session: Session, name: str, now: datetime) -> Run:
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
-        signals.offer(session, assignment.id)
+        signals.offer(session, assignment.meant_for)
         give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
     jobs.requeue_failed(session, run.id, REPEATED)
     record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
@@ -93,5 +93,4 @@ def cancel(session: Session, name: str, now: datetime) -> Run:
     run = queries.run_by_name(session, name, lock=True)
     runs.cancel(run, now)
     record(session, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
-    signals.openings_changed(session)
     return run

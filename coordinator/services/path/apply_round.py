@@ -10,13 +10,16 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
 from fedcybgd.coordinator.domain.job import Change, Term
-from fedcybgd.coordinator.domain.round import RoundState, deadline_of, weight_of
+from fedcybgd.coordinator.domain.methods.method import Delivered
+from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.round import RoundState, deadline_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, shards
 from fedcybgd.coordinator.services.path import trained
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
+from fedcybgd.shared.contract.manifests import ShardRef
 
 
 def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None:
@@ -46,35 +49,40 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
 
 
 def members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:
-    """The assignments that count, one a block, in the order of the round's blocks: never in that of their arrival."""
+    """The assignments that count, one a seat, in the order of seats: never in that of their arrival."""
     query = select(Assignment).where(
         Assignment.run_id == round.run_id, Assignment.round == round.number, Assignment.state != AssignmentState.REJECTED
     )
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
-    return sorted(session.scalars(query), key=lambda a: round.blocks.index(a.block))
+    return sorted(session.scalars(query), key=lambda a: a.seat)
 
 
 def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
     """Take a visit back from the agent that has it; whose it was, for people."""
     if assignment.state != AssignmentState.LEASED:
-        return f"{assignment.block} (nobody had it)"
+        return f"{assignment.called} (nobody had it)"
     name = queries.agent_names(session).get(assignment.agent_id or "", "?")
     assignments.take_back(assignment, AssignmentEvent.WITHDRAW, "wave_deadline", now)
-    return f"{assignment.block} ({name})"
+    return f"{assignment.called} ({name})"
 
 
 def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
-    """block ← block + damping · mean of the deltas of those who trained it: one for a visited block, all for those trained along."""
+    """For each block that was trained: the deltas of those who trained it, weighted by the method."""
+    method, blocks = method_of(spec), queries.blocks_of(session, run.id)
+    trainers: dict[str, list[tuple[Assignment, ShardRef]]] = {}
+    for assignment in accepted:
+        for base in trained.trained_refs(assignment):
+            trainers.setdefault(base.block, []).append((assignment, base))
+    codecs = choose.codecs_after(spec, blocks, set(trainers))
     changes = []
-    blocks = queries.blocks_of(session, run.id)
-    codecs = choose.codecs_after(spec, blocks, {base.block for a in accepted for base in trained.trained_refs(a)})
     for ref in queries.shard_refs(blocks):
-        trainers = [(a, base) for a in accepted for base in trained.trained_refs(a) if base.block == ref.block]
-        assert all(base.version == ref.version for _, base in trainers), "every delta is from the present version"
-        weight = weight_of(spec.schedule.damping, max(1, len(trainers)))
-        if terms := [Term(digest=a.delta_digest, weight=weight) for a, _ in trainers if a.delta_digest]:
-            changes.append(Change(block=ref, terms=terms, codecs=codecs[ref.block]))
+        if ref.block in trainers:
+            assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
+            of = [a for a, _ in trainers[ref.block]]
+            weights = method.weights(spec, ref.block, [Delivered(a.seat, a.metrics) for a in of])
+            terms = [Term(digest=a.delta_digest or "", weight=weight) for a, weight in zip(of, weights, strict=True)]
+            changes.append(Change(block=ref, terms=terms, aggregate=method.aggregate, codecs=codecs[ref.block]))
     return changes
 
 

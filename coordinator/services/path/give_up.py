@@ -40,10 +40,10 @@ def failed_attempt(
     if agent_id is not None and reason != "stopping":
         agent = session.get_one(Agent, agent_id)
         agent.last_error, agent.last_error_at = f"{reason}: {message}", now
-        text = f"{agent.name} on {assignment.block}: {reason}" + (f": {message}" if message else "")
+        text = f"{agent.name} on {assignment.called}: {reason}" + (f": {message}" if message else "")
         record(session, "warning", reason, text, run_id=run.id, agent_id=agent_id)
-    signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {reason}: {message}")
+    signals.offer(session, assignment.meant_for)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {reason}: {message}")
 
 
 def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str) -> None:
@@ -57,7 +57,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
         halt(session, run, f"{assignment.failures} attempts failed: {why}")
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
         limit = spec.exposure.max_exact_blocks
-        halt(session, run, f"no agent is left that may see block {assignment.block} within max_exact_blocks of {limit}: {why}")
+        halt(session, run, f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}")
 
 
 def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
@@ -67,9 +67,9 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     readiness.refused(session, run.id, agent_id, assignment.id, None, utcnow())
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
-    record(session, "warning", "does_not_fit", f"{name} on {assignment.block}: {why}", run_id=run.id, agent_id=agent_id)
-    signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.block}: {why}")
+    record(session, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
+    signals.offer(session, assignment.meant_for)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}")
 
 
 def pause(session: Session, run: Run, reason: str) -> None:
@@ -81,7 +81,6 @@ def pause(session: Session, run: Run, reason: str) -> None:
 def halt(session: Session, run: Run, reason: str, waits_for_agents: bool = False) -> None:
     runs.pause(run, reason[:2000], waits_for_agents)
     record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
-    signals.openings_changed(session)
 
 
 def engine_failed(session: Session, job: Job) -> None:
@@ -90,5 +89,4 @@ def engine_failed(session: Session, job: Job) -> None:
     message = f"{job.kind} failed: {job.error}"
     if run.state == RunState.RUNNING:
         runs.pause(run, message)
-        signals.openings_changed(session)
     record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Assignment, Job, Run
+from fedcybgd.coordinator.db.models import Assignment, Job, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult, JobKind
 from fedcybgd.coordinator.domain.run import RUN
@@ -49,12 +49,17 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     assignments.reject(assignment, reason, now)
     name = queries.agent_names(session).get(assignment.agent_id or "", "?")
     record(
-        session, "error", "delta_rejected", f"delta of {name} for {assignment.block}: {reason}", run_id=run.id, agent_id=assignment.agent_id
+        session,
+        "error",
+        "delta_rejected",
+        f"delta of {name} for {assignment.called}: {reason}",
+        run_id=run.id,
+        agent_id=assignment.agent_id,
     )
     spec = run.spec
-    plan = next(v for v in open_round.visits_of(session, run, spec, assignment.round) if v.block == assignment.block)
+    seat = session.get_one(Round, (run.id, assignment.round)).seats[assignment.seat]
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
     excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
-    again = open_round.assign(session, run, spec, plan, now, failures=assignment.failures + 1, excluded=excluded)
-    give_up.pause_if_hopeless(session, run, again, f"block {assignment.block} was rejected: {reason}")
+    again = open_round.assign(session, run, spec, seat, now, failures=assignment.failures + 1, excluded=excluded)
+    give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}")
     apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone

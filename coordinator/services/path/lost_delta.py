@@ -34,6 +34,6 @@ def judging_failed(session: Session, job: Job) -> None:
         round = session.get_one(Round, (run.id, visit.round))
         if round.state == RoundState.APPLYING:
             rounds.reopen(round, RoundEvent.LOSE)
-        text = f"the delta for {visit.block} in round {visit.round} was lost by the coordinator's disk; it is trained again"
+        text = f"the delta for {visit.called} in round {visit.round} was lost by the coordinator's disk; it is trained again"
         record(session, "warning", code, text, run_id=run.id)
-        signals.offer(session, visit.id)
+        signals.offer(session, visit.meant_for)

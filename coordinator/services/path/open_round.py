@@ -8,10 +8,11 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.round import ROUND, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import Visit, visits
+from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
@@ -44,37 +45,38 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     spec = run.spec
     run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
-        plans = visits_of(session, run, spec, number)
+        seats = _seats(session, run, spec, number)
     except ExposureBudgetTooSmall as error:
         give_up.halt(session, run, error.message)
         return
-    names = [plan.block for plan in plans]
     session.add(
-        Round(run_id=run.id, number=number, cycle=plans[0].cycle, blocks=names, state=ROUND.start, opened_at=now,
+        Round(run_id=run.id, number=number, cycle=seats[0].cycle, seats=seats, blocks=method_of(spec).recorded(seats), state=ROUND.start, opened_at=now,
               loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
-    for plan in plans:
-        assignment = assign(session, run, spec, plan, now, failures=0, excluded=[])
+    for seat in seats:
+        assignment = assign(session, run, spec, seat, now, failures=0, excluded=[])
         unseen = spec.exposure.max_exact_blocks is None
         why = "nobody who takes part has data that fit" if unseen else "too many of its blocks were seen by others who stood in"
         give_up.pause_if_hopeless(session, run, assignment, why)
 
 
-def visits_of(session: Session, run: Run, spec: RunFile, number: int) -> list[Visit]:
-    common = None if spec.exposure.max_exact_blocks is None else exposure_budget.common(spec, queries.blocks_of(session, run.id))
-    return visits(spec, run.trained_blocks, run.participants, number, common)
+def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
+    unbounded = spec.exposure.max_exact_blocks is None
+    common = spec.schedule.always if unbounded else exposure_budget.common(spec, queries.blocks_of(session, run.id))
+    return method_of(spec).seats(spec, run.trained_blocks, run.participants, number, common)
 
 
-def assign(session: Session, run: Run, spec: RunFile, plan: Visit, now: datetime, failures: int, excluded: list[str]) -> Assignment:
+def assign(session: Session, run: Run, spec: RunFile, seat: Seat, now: datetime, failures: int, excluded: list[str]) -> Assignment:
+    """Offer a seat to the agent that it is meant for, or to anybody."""
     assignment = Assignment(
-        id=keys.new_id("asg"), run_id=run.id, round=plan.round, block=plan.block, state=ASSIGNMENT.start,
-        attempt=0, failures=failures, meant_for=plan.agent, excluded=excluded, waiting_since=now,
-        manifest=all_exact(session, run), train=train_settings(spec, plan), applied=False,
+        id=keys.new_id("asg"), run_id=run.id, round=seat.round, seat=seat.number, blocks=list(seat.blocks), state=ASSIGNMENT.start,
+        attempt=0, failures=failures, meant_for=seat.agent, excluded=excluded, waiting_since=now,
+        manifest=all_exact(session, run), train=train_settings(spec, seat), applied=False,
     )  # fmt: skip
-    if plan.agent is not None and not _can_come(session, run, spec, assignment, plan.agent):
+    if seat.agent is not None and not _can_come(session, run, spec, assignment, seat.agent):
         assignment.meant_for = None
     session.add(assignment)
-    signals.offer(session, assignment.id)
+    signals.offer(session, assignment.meant_for)
     return assignment
 
 
@@ -89,13 +91,13 @@ def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment,
     return exposure_budget.may_take(session, run, spec, assignment, agent_id)
 
 
-def train_settings(spec: RunFile, plan: Visit) -> TrainSettings:
-    """What an agent is told about a visit: all that the run file says of training, and what the schedule makes of its learning rates."""
-    along = [name for name in spec.schedule.always if name != plan.block]
-    groups = [ParameterGroup(blocks=[plan.block], learning_rate=plan.learning_rate)]
+def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
+    """What an agent is told about a visit: all that the run file says of training, and what the method makes of its learning rates."""
+    along = [name for name in spec.schedule.always if name not in seat.blocks]
+    groups = [ParameterGroup(blocks=list(seat.blocks), learning_rate=seat.learning_rate)]
     if along:
-        groups.append(ParameterGroup(blocks=along, learning_rate=plan.always_learning_rate))
+        groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
     return TrainSettings(
         **spec.train.model_dump(include=set(Training.model_fields)), task=spec.task.kind, num_labels=spec.task.num_labels,
-        label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=plan.seed,
+        label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=seat.seed,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def run_view(session: Session, run: Run, now: datetime) -> RunView:
             for b in queries.blocks_of(session, run.id)
         ],
         rounds=_rounds(session, run, rounds),
-        current=[_assignment(a, names) for a in sorted(current, key=lambda a: rounds[0].blocks.index(a.block))],
+        current=[_assignment(a, names) for a in sorted(current, key=lambda a: a.seat)],
         evaluations=[_evaluation(e)
                      for e in queries.evaluations_of(session, run.id)],
         bytes=_bytes(queries.traffic_of(session, run.id)),
@@ -107,7 +107,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
         runs=run_summaries(session, 50),
         agents=[AgentView.model_validate(a, from_attributes=True) for a in queries.agents(session, 1000)],
         leases=[
-            LeaseView(run=name, round=a.round, block=a.block, agent=names.get(a.agent_id or "", "?"), attempt=a.attempt,
+            LeaseView(run=name, round=a.round, block=a.called, agent=names.get(a.agent_id or "", "?"), attempt=a.attempt,
                       expires_at=a.lease_expires_at, progress=a.progress)
             for a, name in leased
         ],
@@ -126,7 +126,8 @@ def _notes(session: Session, run: Run) -> list[str]:
 
 def _assignment(assignment: Assignment, names: dict[str, str]) -> AssignmentView:
     return AssignmentView(
-        id=assignment.id, round=assignment.round, block=assignment.block, state=assignment.state, reason=assignment.reason,
+        id=assignment.id, round=assignment.round, seat=assignment.seat, block=assignment.block, blocks=assignment.blocks,
+        state=assignment.state, reason=assignment.reason,
         attempt=assignment.attempt, agent=names.get(assignment.agent_id or ""), meant_for=names.get(assignment.meant_for or ""),
         lease_expires_at=assignment.lease_expires_at, leased_at=assignment.leased_at, submitted_at=assignment.submitted_at,
         judged_at=assignment.judged_at, progress=assignment.progress, metrics=assignment.metrics, delta_digest=assignment.delta_digest,

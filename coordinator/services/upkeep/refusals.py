@@ -68,12 +68,12 @@ def _ask_again(session: Session, run: Run, agent: Agent, row: Row, now: datetime
     row.refused = []
     if run.state == RunState.RUNNING or run.waits_for_agents:
         record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
-        signals.invite(session, [agent.id])
+        signals.wake_agents(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
         runs.resume(run)
         record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
         open_round.open_next(session, run, now)
-        signals.openings_changed(session)
+        signals.wake_any(session)
 
 
 def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
@@ -87,7 +87,7 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
     for assignment in _pending(session, run, lock=True):
         if assignment.meant_for == agent.id:
             assignment.meant_for = None
-            signals.offer(session, assignment.id)
+            signals.wake_any(session)
         give_up.pause_if_hopeless(session, run, assignment, text)
 
 
@@ -122,7 +122,7 @@ def look_after(session: Session, run_id: str) -> None:
         record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
     run.reason = text
     for assignment in _pending(session, run, lock=True) if text is not None else ():
-        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.block} is left")
+        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.called} is left")
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
@@ -130,5 +130,5 @@ def _why_nobody_comes(session: Session, run: Run) -> str | None:
     for assignment in _pending(session, run):
         left = [m for m in members if m.id not in assignment.excluded]
         if not any(m.takes_part for m in left):
-            return f"waits for an agent that can train {assignment.block}: {readiness.listed(left) or 'nobody is left'}"
+            return f"waits for an agent that can train {assignment.called}: {readiness.listed(left) or 'nobody is left'}"
     return None

@@ -1,0 +1,1 @@
+"""What differs between federated methods: which seats a round has, and what becomes of its deltas."""

@@ -1,0 +1,48 @@
+"""What a federated method decides. Everything else is the same for all of them."""
+
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.seat import Seat
+from fedcybgd.shared.contract.training import TrainMetrics
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An accepted delta: of which seat it is, and what its agent said of the training."""
+
+    seat: int
+    metrics: TrainMetrics | None
+
+
+class Method(Protocol):
+    """Pure: the same arguments give the same answer, in every process and after every restart."""
+
+    aggregate: Aggregate
+    """how the deltas of a block become its change"""
+
+    def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
+        """`visited` are the blocks that the run trains (in model order), without those that are only trained along."""
+        ...
+
+    def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
+        """The seats of round number `round`, counted from 0 over the whole run, by their numbers.
+
+        `agents` are the participants in a fixed order; `common` are the blocks that every agent gets exact, whatever it trains.
+        """
+        ...
+
+    def recorded(self, seats: Sequence[Seat]) -> list[str]:
+        """The blocks that a round is said to be of, to people."""
+        ...
+
+    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:
+        """One for each delta of a block, in the order of seats; those of a round that did not come in time are not among them."""
+        ...
+
+    def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
+        """Raise for a run that cannot be trained within its exposure budget: before the start for any number of agents, then for so many."""
+        ...

@@ -1,0 +1,25 @@
+"""The methods by the names that run files give them."""
+
+from collections.abc import Sequence
+
+from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
+from fedcybgd.coordinator.domain.methods.method import Method
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.errors import Invalid
+
+METHODS: dict[str, Method] = {"block-cycle": BlockCycle()}
+
+
+class MethodUnknown(Invalid):
+    code = "method_unknown"
+
+
+def method_of(spec: RunFile) -> Method:
+    """Raises `MethodUnknown`."""
+    if spec.method not in METHODS:
+        raise MethodUnknown(f"method: there is no method {spec.method!r}; there is {', '.join(sorted(METHODS))}")
+    return METHODS[spec.method]
+
+
+def rounds_in(spec: RunFile, visited: Sequence[str]) -> int:
+    return spec.schedule.cycles * method_of(spec).rounds_per_cycle(spec, visited)

@@ -1,0 +1,50 @@
+"""Which version of the protocol is spoken, and who understands whom.
+
+The first number is that of `/v1`: another one is not understood. The second rises with every field, word or route that is added, so both sides
+understand any second number: what is new is left out by whoever does not know it, and has a default for whoever does not send it.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
+
+VERSION = "FedCyBGD-Version"
+"""Heading of every request and every answer: the version that its sender speaks."""
+
+
+class Version(NamedTuple):
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+SPOKEN = Version(1, 0)
+FROM_NEWER = "from newer"
+"""The context of validation for what an agent of a later version says."""
+
+
+def read(heading: str | None) -> Version:
+    """The version in a heading; without one, that of agents before there was one. Raises `ValueError`."""
+    if heading is None:
+        return Version(SPOKEN.major, 0)
+    if not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", heading):
+        raise ValueError(f"{heading[:40]!r} is no version: two numbers with a point between them, as in {SPOKEN}")
+    major, minor = heading.split(".")
+    return Version(int(major), int(minor))
+
+
+def or_else(fallback: Any) -> WrapValidator:
+    """Of a later version, a value that is not known here is taken as `fallback`."""
+
+    def known(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if info.context != FROM_NEWER:
+                raise
+            return fallback
+
+    return WrapValidator(known)
