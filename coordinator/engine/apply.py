@@ -2,25 +2,23 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
+from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.encode import Encoder
-from fedcybgd.coordinator.engine.shards import Piece, from_file, shard_header, write_shard
+from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
-from fedcybgd.shared.tensors.deltas import add_decoded
 
 
 def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
-    """block ← block + Σ weight · delta, in float32 (w_b ← w_b + delta_b in the paper).
+    """block ← block + what the aggregate makes of the deltas, in float32 (w_b ← w_b + delta_b in the paper).
 
     A trained block is float32 from its first delta on: a bf16 weight would lose most of a change of fine-tuning size.
     Deterministic to the bit, so that a repeat after a crash stores the same digests.
@@ -53,26 +51,26 @@ def _opened(store: BlobStore, changes: Sequence[Change], limit: int | None = Non
 
 
 def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:
-    block = change.block
+    """The next version of a block, some rows at a time: of an embedding, memory would hold base, sum, and every delta in float32."""
+    block, aggregate = change.block, AGGREGATES[change.aggregate]
     path, header = shard_header(store, block.digest)
-    pieces: list[Piece] = []
-    for name, tensor in header.tensors.items():
-        terms = [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names]
-        if terms:
-            pieces.append(Piece(name, "F32", tensor.shape, partial(_sum, path, name, tensor.shape, terms)))
-        else:  # a buffer: it has no delta
-            pieces.append(from_file(path, header, tensor, name))
-    digest, size = write_shard(store, pieces)
-    return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=digest, size=size)
-
-
-def _sum(path: Path, name: str, shape: tuple[int, ...], terms: Sequence[tuple[DeltaFile, float]]) -> Iterator[memoryview]:
-    """The new tensor's bytes, some rows at a time: of an embedding, memory would hold base, sum, and every term in float32."""
-    for rows in row_slices(shape):
-        with safe_open(path, framework="pt") as file:
-            base = some_rows(file, name, rows).to(torch.float32)
-        new = add_decoded(base, [(delta.tensor(name, shape, rows), weight) for delta, weight in terms])
-        yield new.contiguous().flatten().view(torch.uint8).numpy().data
+    terms = {
+        name: [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names] for name in header.tensors
+    }
+    with store.writer() as writer:
+        writer.write(pack_header([(n, "F32" if terms[n] else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()]))
+        for name, tensor in header.tensors.items():
+            if not terms[name]:  # a buffer: it has no delta
+                with path.open("rb") as plain:
+                    for chunk in copy_tensor(plain, header, name):
+                        writer.write(chunk)
+                continue
+            for rows in row_slices(tensor.shape):
+                with safe_open(path, framework="pt") as file:
+                    base = some_rows(file, name, rows).to(torch.float32)
+                new = aggregate.changed(base, [(delta.tensor(name, tensor.shape, rows), weight) for delta, weight in terms[name]])
+                writer.write(new.contiguous().flatten().view(torch.uint8).numpy().data)
+    return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=writer.digest, size=writer.size)
 
 
 def _encode(

@@ -1,13 +1,16 @@
 """Applying: base + Σ weight · decoded delta, to the bit; new versions in every codec that is in use, with the steps that lead to them."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.shards import write_blob
@@ -72,7 +75,7 @@ def test_every_codec_adds_up_to_the_bit(tmp_path: Path, store: BlobStore, codec:
 def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
     tmp_path: Path, store: BlobStore, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedcybgd.coordinator.engine import apply as module
+    from fedcybgd.coordinator.engine import aggregate as module
 
     layer = put(store, "layers.0", LAYER | {"scalar": torch.tensor(2.0), "none": torch.zeros(0, 80)})
     terms = [Term(digest=delta(store, tmp_path, codec, True, seed, LAYER | {"scalar": torch.zeros(())})[0], weight=0.3) for seed in (5, 6)]
@@ -137,3 +140,7 @@ def test_a_delta_that_is_larger_than_the_shard_is_no_step(tmp_path: Path, store:
     before = [Encoder(store, None, None).encode(layer.digest, "exact")]
     digest, _ = delta(store, tmp_path, "float32", False, 5, LAYER)
     assert run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)]), before=before).patches == []
+
+
+def test_every_aggregate_that_a_method_may_name_is_there() -> None:
+    assert set(AGGREGATES) == set(get_args(Aggregate))
