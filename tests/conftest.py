@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests use."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage() -> None:
+    """An agent collects garbage after each visit, and there half a million objects of imported libraries need no look each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """Every supported family is trained block by block as plain autograd on transformers' own model would train it, cached or not."""
 
 import functools
-import gc
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(family: str, folder: Path, bert: Path) -> tuple[Home, Visitor]:
     return place_of(family, folder, bert)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_garbage() -> Iterator[None]:
-    """Each visit collects it: what is imported need not be looked at again and again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def gradients(home: Home) -> dict[str, Tensor | None]:
