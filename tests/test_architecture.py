@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ class Module:
     name: str
     path: Path
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_text(), str(self.path))
 
@@ -140,7 +141,6 @@ MODULES = modules()
 OURS = {m.name for m in MODULES}
 # The package files of what has layers itself belong to none; they must stay empty of code.
 LAYERED = [m for m in MODULES if m.name not in ("coordinator", "coordinator.services", "shared")]
-each_module = pytest.mark.parametrize("module", LAYERED, ids=lambda m: m.name)
 
 
 def test_every_module_has_its_place() -> None:
@@ -149,31 +149,35 @@ def test_every_module_has_its_place() -> None:
     assert [m.name for m in MODULES if m.path.name == "__init__.py" and m.name != "coordinator.storage" and list(m.imports())] == []
 
 
-@each_module
-def test_it_imports_only_what_its_layer_may(module: Module) -> None:
-    layer = module.layer()
+def test_modules_import_only_what_their_layer_may() -> None:
     wrong = []
-    for line, source, name in module.imports():
-        if source.split(".")[0] not in PACKAGES:
-            continue
-        target = f"{source}.{name}" if f"{source}.{name}" in OURS else source
-        # A subpackage with an entry of its own is another layer, also for its parent.
-        own = max((entry for entry in MAY_IMPORT if inside(target, entry)), key=len, default=target)
-        if (
-            own != layer
-            and not any(inside(target, allowed) for allowed in MAY_IMPORT[layer])
-            and not (layer == "agent" and own == "agent.training")
-        ):
-            wrong.append(f"{module.path.relative_to(ROOT)}:{line} imports {target}")
-    assert wrong == [], f"{layer} may import {sorted(MAY_IMPORT[layer])} of ours"
+    for module in LAYERED:
+        layer = module.layer()
+        for line, source, name in module.imports():
+            if source.split(".")[0] not in PACKAGES:
+                continue
+            target = f"{source}.{name}" if f"{source}.{name}" in OURS else source
+            # A subpackage with an entry of its own is another layer, also for its parent.
+            own = max((entry for entry in MAY_IMPORT if inside(target, entry)), key=len, default=target)
+            if (
+                own != layer
+                and not any(inside(target, allowed) for allowed in MAY_IMPORT[layer])
+                and not (layer == "agent" and own == "agent.training")
+            ):
+                wrong.append(f"{module.path.relative_to(ROOT)}:{line} imports {target}; {layer} may {sorted(MAY_IMPORT[layer])}")
+    assert wrong == []
 
 
-@each_module
-def test_it_does_without_the_libraries_of_other_layers(module: Module) -> None:
-    banned = {library for layer, libraries in MUST_NOT_IMPORT.items() if inside(module.name, layer) for library in libraries}
-    wrong = [
-        f"{module.path.relative_to(ROOT)}:{line} imports {source}" for line, source, _ in module.imports() if source.split(".")[0] in banned
-    ]
+def test_modules_do_without_the_libraries_of_other_layers() -> None:
+    wrong = []
+    for module in LAYERED:
+        banned = {library for layer, libraries in MUST_NOT_IMPORT.items() if inside(module.name, layer) for library in libraries}
+        found = [
+            f"{module.path.relative_to(ROOT)}:{line} imports {source}"
+            for line, source, _ in module.imports()
+            if source.split(".")[0] in banned
+        ]
+        wrong += found
     assert wrong == []
 
 
@@ -358,10 +362,9 @@ def test_the_web_process_can_be_made_without_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
 
 
-@each_module
-def test_a_module_says_what_its_one_job_is(module: Module) -> None:
-    if module.path.read_text().strip():
-        assert ast.get_docstring(module.tree), f"{module.path.relative_to(ROOT)} has no docstring"
+def test_modules_say_what_their_one_job_is() -> None:
+    without = [m.path.relative_to(ROOT).as_posix() for m in LAYERED if m.path.read_text().strip() and not ast.get_docstring(m.tree)]
+    assert without == []
 
 
 def test_no_file_is_too_long() -> None:
