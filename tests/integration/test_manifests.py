@@ -25,6 +25,7 @@ from fedcybgd.shared.tensors.codecs import decode
 from fedcybgd.shared.tensors.deltas import encode_delta
 from tests.support import models
 from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, run_file, settled, start_run
 
 TRAINED = {"layers.0", "head"}
@@ -201,7 +202,7 @@ def test_no_lease_before_its_shards_are_there_and_a_waiting_claim_is_answered_th
     assert encode_jobs(live, runs[1]) == 0
     with ThreadPoolExecutor(2) as pool:
         claims = [pool.submit(agent.claim, run, 50) for agent, run in zip((hand, other), runs, strict=True)]
-        time.sleep(0.5)
+        wait_for(lambda: live.operator.get("/status")["waiting_claims"] >= 2)
         for run in runs:
             view = live.operator.get(f"/runs/{run}/assignments")[-1]
             assert (view["state"], view["attempt"]) == ("pending", 0)

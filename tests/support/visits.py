@@ -12,6 +12,7 @@ import httpx
 import torch
 from safetensors.torch import load, load_file, save
 
+from fedcybgd.coordinator.sweeper import sweep_leases
 from fedcybgd.shared.contract.agents import AgentSelf
 from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
@@ -74,6 +75,11 @@ def unchanged(live: LiveCoordinator, run: str) -> Iterator[None]:
     before = state_of(live, run)
     yield
     assert state_of(live, run) == before
+
+
+def sweep(live: LiveCoordinator) -> None:
+    """Look at once after what time changes: what did not happen then was not due."""
+    sweep_leases(live.settings, live.database, live.app.state.absence)
 
 
 def versions(live: LiveCoordinator, run: str) -> dict[str, int]:

@@ -18,7 +18,7 @@ def header(*tensors: tuple[str, str, tuple[int, ...]]) -> Header:
 
 
 def test_exactly_the_tensors_of_the_blocks_in_float32_pass() -> None:
-    check_structure(EXPECTED, header(("layers.0.bias", "F32", (4,)), ("layers.0.weight", "F32", (4, 3))))
+    assert check_structure(EXPECTED, header(("layers.0.bias", "F32", (4,)), ("layers.0.weight", "F32", (4, 3)))) is None
 
 
 WEIGHT = ("layers.0.weight", "F32", (4, 3))

@@ -252,7 +252,7 @@ def test_a_visit_that_does_not_fit_is_refused_before_the_first_byte(tmp_path: Pa
 
 
 def test_a_shard_that_is_named_twice_counts_once(tmp_path: Path) -> None:
-    ShardCache(tmp_path / "cache", 1000).pin([(DIGEST, 1000), (DIGEST, 1000)])
+    assert ShardCache(tmp_path / "cache", 1000).pin([(DIGEST, 1000), (DIGEST, 1000)]) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

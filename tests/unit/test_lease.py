@@ -14,7 +14,7 @@ WAIT = timedelta(seconds=300)
 
 
 def test_the_holder_of_this_very_attempt_passes() -> None:
-    check_lease("leased", "ann", 3, "ann", 3)
+    assert check_lease("leased", "ann", 3, "ann", 3) is None
 
 
 @pytest.mark.parametrize("given_attempt", [2, 4, 0])

@@ -320,4 +320,4 @@ def test_a_field_that_is_there_twice_is_refused() -> None:
 def test_the_examples_are_good(path: Path) -> None:
     values: Any = yaml.safe_load(path.read_text())
     if isinstance(values, dict) and {"model", "task"} <= set(values):
-        parse_run_file(path.read_text(), path.name)
+        assert parse_run_file(path.read_text(), path.name).name == values["name"]

@@ -19,8 +19,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_certificate_with_its_key_is_taken(settings: Settings) -> None:
-    check_tls(settings)
-    check_tls(Settings(home=settings.home))
+    assert check_tls(settings) is None
+    assert check_tls(Settings(home=settings.home)) is None
 
 
 @pytest.mark.parametrize("broken", ["key", "certificate", "another's key", "encrypted key"])
