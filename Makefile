@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lm test unit lint types docs serve clean benchmarks
+.PHONY: help setup demo demo-lm test test-all unit lint types docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -32,7 +32,10 @@ demo-lm: setup ## The same for a small Llama on Shakespeare, with text before an
 	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
 
 test: setup lint types ## Lint, types and all tests (WORKERS=4 runs four at a time)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10
+
+test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10 --both-databases
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py

@@ -15,6 +15,37 @@ from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+FOLDERS = ["e2e", "integration", "migrations", "contract", "unit"]
+"""Long tests first: what is left at the end is short, and no worker waits long for another."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--both-databases", action="store_true", help="every test on SQLite and on PostgreSQL, also where neither decides")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has put together what shares a coordinator
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    everything = config.getoption("both_databases") or any("postgresql" in argument for argument in config.args)
+    left_out = [] if everything else list(_decided_by_no_database(items))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    kept = set(items) - set(left_out)
+    place = {name: number for number, name in enumerate(FOLDERS)}
+    items[:] = sorted((i for i in items if i in kept), key=lambda item: place.get(item.path.parent.name, -1))
+
+
+def _decided_by_no_database(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """Tests on PostgreSQL that say nothing which the same test on SQLite does not say; of every list of cases the first one stays."""
+    seen: set[tuple[Path, str]] = set()
+    for item in items:
+        if item.get_closest_marker("postgresql") is None or item.get_closest_marker("database_decides") is not None:
+            continue
+        assert isinstance(item, pytest.Function)
+        function = (item.path, item.originalname)
+        cases = set(item.callspec.params) - {"live", "database_url"}
+        if not cases or function in seen:
+            yield item
+        seen.add(function)
 
 
 @pytest.fixture(autouse=True, scope="module")

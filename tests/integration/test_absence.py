@@ -14,6 +14,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, start_run, wire
 
+pytestmark = pytest.mark.database_decides
+
 HOUR = timedelta(hours=1)
 
 

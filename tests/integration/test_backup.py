@@ -20,6 +20,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program
 from tests.support.visits import run_file, settled
 
+pytestmark = pytest.mark.database_decides
+
 INT8 = {"compression": {"policy": "int8"}, "delta": {"codec": "int8"}, "schedule": {"cycles": 3}}
 
 

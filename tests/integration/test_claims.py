@@ -13,6 +13,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, last_visit, refused, run_file, settled, start_run, unchanged
 
+pytestmark = pytest.mark.database_decides
+
 Claim = Future[tuple[Assignment | None, float]]
 
 

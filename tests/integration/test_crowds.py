@@ -22,6 +22,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import METRICS, Hand, fresh, run_file, start_run, wire
 
+pytestmark = pytest.mark.database_decides
+
 CROWD = 200
 Call = tuple[str, str, dict[str, Any]]
 

@@ -53,6 +53,7 @@ def test_a_token_makes_one_agent_only(live: LiveCoordinator) -> None:
     assert second not in names(live)
 
 
+@pytest.mark.database_decides
 def test_a_token_used_eight_times_at_once_makes_one_agent(live: LiveCoordinator) -> None:
     once, name = token(live), fresh("crowd")
     answers = together(8, lambda i: enrol(live, once, f"{name}-{i}"))
@@ -67,6 +68,7 @@ def test_a_taken_name_is_refused_and_spends_no_token(live: LiveCoordinator, hand
     assert enrol(live, good, fresh("another")).status_code == 201
 
 
+@pytest.mark.database_decides
 def test_one_name_asked_for_by_eight_at_once_goes_to_one(live: LiveCoordinator) -> None:
     tokens, name = [token(live) for _ in range(8)], fresh("wanted")
     answers = together(8, lambda i: enrol(live, tokens[i], name))
@@ -75,6 +77,7 @@ def test_one_name_asked_for_by_eight_at_once_goes_to_one(live: LiveCoordinator) 
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "ü", "x" * 101, "x\n", "x\0"])
+@pytest.mark.database_decides
 def test_a_name_that_is_no_name_is_refused(live: LiveCoordinator, name: str) -> None:
     good = token(live)
     assert "name" in refused(enrol(live, good, name), 422, "invalid_request").message
@@ -106,6 +109,7 @@ def test_keys_and_tokens_are_kept_as_hashes_only(live: LiveCoordinator) -> None:
     assert not any(clear.encode() in path.read_bytes() for path in stored for clear in (secret, unused, key, live.operator_key))
 
 
+@pytest.mark.database_decides
 def test_a_revoked_agent_is_shut_out_at_once(live: LiveCoordinator, hand: Hand) -> None:
     assert hand.me().state == "active"
     assert operator(live).post(f"/agents/{hand.name}/revoke").json()["state"] == "revoked"

@@ -11,6 +11,8 @@ from fedcybgd.coordinator.db.models import Exposure
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, events, finish, last_visit, operator, refused, run_file, settled, start_run, unchanged
 
+pytestmark = pytest.mark.database_decides
+
 INT8 = {"policy": "int8", "calibration_rows": 0}
 WHOLE = ["embeddings", "layers", "pooler"]
 """four visited blocks beside the head"""

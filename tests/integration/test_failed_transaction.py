@@ -7,6 +7,8 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Event
 
+pytestmark = pytest.mark.database_decides
+
 
 @pytest.mark.parametrize("kind", ["reading", "transaction"])
 def test_a_result_left_half_read_does_not_lock_later_writers_out(database_url: str, kind: str) -> None:

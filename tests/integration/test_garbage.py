@@ -29,6 +29,7 @@ KEEP = timedelta(seconds=3600)
 MOMENT = timedelta(seconds=1)
 
 
+@pytest.mark.database_decides
 def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordinator, bert: Path) -> None:
     name = fresh("garbage")
     live.add_model(name, bert)
@@ -83,6 +84,7 @@ def tidied(settings: Settings, database: Database, store: BlobStore) -> Callable
     return lambda now: tidy(settings, database, store, now)
 
 
+@pytest.mark.database_decides
 def test_a_job_longer_than_the_grace_loses_nothing(
     database: Database, store: BlobStore, settings: Settings, tidied: Callable[[datetime], None], bert: Path
 ) -> None:

@@ -7,6 +7,8 @@ from fedcybgd.coordinator import cli
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run, wire
 
+pytestmark = pytest.mark.database_decides
+
 HOSTILE = "heap [/red] gone [link=https://evil.example]log in[/link] \x1b]52;c;ZXZpbA==\x07\x1b[2J \u202eslia\x9b1m [/]"
 
 

@@ -19,6 +19,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, versions, wire
 
+pytestmark = pytest.mark.database_decides
+
 Coordinators = Callable[..., LiveCoordinator]
 
 

@@ -1,26 +1,34 @@
 """Leases: renewed, lapsed, given back, taken away; and attempts, which fence off what comes too late."""
 
-import time
 from datetime import datetime, timedelta
 from typing import get_args
 
 import pytest
 from safetensors.torch import save
 
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS, ReturnReason
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, unchanged, versions
+from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, sweep, unchanged, versions
+
+pytestmark = pytest.mark.database_decides
+
+
+def pass_by(live: LiveCoordinator, assignment_id: str, time: timedelta) -> timedelta:
+    """Let the lease be so much older; what is left of it."""
+    with live.database.transaction() as session:
+        row = session.get_one(Assignment, assignment_id)
+        assert row.lease_expires_at is not None
+        row.lease_expires_at -= time
+        return row.lease_expires_at - utcnow()
 
 
 def run_out(live: LiveCoordinator, assignment_id: str) -> None:
     """Let the lease end now, as if its time had passed."""
-    with live.database.transaction() as session:
-        row = session.get_one(Assignment, assignment_id)
-        assert row.lease_expires_at is not None
-        row.lease_expires_at -= timedelta(days=1)
+    pass_by(live, assignment_id, timedelta(days=1))
     wait_for(lambda: _state(live, assignment_id) == "pending", limit=5)
 
 
@@ -30,12 +38,15 @@ def _state(live: LiveCoordinator, assignment_id: str) -> str:
 
 
 def test_a_renewal_extends_the_lease_and_shows_the_progress(live: LiveCoordinator, model: str, hand: Hand) -> None:
-    run = start_run(live, model, [hand], lease_s=2)
+    run = start_run(live, model, [hand], lease_s=60)
     assignment = hand.take(run)
-    for step in range(4):  # three seconds on a lease of two
-        time.sleep(0.75)
+    for step in range(4):  # three minutes on a lease of one
+        left = pass_by(live, assignment.assignment_id, timedelta(seconds=45))
+        assert left < timedelta(seconds=16)
         answer = hand.renew(assignment, phase="training", step=step, steps=4, loss=1.5).json()
-        assert answer == {"lease_seconds": 2.0, "go_on": True}
+        assert answer == {"lease_seconds": 60.0, "go_on": True}
+        sweep(live)
+    assert pass_by(live, assignment.assignment_id, timedelta()) > timedelta(seconds=50)
     visit = last_visit(live, run)
     assert (visit["state"], visit["attempt"], visit["progress"]["step"]) == ("leased", 1, 3)
     lease = next(x for x in live.operator.get("/status")["leases"] if x["run"] == run)
@@ -44,11 +55,11 @@ def test_a_renewal_extends_the_lease_and_shows_the_progress(live: LiveCoordinato
 
 
 def test_a_lease_that_is_not_renewed_lapses_and_the_late_delta_is_refused(live: LiveCoordinator, model: str, hand: Hand) -> None:
-    run = start_run(live, model, [hand], lease_s=2)
+    run = start_run(live, model, [hand])
     first = hand.take(run)
     data = save(hand.delta(first))
     assert hand.put(first, data).status_code == 200
-    wait_for(lambda: last_visit(live, run)["state"] == "pending", limit=6)
+    run_out(live, first.assignment_id)
     visit = last_visit(live, run)
     assert (visit["reason"], visit["agent"], visit["lease_expires_at"]) == ("lease_lapsed", None, None)
     assert "lease_lapsed" in events(live, run)

@@ -17,6 +17,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, refused, settled, start_run, versions
 
+pytestmark = pytest.mark.database_decides
+
 Coordinators = Callable[..., LiveCoordinator]
 
 

@@ -14,7 +14,9 @@ from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.shared.contract.words import OFFERS
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, last_visit, operator, refused, run_file, settled, start_run, unchanged
+from tests.support.visits import Hand, events, last_visit, operator, refused, run_file, settled, start_run, sweep, unchanged
+
+pytestmark = pytest.mark.database_decides
 
 
 def say(hand: Hand, run_id: str, fits: bool, reason: str | None = None, **more: Any) -> None:
@@ -278,7 +280,7 @@ def test_nobody_is_silent_because_the_coordinator_was_away(coordinators: Callabl
         agent.last_seen_at -= timedelta(hours=1)
     database.close()
     again = coordinators()
-    time.sleep(5 * again.settings.sweep_every_s)
+    sweep(again)
     assert [a["state"] for a in again.operator.get("/agents")] == ["active"]
 
 

@@ -80,6 +80,7 @@ def test_an_unknown_model_makes_no_run(live: LiveCoordinator) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody", "%00", "run_0", "x" * 1000, "a%20b"])
+@pytest.mark.database_decides
 def test_an_unknown_run_is_not_there(live: LiveCoordinator, name: str) -> None:
     for method, path in (("GET", ""), ("GET", "/assignments"), ("POST", "/start"), ("POST", "/cancel"), ("POST", "/exports")):
         answer = operator(live).request(method, f"/runs/{name}{path}")
@@ -87,6 +88,7 @@ def test_an_unknown_run_is_not_there(live: LiveCoordinator, name: str) -> None:
         refused(answer, answer.status_code, {404: "not_found", 422: "invalid_request"}[answer.status_code])
 
 
+@pytest.mark.database_decides
 def test_a_name_is_taken_until_its_run_has_ended(live: LiveCoordinator, model: str, hand: Hand) -> None:
     spec = run_file(model, [hand])
     first = live.create_run(spec)
@@ -101,6 +103,7 @@ def test_a_name_is_taken_until_its_run_has_ended(live: LiveCoordinator, model: s
     assert live.operator.get(f"/runs/{first['id']}")["state"] == "cancelled"
 
 
+@pytest.mark.database_decides
 def test_one_name_asked_for_by_eight_at_once_makes_one_run(live: LiveCoordinator, model: str) -> None:
     spec = run_file(model, "all")
     answers = together(8, lambda _: operator(live).post("/runs", json=spec))
@@ -225,6 +228,7 @@ def test_a_held_out_name_is_a_plain_one(live: LiveCoordinator, name: str) -> Non
     assert not live.store.has(digest_of(data))
 
 
+@pytest.mark.database_decides
 def test_the_same_held_out_file_may_come_from_eight_at_once(live: LiveCoordinator) -> None:
     data = GOOD * 7
     path = f"/held-out/{digest_of(data)}"
@@ -241,6 +245,7 @@ def test_the_same_model_serves_two_runs_without_a_copy(live: LiveCoordinator, mo
     assert {b["digest"] for b in again["blocks"]} == shared
 
 
+@pytest.mark.database_decides
 def test_runs_are_listed_newest_first(live: LiveCoordinator, model: str) -> None:
     made = [live.create_run(run_file(model, "all"))["name"] for _ in range(2)]
     listed = [r["name"] for r in wire(live, live.operator_key).get("/runs").json()]

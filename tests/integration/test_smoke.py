@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -10,6 +11,8 @@ from fedcybgd.shared.contract.assignments import DeltaSubmission
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
 from tests.support.live import LiveCoordinator
+
+pytestmark = pytest.mark.database_decides
 
 
 def test_a_delta_makes_the_next_version_and_opens_the_next_round(live: LiveCoordinator, bert: Path, tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S, tidy
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, fresh
+from tests.support.visits import Hand, fresh, sweep
+
+pytestmark = pytest.mark.database_decides
 
 
 def view(live: LiveCoordinator, hand: Hand) -> Any:
@@ -36,7 +40,7 @@ def test_an_agent_that_is_not_seen_is_silent_until_it_is_seen_again(live: LiveCo
     hand.claim("nothing")
     after = view(live, hand)
     assert after["state"] == "active"
-    time.sleep(3 * live.settings.sweep_every_s)
+    sweep(live)
     assert view(live, hand)["state"] == "active"
 
 
@@ -44,7 +48,7 @@ def test_an_agent_seen_lately_is_not_silent(live: LiveCoordinator) -> None:
     hand, never = Hand(live), Hand(live, seen=False)
     hand.me()
     go_unseen(live, hand, live.settings.silent_after_s - 30)
-    time.sleep(5 * live.settings.sweep_every_s)
+    sweep(live)
     assert view(live, hand)["state"] == "active"
     assert view(live, never)["state"] == "enrolled"
 
@@ -54,7 +58,7 @@ def test_a_revoked_agent_stays_revoked(live: LiveCoordinator) -> None:
     hand.me()
     live.operator.post(f"/agents/{hand.name}/revoke")
     go_unseen(live, hand, live.settings.silent_after_s + 1)
-    time.sleep(5 * live.settings.sweep_every_s)
+    sweep(live)
     assert view(live, hand)["state"] == "revoked"
 
 

@@ -16,6 +16,8 @@ from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, together, unchanged, versions
 
+pytestmark = pytest.mark.database_decides
+
 MIB = 1 << 20
 
 

@@ -35,6 +35,8 @@ from tests.support.visits import (
     versions,
 )
 
+pytestmark = pytest.mark.database_decides
+
 WAVE = ["embeddings", "layers.0", "layers.1"]
 SCHEDULE = {"blocks": WAVE, "wave": 3, "agents": "fixed", "damping": 0.4}
 

@@ -15,6 +15,8 @@ from fedcybgd.coordinator.db import migrate, models
 from fedcybgd.coordinator.db.base import Base, Database, open_engine
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
+pytestmark = pytest.mark.database_decides
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
