@@ -1,6 +1,7 @@
 """Makes the web application: routers, error handlers, and what lives as long as it does."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,16 +20,19 @@ from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.api import agents, assignments, held_out, models, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.versions import Versioned
+from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.dashboard import pages
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.jobs.local import LocalJobs
+from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance
-from fedcybgd.coordinator.services.signals import LANES, LET_GO, OFFERS, WAKE, WAKE_ANY, Signals
+from fedcybgd.coordinator.services.signals import FORGET, INVITED, LANES, LET_GO, OFFERED, OFFERS, OPENINGS, Signals
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
@@ -74,9 +78,15 @@ def create_app(settings: Settings, new_engine: NewEngine | None = None) -> FastA
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.uploads.mkdir(parents=True, exist_ok=True)
-    waiting = app.state.waiting = WaitingRoom()
-    waiting.open()
     database = app.state.database = Database(settings.url, settings.threads)
+
+    def waiting_for_an_agent() -> list[Opening]:
+        with database.reading() as session:
+            return openings.waiting(session, utcnow())
+
+    waiting = app.state.waiting = WaitingRoom(waiting_for_an_agent)
+    waiting.open()
+    attendance = app.state.attendance = Attendance(database)
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
     app.state.store = open_store(settings.blobs)
@@ -89,10 +99,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     jobs = app.state.jobs = LocalJobs(database, app.state.new_engine)
 
     def after_commit(signals: Signals) -> None:
-        if WAKE in signals:
-            waiting.wake(signals[WAKE])
-        if WAKE_ANY in signals:
-            waiting.wake_any(signals[WAKE_ANY])
+        if FORGET in signals:
+            attendance.forget(signals[FORGET])
+        if signals.keys() & {OPENINGS, OFFERED, INVITED}:
+            waiting.changed(signals.get(OFFERED, ()), signals.get(INVITED, ()))
         if LET_GO in signals:
             waiting.let_go(signals[LET_GO])
         if OFFERS in signals:
@@ -102,12 +112,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     database.after_commit = after_commit
     jobs.start()
-    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence))
+    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence, waiting, attendance))
     try:
         yield
     finally:
         sweeper.cancel()
         waiting.close()
+        with contextlib.suppress(Exception):  # a database that is away now is told at the next start who is there
+            await attendance.write()
         jobs.stop()
         database.close()
 

@@ -8,24 +8,37 @@ from datetime import datetime, timedelta
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.absence import Absence
+from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.upkeep import garbage, refusals, silence
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 7 * 86_400
 
 
-async def sweep(settings: Settings, database: Database, store: BlobStore, outages: OutageLog, absence: Absence) -> None:
+async def sweep(
+    settings: Settings,
+    database: Database,
+    store: BlobStore,
+    outages: OutageLog,
+    absence: Absence,
+    waiting: WaitingRoom,
+    attendance: Attendance,
+) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
     tidied = time.monotonic()
     while True:
         await asyncio.sleep(settings.sweep_every_s)
         try:
+            # Nobody may seem silent whose sign of life waits to be written.
+            await attendance.write_if_due(min(WRITE_EVERY_S, settings.silent_after_s / 4))
             await run_in_threadpool(sweep_leases, settings, database, absence)
+            waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
                 tidied = time.monotonic()
@@ -42,7 +55,6 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence) -> No
     now = utcnow()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
     with database.transaction() as session:
         lease.lapse(session, now)
-        lease.offer_overdue(session, now)
         apply_round.apply_overdue(session, now)
         silence.silence(session, now - timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:

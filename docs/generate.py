@@ -134,7 +134,7 @@ def caller(route: APIRoute) -> str:
     needed = set(_calls(route.dependant))
     if deps._operator in needed:
         return "operator"
-    return "agent" if needed & {deps._agent, assignments._arrive} else "none"
+    return "agent" if deps._agent in needed else "none"
 
 
 def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:

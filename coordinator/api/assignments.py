@@ -1,23 +1,24 @@
 """`/v1/assignments`: the straight path as agents walk it."""
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from fedcybgd.coordinator.api.deps import AgentDep, BearerDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.attendance import Known
 from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.domain.opening import Claimant
 from fedcybgd.coordinator.services import signals
-from fedcybgd.coordinator.services.agents import identity, presence
+from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, serve, submit, trained
-from fedcybgd.coordinator.services.path.claim import claim as decide
-from fedcybgd.coordinator.services.path.claim import turned_down
 from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.upkeep import mending, refusals
@@ -43,24 +44,6 @@ WRITE_CHUNK = 1 << 20
 AssignmentId = Annotated[str, Path(pattern=ID)]
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A glance at the work there is, and how many wakes there had been before it."""
-
-    glance: identity.Glance
-    wakes: int
-
-
-async def _arrive(database: DatabaseDep, waiting: WaitingDep, key: BearerDep) -> Arrival:
-    wakes = waiting.wakes
-
-    def look() -> identity.Glance:
-        with database.reading() as session:
-            return identity.glance(session, key, now())
-
-    return Arrival(await run_in_threadpool(look), wakes)
-
-
 @router.post(
     "/claim",
     summary="Ask for work",
@@ -70,7 +53,8 @@ async def _arrive(database: DatabaseDep, waiting: WaitingDep, key: BearerDep) ->
 async def claim(
     request: Request,
     body: ClaimRequest,
-    arrival: Annotated[Arrival, Depends(_arrive)],
+    agent: AgentDep,
+    attendance: AttendanceDep,
     database: DatabaseDep,
     waiting: WaitingDep,
     response: Response,
@@ -80,48 +64,65 @@ async def claim(
     offers = waiting.offers
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
-    agent = arrival.glance.agent
-    place = waiting.enter(agent.id)
-    found = None
-    # What was offered between the glance and the entering would have been missed.
-    look_closer = arrival.glance.worth_a_claim or waiting.wakes != arrival.wakes or arrival.glance.limits != body.limits
+    await attendance.sign_in(agent, now())
+    if waiting.stale:
+        await waiting.refresh()
+    place = waiting.enter(Claimant(agent.id, agent.name, body))
+    look = agent.may_hold or agent.limits != body.limits or waiting.has_something_for(place, patient=wait > 0)
+    failed = False
     try:
         while True:
-            place.clear()
-            if look_closer:
-                found = await run_in_threadpool(_claim_once, database, agent.id, body)
-            if found is not None:
-                return found
-            waiting.pass_on(place)
-            look_closer = True
+            if look:
+                waiting.looks(place)
+                failed = True
+                look_at = await run_in_threadpool(_look, database, agent, body)
+                failed = False
+                if look_at.found is not None:
+                    waiting.taken(look_at.found.assignment_id)
+                    return look_at.found
+                waiting.declined(place, look_at.awaited)
             left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return _nothing(waiting)
             try:
-                await asyncio.wait_for(place.wait(), max(0.0, left))
+                await asyncio.wait_for(place.wait(), left)
             except TimeoutError:
                 return _nothing(waiting)
             if place.let_go or waiting.offers != offers:
                 return _nothing(waiting)
             # Nobody would hear the answer of a claim whose caller is gone, and the lease would be lost on it.
-            if waiting.closed or not waiting.holds(agent.id, place) or await request.is_disconnected():
+            if waiting.closed or not waiting.holds(place) or await request.is_disconnected():
                 return _nothing(waiting)
+            look = True
     finally:
-        waiting.leave(agent.id, place, served=found is not None)
+        waiting.leave(place, failed)
 
 
 def _nothing(waiting: WaitingRoom) -> Response:
     return Response(status_code=204, headers={OFFERS: waiting.offers})
 
 
-def _claim_once(database: Database, agent_id: str, body: ClaimRequest) -> Assignment | None:
+@dataclass(frozen=True)
+class Look:
+    """What a look in the database found."""
+
+    found: Assignment | None
+    awaited: Collection[str]
+    """ids of assignments whose emulator is being made"""
+
+
+def _look(database: Database, agent: Known, body: ClaimRequest) -> Look:
     with database.transaction() as session:
-        presence.seen(session, agent_id, now())
-        refusals.declare(session, agent_id, body.limits, now())
-        found = decide(session, agent_id, body, now())
-        turned = session.info.get(signals.TURNED_DOWN, [])
-    for refusal in turned:
+        refusals.declare(session, agent.id, body.limits, now())
+        found = decide.claim(session, agent.id, body, now())
+        may_hold = found is not None or decide.holds(session, agent.id)
+        turned_down = session.info.get(signals.TURNED_DOWN, [])
+        awaited = session.info.get(signals.AWAITED, set())
+    agent.limits, agent.may_hold = body.limits, may_hold
+    for refusal in turned_down:
         with database.transaction() as session:
-            turned_down(session, *refusal)
-    return found
+            decide.turned_down(session, *refusal)
+    return Look(found, awaited)
 
 
 @router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))
@@ -131,9 +132,9 @@ def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> Ass
 
 
 @router.post("/{assignment_id}/renew", summary="Renew the lease", response_model=RenewAnswer, responses=errors(404, 409, 422))
-def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, session: WriteDep) -> RenewAnswer:
+def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, attendance: AttendanceDep, session: WriteDep) -> RenewAnswer:
     """Hold the assignment for another lease, and say how far the training is."""
-    presence.seen(session, agent.id, now())
+    attendance.sign(agent, now())
     return lease.renew(session, assignment_id, agent.id, body, now())
 
 

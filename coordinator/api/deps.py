@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.errors import Unauthorized
-from fedcybgd.coordinator.services.agents import identity, operators
+from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
@@ -34,10 +35,16 @@ async def _waiting(request: Request) -> WaitingRoom:
     return room
 
 
+async def _attendance(request: Request) -> Attendance:
+    attendance: Attendance = request.app.state.attendance
+    return attendance
+
+
 DatabaseDep = Annotated[Database, Depends(_database)]
 StoreDep = Annotated[BlobStore, Depends(_store)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
+AttendanceDep = Annotated[Attendance, Depends(_attendance)]
 
 
 _scheme = HTTPBearer(auto_error=False, description="the operator's key (fco_…) or an agent's (fca_…)")
@@ -52,10 +59,9 @@ async def bearer(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_
 BearerDep = Annotated[str, Depends(bearer)]
 
 
-def _agent(database: DatabaseDep, key: BearerDep) -> identity.Identity:
-    # A transaction of its own, closed before the route begins: a long poll must not hold one.
-    with database.reading() as session:
-        return identity.authenticate(session, key)
+async def _agent(attendance: AttendanceDep, key: BearerDep) -> Known:
+    # A transaction of its own, if any, closed before the route begins: a long poll must not hold one.
+    return await attendance.who(key)
 
 
 def _operator(database: DatabaseDep, key: BearerDep) -> None:
@@ -63,6 +69,6 @@ def _operator(database: DatabaseDep, key: BearerDep) -> None:
         operators.authenticate(session, key)
 
 
-AgentDep = Annotated[identity.Identity, Depends(_agent)]
+AgentDep = Annotated[Known, Depends(_agent)]
 OperatorDep = Depends(_operator)
 now = utcnow

@@ -22,7 +22,6 @@ from fedcybgd.coordinator.db.models import (
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.job import MEASUREMENTS, JobState
 from fedcybgd.coordinator.domain.round import RoundState
-from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.manifests import ShardRef
 
@@ -62,17 +61,6 @@ def applied_in(session: Session, run_id: str, first: int) -> dict[int, int]:
 
 def rounds_closed(session: Session, run_id: str) -> int:
     return session.scalar(select(func.count()).select_from(Round).where(Round.run_id == run_id, Round.state == RoundState.CLOSED)) or 0
-
-
-def pending_assignments(session: Session) -> Sequence[tuple[Assignment, Run]]:
-    """Those of running runs, oldest first."""
-    query = (
-        select(Assignment, Run)
-        .join(Run, Run.id == Assignment.run_id)
-        .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING)
-        .order_by(Assignment.waiting_since, Assignment.id)
-    )
-    return [(a, r) for a, r in session.execute(query)]
 
 
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:

@@ -102,12 +102,12 @@ def test_two_hundred_of_one_kind_at_once_are_all_answered(live: LiveCoordinator,
 
 
 @contextmanager
-def stuck(database: Database, run: str) -> Iterator[None]:
-    """Nobody else writes (SQLite), or nobody to this run (PostgreSQL)."""
-    from fedcybgd.coordinator.db import queries
+def stuck(database: Database, assignment_id: str) -> Iterator[None]:
+    """Nobody else writes (SQLite), or nobody to this assignment (PostgreSQL)."""
+    from fedcybgd.coordinator.services.path import lease
 
     with database.transaction() as session:
-        queries.run_by_name(session, run, lock=True)
+        lease.locked(session, assignment_id)
         yield
 
 
@@ -118,7 +118,7 @@ def test_whether_it_is_up_is_answered_while_every_thread_waits(live: LiveCoordin
     headers = {"Authorization": f"Bearer {hand.key}"}
     renew = ("POST", f"/assignments/{held.assignment_id}/renew", {"headers": headers, "json": {"attempt": held.attempt}})
     answers: list[httpx.Response] = []
-    with stuck(live.database, run):
+    with stuck(live.database, held.assignment_id):
         waiting = threading.Thread(target=lambda: answers.extend(asyncio.run(crowd(live, [renew] * (2 * live.settings.threads)))))
         waiting.start()
         wait_for(lambda: not live.free_threads(), limit=20)

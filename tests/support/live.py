@@ -29,7 +29,7 @@ from tests.support.engines import EngineThread
 
 class LiveCoordinator:
     def __init__(self, home: Path, database_url: str | None = None, new_engine: NewEngine | None = None, **settings: Any) -> None:
-        self.settings = Settings(home=home, database_url=database_url, sweep_every_s=0.1, **settings)
+        self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": 0.1, **settings})
         prepare_home(self.settings)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))

@@ -1,20 +1,55 @@
-"""The waiting room wakes whom there may be work for, from any thread, and nobody else."""
+"""The waiting room asks whom there may be work for, one agent at a time, and nobody else."""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingRoom
+from fedcybgd.coordinator.domain.opening import Claimant, Opening
+from fedcybgd.coordinator.wakes import waiting_room
+from fedcybgd.coordinator.wakes.waiting_room import Place, Stopping, WaitingRoom
+from fedcybgd.shared.contract.agents import ClaimRequest
 
 
-def in_room(test: Callable[[WaitingRoom], Awaitable[None]]) -> Callable[[], None]:
+def opening(name: str = "work", meant_for: str | None = None, **more: object) -> Opening:
+    known = {"run_id": "run_0", "run_name": "run", "excluded": frozenset(), "overdue": False, "open_to": None, "shared": False}
+    return Opening(assignment_id=name, meant_for=meant_for, **{**known, **more})  # type: ignore[arg-type]
+
+
+class Room(WaitingRoom):
+    """A room whose openings the test writes down."""
+
+    def __init__(self) -> None:
+        self.open_now: list[Opening] = []
+        self.reads = 0
+        super().__init__(self._written)
+
+    def _written(self) -> Sequence[Opening]:
+        self.reads += 1
+        return list(self.open_now)
+
+    def come(self, name: str, runs: str = "*") -> Place:
+        return self.enter(Claimant(name, name, ClaimRequest(runs=[runs])))
+
+    async def opens(self, *openings: Opening, offered: Sequence[str] = ()) -> None:
+        self.open_now = list(openings)
+        self.changed(offered)
+        await self.refresh()
+
+    def look_in_vain(self, place: Place, awaited: Sequence[str] = ()) -> None:
+        self.looks(place)
+        self.declined(place, awaited)
+
+
+def in_room(test: Callable[[Room], Awaitable[None]]) -> Callable[[], None]:
     """Run a test in an event loop of its own, with an open room."""
 
     async def main() -> None:
-        room = WaitingRoom()
+        room = Room()
         room.open()
+        await room.refresh()
         await asyncio.wait_for(test(room), 10)
 
     def run() -> None:
@@ -25,162 +60,256 @@ def in_room(test: Callable[[WaitingRoom], Awaitable[None]]) -> Callable[[], None
     return run
 
 
-async def settle() -> None:
-    for _ in range(3):
-        await asyncio.sleep(0)
+def asked(*places: Place) -> list[str]:
+    return [place.claimant.id for place in places if place.is_set()]
 
 
 @in_room
-async def test_only_the_agents_that_are_named_are_woken(room: WaitingRoom) -> None:
-    ann, bob = room.enter("ann"), room.enter("bob")
-    room.wake(["ann", "nobody"])
-    await settle()
-    assert ann.is_set()
-    assert not bob.is_set()
+async def test_only_the_agent_is_asked_that_work_is_meant_for(room: Room) -> None:
+    ann, bob = room.come("ann"), room.come("bob")
+    await room.opens(opening(meant_for="bob"))
+    assert asked(ann, bob) == ["bob"]
 
 
 @in_room
-async def test_a_wake_from_another_thread_reaches_a_claim_that_waits(room: WaitingRoom) -> None:
-    place = room.enter("ann")
-    waiting = asyncio.create_task(place.wait())
-    await settle()
-    threading.Thread(target=room.wake, args=(["ann"],)).start()
-    assert await asyncio.wait_for(waiting, 5)
+async def test_a_commit_in_another_thread_reaches_a_claim_that_waits(room: Room) -> None:
+    place = room.come("ann")
+    room.open_now = [opening()]
+    threading.Thread(target=room.changed).start()
+    assert await asyncio.wait_for(place.wait(), 5)
+    assert not room.stale
 
 
 @in_room
-async def test_a_wake_between_entering_and_waiting_is_not_lost(room: WaitingRoom) -> None:
-    place = room.enter("ann")
-    room.wake(["ann"])
-    await settle()
-    await asyncio.wait_for(place.wait(), 1)
+async def test_who_comes_after_a_commit_sees_what_it_opened(room: Room) -> None:
+    room.open_now = [opening(meant_for="ann")]
+    room.changed()
+    assert room.stale, "at once: the answer to whoever committed must not be faster"
+    await room.refresh()
+    assert room.has_something_for(room.come("ann"), patient=True)
+    assert not room.has_something_for(room.come("bob"), patient=False)
 
 
 @in_room
-async def test_wake_any_takes_those_that_waited_longest(room: WaitingRoom) -> None:
-    places = [room.enter(name) for name in ("ann", "bob", "eve")]
-    room.wake_any(2)
-    await settle()
-    assert [p.is_set() for p in places] == [True, True, False]
+async def test_many_who_come_at_once_share_a_reading(room: Room) -> None:
+    before = room.reads
+    room.changed()
+    await asyncio.gather(*(room.refresh() for _ in range(50)))
+    assert room.reads - before <= 2
 
 
 @in_room
-async def test_who_was_woken_in_vain_stands_behind_the_others(room: WaitingRoom) -> None:
-    ann, bob, eve = (room.enter(name) for name in ("ann", "bob", "eve"))
-    room.wake_any(1)
-    await settle()
-    ann.clear()  # ann looked, could not take it, and waits again
-    room.wake_any(1)
-    await settle()
-    assert [p.is_set() for p in (ann, bob, eve)] == [False, True, False]
+async def test_one_opening_asks_one_agent_at_a_time_in_the_order_in_which_they_came(room: Room) -> None:
+    places = [room.come(name) for name in ("ann", "bob", "eve")]
+    await room.opens(opening())
+    for name, place in zip(("ann", "bob", "eve"), places, strict=True):
+        assert asked(*places) == [name]
+        room.look_in_vain(place)
+    assert asked(*places) == [], "nobody is asked twice"
+    await room.opens(opening())
+    assert asked(*places) == [], "nor when it is read once more"
+    assert not room.has_something_for(room.come("ann"), patient=False), "nor when it comes again"
+    assert room.has_something_for(room.come("dan"), patient=True), "who was not asked yet looks when it comes"
 
 
 @in_room
-async def test_a_place_that_was_woken_already_does_not_use_up_a_wake(room: WaitingRoom) -> None:
-    ann, bob = room.enter("ann"), room.enter("bob")
-    room.wake_any(1)
-    room.wake_any(1)
-    await settle()
-    assert ann.is_set()
-    assert bob.is_set()
+async def test_as_many_are_asked_as_there_are_openings(room: Room) -> None:
+    places = [room.come(name) for name in ("ann", "bob", "eve")]
+    await room.opens(opening("one"), opening("two"))
+    assert asked(*places) == ["ann", "bob"]
+    room.looks(places[0])
+    room.taken("one")
+    room.leave(places[0])
+    assert asked(*places[1:]) == ["bob"]
+    await room.opens(opening("two"), opening("three"))
+    assert asked(*places[1:]) == ["bob", "eve"]
 
 
 @in_room
-async def test_more_places_than_agents_wake_all_of_them(room: WaitingRoom) -> None:
-    places = [room.enter(name) for name in ("ann", "bob")]
-    room.wake_any(99)
-    await settle()
-    assert all(p.is_set() for p in places)
+async def test_those_are_passed_over_who_could_not_have_it(room: Room) -> None:
+    places = [room.come("out"), room.come("other", runs="another*"), room.come("not"), room.come("ann")]
+    await room.opens(opening(open_to=frozenset({"other", "not", "ann"}), excluded=frozenset({"not"})))
+    assert asked(*places) == ["ann"]
 
 
 @in_room
-async def test_a_second_claim_takes_the_place_over_and_lets_the_first_go(room: WaitingRoom) -> None:
-    first = room.enter("ann")
-    second = room.enter("ann")
+async def test_what_an_absent_agent_does_not_fetch_goes_to_others_when_it_is_overdue(room: Room) -> None:
+    ann = room.come("ann")
+    await room.opens(opening(meant_for="nobody"))
+    assert asked(ann) == []
+    await room.opens(opening(meant_for="nobody", overdue=True))
+    assert asked(ann) == ["ann"]
+    room.look_in_vain(ann)
+    for _ in range(5):
+        await room.opens(opening(meant_for="nobody", overdue=True))
+        assert asked(ann) == [], "not again each second"
+
+
+@in_room
+async def test_whoever_an_absent_agent_is_awaited_for_is_not_asked_when_it_has_no_part(room: Room) -> None:
+    places = [room.come(f"agent-{number}") for number in range(50)]
+    await room.opens(opening(meant_for="nobody", overdue=True, open_to=frozenset({"nobody"})))
+    assert asked(*places) == []
+    assert not any(room.has_something_for(place, patient=False) for place in places)
+
+
+@in_room
+async def test_nobody_is_asked_while_an_emulator_is_made_and_one_is_when_it_is_offered_again(room: Room) -> None:
+    ann, bob = room.come("ann"), room.come("bob")
+    await room.opens(opening())
+    room.look_in_vain(ann, awaited=["work"])
+    assert asked(ann, bob) == []
+    assert not room.has_something_for(bob, patient=False)
+    await room.opens(opening(), offered=["work"])
+    assert len(asked(ann, bob)) == 1
+
+
+@in_room
+async def test_what_is_opened_while_an_agent_looks_asks_it_again(room: Room) -> None:
+    ann = room.come("ann")
+    await room.opens(opening())
+    room.looks(ann)
+    await room.opens(opening(), offered=["work"])  # its emulator is there now, and ann's look began before
+    room.declined(ann)
+    assert asked(ann) == ["ann"]
+
+
+@in_room
+async def test_another_thing_about_an_opening_asks_everybody_again(room: Room) -> None:
+    ann = room.come("ann")
+    await room.opens(opening(excluded=frozenset({"bob"})))
+    room.look_in_vain(ann)
+    await room.opens(replace(opening(), excluded=frozenset({"bob", "eve"})))
+    assert asked(ann) == ["ann"]
+
+
+@in_room
+async def test_an_agent_that_is_invited_looks_again(room: Room) -> None:
+    ann, bob = room.come("ann"), room.come("bob")
+    await room.opens(opening(meant_for="eve", overdue=True))
+    for place in (ann, bob):
+        room.look_in_vain(place)
+    room.changed(invited=["bob"])
+    await room.refresh()
+    assert asked(ann, bob) == ["bob"]
+    assert room.has_something_for(bob, patient=True)
+
+
+@in_room
+async def test_a_part_of_a_wave_that_is_taken_makes_the_others_worth_another_look(room: Room) -> None:
+    ann = room.come("ann")
+    await room.opens(opening("one", shared=True), opening("two", shared=True), opening("else", run_id="run_1"))
+    room.look_in_vain(ann)
+    assert asked(ann) == []
+    room.taken("one")
+    assert asked(ann) == ["ann"]
+
+
+@in_room
+async def test_a_look_that_failed_does_not_send_the_next_one_into_the_same_failure(room: Room) -> None:
+    ann, bob = room.come("ann"), room.come("bob")
+    await room.opens(opening())
+    room.looks(ann)
+    room.leave(ann, failed=True)
+    assert asked(bob) == []
+
+
+def test_a_lost_signal_costs_seconds_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting_room, "RETRY_FIRST_S", 0.05)
+
+    @in_room
+    async def test(room: Room) -> None:
+        ann, bob = room.come("ann"), room.come("bob")
+        await room.opens(opening())
+        room.look_in_vain(ann, awaited=["work"])
+        await asyncio.sleep(0.1)
+        await room.opens(opening())
+        assert len(asked(ann, bob)) == 1
+
+    test()
+
+
+@in_room
+async def test_what_was_taken_while_it_was_read_is_not_open(room: Room) -> None:
+    going, read = threading.Event(), room._read
+
+    def slowly() -> Sequence[Opening]:
+        found = read()
+        going.wait(5)
+        return found
+
+    room._read = slowly
+    room.open_now = [opening()]
+    ann = room.come("ann")
+    room.changed()
+    reading = asyncio.create_task(room.refresh())
+    await asyncio.sleep(0.05)
+    room.taken("work")
+    going.set()
+    await reading
+    assert asked(ann) == []
+
+
+@in_room
+async def test_a_reading_that_fails_is_made_good_for_by_the_next(room: Room) -> None:
+    ann, read = room.come("ann"), room._read
+
+    def away() -> Sequence[Opening]:
+        raise OSError("away")
+
+    await room.opens(opening())
+    room.look_in_vain(ann, awaited=["work"])
+    room._read = away
+    room.changed(["work"])
+    with pytest.raises(OSError, match="away"):
+        await room.refresh()
+    assert room.stale
+    room._read = read
+    await room.refresh()
+    assert asked(ann) == ["ann"], "it was offered again, and that is not forgotten"
+
+
+@in_room
+async def test_a_second_claim_takes_the_place_over_and_lets_the_first_go(room: Room) -> None:
+    first = room.come("ann")
+    second = room.come("ann")
     assert first.is_set()
     assert not second.is_set()
-    assert (room.holds("ann", first), room.holds("ann", second)) == (False, True)
-    room.leave("ann", first)
-    assert room.holds("ann", second), "the first one's leaving must not take the place of the second"
+    assert (room.holds(first), room.holds(second)) == (False, True)
+    room.leave(first)
+    assert room.holds(second), "the first one's leaving must not take the place of the second"
     assert len(room) == 1
-    room.leave("ann", second)
+    room.leave(second)
     assert len(room) == 0
 
 
 @in_room
-async def test_a_second_claim_waits_as_the_newest(room: WaitingRoom) -> None:
-    room.enter("ann")
-    bob = room.enter("bob")
-    ann = room.enter("ann")
-    room.wake_any(1)
-    await settle()
-    assert (bob.is_set(), ann.is_set()) == (True, False)
+async def test_who_leaves_without_work_gives_it_to_the_next(room: Room) -> None:
+    ann, bob = room.come("ann"), room.come("bob")
+    await room.opens(opening())
+    room.leave(ann)
+    assert asked(bob) == ["bob"]
 
 
 @in_room
-async def test_who_left_is_not_woken(room: WaitingRoom) -> None:
-    ann = room.enter("ann")
-    room.leave("ann", ann)
-    bob = room.enter("bob")
-    room.wake_any(1)
-    await settle()
-    assert (ann.is_set(), bob.is_set()) == (False, True)
-
-
-@in_room
-async def test_an_offer_goes_on_to_the_next_until_all_were_asked(room: WaitingRoom) -> None:
-    places = {name: room.enter(name) for name in ("ann", "bob", "eve")}
-    room.wake_any(1)
-    for asked in ("ann", "bob", "eve"):
-        await settle()
-        assert [name for name, place in places.items() if place.is_set()] == [asked]
-        places[asked].clear()  # it looked and could not take it
-        room.pass_on(places[asked])
-    assert not any(place.is_set() for place in places.values()), "nobody is asked twice"
-
-
-@in_room
-async def test_who_leaves_with_work_uses_one_offer_and_the_rest_go_on(room: WaitingRoom) -> None:
-    ann = room.enter("ann")
-    room.wake_any(1)
-    await settle()
-    ann.clear()
-    room.wake_any(1)
-    await settle()
-    assert len(ann.offers) == 2
-    bob, eve = room.enter("bob"), room.enter("eve")
-    room.leave("ann", ann, served=True)
-    assert (bob.is_set(), eve.is_set()) == (True, False)
-
-
-@in_room
-async def test_who_leaves_without_work_gives_its_offer_to_the_next(room: WaitingRoom) -> None:
-    ann, bob = room.enter("ann"), room.enter("bob")
-    room.wake_any(1)
-    await settle()
-    room.leave("ann", ann)
-    assert bob.is_set()
-
-
-@in_room
-async def test_closing_lets_everybody_go(room: WaitingRoom) -> None:
-    places = [room.enter(name) for name in ("ann", "bob")]
+async def test_closing_lets_everybody_go(room: Room) -> None:
+    places = [room.come(name) for name in ("ann", "bob")]
     assert not room.closed
     room.close()
     assert room.closed
     assert all(p.is_set() for p in places)
     with pytest.raises(Stopping):
-        room.enter("eve")
+        room.come("eve")
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_a_wake_before_the_loop_or_after_it_is_harmless(opened: bool) -> None:
-    room = WaitingRoom()
+def test_a_commit_before_the_loop_or_after_it_is_harmless(opened: bool) -> None:
+    room = Room()
     if opened:
 
         async def main() -> None:
             room.open()
 
         asyncio.run(main())
-    room.wake(["ann"])
-    room.wake_any(1)
+    room.changed(["work"])
+    room.let_go(["ann"])

@@ -100,9 +100,8 @@ def encoded(session: Session, job: Job, result: EncodeResult) -> None:
 
 def offer_pending(session: Session, run_id: str) -> None:
     """Tell those who may take what waits in a run: what they waited for is there."""
-    waiting = select(Assignment.meant_for).where(Assignment.run_id == run_id, Assignment.state == AssignmentState.PENDING)
-    for meant_for in session.scalars(waiting):
-        signals.offer(session, meant_for)
+    waiting = select(Assignment.id).where(Assignment.run_id == run_id, Assignment.state == AssignmentState.PENDING)
+    signals.offer(session, *session.scalars(waiting))
 
 
 def config_of(run: Run) -> FileRef:

@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import presence
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
@@ -16,5 +17,7 @@ def revoke(session: Session, name_or_id: str, now: datetime) -> Agent:
     agent = presence.by_name(session, name_or_id)
     states.revoke(agent)
     lease.release_all(session, agent.id, now)
+    signals.forget(session, agent.id)
+    signals.invite(session, [agent.id])  # a claim that waits is told at once
     record(session, "warning", "agent_revoked", f"agent {agent.name} was revoked", agent_id=agent.id)
     return agent

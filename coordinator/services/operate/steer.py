@@ -69,6 +69,7 @@ def pause(session: Session, name: str) -> Run:
     run = queries.run_by_name(session, name, lock=True)
     runs.pause(run, "paused by the operator")
     record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
+    signals.openings_changed(session)
     return run
 
 
@@ -80,7 +81,7 @@ def resume(session: Session, name: str, now: datetime) -> Run:
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
-        signals.offer(session, assignment.meant_for)
+        signals.offer(session, assignment.id)
         give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
     jobs.requeue_failed(session, run.id, REPEATED)
     record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
@@ -93,4 +94,5 @@ def cancel(session: Session, name: str, now: datetime) -> Run:
     run = queries.run_by_name(session, name, lock=True)
     runs.cancel(run, now)
     record(session, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
+    signals.openings_changed(session)
     return run

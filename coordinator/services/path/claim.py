@@ -1,7 +1,6 @@
 """Step 2: decides which assignment an agent that asks for work gets."""
 
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,31 +12,41 @@ from fedcybgd.coordinator.domain.assignment import (
     AssignmentState,
     may_take,
 )
+from fedcybgd.coordinator.domain.opening import Claimant, consents
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
-from fedcybgd.coordinator.services.agents import offers
+from fedcybgd.coordinator.services.agents import identity, offers
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.path import give_up, lease
+from fedcybgd.coordinator.services.path import give_up, lease, openings
 from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.agents import ClaimRequest
 
 
 def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime) -> assignments.Assignment | None:
     """Lease an assignment to an agent: its own unfinished one again (attempt + 1), or one meant for it, or that waits longest."""
+    agent = session.get_one(Agent, agent_id)
+    identity.admit(agent)  # it may have been revoked while it waited
     exposure_budget.serialize(session, agent_id)
     for assignment_id in queries.leased_to(session, agent_id):
         held, run = lease.locked(session, assignment_id)
         if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
             continue  # lapsed a moment ago
         spec = run.spec
-        if not RUN.is_final(run.state) and _consents(run, request) and exposure_budget.may_take(session, run, spec, held, agent_id):
+        if (
+            not RUN.is_final(run.state)
+            and consents(request, run.id, run.name)
+            and exposure_budget.may_take(session, run, spec, held, agent_id)
+        ):
             if (leased := lease.lease(session, held, run, agent_id, now)) is not None:
                 return leased
             continue  # its emulator is being made; it stays this agent's until the lease ends
         lease.take_back(session, held, run, "stopping", "", now)
+    claimant = Claimant(agent_id, agent.name, request)
+    found = [opening for opening in openings.waiting(session, now) if opening.is_for(claimant)]
     # A stand-in does its own part first.
-    for assignment, run in sorted(queries.pending_assignments(session), key=lambda pair: pair[0].meant_for != agent_id):
-        if not _consents(run, request) or not _may_take(session, assignment, run, agent_id, now):
+    for opening in sorted(found, key=lambda opening: opening.meant_for != agent_id):
+        assignment, run = session.get_one(Assignment, opening.assignment_id), session.get_one(Run, opening.run_id)
+        if not _may_take(session, assignment, run, agent_id, now):
             continue
         # What was looked at without a lock may have changed meanwhile, so it is looked at again.
         if not _hold(session, assignment, run) or not _may_take(session, assignment, run, agent_id, now):
@@ -45,6 +54,11 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
         if (leased := lease.lease(session, assignment, run, agent_id, now)) is not None:
             return leased
     return None
+
+
+def holds(session: Session, agent_id: str) -> bool:
+    """Whether an agent holds a lease: it may wait for the emulator of what it holds."""
+    return bool(queries.leased_to(session, agent_id))
 
 
 def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
@@ -56,10 +70,6 @@ def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
     session.expire_all()
     round = session.get_one(Round, (assignment.run_id, assignment.round))
     return run.state == RunState.RUNNING and round.state == RoundState.OPEN
-
-
-def _consents(run: Run, request: ClaimRequest) -> bool:
-    return run.id not in request.refuses and any(fnmatchcase(run.name, pattern) for pattern in request.runs)
 
 
 def _may_take(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> bool:

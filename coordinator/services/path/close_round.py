@@ -39,7 +39,7 @@ def applied(session: Session, job: Job, result: ApplyResult) -> None:
         rounds.reopen(round, RoundEvent.PARTLY_APPLIED)
         for member in late:
             member.manifest = open_round.all_exact(session, run)
-            signals.offer(session, member.meant_for)
+            signals.offer(session, member.id)
         return
     rounds.finish(round, now)
     session.flush()

@@ -42,7 +42,7 @@ def failed_attempt(
         agent.last_error, agent.last_error_at = f"{reason}: {message}", now
         text = f"{agent.name} on {assignment.called}: {reason}" + (f": {message}" if message else "")
         record(session, "warning", reason, text, run_id=run.id, agent_id=agent_id)
-    signals.offer(session, assignment.meant_for)
+    signals.offer(session, assignment.id)
     pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {reason}: {message}")
 
 
@@ -68,7 +68,7 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
     record(session, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
-    signals.offer(session, assignment.meant_for)
+    signals.offer(session, assignment.id)
     pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}")
 
 
@@ -81,6 +81,7 @@ def pause(session: Session, run: Run, reason: str) -> None:
 def halt(session: Session, run: Run, reason: str, waits_for_agents: bool = False) -> None:
     runs.pause(run, reason[:2000], waits_for_agents)
     record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
+    signals.openings_changed(session)
 
 
 def engine_failed(session: Session, job: Job) -> None:
@@ -89,4 +90,5 @@ def engine_failed(session: Session, job: Job) -> None:
     message = f"{job.kind} failed: {job.error}"
     if run.state == RunState.RUNNING:
         runs.pause(run, message)
+        signals.openings_changed(session)
     record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

@@ -1,6 +1,8 @@
 """Leases: given with an emulator, renewed, given back, ended by time."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -10,6 +12,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
     AssignmentState,
+    LeaseLost,
     check_lease,
 )
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
@@ -19,6 +22,7 @@ from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
 from fedcybgd.coordinator.services.path import give_up, trained
+from fedcybgd.coordinator.services.records import run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
@@ -36,6 +40,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
         signals.turn_down(session, assignment.id, agent_id, emulator.reason)
         return None
     if emulator.manifest is None:
+        signals.awaits_emulator(session, assignment.id)
         return None
     lease = timedelta(seconds=spec.lease_s)
     states.lease(assignment, agent_id, emulator.manifest, now, lease)
@@ -68,15 +73,27 @@ def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments
 
 
 def renew(session: Session, assignment_id: str, agent_id: str, request: RenewRequest, now: datetime) -> RenewAnswer:
-    assignment, run = locked(session, assignment_id)
-    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-    lease = timedelta(seconds=run.spec.lease_s)
-    assignment.lease_expires_at = now + lease
+    """Hold it for another lease: one update without a lock on the run, which many agents renew at the same time."""
+    row = session.execute(
+        select(Assignment.run_id, Run.state).join(Run, Run.id == Assignment.run_id).where(Assignment.id == assignment_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no assignment {assignment_id!r}")
+    lease_s = run_files.of(session, row.run_id).lease_s
+    if request.progress is not None and request.progress.trouble is not None:
+        assignment = session.get_one(Assignment, assignment_id)
+        check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
+        troubles.tell(session, assignment, request.progress.trouble, now)
+    values: dict[str, Any] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
     if request.progress is not None:
-        if request.progress.trouble is not None:
-            troubles.tell(session, assignment, request.progress.trouble, now)
-        assignment.progress = request.progress
-    return RenewAnswer(lease_seconds=lease.total_seconds(), go_on=not RUN.is_final(run.state))
+        values["progress"] = request.progress
+    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == request.attempt)
+    held = this & (Assignment.state == AssignmentState.LEASED)
+    if session.scalar(update(Assignment).where(held).values(values).returning(Assignment.id)) is None:
+        assignment = session.get_one(Assignment, assignment_id)
+        check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
+        raise LeaseLost("you do not hold this assignment any more; ask for work again")
+    return RenewAnswer(lease_seconds=lease_s, go_on=not RUN.is_final(row.state))
 
 
 def give_back(session: Session, assignment_id: str, agent_id: str, request: ReturnRequest, now: datetime) -> Assignment:
@@ -108,24 +125,20 @@ def release_all(session: Session, agent_id: str, now: datetime) -> None:
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED:
             take_back(session, assignment, run, "stopping", "", now)
-    leave_to_others(session, agent_id)
+    leave_to_others(session, [agent_id])
 
 
-def leave_to_others(session: Session, agent_id: str) -> None:
-    """What is meant for an agent that does not come is anybody's."""
+def leave_to_others(session: Session, agents: Collection[str]) -> None:
+    """What is meant for agents that do not come is anybody's."""
     session.flush()
-    waiting = (Assignment.meant_for == agent_id) & (Assignment.state == AssignmentState.PENDING)
-    if count := len(session.scalars(select(Assignment.id).where(waiting)).all()):
-        session.execute(update(Assignment).where(waiting).values(meant_for=None))
-        signals.wake_any(session, count)
-
-
-def offer_overdue(session: Session, now: datetime) -> None:
-    """Let others ask for work that its own agent has not fetched for too long."""
-    for assignment, run in queries.pending_assignments(session):
-        wait = timedelta(seconds=run.spec.schedule.reassign_after_s)
-        if assignment.meant_for is not None and now - assignment.waiting_since >= wait:
-            signals.wake_any(session)
+    gone = set(agents)
+    waiting = select(Assignment.id, Assignment.meant_for).where(
+        Assignment.state == AssignmentState.PENDING, Assignment.meant_for.is_not(None)
+    )
+    if ids := [row.id for row in session.execute(waiting) if row.meant_for in gone]:
+        left = update(Assignment).where(Assignment.id.in_(ids), Assignment.state == AssignmentState.PENDING)
+        session.execute(left.values(meant_for=None))
+        signals.offer(session, *ids)
 
 
 def locked(session: Session, assignment_id: str) -> tuple[Assignment, Run]:

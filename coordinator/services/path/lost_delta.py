@@ -36,4 +36,4 @@ def judging_failed(session: Session, job: Job) -> None:
             rounds.reopen(round, RoundEvent.LOSE)
         text = f"the delta for {visit.called} in round {visit.round} was lost by the coordinator's disk; it is trained again"
         record(session, "warning", code, text, run_id=run.id)
-        signals.offer(session, visit.meant_for)
+        signals.offer(session, visit.id)

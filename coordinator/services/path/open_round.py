@@ -76,7 +76,7 @@ def assign(session: Session, run: Run, spec: RunFile, seat: Seat, now: datetime,
     if seat.agent is not None and not _can_come(session, run, spec, assignment, seat.agent):
         assignment.meant_for = None
     session.add(assignment)
-    signals.offer(session, assignment.meant_for)
+    signals.offer(session, assignment.id)
     return assignment
 
 

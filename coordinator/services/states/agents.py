@@ -1,9 +1,24 @@
 """The transitions of an agent."""
 
+from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent
+from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent, AgentState
+
+COME_BACK = [state for state, event in AGENT.table if event == AgentEvent.SEEN]
+
+
+class Missed(NamedTuple):
+    """An agent that fell silent."""
+
+    id: str
+    name: str
+    last_seen_at: datetime | None
 
 
 def seen(row: Agent, now: datetime) -> None:
@@ -11,8 +26,17 @@ def seen(row: Agent, now: datetime) -> None:
     row.last_seen_at = now
 
 
-def missed(row: Agent) -> None:
-    _go(row, AgentEvent.MISSED)
+def seen_together(session: Session, ids: Collection[str], now: datetime) -> None:
+    """Those of them that are not revoked, in one statement."""
+    these = update(Agent).where(Agent.id.in_(ids), Agent.state.in_(COME_BACK))
+    session.execute(these.values(state=AGENT.after(AgentState.SILENT, AgentEvent.SEEN), last_seen_at=now))
+
+
+def missed_since(session: Session, before: datetime) -> Sequence[Missed]:
+    """All active ones that were not seen since, in one statement."""
+    these = update(Agent).where(Agent.state == AgentState.ACTIVE, Agent.last_seen_at < before)
+    gone = these.values(state=AGENT.after(AgentState.ACTIVE, AgentEvent.MISSED)).returning(Agent.id, Agent.name, Agent.last_seen_at)
+    return [Missed(*row) for row in session.execute(gone).all()]
 
 
 def revoke(row: Agent) -> None:

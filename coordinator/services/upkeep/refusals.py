@@ -68,12 +68,12 @@ def _ask_again(session: Session, run: Run, agent: Agent, row: Row, now: datetime
     row.refused = []
     if run.state == RunState.RUNNING or run.waits_for_agents:
         record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
-        signals.wake_agents(session, [agent.id])
+        signals.invite(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
         runs.resume(run)
         record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
         open_round.open_next(session, run, now)
-        signals.wake_any(session)
+        signals.openings_changed(session)
 
 
 def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
@@ -87,7 +87,7 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
     for assignment in _pending(session, run, lock=True):
         if assignment.meant_for == agent.id:
             assignment.meant_for = None
-            signals.wake_any(session)
+            signals.offer(session, assignment.id)
         give_up.pause_if_hopeless(session, run, assignment, text)
 
 

@@ -2,19 +2,31 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
 
+NAMED = 5
+"""Agents that one event names; each of them has its own as long as they are so few."""
+
 
 def silence(session: Session, before: datetime) -> None:
-    """Mark the active agents silent that were not seen since `before`."""
-    for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE, Agent.last_seen_at < before)):
-        states.missed(agent)
-        record(session, "warning", "agent_silent", f"agent {agent.name} has not been seen since {agent.last_seen_at}", agent_id=agent.id)
-        lease.leave_to_others(session, agent.id)
+    """Mark the active agents silent that were not seen since `before`: all of them in one statement."""
+    found = sorted(states.missed_since(session, before), key=lambda agent: agent.name)
+    if not found:
+        return
+    if len(found) <= NAMED:
+        for agent in found:
+            record(
+                session, "warning", "agent_silent", f"agent {agent.name} has not been seen since {agent.last_seen_at}", agent_id=agent.id
+            )
+    else:
+        names = ", ".join(agent.name for agent in found[:NAMED])
+        first = min(seen for agent in found if (seen := agent.last_seen_at))
+        text = f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {first} or later"
+        record(session, "warning", "agent_silent", text)
+    signals.forget(session, *(agent.id for agent in found))
+    lease.leave_to_others(session, [agent.id for agent in found])

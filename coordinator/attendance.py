@@ -1,0 +1,129 @@
+"""Who is there: the keys that were shown lately, and the signs of life that are not written yet. Idle agents cost no database."""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from anyio import to_thread
+
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
+from fedcybgd.coordinator.services.agents import identity, presence
+from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.agents import DeclaredLimits
+
+MOST_KNOWN = 100_000
+KNOWN_FOR_S = 300.0
+"""After so long a key is looked up again, should a signal have been lost. What is revoked or rotated is forgotten at once."""
+WRITE_EVERY_S = 5.0
+"""Signs of life are written together; those of so many seconds are lost when the process dies."""
+
+
+@dataclass(slots=True)
+class Known:
+    """An agent as the database had it, and what was written of it since."""
+
+    id: str
+    name: str
+    there: bool
+    """it counts as active"""
+    limits: DeclaredLimits
+    """as it declared them last"""
+    last_seen_at: datetime | None
+    """with the signs of life that wait to be written"""
+    may_hold: bool
+    """whether it may hold a lease, so that its claim has to look"""
+    until: float
+
+
+class Attendance:
+    """May be used from any thread; `sign_in` from the event loop only."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock, self._writing = threading.Lock(), asyncio.Lock()
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._hashes: dict[str, str] = {}
+        """id → hash of the key"""
+        self._forgotten = 0
+        self._signs: dict[str, datetime] = {}
+        self._written_at = time.monotonic()
+
+    async def who(self, key: str) -> Known:
+        """The agent whose key this is; raises `Unauthorized` and `AgentRevoked`."""
+        hashed = keys.key_hash(key)
+        with self._lock:
+            known = self._known.get(hashed)
+            if known is not None and known.until > time.monotonic():
+                self._known.move_to_end(hashed)
+                return known
+        return await to_thread.run_sync(self._look_up, hashed)
+
+    def _look_up(self, hashed: str) -> Known:
+        forgotten = self._forgotten
+        with self._database.reading() as session:
+            found = identity.look_up(session, hashed)
+        known = Known(
+            found.id,
+            found.name,
+            found.state == AgentState.ACTIVE,
+            found.limits,
+            found.last_seen_at,
+            found.holds,
+            time.monotonic() + KNOWN_FOR_S,
+        )
+        with self._lock:
+            if forgotten == self._forgotten:  # else it may be of before a revocation
+                self._known[hashed], self._hashes[known.id] = known, hashed
+            while len(self._known) > MOST_KNOWN:
+                _, oldest = self._known.popitem(last=False)
+                self._hashes.pop(oldest.id, None)
+        return known
+
+    def forget(self, agents: Iterable[str]) -> None:
+        """Look these up again when they come: they were revoked, have another key, or are silent."""
+        with self._lock:
+            self._forgotten += 1
+            for agent in agents:
+                self._known.pop(self._hashes.pop(agent, ""), None)
+
+    def sign(self, agent: Known, now: datetime) -> None:
+        """Note a sign of life; it is written with those of others."""
+        if not agent.there or needs_seen(AgentState.ACTIVE, agent.last_seen_at, now):
+            with self._lock:
+                self._signs[agent.id] = now
+            agent.last_seen_at = now
+
+    async def sign_in(self, agent: Known, now: datetime) -> None:
+        """Note a sign of life. Of an agent that did not count as there it is written before its call goes on, with those who came with it."""
+        self.sign(agent, now)
+        if not agent.there:
+            await self.write()
+            agent.there = True
+
+    async def write_if_due(self, every_s: float = WRITE_EVERY_S) -> None:
+        if time.monotonic() - self._written_at >= every_s:
+            await self.write()
+
+    async def write(self) -> None:
+        """Write what was noted. Whoever comes while others are written is written with the next."""
+        async with self._writing:
+            with self._lock:
+                signs, self._signs = self._signs, {}
+            self._written_at = time.monotonic()
+            if not signs:
+                return
+            try:
+                await to_thread.run_sync(self._write, signs)
+            except BaseException:
+                with self._lock:
+                    self._signs = signs | self._signs
+                raise
+
+    def _write(self, signs: dict[str, datetime]) -> None:
+        with self._database.transaction() as session:
+            presence.note(session, signs, utcnow())

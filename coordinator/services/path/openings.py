@@ -1,0 +1,36 @@
+"""Which assignments wait for an agent: what the waiting room knows, and what a claim looks through first."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.opening import Opening
+from fedcybgd.coordinator.domain.round import RoundState
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.services.records import run_files
+
+
+def waiting(session: Session, now: datetime) -> list[Opening]:
+    """The pending assignments of open rounds of running runs, those that wait longest first."""
+    columns = (Assignment.id, Assignment.run_id, Run.name, Assignment.meant_for, Assignment.excluded, Assignment.waiting_since)
+    query = (
+        select(*columns)
+        .join(Run, Run.id == Assignment.run_id)
+        .join(Round, (Round.run_id == Assignment.run_id) & (Round.number == Assignment.round))
+        .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING, Round.state == RoundState.OPEN)
+        .order_by(Assignment.waiting_since, Assignment.id)
+    )
+    found = []
+    for assignment_id, run_id, run_name, meant_for, excluded, since in session.execute(query).all():
+        run = run_files.parsed(session, run_id)
+        found.append(
+            Opening(
+                assignment_id=assignment_id, run_id=run_id, run_name=run_name, meant_for=meant_for, excluded=frozenset(excluded),
+                overdue=now - since >= timedelta(seconds=run.file.schedule.reassign_after_s), open_to=run.open_to,
+                shared=run.file.schedule.wave > 1,
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,37 @@
+"""The run files of runs, each parsed once: a run keeps the one that it was made with."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Run
+from fedcybgd.coordinator.domain.run_file import RunFile
+
+MOST_KEPT = 256
+
+
+@dataclass(frozen=True)
+class Parsed:
+    file: RunFile
+    open_to: frozenset[str] | None
+    """names of the agents that the run is open to; None: all"""
+
+
+_kept: dict[str, Parsed] = {}
+
+
+def parsed(session: Session, run_id: str) -> Parsed:
+    """The run file of a run that there is."""
+    if (known := _kept.get(run_id)) is not None:
+        return known
+    file = session.scalars(select(Run.spec).where(Run.id == run_id)).one()
+    made = Parsed(file, None if file.agents == "all" else frozenset(file.agents))
+    while len(_kept) >= MOST_KEPT:
+        _kept.pop(next(iter(_kept), ""), None)
+    _kept[run_id] = made
+    return made
+
+
+def of(session: Session, run_id: str) -> RunFile:
+    return parsed(session, run_id).file
