@@ -27,8 +27,8 @@ from torch.nn import functional
 from benchmarks.banking77 import minilm
 from benchmarks.report import arguments, finish
 from fedcybgd.coordinator.domain.compression import BlockFacts, Plan, plan
-from fedcybgd.coordinator.domain.job import HeldOutRef, ImportPayload, PreparePayload, PrepareResult
-from fedcybgd.coordinator.domain.measurements import Calibration, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, PreparePayload, PrepareResult
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.encode import Encoder

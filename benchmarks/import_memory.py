@@ -88,7 +88,7 @@ def import_in_a_fresh_process(source: Path, store: Path) -> Imported:
 def import_here(source: Path, store: Path) -> Imported:
     """The import as the engine's process does it, and its peak beyond the state before."""
     from fedcybgd.agent.training.memory import PeakMemory, resident
-    from fedcybgd.coordinator.domain.job import ImportPayload
+    from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload
     from fedcybgd.coordinator.engine.import_model import import_model
     from fedcybgd.coordinator.engine.worker import warm_up
     from fedcybgd.coordinator.storage import open_store

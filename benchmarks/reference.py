@@ -14,20 +14,10 @@ from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.training.visit import Visitor
 from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
-from fedcybgd.coordinator.domain.job import (
-    ApplyPayload,
-    Change,
-    EncodedRef,
-    EvaluatePayload,
-    EvaluateResult,
-    HeldOutRef,
-    ImportPayload,
-    PatchMade,
-    PreparePayload,
-    StoredBlock,
-    Term,
-)
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, ImportPayload, PatchMade, PreparePayload, Term
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.engine.apply import apply
@@ -229,7 +219,7 @@ def _store_file(store: BlobStore, path: Path) -> str:
 
 def measure_influence(reference: Reference, held_out: Path) -> None:
     """Have the influence of the layers measured on the first held-out rows, as policies want it."""
-    from fedcybgd.coordinator.domain.measurements import InfluencePayload
+    from fedcybgd.coordinator.domain.jobs.measurements import InfluencePayload
     from fedcybgd.coordinator.engine.influence import influence
 
     task = reference.spec.task

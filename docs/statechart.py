@@ -6,8 +6,8 @@ from typing import Any
 
 from fedcybgd.coordinator.domain.agent import AGENT, AgentEvent, AgentState
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent, AssignmentState
-from fedcybgd.coordinator.domain.job import JobState
-from fedcybgd.coordinator.domain.job_states import JOB, JobEvent
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.jobs.states import JOB, JobEvent
 from fedcybgd.coordinator.domain.machine import Machine
 from fedcybgd.coordinator.domain.model import MODEL, ModelEvent, ModelState
 from fedcybgd.coordinator.domain.round import ROUND, RoundEvent, RoundState

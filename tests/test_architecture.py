@@ -344,7 +344,7 @@ def test_weights_are_never_pickled_and_foreign_code_is_never_run() -> None:
 LIGHT = [
     ["coordinator.app", "coordinator.serve", "coordinator.cli", "coordinator.jobs.local", "coordinator.jobs.engine_process"],
     ["agent.cli", "agent.worker", "agent.check", "agent.trainer_process", "agent.trainer"],
-    ["coordinator.domain.run_file", "coordinator.domain.schedule", "coordinator.domain.admission", "coordinator.domain.job"],
+    ["coordinator.domain.run_file", "coordinator.domain.schedule", "coordinator.domain.admission", "coordinator.domain.jobs.registry"],
 ]
 
 

@@ -50,7 +50,7 @@ def test_generated_parts_are_what_the_code_says(page: Path) -> None:
 
 
 def test_every_state_machine_is_drawn() -> None:
-    modules = [importlib.import_module(f"{domain.__name__}.{info.name}") for info in pkgutil.iter_modules(domain.__path__)]
+    modules = [importlib.import_module(info.name) for info in pkgutil.walk_packages(domain.__path__, f"{domain.__name__}.")]
     machines = {value.noun: value for module in modules for value in vars(module).values() if isinstance(value, Machine)}
     assert {m.noun for m in statechart.MACHINES} == set(machines)
     for machine in machines.values():

@@ -174,7 +174,7 @@ def shard(
         path = store.path(digest)  # hashing takes its time: outside of any transaction
     except (BlobMissing, BlobDamaged) as error:
         with database.transaction() as session:
-            answer = mending.wanted(session, error, wanted.run_id, wanted.kind)
+            answer = mending.wanted(session, error, wanted.run_id, wanted.kind, now())
         raise answer from error
 
     def save(amount: int) -> None:

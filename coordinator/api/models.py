@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.deps import OperatorDep, now
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.db import queries
@@ -17,7 +17,7 @@ router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"],
 @router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422))
 def add(body: ModelRequest, session: WriteDep) -> Model:
     """Begin to split a model into blocks; its state says when it is ready."""
-    return models.add(session, body.name, body.source)
+    return models.add(session, body.name, body.source, now())
 
 
 @router.get("", summary="List models", response_model=list[ModelView])

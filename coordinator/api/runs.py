@@ -110,7 +110,7 @@ def cancel(run: str, session: WriteDep) -> RunView:
 )
 def request_export(run: str, session: WriteDep) -> ExportRequested:
     """Have the present model joined into the files of a directory that transformers loads."""
-    return ExportRequested(export_id=exports.request_export(session, run).id)
+    return ExportRequested(export_id=exports.request_export(session, run, now()).id)
 
 
 @router.get(

@@ -20,7 +20,8 @@ from fedcybgd.coordinator.db.models import (
     Traffic,
 )
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.job import MEASUREMENTS, JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
+from fedcybgd.coordinator.domain.jobs.registry import kinds_that
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -79,7 +80,7 @@ def unfinished_jobs(session: Session, subject: str) -> int:
 
 
 def failed_measurements(session: Session, run_id: str) -> int:
-    failed = (Job.subject == run_id) & (Job.state == JobState.FAILED) & Job.kind.in_(MEASUREMENTS)
+    failed = (Job.subject == run_id) & (Job.state == JobState.FAILED) & Job.kind.in_(kinds_that(OnFailure.GOES_ON))
     return session.scalar(select(func.count()).select_from(Job).where(failed)) or 0
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
-from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import BlobStore

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedcybgd.coordinator.domain.measurements import Calibration
+from fedcybgd.coordinator.domain.jobs.measurements import Calibration
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.storage import BlobStore

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from fedcybgd.coordinator.domain.job import EncodedRef, EncodePayload, EncodeResult, PatchMade
+from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, EncodePayload, EncodeResult, PatchMade
 from fedcybgd.coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedcybgd.coordinator.domain.job import EvaluatePayload, EvaluateResult, HeldOutRef
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid

@@ -2,7 +2,7 @@
 
 import json
 
-from fedcybgd.coordinator.domain.job import ExportPayload, ExportResult
+from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
 from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_file, shard_header, write_shard
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.manifests import FileRef

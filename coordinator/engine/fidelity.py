@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult
+from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload, FidelityResult
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid

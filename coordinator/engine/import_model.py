@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult, StoredBlock, TensorShape
+from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint
 from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate

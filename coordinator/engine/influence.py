@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedcybgd.coordinator.domain.measurements import InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.measurements import InfluencePayload, InfluenceResult
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.storage import BlobStore

@@ -1,9 +1,7 @@
 """Makes a lost blob again from what others hold of it: every way leads to the same bytes, or is no way."""
 
-from typing import Any
-
-from fedcybgd.coordinator.domain.job import Change, Term
-from fedcybgd.coordinator.domain.mending import LOST, MendPayload, Way
+from fedcybgd.coordinator.domain.jobs.mending import LOST, MendPayload, MendResult, Way
+from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.engine.apply import add_deltas
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.shards import write_chunks
@@ -15,7 +13,7 @@ from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
 
 
-def mend(store: BlobStore, payload: MendPayload) -> dict[str, Any]:
+def mend(store: BlobStore, payload: MendPayload) -> MendResult:
     """Raises `BlobMissing` when no way leads to the blob; a source that is lost itself is raised as lost, for it may be mended first."""
     lost: CoordinatorError | None = None
     for way in payload.ways:
@@ -23,7 +21,7 @@ def mend(store: BlobStore, payload: MendPayload) -> dict[str, Any]:
             _make(store, payload, way)
             if store.has(payload.digest):
                 store.path(payload.digest)
-                return {}
+                return MendResult()
         except CoordinatorError as error:
             lost = lost or (error if error.code in LOST and error.detail.get("digest") != payload.digest else None)
         except FedError:

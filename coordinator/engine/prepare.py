@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from fedcybgd.coordinator.domain.fresh_parts import fresh_in, fresh_part
-from fedcybgd.coordinator.domain.job import HeldOutRef, PreparePayload, PrepareResult, StoredBlock, TensorShape
+from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
+from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.positions import usable_positions
 from fedcybgd.coordinator.engine.run_config import padding_of, task_config

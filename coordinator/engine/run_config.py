@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from fedcybgd.coordinator.domain.job import PreparePayload
+from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload
 from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, plain, without
 from fedcybgd.shared.models.assembly import skeleton
 

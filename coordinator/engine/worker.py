@@ -2,25 +2,30 @@
 
 import ctypes
 import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from pydantic import BaseModel
 
-from fedcybgd.coordinator.domain.job import (
-    AdmitPayload,
-    ApplyPayload,
-    EncodePayload,
-    EvaluatePayload,
-    ExportPayload,
-    ImportPayload,
-    JobKind,
-    PreparePayload,
-)
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
-from fedcybgd.coordinator.domain.mending import MEND, MendPayload
-from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.storage import BlobStore, open_store
 
+ENTRIES: Mapping[JobKind, str] = {
+    JobKind.ADMIT: "admit:admit",
+    JobKind.APPLY: "apply:apply",
+    JobKind.ENCODE: "encode:encode",
+    JobKind.IMPORT: "import_model:import_model",
+    JobKind.PREPARE: "prepare:prepare",
+    JobKind.INFLUENCE: "influence:influence",
+    JobKind.EXPORT: "export:export",
+    JobKind.EVALUATE: "evaluate:evaluate",
+    JobKind.LOSS: "evaluate:evaluate",
+    JobKind.FIDELITY: "fidelity:fidelity",
+    JobKind.MEND: "mend:mend",
+}
+"""Module and function of what does a job; it takes the store and a payload of the kind's type, and gives a result of it."""
 M_MMAP_THRESHOLD = -3
 """glibc's malloc.h"""
 RETURNED_BYTES = 1 << 18
@@ -33,16 +38,8 @@ def warm_up(threads: int) -> int:
 
     torch.set_num_threads(threads)
     _return_freed_memory()
-    import fedcybgd.coordinator.engine.admit
-    import fedcybgd.coordinator.engine.apply
-    import fedcybgd.coordinator.engine.encode
-    import fedcybgd.coordinator.engine.evaluate
-    import fedcybgd.coordinator.engine.export
-    import fedcybgd.coordinator.engine.fidelity
-    import fedcybgd.coordinator.engine.import_model
-    import fedcybgd.coordinator.engine.influence
-    import fedcybgd.coordinator.engine.mend
-    import fedcybgd.coordinator.engine.prepare  # noqa: F401
+    for kind in JobKind:
+        _function(kind)
     from fedcybgd.shared.models.assembly import import_model_code
 
     import_model_code()
@@ -59,40 +56,11 @@ def _return_freed_memory() -> None:
         pass  # only glibc has it
 
 
-def run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
-    """Do one job: `payload` and the answer are the JSON forms of the models in `domain/job.py`."""
-    from fedcybgd.coordinator.engine.admit import admit
-    from fedcybgd.coordinator.engine.apply import apply
-    from fedcybgd.coordinator.engine.encode import encode
-    from fedcybgd.coordinator.engine.evaluate import evaluate
-    from fedcybgd.coordinator.engine.export import export
-    from fedcybgd.coordinator.engine.fidelity import fidelity
-    from fedcybgd.coordinator.engine.import_model import import_model
-    from fedcybgd.coordinator.engine.influence import influence
-    from fedcybgd.coordinator.engine.mend import mend
-    from fedcybgd.coordinator.engine.prepare import prepare
+def run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
+    """Do one job: `payload` and the answer are of the types of its kind (domain/jobs/registry.py)."""
+    return _function(JobKind(kind))(open_store(Path(blobs)), payload)
 
-    store = open_store(Path(blobs))
-    if kind == MEND:
-        return mend(store, MendPayload.model_validate(payload))
-    result: BaseModel
-    match JobKind(kind):
-        case JobKind.ADMIT:
-            result = admit(store, AdmitPayload.model_validate(payload))
-        case JobKind.APPLY:
-            result = apply(store, ApplyPayload.model_validate(payload))
-        case JobKind.ENCODE:
-            result = encode(store, EncodePayload.model_validate(payload))
-        case JobKind.PREPARE:
-            result = prepare(store, PreparePayload.model_validate(payload))
-        case JobKind.IMPORT:
-            result = import_model(store, ImportPayload.model_validate(payload))
-        case JobKind.INFLUENCE:
-            result = influence(store, InfluencePayload.model_validate(payload))
-        case JobKind.FIDELITY:
-            result = fidelity(store, FidelityPayload.model_validate(payload))
-        case JobKind.EVALUATE | JobKind.LOSS:
-            result = evaluate(store, EvaluatePayload.model_validate(payload))
-        case JobKind.EXPORT:
-            result = export(store, ExportPayload.model_validate(payload))
-    return result.model_dump(mode="json")
+
+def _function(kind: JobKind) -> Callable[[BlobStore, BaseModel], BaseModel]:
+    module, _, name = ENTRIES[kind].partition(":")
+    return cast(Callable[[BlobStore, BaseModel], BaseModel], getattr(import_module(f"fedcybgd.coordinator.engine.{module}"), name))

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
+
+from pydantic import BaseModel
 
 
 class Engine(Protocol):
     """Does one job after another, apart from the web process."""
 
-    def submit(self, kind: str, payload: dict[str, Any]) -> Future[dict[str, Any]]:
+    def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         """The job's result, or what it raised; `BrokenExecutor`, here or from the future, when the engine has died."""
         ...
 

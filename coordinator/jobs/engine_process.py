@@ -5,7 +5,8 @@ import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from fedcybgd.shared.host import interrupt
 
@@ -18,7 +19,7 @@ class EngineProcess:
         with interrupt.withheld():
             self._pool.submit(_warm_up, threads)
 
-    def submit(self, kind: str, payload: dict[str, Any]) -> Future[dict[str, Any]]:
+    def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         return self._pool.submit(_run, kind, payload, self._blobs)
 
     def close(self) -> None:
@@ -45,7 +46,7 @@ def _warm_up(threads: int) -> int:
     return warm_up(threads)
 
 
-def _run(kind: str, payload: dict[str, Any], blobs: str) -> dict[str, Any]:
+def _run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
     from fedcybgd.coordinator.engine.worker import run
 
     return run(kind, payload, blobs)

@@ -3,11 +3,13 @@
 import logging
 import threading
 from concurrent.futures import BrokenExecutor, Future
-from typing import Any
+
+from pydantic import BaseModel
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.outage import reason
-from fedcybgd.coordinator.domain.mending import LOST, MEND
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
 from fedcybgd.coordinator.jobs.patience import Patience, Stopped
@@ -71,7 +73,7 @@ class Lane:
             self._failed(job, error)
         return True
 
-    def _run(self, job: Taken, mended: set[str] | None = None) -> dict[str, Any]:
+    def _run(self, job: Taken, mended: set[str] | None = None) -> BaseModel:
         """What the engine makes of a job. Blobs that it finds lost are made again on the way, where they can be: each once."""
         mended = set() if mended is None else mended
         while True:
@@ -91,18 +93,18 @@ class Lane:
         try:
             if not found.ways:
                 raise error
-            self._run(Taken(job.id, MEND, found.model_dump(mode="json"), job.subject), mended)
+            self._run(Taken(job.id, JobKind.MEND, found, job.subject), mended)
         except FedError as failed:
             name = self._queue.ask("name a blob", lambda session: mending.names_of(session, digest))
             raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed
         self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject))
 
-    def _run_once(self, job: Taken) -> dict[str, Any]:
+    def _run_once(self, job: Taken) -> BaseModel:
         """Raises what the engine raised, `BrokenExecutor` if it died of the job."""
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
         return running.result()
 
-    def _begin(self, job: Taken) -> Future[dict[str, Any]]:
+    def _begin(self, job: Taken) -> Future[BaseModel]:
         if self._patience.ended:
             raise Stopped
         if self._engine is None:

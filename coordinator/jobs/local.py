@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from fedcybgd.coordinator.db.base import Database
-from fedcybgd.coordinator.domain.job import LANES
+from fedcybgd.coordinator.domain.jobs import kinds
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.lane import Lane
 from fedcybgd.coordinator.services.records import jobs
@@ -14,7 +14,7 @@ class LocalJobs:
 
     def __init__(self, database: Database, new_engine: NewEngine) -> None:
         self._database = database
-        self._lanes = {lane: Lane(lane, database, new_engine) for lane in sorted(set(LANES.values()))}
+        self._lanes = {str(lane): Lane(lane, database, new_engine) for lane in kinds.Lane}
 
     def start(self) -> None:
         with self._database.transaction() as session:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
 from fedcybgd.coordinator.jobs.patience import Patience
 from fedcybgd.coordinator.services import outcomes
@@ -21,7 +22,7 @@ class Taken:
 
     id: str
     kind: str
-    payload: dict[str, Any]
+    payload: BaseModel
     subject: str
 
 
@@ -40,11 +41,11 @@ class Queue:
 
         return self.ask("look for a job", taken)
 
-    def complete(self, job: Taken, result: dict[str, Any]) -> None:
-        self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.id, result))
+    def complete(self, job: Taken, result: BaseModel) -> None:
+        self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.id, result, utcnow()))
 
     def fail(self, job: Taken, code: str, message: str, died: bool) -> None:
-        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.id, code, message, try_again=died))
+        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.id, code, message, utcnow(), try_again=died))
 
     def ask(self, what: str, step: Callable[[Session], T]) -> T:
         def transaction() -> T:

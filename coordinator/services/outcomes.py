@@ -1,26 +1,17 @@
-"""What becomes of a finished or failed job: one table from kind to use case."""
+"""What becomes of a finished or failed job: a line for each kind."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Job
-from fedcybgd.coordinator.domain.job import (
-    MAX_TRIES,
-    AdmitResult,
-    ApplyResult,
-    EncodeResult,
-    EvaluateResult,
-    ExportResult,
-    ImportResult,
-    JobKind,
-    JobState,
-    PrepareResult,
-)
-from fedcybgd.coordinator.domain.measurements import FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.jobs import registry
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.registry import MAX_TRIES, Done, Failed, JobType
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
@@ -28,39 +19,60 @@ from fedcybgd.coordinator.services.operate import exports, models, prepare
 from fedcybgd.coordinator.services.path import close_round, give_up, judge, lost_delta
 from fedcybgd.coordinator.services.states import jobs as states
 
-Succeeded = Callable[[Session, Job, Any], None]
-Failed = Callable[[Session, Job], None]
+P = TypeVar("P", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel)
 
 
-def _nothing_more(session: Session, job: Job, result: BaseModel) -> None:
+class Effect(Protocol):
+    """What a job changes when it ends, whatever its types are."""
+
+    def complete(self, session: Session, job: Job, result: BaseModel, now: datetime) -> None: ...
+
+    def fail(self, session: Session, job: Job, code: str, message: str, now: datetime) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[P, R]):
+    of: JobType[P, R]
+    succeeded: Callable[[Session, Done[P, R]], None]
+    failed: Callable[[Session, Failed[P]], None]
+
+    def complete(self, session: Session, job: Job, result: BaseModel, now: datetime) -> None:
+        done = Done(job.subject, self.of.payload_of(job.payload), self.of.result_of(result), now)
+        states.finish(job, done.result, now)
+        self.succeeded(session, done)
+
+    def fail(self, session: Session, job: Job, code: str, message: str, now: datetime) -> None:
+        states.fail(job, code, message, now)
+        self.failed(session, Failed(self.of.kind, job.subject, self.of.payload_of(job.payload), code, message, now))
+
+
+def _nothing_more(session: Session, done: Done[BaseModel, BaseModel]) -> None:
     """The result in the job's row is all."""
 
 
-OUTCOMES: dict[JobKind, tuple[type[BaseModel], Succeeded, Failed]] = {
-    JobKind.ADMIT: (AdmitResult, judge.judged, lost_delta.judging_failed),
-    JobKind.APPLY: (ApplyResult, close_round.applied, lost_delta.judging_failed),
-    JobKind.ENCODE: (EncodeResult, shards.encoded, give_up.engine_failed),
-    JobKind.INFLUENCE: (InfluenceResult, prepare.influence_measured, prepare.prepare_failed),
-    JobKind.FIDELITY: (FidelityResult, fidelity.fidelity_measured, fidelity.fidelity_failed),
-    JobKind.LOSS: (EvaluateResult, scores.loss_measured, scores.loss_failed),
-    JobKind.PREPARE: (PrepareResult, prepare.prepared, prepare.prepare_failed),
-    JobKind.IMPORT: (ImportResult, models.imported, models.import_failed),
-    JobKind.EVALUATE: (EvaluateResult, scores.scored, scores.score_failed),
-    JobKind.EXPORT: (ExportResult, _nothing_more, exports.report_failed),
+OUTCOMES: Mapping[JobKind, Effect] = {
+    JobKind.ADMIT: Outcome(registry.ADMIT, judge.judged, lost_delta.judging_failed),
+    JobKind.APPLY: Outcome(registry.APPLY, close_round.applied, lost_delta.judging_failed),
+    JobKind.ENCODE: Outcome(registry.ENCODE, shards.encoded, give_up.engine_failed),
+    JobKind.IMPORT: Outcome(registry.IMPORT, models.imported, models.import_failed),
+    JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),
+    JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),
+    JobKind.EXPORT: Outcome(registry.EXPORT, _nothing_more, exports.report_failed),
+    JobKind.EVALUATE: Outcome(registry.EVALUATE, scores.scored, scores.score_failed),
+    JobKind.LOSS: Outcome(registry.LOSS, scores.loss_measured, scores.loss_failed),
+    JobKind.FIDELITY: Outcome(registry.FIDELITY, fidelity.fidelity_measured, fidelity.fidelity_failed),
 }
 
 
-def complete(session: Session, job_id: str, result: dict[str, Any]) -> None:
+def complete(session: Session, job_id: str, result: BaseModel, now: datetime) -> None:
     """Record a job's result and let it take effect, in one transaction: exactly once, whatever is repeated."""
     job = session.get_one(Job, job_id, with_for_update=True)
-    if job.state != JobState.RUNNING:
-        return
-    result_type, succeeded, _ = OUTCOMES[JobKind(job.kind)]
-    states.finish(job, result, utcnow())
-    succeeded(session, job, result_type.model_validate(result))
+    if job.state == JobState.RUNNING:
+        OUTCOMES[JobKind(job.kind)].complete(session, job, result, now)
 
 
-def fail(session: Session, job_id: str, code: str, message: str, try_again: bool = False) -> None:
+def fail(session: Session, job_id: str, code: str, message: str, now: datetime, try_again: bool = False) -> None:
     """Record that a job failed; `try_again` (its process died) lets it wait again until its tries are used up."""
     job = session.get_one(Job, job_id, with_for_update=True)
     if job.state != JobState.RUNNING:
@@ -69,5 +81,4 @@ def fail(session: Session, job_id: str, code: str, message: str, try_again: bool
         states.interrupt(job)
         signals.start_lane(session, job.lane)
         return
-    states.fail(job, code, message, utcnow())
-    OUTCOMES[JobKind(job.kind)][2](session, job)
+    OUTCOMES[JobKind(job.kind)].fail(session, job, code, message, now)

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Job, Model
-from fedcybgd.coordinator.domain.job import JobKind
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.engine.worker import run as work
 from fedcybgd.coordinator.services import outcomes
@@ -91,7 +91,7 @@ def test_a_job_longer_than_the_grace_loses_nothing(
     """An import from a slow disk, or on a machine that slept: what it has written is named nowhere before its end."""
     now = utcnow()
     with database.transaction() as session:
-        models.add(session, "slow", str(bert))
+        models.add(session, "slow", str(bert), now)
     with database.transaction() as session:
         job = jobs.take(session, "slow")
         assert job is not None
@@ -110,7 +110,7 @@ def test_a_job_longer_than_the_grace_loses_nothing(
     with database.transaction() as session:
         assert jobs.take(session, "slow")
     with database.transaction() as session:
-        outcomes.complete(session, job_id, result)
+        outcomes.complete(session, job_id, result, now)
     tidied(now + 9 * KEEP)
     with database.reading() as session:
         model = session.scalars(select(Model)).one()
@@ -123,7 +123,7 @@ def test_what_a_failed_job_has_written_goes_after_all(
 ) -> None:
     now = utcnow()
     with database.transaction() as session:
-        models.add(session, "gone", str(bert))
+        models.add(session, "gone", str(bert), now)
     with database.transaction() as session:
         job = jobs.take(session, "slow")
         assert job is not None
@@ -131,7 +131,7 @@ def test_what_a_failed_job_has_written_goes_after_all(
     work(JobKind.IMPORT, payload, str(settings.blobs))
     tidied(now)
     with database.transaction() as session:
-        outcomes.fail(session, job_id, "worker_died", "killed")
+        outcomes.fail(session, job_id, "worker_died", "killed", now)
         assert session.get_one(Job, job_id).state == "failed"
     tidied(now + KEEP)
     assert dict(store.stored()) == {}

@@ -14,7 +14,7 @@ from fedcybgd.coordinator.attendance import KNOWN_FOR_S
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Job
 from fedcybgd.coordinator.domain.agent import SEEN_EVERY, AgentState
-from fedcybgd.coordinator.domain.job import JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.services.upkeep import silence
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from tests.support.live import LiveCoordinator

@@ -15,7 +15,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Job, Run
 from fedcybgd.coordinator.domain.compression import FidelityTooLow, plan_key
-from fedcybgd.coordinator.domain.job import JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, fidelity
 from fedcybgd.coordinator.services.measure import scores
@@ -160,7 +160,7 @@ def queue(database: Database, kind: JobKind) -> list[tuple[str, int]]:
     """(state, number of the round) of the jobs of a kind, in their order."""
     with database.reading() as session:
         jobs = session.scalars(select(Job).where(Job.kind == kind).order_by(Job.created_at, Job.id)).all()
-        return [(job.state, job.payload.get("after_rounds", job.payload.get("round"))) for job in jobs]
+        return [(job.state, job.payload_json.get("after_rounds", job.payload_json.get("round"))) for job in jobs]
 
 
 def test_of_measurements_that_wait_the_newest_wins(
@@ -185,11 +185,11 @@ def test_of_measurements_that_wait_the_newest_wins(
             for block in blocks:
                 block.digest = f"{number}{block.position}".ljust(64, "0")
             session.flush()
-            scores.evaluate_if_due(session, row, number)
+            scores.evaluate_if_due(session, row, number, utcnow())
             assignment.round = number
             for other in (plan, plan | {"layers.1": "int4"}):
                 manifest = Manifest(files=row.files, blocks=queries.shard_refs(blocks))
-                fidelity.request_fidelity(session, row, spec, assignment, other, manifest)
+                fidelity.request_fidelity(session, row, spec, assignment, other, manifest, utcnow())
     skipped, waits = JobState.SKIPPED, JobState.QUEUED
     assert queue(database, JobKind.LOSS)[before[JobKind.LOSS] :] == [(skipped, 0), (skipped, 1), (skipped, 2), (waits, 3)]
     # What the training is measured against is not skipped; of one round, all emulators may be waited for.

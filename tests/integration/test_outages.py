@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, event, make_url, select
 
 import fedcybgd.coordinator.engine.admit
@@ -127,7 +129,7 @@ def test_a_connection_lost_while_the_outcome_is_written_is_no_failure(live: Live
     outage = Outage(live)
     real, times = outcomes.complete, []
 
-    def complete(session: Any, job_id: str, result: dict[str, Any]) -> None:
+    def complete(session: Any, job_id: str, result: BaseModel, now: datetime) -> None:
         if session.get_one(Job, job_id).kind == "admit":
             times.append(job_id)
         if times == [job_id]:
@@ -136,7 +138,7 @@ def test_a_connection_lost_while_the_outcome_is_written_is_no_failure(live: Live
                 connection.execute("PRAGMA query_only=ON")
             else:
                 outage.cut(connection.info.backend_pid)
-        real(session, job_id, result)
+        real(session, job_id, result, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(outcomes, "complete", complete)
@@ -154,10 +156,10 @@ def test_a_result_that_cannot_take_effect_is_a_failure_without_its_sql(live: Liv
 
     real = outcomes.complete
 
-    def broken(session: Any, job_id: str, result: dict[str, Any]) -> None:
+    def broken(session: Any, job_id: str, result: BaseModel, now: datetime) -> None:
         if session.get_one(Job, job_id).kind == "admit":
             session.execute(text("SELECT * FROM nowhere"))
-        real(session, job_id, result)
+        real(session, job_id, result, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(outcomes, "complete", broken)

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 
 class EngineThread:
     def __init__(self, blobs: Path, initializer: Callable[[], None] | None = None) -> None:
         self._blobs, self._pool = blobs, ThreadPoolExecutor(1, initializer=initializer)
 
-    def submit(self, kind: str, payload: dict[str, Any]) -> Future[dict[str, Any]]:
+    def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         from fedcybgd.coordinator.engine.worker import run
 
         return self._pool.submit(run, kind, payload, str(self._blobs))

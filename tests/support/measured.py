@@ -25,7 +25,7 @@ class Measured:
     def __init__(self, family: str, folder: Path, layers: int = 3, per_block: int = 1, wide: bool = False) -> None:
         import torch
 
-        from fedcybgd.coordinator.domain.job import HeldOutRef
+        from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
         from fedcybgd.coordinator.engine.shards import write_blob, write_json
         from fedcybgd.coordinator.storage import open_store
         from fedcybgd.shared.contract.manifests import FileRef

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from fedcybgd.coordinator.domain.job import ApplyPayload, Change, ExportPayload, ImportPayload, PreparePayload, StoredBlock, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, ExportPayload, ImportPayload, PreparePayload, Term
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.export import export
 from fedcybgd.coordinator.engine.import_model import import_model

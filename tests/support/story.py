@@ -15,24 +15,20 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
-from fedcybgd.coordinator.domain.job import (
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluateResult, FidelityPayload, FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.payloads import (
     AdmitPayload,
     AdmitResult,
     ApplyPayload,
     ApplyResult,
-    BlobRef,
     EncodedRef,
     EncodePayload,
     EncodeResult,
-    EvaluateResult,
-    JobKind,
-    JobState,
     PreparePayload,
     PrepareResult,
-    StoredBlock,
-    TensorShape,
 )
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.shapes import BlockShape, blocks_of_run
 from fedcybgd.coordinator.services import outcomes, signals
@@ -42,7 +38,7 @@ from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import DeltaSubmission, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
-from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.training import TrainMetrics
 
 AGENTS = ("ann", "bob", "cleo")
@@ -167,7 +163,7 @@ class Story:
         for agent in AGENTS:
             with self.session.begin_nested() as point:
                 self._claim(agent, HOUR)
-                asked = [{"kind": j.kind, "subject": j.subject, "payload": j.payload} for j in self._queued()]
+                asked = [{"kind": j.kind, "subject": j.subject, "payload_json": j.payload_json} for j in self._queued()]
                 point.rollback()
             for job in asked:
                 if job["kind"] in (JobKind.ENCODE, JobKind.FIDELITY):
@@ -198,7 +194,7 @@ class Story:
         for seconds in (30, 90):
             with self.session.begin_nested() as point:
                 apply_round.apply_overdue(self.session, utcnow() + timedelta(seconds=seconds))
-                self._say("deadline", [seconds, [j.payload for j in self._queued()]])
+                self._say("deadline", [seconds, [j.payload_json for j in self._queued()]])
                 point.rollback()
             self.session.expire_all()
 
@@ -211,10 +207,10 @@ class Story:
     def _work(self) -> None:
         while jobs := self._queued():
             for job in jobs:
-                self._say(job.kind, job.payload)
+                self._say(job.kind, job.payload_json)
                 job.state = JobState.RUNNING
                 self.session.flush()
-                outcomes.complete(self.session, job.id, getattr(self, f"_{job.kind}")(job).model_dump(mode="json"))
+                outcomes.complete(self.session, job.id, getattr(self, f"_{job.kind}")(job), utcnow())
                 self.session.flush()
 
     def _prepare(self, job: Job) -> PrepareResult:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
-from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import Encoder

@@ -12,7 +12,7 @@ from fedcybgd.agent.training import optimizer
 from fedcybgd.agent.training.delta import write_delta
 from fedcybgd.agent.training.visit import Visitor
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
-from fedcybgd.coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodedRef, Term
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, ApplyPayload, Change, EncodedRef, Term
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.admit import admit
 from fedcybgd.coordinator.engine.apply import apply

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from fedcybgd.coordinator.domain.job import EncodedRef, EncodePayload
+from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, EncodePayload
 from fedcybgd.coordinator.engine.encode import Encoder, encode
 from fedcybgd.coordinator.engine.shards import write_blob, write_json
 from fedcybgd.coordinator.storage import BlobStore, open_store

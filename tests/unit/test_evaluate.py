@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcybgd.coordinator.domain.job import EvaluatePayload
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, FidelityPayload, InfluencePayload
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
 from fedcybgd.coordinator.engine.fidelity import fidelity

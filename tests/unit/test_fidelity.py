@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcybgd.coordinator.domain.measurements import FidelityPayload
+from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.fidelity import BatchGradient, NotMeasurable, compare, cosine, fidelity, gradients
 from fedcybgd.shared.models.assembly import AssemblyError, names_by_canonical, read_shard

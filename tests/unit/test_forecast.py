@@ -230,7 +230,7 @@ def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
 
 def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
     from fedcybgd.coordinator.db.models import Agent, Block
-    from fedcybgd.coordinator.domain.job import TensorShape
+    from fedcybgd.coordinator.domain.model_blocks import TensorShape
     from fedcybgd.coordinator.services.emulators.costing import costs_for
 
     spec = run(compression={"policy": "auto"})

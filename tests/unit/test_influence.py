@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedcybgd.coordinator.domain.measurements import InfluencePayload
+from fedcybgd.coordinator.domain.jobs.measurements import InfluencePayload
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.influence import influence
 from fedcybgd.coordinator.engine.streaming import Streamed

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 from fedcybgd.agent.messages import LocalPatch, LocalShard
 from fedcybgd.agent.training.delta import write_delta
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
-from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.shards import write_blob

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult
+from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.shared.contract.errors import FedError

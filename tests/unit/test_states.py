@@ -6,7 +6,7 @@ import pytest
 
 from fedcybgd.coordinator.domain.agent import AGENT
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
-from fedcybgd.coordinator.domain.job_states import JOB
+from fedcybgd.coordinator.domain.jobs.states import JOB
 from fedcybgd.coordinator.domain.machine import InvalidTransition, Machine
 from fedcybgd.coordinator.domain.model import MODEL
 from fedcybgd.coordinator.domain.round import ROUND

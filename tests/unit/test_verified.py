@@ -13,8 +13,8 @@ import pytest
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.messages import LocalShard
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
-from fedcybgd.coordinator.domain.job import AdmitPayload, ApplyPayload, Change, EncodePayload, EvaluatePayload, ExportPayload, Term
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, FidelityPayload, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, ApplyPayload, Change, EncodePayload, ExportPayload, Term
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.admit import admit
 from fedcybgd.coordinator.engine.apply import apply

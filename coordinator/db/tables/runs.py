@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
-from fedcybgd.coordinator.domain.job import StoredBlock, TensorShape
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import JsonObject

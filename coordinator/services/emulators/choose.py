@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -23,7 +24,7 @@ class Emulator:
     manifest: Manifest | None
 
 
-def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> Emulator | DoesNotFit:
+def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent, now: datetime) -> Emulator | DoesNotFit:
     """The emulator of the present versions of all blocks, for this agent; what is missing of it is requested.
 
     Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
@@ -33,9 +34,9 @@ def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignme
     plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config_of(session, run))
     if isinstance(plan, DoesNotFit):
         return plan
-    manifest = shards.manifest(session, run, blocks, plan)
+    manifest = shards.manifest(session, run, blocks, plan, now)
     if manifest is not None:
-        fidelity.request_fidelity(session, run, spec, assignment, plan, manifest)
+        fidelity.request_fidelity(session, run, spec, assignment, plan, manifest, now)
         if spec.compression.floor is not None and compression.plan_key(plan) not in {*known, compression.EXACT}:
             return Emulator(plan, None)
     return Emulator(plan, manifest)
@@ -68,12 +69,12 @@ def trained_in(assignment: Assignment) -> set[str]:
     return set(assignment.train.trained)
 
 
-def request_ahead(session: Session, run: Run) -> None:
+def request_ahead(session: Session, run: Run, now: datetime) -> None:
     """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
     spec = run.spec
     plan = frozen_plan(spec, [facts(b) for b in queries.blocks_of(session, run.id)])
     trained = {*run.trained_blocks, *spec.schedule.always}
-    shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()})
+    shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()}, now)
 
 
 def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:

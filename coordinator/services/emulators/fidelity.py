@@ -1,15 +1,15 @@
 """How faithful emulators are, measured on calibration rows: once for each round, block and plan."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Assignment, Fidelity, Job, Run
+from fedcybgd.coordinator.db.models import Assignment, Fidelity, Run
 from fedcybgd.coordinator.domain.compression import UNMEASURABLE, Plan, plan_key
-from fedcybgd.coordinator.domain.job import JobKind, JobState
-from fedcybgd.coordinator.domain.measurements import FidelityPayload, FidelityResult
+from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload, FidelityResult
+from fedcybgd.coordinator.domain.jobs.registry import FIDELITY, Done, Failed
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import calibration
@@ -27,50 +27,50 @@ def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float
     return {row.metrics.plan: UNMEASURABLE if row.metrics.cosine is None else row.metrics.cosine for row in rows}
 
 
-def request_fidelity(session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest) -> None:
+def request_fidelity(
+    session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest, now: datetime
+) -> None:
     """Have an emulator compared with the real model, once for each round, block and plan."""
     if all(codec == "exact" for codec in plan.values()) or (measured_on := calibration.calibration_of(session, run, spec)) is None:
         return
     key = plan_key(plan)
     if session.get(Fidelity, (run.id, assignment.round, assignment.block, digest_of(key.encode()))) is not None:
         return
-    under_way = session.scalars(
-        select(Job.payload).where(Job.subject == run.id, Job.kind == JobKind.FIDELITY, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-    )
-    if any((p["plan"], p["block"], p["round"]) == (key, assignment.block, assignment.round) for p in under_way):
+    under_way = jobs.unfinished(session, FIDELITY, run.id)
+    if any((p.plan, p.block, p.round) == (key, assignment.block, assignment.round) for p in under_way):
         return
     payload = FidelityPayload(
         **measured_on.model_dump(), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
         round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
     )  # fmt: skip
     # All of one round are waited for where there is a floor; nobody waits for those of a round that is over.
-    jobs.skip(session, JobKind.FIDELITY, run.id, lambda waiting: waiting["round"] < assignment.round)
-    jobs.enqueue(session, JobKind.FIDELITY, run.id, payload.model_dump(mode="json"))
+    jobs.skip(session, FIDELITY, run.id, now, lambda waiting: waiting.round < assignment.round)
+    jobs.enqueue(session, FIDELITY, run.id, payload, now)
 
 
-def fidelity_measured(session: Session, job: Job, result: FidelityResult) -> None:
+def fidelity_measured(session: Session, done: Done[FidelityPayload, FidelityResult]) -> None:
+    result = done.result
     figures = Faithfulness(
         plan=result.plan, cosine=result.cosine, cosine_worst=result.cosine_worst, loss_real=result.loss_real,
         loss_emulator=result.loss_emulator, rows=result.rows, seconds=result.seconds,
     )  # fmt: skip
-    _keep_fidelity(session, job, figures)
+    _keep_fidelity(session, done.subject, done.payload, figures, done.now)
 
 
-def fidelity_failed(session: Session, job: Job) -> None:
-    payload = FidelityPayload.model_validate(job.payload)
-    failed = calibration.failed(session, job, f"the fidelity of {payload.block} in round {payload.round}")
+def fidelity_failed(session: Session, failed: Failed[FidelityPayload]) -> None:
+    payload = failed.payload
+    why = calibration.failed(session, failed, f"the fidelity of {payload.block} in round {payload.round}")
     nothing = Faithfulness(
-        plan=payload.plan, cosine=None, cosine_worst=None, loss_real=None, loss_emulator=None, rows=0, seconds=0.0, failed=failed
+        plan=payload.plan, cosine=None, cosine_worst=None, loss_real=None, loss_emulator=None, rows=0, seconds=0.0, failed=why
     )
-    _keep_fidelity(session, job, nothing)
+    _keep_fidelity(session, failed.subject, payload, nothing, failed.now)
 
 
-def _keep_fidelity(session: Session, job: Job, metrics: Faithfulness) -> None:
+def _keep_fidelity(session: Session, run_id: str, payload: FidelityPayload, metrics: Faithfulness, now: datetime) -> None:
     """Store it with the round; whoever waits for it may ask again."""
-    payload = FidelityPayload.model_validate(job.payload)
-    key = (job.subject, payload.round, payload.block, digest_of(payload.plan.encode()))
+    key = (run_id, payload.round, payload.block, digest_of(payload.plan.encode()))
     if session.get(Fidelity, key) is None:
         session.add(
-            Fidelity(run_id=key[0], round=key[1], block=key[2], plan=key[3], codecs=payload.codecs, metrics=metrics, created_at=utcnow())
+            Fidelity(run_id=key[0], round=key[1], block=key[2], plan=key[3], codecs=payload.codecs, metrics=metrics, created_at=now)
         )
-    shards.offer_pending(session, job.subject)
+    shards.offer_pending(session, run_id)

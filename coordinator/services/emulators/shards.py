@@ -1,14 +1,16 @@
 """Shards in their codecs: which there are, which must be made, and the manifest that an agent gets."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Job, Patch, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Patch, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.job import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, JobKind, JobState, PatchMade
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, PatchMade
+from fedcybgd.coordinator.domain.jobs.registry import APPLY, ENCODE, Done
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
@@ -17,13 +19,13 @@ MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
 
 
-def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str]) -> Manifest | None:
+def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str], now: datetime) -> Manifest | None:
     """The present versions of all blocks in these codecs; None, and they are being made, while some are not there yet."""
     wanted = [ShardRef(block=b.name, version=b.version, codec=c, digest=b.digest, size=b.size)
               for b in blocks if (c := codecs[b.name]) != "dropped"]  # fmt: skip
     known = _known(session, [b.digest for b in blocks])
     if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
-        request(session, run, missing)
+        request(session, run, missing, now)
         return None
     refs = [_ref(session, ref, known[ref.digest, ref.codec]) for ref in wanted]
     return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == "dropped"])
@@ -54,22 +56,16 @@ def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], En
     return {(row.source, row.codec): encoded_ref(row) for row in rows}
 
 
-def request(session: Session, run: Run, wanted: Iterable[ShardRef]) -> None:
+def request(session: Session, run: Run, wanted: Iterable[ShardRef], now: datetime) -> None:
     """Have shards made that nobody makes yet."""
-    under_way = {
-        (entry["digest"], entry["codec"])
-        for payload in session.scalars(
-            select(Job.payload).where(Job.kind == JobKind.ENCODE, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-        )
-        for entry in payload["wanted"]
-    }
+    under_way = {(ref.digest, ref.codec) for payload in jobs.unfinished(session, ENCODE) for ref in payload.wanted}
     missing = [ref for ref in wanted if (ref.digest, ref.codec) not in under_way]
     if missing:
         payload = EncodePayload(config=config_of(run), task=run.spec.task.kind, wanted=missing)
-        jobs.enqueue(session, JobKind.ENCODE, run.id, payload.model_dump(mode="json"))
+        jobs.enqueue(session, ENCODE, run.id, payload, now)
 
 
-def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]]) -> None:
+def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]], now: datetime) -> None:
     """Have the present blocks of a run made in the codecs in which its first rounds will ask for them."""
     blocks = queries.blocks_of(session, run.id)
     known = _known(session, [b.digest for b in blocks])
@@ -77,24 +73,25 @@ def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]
         session, run,
         [ShardRef(block=b.name, version=b.version, codec=codec, digest=b.digest, size=b.size)
          for b in blocks for codec in codecs[b.name] if codec != "dropped" and (b.digest, codec) not in known],
+        now,
     )  # fmt: skip
 
 
-def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change]) -> None:
+def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change], now: datetime) -> None:
     """Have deltas added to their blocks; the new versions are made in every codec in which the old ones are known."""
     known = _known(session, [change.block.digest for change in changes])
     payload = ApplyPayload(
         round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),
         task=run.spec.task.kind, before=[known[key] for key in sorted(known)],
     )  # fmt: skip
-    jobs.enqueue(session, JobKind.APPLY, run.id, payload.model_dump(mode="json"))
+    jobs.enqueue(session, APPLY, run.id, payload, now)
 
 
-def encoded(session: Session, job: Job, result: EncodeResult) -> None:
+def encoded(session: Session, done: Done[EncodePayload, EncodeResult]) -> None:
     """Shards are there: whoever waits for them may ask again, also in other runs of the same model."""
-    record(session, result.shards)
-    holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in result.shards])).distinct()
-    for run_id in sorted({job.subject, *session.scalars(holders)}):
+    record(session, done.result.shards)
+    holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in done.result.shards])).distinct()
+    for run_id in sorted({done.subject, *session.scalars(holders)}):
         offer_pending(session, run_id)
 
 

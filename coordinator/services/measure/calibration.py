@@ -1,12 +1,15 @@
 """The calibration rows of a run, and the influence of its layers, measured on them."""
 
+from datetime import datetime
+
+from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Block, Job, Run
-from fedcybgd.coordinator.domain.job import HeldOutRef, JobKind
-from fedcybgd.coordinator.domain.measurements import Calibration, InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.db.models import Block, Run
+from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef, InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.registry import INFLUENCE, Failed
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.records import jobs
@@ -45,13 +48,13 @@ def held_out_ref(spec: RunFile) -> HeldOutRef:
     return HeldOutRef(digest=spec.evaluate.digest, name=name, columns=spec.evaluate.columns, how=spec.evaluate.table_format())
 
 
-def request_influence(session: Session, run: Run, spec: RunFile) -> bool:
+def request_influence(session: Session, run: Run, spec: RunFile, now: datetime) -> bool:
     """Have the influence of layers measured, where the policy goes by it; whether it is needed before the run can start."""
     calibration = calibration_of(session, run, spec)
     if calibration is None or spec.compression.policy not in ("hybrid", "auto"):
         return False
-    payload = InfluencePayload(**calibration.model_dump())
-    jobs.enqueue(session, JobKind.INFLUENCE, run.id, payload.model_dump(mode="json"))
+    payload = InfluencePayload(**dict(calibration))
+    jobs.enqueue(session, INFLUENCE, run.id, payload, now)
     return True
 
 
@@ -60,8 +63,8 @@ def influence_measured(session: Session, run: Run, result: InfluenceResult) -> N
         block.influence = result.influence.get(block.name)
 
 
-def failed(session: Session, job: Job, what: str) -> Failure:
+def failed(session: Session, failed: Failed[BaseModel], what: str) -> Failure:
     """Say to people that something could not be measured; returns what is kept in its place."""
-    code, message = job.error_code or "engine_failed", job.error or ""
-    record(session, "error", code, f"{what} could not be measured: {message}; the run goes on", run_id=job.subject)
-    return Failure(code=code, message=message[:500])
+    text = f"{what} could not be measured: {failed.message}; the run goes on"
+    record(session, "error", failed.code, text, run_id=failed.subject)
+    return Failure(code=failed.code, message=failed.message[:500])

@@ -1,10 +1,14 @@
 """Exports: the present model of a run, joined to a directory of files."""
 
+from datetime import datetime
+
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Job
-from fedcybgd.coordinator.domain.job import ExportPayload, ExportResult, JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
+from fedcybgd.coordinator.domain.jobs.registry import EXPORT, Failed
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -14,11 +18,11 @@ class RunNotPrepared(Conflict):
     code = "run_not_prepared"
 
 
-def report_failed(session: Session, job: Job) -> None:
-    record(session, "error", job.error_code or f"{job.kind}_failed", f"{job.kind} failed: {job.error}", run_id=job.subject)
+def report_failed(session: Session, failed: Failed[ExportPayload]) -> None:
+    record(session, "error", failed.code, f"{failed.kind} failed: {failed.message}", run_id=failed.subject)
 
 
-def request_export(session: Session, name: str) -> Job:
+def request_export(session: Session, name: str, now: datetime) -> Job:
     """Have the present model joined to a directory of files; works in every state once the run is prepared."""
     run = queries.run_by_name(session, name)
     if not run.prepared:
@@ -27,7 +31,7 @@ def request_export(session: Session, name: str) -> Job:
         after_rounds=queries.rounds_closed(session, run.id), task=run.spec.task.kind,
         files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
     )  # fmt: skip
-    return jobs.enqueue(session, JobKind.EXPORT, run.id, payload.model_dump(mode="json"))
+    return jobs.enqueue(session, EXPORT, run.id, payload, now)
 
 
 def export_of(session: Session, name: str, job_id: str) -> ExportResult | None:
@@ -38,4 +42,4 @@ def export_of(session: Session, name: str, job_id: str) -> ExportResult | None:
         raise NotFound(f"run {run.name} has no export {job_id!r}")
     if job.state == JobState.FAILED:
         raise Conflict(f"the export failed: {job.error}")
-    return ExportResult.model_validate(job.result) if job.result is not None else None
+    return EXPORT.result_of(job.result) if job.result is not None else None

@@ -1,12 +1,14 @@
 """Base models: added once, split into blocks, used by many runs."""
 
+from datetime import datetime
+
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Job, Model
-from fedcybgd.coordinator.domain.job import ImportPayload, ImportResult, JobKind
+from fedcybgd.coordinator.db.models import Model
+from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
+from fedcybgd.coordinator.domain.jobs.registry import IMPORT, Done, Failed
 from fedcybgd.coordinator.domain.model import MODEL, ModelState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.records import jobs, keys
@@ -22,7 +24,7 @@ class ModelNotReady(Conflict):
     code = "model_not_ready"
 
 
-def add(session: Session, name: str, source: str) -> Model:
+def add(session: Session, name: str, source: str, now: datetime) -> Model:
     """Begin to import a model. A name whose import failed may be used again."""
     model = session.scalar(select(Model).where(Model.name == name))
     if model is not None and model.state != ModelState.FAILED:
@@ -32,18 +34,18 @@ def add(session: Session, name: str, source: str) -> Model:
         session.add(model)
     else:
         states.add_again(model)
-    model.source, model.created_at = source, utcnow()
+    model.source, model.created_at = source, now
     model.config, model.files, model.blocks, model.left_out, model.num_parameters = {}, [], [], [], 0
     try:
         session.flush()
     except IntegrityError as error:  # somebody took the name a moment ago
         raise ModelNameTaken(f"there is a model named {name!r} already; choose another name") from error
-    jobs.enqueue(session, JobKind.IMPORT, model.id, ImportPayload(source=source).model_dump())
+    jobs.enqueue(session, IMPORT, model.id, ImportPayload(source=source), now)
     return model
 
 
-def imported(session: Session, job: Job, result: ImportResult) -> None:
-    model = session.get_one(Model, job.subject)
+def imported(session: Session, done: Done[ImportPayload, ImportResult]) -> None:
+    model, result = session.get_one(Model, done.subject), done.result
     model.config, model.files, model.blocks, model.left_out = result.config, result.files, result.blocks, result.left_out
     model.num_parameters = result.num_parameters
     states.imported(model)
@@ -52,10 +54,10 @@ def imported(session: Session, job: Job, result: ImportResult) -> None:
         record(session, "info", "tokenizer_note", f"model {model.name}: {note}")
 
 
-def import_failed(session: Session, job: Job) -> None:
-    model = session.get_one(Model, job.subject)
-    states.fail(model, job.error)
-    record(session, "error", job.error_code or "import_failed", f"model {model.name} could not be added: {job.error}")
+def import_failed(session: Session, failed: Failed[ImportPayload]) -> None:
+    model = session.get_one(Model, failed.subject)
+    states.fail(model, failed.message)
+    record(session, "error", failed.code, f"model {model.name} could not be added: {failed.message}")
 
 
 def by_name(session: Session, name: str) -> Model:

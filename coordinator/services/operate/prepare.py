@@ -2,19 +2,15 @@
 
 from datetime import datetime
 
+from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Block, HeldOut, Job, Run
+from fedcybgd.coordinator.db.models import Block, HeldOut, Run
 from fedcybgd.coordinator.domain import exposure
-from fedcybgd.coordinator.domain.job import (
-    HeldOutRef,
-    JobKind,
-    PreparePayload,
-    PrepareResult,
-)
-from fedcybgd.coordinator.domain.measurements import InfluenceResult
+from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
+from fedcybgd.coordinator.domain.jobs.registry import PREPARE, Done, Failed
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -55,7 +51,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
         patterns=spec.schedule.blocks, always=spec.schedule.always, layers_per_block=spec.schedule.layers_per_block,
         seed=spec.seed, held_out=held_out,
     )  # fmt: skip
-    jobs.enqueue(session, JobKind.PREPARE, run.id, payload.model_dump(mode="json"))
+    jobs.enqueue(session, PREPARE, run.id, payload, now)
     record(session, "info", "run_created", f"run {run.name} created", run_id=run.id)
     return run
 
@@ -75,8 +71,9 @@ def _held_out(session: Session, spec: RunFile) -> HeldOutRef | None:
     return calibration.held_out_ref(spec)
 
 
-def prepared(session: Session, job: Job, result: PrepareResult) -> None:
-    run = session.get_one(Run, job.subject, with_for_update=True)
+def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> None:
+    result, now = done.result, done.now
+    run = session.get_one(Run, done.subject, with_for_update=True)
     if run.prepared or RUN.is_final(run.state):
         return
     blocks = [
@@ -90,7 +87,7 @@ def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     try:
         method_of(spec).check(spec, result.trained, exposure_budget.common(spec, blocks))
     except exposure.ExposureBudgetTooSmall as error:
-        _fail(session, run, error.code, error.message)
+        _fail(session, run, error.code, error.message, now)
         return
     session.add_all(blocks)
     run.files = result.files
@@ -98,17 +95,17 @@ def prepared(session: Session, job: Job, result: PrepareResult) -> None:
     run.rounds_total = rounds_in(spec, result.trained)
     session.flush()
     spec = run.spec
-    if not calibration.request_influence(session, run, spec):  # else it is prepared once that is measured
+    if not calibration.request_influence(session, run, spec, now):  # else it is prepared once that is measured
         _is_prepared(session, run)
-    choose.request_ahead(session, run)
+    choose.request_ahead(session, run, now)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
 
 
-def influence_measured(session: Session, job: Job, result: InfluenceResult) -> None:
-    run = session.get_one(Run, job.subject, with_for_update=True)
+def influence_measured(session: Session, done: Done[InfluencePayload, InfluenceResult]) -> None:
+    run = session.get_one(Run, done.subject, with_for_update=True)
     if not run.prepared and not RUN.is_final(run.state):
-        calibration.influence_measured(session, run, result)
+        calibration.influence_measured(session, run, done.result)
         _is_prepared(session, run)
 
 
@@ -117,13 +114,12 @@ def _is_prepared(session: Session, run: Run) -> None:
     signals.offers_changed(session)
 
 
-def prepare_failed(session: Session, job: Job) -> None:
-    run = session.get_one(Run, job.subject, with_for_update=True)
+def prepare_failed(session: Session, failed: Failed[BaseModel]) -> None:
+    run = session.get_one(Run, failed.subject, with_for_update=True)
     if not RUN.is_final(run.state):
-        code = job.error_code or "prepare_failed"
-        _fail(session, run, code, job.error or "")
+        _fail(session, run, failed.code, failed.message, failed.now)
 
 
-def _fail(session: Session, run: Run, code: str, reason: str) -> None:
-    runs.fail(run, reason, utcnow())
+def _fail(session: Session, run: Run, code: str, reason: str, now: datetime) -> None:
+    runs.fail(run, reason, now)
     record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)

@@ -8,9 +8,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.job import (
-    REPEATED,
-)
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
@@ -44,7 +41,7 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
     common = exposure_budget.common(spec, queries.blocks_of(session, run.id))
     method_of(spec).check(spec, run.trained_blocks, common, len(run.participants))
     record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
-    scores.evaluate_if_due(session, run, 0)
+    scores.evaluate_if_due(session, run, 0, now)
     open_round.open_next(session, run, now)
     return run
 
@@ -83,7 +80,7 @@ def resume(session: Session, name: str, now: datetime) -> Run:
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
         signals.offer(session, assignment.id)
         give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
-    jobs.requeue_failed(session, run.id, REPEATED)
+    jobs.requeue_failed(session, run.id)
     record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
     open_round.open_next(session, run, now)
     return run

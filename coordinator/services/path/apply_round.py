@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
-from fedcybgd.coordinator.domain.job import Change, Term
+from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
@@ -45,7 +45,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
         record(session, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
-    shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted))
+    shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted), now)
 
 
 def members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:

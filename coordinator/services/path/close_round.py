@@ -2,9 +2,9 @@
 
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Block, Job, Round, Run
-from fedcybgd.coordinator.domain.job import ApplyPayload, ApplyResult
+from fedcybgd.coordinator.db.models import Block, Round, Run
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult
+from fedcybgd.coordinator.domain.jobs.registry import Done
 from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services import signals
@@ -14,14 +14,13 @@ from fedcybgd.coordinator.services.path import apply_round, open_round
 from fedcybgd.coordinator.services.states import rounds
 
 
-def applied(session: Session, job: Job, result: ApplyResult) -> None:
+def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     """The new versions are stored: make them the present ones, close the round and open the next, all in one transaction.
 
     A round of which members came too late for its deadline opens again for them instead.
     """
-    now = utcnow()
-    payload = ApplyPayload.model_validate(job.payload)
-    run = session.get_one(Run, job.subject, with_for_update=True)
+    payload, result, now = done.payload, done.result, done.now
+    run = session.get_one(Run, done.subject, with_for_update=True)
     round = session.get_one(Round, (run.id, payload.round))
     if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return  # applied already, or nobody wants it any more
@@ -43,5 +42,5 @@ def applied(session: Session, job: Job, result: ApplyResult) -> None:
         return
     rounds.finish(round, now)
     session.flush()
-    scores.evaluate_if_due(session, run, round.number + 1)
+    scores.evaluate_if_due(session, run, round.number + 1, now)
     open_round.open_next(session, run, now)

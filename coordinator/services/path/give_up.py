@@ -2,12 +2,14 @@
 
 from datetime import datetime
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Agent, Assignment, Job, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent
+from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
@@ -84,11 +86,11 @@ def halt(session: Session, run: Run, reason: str, waits_for_agents: bool = False
     signals.openings_changed(session)
 
 
-def engine_failed(session: Session, job: Job) -> None:
+def engine_failed(session: Session, failed: Failed[BaseModel]) -> None:
     """A delta could not be judged or applied (a full disk, say): nothing is changed, and the run waits for the operator."""
-    run = session.get_one(Run, job.subject, with_for_update=True)
-    message = f"{job.kind} failed: {job.error}"
+    run = session.get_one(Run, failed.subject, with_for_update=True)
+    message = f"{failed.kind} failed: {failed.message}"
     if run.state == RunState.RUNNING:
         runs.pause(run, message)
         signals.openings_changed(session)
-    record(session, "error", job.error_code or "engine_failed", f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)
+    record(session, "error", failed.code, f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

@@ -5,10 +5,10 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Assignment, Job, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.job import AdmitPayload, AdmitResult, JobKind
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
+from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
@@ -16,7 +16,7 @@ from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments
 
 
-def judge(session: Session, run: Run, assignment: Assignment) -> None:
+def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> None:
     """A delta has come: have it measured and judged."""
     assert assignment.delta_digest is not None
     spec = run.spec
@@ -24,14 +24,13 @@ def judge(session: Session, run: Run, assignment: Assignment) -> None:
         assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
         always=spec.schedule.always, rules=spec.admission,
     )  # fmt: skip
-    jobs.enqueue(session, JobKind.ADMIT, run.id, payload.model_dump(mode="json"))
+    jobs.enqueue(session, ADMIT, run.id, payload, now)
 
 
-def judged(session: Session, job: Job, result: AdmitResult) -> None:
+def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     """Accept or reject a delta; when all of the round are accepted, have them applied."""
-    now = utcnow()
-    payload = AdmitPayload.model_validate(job.payload)
-    run = session.get_one(Run, job.subject, with_for_update=True)
+    payload, result, now = done.payload, done.result, done.now
+    run = session.get_one(Run, done.subject, with_for_update=True)
     assignment = session.get_one(Assignment, payload.assignment_id, with_for_update=True)
     if assignment.state != AssignmentState.SUBMITTED:
         return  # judged already

@@ -32,7 +32,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
     """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made or does not fit."""
     spec = run.spec
     try:
-        emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id))
+        emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id), now)
     except FidelityTooLow as error:
         signals.turn_down(session, assignment.id, None, error.message)
         return None

@@ -38,7 +38,7 @@ def submit(session: Session, assignment_id: str, agent_id: str, submission: Delt
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
         return done
     assignments.submit(assignment, submission.digest, size, submission.metrics, now)
-    judge.judge(session, run, assignment)
+    judge.judge(session, run, assignment, now)
     return _receipt(assignment)
 
 

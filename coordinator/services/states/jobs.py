@@ -1,14 +1,14 @@
 """The transitions of a job."""
 
 from datetime import datetime
-from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Job
-from fedcybgd.coordinator.domain.job import JobState
-from fedcybgd.coordinator.domain.job_states import JOB, JobEvent
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.jobs.states import JOB, JobEvent
 
 
 def take(row: Job) -> None:
@@ -21,7 +21,7 @@ def skip(row: Job, now: datetime) -> None:
     row.ended_at = now
 
 
-def finish(row: Job, result: dict[str, Any], now: datetime) -> None:
+def finish(row: Job, result: BaseModel, now: datetime) -> None:
     _go(row, JobEvent.FINISH)
     row.result, row.ended_at = result, now
 

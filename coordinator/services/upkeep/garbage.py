@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.job import REPEATED, JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState, OnFailure
+from fedcybgd.coordinator.domain.jobs.registry import kinds_that
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.emulators.shards import MAX_STEPS
@@ -37,10 +39,10 @@ def needed(session: Session, now: datetime) -> set[str]:
         if delta is not None:
             digests.add(delta)
     # A failed measurement is over; a failed judgement or application is repeated when the run is resumed.
-    repeated = (Job.state == JobState.FAILED) & Job.kind.in_(REPEATED) & Job.subject.in_(open_runs)
-    for payload in session.scalars(select(Job.payload).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)) | repeated)):
+    repeated = (Job.state == JobState.FAILED) & Job.kind.in_(kinds_that(OnFailure.REPEATED)) & Job.subject.in_(open_runs)
+    for payload in session.scalars(select(Job.payload_json).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)) | repeated)):
         digests |= _digests_in(payload)
-    recent = select(Job.result).where(Job.kind == JobKind.EXPORT, Job.state == JobState.DONE, Job.ended_at > now - EXPORTS_KEPT)
+    recent = select(Job.result_json).where(Job.kind == JobKind.EXPORT, Job.state == JobState.DONE, Job.ended_at > now - EXPORTS_KEPT)
     for result in session.scalars(recent):
         digests |= _digests_in(result)
     return digests
@@ -81,7 +83,7 @@ def _unapplied() -> Any:
     )
 
 
-def _digests_in(value: Any) -> set[str]:
+def _digests_in(value: JsonValue) -> set[str]:
     """All digests anywhere in a payload or result."""
     if isinstance(value, dict):
         return set().union(*map(_digests_in, value.values())) if value else set()

@@ -1,14 +1,16 @@
 """A blob is missing or damaged: say which, have it made again where it can be, and stop nobody but the run that needs it."""
 
 from collections.abc import Collection
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Job, Model, Patch, Run
-from fedcybgd.coordinator.domain.job import EncodePayload, JobKind, JobState
-from fedcybgd.coordinator.domain.mending import MendPayload, Way
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Model, Patch, Run
+from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Way
+from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
+from fedcybgd.coordinator.domain.jobs.registry import ENCODE
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.path import give_up
@@ -88,7 +90,7 @@ def payload_of(session: Session, digest: str) -> MendPayload:
     return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=run.spec.task.kind)
 
 
-def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str) -> CoordinatorError:
+def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str, now: datetime) -> CoordinatorError:
     """An agent asks for a blob that is lost: have it made again, or pause the run with the reason. What to answer the agent.
 
     Of a patch it is told that there is none: it has other ways to the shard.
@@ -107,8 +109,8 @@ def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str) ->
     exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
     payload = begin(session, error, run.id)
     if refs := (encoded or exact)[:1]:
-        request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs)
-        jobs.enqueue(session, JobKind.ENCODE, run.id, request.model_dump(mode="json") | {"mends": digest})
+        request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs, mends=digest)
+        jobs.enqueue(session, ENCODE, run.id, request, now)
     else:
         give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}")
     return answer
@@ -119,10 +121,7 @@ def put_back(digest: str) -> str:
 
 
 def _is_under_way(session: Session, run_id: str, digest: str) -> bool:
-    waiting = select(Job.payload).where(
-        Job.subject == run_id, Job.kind == JobKind.ENCODE, Job.state.in_([JobState.QUEUED, JobState.RUNNING])
-    )
-    return any(payload.get("mends") == digest for payload in session.scalars(waiting))
+    return any(payload.mends == digest for payload in jobs.unfinished(session, ENCODE, run_id))
 
 
 def can_be_made(session: Session, stored: Collection[str]) -> set[str]:

@@ -7,8 +7,6 @@ from pydantic import BaseModel
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import Task
 
-MEND = "mend"
-"""What the engine is asked for beside the job that found the blob missing or damaged."""
 LOST = frozenset({"blob_missing", "blob_damaged"})
 
 
@@ -29,3 +27,7 @@ class MendPayload(BaseModel):
     ways: list[Way]
     config: FileRef | None = None
     task: Task | None = None
+
+
+class MendResult(BaseModel):
+    """The blob is there again: that is all."""

@@ -1,74 +1,13 @@
-"""What heavy work takes and gives: digests and settings in, digests and numbers out; and in which lane it waits."""
-
-from enum import StrEnum
+"""What the jobs that make and change models take and give: digests and settings in, digests and numbers out."""
 
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.words import JsonObject, Task
-from fedcybgd.shared.files.table_format import TableFormat
-
-
-class JobKind(StrEnum):
-    ADMIT = "admit"
-    APPLY = "apply"
-    PREPARE = "prepare"
-    IMPORT = "import"
-    EVALUATE = "evaluate"
-    EXPORT = "export"
-    ENCODE = "encode"
-    INFLUENCE = "influence"
-    FIDELITY = "fidelity"
-    LOSS = "loss"
-
-
-class JobState(StrEnum):
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    """of a measurement: a newer one was wanted before it began"""
-
-
-LANES: dict[JobKind, str] = {
-    # An agent waits for these; they never stand behind an evaluation.
-    JobKind.ADMIT: "quick",
-    JobKind.APPLY: "quick",
-    JobKind.ENCODE: "quick",
-    JobKind.PREPARE: "slow",
-    JobKind.IMPORT: "slow",
-    JobKind.EVALUATE: "slow",
-    JobKind.EXPORT: "slow",
-    JobKind.INFLUENCE: "slow",
-    JobKind.FIDELITY: "slow",
-    JobKind.LOSS: "slow",
-}
-MEASUREMENTS = (JobKind.EVALUATE, JobKind.LOSS, JobKind.FIDELITY)
-"""What only tells how a run goes: it goes on where these fail."""
-REPEATED = (JobKind.ADMIT, JobKind.APPLY)
-"""What pauses its run when it fails, and is tried again when the run is resumed."""
-MAX_TRIES = 3
-"""Times that a job is begun before a process that dies under it counts as its failure."""
-
-
-class TensorShape(BaseModel):
-    name: str
-    shape: list[int]
-
-
-class StoredBlock(BaseModel):
-    """A block of an added model, or of a run at its start."""
-
-    name: str
-    kind: str
-    digest: str
-    size: int
-    num_parameters: int
-    tensors: list[TensorShape]
-    """Of an added model: all of them; of a run: those that can be trained."""
 
 
 class ImportPayload(BaseModel):
@@ -83,13 +22,6 @@ class ImportResult(BaseModel):
     num_parameters: int
     notes: list[str] = []
     """what whoever uses the model should know of its tokenizer"""
-
-
-class HeldOutRef(BaseModel):
-    digest: str
-    name: str
-    columns: dict[str, str]
-    how: TableFormat = TableFormat()
 
 
 class PreparePayload(BaseModel):
@@ -166,6 +98,8 @@ class EncodePayload(BaseModel):
     task: Task
     wanted: list[ShardRef]
     """exact shards' digests, each with the codec that it is wanted in"""
+    mends: str | None = None
+    """the lost blob that somebody waits for"""
 
 
 class EncodeResult(BaseModel):
@@ -187,27 +121,6 @@ class ApplyResult(BaseModel):
     blocks: list[ShardRef]
     shards: list[EncodedRef] = []
     patches: list[PatchMade] = []
-
-
-class EvaluatePayload(BaseModel):
-    after_rounds: int
-    task: Task
-    num_labels: int | None
-    label_names: list[str] | None
-    max_length: int
-    files: list[FileRef]
-    blocks: list[ShardRef]
-    held_out: HeldOutRef
-    rows: int | None = None
-    """the first ones only; None: all"""
-
-
-class EvaluateResult(BaseModel):
-    rows: int
-    loss: float
-    """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
-    accuracy: float | None
-    seconds: float
 
 
 class ExportPayload(BaseModel):

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from fedcybgd.coordinator.domain.job import JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.machine import Machine
 
 

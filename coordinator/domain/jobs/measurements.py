@@ -1,10 +1,17 @@
-"""What measuring a model's layers and its emulators takes and gives."""
+"""What measuring a model, its layers and its emulators takes and gives."""
 
 from pydantic import BaseModel, Field
 
-from fedcybgd.coordinator.domain.job import HeldOutRef
 from fedcybgd.shared.contract.manifests import FileRef, ShardRef
 from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.table_format import TableFormat
+
+
+class HeldOutRef(BaseModel):
+    digest: str
+    name: str
+    columns: dict[str, str]
+    how: TableFormat = TableFormat()
 
 
 class Calibration(BaseModel):
@@ -20,6 +27,27 @@ class Calibration(BaseModel):
     held_out: HeldOutRef
     rows: int = Field(ge=1)
     """how many of the first held-out rows (or windows of text) are taken"""
+
+
+class EvaluatePayload(BaseModel):
+    after_rounds: int
+    task: Task
+    num_labels: int | None
+    label_names: list[str] | None
+    max_length: int
+    files: list[FileRef]
+    blocks: list[ShardRef]
+    held_out: HeldOutRef
+    rows: int | None = None
+    """the first ones only; None: all"""
+
+
+class EvaluateResult(BaseModel):
+    rows: int
+    loss: float
+    """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
+    accuracy: float | None
+    seconds: float
 
 
 class InfluencePayload(Calibration):

@@ -1,0 +1,1 @@
+"""Heavy work outside the web process: its kinds, and what each takes and gives."""
