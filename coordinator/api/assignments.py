@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
@@ -18,11 +17,9 @@ from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.domain.opening import Claimant
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import claim as decide
-from fedcybgd.coordinator.services.path import lease, serve, submit, trained
-from fedcybgd.coordinator.services.path.upload import Upload
+from fedcybgd.coordinator.services.path import lease, receive, serve, submit
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.upkeep import mending, refusals
-from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
@@ -197,10 +194,7 @@ def upload_offset(
     assignment_id: AssignmentId, digest: Digest, agent: AgentDep, session: ReadDep, settings: SettingsDep, store: StoreDep
 ) -> UploadOffset:
     """Where to go on with an upload, also after either side died."""
-    upload = _upload(session, assignment_id, agent.id, digest, settings)
-    arrived = upload.offset
-    complete = arrived == 0 and store.has(digest)
-    return UploadOffset(offset=store.size(digest) if complete else arrived, complete=complete)
+    return receive.offset(session, store, settings.uploads, assignment_id, agent.id, digest)
 
 
 @router.put(
@@ -221,34 +215,19 @@ async def upload(
 ) -> UploadOffset:
     """Append the body at `offset`. What arrived before a cut is kept."""
 
-    ledger: list[tuple[str, int]] = []
-
-    def begin() -> Upload:
-        with database.reading() as session:
-            found = _upload(session, assignment_id, agent.id, digest, settings)
-            assignment = lease.held(session, assignment_id, agent.id)
-            ledger.append((assignment.run_id, assignment.round))
-        length = request.headers.get("content-length", "")
-        found.check(offset, int(length) if length.isdigit() else None)
-        return found
-
-    target = await run_in_threadpool(begin)
+    length = request.headers.get("content-length", "")
+    whole = int(length) if length.isdigit() else None
+    receiving = await run_in_threadpool(receive.begin, database, settings.uploads, assignment_id, agent.id, digest, offset, whole)
     buffer = bytearray()
-    arrived = 0
-
-    def count() -> None:
-        with database.transaction() as session:
-            ledgers.count(session, *ledger[0], agent.id, "delta", arrived)
 
     async def write() -> None:
         data = bytes(buffer)
         buffer.clear()  # before it is written: what could not be written must not be tried again, at another offset
-        await run_in_threadpool(target.append, data)
+        await run_in_threadpool(receiving.append, data)
 
     try:
         async for chunk in request.stream():
             buffer += chunk
-            arrived += len(chunk)
             if len(buffer) >= WRITE_CHUNK:
                 await write()
     finally:
@@ -256,8 +235,8 @@ async def upload(
             if buffer:
                 await write()
         finally:
-            await run_in_threadpool(count)
-    return UploadOffset(offset=target.offset, complete=False)
+            ended = await run_in_threadpool(receiving.end)
+    return ended
 
 
 @router.post(
@@ -271,18 +250,4 @@ def delta(
     assignment_id: AssignmentId, body: DeltaSubmission, agent: AgentDep, database: DatabaseDep, settings: SettingsDep, store: StoreDep
 ) -> DeltaReceipt:
     """Once and only once: a repeat of (attempt, digest) gets the same answer, a stale attempt gets 409."""
-    with database.reading() as session:
-        if (done := submit.receipt(session, assignment_id, agent.id, body)) is not None:
-            return done
-        assignment = lease.held(session, assignment_id, agent.id)
-        target = _upload(session, assignment_id, agent.id, body.digest, settings)
-        codec = trained.delta_codec(session, assignment)
-        expected = trained.expected_tensors(session, assignment)
-    size = target.finish(store, expected, codec)  # hashing takes its time: outside of any transaction
-    with database.transaction() as session:
-        return submit.submit(session, assignment_id, agent.id, body, size, now())
-
-
-def _upload(session: Session, assignment_id: str, agent_id: str, digest: str, settings: Settings) -> Upload:
-    assignment = lease.held(session, assignment_id, agent_id)
-    return Upload(settings.uploads, assignment_id, digest, trained.max_delta_bytes(session, assignment))
+    return submit.take(database, store, settings.uploads, assignment_id, agent.id, body, now)

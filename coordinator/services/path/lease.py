@@ -49,7 +49,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
         manifest=emulator.manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
-        max_delta_bytes=trained.max_delta_bytes(session, assignment),
+        max_delta_bytes=trained.limit_of(session, assignment),
     )  # fmt: skip
 
 

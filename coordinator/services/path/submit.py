@@ -1,9 +1,12 @@
 """Step 5: takes a delta, once, whatever is repeated."""
 
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentState,
@@ -12,9 +15,13 @@ from fedcybgd.coordinator.domain.assignment import (
     check_lease,
 )
 from fedcybgd.coordinator.errors import NotFound
-from fedcybgd.coordinator.services.path import judge, lease
+from fedcybgd.coordinator.services.path import judge, lease, trained
+from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.states import assignments
+from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission
+
+Clock = Callable[[], datetime]
 
 
 def receipt(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission) -> DeltaReceipt | None:
@@ -30,6 +37,20 @@ def receipt(session: Session, assignment_id: str, agent_id: str, submission: Del
     if (assignment.attempt, assignment.delta_digest) != (submission.attempt, submission.digest):
         raise StaleAttempt("another delta was submitted for this assignment", attempt=assignment.attempt)
     return _receipt(assignment)
+
+
+def take(
+    database: Database, store: BlobStore, uploads: Path, assignment_id: str, agent_id: str, submission: DeltaSubmission, clock: Clock
+) -> DeltaReceipt:
+    """Take a delta that was uploaded: once, whatever is repeated. Raises for one that is not whole, or none of this assignment."""
+    with database.reading() as session:
+        if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
+            return done
+        form = trained.form_of(session, lease.held(session, assignment_id, agent_id))
+    # Hashing takes its time: outside of any transaction.
+    size = Upload(uploads, assignment_id, submission.digest, form.limit).finish(store, form)
+    with database.transaction() as session:
+        return submit(session, assignment_id, agent_id, submission, size, clock())
 
 
 def submit(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime) -> DeltaReceipt:

@@ -1,12 +1,27 @@
 """What an assignment trains, and what its delta may therefore hold."""
 
+from dataclasses import dataclass
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Block, Run
-from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.shared.contract import words
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import DeltaCodec
+
+HEADER_ROOM = 1 << 20
+"""Bytes that a delta's safetensors header may take, beyond its tensors."""
+
+
+@dataclass(frozen=True)
+class DeltaForm:
+    """What a delta of an assignment must be."""
+
+    tensors: dict[str, tuple[int, ...]]
+    """name → shape"""
+    codec: DeltaCodec
+    limit: int
+    """the most bytes that it may have: float32 tensors and a header"""
 
 
 def trained_refs(assignment: Assignment) -> list[ShardRef]:
@@ -14,24 +29,13 @@ def trained_refs(assignment: Assignment) -> list[ShardRef]:
     return [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
 
 
-HEADER_ROOM = 1 << 20
-"""Bytes that a delta's safetensors header may take, beyond its tensors."""
+def form_of(session: Session, assignment: Assignment) -> DeltaForm:
+    mine = (Block.run_id == assignment.run_id) & Block.name.in_(assignment.train.trained)
+    tensors = {tensor.name: tuple(tensor.shape) for block in session.scalars(select(Block.tensors).where(mine)) for tensor in block}
+    return DeltaForm(tensors, session.get_one(Run, assignment.run_id).spec.delta.codec, limit_of(session, assignment))
 
 
-def expected_tensors(session: Session, assignment: Assignment) -> dict[str, tuple[int, ...]]:
-    """Name → shape of what a delta of this assignment must hold."""
-    names = [ref.block for ref in trained_refs(assignment)]
-    blocks = session.scalars(select(Block).where(Block.run_id == assignment.run_id, Block.name.in_(names)))
-    return {tensor.name: tuple(tensor.shape) for block in blocks for tensor in block.tensors}
-
-
-def delta_codec(session: Session, assignment: Assignment) -> words.DeltaCodec:
-    """How a delta of this assignment must travel."""
-    return RunFile.model_validate(session.get_one(Run, assignment.run_id).spec).delta.codec
-
-
-def max_delta_bytes(session: Session, assignment: Assignment) -> int:
-    """The most bytes that a delta may have: float32 tensors and a header."""
-    names = [ref.block for ref in trained_refs(assignment)]
-    sizes = session.scalars(select(Block.num_parameters).where(Block.run_id == assignment.run_id, Block.name.in_(names)))
-    return 4 * sum(sizes) + HEADER_ROOM
+def limit_of(session: Session, assignment: Assignment) -> int:
+    """The most bytes that a delta of an assignment may have."""
+    mine = (Block.run_id == assignment.run_id) & Block.name.in_(assignment.train.trained)
+    return 4 * sum(session.scalars(select(Block.num_parameters).where(mine))) + HEADER_ROOM

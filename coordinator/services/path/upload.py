@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
 from fedcybgd.coordinator.errors import Conflict, TooLarge
+from fedcybgd.coordinator.services.path.trained import DeltaForm
 from fedcybgd.coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, StoreFull
 from fedcybgd.shared.contract.errors import HeaderError
-from fedcybgd.shared.contract.words import DeltaCodec
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.lossless import PackedError
 from fedcybgd.shared.files.safetensors_header import read_header
@@ -75,20 +75,20 @@ class Upload:
                 raise StoreFull("the coordinator's disk is full; what arrived is kept, try again later") from error
             raise
 
-    def finish(self, store: BlobStore, expected: dict[str, tuple[int, ...]], codec: DeltaCodec) -> int:
+    def finish(self, store: BlobStore, form: DeltaForm) -> int:
         """Verify the bytes and the structure, put them into the store, and return their number.
 
         Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; a file that is wrong is not kept.
         """
         try:
-            self._check(expected, codec, self.path)
+            self._check(form, self.path)
             store.adopt(self.path, self.digest)
         except FileNotFoundError:
             # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
             # The store holds more than deltas, so what is found there is judged alike.
             with self._is_there():
                 store.touch(self.digest)
-                self._check(expected, codec, store.path(self.digest))
+                self._check(form, store.path(self.digest))
         except (DeltaRefused, BlobCorrupt):
             self.path.unlink(missing_ok=True)
             raise
@@ -102,14 +102,14 @@ class Upload:
         except (BlobMissing, BlobDamaged):
             raise UploadIncomplete("nothing of this delta has arrived, or it was spoilt; upload it", offset=0) from None
 
-    def _check(self, expected: dict[str, tuple[int, ...]], codec: DeltaCodec, path: Path) -> None:
+    def _check(self, form: DeltaForm, path: Path) -> None:
         plain = path
         try:
             if lossless.is_packed(path):
                 # The limit of the upload bounds what is unpacked as well: a delta grows by packing at the most.
                 plain = self.path.with_name(f"{self.path.stem}-{secrets.token_hex(4)}.unpacked")
                 lossless.unpack(path, plain, self._limit)
-            check_structure(expected, read_header(plain), codec)
+            check_structure(form.tensors, read_header(plain), form.codec)
         except (HeaderError, PackedError) as error:
             raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
         finally:

@@ -1,0 +1,48 @@
+"""Step 5, its bytes: a delta arrives, in as many requests as it takes."""
+
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.services.path import lease, trained
+from fedcybgd.coordinator.services.path.upload import Upload
+from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.assignments import UploadOffset
+
+
+class Receiving:
+    """One request that appends bytes to a delta; what arrived before a cut is kept."""
+
+    def __init__(self, database: Database, upload: Upload, run_id: str, round: int, agent_id: str) -> None:
+        self._database, self._upload = database, upload
+        self._place = (run_id, round, agent_id)
+        self._arrived = 0
+
+    def append(self, data: bytes) -> None:
+        self._arrived += len(data)
+        self._upload.append(data)
+
+    def end(self) -> UploadOffset:
+        """Write down what crossed the wire; it is to be called whatever happened."""
+        with self._database.transaction() as session:
+            ledgers.count(session, *self._place, "delta", self._arrived)
+        return UploadOffset(offset=self._upload.offset, complete=False)
+
+
+def begin(database: Database, uploads: Path, assignment_id: str, agent_id: str, digest: str, offset: int, length: int | None) -> Receiving:
+    """Raises before the first byte for a request that cannot be taken: `length` bytes, if that is known, from `offset` on."""
+    with database.reading() as session:
+        assignment = lease.held(session, assignment_id, agent_id)
+        upload = Upload(uploads, assignment_id, digest, trained.limit_of(session, assignment))
+    upload.check(offset, length)
+    return Receiving(database, upload, assignment.run_id, assignment.round, agent_id)
+
+
+def offset(session: Session, store: BlobStore, uploads: Path, assignment_id: str, agent_id: str, digest: str) -> UploadOffset:
+    """Where to go on with an upload, also after either side died."""
+    assignment = lease.held(session, assignment_id, agent_id)
+    arrived = Upload(uploads, assignment_id, digest, trained.limit_of(session, assignment)).offset
+    complete = arrived == 0 and store.has(digest)
+    return UploadOffset(offset=store.size(digest) if complete else arrived, complete=complete)
