@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import psutil
 
-from fedcybgd.coordinator.operator import Operator
+from fedcybgd.client.connection import Connection
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Of every process that is measured, on both sides of every comparison."""
@@ -60,7 +60,7 @@ class System:
         assert url, text
         assert key, text
         self.url = url[1]
-        self.operator = Operator(self.url, key[1])
+        self.operator: Any = Connection(self.url, key[1])
 
     def _start_agent(self, name: str, data: Path) -> None:
         home = self._folder / name

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands import agents, models, plan, runs
+from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
@@ -88,22 +90,16 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 @app.command()
 def status() -> None:
     """Runs, agents, leases and last errors."""
-    from fedcybgd.coordinator.operator import Operator
-
-    view = Operator().get("/status")
-    active = sum(agent["state"] == "active" for agent in view["agents"])
-    terminal.say(f"{active} of {len(view['agents'])} agents active, {view['waiting_claims']} waiting, {len(view['leases'])} training")
-    for run in view["runs"][:10]:
-        terminal.say(
-            f"run {run['name']}: {run['state']}, round {run['rounds_done']} of {run['rounds_total']}"
-            + (f" – {one_line(run['reason'])}" if run["reason"] else "")
-        )
-    for lease in view["leases"]:
-        terminal.say(
-            f"lease: {lease['agent']} trains {lease['block']} of {lease['run']}, round {lease['round']}, attempt {lease['attempt']}"
-        )
-    for event in view["last_errors"][:5]:
-        terminal.say(f"{event['at'][:19]} {event['level']} {event['code']}: {one_line(event['message'])}")
+    view = Client().status()
+    active = sum(agent.state == "active" for agent in view.agents)
+    terminal.say(f"{active} of {len(view.agents)} agents active, {view.waiting_claims} waiting, {len(view.leases)} training")
+    for run in view.runs[:10]:
+        why = f" – {one_line(run.reason)}" if run.reason else ""
+        terminal.say(f"run {run.name}: {run.state}, round {run.rounds_done} of {run.rounds_total}{why}")
+    for lease in view.leases:
+        terminal.say(f"lease: {lease.agent} trains {lease.block} of {lease.run}, round {lease.round}, attempt {lease.attempt}")
+    for event in view.last_errors[:5]:
+        terminal.say(f"{moment(event.at)} {event.level} {event.code}: {one_line(event.message)}")
 
 
 @app.command()
@@ -166,7 +162,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Terminal(stderr=True).say(f"error: {error.message}", "red")
+        Terminal(stderr=True).say(f"error: {error}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

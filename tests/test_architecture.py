@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("coordinator", "agent", "shared", "migrations")
+API = ("client", "local")
+"""Rooms of the Python API, in fedcybgd/ itself"""
 OURS_BEGIN = "fedcybgd."
 MAX_LINES = 320
 MAX_LINES_OF_TESTS = 410
@@ -28,6 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shared.host": {"shared.contract"},
     "shared.tensors": {"shared.contract", "shared.files"},
     "shared.models": {"shared.contract", "shared.files", "shared.tensors"},
+    # The Python API: what speaks to a coordinator, and what starts one and its agents.
+    "client": {"shared.contract", "shared.files", "shared.host", "coordinator.domain"},
     "agent": {"shared.contract", "shared.files", "shared.host"},
     "agent.training": {"shared", "agent.messages"},
     "agent.trainer": {"shared", "agent.messages", "agent.training"},
@@ -37,7 +41,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.absence": {"coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.attendance": {"shared.contract", "coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.home": {"shared", "coordinator.db", "coordinator.errors", "coordinator.settings"},
-    "coordinator.operator": {"shared.contract", "shared.files", "shared.host"},
     "coordinator.domain": {"shared.contract", "shared.files", "coordinator.errors"},
     "coordinator.planning": {"shared.contract", "shared.files", "coordinator.errors", "coordinator.domain"},
     "coordinator.storage": {"shared.contract", "shared.files", "coordinator.errors"},
@@ -60,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.engine"},
     "coordinator.api": DATA | {"coordinator.attendance", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.db", SERVICES, "coordinator.api"},
-    "coordinator.commands": {"shared", "coordinator.operator", "coordinator.domain", "coordinator.errors"},
+    "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
     "coordinator.app": DATA | {
         "coordinator.absence", "coordinator.attendance", "coordinator.api", "coordinator.dashboard", "coordinator.jobs", SERVICES, "coordinator.settings",
         "coordinator.sweeper", "coordinator.wakes",
@@ -70,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.cli": DATA | {
-        "shared.host", "coordinator.backup", "coordinator.commands", "coordinator.home", "coordinator.operator", "coordinator.serve",
+        "shared.host", "coordinator.backup", "coordinator.commands", "coordinator.home", "client", "coordinator.serve",
         SERVICES, "coordinator.settings",
     },
 }  # fmt: skip
@@ -82,6 +85,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "shared.contract": TORCH | {"numpy", "socket", "os"},
     "shared.files": TORCH | {"numpy"},
     "shared.host": TORCH | {"numpy"},
+    "client": TORCH | {"numpy", "fastapi", "starlette", "sqlalchemy", "typer", "rich"},
     "agent": {"fastapi", "starlette", "sqlalchemy", "uvicorn"},
     "agent.training": {"httpx", "stamina", "socket", "urllib", "http", "requests"},
     "coordinator.planning": {"fastapi", "sqlalchemy", "torch", "transformers", "safetensors", "httpx", "time", "os"},
@@ -132,9 +136,10 @@ def inside(module: str, package: str) -> bool:
 
 def modules() -> list[Module]:
     found = []
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
+    for package in (*PACKAGES, *API):
+        top = ROOT if package in PACKAGES else ROOT / "fedcybgd"
+        for path in sorted((top / package).rglob("*.py")):
+            parts = path.relative_to(top).with_suffix("").parts
             found.append(Module(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
     return found
 
@@ -156,7 +161,7 @@ def test_modules_import_only_what_their_layer_may() -> None:
     for module in LAYERED:
         layer = module.layer()
         for line, source, name in module.imports():
-            if source.split(".")[0] not in PACKAGES:
+            if source.split(".")[0] not in (*PACKAGES, *API):
                 continue
             target = f"{source}.{name}" if f"{source}.{name}" in OURS else source
             # A subpackage with an entry of its own is another layer, also for its parent.
@@ -373,5 +378,29 @@ def test_no_file_is_too_long() -> None:
     folders = [*PACKAGES, "fedcybgd", "tests", "benchmarks", "examples", "docs"]
     lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for f in folders for p in (ROOT / f).rglob("*.py")}
     assert len(lengths) > 80
-    limits = {path: MAX_LINES if path.split("/")[0] in PACKAGES else MAX_LINES_OF_TESTS for path in lengths}
+    limits = {path: MAX_LINES if path.split("/")[0] in (*PACKAGES, "fedcybgd") else MAX_LINES_OF_TESTS for path in lengths}
     assert {path: lines for path, lines in lengths.items() if lines > limits[path]} == {}
+
+
+def test_the_python_api_costs_nothing_until_it_is_used() -> None:
+    heavy = sorted({"pydantic", "httpx", "typer", "fastapi", "sqlalchemy"} | TORCH)
+    program = (
+        f"import fedcybgd, sys; first = set({heavy}) & set(sys.modules); names = [getattr(fedcybgd, name) for name in fedcybgd.__all__];"
+        f"print(sorted(first), sorted(set({sorted(TORCH | {'fastapi', 'sqlalchemy', 'numpy'})}) & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
+    assert found.stdout.strip() == "[] []"
+
+
+def test_what_a_program_calls_has_types() -> None:
+    """No `Any` in what the client's and the processes' public methods take and give."""
+    found = []
+    for module in MODULES:
+        if module.name.split(".")[0] not in API:
+            continue
+        for kind in (node for node in module.tree.body if isinstance(node, ast.ClassDef)):
+            for method in (n for n in kind.body if isinstance(n, ast.FunctionDef) and (not n.name.startswith("_") or n.name == "__init__")):
+                given = [a.annotation for a in (*method.args.args, *method.args.kwonlyargs) if a.arg != "self"] + [method.returns]
+                if any(a is None or "Any" in ast.unparse(a) for a in given):
+                    found.append(f"{module.name}.{kind.name}.{method.name}")
+    assert set(found) <= {"client.errors.Refused.__init__"}, "only `detail` of an answer is anything"

@@ -29,7 +29,7 @@ from fedcybgd.shared.contract.errors import FedError
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-CODE = [path for package in ("coordinator", "agent", "shared") for path in sorted((ROOT / package).rglob("*.py"))]
+CODE = [path for package in ("coordinator", "agent", "shared", "fedcybgd/client") for path in sorted((ROOT / package).rglob("*.py"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -103,7 +103,8 @@ def test_no_error_code_is_in_the_protocol_that_the_code_does_not_have() -> None:
 
 def test_documented_statuses_are_those_of_the_code() -> None:
     for path in CODE:
-        importlib.import_module("fedcybgd." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("fedcybgd.").removesuffix(".__init__")
+        importlib.import_module(f"fedcybgd.{module}")
     statuses = {kind.code: kind.status for kind in subclasses(FedError) if hasattr(kind, "status")}
     documented = dict(re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", text("protocol.md"), re.MULTILINE))
     assert len(documented) > 25

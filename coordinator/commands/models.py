@@ -1,13 +1,14 @@
 """`fedcoord models …`."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from fedcybgd.coordinator.operator import Operator, OperatorError
+from fedcybgd.client.client import Client
+from fedcybgd.client.models import name_of
+from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Add and list base models.")
@@ -22,16 +23,12 @@ def add(
     name: Annotated[str | None, typer.Option(help="How runs call it; default: the last part of the source.")] = None,
 ) -> None:
     """Split a model into blocks and store them. Only safetensors weights; never remote code."""
-    operator = Operator()
+    client = Client()
     path = Path(source).expanduser()
-    if path.exists():
-        source = str(path.resolve())
-    chosen = name or re.sub(r"[^A-Za-z0-9._-]", "-", source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
-    operator.post("/models", {"name": chosen, "source": source})
+    chosen = name or name_of(str(path.resolve()) if path.exists() else source)
+    begun = client.models.add(source, chosen, wait_s=0)
     with terminal.status(f"adding {chosen}"):
-        model = operator.wait(lambda: operator.get(f"/models/{chosen}"), lambda m: m["state"] != "adding")
-    if model["state"] == "failed":
-        raise OperatorError(f"{source} was not added: {model['reason']}")
+        model = client.models.wait(begun.name)
     show(model)
 
 
@@ -39,24 +36,24 @@ def add(
 def list_models() -> None:
     """All models."""
     table = Table("name", "state", "parameters", "blocks", "source")
-    for model in Operator().get("/models"):
-        table.add_row(model["name"], model["state"], f"{model['num_parameters']:,}", str(len(model["blocks"])), model["source"])
+    for model in Client().models.list():
+        table.add_row(model.name, model.state, f"{model.num_parameters:,}", str(len(model.blocks)), model.source)
     terminal.table(table)
 
 
 @app.command(name="show")
 def show_model(name: str) -> None:
     """One model with its blocks."""
-    show(Operator().get(f"/models/{name}"))
+    show(Client().models.get(name))
 
 
-def show(model: dict[str, Any]) -> None:
-    terminal.say(f"{model['name']}: {model['num_parameters']:,} parameters")
+def show(model: ModelView) -> None:
+    terminal.say(f"{model.name}: {model.num_parameters:,} parameters")
     table = Table("block", "kind", "parameters", "MB", "digest")
-    for block in model["blocks"]:
-        table.add_row(block["name"], block["kind"], f"{block['num_parameters']:,}", f"{block['size'] / 1e6:.1f}", block["digest"][:12])
+    for block in model.blocks:
+        table.add_row(block.name, block.kind, f"{block.num_parameters:,}", f"{block.size / 1e6:.1f}", block.digest[:12])
     terminal.table(table)
-    if model["reason"]:
-        terminal.say(model["reason"])
-    if model["left_out"]:
-        terminal.say(f"left out, as the model does without: {', '.join(model['left_out'][:10])}")
+    if model.reason:
+        terminal.say(model.reason)
+    if model.left_out:
+        terminal.say(f"left out, as the model does without: {', '.join(model.left_out[:10])}")

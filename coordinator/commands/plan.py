@@ -1,17 +1,17 @@
 """`fedcoord plan`."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedcybgd.coordinator.commands.run_file import read_run_file
+from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.domain.compression import plan_key
-from fedcybgd.coordinator.operator import Operator
+from fedcybgd.shared.contract.plans import AgentPlan, PlanView
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
@@ -24,52 +24,49 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
 ) -> None:
     """What a run would ask of each agent: memory, megabytes, codecs, hours; and who cannot take part, and why."""
-    spec = read_run_file(file)
-    given = {"tokens_per_s": tokens_per_s, "rows": rows}
-    query = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
-    view = Operator().post("/plan" + (f"?{query}" if query else ""), spec.model_dump(mode="json"))
+    view = Client().runs.plan(file, tokens_per_s=tokens_per_s, rows=rows)
     if as_json:
-        typer.echo(json.dumps(view, indent=2))
+        say_json(PlanView, view)
     else:
         terminal.print(draw(view))
 
 
-def draw(view: dict[str, Any]) -> RenderableType:
+def draw(view: PlanView) -> RenderableType:
     """The answer of `POST /v1/plan` for people."""
-    known = "sizes of its prepared shards" if view["prepared"] else "sizes estimated from shapes"
-    hours = f", about {view['hours']:.1f} hours" if view["hours"] is not None else ""
-    heading = f"{view['run']} over {view['model']}: {view['rounds']} rounds, {len(view['visited'])} blocks a cycle{hours} ({known})"
+    known = "sizes of its prepared shards" if view.prepared else "sizes estimated from shapes"
+    hours = f", about {view.hours:.1f} hours" if view.hours is not None else ""
+    heading = f"{view.run} over {view.model}: {view.rounds} rounds, {len(view.visited)} blocks a cycle{hours} ({known})"
     parts: list[RenderableType] = [Text(heading)]
-    parts += [Text(f"problem: {problem}", "red") for problem in view["problems"]]
-    able = [agent for agent in view["agents"] if agent["able"]]
+    parts += [Text(f"problem: {problem}", "red") for problem in view.problems]
+    able = [agent for agent in view.agents if agent.able]
     parts += [_agents(able), *_visits(able)] if able else []
-    parts += [Text(f"{a['name']} cannot take part: {a['message']} ({a['reason']})", "yellow") for a in view["agents"] if not a["able"]]
+    parts += [Text(f"{a.name} cannot take part: {a.message} ({a.reason})", "yellow") for a in view.agents if not a.able]
     return Group(*parts)
 
 
-def _agents(agents: list[dict[str, Any]]) -> Table:
+def _agents(agents: list[AgentPlan]) -> Table:
     columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
     table = Table(*columns, "hours: training + transfer")
     table.columns[0].overflow = "fold"  # a name that is cut is another name
     for agent in agents:
-        first, later = agent["first_cycle"], agent["later_cycle"]
+        first, later = agent.first_cycle, agent.later_cycle
         table.add_row(
-            agent["name"], f"{agent['visits_per_cycle']:.1f}", f"{_mb(agent['memory_largest'])} / {_mb(agent['memory_mean'])}",
-            f"{_mb(agent['memory_needed'])} / {_mb(agent['memory_allowed'])}",
-            f"{_mb(first['down'])} / {_mb(later['down'] if later else None)}", _mb(first["up"]),
-            f"{_hours(agent['training_hours'])} + {_hours(agent['transfer_hours'])}",
+            agent.name, f"{agent.visits_per_cycle:.1f}", f"{_mb(agent.memory_largest)} / {_mb(agent.memory_mean)}",
+            f"{_mb(agent.memory_needed)} / {_mb(agent.memory_allowed)}",
+            f"{_mb(first.down)} / {_mb(later.down if later else None)}", _mb(first.up),
+            f"{_hours(agent.training_hours)} + {_hours(agent.transfer_hours)}",
         )  # fmt: skip
     return table
 
 
-def _visits(agents: list[dict[str, Any]]) -> list[RenderableType]:
+def _visits(agents: list[AgentPlan]) -> list[RenderableType]:
     """Emulators: agents with the same one share their lines."""
-    lines: dict[tuple[Any, ...], list[str]] = {}
+    lines: dict[tuple[str, int | None, str, str | None], list[str]] = {}
     for agent in agents:
-        for visit in agent["visits"]:
-            plan = {block: codec for codec, blocks in visit["codecs"].items() for block in blocks}
+        for visit in agent.visits:
+            plan = {block: codec for codec, blocks in visit.codecs.items() for block in blocks}
             emulator = plan_key(dict(sorted(plan.items(), key=lambda item: _place(item[0])))) if plan else ""
-            lines.setdefault((visit["block"], visit["memory_bytes"], emulator, visit["why_not"]), []).append(agent["name"])
+            lines.setdefault((visit.block, visit.memory_bytes, emulator, visit.why_not), []).append(agent.name)
     if not lines:
         return []
     table = Table("block", "peak memory", "the others in", "agents")

@@ -1,7 +1,5 @@
 """Draws a run in the terminal: block map, who trains what, loss, accuracy, megabytes."""
 
-from typing import Any
-
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -9,120 +7,123 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedcybgd.coordinator.commands.output import moment
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.views import MemberView, RunView
+
 STYLES = {"running": "green", "paused": "yellow", "completed": "green", "failed": "red", "cancelled": "red", "draft": "dim"}
 
 
-def draw(run: dict[str, Any]) -> RenderableType:
+def draw(run: RunView) -> RenderableType:
     """The whole view of a run, from the answer of `GET /v1/runs/{run}`."""
     parts: list[RenderableType] = [_heading(run), _progress(run), _blocks(run), *_current(run)]
-    if run["evaluations"]:
+    if run.evaluations:
         parts.append(_evaluations(run))
     return Group(*parts)
 
 
-def _heading(run: dict[str, Any]) -> Text:
+def _heading(run: RunView) -> Text:
     text = Text.assemble(
-        (run["name"], "bold"),
+        (run.name, "bold"),
         "  ",
-        (run["state"], STYLES.get(run["state"], "")),
-        f"  model {run['model']}, ",
-        f"{len(run['participants'])} agents",
+        (run.state, STYLES.get(run.state, "")),
+        f"  model {run.model}, ",
+        f"{len(run.participants)} agents",
     )
-    if run["reason"]:
-        text.append(f"\n{run['reason']}", "red")
-    for note in run["notes"]:
+    if run.reason:
+        text.append(f"\n{run.reason}", "red")
+    for note in run.notes:
         text.append(f"\nnote: {note}", "yellow")
-    if run["failed_measurements"]:
-        text.append(f"\n{run['failed_measurements']} scores, losses or fidelities could not be measured; the events say why", "red")
+    if run.failed_measurements:
+        text.append(f"\n{run.failed_measurements} scores, losses or fidelities could not be measured; the events say why", "red")
     return text
 
 
-def _progress(run: dict[str, Any]) -> Table:
+def _progress(run: RunView) -> Table:
     grid = Table.grid(padding=(0, 2))
-    left = f"about {run['seconds_left'] / 60:.1f} min left" if run["seconds_left"] else ""
-    moved = f"{run['bytes']['down'] / 1e6:,.0f} MB down, {run['bytes']['up'] / 1e6:,.0f} MB up"
-    bar = ProgressBar(total=max(run["rounds_total"], 1), completed=run["rounds_done"], width=30)
-    grid.add_row(bar, f"round {run['rounds_done']} of {run['rounds_total']}", moved, left)
+    left = f"about {run.seconds_left / 60:.1f} min left" if run.seconds_left else ""
+    moved = f"{run.bytes.down / 1e6:,.0f} MB down, {run.bytes.up / 1e6:,.0f} MB up"
+    bar = ProgressBar(total=max(run.rounds_total, 1), completed=run.rounds_done, width=30)
+    grid.add_row(bar, f"round {run.rounds_done} of {run.rounds_total}", moved, left)
     return grid
 
 
-def _blocks(run: dict[str, Any]) -> Columns:
-    busy = {a["block"]: a for a in run["current"] if a["state"] in ("pending", "leased", "submitted")}
+def _blocks(run: RunView) -> Columns:
+    busy = {a.block: a for a in run.current if a.state in ("pending", "leased", "submitted")}
     panels = []
-    for block in run["blocks"]:
-        at = busy.get(block["name"])
-        style = "bold blue" if at else "green" if block["version"] else "dim"
-        who = (at["agent"] or at["meant_for"] or "anyone") if at else ""
+    for block in run.blocks:
+        at = busy.get(block.name)
+        style = "bold blue" if at else "green" if block.version else "dim"
+        who = (at.agent or at.meant_for or "anyone") if at else ""
         panels.append(
-            Panel(Text(f"v{block['version']} {who}"), title=Text(block["name"]), border_style=style, width=max(16, len(block["name"]) + 6))
+            Panel(Text(f"v{block.version} {who}"), title=Text(block.name), border_style=style, width=max(16, len(block.name) + 6))
         )
     return Columns(panels)
 
 
-def _current(run: dict[str, Any]) -> list[RenderableType]:
+def _current(run: RunView) -> list[RenderableType]:
     lines: list[RenderableType] = []
-    if run["rounds"]:
-        newest = run["rounds"][0]
-        text = f"round {newest['number']}, cycle {newest['cycle']}: {', '.join(newest['blocks'])} – {newest['state']}"
-        lines.append(Text(text + (f", {newest['applied']} of {len(newest['blocks'])} applied" if len(newest["blocks"]) > 1 else "")))
-    for assignment in run["current"]:
-        progress = assignment["progress"] or {}
-        text = f"  {assignment['block']} – {assignment['agent'] or assignment['meant_for'] or 'anyone'}, {assignment['state']}"
-        if progress:
-            text += _far(progress)
-        if assignment["reason"]:
-            text += f" ({assignment['reason']})"
+    if run.rounds:
+        newest = run.rounds[0]
+        text = f"round {newest.number}, cycle {newest.cycle}: {', '.join(newest.blocks)} – {newest.state}"
+        lines.append(Text(text + (f", {newest.applied} of {len(newest.blocks)} applied" if len(newest.blocks) > 1 else "")))
+    for assignment in run.current:
+        text = f"  {assignment.block} – {assignment.agent or assignment.meant_for or 'anyone'}, {assignment.state}"
+        if assignment.progress:
+            text += _far(assignment.progress)
+        if assignment.reason:
+            text += f" ({assignment.reason})"
         lines.append(Text(text))
     return lines
 
 
-def _far(progress: dict[str, Any]) -> str:
+def _far(progress: Progress) -> str:
     """How far a visit is; an agent need not say all of it."""
-    if not progress.get("steps"):
-        return f", {progress['phase']}"
-    text = f", step {progress['step']} of {progress['steps']}"
-    if progress["loss"] is not None:
-        text += f", loss {progress['loss']:.3f}"
-    return text + (f", {progress['tokens_per_s']:,.0f} tokens/s" if progress["tokens_per_s"] is not None else "")
+    if not progress.steps:
+        return f", {progress.phase}"
+    text = f", step {progress.step} of {progress.steps}"
+    if progress.loss is not None:
+        text += f", loss {progress.loss:.3f}"
+    return text + (f", {progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s is not None else "")
 
 
-def members_in_words(members: list[dict[str, Any]], participants: list[str], absent_only: bool = False, most: int = 20) -> list[str]:
+def members_in_words(members: list[MemberView], participants: list[str], absent_only: bool = False, most: int = 20) -> list[str]:
     """Lines that say who takes part in a run, and who does not yet, and why."""
-    taking = [m for m in members if m["agent"] in participants and m["takes_part"]]
+    taking = [m for m in members if m.agent in participants and m.takes_part]
     others = [m for m in members if m not in taking]
-    lines = [] if absent_only else [f"  {m['agent']}: {_standing(m)}" for m in taking[:most]]
+    lines = [] if absent_only else [f"  {m.agent}: {_standing(m)}" for m in taking[:most]]
     if not absent_only and len(taking) > most:
         lines.append(f"  and {len(taking) - most} more")
     if others:
         begun = "not there, or without data that fit (they join when that changes):"
         lines.append(begun if participants else "who is there, before the start:")
-        lines += [f"  {m['agent']}: {_standing(m)}" for m in others[:most]]
+        lines += [f"  {m.agent}: {_standing(m)}" for m in others[:most]]
         lines += [f"  and {len(others) - most} more"] if len(others) > most else []
     return lines
 
 
-def _standing(member: dict[str, Any]) -> str:
-    match member["standing"]:
+def _standing(member: MemberView) -> str:
+    match member.standing:
         case "ready":
-            rows = "" if member["rows"] is None else f", {member['rows']:,} rows{'' if member['exact'] else ' or more'}"
+            rows = "" if member.rows is None else f", {member.rows:,} rows{'' if member.exact else ' or more'}"
             return f"ready{rows}"
         case "unheard":
             return "there; it has not said yet whether its data fit"
         case "unfit":
-            return f"no data that fit ({member['reason']}); `fedagent check` on its machine says more"
+            return f"no data that fit ({member.reason}); `fedagent check` on its machine says more"
         case "silent":
-            return f"silent, last seen {(member['last_seen_at'] or '')[:19]} UTC"
+            return f"silent, last seen {moment(member.last_seen_at)} UTC"
         case _:
             return "never seen: `fedagent run` was not started there yet"
 
 
-def _evaluations(run: dict[str, Any]) -> Table:
+def _evaluations(run: RunView) -> Table:
     table = Table("after rounds", "held-out loss", "accuracy", "rows", box=None, padding=(0, 2))
-    for e in run["evaluations"][-8:]:
-        if e["failed"]:
-            why = "skipped" if e["failed"]["code"] == "skipped" else f"failed: {e['failed']['code']}"
-            table.add_row(str(e["after_rounds"]), Text(why, "dim" if why == "skipped" else "red"), "–", "–")
+    for e in run.evaluations[-8:]:
+        if e.failed:
+            why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
+            table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"), "–", "–")
             continue
-        accuracy = f"{e['accuracy']:.2%}" if e["accuracy"] is not None else "–"
-        table.add_row(str(e["after_rounds"]), f"{e['loss']:.4f}", accuracy, f"{e['rows']:,}")
+        accuracy = f"{e.accuracy:.2%}" if e.accuracy is not None else "–"
+        table.add_row(str(e.after_rounds), f"{e.loss:.4f}", accuracy, f"{e.rows:,}")
     return table

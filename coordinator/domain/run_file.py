@@ -1,6 +1,6 @@
 """The run file: everything an operator decides about a run, validated, with errors that name the field and its line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -169,6 +169,15 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
     raise RunFileInvalid(
         "\n".join(lines), problems=[{"line": line, "field": field, "message": message} for line, field, message in problems]
     )
+
+
+def checked(values: Mapping[str, object]) -> RunFile:
+    """A run file that is given as a mapping. Raises `RunFileInvalid`; its message has one line for each wrong field."""
+    try:
+        return RunFile.model_validate(values)
+    except ValidationError as error:
+        problems = [{"field": _field(e["loc"], values), "message": _problem(e)} for e in error.errors()]
+        raise RunFileInvalid("\n".join(f"{p['field']}: {p['message']}" for p in problems), problems=problems) from error
 
 
 def _repeated(node: Any, path: str) -> Iterator[tuple[int, str, str]]:

@@ -8,9 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,20 +16,20 @@ from rich.live import Live
 from examples.demo import report, tasks
 from examples.demo.measure import in_process
 from examples.demo.system import DemoFailed, System
+from fedcybgd.client.client import Client
+from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands.run_view import draw
-from fedcybgd.coordinator.commands.runs import create_run, export_run
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.operator import Operator
 from fedcybgd.coordinator.services.path.open_round import train_settings
 from fedcybgd.shared.contract.assignments import Assignment
 from fedcybgd.shared.contract.errors import FedError
-from fedcybgd.shared.contract.manifests import FileRef, Manifest, ShardRef
+from fedcybgd.shared.contract.manifests import Manifest, ShardRef
+from fedcybgd.shared.contract.views import EvaluationView, RunView
 
 console = Console(soft_wrap=True)
 # One agent trains at a time, so it may have the machine; a model of 260,000 parameters only loses by a second thread.
 THREADS = {"banking77": min(4, os.cpu_count() or 1), "shakespeare": 1}
-FINAL = ("completed", "failed", "cancelled")
 MAKERS: dict[str, Callable[[Path], tuple[tasks.DemoTask, list[Path]]]] = {"banking77": tasks.banking77, "shakespeare": tasks.shakespeare}
 
 
@@ -67,16 +65,16 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     task, partitions = MAKERS[name](system.folder / "data")
     rows = sum(path.read_bytes().count(b"\n") for path in partitions)
     console.print(f"[bold]{task.title}[/]\n{rows:,} rows, dealt out to {len(partitions)} agents; no row leaves its agent.\n")
-    operator = system.start_coordinator()
+    client = system.start_coordinator()
     console.print(
         f"coordinator at {system.url}, status page {system.url}/admin\n  operator's key of this demo: {system.key}\n", highlight=False
     )
     for path in partitions:
-        system.start_agent(operator, path.stem, path, task.runs, threads)
+        system.start_agent(client, path.stem, path, task.runs, threads)
     with console.status("adding the model, block by block"):
         system.add_model(task.model, task.model_name)
-        run = create_run(operator, task.run_file)
-    console.print(f"{len(run['blocks'])} blocks, {run['rounds_total']} rounds; {len(partitions)} agents are enrolled and wait for work")
+        run = client.runs.create(task.run_file)
+    console.print(f"{len(run.blocks)} blocks, {run.rounds_total} rounds; {len(partitions)} agents are enrolled and wait for work")
     with console.status("measuring the memory of full fine-tuning, for comparison"):
         full = in_process(
             "full_memory", _as_assignment(run), str(system.folder / "coordinator" / "blobs"), str(partitions[0]), str(threads)
@@ -85,30 +83,30 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     anchor = None
     if task.anchor_file is not None:
         console.print("\n[bold]The anchor:[/] the head alone, on the frozen model")
-        anchor = _follow(system, operator, create_run(operator, task.anchor_file))
+        anchor = _follow(system, client, client.runs.create(task.anchor_file))
     console.print("\n[bold]The run:[/] all parameters, block by block")
-    run = _follow(system, operator, run)
+    run = _follow(system, client, run)
 
     with console.status("exporting the model, and loading it as anybody would"):
         exported = system.folder / "exported"
-        export_run(operator, run["id"], exported)
-        spec = RunFile.model_validate(run["spec"])
+        client.runs.export(run.id, exported)
+        spec = RunFile.model_validate(run.spec)
         assert spec.evaluate is not None
         held_out = task.run_file.parent / spec.evaluate.held_out
         reloaded = in_process("score", str(exported), spec.task.kind, str(held_out), str(spec.task.max_length))
         texts = [in_process("sample", str(where), *task.sample_prompts) for where in (task.model, exported)] if task.sample_prompts else []
-    visits = operator.get(f"/runs/{run['id']}/assignments")
-    first, last = run["evaluations"][0], run["evaluations"][-1]
-    head = anchor["evaluations"][-1] if anchor else None
-    peaks = [v["metrics"]["peak_memory_bytes"] for v in visits]
-    model_bytes = sum(4 * b["num_parameters"] for b in run["blocks"])
+    visits = list(client.runs.assignments(run.id))
+    first, last = run.evaluations[0], run.evaluations[-1]
+    head = anchor.evaluations[-1] if anchor else None
+    peaks = [v.metrics.peak_memory_bytes for v in visits if v.metrics]
+    model_bytes = sum(4 * b.num_parameters for b in run.blocks)
     metric = "accuracy" if spec.task.kind == "text-classification" else "loss"
     figures = report.Figures(
-        task=name, metric=metric, rows_trained_on=rows, rows_held_out=last["rows"],
-        start=first[metric], head_only=head[metric] if head else None, final=last[metric], reloaded=reloaded[metric],
-        start_loss=first["loss"], head_only_loss=head["loss"] if head else None, final_loss=last["loss"], reloaded_loss=reloaded["loss"],
+        task=name, metric=metric, rows_trained_on=rows, rows_held_out=last.rows,
+        start=_score(first, metric), head_only=_score(head, metric) if head else None, final=_score(last, metric), reloaded=reloaded[metric],
+        start_loss=_score(first, "loss"), head_only_loss=_score(head, "loss") if head else None, final_loss=_score(last, "loss"), reloaded_loss=reloaded["loss"],
         wall_s=time.monotonic() - began, training_s=_seconds(run),
-        bytes_down=run["bytes"]["down"], bytes_up=run["bytes"]["up"], fedavg_bytes=2 * model_bytes * len(visits),
+        bytes_down=run.bytes.down, bytes_up=run.bytes.up, fedavg_bytes=2 * model_bytes * len(visits),
         visit_peak_bytes=max(peaks), visit_peak_bytes_median=int(statistics.median(peaks)), full_peak_bytes=int(full["peak_bytes"]),
         web_memory_bytes=system.memory_of_web_process(), exported=str(exported),
     )  # fmt: skip
@@ -119,7 +117,7 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
             console.print("  " + passage.replace("\n", "\n  ") + "\n", highlight=False, markup=False)
     console.print(f"\nthe fine-tuned model: {exported}", highlight=False)
     if json_path is not None:
-        report.save(json_path, figures, {"digests": {b["name"]: b["digest"] for b in run["blocks"]}})
+        report.save(json_path, figures, {"digests": {b.name: b.digest for b in run.blocks}})
     if os.environ.get("KEEP"):
         console.print(f"\nkept alive: {system.url}/admin with the key {system.key}; Ctrl-C ends it", highlight=False)
         while True:
@@ -127,27 +125,27 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
             time.sleep(1)
 
 
-def _follow(system: System, operator: Operator, run: dict[str, Any]) -> dict[str, Any]:
+def _follow(system: System, client: Client, run: RunView) -> RunView:
     """Start a run and show it live until it has ended; a terminal gets a picture, a log file one line a round."""
-    operator.wait(lambda: operator.get("/agents"), lambda agents: all(agent["state"] == "active" for agent in agents), limit=120)
-    operator.post(f"/runs/{run['id']}/start")
+    client.wait(lambda: list(client.agents.list()), lambda agents: all(agent.state == "active" for agent in agents), timeout_s=120)
+    client.runs.start(run.id)
     shown = -1
     with Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else _Lines() as live:
         while True:
             system.check()
-            view: dict[str, Any] = operator.get(f"/runs/{run['id']}")
+            view = client.runs.get(run.id)
             if isinstance(live, Live):
                 live.update(draw(view))
-            elif view["rounds_done"] != shown:
-                shown = view["rounds_done"]
-                score = next((e for e in reversed(view["evaluations"]) if not e["failed"]), None)
-                text = f"round {shown:>3} of {view['rounds_total']}, {view['bytes']['down'] / 1e6:,.0f} MB down, {view['bytes']['up'] / 1e6:,.0f} up"
-                console.print(text + (f", held-out loss {score['loss']:.4f} after round {score['after_rounds']}" if score else ""))
-            if view["state"] in FINAL and not view["pending_jobs"]:
+            elif view.rounds_done != shown:
+                shown = view.rounds_done
+                score = next((e for e in reversed(view.evaluations) if not e.failed), None)
+                text = f"round {shown:>3} of {view.rounds_total}, {view.bytes.down / 1e6:,.0f} MB down, {view.bytes.up / 1e6:,.0f} up"
+                console.print(text + (f", held-out loss {score.loss:.4f} after round {score.after_rounds}" if score else ""))
+            if has_ended(view):
                 break
             time.sleep(0.5)
-    if view["state"] != "completed":
-        raise DemoFailed(f"the run ended {view['state']}: {view['reason']}")
+    if view.state != "completed":
+        raise DemoFailed(f"the run ended {view.state}: {view.reason}")
     return view
 
 
@@ -156,20 +154,27 @@ class _Lines:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _seconds(run: dict[str, Any]) -> float:
-    return (datetime.fromisoformat(run["ended_at"]) - datetime.fromisoformat(run["started_at"])).total_seconds()
+def _seconds(run: RunView) -> float:
+    assert run.ended_at
+    assert run.started_at
+    return (run.ended_at - run.started_at).total_seconds()
 
 
-def _as_assignment(run: dict[str, Any]) -> str:
+def _score(evaluation: EvaluationView, metric: str) -> float:
+    value = evaluation.accuracy if metric == "accuracy" else evaluation.loss
+    assert value is not None, evaluation.failed
+    return value
+
+
+def _as_assignment(run: RunView) -> str:
     """The first visit of the run as an agent would get it, for the comparison with full fine-tuning."""
-    spec = RunFile.model_validate(run["spec"])
-    trained = [b["name"] for b in run["blocks"] if b["trained"] and b["name"] not in spec.schedule.always]
+    spec = RunFile.model_validate(run.spec)
+    trained = [b.name for b in run.blocks if b.trained and b.name not in spec.schedule.always]
     seat = method_of(spec).seats(spec, trained, ["agent-1"], 0, spec.schedule.always)[0]
-    blocks = [ShardRef(block=b["name"], version=0, codec="exact", digest=b["digest"], size=b["size"]) for b in run["blocks"]]
-    files = [FileRef.model_validate(f) for f in run["files"]]
+    blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in run.blocks]
     return Assignment(
-        assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=run["id"], run_name=run["name"], round=0, cycle=0, block="all",
-        manifest=Manifest(files=files, blocks=blocks), train=train_settings(spec, seat), max_delta_bytes=0,
+        assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=run.id, run_name=run.name, round=0, cycle=0, block="all",
+        manifest=Manifest(files=run.files, blocks=blocks), train=train_settings(spec, seat), max_delta_bytes=0,
     ).model_dump_json()  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from fedcybgd.coordinator.operator import Operator
+from fedcybgd import Client
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -43,7 +43,7 @@ class System:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def start_coordinator(self) -> Operator:
+    def start_coordinator(self) -> Client:
         log = self.folder / "fedcybgd.coordinator.log"
         self._start("coordinator", log, "fedcoord", "serve", "--home", str(self.folder / "coordinator"), "--port", "0")
         until = time.monotonic() + 120
@@ -56,14 +56,14 @@ class System:
         if found[0] is None or found[1] is None:
             raise DemoFailed(f"the coordinator printed no address or key; see {log}")
         self.url, self.key = found[0][1], found[1][1]
-        return Operator(self.url, self.key)
+        return Client(self.url, self.key)
 
     def add_model(self, source: Path, name: str) -> None:
         self._command("fedcoord", "models", "add", str(source), "--name", name)
 
-    def start_agent(self, operator: Operator, name: str, data: Path, runs: Sequence[str], threads: int) -> None:
+    def start_agent(self, client: Client, name: str, data: Path, runs: Sequence[str], threads: int) -> None:
         home = self.folder / name
-        token = operator.post("/enrolment-tokens", {})["token"]
+        token = client.agents.token().token
         consent = [word for run in runs for word in ("--runs", run)]
         self._command("fedagent", "enroll", self.url, "--token", token, "--name", name, "--data", str(data), *consent, "--home", str(home))
         config = home / "agent.toml"

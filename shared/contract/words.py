@@ -13,6 +13,8 @@ OFFERS = "FedCyBGD-Offers"
 """Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
 COORDINATOR = "FedCyBGD-Coordinator"
 """Heading of every answer: the id that the coordinator's database got when it was made."""
+NEXT = "FedCyBGD-Next"
+"""Heading of a page of a list: `after` for the next one. The last page has none."""
 MOST_STEPS = 100_000
 """Local steps of a visit: an agent takes no visit that has more."""
 SHARD_CODECS = "exact, int8, int4 and pruned:N (N percent of the width removed, 1 to 90)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcybgd.coordinator.operator import OperatorError
+from fedcybgd.client.errors import Refused
 from tests.e2e.conftest import Federation, spec, write_rows
 from tests.support.processes import AgentProcess, wait_for
 
@@ -24,7 +24,7 @@ def test_a_column_of_another_name_is_mended_in_agent_toml(federation: Federation
     try:
         run_id = federation.create({**spec("mended", steps=5), "agents": ["mender"]})
         wait_for(lambda: standing(federation, run_id, "mender") == "unfit", limit=60)
-        with pytest.raises(OperatorError, match="data_invalid"):
+        with pytest.raises(Refused, match="data_invalid"):
             federation.operator.post(f"/runs/{run_id}/start")
         config = agent.home / "agent.toml"
         config.write_text(config.read_text().replace("# columns =", 'columns = { text = "sentence" }  #'))

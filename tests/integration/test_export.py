@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedcybgd import Client
+from fedcybgd.client.exports import download
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from tests.support import models
 from tests.support.live import LiveCoordinator
@@ -24,7 +26,7 @@ LINES = [{"text": " ".join(models.WORDS[i : i + 7])} for i in range(12)]
 def upload(live: LiveCoordinator, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     path = folder / "held-out.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    return {"held_out": path.name, "digest": live.operator.upload_held_out(path)}
+    return {"held_out": path.name, "digest": Client(live.url, live.operator_key).runs.upload_held_out(path)}
 
 
 def export(live: LiveCoordinator, run: str, target: Path) -> Path:
@@ -32,7 +34,7 @@ def export(live: LiveCoordinator, run: str, target: Path) -> Path:
     view = wait_for(lambda: (v := live.operator.get(f"/runs/{run}/exports/{made}"))["ready"] and v)
     target.mkdir()
     for file in view["files"]:
-        live.operator.download(f"/runs/{run}/exports/{made}/{file['name']}", target / file["name"], file["digest"], file["size"])
+        download(live.operator, f"/runs/{run}/exports/{made}/{file['name']}", target / file["name"], file["digest"], file["size"])
         assert (target / file["name"]).stat().st_size == file["size"]
     return target
 
@@ -134,7 +136,7 @@ def test_an_exported_file_is_resumed_and_verified(live: LiveCoordinator, model: 
     assert (answer.status_code, digest_of(whole[:1000] + answer.content)) == (206, weights["digest"])
     target = tmp_path / "model.safetensors"
     (tmp_path / ".model.safetensors.part").write_bytes(whole[:5000])
-    live.operator.download(f"/runs/{run}/exports/{made}/model.safetensors", target, weights["digest"], weights["size"])
+    download(live.operator, f"/runs/{run}/exports/{made}/model.safetensors", target, weights["digest"], weights["size"])
     assert digest_of_file(target) == weights["digest"]
 
 

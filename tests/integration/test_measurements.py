@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from sqlalchemy import select
 
+from fedcybgd import Client
 from fedcybgd.coordinator.commands.run_view import draw
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database, utcnow
@@ -22,6 +23,7 @@ from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.read import status
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.shared.contract.manifests import Manifest
+from fedcybgd.shared.contract.views import RunView
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, fresh, run_file, settled, start_run
@@ -33,7 +35,7 @@ INT8 = {"compression": {"policy": "int8"}, "delta": {"codec": "int8"}}
 def held_out(live: LiveCoordinator, folder: Path, every: object = "round") -> dict[str, Any]:
     path = folder / "held_out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return {"held_out": path.name, "digest": live.operator.upload_held_out(path), "every": every}
+    return {"held_out": path.name, "digest": Client(live.url, live.operator_key).runs.upload_held_out(path), "every": every}
 
 
 def in_type(folder: Path, target: Path, dtype: torch.dtype) -> Path:
@@ -84,7 +86,7 @@ def test_a_checkpoint_of_any_type_is_trained_sent_and_scored(live: LiveCoordinat
 def shown(view: dict[str, Any]) -> str:
     console = Console(width=150, record=True, file=None)
     with console.capture() as captured:
-        console.print(draw(view))
+        console.print(draw(RunView.model_validate(view)))
     return captured.get()
 
 

@@ -15,10 +15,10 @@ import uvicorn
 from anyio import CapacityLimiter
 
 from fedcybgd.agent.client import Client
+from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.jobs.engine import NewEngine
-from fedcybgd.coordinator.operator import Operator
 from fedcybgd.coordinator.serve import Server, prepare_home
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
@@ -46,7 +46,7 @@ class LiveCoordinator:
             time.sleep(0.02)
         with self.database.transaction() as session:
             self.operator_key = operators.rotate_key(session, utcnow())
-        self.operator = Operator(self.url, self.operator_key)
+        self.operator = Connection(self.url, self.operator_key)
 
     @property
     def database(self) -> Database:

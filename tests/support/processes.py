@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from fedcybgd.agent.client import Client
-from fedcybgd.coordinator.operator import Operator
+from fedcybgd.client.connection import Connection
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
@@ -45,8 +45,8 @@ class CoordinatorProcess:
         return self
 
     @property
-    def operator(self) -> Operator:
-        return Operator(self.url, self.key)
+    def operator(self) -> Connection:
+        return Connection(self.url, self.key)
 
     def kill(self) -> None:
         """SIGKILL the web process; its children must notice by themselves."""

@@ -10,8 +10,9 @@ from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import ManifestInvalid
 from fedcybgd.agent.residuals import Residuals
-from fedcybgd.coordinator.commands.runs import export_run
-from fedcybgd.coordinator.operator import Operator, OperatorError
+from fedcybgd.client import exports
+from fedcybgd.client.connection import Connection
+from fedcybgd.client.errors import ClientError
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolAnswer, RunOffer
 from fedcybgd.shared.contract.assignments import Assignment
 from fedcybgd.shared.contract.digests import digest_of
@@ -41,7 +42,7 @@ def test_a_link_in_the_place_of_a_name_is_refused(tmp_path: Path) -> None:
 
 
 def export(url: str, target: Path) -> Any:
-    return export_run(Operator(url, "fco_x"), "r", target)
+    return exports.export(Connection(url, "fco_x"), "r", target, 10)
 
 
 def hostile(files: list[dict[str, Any]], data: bytes = DATA, export_id: str = EXPORT) -> Any:
@@ -66,7 +67,7 @@ def everything(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["../../up", "..", "/tmp/fed-absolute", ".bashrc", "a/../../up", "..\\up", "a\nb", "", "a" * 200, "é"])
 def test_an_export_writes_only_what_an_export_has(tmp_path: Path, name: str) -> None:
     before = everything(tmp_path)
-    with hostile([named("config.json"), named(name)]) as server, pytest.raises(OperatorError, match="nothing was written"):
+    with hostile([named("config.json"), named(name)]) as server, pytest.raises(ClientError, match="nothing was written"):
         export(server.url, tmp_path / "exp" / "target")
     assert everything(tmp_path) == before
     assert not Path("/tmp/fed-absolute").exists()
@@ -74,7 +75,7 @@ def test_an_export_writes_only_what_an_export_has(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("digest", ["../x", "A" * 64, "0" * 63, 5, None])
 def test_a_digest_that_is_none_is_refused(tmp_path: Path, digest: object) -> None:
-    with hostile([named("config.json") | {"digest": digest}]) as server, pytest.raises(OperatorError, match="digest"):
+    with hostile([named("config.json") | {"digest": digest}]) as server, pytest.raises(ClientError, match="digest"):
         export(server.url, tmp_path / "target")
     assert everything(tmp_path) == set()
 
@@ -86,20 +87,20 @@ def test_an_export_follows_no_link_in_the_target(tmp_path: Path) -> None:
         target = tmp_path / f"of{linked}"
         target.mkdir()
         (target / linked).symlink_to(victim)
-        with hostile([named("config.json")]) as server, pytest.raises((OperatorError, UnsafeName)):
+        with hostile([named("config.json")]) as server, pytest.raises((ClientError, UnsafeName)):
             export(server.url, target)
     assert victim.read_text() == "mine"
 
 
 def test_an_export_writes_no_more_than_was_announced(tmp_path: Path) -> None:
-    with hostile([named("config.json", size=10)], b"x" * 5_000_000) as server, pytest.raises(OperatorError, match="more bytes than the 10"):
+    with hostile([named("config.json", size=10)], b"x" * 5_000_000) as server, pytest.raises(ClientError, match="more bytes than the 10"):
         export(server.url, tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10
 
 
 def test_an_export_that_is_honest_is_written(tmp_path: Path) -> None:
     with hostile([named("config.json")]) as server:
-        assert export(server.url, tmp_path / "new")["files"][0]["name"] == "config.json"
+        assert export(server.url, tmp_path / "new").files[0].name == "config.json"
         assert all(a.headers["accept-encoding"] == "identity" for a in server.asked if a.path.endswith("config.json"))
     assert (tmp_path / "new" / "config.json").read_bytes() == DATA
     assert everything(tmp_path) == {"new", "new/config.json"}
@@ -107,7 +108,7 @@ def test_an_export_that_is_honest_is_written(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with hostile([named("config.json")]) as server, pytest.raises(OperatorError, match="choose another directory"):
+    with hostile([named("config.json")]) as server, pytest.raises(ClientError, match="choose another directory"):
         export(server.url, tmp_path / "file" / "target")
 
 

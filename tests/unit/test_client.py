@@ -1,4 +1,4 @@
-"""What the operator's commands say where no coordinator answers, and that they outlast one that is restarted."""
+"""What the client and the commands say where no coordinator answers, and that they outlast one that is restarted."""
 
 import json
 import threading
@@ -11,14 +11,28 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fedcybgd.client.connection import Connection
+from fedcybgd.client.errors import (
+    CoordinatorAway,
+    DirectoryTaken,
+    FileUnusable,
+    KeyInvalid,
+    Refused,
+)
 from fedcybgd.coordinator import cli
-from fedcybgd.coordinator.operator import CoordinatorAway, Operator, OperatorError
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
 from tests.support.hostile import Answer, Asked, serving
 
-RUN = {"id": "run_" + 16 * "1", "name": "mine", "model": "bert", "state": "completed", "pending_jobs": 0}
+NOW = "2026-01-02T03:04:05Z"
+RUN: dict[str, Any] = {
+    "id": "run_" + 16 * "1", "name": "mine", "model": "bert", "state": "completed", "reason": None, "prepared": True, "rounds_done": 3,
+    "rounds_total": 3, "created_at": NOW, "started_at": NOW, "ended_at": NOW, "spec": {"name": "mine", "model": "bert"}, "participants": [],
+    "notes": [], "readiness": {}, "files": [], "blocks": [], "rounds": [], "current": [], "evaluations": [], "bytes": {"down": 0, "up": 0},
+    "pending_jobs": 0, "failed_measurements": 0, "seconds_left": None, "events": [],
+}  # fmt: skip
+"""As a coordinator answers; written out, for these tests judge the models that would make it"""
 EXPORT = "job_" + 16 * "2"
 DATA = b"{}"
 
@@ -46,13 +60,13 @@ def test_without_a_key_it_says_which_variable_is_missing(key: str | None) -> Non
 
 @pytest.mark.parametrize("key", ["fco_ü", "fco_a\nb", "fco_a b", "“fco_x”", "fco_\x00x"])
 def test_a_key_that_is_none_is_said_in_a_line(key: str) -> None:
-    with pytest.raises(OperatorError, match="characters that no key has"):
-        Operator("http://127.0.0.1:1", key)
+    with pytest.raises(KeyInvalid, match="characters that no key has"):
+        Connection("http://127.0.0.1:1", key)
 
 
 def test_spaces_around_a_key_do_no_harm() -> None:
     with serving(only_with_a_key) as server:
-        assert Operator(server.url, " fco_right\n").get("/runs") == []
+        assert Connection(server.url, " fco_right\n").get("/runs") == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +86,7 @@ def test_what_is_no_address_is_said_in_a_line(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://[::1", "http://c:99999", "http://c:port"])
 def test_nor_one_that_only_looks_like_it(url: str) -> None:
     with pytest.raises((AddressInvalid, CoordinatorAway)):
-        Operator(url, "fco_x").get("/runs")
+        Connection(url, "fco_x").get("/runs")
 
 
 def test_https_where_http_is_spoken_and_the_other_way_round() -> None:
@@ -135,7 +149,7 @@ def restarted() -> Iterator[Restarted]:
 
 
 def test_waiting_outlasts_a_restart_and_says_so_once(restarted: Restarted) -> None:
-    operator = Operator(f"http://127.0.0.1:{restarted.port}", "fco_x")
+    operator = Connection(f"http://127.0.0.1:{restarted.port}", "fco_x")
     notices: list[str] = []
     operator.notice = notices.append
     assert operator.get("/x")["count"] == 1
@@ -148,7 +162,7 @@ def test_waiting_outlasts_a_restart_and_says_so_once(restarted: Restarted) -> No
 
 
 def test_an_address_where_nobody_ever_answered_is_not_waited_for() -> None:
-    operator = Operator("http://127.0.0.1:1", "fco_x")
+    operator = Connection("http://127.0.0.1:1", "fco_x")
     with pytest.raises(CoordinatorAway, match="no coordinator answers"):
         operator.wait(lambda: operator.get("/x"), lambda _: True)
 
@@ -157,7 +171,7 @@ def test_an_address_where_nobody_ever_answered_is_not_waited_for() -> None:
 def test_what_a_proxy_says_meanwhile_is_waited_out(page: int) -> None:
     answers = iter([Answer.json({"n": 1}), Answer.page(page), Answer.page(page), Answer.json({"n": 2})])
     with serving(lambda _: next(answers)) as server:
-        operator = Operator(server.url, "fco_x")
+        operator = Connection(server.url, "fco_x")
         operator.notice = lambda _: None
         assert operator.get("/x") == {"n": 1}
         assert operator.patiently(lambda: operator.get("/x"), every=0.01) == {"n": 2}
@@ -165,9 +179,9 @@ def test_what_a_proxy_says_meanwhile_is_waited_out(page: int) -> None:
 
 def test_what_a_coordinator_refuses_is_not_waited_for() -> None:
     with serving(lambda _: Answer.json({"code": "not_found", "message": "there is no run"}, 404)) as server:
-        operator = Operator(server.url, "fco_x")
+        operator = Connection(server.url, "fco_x")
         operator._answered = True
-        with pytest.raises(OperatorError, match="there is no run"):
+        with pytest.raises(Refused, match="there is no run"):
             operator.patiently(lambda: operator.get("/x"))
 
 
@@ -207,7 +221,7 @@ def test_an_export_does_not_write_over_another_runs(tmp_path: Path) -> None:
     assert export(RUN, tmp_path / "out").exit_code == 0
     for other in (OTHER, {**OTHER, "name": "mine"}):
         refused = export(other, tmp_path / "out")
-        assert isinstance(refused.exception, OperatorError)
+        assert isinstance(refused.exception, DirectoryTaken)
         assert "holds the model of run mine; choose another directory, or give --force" in refused.exception.message
     assert json.loads((tmp_path / "out/fedcybgd.json").read_text())["run"] == "mine"
     assert export(OTHER, tmp_path / "out", "--force").exit_code == 0
@@ -218,7 +232,7 @@ def test_an_export_does_not_write_over_another_runs(tmp_path: Path) -> None:
 def test_nor_over_what_somebody_else_left_there(tmp_path: Path, left: str) -> None:
     (tmp_path / left).write_text("[1]")
     refused = export(RUN, tmp_path)
-    assert isinstance(refused.exception, OperatorError)
+    assert isinstance(refused.exception, DirectoryTaken)
     assert "is not empty" in refused.exception.message
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {left: "[1]"}
 
@@ -226,7 +240,7 @@ def test_nor_over_what_somebody_else_left_there(tmp_path: Path, left: str) -> No
 def test_a_directory_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = export(RUN, tmp_path / "file" / "out")
-    assert isinstance(refused.exception, OperatorError), refused.exc_info
+    assert isinstance(refused.exception, FileUnusable), refused.exc_info
     assert "choose another directory" in refused.exception.message
 
 

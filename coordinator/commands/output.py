@@ -1,0 +1,19 @@
+"""How the commands write what the client gives: times, and whole answers as JSON."""
+
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import typer
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+def moment(at: datetime | None) -> str:
+    """To the second, in UTC; empty where there is none."""
+    return "" if at is None else at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+
+
+def say_json(kind: type[T], value: T) -> None:
+    """The whole answer, for scripts."""
+    typer.echo(TypeAdapter(kind).dump_json(value, indent=2))

@@ -1,0 +1,208 @@
+"""HTTP with a coordinator, under the operator's key: JSON, typed answers, lists page by page, and patience with the weather."""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from fedcybgd.client.errors import AnswerInvalid, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
+from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
+from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
+
+DEFAULT_URL = "http://127.0.0.1:8440"
+PAGE = 1000
+"""Entries of a list that are asked for at once"""
+DAY_S = 86_400.0
+T = TypeVar("T")
+LIST = TypeAdapter(list[object])
+Params = Mapping[str, str | int | float | None]
+log = logging.getLogger("fedcybgd")
+
+
+class Connection:
+    """One connection pool; safe to use from several threads."""
+
+    def __init__(self, url: str | None = None, key: str | None = None, timeout_s: float = 60, patience_s: float = 30) -> None:
+        self.url = address_of(url or os.environ.get("FEDCOORD_URL") or DEFAULT_URL)
+        key = (key or os.environ.get("FEDCOORD_OPERATOR_KEY", "")).strip()
+        if key and re.fullmatch(r"[!-~]+", key) is None:
+            raise KeyInvalid("FEDCOORD_OPERATOR_KEY has characters that no key has; copy it again, from fco_ to its end")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._http = httpx.Client(base_url=self.url + API, headers=headers, timeout=timeout_s)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise AddressInvalid(f"{self.url} is no address of a coordinator ({error}); set FEDCOORD_URL") from error
+        self._has_key = bool(key)
+        self._patience_s = patience_s
+        self._answered = False
+        self._told = False
+        self.notice: Callable[[str], None] = log.warning
+        """Told once when a coordinator that has answered before does not"""
+
+    def close(self) -> None:
+        self._http.close()
+
+    # ---- JSON ---------------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, **params: str | int | float | None) -> object:
+        """The JSON of an answer, as it came."""
+        return self._json(self.send("GET", path, params=params))
+
+    def post(self, path: str, body: object = None) -> object:
+        """The JSON of an answer, as it came; the call is not repeated."""
+        return self._json(self.send("POST", path, body=body))
+
+    def every(self, path: str, **params: str | int | float | None) -> list[object]:
+        """The JSON of all entries of a list, page by page."""
+        return [entry for answer in self._pages(path, params) for entry in self._entries(answer)]
+
+    # ---- typed ----------------------------------------------------------------------------------------------------------
+
+    def read(self, kind: type[T], path: str, params: Params | None = None) -> T:
+        """What a GET answers; repeated while the coordinator is away."""
+        return self._typed(kind, self.patiently(partial(self.send, "GET", path, params=params)))
+
+    def ask(self, kind: type[T], path: str, body: BaseModel, params: Params | None = None) -> T:
+        """What a POST answers that changes nothing; repeated while the coordinator is away."""
+        return self._typed(kind, self.patiently(partial(self.send, "POST", path, params=params, body=_plain(body))))
+
+    def do(self, kind: type[T], path: str, body: BaseModel | None = None) -> T:
+        """What a POST answers that changes something: it is sent once, and who hears no answer must look."""
+        return self._typed(kind, self.send("POST", path, body=_plain(body)))
+
+    def pages(self, kind: type[T], path: str, params: Params | None = None) -> Iterator[T]:
+        """The entries of a list; each page is fetched when it is reached."""
+        for answer in self._pages(path, params or {}):
+            adapter = TypeAdapter(kind)
+            yield from (self._validated(adapter, entry) for entry in self._entries(answer))
+
+    def _pages(self, path: str, params: Params) -> Iterator[httpx.Response]:
+        place: Params = {}
+        while True:
+            query = {"limit": PAGE, **params, **place}
+            yield (answer := self.patiently(partial(self.send, "GET", path, params=query)))
+            if (after := answer.headers.get(NEXT)) is None:
+                return
+            place = {"after": after}
+
+    # ---- patience ---------------------------------------------------------------------------------------------------------
+
+    def patiently(self, call: Callable[[], T], every: float = 1.0, limit: float | None = None) -> T:
+        """Call until it works, every so many seconds and for so many: once a coordinator has answered, it may be restarted meanwhile. What it refuses is raised."""
+        until = time.monotonic() + (self._patience_s if limit is None else limit)
+        while True:
+            try:
+                return call()
+            except CoordinatorAway as error:
+                if not self._answered or time.monotonic() + every > until:
+                    raise
+                if not self._told:
+                    self.notice(f"{error.message}; waiting for it")
+                self._told = True
+                time.sleep(every)
+
+    def wait(self, look: Callable[[], T], done: Callable[[T], bool], every: float = 0.2, limit: float = DAY_S) -> T:
+        """Look until `done`. Raises `TimedOut` after `limit` seconds; a coordinator that is away meanwhile is waited for."""
+        until = time.monotonic() + limit
+        while not done(value := self.patiently(look, limit=max(0.0, until - time.monotonic()))):
+            if time.monotonic() > until:
+                raise TimedOut(f"what was waited for did not come within {limit:g} s")
+            time.sleep(every)
+        return value
+
+    # ---- one call -----------------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: object = None,
+        content: Iterable[bytes] | None = None,
+        size: int | None = None,
+    ) -> httpx.Response:
+        """One call, with JSON or with `size` bytes; an answer that is not 2xx is raised. Raises `CoordinatorAway`, `Refused`, `KeyInvalid`."""
+        query = {name: value for name, value in (params or {}).items() if value is not None}
+        headers = {} if size is None else {"Content-Length": str(size)}
+        try:
+            answer = self._http.request(method, path, params=query or None, json=body, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            why = f"{error or type(error).__name__}{hint(self.url, error)}"
+            raise CoordinatorAway(
+                f"no coordinator answers at {self.url} ({why}). Is `fedcoord serve` running? Set FEDCOORD_URL if it is elsewhere"
+            ) from error
+        self.check(answer)
+        return answer
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """The answer to a GET whose body is read as it comes; whatever its status is."""
+        with self._http.stream("GET", path, headers=headers) as answer:
+            yield answer
+
+    def check(self, answer: httpx.Response) -> None:
+        """Raise what an answer says that is not 2xx; its body has been read."""
+        if answer.is_success:
+            return
+        if answer.status_code == 401 and not self._has_key:
+            raise KeyInvalid(
+                "set FEDCOORD_OPERATOR_KEY to the operator's key (`fedcoord serve` printed it once; `fedcoord operator rotate` makes a new one)"
+            )
+        try:
+            body = ErrorBody.model_validate_json(answer.content)
+        except ValidationError as error:
+            weather = answer.status_code >= 500 or answer.status_code == 429
+            kind = CoordinatorAway if weather else ClientError
+            raise kind(f"{self.url} answered {answer.status_code}: is it a coordinator?") from error
+        if answer.status_code == 503:
+            self._answered = True
+            raise CoordinatorAway(f"{body.message} [{body.code}]")
+        self._heard()
+        raise Refused(answer.status_code, body.code, body.message, body.detail)
+
+    def _heard(self) -> None:
+        self._answered, self._told = True, False
+
+    def _json(self, answer: httpx.Response) -> object:
+        try:
+            value: object = answer.json()
+        except ValueError as error:
+            raise CoordinatorAway(f"{self.url} answered something else than a coordinator would: is it one?") from error
+        self._heard()
+        return value
+
+    def _entries(self, answer: httpx.Response) -> list[object]:
+        return self._validated(LIST, self._json(answer))
+
+    def _typed(self, kind: type[T], answer: httpx.Response) -> T:
+        return self._validated(TypeAdapter(kind), self._json(answer))
+
+    def _validated(self, adapter: TypeAdapter[T], value: object) -> T:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise AnswerInvalid(
+                f"{self.url} gave an answer that this version does not know ({where}: {problem['msg']}): is it a coordinator, and of which version?"
+            ) from error
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path, whatever characters it has."""
+    return quote(name, safe="")
+
+
+def _plain(body: BaseModel | None) -> object:
+    """As JSON has it: a number that is none becomes null, and the coordinator says which field is wrong."""
+    return None if body is None else json.loads(body.model_dump_json(warnings=False))

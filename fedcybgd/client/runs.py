@@ -1,0 +1,146 @@
+"""`client.runs`: create, steer, follow and export runs. A run is named by its id, or by a name: that means its newest run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedcybgd.client import exports
+from fedcybgd.client.connection import DAY_S, Connection, segment
+from fedcybgd.client.errors import FileUnusable, RunStopped
+from fedcybgd.client.run_files import Given, read
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.manifests import ExportView
+from fedcybgd.shared.contract.operators import StartRequest
+from fedcybgd.shared.contract.plans import PlanView
+from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
+
+FINAL = frozenset({"completed", "failed", "cancelled"})
+CHUNK = 1 << 20
+
+
+def has_ended(run: RunView) -> bool:
+    """In a state that it does not leave, with nothing left to measure."""
+    return run.state in FINAL and not run.pending_jobs
+
+
+class Runs:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    # ---- before it begins -------------------------------------------------------------------------------------------------
+
+    def create(self, run: Given, *, wait_s: float = DAY_S) -> RunView:
+        """Create a run of a `RunFile`, a mapping with its fields, or the path of a run file; upload its held-out file; wait until it is prepared.
+
+        `evaluate.held_out` is relative to the run file, else to the present directory. With `wait_s=0` the answer comes at once.
+        Raises `RunFileInvalid`, `FileUnusable`, `Refused`, `RunStopped`, `TimedOut`.
+        """
+        spec, folder = read(run)
+        if spec.evaluate is not None and spec.evaluate.digest is None:
+            digest = self.upload_held_out(folder / spec.evaluate.held_out)
+            spec = spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"digest": digest})})
+        made = self._connection.do(RunView, "/runs", spec)
+        return self._prepared(made, wait_s) if wait_s else made
+
+    def _prepared(self, made: RunView, wait_s: float) -> RunView:
+        run = self._connection.wait(lambda: self.get(made.id), lambda r: r.prepared or r.state in FINAL, limit=wait_s)
+        if not run.prepared:
+            raise RunStopped(f"run {run.name} could not be prepared: {run.reason}", run=run.id, state=run.state)
+        return run
+
+    def upload_held_out(self, path: Path) -> str:
+        """Upload a held-out file; its digest. The same bytes may be uploaded again. Raises `FileUnusable`, `Refused`."""
+        if not path.is_file():
+            raise FileUnusable(f"evaluate.held_out: there is no file {path}")
+        digest, size = digest_of_file(path), path.stat().st_size
+
+        def send() -> None:
+            with path.open("rb") as file:
+                body = iter(lambda: file.read(CHUNK), b"")
+                self._connection.send("PUT", f"/held-out/{digest}", params={"name": path.name}, content=body, size=size)
+
+        self._connection.patiently(send)
+        return digest
+
+    def plan(self, run: Given, *, tokens_per_s: float | None = None, rows: int | None = None) -> PlanView:
+        """What a run would ask of each agent: bytes of memory, bytes moved, codecs, hours. Nothing is changed.
+
+        `tokens_per_s` is the speed of training, `rows` the number of each agent's rows. Raises `RunFileInvalid`, `Refused`.
+        """
+        spec, _ = read(run)
+        return self._connection.ask(PlanView, "/plan", spec, {"tokens_per_s": tokens_per_s, "rows": rows})
+
+    # ---- steering -----------------------------------------------------------------------------------------------------------
+
+    def start(self, run: str, *, anyway: bool = False) -> RunView:
+        """Open the first round with the agents that are there; `anyway` counts all in. Raises `Refused` (`nobody_ready`, …)."""
+        return self._connection.do(RunView, f"/runs/{segment(run)}/start", StartRequest.model_construct(anyway=anyway))
+
+    def pause(self, run: str) -> RunView:
+        """Begin no further round; what is being trained is finished and applied. Raises `Refused`."""
+        return self._connection.do(RunView, f"/runs/{segment(run)}/pause")
+
+    def resume(self, run: str) -> RunView:
+        """Go on with a paused run. Raises `Refused`."""
+        return self._connection.do(RunView, f"/runs/{segment(run)}/resume")
+
+    def cancel(self, run: str) -> RunView:
+        """End a run for good; its model so far can still be exported. Raises `Refused`."""
+        return self._connection.do(RunView, f"/runs/{segment(run)}/cancel")
+
+    # ---- looking ------------------------------------------------------------------------------------------------------------
+
+    def get(self, run: str) -> RunView:
+        """Where a run stands. Raises `Refused` with `not_found`."""
+        return self._connection.read(RunView, f"/runs/{segment(run)}")
+
+    def list(self) -> Iterator[RunSummary]:
+        """All runs, the newest first."""
+        return self._connection.pages(RunSummary, "/runs")
+
+    def rounds(self, run: str) -> Iterator[RoundView]:
+        """The rounds, the newest first."""
+        return self._connection.pages(RoundView, f"/runs/{segment(run)}/rounds")
+
+    def assignments(self, run: str) -> Iterator[AssignmentView]:
+        """Every visit so far, the oldest first."""
+        return self._connection.pages(AssignmentView, f"/runs/{segment(run)}/assignments")
+
+    def members(self, run: str) -> Iterator[MemberView]:
+        """The agents that the run is open to: who is there, and whose data fit."""
+        return self._connection.pages(MemberView, f"/runs/{segment(run)}/readiness")
+
+    def traffic(self, run: str) -> Iterator[TrafficView]:
+        """Bytes that crossed the wire, by round, agent and kind."""
+        return self._connection.pages(TrafficView, f"/runs/{segment(run)}/traffic")
+
+    def wait(self, run: str, until: Callable[[RunView], bool] | None = None, *, timeout_s: float = DAY_S, every_s: float = 0.5) -> RunView:
+        """The run, once `until` holds of it; by default once it has completed and everything is measured.
+
+        Raises `TimedOut` after `timeout_s` seconds, and `RunStopped` when it cannot come any more: the run has ended otherwise, or (by
+        default) was paused.
+        """
+
+        def stopped(view: RunView) -> bool:
+            return has_ended(view) or (until is None and view.state == "paused")
+
+        def done(view: RunView) -> bool:
+            return until(view) if until is not None else view.state == "completed" and has_ended(view)
+
+        view = self._connection.wait(lambda: self.get(run), lambda v: done(v) or stopped(v), every_s, timeout_s)
+        if not done(view):
+            why = f": {view.reason}" if view.reason else ""
+            raise RunStopped(f"run {view.name} is {view.state}{why}", run=view.id, state=view.state)
+        return view
+
+    # ---- its model ------------------------------------------------------------------------------------------------------------
+
+    def export(self, run: str, directory: Path | str, *, force: bool = False, timeout_s: float = DAY_S) -> ExportView:
+        """Write the present model as a directory that transformers loads; `force` writes over what another run left there.
+
+        Raises `DirectoryTaken`, `FileUnusable`, `AnswerInvalid`, `Refused`, `TimedOut`.
+        """
+        made_by, directory = self.get(run), Path(directory)
+        exports.claim(directory, made_by, force)
+        view = exports.export(self._connection, made_by.id, directory, timeout_s)
+        exports.write_card(directory, made_by, view.after_rounds, view.files)
+        return view
