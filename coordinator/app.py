@@ -23,6 +23,7 @@ from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.dashboard import pages
 from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.domain.opening import Opening
@@ -94,6 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s))
     absence.begin()
     with database.transaction() as session:
+        wait_alone(session.connection())
         app.state.identity = instance.identity(session, utcnow())
         missing.tell(session, app.state.store, utcnow())
     jobs = app.state.jobs = LocalJobs(database, app.state.new_engine)

@@ -13,6 +13,7 @@ import uvicorn
 
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import understood
@@ -58,6 +59,7 @@ def prepare_home(settings: Settings) -> str | None:
         try:
             migrate.upgrade(database.engine)
             with database.transaction() as session:
+                wait_alone(session.connection())
                 return operators.ensure_key(session, utcnow())
         finally:
             database.close()

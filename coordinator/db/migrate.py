@@ -10,6 +10,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
+from fedcybgd.coordinator.db.alone import wait_alone
+
 
 def _config(connection: Any = None) -> Config:
     config = Config()
@@ -20,10 +22,11 @@ def _config(connection: Any = None) -> Config:
 
 @contextmanager
 def _migrating(engine: Engine) -> Iterator[Connection]:
-    """A connection in a transaction. SQLite changes a table by making it anew, and must not mind meanwhile who refers to it."""
+    """A connection in a transaction, and nobody else migrates meanwhile. SQLite changes a table by making it anew, and must not mind meanwhile who refers to it."""
     with engine.connect() as connection:
         if engine.dialect.name != "sqlite":
             with connection.begin():
+                wait_alone(connection)
                 yield connection
             return
         sqlite: Any = connection.connection.driver_connection

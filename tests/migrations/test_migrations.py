@@ -1,6 +1,8 @@
 """The migrations build exactly the tables of the models, take them away again, and build them again; on both databases."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import migrate, models
 from fedcybgd.coordinator.db.base import Base, Database, open_engine
 from fedcybgd.shared.contract.agents import DeclaredLimits
+from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.database_decides
 
@@ -79,6 +82,30 @@ def test_a_second_upgrade_changes_nothing(engine: Engine) -> None:
     assert shape(engine) == before
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT key_hash FROM operator_key")) == "a"
+
+
+START = """
+import sys
+from pathlib import Path
+from fedcybgd.coordinator.serve import prepare_home
+from fedcybgd.coordinator.settings import Settings
+print(prepare_home(Settings(home=Path(sys.argv[1]), database_url=sys.argv[2])))
+"""
+
+
+@pytest.mark.postgresql
+def test_two_coordinators_that_start_at_once_on_an_empty_database_both_come_up(postgres: PostgresServer, tmp_path: Path) -> None:
+    url = postgres.new_database()
+    started = [
+        subprocess.Popen([sys.executable, "-c", START, str(tmp_path / name), url], stdout=subprocess.PIPE) for name in ("one", "other")
+    ]
+    said = [process.communicate(timeout=60)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert sorted(answer == b"None" for answer in said) == [False, True], "one operator's key, shown by whoever made it"
+    engine = open_engine(url)
+    assert migrate.current(engine) == migrate.newest()
+    assert difference(engine) == []
+    engine.dispose()
 
 
 def test_the_migrations_are_one_line_from_base_to_head() -> None:
