@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.domain.absence import Moment, lost_between
+from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import leases
 
@@ -26,11 +27,11 @@ class Absence:
     """Watches a database: each commit shows that the coordinator runs, and each transaction first looks whether it did.
 
     The sweeper commits once in `expected`, so a longer gap is an absence: a machine that slept, a process that was stopped, a database
-    that was away. Nobody could renew a lease meanwhile.
+    that was away. Nobody could renew a lease meanwhile, unless another coordinator was there: then there is nothing to make good.
     """
 
-    def __init__(self, database: Database, expected: timedelta, clocks: Callable[[], Moment] = read_clocks) -> None:
-        self._database, self._expected, self._clocks = database, expected, clocks
+    def __init__(self, database: Database, expected: timedelta, replica: str, clocks: Callable[[], Moment] = read_clocks) -> None:
+        self._database, self._expected, self._replica, self._clocks = database, expected, replica, clocks
         self._lock, self._mending = threading.RLock(), False
         self._last = clocks()
         self._noticed_at = float("-inf")
@@ -40,8 +41,11 @@ class Absence:
     def begin(self) -> None:
         """Make good for the time before the start, and watch from now on."""
         with self._database.transaction() as session:
-            leases.after_absence(session, self._clocks().wall, timedelta())
-            leases.excuse_agents(session, self._clocks().wall)
+            now = self._clocks().wall
+            seen = replicas.others_seen_at(session, self._replica)
+            if seen is None or now - seen > replicas.ALIVE:
+                leases.after_absence(session, now, timedelta())
+                leases.excuse_agents(session, now)
         self._last = self._clocks()
         self._database.before_transaction, self._database.after_transaction = self._look, self._committed
 
@@ -65,10 +69,18 @@ class Absence:
             self.times += 1
             try:
                 with self._database.transaction() as session:
-                    self._mend(session, now, lost)
+                    if (missed := self._missed_by_all(session, now, lost)) is not None:
+                        self._mend(session, now, missed)
                 self._last, self._noticed_at = self._clocks(), now.elapsed
             finally:
                 self._mending = False
+
+    def _missed_by_all(self, session: Session, now: Moment, lost: timedelta) -> timedelta | None:
+        """What of the time that this process lost no other coordinator was there for; None: one was."""
+        seen = replicas.others_seen_at(session, self._replica)
+        if seen is None or seen <= self._last.wall or lost < timedelta():
+            return lost
+        return now.wall - seen if now.wall - seen > replicas.ALIVE else None
 
     def _mend(self, session: Session, now: Moment, lost: timedelta) -> None:
         extended = leases.after_absence(session, now.wall, lost)

@@ -25,14 +25,15 @@ from fedcybgd.coordinator.dashboard import pages
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.home import home_id
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.services.path import openings
-from fedcybgd.coordinator.services.records import instance
+from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.services.signals import FORGET, INVITED, LANES, LET_GO, OFFERED, OFFERS, OPENINGS, Signals
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
@@ -92,13 +93,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.threads.total_tokens = settings.threads
     app.state.store = open_store(settings.blobs)
     migrate.upgrade(database.engine)
-    absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s))
+    with database.transaction() as session:
+        replica = replicas.enter(session, home_id(settings.home), utcnow())
+    absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s), replica)
     absence.begin()
     with database.transaction() as session:
         wait_alone(session.connection())
         app.state.identity = instance.identity(session, utcnow())
         missing.tell(session, app.state.store, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, app.state.new_engine)
+    jobs = app.state.jobs = LocalJobs(database, app.state.new_engine, replica)
 
     def after_commit(signals: Signals) -> None:
         if FORGET in signals:
@@ -114,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     database.after_commit = after_commit
     jobs.start()
-    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence, waiting, attendance))
+    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence, waiting, attendance, replica))
     try:
         yield
     finally:
@@ -123,7 +126,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(Exception):  # a database that is away now is told at the next start who is there
             await attendance.write()
         jobs.stop()
+        _leave(database, replica)
         database.close()
+
+
+def _leave(database: Database, replica: str) -> None:
+    try:
+        with database.transaction() as session:
+            replicas.leave(session, replica)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        log.warning("the database is away (%s): what was under way waits until its lease ends, or the next start here", reason(error))
 
 
 def _answer(status: int, code: str, message: str, detail: object = None) -> JSONResponse:

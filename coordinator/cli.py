@@ -98,6 +98,9 @@ def status() -> None:
         terminal.say(f"run {run.name}: {run.state}, round {run.rounds_done} of {run.rounds_total}{why}")
     for lease in view.leases:
         terminal.say(f"lease: {lease.agent} trains {lease.block} of {lease.run}, round {lease.round}, attempt {lease.attempt}")
+    for job in view.running_jobs:
+        still = f"; it has used nothing for {job.still_s:.0f} s" if job.still_s >= 60 else ""
+        terminal.say(f"job: {job.kind} of {job.of}, for {job.seconds:.0f} s, {job.cpu_s:.0f} s of processor time{still}")
     for event in view.last_errors[:5]:
         terminal.say(f"{moment(event.at)} {event.level} {event.code}: {one_line(event.message)}")
 

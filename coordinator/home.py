@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.settings import Settings
 
-LOCK = "fedcybgd.coordinator.lock"
+LOCK = "coordinator.lock"
 
 
 class HomeUnusable(CoordinatorError):
@@ -74,6 +75,19 @@ def _locked(place: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def home_id(home: Path) -> str:
+    """A name of this directory, made once and kept in it: whoever holds it next knows what of its former holder's there is."""
+    file = home / "home.id"
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        name = f"hom_{secrets.token_hex(8)}"
+        part = home / f"home.id.{secrets.token_hex(4)}"
+        part.write_text(f"{name}\n")
+        part.replace(file)
+        return name
 
 
 def sqlite_file(settings: Settings) -> Path | None:

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
+from fedcybgd.coordinator.services.records import job_leases, replicas
 from fedcybgd.coordinator.services.upkeep import garbage, refusals, silence
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore
@@ -29,14 +30,18 @@ async def sweep(
     absence: Absence,
     waiting: WaitingRoom,
     attendance: Attendance,
+    replica: str,
 ) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
-    tidied = time.monotonic()
+    tidied = beaten = time.monotonic()
     while True:
         await asyncio.sleep(settings.sweep_every_s)
         try:
             # Nobody may seem silent whose sign of life waits to be written.
             await attendance.write_if_due(min(WRITE_EVERY_S, settings.silent_after_s / 4))
+            if time.monotonic() - beaten >= replicas.BEAT_EVERY_S:
+                beaten = time.monotonic()
+                await run_in_threadpool(beat, database, replica)
             await run_in_threadpool(sweep_leases, settings, database, absence)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
@@ -50,11 +55,17 @@ async def sweep(
                 log.exception("the sweeper failed; it tries again")
 
 
+def beat(database: Database, replica: str) -> None:
+    with database.transaction() as session:
+        replicas.beat(session, replica, utcnow())
+
+
 def sweep_leases(settings: Settings, database: Database, absence: Absence) -> None:
     absences = absence.times
     now = utcnow()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
     with database.transaction() as session:
         lease.lapse(session, now)
+        job_leases.lapse(session, now)
         apply_round.apply_overdue(session, now)
         silence.silence(session, now - timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:

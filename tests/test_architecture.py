@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
     "coordinator.app": DATA | {
-        "coordinator.absence", "coordinator.attendance", "coordinator.api", "coordinator.dashboard", "coordinator.jobs", SERVICES, "coordinator.settings",
+        "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
+        SERVICES, "coordinator.settings",
         "coordinator.sweeper", "coordinator.wakes",
     },
     "coordinator.sweeper": DATA

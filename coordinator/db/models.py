@@ -1,7 +1,7 @@
 """All tables, by whatever name they are in. Migrations build them; a test compares the two."""
 
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
-from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, OperatorKey
+from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, OperatorKey, Replica
 from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic
 from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
@@ -27,6 +27,7 @@ __all__ = [
     "OperatorKey",
     "Patch",
     "Readiness",
+    "Replica",
     "Round",
     "Run",
     "Traffic",

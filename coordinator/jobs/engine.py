@@ -14,6 +14,10 @@ class Engine(Protocol):
         """The job's result, or what it raised; `BrokenExecutor`, here or from the future, when the engine has died."""
         ...
 
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used so far: where that stands still, so does the job."""
+        ...
+
     def close(self) -> None:
         """End at once, whatever it is at."""
         ...

@@ -2,25 +2,37 @@
 
 import os
 import threading
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
+from ctypes import c_double
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
 from fedcybgd.shared.host import interrupt
+
+TELL_EVERY_S = 1.0
+NOTICED_S = 0.01
+"""The two clocks are not read at the same moment: a smaller step may be nothing."""
 
 
 class EngineProcess:
     def __init__(self, blobs: Path, threads: int) -> None:
         self._blobs = str(blobs)
         # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _leave_with_parent)
+        spawned = get_context("spawn")
+        self._used: Any = spawned.RawValue(c_double)
+        self._pool = ProcessPoolExecutor(1, spawned, begin, (self._used,))
         with interrupt.withheld():
             self._pool.submit(_warm_up, threads)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         return self._pool.submit(_run, kind, payload, self._blobs)
+
+    def cpu_s(self) -> float:
+        return float(self._used.value)
 
     def close(self) -> None:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
@@ -28,8 +40,8 @@ class EngineProcess:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_with_parent() -> None:
-    """The process ends when the coordinator does, also when it is killed."""
+def begin(used: Any) -> None:
+    """In the process: it ends when the coordinator does, also when that is killed, and tells what it uses of the processor."""
     parent = parent_process()
     assert parent is not None
 
@@ -37,7 +49,15 @@ def _leave_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def tell() -> None:
+        while True:
+            now = time.process_time() - time.thread_time()  # what this thread uses is no work
+            if now - used.value >= NOTICED_S:
+                used.value = now
+            time.sleep(TELL_EVERY_S)
+
+    for duty in (watch, tell):
+        threading.Thread(target=duty, daemon=True).start()
 
 
 def _warm_up(threads: int) -> int:

@@ -3,12 +3,14 @@
 import logging
 import threading
 from concurrent.futures import BrokenExecutor, Future
+from dataclasses import replace
 
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.outage import reason
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
@@ -18,7 +20,8 @@ from fedcybgd.coordinator.services.upkeep import mending
 from fedcybgd.shared.contract.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 5.0
+"""Also without a wake: a job may have been written by somebody who woke nobody, or died before he did."""
 CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
 """What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads."""
 
@@ -26,11 +29,13 @@ CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
 class Lane:
     """One thread and one engine; jobs wait in the database and survive both."""
 
-    def __init__(self, name: str, database: Database, new_engine: NewEngine) -> None:
+    def __init__(self, name: str, database: Database, new_engine: NewEngine, owner: str) -> None:
         self._name, self._new_engine = name, new_engine
         self._work, self._patience = threading.Event(), Patience(f"lane {name}")
-        self._queue = Queue(name, database, self._patience)
+        self._queue = Queue(name, database, self._patience, owner)
         self._engine: Engine | None = new_engine()
+        self._at: tuple[Hold, float] | None = None
+        """the job that is under way, and what its engine had used before it"""
         self._thread = threading.Thread(target=self._loop, name=f"lane-{name}", daemon=True)
 
     def start(self) -> None:
@@ -40,8 +45,13 @@ class Lane:
     def wake(self) -> None:
         self._work.set()
 
+    def progress(self) -> tuple[Hold | None, float]:
+        """The job that is under way, and the processor seconds that it has taken; to be asked by any thread."""
+        at, engine = self._at, self._engine
+        return (at[0], (engine.cpu_s() if engine else 0.0) - at[1]) if at else (None, 0.0)
+
     def stop(self) -> None:
-        """Let go at once: a job that is under way is done again at the next start."""
+        """Let go at once: a job that is under way is done again."""
         self._patience.end()
         self._work.set()
         if (engine := self._engine) is not None:
@@ -49,7 +59,6 @@ class Lane:
 
     def _loop(self) -> None:
         while not self._patience.ended:
-            # Looked at now and then without a wake as well: a commit whose answer was lost on the way has woken nobody.
             self._work.wait(LOOK_EVERY_S)
             self._work.clear()
             try:
@@ -65,12 +74,15 @@ class Lane:
         job = self._queue.take()
         if job is None:
             return False
+        self._at = job.hold, self._engine.cpu_s() if self._engine else 0.0
         try:
             self._queue.complete(job, self._run(job))
         except Stopped:
             raise
         except Exception as error:
             self._failed(job, error)
+        finally:
+            self._at = None
         return True
 
     def _run(self, job: Taken, mended: set[str] | None = None) -> BaseModel:
@@ -93,7 +105,7 @@ class Lane:
         try:
             if not found.ways:
                 raise error
-            self._run(Taken(job.id, JobKind.MEND, found, job.subject), mended)
+            self._run(replace(job, kind=JobKind.MEND, payload=found), mended)
         except FedError as failed:
             name = self._queue.ask("name a blob", lambda session: mending.names_of(session, digest))
             raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed

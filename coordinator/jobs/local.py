@@ -1,31 +1,57 @@
 """Runs jobs on this machine, one lane beside another, so that agents never wait for an evaluation."""
 
+import logging
+import threading
 from collections.abc import Collection
 
-from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import is_away
 from fedcybgd.coordinator.domain.jobs import kinds
+from fedcybgd.coordinator.domain.jobs.lease import RENEW_EVERY_S
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.lane import Lane
-from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records import job_leases
+
+log = logging.getLogger("fedcoord.jobs")
 
 
 class LocalJobs:
-    """One thread and one engine a lane."""
+    """One thread and one engine a lane, and one thread that renews the leases of all."""
 
-    def __init__(self, database: Database, new_engine: NewEngine) -> None:
+    def __init__(self, database: Database, new_engine: NewEngine, owner: str) -> None:
         self._database = database
-        self._lanes = {str(lane): Lane(lane, database, new_engine) for lane in kinds.Lane}
+        self._lanes = {str(lane): Lane(lane, database, new_engine, owner) for lane in kinds.Lane}
+        self._stopping = threading.Event()
+        self._renewing = threading.Thread(target=self._renew_all, name="job-leases", daemon=True)
 
     def start(self) -> None:
-        with self._database.transaction() as session:
-            jobs.requeue_interrupted(session)
         for lane in self._lanes.values():
             lane.start()
+        self._renewing.start()
 
     def wake(self, lanes: Collection[str]) -> None:
         for lane in lanes:
             self._lanes[lane].wake()
 
     def stop(self) -> None:
+        self._stopping.set()
         for lane in self._lanes.values():
             lane.stop()
+
+    def _renew_all(self) -> None:
+        while not self._stopping.wait(RENEW_EVERY_S):
+            for lane in self._lanes.values():
+                try:
+                    self._renew(lane)
+                except Exception as error:
+                    if not is_away(error):  # of which the lanes speak
+                        log.exception("the lease of a job was not renewed; it is tried again")
+
+    def _renew(self, lane: Lane) -> None:
+        hold, cpu_s = lane.progress()
+        if hold is None:
+            return
+        with self._database.transaction() as session:
+            held = job_leases.renew(session, hold, utcnow(), cpu_s)
+        if not held and lane.progress()[0] == hold:
+            log.warning("job %s is not ours any more; what comes of it here is not used", hold.job)

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
+from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.jobs.patience import Patience
 from fedcybgd.coordinator.services import outcomes
-from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records import job_leases, jobs
 
 T = TypeVar("T")
 
@@ -24,28 +25,29 @@ class Taken:
     kind: str
     payload: BaseModel
     subject: str
+    hold: Hold
 
 
 class Queue:
     """Each call is one transaction. A database that is away is waited for, and what was to be written is kept until then."""
 
-    def __init__(self, lane: str, database: Database, patience: Patience) -> None:
-        self._lane, self._database, self._patience = lane, database, patience
+    def __init__(self, lane: str, database: Database, patience: Patience, owner: str) -> None:
+        self._lane, self._database, self._patience, self._owner = lane, database, patience, owner
 
     def take(self) -> Taken | None:
         """The next job of the lane, now running."""
 
         def taken(session: Session) -> Taken | None:
-            job = jobs.take(session, self._lane)
-            return None if job is None else Taken(job.id, job.kind, job.payload, job.subject)
+            job = jobs.take(session, self._lane, self._owner, utcnow())
+            return None if job is None else Taken(job.id, job.kind, job.payload, job.subject, job_leases.hold_of(job))
 
         return self.ask("look for a job", taken)
 
     def complete(self, job: Taken, result: BaseModel) -> None:
-        self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.id, result, utcnow()))
+        self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.hold, result, utcnow()))
 
     def fail(self, job: Taken, code: str, message: str, died: bool) -> None:
-        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.id, code, message, utcnow(), try_again=died))
+        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.hold, code, message, utcnow(), try_again=died))
 
     def ask(self, what: str, step: Callable[[Session], T]) -> T:
         def transaction() -> T:

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs import registry
-from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
 from fedcybgd.coordinator.domain.jobs.registry import MAX_TRIES, Done, Failed, JobType
 from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import fidelity, shards
@@ -65,20 +66,24 @@ OUTCOMES: Mapping[JobKind, Effect] = {
 }
 
 
-def complete(session: Session, job_id: str, result: BaseModel, now: datetime) -> None:
-    """Record a job's result and let it take effect, in one transaction: exactly once, whatever is repeated."""
-    job = session.get_one(Job, job_id, with_for_update=True)
-    if job.state == JobState.RUNNING:
+def complete(session: Session, hold: Hold, result: BaseModel, now: datetime) -> None:
+    """Record a job's result and let it take effect, in one transaction: exactly once, whatever is repeated, and by whomever."""
+    if (job := _held(session, hold)) is not None:
         OUTCOMES[JobKind(job.kind)].complete(session, job, result, now)
 
 
-def fail(session: Session, job_id: str, code: str, message: str, now: datetime, try_again: bool = False) -> None:
+def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, try_again: bool = False) -> None:
     """Record that a job failed; `try_again` (its process died) lets it wait again until its tries are used up."""
-    job = session.get_one(Job, job_id, with_for_update=True)
-    if job.state != JobState.RUNNING:
+    if (job := _held(session, hold)) is None:
         return
     if try_again and job.tries < MAX_TRIES:
         states.interrupt(job)
         signals.start_lane(session, job.lane)
         return
     OUTCOMES[JobKind(job.kind)].fail(session, job, code, message, now)
+
+
+def _held(session: Session, hold: Hold) -> Job | None:
+    """The job, if it is still its who says so: what a lost owner made of it, or how it failed, is nothing."""
+    job = session.get_one(Job, hold.job, with_for_update=True)
+    return job if is_held(job.state, job.owner, job.tries, hold) else None

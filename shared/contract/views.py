@@ -200,6 +200,18 @@ class LeaseView(BaseModel):
     progress: Progress | None
 
 
+class JobView(BaseModel):
+    """A job that is under way."""
+
+    kind: str
+    of: str = Field(description="name of the run or model that it is for")
+    owner: str = Field(description="id of the coordinator process that does it")
+    tries: int = Field(description="how often it was begun")
+    seconds: float = Field(description="since it was begun")
+    cpu_s: float = Field(description="processor seconds that its engine has used")
+    still_s: float = Field(description="since its engine was last seen to use the processor: a large number is an engine that hangs")
+
+
 class StatusView(BaseModel):
     version: str
     now: datetime
@@ -209,4 +221,5 @@ class StatusView(BaseModel):
     leases: list[LeaseView]
     bytes: BytesView
     jobs: dict[str, int] = Field(description="jobs by state")
+    running_jobs: list[JobView]
     last_errors: list[EventView]

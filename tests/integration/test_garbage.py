@@ -17,7 +17,7 @@ from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.engine.worker import run as work
 from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.operate import models
-from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.records import job_leases, jobs
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, open_store
@@ -93,10 +93,10 @@ def test_a_job_longer_than_the_grace_loses_nothing(
     with database.transaction() as session:
         models.add(session, "slow", str(bert), now)
     with database.transaction() as session:
-        job = jobs.take(session, "slow")
+        job = jobs.take(session, "slow", "rep_first", now)
         assert job is not None
         assert job.kind == JobKind.IMPORT
-        job_id, payload = job.id, job.payload
+        payload = job.payload
     result = work(JobKind.IMPORT, payload, str(settings.blobs))
     written = dict(store.stored())
     assert len(written) > 5
@@ -104,13 +104,15 @@ def test_a_job_longer_than_the_grace_loses_nothing(
         tidied(now + hours * KEEP)
         assert dict(store.stored()) == written
     with database.transaction() as session:
-        jobs.requeue_interrupted(session)  # the coordinator was started again: the job is going to be done once more
+        job_leases.give_back(session, ["rep_first"])  # the coordinator was started again: the job is going to be done once more
     tidied(now + 5 * KEEP)
     assert dict(store.stored()) == written
     with database.transaction() as session:
-        assert jobs.take(session, "slow")
+        again = jobs.take(session, "slow", "rep_second", now)
+        assert again is not None
+        hold = job_leases.hold_of(again)
     with database.transaction() as session:
-        outcomes.complete(session, job_id, result, now)
+        outcomes.complete(session, hold, result, now)
     tidied(now + 9 * KEEP)
     with database.reading() as session:
         model = session.scalars(select(Model)).one()
@@ -125,14 +127,14 @@ def test_what_a_failed_job_has_written_goes_after_all(
     with database.transaction() as session:
         models.add(session, "gone", str(bert), now)
     with database.transaction() as session:
-        job = jobs.take(session, "slow")
+        job = jobs.take(session, "slow", "rep_first", now)
         assert job is not None
-        job_id, payload = job.id, job.payload
+        hold, payload = job_leases.hold_of(job), job.payload
     work(JobKind.IMPORT, payload, str(settings.blobs))
     tidied(now)
     with database.transaction() as session:
-        outcomes.fail(session, job_id, "worker_died", "killed", now)
-        assert session.get_one(Job, job_id).state == "failed"
+        outcomes.fail(session, hold, "worker_died", "killed", now)
+        assert session.get_one(Job, hold.job).state == "failed"
     tidied(now + KEEP)
     assert dict(store.stored()) == {}
 

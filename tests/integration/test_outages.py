@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, event, make_url, select
 
 import fedcybgd.coordinator.engine.admit
 from fedcybgd.coordinator.db.models import Job
+from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.services import outcomes
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
@@ -129,16 +130,16 @@ def test_a_connection_lost_while_the_outcome_is_written_is_no_failure(live: Live
     outage = Outage(live)
     real, times = outcomes.complete, []
 
-    def complete(session: Any, job_id: str, result: BaseModel, now: datetime) -> None:
-        if session.get_one(Job, job_id).kind == "admit":
-            times.append(job_id)
-        if times == [job_id]:
+    def complete(session: Any, hold: Hold, result: BaseModel, now: datetime) -> None:
+        if session.get_one(Job, hold.job).kind == "admit":
+            times.append(hold.job)
+        if times == [hold.job]:
             connection = session.connection().connection.driver_connection
             if live.database.engine.dialect.name == "sqlite":
                 connection.execute("PRAGMA query_only=ON")
             else:
                 outage.cut(connection.info.backend_pid)
-        real(session, job_id, result, now)
+        real(session, hold, result, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(outcomes, "complete", complete)
@@ -156,10 +157,10 @@ def test_a_result_that_cannot_take_effect_is_a_failure_without_its_sql(live: Liv
 
     real = outcomes.complete
 
-    def broken(session: Any, job_id: str, result: BaseModel, now: datetime) -> None:
-        if session.get_one(Job, job_id).kind == "admit":
+    def broken(session: Any, hold: Hold, result: BaseModel, now: datetime) -> None:
+        if session.get_one(Job, hold.job).kind == "admit":
             session.execute(text("SELECT * FROM nowhere"))
-        real(session, job_id, result, now)
+        real(session, hold, result, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(outcomes, "complete", broken)

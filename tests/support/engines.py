@@ -1,5 +1,6 @@
 """An engine in a thread of the test process: a process takes ten seconds to import torch, and cannot be made to stumble."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,9 @@ class EngineThread:
         from fedcybgd.coordinator.engine.worker import run
 
         return self._pool.submit(run, kind, payload, str(self._blobs))
+
+    def cpu_s(self) -> float:
+        return time.process_time()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -35,6 +35,8 @@ from fedcybgd.coordinator.services import outcomes, signals
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.operate import forecasts, prepare, steer
 from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
+from fedcybgd.coordinator.services.records import job_leases
+from fedcybgd.coordinator.services.states import jobs as states
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import DeltaSubmission, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
@@ -208,9 +210,9 @@ class Story:
         while jobs := self._queued():
             for job in jobs:
                 self._say(job.kind, job.payload_json)
-                job.state = JobState.RUNNING
+                states.take(job, "story", utcnow())
                 self.session.flush()
-                outcomes.complete(self.session, job.id, getattr(self, f"_{job.kind}")(job), utcnow())
+                outcomes.complete(self.session, job_leases.hold_of(job), getattr(self, f"_{job.kind}")(job), utcnow())
                 self.session.flush()
 
     def _prepare(self, job: Job) -> PrepareResult:

@@ -25,6 +25,17 @@ class Instance(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class Replica(Base):
+    """A coordinator process that uses this database, and when it lived last."""
+
+    __tablename__ = "replica"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    home: Mapped[str] = mapped_column(KEY, index=True)
+    """id of the home that it holds: the next one there knows that this one is gone"""
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Event(Base):
     """What happened, for the people who watch."""
 

@@ -29,7 +29,15 @@ class Job(Base):
     result_json: Mapped[JsonObject | None] = mapped_column("result", Typed(JsonObject))
     error_code: Mapped[str | None] = mapped_column(String(60))
     error: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str | None] = mapped_column(KEY)
+    """id of the replica that does it, or did it last"""
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    moved_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """when its engine was last seen to use the processor"""
+    cpu_s: Mapped[float] = mapped_column(default=0.0)
+    """processor seconds that its engine has used for it"""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (Index("ix_job_state_lane", "state", "lane", "created_at"),)

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.domain import fresh_parts
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.shared.contract.views import (
     AgentView,
@@ -112,7 +113,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
             for a, name in leased
         ],
         bytes=_bytes(ledgers.totals(session)),
-        jobs={str(row[0]): int(row[1]) for row in jobs},
+        jobs={str(row[0]): int(row[1]) for row in jobs}, running_jobs=running_jobs(session, now),
         last_errors=_events(queries.recent_events(session, 20, ("error", "warning"))),
     )  # fmt: skip
 

@@ -50,8 +50,8 @@ def unfinished(session: Session, job_type: JobType[P, R], subject: str | None = 
     return [job_type.payload_of(job.payload) for job in found]
 
 
-def take(session: Session, lane: str) -> Job | None:
-    """The oldest waiting job of a lane, now running."""
+def take(session: Session, lane: str, owner: str, now: datetime) -> Job | None:
+    """The oldest waiting job of a lane, which `owner` does from now on."""
     job = session.scalar(
         select(Job)
         .where(Job.state == JobState.QUEUED, Job.lane == lane)
@@ -60,13 +60,8 @@ def take(session: Session, lane: str) -> Job | None:
         .with_for_update(skip_locked=True)
     )
     if job is not None:
-        states.take(job)
+        states.take(job, owner, now)
     return job
-
-
-def requeue_interrupted(session: Session) -> None:
-    """Jobs that ran when this coordinator died wait again: each may be repeated, its results are named by their content."""
-    states.interrupt_all(session)
 
 
 def requeue_failed(session: Session, subject: str) -> None:

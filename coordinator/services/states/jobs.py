@@ -3,17 +3,19 @@
 from datetime import datetime
 
 from pydantic import BaseModel
-from sqlalchemy import update
-from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Job
-from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.jobs.lease import LEASE
 from fedcybgd.coordinator.domain.jobs.states import JOB, JobEvent
 
 
-def take(row: Job) -> None:
+def take(row: Job, owner: str, now: datetime) -> None:
+    """A lane of `owner` does it from now on."""
     _go(row, JobEvent.TAKE)
     row.tries += 1
+    row.owner, row.lease_expires_at = owner, now + LEASE
+    row.started_at = row.moved_at = now
+    row.cpu_s = 0.0
 
 
 def skip(row: Job, now: datetime) -> None:
@@ -32,13 +34,9 @@ def fail(row: Job, code: str, message: str, now: datetime) -> None:
 
 
 def interrupt(row: Job) -> None:
-    """Its process died: it waits again."""
+    """Its process died, or its owner: it waits again, for anybody."""
     _go(row, JobEvent.INTERRUPT)
-
-
-def interrupt_all(session: Session) -> None:
-    """The coordinator died: whatever was running waits again."""
-    session.execute(update(Job).where(Job.state == JobState.RUNNING).values(state=JOB.after(JobState.RUNNING, JobEvent.INTERRUPT)))
+    row.owner = row.lease_expires_at = row.started_at = row.moved_at = None
 
 
 def repeat(row: Job) -> None:

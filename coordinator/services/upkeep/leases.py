@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.services.records import job_leases
 
 
 def excuse_agents(session: Session, now: datetime) -> None:
@@ -34,4 +35,5 @@ def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE).order_by(Agent.id)):
         if agent.last_seen_at is not None:
             agent.last_seen_at = min(agent.last_seen_at + lost, now)
+    job_leases.extend(session, now)
     return len(extended)

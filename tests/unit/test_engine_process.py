@@ -1,0 +1,40 @@
+"""The engine's process tells what it uses of the processor: one that works, and one that hangs."""
+
+import time
+from ctypes import c_double
+from multiprocessing import get_context
+from typing import Any
+
+from fedcybgd.coordinator.jobs import engine_process
+from tests.support.processes import wait_for
+
+
+def work_then_hang(used: Any, hang: Any) -> None:
+    engine_process.TELL_EVERY_S = 0.05
+    engine_process.begin(used)
+    while not hang.is_set():
+        pass
+    time.sleep(60)
+
+
+def test_a_process_that_works_moves_and_one_that_hangs_does_not() -> None:
+    spawned = get_context("spawn")
+    used: Any = spawned.RawValue(c_double)
+    hang = spawned.Event()
+    process = spawned.Process(target=work_then_hang, args=(used, hang), daemon=True)
+    process.start()
+    try:
+        wait_for(lambda: used.value > 0)
+        first = used.value
+        wait_for(lambda: used.value > first)
+        hang.set()
+        seen: list[float] = []
+
+        def stands_still() -> bool:
+            seen.append(used.value)
+            return len(seen) > 30 and len(set(seen[-20:])) == 1
+
+        wait_for(stands_still)
+    finally:
+        process.kill()
+        process.join()
