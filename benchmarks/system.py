@@ -138,7 +138,7 @@ class System:
         return run
 
     def assignments(self, run_id: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.operator.get(f"/runs/{run_id}/assignments")
+        found: list[dict[str, Any]] = self.operator.every(f"/runs/{run_id}/assignments")
         return found
 
 

@@ -35,7 +35,7 @@ def run(task: str, variant: str, data: Path, folder: Path) -> dict[str, float]:
         run_id = system.create_run(spec | {"lease_s": 300})
         system.start(run_id)
         view = system.wait_for(run_id)
-        traffic: list[dict[str, Any]] = system.operator.get(f"/runs/{run_id}/traffic")
+        traffic: list[dict[str, Any]] = system.operator.every(f"/runs/{run_id}/traffic")
         visits = system.assignments(run_id)
     kinds: Counter[str] = Counter()
     for row in traffic:

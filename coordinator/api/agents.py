@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
-from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, NewKey, ReadinessReport
 from fedcybgd.shared.contract.operators import TokenAnswer, TokenRequest
@@ -62,10 +62,12 @@ def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
     return NewKey(key=identity.rotate_key(session, agent.id))
 
 
-@router.get("/agents", summary="List agents", response_model=list[AgentView], responses=errors(401), dependencies=[OperatorDep])
-def list_agents(session: ReadDep) -> list[Agent]:
-    """All agents by name."""
-    return list(queries.agents(session))
+@router.get(
+    "/agents", summary="List agents", response_model=list[AgentView], responses={200: PAGED, **errors(401, 422)}, dependencies=[OperatorDep]
+)
+def list_agents(session: ReadDep, page: PageDep, response: Response) -> list[AgentView]:
+    """All agents by name, in pages."""
+    return paged(response, lists.agents(session, page))
 
 
 @router.post(
@@ -84,18 +86,14 @@ def revoke(name: str, session: WriteDep) -> Agent:
     "/exposure",
     summary="The exposure ledger",
     response_model=list[ExposureView],
-    responses=errors(401, 404, 422),
+    responses={200: PAGED, **errors(401, 404, 422)},
     dependencies=[OperatorDep],
 )
 def exposure(
     session: ReadDep,
+    page: PageDep,
+    response: Response,
     agent: Annotated[str | None, Query(description="name or id; all agents if left out")] = None,
-    limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
 ) -> list[ExposureView]:
-    """Which agent has received which block at which version and codec, newest first."""
-    names = queries.agent_names(session)
-    chosen = presence.by_name(session, agent).id if agent else None
-    return [
-        ExposureView(agent=names[e.agent_id], run_id=e.run_id, block=e.block, version=e.version, codec=e.codec, first_at=e.first_at)
-        for e in ledgers.ledger(session, chosen, limit)
-    ]
+    """Which agent has received which block at which version and codec, newest first, in pages."""
+    return paged(response, lists.exposure(session, agent, page))

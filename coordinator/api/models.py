@@ -1,13 +1,14 @@
 """`/v1/models`: base models."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from fedcybgd.coordinator.api.deps import OperatorDep, now
+from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Model
 from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.services.read import lists
 from fedcybgd.shared.contract.operators import ModelRequest
 from fedcybgd.shared.contract.views import ModelView
 
@@ -20,10 +21,10 @@ def add(body: ModelRequest, session: WriteDep) -> Model:
     return models.add(session, body.name, body.source, now())
 
 
-@router.get("", summary="List models", response_model=list[ModelView])
-def list_models(session: ReadDep) -> list[Model]:
-    """All models by name."""
-    return list(queries.models(session))
+@router.get("", summary="List models", response_model=list[ModelView], responses={200: PAGED})
+def list_models(session: ReadDep, page: PageDep, response: Response) -> list[ModelView]:
+    """All models by name, in pages."""
+    return paged(response, lists.models(session, page))
 
 
 @router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404))

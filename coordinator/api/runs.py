@@ -6,13 +6,14 @@ from fastapi import APIRouter, Path, Request, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
 from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import offers
 from fedcybgd.coordinator.services.operate import exports, prepare, steer
-from fedcybgd.coordinator.services.read import status
+from fedcybgd.coordinator.services.read import lists, status
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import ExportRequested, StartRequest
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
@@ -30,10 +31,10 @@ def create(body: RunFile, session: WriteDep) -> RunView:
     return status.run_view(session, run, now())
 
 
-@router.get("", summary="List runs", response_model=list[RunSummary], dependencies=operator)
-def list_runs(session: ReadDep) -> list[RunSummary]:
-    """All runs, newest first."""
-    return status.run_summaries(session)
+@router.get("", summary="List runs", response_model=list[RunSummary], responses={200: PAGED}, dependencies=operator)
+def list_runs(session: ReadDep, page: PageDep, response: Response) -> list[RunSummary]:
+    """All runs, newest first, in pages."""
+    return paged(response, lists.runs(session, page))
 
 
 @router.get("/{run}", summary="The status of a run", response_model=RunView, responses=errors(404), dependencies=operator)
@@ -46,12 +47,12 @@ def get(run: str, session: ReadDep) -> RunView:
     "/{run}/assignments",
     summary="All assignments of a run",
     response_model=list[AssignmentView],
-    responses=errors(404),
+    responses={200: PAGED, **errors(404)},
     dependencies=operator,
 )
-def assignments(run: str, session: ReadDep) -> list[AssignmentView]:
-    """Every visit so far: who, when, which attempt, what was reported, and what became of it."""
-    return status.run_assignments(session, run)
+def assignments(run: str, session: ReadDep, page: PageDep, response: Response) -> list[AssignmentView]:
+    """Every visit so far: who, when, which attempt, what was reported, and what became of it; the oldest first, in pages."""
+    return paged(response, lists.assignments(session, run, page))
 
 
 @router.post("/{run}/start", summary="Start a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
@@ -61,11 +62,15 @@ def start(run: str, session: WriteDep, body: StartRequest | None = None) -> RunV
 
 
 @router.get(
-    "/{run}/readiness", summary="Who is there for a run", response_model=list[MemberView], responses=errors(404), dependencies=operator
+    "/{run}/readiness",
+    summary="Who is there for a run",
+    response_model=list[MemberView],
+    responses={200: PAGED, **errors(404)},
+    dependencies=operator,
 )
-def readiness(run: str, session: ReadDep) -> list[MemberView]:
-    """The agents that it is open to: who is there, who is silent or was never seen, and whose data fit, as they say."""
-    return status.run_readiness(session, run)
+def readiness(run: str, session: ReadDep, page: PageDep, response: Response) -> list[MemberView]:
+    """The agents that it is open to, by name, in pages: who is there, who is silent or was never seen, and whose data fit, as they say."""
+    return paged(response, lists.members(session, run, page))
 
 
 @router.post("/{run}/pause", summary="Pause a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
@@ -74,18 +79,28 @@ def pause(run: str, session: WriteDep) -> RunView:
     return status.run_view(session, steer.pause(session, run), now())
 
 
-@router.get("/{run}/rounds", summary="The rounds of a run", response_model=list[RoundView], responses=errors(404), dependencies=operator)
-def list_rounds(run: str, session: ReadDep) -> list[RoundView]:
-    """The newest first: what was trained, what it did to the real model, and how faithful its emulators were."""
-    return status.run_rounds(session, run)
+@router.get(
+    "/{run}/rounds",
+    summary="The rounds of a run",
+    response_model=list[RoundView],
+    responses={200: PAGED, **errors(404)},
+    dependencies=operator,
+)
+def list_rounds(run: str, session: ReadDep, page: PageDep, response: Response) -> list[RoundView]:
+    """The newest first, in pages: what was trained, what it did to the real model, and how faithful its emulators were."""
+    return paged(response, lists.rounds(session, run, page))
 
 
 @router.get(
-    "/{run}/traffic", summary="Bytes that crossed the wire", response_model=list[TrafficView], responses=errors(404), dependencies=operator
+    "/{run}/traffic",
+    summary="Bytes that crossed the wire",
+    response_model=list[TrafficView],
+    responses={200: PAGED, **errors(404)},
+    dependencies=operator,
 )
-def list_traffic(run: str, session: ReadDep) -> list[TrafficView]:
-    """By round, agent and kind."""
-    return status.run_traffic(session, run)
+def list_traffic(run: str, session: ReadDep, page: PageDep, response: Response) -> list[TrafficView]:
+    """By round, agent and kind, in pages."""
+    return paged(response, lists.traffic(session, run, page))
 
 
 @router.post("/{run}/resume", summary="Resume a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)

@@ -1,5 +1,6 @@
 """`fedcoord agents …`."""
 
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from fedcybgd.shared.contract.views import AgentView
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list and revoke agents.")
+LAST = 1000
+"""Lines of the ledger that are shown"""
 terminal = Terminal()
 
 
@@ -52,8 +55,8 @@ def revoke(name: str) -> None:
 
 @app.command()
 def exposure(agent: Annotated[str | None, typer.Argument(help="Name; all if left out.")] = None) -> None:
-    """Which agent has received which block, at which version and codec."""
+    """Which agent has received which block, at which version and codec; the last thousand, the newest first."""
     table = Table("agent", "run", "block", "version", "codec", "first at")
-    for entry in Client().exposure(agent):
+    for entry in islice(Client().exposure(agent), LAST):
         table.add_row(entry.agent, entry.run_id, entry.block, str(entry.version), entry.codec, moment(entry.first_at))
     terminal.table(table)

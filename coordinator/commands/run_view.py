@@ -28,7 +28,7 @@ def _heading(run: RunView) -> Text:
         "  ",
         (run.state, STYLES.get(run.state, "")),
         f"  model {run.model}, ",
-        f"{len(run.participants)} agents",
+        f"{run.participant_count} agents",
     )
     if run.reason:
         text.append(f"\n{run.reason}", "red")
@@ -87,16 +87,16 @@ def _far(progress: Progress) -> str:
     return text + (f", {progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s is not None else "")
 
 
-def members_in_words(members: list[MemberView], participants: list[str], absent_only: bool = False, most: int = 20) -> list[str]:
+def members_in_words(members: list[MemberView], absent_only: bool = False, most: int = 20) -> list[str]:
     """Lines that say who takes part in a run, and who does not yet, and why."""
-    taking = [m for m in members if m.agent in participants and m.takes_part]
-    others = [m for m in members if m not in taking]
+    taking = [m for m in members if m.participant and m.takes_part]
+    others = [m for m in members if not (m.participant and m.takes_part)]
     lines = [] if absent_only else [f"  {m.agent}: {_standing(m)}" for m in taking[:most]]
     if not absent_only and len(taking) > most:
         lines.append(f"  and {len(taking) - most} more")
     if others:
         begun = "not there, or without data that fit (they join when that changes):"
-        lines.append(begun if participants else "who is there, before the start:")
+        lines.append(begun if any(m.participant for m in members) else "who is there, before the start:")
         lines += [f"  {m.agent}: {_standing(m)}" for m in others[:most]]
         lines += [f"  and {len(others) - most} more"] if len(others) > most else []
     return lines

@@ -57,8 +57,8 @@ def begin(run: Run, anyway: Anyway = False) -> None:
 
 def say_who(client: Client, view: RunView) -> None:
     """Who takes part in a run that has just begun, and who does not yet."""
-    terminal.say(f"run {view.name} is {view.state}; {len(view.participants)} agents take part")
-    for line in members_in_words(list(client.runs.members(view.id)), view.participants):
+    terminal.say(f"run {view.name} is {view.state}; {view.participant_count} agents take part")
+    for line in members_in_words(list(client.runs.members(view.id))):
         terminal.say(line)
 
 
@@ -94,7 +94,7 @@ def status(run: Run, as_json: Json = False) -> None:
         return
     terminal.print(draw(view))
     if view.state not in FINAL:
-        for line in members_in_words(list(client.runs.members(view.id)), view.participants, absent_only=True):
+        for line in members_in_words(list(client.runs.members(view.id)), absent_only=True):
             terminal.say(line)
 
 

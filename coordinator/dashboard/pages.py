@@ -1,6 +1,7 @@
 """`/admin`: one plain page that shows what is going on, live, behind the operator's key."""
 
 import hashlib
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.read import status
+from fedcybgd.shared.contract.views import AssignmentView, RunView
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/admin", include_in_schema=False)
 templates = Jinja2Templates(Path(__file__).parent / "templates")
@@ -68,6 +70,16 @@ def live(request: Request, session: ReadDep, waiting: WaitingDep) -> Response:
     if not _is_operator(request, session):
         return HTMLResponse("", status_code=401)
     overview = status.overview(session, now(), len(waiting))
-    shown = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
-    runs = [status.run_status(session, run.id, now()) for run in shown[:5]]
-    return templates.TemplateResponse(request, "live.html", {"status": overview, "runs": runs, "now": now()})
+    chosen = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
+    runs = [status.run_status(session, run.id, now()) for run in chosen[:5]]
+    shown = {"status": overview, "runs": [(run, busy_blocks(run)) for run in runs], "now": now()}
+    return templates.TemplateResponse(request, "live.html", shown)
+
+
+def busy_blocks(run: RunView) -> dict[str, list[AssignmentView]]:
+    """The blocks of a run that wait or are being trained, each with its assignments."""
+    found = defaultdict(list)
+    for assignment in run.current:
+        if assignment.state in ("pending", "leased", "submitted"):
+            found[assignment.block].append(assignment)
+    return dict(found)

@@ -3,7 +3,7 @@
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
 from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, OperatorKey, Replica
 from fedcybgd.coordinator.db.tables.jobs import Job
-from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic
+from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
 from fedcybgd.coordinator.db.tables.rounds import Assignment, Round
 from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, Run
@@ -31,4 +31,5 @@ __all__ = [
     "Round",
     "Run",
     "Traffic",
+    "TrafficTotal",
 ]

@@ -1,30 +1,19 @@
 """Reads that more than one service needs."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import (
-    Agent,
-    Assignment,
-    Block,
-    Evaluation,
-    Event,
-    Fidelity,
-    Job,
-    Model,
-    OperatorKey,
-    Round,
-    Run,
-    Traffic,
-)
+from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, OperatorKey, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
-from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.manifests import ShardRef
+
+OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
 
 
 def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
@@ -34,6 +23,11 @@ def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
     if run is None:
         raise NotFound(f"there is no run {name_or_id!r}; `fedcoord run list` lists them")
     return run
+
+
+def run_id(session: Session, name_or_id: str) -> str:
+    """The id of a run by its id or name, as `run_by_name` finds it."""
+    return run_by_name(session, name_or_id).id
 
 
 def blocks_of(session: Session, run_id: str) -> Sequence[Block]:
@@ -46,22 +40,13 @@ def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
 
 
 def last_round(session: Session, run_id: str) -> Round | None:
-    return next(iter(last_rounds(session, run_id, 1)), None)
+    return session.scalar(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1))
 
 
-def last_rounds(session: Session, run_id: str, limit: int | None) -> Sequence[Round]:
-    """The newest rounds of a run, the newest first."""
-    return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(limit)).all()
-
-
-def applied_in(session: Session, run_id: str, first: int) -> dict[int, int]:
-    """From round `first` on: how many of a round's deltas are part of the blocks."""
-    chosen = (Assignment.run_id == run_id) & (Assignment.round >= first) & Assignment.applied
+def applied_in(session: Session, run_id: str, first: int, last: int) -> dict[int, int]:
+    """From round `first` to `last`: how many of a round's deltas are part of the blocks."""
+    chosen = (Assignment.run_id == run_id) & Assignment.round.between(first, last) & Assignment.applied
     return {row[0]: row[1] for row in session.execute(select(Assignment.round, func.count()).where(chosen).group_by(Assignment.round))}
-
-
-def rounds_closed(session: Session, run_id: str) -> int:
-    return session.scalar(select(func.count()).select_from(Round).where(Round.run_id == run_id, Round.state == RoundState.CLOSED)) or 0
 
 
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:
@@ -70,13 +55,21 @@ def leased_to(session: Session, agent_id: str) -> Sequence[str]:
     return session.scalars(select(Assignment.id).where(leased).order_by(Assignment.id)).all()
 
 
-def unfinished_jobs(session: Session, subject: str) -> int:
-    return (
-        session.scalar(
-            select(func.count()).select_from(Job).where(Job.subject == subject, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-        )
-        or 0
+def job_counts(session: Session, subject: str) -> dict[str, Counter[str]]:
+    """State → kind → number of the jobs of a run or model that are not done."""
+    counted = (
+        select(Job.state, Job.kind, func.count()).where(Job.subject == subject, Job.state.in_(OPEN_JOBS)).group_by(Job.state, Job.kind)
     )
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for state, kind, number in session.execute(counted):
+        found[state][kind] = number
+    return found
+
+
+def jobs_by_state(session: Session) -> dict[str, int]:
+    """Those that are done are history, and not counted."""
+    counted = select(Job.state, func.count()).where(Job.state.in_(OPEN_JOBS)).group_by(Job.state)
+    return {row[0]: row[1] for row in session.execute(counted)}
 
 
 def failed_measurements(session: Session, run_id: str) -> int:
@@ -84,29 +77,21 @@ def failed_measurements(session: Session, run_id: str) -> int:
     return session.scalar(select(func.count()).select_from(Job).where(failed)) or 0
 
 
-def evaluations_of(session: Session, run_id: str) -> Sequence[Evaluation]:
-    return session.scalars(select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds)).all()
+def last_evaluations(session: Session, run_id: str, limit: int) -> Sequence[Evaluation]:
+    """The newest ones, the newest last."""
+    newest = select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds.desc()).limit(limit)
+    return session.scalars(newest).all()[::-1]
 
 
-def traffic_of(session: Session, run_id: str) -> dict[str, int]:
-    """Bytes per kind."""
-    rows = session.execute(select(Traffic.kind, func.sum(Traffic.bytes)).where(Traffic.run_id == run_id).group_by(Traffic.kind))
-    return {kind: int(total) for kind, total in rows}
+def assignments_of(session: Session, run_id: str, round: int) -> Sequence[Assignment]:
+    """Those of one round."""
+    query = select(Assignment).where(Assignment.run_id == run_id, Assignment.round == round)
+    return session.scalars(query.order_by(Assignment.waiting_since, Assignment.id)).all()
 
 
-def assignments_of(session: Session, run_id: str, round: int | None = None) -> Sequence[Assignment]:
-    query = select(Assignment).where(Assignment.run_id == run_id).order_by(Assignment.round, Assignment.waiting_since, Assignment.id)
-    return session.scalars(query if round is None else query.where(Assignment.round == round)).all()
-
-
-def agents(session: Session, limit: int | None = None) -> Sequence[Agent]:
-    """The agents by name."""
-    return session.scalars(select(Agent).order_by(Agent.name).limit(limit)).all()
-
-
-def models(session: Session) -> Sequence[Model]:
-    """The base models by name."""
-    return session.scalars(select(Model).order_by(Model.name)).all()
+def agents(session: Session) -> Sequence[Agent]:
+    """All agents by name."""
+    return session.scalars(select(Agent).order_by(Agent.name)).all()
 
 
 def operator_key_hash(session: Session) -> str | None:
@@ -114,22 +99,36 @@ def operator_key_hash(session: Session) -> str | None:
     return session.scalar(select(OperatorKey.key_hash).limit(1))
 
 
-def agent_names(session: Session) -> dict[str, str]:
-    return {row.id: row.name for row in session.execute(select(Agent.id, Agent.name))}
+def agent_name(session: Session, agent_id: str | None) -> str:
+    """For people: the name of an agent, or ? where there is none."""
+    return session.scalar(select(Agent.name).where(Agent.id == agent_id)) or "?"
 
 
-def recent_events(session: Session, limit: int = 20, levels: tuple[str, ...] = (), run_id: str | None = None) -> Sequence[Event]:
-    query = select(Event).order_by(Event.id.desc()).limit(limit)
-    if levels:
-        query = query.where(Event.level.in_(levels))
-    return session.scalars(query.where(Event.run_id == run_id) if run_id else query).all()
+def agent_by_name(session: Session, name_or_id: str) -> Agent:
+    """An agent by its name or id."""
+    agent = session.scalar(select(Agent).where((Agent.name == name_or_id) | (Agent.id == name_or_id)))
+    if agent is None:
+        raise NotFound(f"there is no agent {name_or_id!r}")
+    return agent
 
 
-def fidelity_since(session: Session, run_id: str, round: int) -> Sequence[Fidelity]:
-    """What was measured of emulators, from a round on."""
-    since = (Fidelity.run_id == run_id) & (Fidelity.round >= round)
-    return session.scalars(select(Fidelity).where(since).order_by(Fidelity.round, Fidelity.block, Fidelity.created_at)).all()
+def names_of(session: Session, ids: Collection[str]) -> dict[str, str]:
+    """Id → name of some agents."""
+    return {row.id: row.name for row in session.execute(select(Agent.id, Agent.name).where(Agent.id.in_(ids)))}
 
 
-def traffic_rows(session: Session, run_id: str) -> Sequence[Traffic]:
-    return session.scalars(select(Traffic).where(Traffic.run_id == run_id).order_by(Traffic.round, Traffic.agent_id, Traffic.kind)).all()
+def events_of(session: Session, run_id: str, limit: int) -> Sequence[Event]:
+    """The newest events of a run, the newest first."""
+    return session.scalars(select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(limit)).all()
+
+
+def last_troubles(session: Session, limit: int) -> list[Event]:
+    """The newest warnings and errors, the newest first."""
+    newest = (select(Event).where(Event.level == level).order_by(Event.id.desc()).limit(limit) for level in ("warning", "error"))
+    return sorted((event for query in newest for event in session.scalars(query)), key=lambda event: -event.id)[:limit]
+
+
+def fidelity_in(session: Session, run_id: str, first: int, last: int) -> Sequence[Fidelity]:
+    """What was measured of emulators in the rounds from `first` to `last`."""
+    chosen = (Fidelity.run_id == run_id) & Fidelity.round.between(first, last)
+    return session.scalars(select(Fidelity).where(chosen).order_by(Fidelity.round, Fidelity.block, Fidelity.created_at)).all()

@@ -161,14 +161,15 @@ def _as_json(value: object) -> object:
 
 class RunView(RunSummary):
     spec: Annotated[JsonObject, BeforeValidator(_as_json)] = Field(description="the run file")
-    participants: list[str] = Field(description="names of the agents that take part")
+    participants: list[str] = Field(description="names of the agents that take part, the first hundred of them")
+    participant_count: int = 0
     notes: list[str] = Field(description="what was found when it was prepared: which parts of the model were made afresh, and why")
     readiness: dict[str, int] = Field(description="agents that it is open to by their standing, until it ends")
     files: list[FileRef] = Field(description="configuration and tokenizer")
     blocks: list[BlockView]
     rounds: list[RoundView] = Field(description="the newest rounds, the newest first")
     current: list[AssignmentView] = Field(description="assignments of the newest round")
-    evaluations: list[EvaluationView]
+    evaluations: list[EvaluationView] = Field(description="the newest hundred, the newest last")
     bytes: BytesView
     pending_jobs: int
     failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
@@ -184,6 +185,7 @@ class MemberView(BaseModel):
         description="ready: it is there, and its data fit; unheard: it is there and has not said; unfit: its data do not fit; silent; never_seen"
     )
     takes_part: bool = Field(description="it is there, and has not said that its data do not fit")
+    participant: bool = Field(False, description="the run counts on it: since its start, or since it came")
     reason: str | None = Field(description="why it takes no work, as a code")
     rows: int | None = Field(description="its rows for the run: as many or more, exactly as many if `exact`; null: it does not say")
     exact: bool
@@ -216,10 +218,12 @@ class StatusView(BaseModel):
     version: str
     now: datetime
     waiting_claims: int = Field(description="agents that wait for work right now")
-    runs: list[RunSummary]
-    agents: list[AgentView]
-    leases: list[LeaseView]
+    runs: list[RunSummary] = Field(description="the newest fifty")
+    agents_by_state: dict[str, int] = {}
+    agents: list[AgentView] = Field(description="the first fifty by name")
+    training: int = Field(0, description="assignments that are leased")
+    leases: list[LeaseView] = Field(description="the first hundred of them")
     bytes: BytesView
-    jobs: dict[str, int] = Field(description="jobs by state")
+    jobs: dict[str, int] = Field(description="jobs by state: those that wait, run or have failed")
     running_jobs: list[JobView]
     last_errors: list[EventView]

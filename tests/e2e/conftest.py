@@ -48,7 +48,7 @@ class Federation:
         model = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)
         assert model["state"] == "ready", model["reason"]
         # Who was never seen takes no part in a run from its start, and then another agent trains what was its.
-        self.operator.wait(lambda: self.operator.get("/agents"), lambda agents: all(a["state"] == "active" for a in agents), limit=60)
+        self.operator.wait(lambda: self.operator.every("/agents"), lambda agents: all(a["state"] == "active" for a in agents), limit=60)
 
     def create(self, values: dict[str, Any]) -> str:
         """A prepared run; its id."""

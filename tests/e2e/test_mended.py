@@ -13,7 +13,7 @@ from tests.support.processes import AgentProcess, wait_for
 
 
 def standing(federation: Federation, run_id: str, agent: str) -> str:
-    return next(str(m["standing"]) for m in federation.operator.get(f"/runs/{run_id}/readiness") if m["agent"] == agent)
+    return next(str(m["standing"]) for m in federation.operator.every(f"/runs/{run_id}/readiness") if m["agent"] == agent)
 
 
 def test_a_column_of_another_name_is_mended_in_agent_toml(federation: Federation, tmp_path: Path) -> None:

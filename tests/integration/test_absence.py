@@ -61,7 +61,7 @@ def test_no_lease_ends_because_the_coordinator_slept(coordinators: Callable[...,
     assert hand.renew(held).json()["go_on"] is True
     assert (last_visit(live, run)["attempt"], last_visit(live, run)["state"]) == (1, "leased")
     assert "lease_lapsed" not in events(live, run)
-    assert "silent" not in {a["state"] for a in live.operator.get("/agents")}
+    assert "silent" not in {a["state"] for a in live.operator.every("/agents")}
     assert told(live) == 1
 
 

@@ -22,7 +22,7 @@ def enrol(live: LiveCoordinator, token: str, name: str, **more: object) -> httpx
 
 
 def names(live: LiveCoordinator) -> set[str]:
-    return {a["name"] for a in live.operator.get("/agents")}
+    return {a["name"] for a in live.operator.every("/agents")}
 
 
 def test_a_wrong_token_makes_no_agent(live: LiveCoordinator) -> None:
@@ -167,5 +167,5 @@ def test_enrolment_says_what_it_got(live: LiveCoordinator) -> None:
     request = EnrolRequest(token=token(live), name=name, version="1.2.3")
     answer = wire(live).post("/agents", json=request.model_dump())
     assert answer.json()["name"] == name
-    view = next(a for a in live.operator.get("/agents") if a["name"] == name)
+    view = next(a for a in live.operator.every("/agents") if a["name"] == name)
     assert (view["state"], view["version"], view["last_seen_at"]) == ("enrolled", "1.2.3", None)

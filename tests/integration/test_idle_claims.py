@@ -197,9 +197,9 @@ def test_signs_of_life_are_written_together_and_those_of_silent_agents_at_once(q
 
     with quiet.database.transaction() as session:
         silence.silence(session, utcnow() + timedelta(seconds=1))
-    assert {agent["state"] for agent in quiet.operator.get("/agents")} == {"silent"}
+    assert {agent["state"] for agent in quiet.operator.every("/agents")} == {"silent"}
     hands[0].claim("*")
-    states = {agent["name"]: agent["state"] for agent in quiet.operator.get("/agents")}
+    states = {agent["name"]: agent["state"] for agent in quiet.operator.every("/agents")}
     assert states[hands[0].name] == "active", "who comes back is planned with at once"
 
 
@@ -238,7 +238,7 @@ def test_a_thousand_agents_that_fall_silent_at_once_are_one_statement_and_one_ev
         silence.silence(session, utcnow() + timedelta(seconds=1))
     assert len([s for s in found if s.startswith("UPDATE agent")]) == 1, found
     assert len([s for s in found if s.startswith("INSERT INTO event")]) == 1, found
-    assert {agent["state"] for agent in modelled.operator.get("/agents")} == {"silent"}
+    assert {agent["state"] for agent in modelled.operator.every("/agents")} == {"silent"}
     with modelled.database.reading() as session:
         told = session.scalars(select(Event.message).where(Event.code == "agent_silent")).all()
         assert len(told) == 1

@@ -137,7 +137,7 @@ def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     lasting = reason in LASTING_REASONS
     assert last_visit(live, run)["meant_for"] == (None if lasting else hand.name)
     assert (reason in events(live, run)) == (reason != "stopping")
-    agent = next(a for a in live.operator.get("/agents") if a["name"] == hand.name)
+    agent = next(a for a in live.operator.every("/agents") if a["name"] == hand.name)
     assert agent["last_error"] == (None if reason == "stopping" else f"{reason}: a message")
     if lasting:
         assert hand.claim(run) is None, "it would fail for the same reason again"
@@ -215,5 +215,5 @@ def test_numbers_that_are_none_do_not_get_into_the_books(live: LiveCoordinator, 
 def test_a_message_with_odd_characters_is_kept_readable(live: LiveCoordinator, model: str, hand: Hand) -> None:
     run = start_run(live, model, [hand])
     assert hand.give_back(hand.take(run), "other", "a\0b <script>\u202e😀").status_code == 200
-    agent = next(a for a in live.operator.get("/agents") if a["name"] == hand.name)
+    agent = next(a for a in live.operator.every("/agents") if a["name"] == hand.name)
     assert agent["last_error"] == "other: a\ufffdb <script>😀"

@@ -40,7 +40,7 @@ def test_it_says_what_each_agent_will_take_before_there_is_a_run(coordinator: Li
     view = plan(coordinator, query="?tokens_per_s=100&rows=10")
     assert view.visited == ["embeddings", "layers.0", "layers.1"]
     assert (view.rounds, view.prepared, view.problems) == (9, False, [])
-    assert coordinator.operator.get("/runs") == []
+    assert coordinator.operator.every("/runs") == []
     berlin, oslo = view.agents
     assert (berlin.name, oslo.name, berlin.able) == ("berlin", "oslo", True)
     assert berlin.visits_per_cycle + oslo.visits_per_cycle == 3

@@ -26,17 +26,17 @@ def say(hand: Hand, run_id: str, fits: bool, reason: str | None = None, **more: 
 
 
 def standings(live: LiveCoordinator, run: str) -> dict[str, str]:
-    return {m["agent"]: m["standing"] for m in live.operator.get(f"/runs/{run}/readiness")}
+    return {m["agent"]: m["standing"] for m in live.operator.every(f"/runs/{run}/readiness")}
 
 
 def hush(live: LiveCoordinator, hand: Hand) -> None:
     """As if the agent had not been heard of for long."""
-    agent_id = next(a for a in live.operator.get("/agents") if a["name"] == hand.name)["id"]
+    agent_id = next(a for a in live.operator.every("/agents") if a["name"] == hand.name)["id"]
     with live.database.transaction() as session:
         row = session.get_one(Agent, agent_id)
         assert row.last_seen_at is not None
         row.last_seen_at -= timedelta(seconds=live.settings.silent_after_s + 1)
-    wait_for(lambda: next(a for a in live.operator.get("/agents") if a["name"] == hand.name)["state"] == "silent", limit=5)
+    wait_for(lambda: next(a for a in live.operator.every("/agents") if a["name"] == hand.name)["state"] == "silent", limit=5)
 
 
 def draft(live: LiveCoordinator, model: str, hands: list[Hand], **more: Any) -> Any:
@@ -55,7 +55,7 @@ def test_a_run_starts_with_those_who_are_there_and_says_who_is_not(live: LiveCoo
     view = live.operator.post(f"/runs/{run['id']}/start")
     assert set(view["participants"]) == {hand.name, other.name}
     assert view["readiness"] == {"ready": 1, "unheard": 1, "never_seen": 1, "silent": 1, "unfit": 1}
-    said = {m["agent"]: (m["takes_part"], m["reason"], m["rows"]) for m in live.operator.get(f"/runs/{run['id']}/readiness")}
+    said = {m["agent"]: (m["takes_part"], m["reason"], m["rows"]) for m in live.operator.every(f"/runs/{run['id']}/readiness")}
     assert said[hand.name] == (True, None, 1000)
     assert said[unfit.name] == (False, "data_invalid", None)
 
@@ -281,7 +281,7 @@ def test_nobody_is_silent_because_the_coordinator_was_away(coordinators: Callabl
     database.close()
     again = coordinators()
     sweep(again)
-    assert [a["state"] for a in again.operator.get("/agents")] == ["active"]
+    assert [a["state"] for a in again.operator.every("/agents")] == ["active"]
 
 
 def test_what_an_agent_allows_is_noted_though_there_is_no_work(live: LiveCoordinator, hand: Hand) -> None:

@@ -61,10 +61,10 @@ def test_fields_that_do_not_go_together_are_refused(live: LiveCoordinator, model
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "null", '"run"'])
 def test_what_is_no_run_file_makes_no_run(live: LiveCoordinator, body: str) -> None:
-    before = len(live.operator.get("/runs"))
+    before = len(live.operator.every("/runs"))
     answer = operator(live).post("/runs", content=body, headers={"Content-Type": "application/json"})
     refused(answer, 422, "invalid_request")
-    assert len(live.operator.get("/runs")) == before
+    assert len(live.operator.every("/runs")) == before
 
 
 def test_a_body_that_cannot_be_parsed_is_the_callers_mistake(live: LiveCoordinator) -> None:
@@ -109,7 +109,7 @@ def test_one_name_asked_for_by_eight_at_once_makes_one_run(live: LiveCoordinator
     answers = together(8, lambda _: operator(live).post("/runs", json=spec))
     assert sorted(a.status_code for a in answers) == [201] + [409] * 7
     assert {a.json()["code"] for a in answers if a.status_code == 409} == {"run_name_taken"}
-    assert len([r for r in live.operator.get("/runs") if r["name"] == spec["name"]]) == 1
+    assert len([r for r in live.operator.every("/runs") if r["name"] == spec["name"]]) == 1
 
 
 def failed(live: LiveCoordinator, spec: dict[str, Any], code: str) -> str:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.database_decides
 
 
 def view(live: LiveCoordinator, hand: Hand) -> Any:
-    return next(a for a in live.operator.get("/agents") if a["name"] == hand.name)
+    return next(a for a in live.operator.every("/agents") if a["name"] == hand.name)
 
 
 def go_unseen(live: LiveCoordinator, hand: Hand, seconds: float) -> None:

@@ -29,7 +29,7 @@ def test_a_message_that_may_quote_a_row_stays_with_the_agent(
 
     worker.Worker(home, config, client)._failed(assignment, reason, ROW)
 
-    agent = next(a for a in live.operator.get("/agents") if a["name"] == name)
+    agent = next(a for a in live.operator.every("/agents") if a["name"] == name)
     assert agent["last_error"].startswith(f"{reason}: ")
     assert ("4929123456789012" in agent["last_error"]) is shown
     assert ("4929123456789012" in str(live.operator.get(f"/runs/{name}"))) is shown

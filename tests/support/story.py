@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
@@ -121,9 +120,9 @@ class Story:
         self._say("participants", run.participants)
         self._patience(run)
         self._attempts(run)
-        while run.state == "running" and (number := queries.rounds_closed(session, run.id)) <= len(run.trained_blocks):
+        while run.state == "running" and (number := run.rounds_done) <= len(run.trained_blocks):
             self._round(run, number)  # into the second cycle
-            if queries.rounds_closed(session, run.id) == number:
+            if run.rounds_done == number:
                 break
         self._say("end", [run.state, run.reason, run.rounds_total])
 

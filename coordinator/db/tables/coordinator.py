@@ -46,7 +46,7 @@ class Event(Base):
     """info, warning or error"""
     code: Mapped[str] = mapped_column(String(60))
     message: Mapped[str] = mapped_column(Text)
-    run_id: Mapped[str | None] = mapped_column(KEY, index=True)
+    run_id: Mapped[str | None] = mapped_column(KEY)
     agent_id: Mapped[str | None] = mapped_column(KEY)
 
-    __table_args__ = (Index("ix_event_level", "level", "id"),)
+    __table_args__ = (Index("ix_event_level", "level", "id"), Index("ix_event_run", "run_id", "id"))

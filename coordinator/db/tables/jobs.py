@@ -20,7 +20,7 @@ class Job(Base):
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
     lane: Mapped[str] = mapped_column(String(20))
-    subject: Mapped[str] = mapped_column(KEY, index=True)
+    subject: Mapped[str] = mapped_column(KEY)
     """id of the run or model that it is for"""
     payload_json: Mapped[JsonObject] = mapped_column("payload", Typed(JsonObject))
     state: Mapped[str] = mapped_column(String(20))
@@ -40,7 +40,11 @@ class Job(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    __table_args__ = (Index("ix_job_state_lane", "state", "lane", "created_at"),)
+    __table_args__ = (
+        Index("ix_job_state_lane", "state", "lane", "created_at"),
+        Index("ix_job_subject", "subject", "state", "kind"),
+        Index("ix_job_ended", "kind", "ended_at"),
+    )
 
     @property
     def payload(self) -> BaseModel:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ForeignKey, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
@@ -53,15 +53,21 @@ class Run(Base):
     prepared: Mapped[bool] = mapped_column(default=False)
     files: Mapped[list[FileRef]] = mapped_column(Typed(list[FileRef]))
     """configuration and tokenizer as agents get them: name, digest, size"""
+    notes: Mapped[list[str]]
+    """what was found when it was prepared: which parts of the model were made afresh, and why"""
     trained_blocks: Mapped[list[str]]
-    participants: Mapped[list[str]]
+    participants: Mapped[list[str]] = mapped_column(deferred=True)
     """ids of the agents that take part: those of the start, then those who came later"""
     waits_for_agents: Mapped[bool] = mapped_column(default=False)
     """it is paused because nobody was left to ask, and goes on by itself when somebody is"""
     rounds_total: Mapped[int] = mapped_column(default=0)
+    rounds_done: Mapped[int] = mapped_column(default=0)
+    """the closed ones: the number of the round that is open, or comes next"""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_run_created", "created_at", "id"),)
 
 
 class Block(Base):

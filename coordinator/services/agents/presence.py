@@ -3,12 +3,10 @@
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.domain.agent import needs_seen
-from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import identity
 from fedcybgd.coordinator.services.states import agents as states
 
@@ -29,10 +27,3 @@ def note(session: Session, agents: Collection[str], now: datetime) -> None:
     ids = sorted(agents)
     for first in range(0, len(ids), TOGETHER):
         states.seen_together(session, ids[first : first + TOGETHER], now)
-
-
-def by_name(session: Session, name_or_id: str) -> Agent:
-    agent = session.scalar(select(Agent).where((Agent.name == name_or_id) | (Agent.id == name_or_id)))
-    if agent is None:
-        raise NotFound(f"there is no agent {name_or_id!r}")
-    return agent

@@ -1,11 +1,12 @@
 """What agents said of a run, whether its data fit, and who is there for it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent, Readiness, Run
@@ -33,14 +34,26 @@ class Member:
 
 def members(session: Session, run: Run, spec: RunFile) -> list[Member]:
     """The agents that a run is open to and that are not revoked: in the order of the run file, else by name."""
-    found = [
-        Member(
-            id=row.id, name=row.name, standing=standing_of(row.state, row.fits), reason=row.reason if row.fits is False else None,
-            rows=row.rows if row.fits else None, exact=bool(row.exact), last_seen_at=row.last_seen_at,
-        )
-        for row in session.execute(_open_to(run, spec).order_by(Agent.name))
-    ]  # fmt: skip
+    found = [member(row) for row in session.execute(open_to(run, spec).order_by(Agent.name))]
     return found if spec.agents == "all" else sorted(found, key=lambda member: spec.agents.index(member.name))
+
+
+def member(row: Any) -> Member:
+    """From a row of `open_to`."""
+    return Member(
+        id=row.id, name=row.name, standing=standing_of(row.state, row.fits), reason=row.reason if row.fits is False else None,
+        rows=row.rows if row.fits else None, exact=bool(row.exact), last_seen_at=row.last_seen_at,
+    )  # fmt: skip
+
+
+def counts(session: Session, run: Run, spec: RunFile) -> dict[str, int]:
+    """How many members there are of each standing; counted by the database, however many they are."""
+    open_now = open_to(run, spec).subquery()
+    states = select(open_now.c.state, open_now.c.fits, func.count()).group_by(open_now.c.state, open_now.c.fits)
+    found = Counter[str]()
+    for state, fits, number in session.execute(states):
+        found[str(standing_of(state, fits))] += number
+    return found
 
 
 def newcomers(session: Session, run: Run, spec: RunFile) -> list[str]:
@@ -106,7 +119,8 @@ def listed(members: Sequence[Member], most: int = 8) -> str:
     return ", ".join(said_in_words(m) for m in members[:most]) + more
 
 
-def _open_to(run: Run, spec: RunFile) -> Any:
+def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
+    """What there is to know of the members of a run, in no order."""
     columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
     said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
     query = select(*columns).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)

@@ -28,7 +28,7 @@ def request_export(session: Session, name: str, now: datetime) -> Job:
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} has no model yet")
     payload = ExportPayload(
-        after_rounds=queries.rounds_closed(session, run.id), task=run.spec.task.kind,
+        after_rounds=run.rounds_done, task=run.spec.task.kind,
         files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
     )  # fmt: skip
     return jobs.enqueue(session, EXPORT, run.id, payload, now)

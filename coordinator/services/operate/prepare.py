@@ -1,13 +1,14 @@
 """Creates a run and prepares it: its blocks, its head, its rounds."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Block, HeldOut, Run
-from fedcybgd.coordinator.domain import exposure
+from fedcybgd.coordinator.db.models import Block, HeldOut, Model, Run
+from fedcybgd.coordinator.domain import exposure, fresh_parts
 from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, InfluencePayload, InfluenceResult
 from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
 from fedcybgd.coordinator.domain.jobs.registry import PREPARE, Done, Failed
@@ -41,7 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     method_of(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,
-        files=[], trained_blocks=[], participants=[], created_at=now,
+        files=[], notes=[], trained_blocks=[], participants=[], created_at=now,
     )  # fmt: skip
     session.add(run)
     session.flush()
@@ -91,6 +92,7 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
         return
     session.add_all(blocks)
     run.files = result.files
+    run.notes = _notes(session.get_one(Model, run.model_id), blocks, spec)
     run.trained_blocks = result.trained
     run.rounds_total = rounds_in(spec, result.trained)
     session.flush()
@@ -100,6 +102,12 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
     choose.request_ahead(session, run, now)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
+
+
+def _notes(model: Model, blocks: Sequence[Block], spec: RunFile) -> list[str]:
+    shapes = [(b.name, {t.name: t.shape for t in b.tensors}) for b in blocks]
+    available = {t.name: t.shape for block in model.blocks for t in block.tensors}
+    return fresh_parts.notes(shapes, available, model.config, spec.task.label_names)
 
 
 def influence_measured(session: Session, done: Done[InfluencePayload, InfluenceResult]) -> None:

@@ -4,9 +4,9 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services import signals
-from fedcybgd.coordinator.services.agents import presence
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
@@ -14,7 +14,7 @@ from fedcybgd.coordinator.services.states import agents as states
 
 def revoke(session: Session, name_or_id: str, now: datetime) -> Agent:
     """Shut an agent out at once; what it holds goes back."""
-    agent = presence.by_name(session, name_or_id)
+    agent = queries.agent_by_name(session, name_or_id)
     states.revoke(agent)
     lease.release_all(session, agent.id, now)
     signals.forget(session, agent.id)

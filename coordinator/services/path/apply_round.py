@@ -62,7 +62,7 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
     """Take a visit back from the agent that has it; whose it was, for people."""
     if assignment.state != AssignmentState.LEASED:
         return f"{assignment.called} (nobody had it)"
-    name = queries.agent_names(session).get(assignment.agent_id or "", "?")
+    name = queries.agent_name(session, assignment.agent_id)
     assignments.take_back(assignment, AssignmentEvent.WITHDRAW, "wave_deadline", now)
     return f"{assignment.called} ({name})"
 

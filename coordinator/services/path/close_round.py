@@ -41,6 +41,7 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
             signals.offer(session, member.id)
         return
     rounds.finish(round, now)
+    run.rounds_done += 1
     session.flush()
     scores.evaluate_if_due(session, run, round.number + 1, now)
     open_round.open_next(session, run, now)

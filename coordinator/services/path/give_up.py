@@ -64,7 +64,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
 
 def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
     """No emulator of a pending assignment fits an agent: others are asked."""
-    name = queries.agent_names(session).get(agent_id, "?")
+    name = queries.agent_name(session, agent_id)
     assignment.excluded = [*assignment.excluded, agent_id]
     readiness.refused(session, run.id, agent_id, assignment.id, None, utcnow())
     if assignment.meant_for == agent_id:

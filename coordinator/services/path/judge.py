@@ -46,7 +46,7 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
 
 def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
     assignments.reject(assignment, reason, now)
-    name = queries.agent_names(session).get(assignment.agent_id or "", "?")
+    name = queries.agent_name(session, assignment.agent_id)
     record(
         session,
         "error",

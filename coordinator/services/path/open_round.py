@@ -26,7 +26,7 @@ from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSet
 
 def open_next(session: Session, run: Run, now: datetime) -> None:
     """Open the round that follows the closed ones, or finish the run when there is none; a paused run stays as it is."""
-    number = queries.rounds_closed(session, run.id)
+    number = run.rounds_done
     if number >= run.rounds_total:
         runs.finish(run, now)
         failed = queries.failed_measurements(session, run.id)

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Exposure, Traffic
+from fedcybgd.coordinator.db.models import Exposure, Traffic, TrafficTotal
 from fedcybgd.shared.contract.manifests import ShardRef
 
 
@@ -22,20 +22,20 @@ def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, a
     """Add bytes that crossed the wire."""
     if amount <= 0:
         return
-    insert = _dialect(session).insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
+    insert = _dialect(session).insert
+    sent = insert(Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
     keys = ["run_id", "round", "agent_id", "kind"]
-    session.execute(insert.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
+    session.execute(sent.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
+    total = insert(TrafficTotal).values(run_id=run_id, kind=kind, bytes=amount)
+    session.execute(total.on_conflict_do_update(index_elements=["run_id", "kind"], set_={"bytes": TrafficTotal.bytes + amount}))
 
 
 def _dialect(session: Session) -> Any:
     return sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
 
 
-def ledger(session: Session, agent_id: str | None = None, limit: int = 1000) -> list[Exposure]:
-    query = select(Exposure).order_by(Exposure.first_at.desc()).limit(limit)
-    return list(session.scalars(query.where(Exposure.agent_id == agent_id) if agent_id else query))
-
-
-def totals(session: Session) -> dict[str, int]:
-    """Bytes per kind, over all runs."""
-    return {kind: int(total) for kind, total in session.execute(select(Traffic.kind, func.sum(Traffic.bytes)).group_by(Traffic.kind))}
+def totals(session: Session, run_id: str | None = None) -> dict[str, int]:
+    """Bytes per kind, of a run or of all."""
+    query = select(TrafficTotal.kind, func.sum(TrafficTotal.bytes)).group_by(TrafficTotal.kind)
+    rows = session.execute(query if run_id is None else query.where(TrafficTotal.run_id == run_id))
+    return {kind: int(total) for kind, total in rows}

@@ -38,9 +38,8 @@ def names_of(session: Session, digest: str) -> str:
             found += _of_blocks(session, row.source, codec)
     found += [f"held-out file {row.name}" for row in session.scalars(select(HeldOut).where(HeldOut.digest == digest))]
     found += ["a patch" for _ in session.scalars(select(Patch).where(Patch.digest == digest))]
-    names = queries.agent_names(session)
     for visit in session.scalars(select(Assignment).where(Assignment.delta_digest == digest)):
-        found.append(f"the delta of {names.get(visit.agent_id or '', '?')} for {visit.called} in round {visit.round}")
+        found.append(f"the delta of {queries.agent_name(session, visit.agent_id)} for {visit.called} in round {visit.round}")
     for run in session.scalars(select(Run)):
         found += [f"{file.name} of run {run.name}" for file in run.files if file.digest == digest]
     for model in session.scalars(select(Model)):

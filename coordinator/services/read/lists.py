@@ -1,0 +1,129 @@
+"""What operators look through, in pages: each list has an order of its own, and a page costs the same wherever it is."""
+
+from collections import defaultdict
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session, aliased
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import Base
+from fedcybgd.coordinator.db.models import Agent, Assignment, Exposure, Model, Round, Run, Traffic
+from fedcybgd.coordinator.db.paging import Listed, Order, Page
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.shared.contract.views import (
+    AgentView,
+    AssignmentView,
+    ExposureView,
+    FidelityView,
+    MemberView,
+    ModelView,
+    RoundView,
+    RunSummary,
+    TrafficView,
+)
+
+AGENTS, MODELS = Order(Agent.name), Order(Model.name)
+RUNS = Order(Run.created_at, Run.id, newest_first=True)
+ROUNDS = Order(Round.number, newest_first=True)
+ASSIGNMENTS = Order(Assignment.round, Assignment.waiting_since, Assignment.id)
+TRAFFIC = Order(Traffic.round, Traffic.agent_id, Traffic.kind)
+EXPOSURE = Order(Exposure.first_at, Exposure.agent_id, Exposure.run_id, Exposure.block, Exposure.version, Exposure.codec, newest_first=True)
+
+HOLDER, MEANT = aliased(Agent), aliased(Agent)
+
+
+def _columns(table: type[Base], view: type[BaseModel], *others: str) -> list[Any]:
+    return [getattr(table, name) for name in view.model_fields if name not in others]
+
+
+# Made once: to make a statement costs more than to ask it.
+AGENT_ROWS = select(*_columns(Agent, AgentView))
+MODEL_ROWS = select(*_columns(Model, ModelView))
+RUN_ROWS = select(*_columns(Run, RunSummary, "model"), Model.name.label("model")).join(Model, Model.id == Run.model_id)
+ROUND_ROWS = select(*_columns(Round, RoundView, "applied", "fidelity"))
+ASSIGNMENT_ROWS = (
+    select(*_columns(Assignment, AssignmentView, "block", "agent", "meant_for"), HOLDER.name.label("agent"), MEANT.name.label("meant_for"))
+    .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
+    .join(MEANT, MEANT.id == Assignment.meant_for, isouter=True)
+)
+TRAFFIC_ROWS = select(*_columns(Traffic, TrafficView, "agent"), Agent.name.label("agent")).join(Agent, Agent.id == Traffic.agent_id)
+EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.label("agent")).join(Agent, Agent.id == Exposure.agent_id)
+
+
+def agents(session: Session, page: Page) -> Listed[AgentView]:
+    """By name."""
+    return AGENTS.page(session, AGENT_ROWS, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
+
+
+def models(session: Session, page: Page) -> Listed[ModelView]:
+    """By name."""
+    return MODELS.page(session, MODEL_ROWS, page).map(lambda row: ModelView.model_validate(row, from_attributes=True))
+
+
+def runs(session: Session, page: Page) -> Listed[RunSummary]:
+    """The newest first."""
+    return RUNS.page(session, RUN_ROWS, page).map(lambda row: RunSummary.model_validate(row, from_attributes=True))
+
+
+def rounds(session: Session, name: str, page: Page) -> Listed[RoundView]:
+    """The newest first."""
+    return rounds_of(session, queries.run_id(session, name), page)
+
+
+def rounds_of(session: Session, run_id: str, page: Page) -> Listed[RoundView]:
+    found = ROUNDS.page(session, ROUND_ROWS.where(Round.run_id == run_id), page)
+    if not found.items:
+        return Listed([], None)
+    numbers = found.items[-1].number, found.items[0].number
+    applied = queries.applied_in(session, run_id, *numbers)
+    fidelity = defaultdict(list)
+    for measured in queries.fidelity_in(session, run_id, *numbers):
+        fidelity[measured.round].append(FidelityView(block=measured.block, **dict(measured.metrics)))
+    return found.map(lambda row: RoundView(**row._mapping, applied=applied.get(row.number, 0), fidelity=fidelity[row.number]))
+
+
+def assignments(session: Session, name: str, page: Page) -> Listed[AssignmentView]:
+    """The oldest first."""
+    query = ASSIGNMENT_ROWS.where(Assignment.run_id == queries.run_id(session, name))
+    return ASSIGNMENTS.page(session, query, page).map(_assignment)
+
+
+def assignments_in(session: Session, run_id: str, round: int) -> list[AssignmentView]:
+    """Those of one round, by seat."""
+    rows = session.execute(
+        ASSIGNMENT_ROWS.where(Assignment.run_id == run_id, Assignment.round == round).order_by(Assignment.seat, Assignment.id)
+    )
+    return [_assignment(row) for row in rows]
+
+
+def _assignment(row: Any) -> AssignmentView:
+    return AssignmentView(**row._mapping, block=row.blocks[0])
+
+
+def traffic(session: Session, name: str, page: Page) -> Listed[TrafficView]:
+    """By round, agent and kind."""
+    query = TRAFFIC_ROWS.where(Traffic.run_id == queries.run_id(session, name))
+    return TRAFFIC.page(session, query, page).map(lambda row: TrafficView.model_validate(row, from_attributes=True))
+
+
+def exposure(session: Session, agent: str | None, page: Page) -> Listed[ExposureView]:
+    """What was received last, first; of one agent, if it is named."""
+    query = EXPOSURE_ROWS
+    if agent is not None:
+        query = query.where(Exposure.agent_id == queries.agent_by_name(session, agent).id)
+    return EXPOSURE.page(session, query, page).map(lambda row: ExposureView.model_validate(row, from_attributes=True))
+
+
+def members(session: Session, name: str, page: Page) -> Listed[MemberView]:
+    """The agents that a run is open to, by name: who is there, and whose data fit."""
+    run = queries.run_by_name(session, name)
+    participants = set(run.participants)
+    found = AGENTS.page(session, readiness.open_to(run, run.spec), page).map(readiness.member)
+    return found.map(
+        lambda m: MemberView(
+            agent=m.name, standing=m.standing, takes_part=m.takes_part, participant=m.id in participants, reason=m.reason, rows=m.rows,
+            exact=m.exact, last_seen_at=m.last_seen_at,
+        )
+    )  # fmt: skip

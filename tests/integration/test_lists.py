@@ -1,0 +1,71 @@
+"""Every list over HTTP is walked page by page; the pages together are the whole list, and a place of another list is refused."""
+
+from typing import Any
+
+import pytest
+
+from fedcybgd.shared.contract.words import NEXT
+from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand, finish, operator, refused, start_run
+
+
+@pytest.fixture
+def run(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> str:
+    """A run that is done."""
+    name = start_run(live, model, [hand, other])
+    finish(live, name, [hand, other])
+    return name
+
+
+PATHS = [
+    "/agents",
+    "/models",
+    "/runs",
+    "/exposure",
+    "/runs/{run}/rounds",
+    "/runs/{run}/assignments",
+    "/runs/{run}/traffic",
+    "/runs/{run}/readiness",
+]
+
+
+def test_every_list_that_there_is_comes_in_pages(live: LiveCoordinator) -> None:
+    paths = live.app.openapi()["paths"]
+    listed = {path for path, methods in paths.items() if "get" in methods and is_list(methods["get"])}
+    assert listed == {f"/v1{path}" for path in PATHS}
+    for path in listed:
+        answer = paths[path]["get"]
+        assert {"after", "limit"} <= {parameter["name"] for parameter in answer["parameters"]}, path
+        assert NEXT in answer["responses"]["200"]["headers"], path
+
+
+def is_list(operation: Any) -> bool:
+    return operation["responses"]["200"].get("content", {}).get("application/json", {}).get("schema", {}).get("type") == "array"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_pages_are_the_list(live: LiveCoordinator, run: str, path: str) -> None:
+    path = path.format(run=run)
+    whole = live.operator.every(path)
+    assert len(whole) == len({str(row) for row in whole})
+    found: list[Any] = []
+    after: dict[str, str] = {}
+    while True:
+        answer = operator(live).get(path, params={"limit": 2, **after})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()) <= 2
+        found += answer.json()
+        if NEXT not in answer.headers or len(found) >= 60:  # others fill the lists of everything: some of them is enough
+            break
+        after = {"after": answer.headers[NEXT]}
+    assert found == whole[: len(found)]
+    assert len(found) >= min(60, len(whole))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_no_page_is_refused(live: LiveCoordinator, run: str, path: str) -> None:
+    path = path.format(run=run)
+    for limit in (0, 1001, "x"):
+        refused(operator(live).get(path, params={"limit": limit}), 422, "invalid_request")
+    refused(operator(live).get(path, params={"after": "a~b~c~d"}), 422, "cursor_invalid")
+    refused(operator(live).get(path, params={"after": "x" * 1001}), 422, "invalid_request")

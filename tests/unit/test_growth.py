@@ -1,0 +1,125 @@
+"""What operators look at costs the same after four times as many rounds: as many statements, and as many steps of the database."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from benchmarks.busy_seed import BIG, Seed
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.paging import Listed, Page
+from fedcybgd.coordinator.services.read import lists, status
+
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
+AGENTS, BLOCKS, ROUNDS = 12, 4, 440
+"""More rounds than any page or view shows of anything: a hundred evaluations, one each cycle."""
+STEPS = 100
+"""Of SQLite's virtual machine, between two counts"""
+Read = Callable[[Session], Any]
+PAGE = Page(limit=20)
+READS: dict[str, Read] = {
+    "status": lambda s: status.overview(s, NOW, 0),
+    "run": lambda s: status.run_status(s, BIG, NOW),
+    "runs": lambda s: lists.runs(s, PAGE),
+    "rounds": lambda s: lists.rounds(s, BIG, PAGE),
+    "assignments": lambda s: lists.assignments(s, BIG, PAGE),
+    "traffic": lambda s: lists.traffic(s, BIG, PAGE),
+    "members": lambda s: lists.members(s, BIG, PAGE),
+    "exposure": lambda s: lists.exposure(s, None, PAGE),
+    "exposure of an agent": lambda s: lists.exposure(s, "agent-00001", PAGE),
+    "agents": lambda s: lists.agents(s, PAGE),
+    "models": lambda s: lists.models(s, PAGE),
+}
+
+
+class Filled:
+    def __init__(self, folder: Path, rounds: int) -> None:
+        self.database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+        migrate.upgrade(self.database.engine)
+        Seed(self.database, folder / "blobs", AGENTS, rounds, BLOCKS).fill()
+
+    def cost(self, read: Read) -> tuple[int, int]:
+        """Statements, and hundreds of steps."""
+        counted = {"statements": 0, "steps": 0}
+
+        def asked(*_: Any) -> None:
+            counted["statements"] += 1
+
+        def stepped() -> None:
+            counted["steps"] += 1
+
+        event.listen(self.database.engine, "before_cursor_execute", asked)
+        try:
+            with self.database.reading() as session:
+                connection: Any = session.connection().connection.driver_connection
+                connection.set_progress_handler(stepped, STEPS)
+                try:
+                    read(session)
+                finally:
+                    connection.set_progress_handler(None, STEPS)
+        finally:
+            event.remove(self.database.engine, "before_cursor_execute", asked)
+        return counted["statements"], counted["steps"]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    filled = Filled(tmp_path_factory.mktemp("few"), ROUNDS)
+    yield filled
+    filled.database.close()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    filled = Filled(tmp_path_factory.mktemp("many"), 4 * ROUNDS)
+    yield filled
+    filled.database.close()
+
+
+@pytest.mark.parametrize("what", READS)
+def test_it_costs_the_same_after_four_times_as_many_rounds(few: Filled, many: Filled, what: str) -> None:
+    (statements, steps), (later_statements, later_steps) = few.cost(READS[what]), many.cost(READS[what])
+    assert later_statements == statements
+    assert later_steps <= 1.1 * steps + 5, f"{STEPS * steps} steps grew to {STEPS * later_steps}"
+
+
+WALKED: dict[str, Callable[[Session, Page], Listed[Any]]] = {
+    "rounds": lambda s, page: lists.rounds(s, BIG, page),
+    "assignments": lambda s, page: lists.assignments(s, BIG, page),
+    "traffic": lambda s, page: lists.traffic(s, BIG, page),
+    "exposure": lambda s, page: lists.exposure(s, None, page),
+    "exposure of an agent": lambda s, page: lists.exposure(s, "agent-00001", page),
+}
+
+
+@pytest.mark.parametrize("what", WALKED)
+def test_the_last_page_costs_what_the_first_does(many: Filled, what: str) -> None:
+    page = PAGE
+    places = []
+    with many.database.reading() as session:
+        while (found := WALKED[what](session, Page(page.after, 200))).next is not None:
+            places.append(page := Page(found.next, PAGE.limit))
+    first, last = (many.cost(lambda s, at=at: WALKED[what](s, at)) for at in (PAGE, places[-1]))  # type: ignore[misc]
+    assert last[0] == first[0]
+    assert last[1] <= 1.3 * first[1] + 5
+
+
+def test_a_view_shows_the_newest_and_counts_the_rest(many: Filled) -> None:
+    with many.database.reading() as session:
+        view, everything = status.run_status(session, BIG, NOW), status.overview(session, NOW, 0)
+        assert view.rounds_done == 4 * ROUNDS
+        assert [r.number for r in view.rounds] == list(range(4 * ROUNDS, 4 * ROUNDS - status.ROUNDS_SHOWN, -1))
+        assert len(view.evaluations) == status.SHOWN
+        assert view.evaluations[-1].after_rounds == 4 * ROUNDS - BLOCKS
+        assert view.participant_count == len(view.participants) == AGENTS
+        assert view.bytes.up == 4 * ROUNDS * (1 << 29)
+        assert everything.bytes == view.bytes
+        assert everything.agents_by_state == {"active": AGENTS}
+        assert view.readiness == {"ready": AGENTS}
+        assert view.seconds_left is not None
+        assert timedelta(seconds=view.seconds_left) > timedelta(0)
