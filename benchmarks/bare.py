@@ -8,19 +8,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
 
 from benchmarks import reference
-from fedcybgd.coordinator.domain.run_file import RunFile
 
 
 class BareRequest(BaseModel):
     model: Path
-    spec: RunFile
+    spec: dict[str, Any]
     warm_up_model: Path
-    warm_up: RunFile
+    warm_up: dict[str, Any]
     partitions: list[Path]
 
 

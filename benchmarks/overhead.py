@@ -25,7 +25,6 @@ from benchmarks.bare import BareRequest, BareResult
 from benchmarks.report import arguments, finish, spread
 from benchmarks.system import ENVIRONMENT, System
 from benchmarks.turnaround import turnarounds
-from fedcybgd.coordinator.domain.run_file import RunFile
 
 TARGETS = {"wall_ratio": 1.15, "cpu_ratio": 1.10, "turnaround_ms_median": 150, "start_s": 2}
 TASK = {"kind": "text-classification", "labels": banking77.LABELS, "max_length": 64}
@@ -77,7 +76,7 @@ def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path
 
 def in_one_process(spec: dict[str, Any], partitions: list[Path], tiny: Path) -> Side:
     request = BareRequest(
-        model=banking77.minilm(), spec=RunFile.model_validate(spec), warm_up_model=tiny, warm_up=RunFile.model_validate(WARM_UP),
+        model=banking77.minilm(), spec=spec, warm_up_model=tiny, warm_up=WARM_UP,
         partitions=partitions,
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.bare", request.model_dump_json()]

@@ -122,15 +122,14 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
     from benchmarks import reference
     from examples.demo.tasks import EXAMPLES, banking77
     from fedcybgd.agent.training.visit import Visitor
-    from fedcybgd.coordinator.domain.run_file import RunFile
 
     with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
         folder = Path(scratch)
         partitions, held_out = write_rows(task, data, folder / "rows", seed) if task != "sst2" else _made(task, data, folder / "rows", seed)
         model = banking77(folder / "unused")[0].model if task == "sst2" else EXAMPLES / "models" / "stories260K"
-        spec = RunFile.model_validate(spec_of(task, variant, seed))
+        spec = spec_of(task, variant, seed)
         run = reference.begin(folder, model, spec)
-        if spec.compression.policy == "hybrid":
+        if run.spec.compression["policy"] == "hybrid":
             reference.measure_influence(run, held_out)
         before = run.evaluate(held_out).loss if variant == "none" else 0.0  # it is the same for all
         shared = Visitor("cpu")  # one model in memory, not six; an agent's rows are read again when they are its turn
@@ -139,7 +138,7 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
         parameters = sum(b.num_parameters for b in run.stored)
         visits = len(run.metrics)
         # A pass of every agent over its rows moves the whole model down and up once for each agent.
-        exchanges = visits / AGENTS if task == "sst2" else visits * (spec.train.steps or 0) / (20 * AGENTS)
+        exchanges = visits / AGENTS if task == "sst2" else visits * (run.spec.train["steps"] or 0) / (20 * AGENTS)
         fedavg = exchanges * AGENTS * 2 * 2 * parameters
         return {
             "loss_before": before, "loss": after.loss, "accuracy": 100 * (after.accuracy or 0.0), "bytes": run.bytes_moved(),

@@ -1,14 +1,17 @@
 """The same schedule as a coordinator would run, in one bare process: no HTTP, no database, no other processes.
 
 It is the floor that overhead is measured against, and what a run over HTTP must equal to the bit. Bytes are counted as agents with a
-cache of their own would fetch and send them.
+cache of their own would fetch and send them. What the run file asks for is read by `benchmarks.reading`, and not by the coordinator that is
+judged: of it only the engine is taken, whose functions are judged by tests of their own.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from benchmarks.reading import Order, Reading
 from fedcybgd.agent.fetching import cheapest
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.training.visit import Visitor
@@ -16,17 +19,14 @@ from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, ImportPayload, PatchMade, PreparePayload, Term
-from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
-from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.seat import Seat
+from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.engine.prepare import prepare
 from fedcybgd.coordinator.services.emulators.shards import MAX_STEPS
-from fedcybgd.coordinator.services.path.open_round import train_settings
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import FileRef, PatchRef, ShardRef
@@ -47,7 +47,7 @@ class Reference:
     """A run in this process; `digests()` are what a coordinator must arrive at."""
 
     store: BlobStore
-    spec: RunFile
+    spec: Reading
     file_refs: list[FileRef]
     stored: list[StoredBlock]
     blocks: list[ShardRef]
@@ -85,11 +85,13 @@ class Reference:
 
     def plan(self, trained: set[str]) -> compression.Plan:
         """The codec of every block for a visit, as the policy of the run file has it."""
+        if self.spec.compression["policy"] != "hybrid":
+            return self.spec.codecs({s.name: s.kind for s in self.stored}, trained)
         facts = [
             BlockFacts(s.name, s.kind, s.num_parameters, version=b.version, influence=self.influence.get(s.name))
             for s, b in zip(self.stored, self.blocks, strict=True)
         ]
-        plan = compression.plan(self.spec.compression, facts, trained)
+        plan = compression.plan(CompressionSection.model_validate(self.spec.compression), facts, trained)
         assert not isinstance(plan, DoesNotFit), plan.reason
         return plan
 
@@ -112,14 +114,15 @@ class Reference:
         )
 
 
-def begin(folder: Path, model: Path, spec: RunFile) -> Reference:
+def begin(folder: Path, model: Path, run_file: Mapping[str, Any]) -> Reference:
     """Import the model and prepare the run, as the coordinator's engine does."""
+    spec = Reading(run_file)
     store = open_store(folder / "blobs")
     imported = import_model(store, ImportPayload(source=str(model)))
     payload = PreparePayload(
         config=imported.config, files=imported.files, blocks=imported.blocks, task=spec.task.kind, num_labels=spec.task.num_labels,
-        label_names=spec.task.label_names, max_length=spec.task.max_length, patterns=spec.schedule.blocks, always=spec.schedule.always,
-        layers_per_block=spec.schedule.layers_per_block, seed=spec.seed, held_out=None,
+        label_names=spec.task.label_names, max_length=spec.task.max_length, patterns=spec.schedule["blocks"], always=spec.schedule["always"],
+        layers_per_block=spec.schedule["layers_per_block"], seed=spec.seed, held_out=None,
     )  # fmt: skip
     prepared = prepare(store, payload)
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in prepared.blocks]
@@ -141,19 +144,16 @@ def run(
     spec = reference.spec
     scratch.mkdir(parents=True, exist_ok=True)
     visitors = visitors or [Visitor("cpu") for _ in partitions]
-    agents = [str(i) for i in range(len(partitions))]
     config = next(f for f in reference.file_refs if f.name == "config.json")
     encoder = Encoder(reference.store, config, spec.task.kind)
     began = time.monotonic()
     first = reference.rounds_done
-    last = rounds_in(spec, reference.trained) if rounds is None else first + rounds
+    last = spec.rounds(reference.trained) if rounds is None else first + rounds
     for number in range(first, last):
         terms: dict[str, list[str]] = {}
-        for plan in method_of(spec).seats(spec, reference.trained, agents, number, spec.schedule.always):
-            assert plan.agent is not None, "a bare process has no notion of who comes first"
-            settings = train_settings(spec, plan)
-            delta = _visit(reference, encoder, visitors[int(plan.agent)], partitions[int(plan.agent)], plan, settings, scratch)
-            for name in (name for group in settings.groups for name in group.blocks):
+        for order in spec.round(reference.trained, len(partitions), number):
+            delta = _visit(reference, encoder, visitors[order.agent], partitions[order.agent], order, scratch)
+            for name in order.trained:
                 terms.setdefault(name, []).append(delta)
         _apply(reference, number, terms)
         reference.rounds_done = number + 1
@@ -161,10 +161,10 @@ def run(
     return time.monotonic() - began
 
 
-def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, plan: Seat, settings: TrainSettings, scratch: Path) -> str:
+def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> str:
     """One visit; returns the digest of its delta, which is in the store."""
-    agent, spec, store = int(plan.agent or 0), reference.spec, reference.store
-    trained = {name for group in settings.groups for name in group.blocks}
+    agent, spec, store = order.agent, reference.spec, reference.store
+    trained = set(order.trained)
     codecs = reference.plan(trained)
     shards = [reference.shard(encoder, b, codecs[b.block]) for b in reference.blocks if codecs[b.block] != "dropped"]
     held = reference.holdings.setdefault(agent, Holdings())
@@ -176,12 +176,12 @@ def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path,
         held.digests.add(file.digest)
     delta, left = scratch / "delta.packed", scratch / f"left-{agent}"
     carried = {b: str(path) for b in trained if (path := left / f"{b}.safetensors").exists()}
-    feedback = spec.delta.error_feedback
+    feedback = spec.delta["error_feedback"]
     request = TrainRequest(
-        assignment_id=f"{plan.round}-{plan.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
+        assignment_id=f"{order.round}-{order.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
-        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=settings, data=DataSource(path=str(data)),
-        delta_path=str(delta), delta_codec=spec.delta.codec, residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
+        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate(order.told), data=DataSource(path=str(data)),
+        delta_path=str(delta), delta_codec=spec.delta["codec"], residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
     )  # fmt: skip
     reference.metrics.append(visitor.visit(request, lambda _: None, lambda: False))
     held.up += delta.stat().st_size
@@ -193,7 +193,7 @@ def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path,
 def _apply(reference: Reference, number: int, terms: dict[str, list[str]]) -> None:
     spec = reference.spec
     changes = [
-        Change(block=b, terms=[Term(digest=d, weight=spec.schedule.damping / len(terms[b.block])) for d in terms[b.block]])
+        Change(block=b, terms=[Term(digest=d, weight=spec.weight(len(terms[b.block]))) for d in terms[b.block]])
         for b in reference.blocks if b.block in terms
     ]  # fmt: skip
     sources = {change.block.digest for change in changes}
@@ -227,6 +227,6 @@ def measure_influence(reference: Reference, held_out: Path) -> None:
     payload = InfluencePayload(
         task=task.kind, num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length, files=reference.file_refs,
         blocks=reference.blocks, held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
-        rows=reference.spec.compression.calibration_rows,
+        rows=reference.spec.compression["calibration_rows"],
     )  # fmt: skip
     reference.influence = influence(reference.store, payload).influence

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.domain.run_file import RunFile
 from tests.support.models import WORDS
 from tests.support.processes import AgentProcess, CoordinatorProcess
 
@@ -24,14 +23,13 @@ def write_rows(path: Path, seed: int, count: int = 64) -> Path:
 
 
 def spec(name: str, steps: int = 20, **schedule: Any) -> dict[str, Any]:
-    """A run over both layers with the head along: four rounds in two cycles."""
-    values = {
+    """A run over both layers with the head along: four rounds in two cycles. As an operator writes it, without the defaults."""
+    return {
         "name": name, "model": "tiny", "task": {"kind": "text-classification", "labels": 2, "max_length": 16},
         "schedule": {"cycles": 2, "blocks": ["layers"], "always": ["pooler", "head"]} | schedule,
         "train": {"steps": steps, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"},
         "lease_s": 20,
     }  # fmt: skip
-    return RunFile.model_validate(values).model_dump(mode="json")
 
 
 class Federation:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks import reference
-from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.digests import digest_of_file
 from tests.e2e.conftest import Federation, spec, write_rows
 from tests.support.processes import wait_for
@@ -32,7 +31,7 @@ def alone(federation: Federation, bert: Path, folder: Path, values: dict[str, An
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = reference.begin(folder / "alone", bert, RunFile.model_validate(values))
+        run = reference.begin(folder / "alone", bert, values)
         reference.run(run, federation.partitions, folder / "scratch")
     finally:
         torch.set_num_threads(threads)
@@ -69,7 +68,6 @@ def totals(federation: Federation, run_id: str) -> dict[str, list[int]]:
 
 def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation: Federation, bert: Path, tmp_path: Path) -> None:
     values = with_nothing_cached(federation, spec("bytes", agents="fixed"), 991)  # two cycles, int8 both ways: the default
-    assert (values["compression"]["policy"], values["delta"]["codec"]) == ("int8", "int8")
     run_id = federation.start(values)
     digests = federation.digests(run_id)
     visits = federation.operator.get(f"/runs/{run_id}/assignments")
@@ -103,7 +101,7 @@ def test_equal_to_one_process(
 ) -> None:
     values = with_nothing_cached(federation, spec(f"emulated-{name}", **schedule), 992)
     for section, entries in sections.items():
-        values[section] |= entries
+        values[section] = entries
     run_id = federation.start(values)
     over_http = federation.digests(run_id)
     same = alone(federation, bert, tmp_path, values)
@@ -115,7 +113,7 @@ def test_equal_to_one_process(
 @pytest.mark.parametrize("policy", ["int8", "hybrid"])
 def test_a_run_with_calibration_rows_completes(federation: Federation, tmp_path: Path, policy: str) -> None:
     values = spec(f"calibrated-{policy}", cycles=1)
-    values["compression"] |= {"policy": policy, "calibration_rows": 8}
+    values["compression"] = {"policy": policy, "calibration_rows": 8}
     values["evaluate"] = held_out(federation, tmp_path / "held-out.jsonl")
     run_id = federation.start(values)
     federation.finished(run_id)

@@ -1,0 +1,137 @@
+"""What a run file asks of every visit, read from its text alone: who trains what in which round, how, from which seed.
+
+The judge of a coordinator, so nothing is taken from one: defaults and rules are those of docs/run-file.md, written down again.
+A field that is not known here is refused, for a judge that overlooks a field lets a coordinator overlook it too.
+"""
+
+import hashlib
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TRAIN: dict[str, Any] = {
+    "steps": None, "epochs": None, "batch_size": 16, "warmup_steps": 5, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "auto",
+    "optimizer": "adamw",
+}  # fmt: skip
+"""What an agent is told as it is written."""
+RATES: dict[str, Any] = {
+    "learning_rate": 3e-4, "learning_rate_decay": 1.0, "always_learning_rate": None, "always_learning_rate_decay": 1.0,
+}  # fmt: skip
+SCHEDULE: dict[str, Any] = {
+    "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
+}  # fmt: skip
+OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
+"""What decides only when others wait or fail, which nobody does here."""
+TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
+DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
+COMPRESSION: dict[str, Any] = {
+    "policy": "int8", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
+}  # fmt: skip
+ELSEWHERE = {"name", "model", "agents", "evaluate", "admission", "lease_s"}
+"""Sections that change no weights of a run in which nothing is rejected."""
+
+
+class Unreadable(Exception):
+    """The run file says something that this reading does not know."""
+
+
+@dataclass(frozen=True)
+class Task:
+    kind: Any
+    num_labels: int | None
+    label_names: list[str] | None
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """One visit: its agent by number, its block, and all that its agent is told of training."""
+
+    round: int
+    agent: int
+    block: str
+    told: Mapping[str, Any]
+
+    @property
+    def trained(self) -> list[str]:
+        return [name for group in self.told["groups"] for name in group["blocks"]]
+
+
+class Reading:
+    """The values of a run file, as YAML or JSON has them."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        known = {"task", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
+        if strange := set(values) - known:
+            raise Unreadable(f"the sections {sorted(strange)}")
+        task = _section(values, "task", TASK)
+        labels = task["labels"]
+        names = labels if isinstance(labels, list) else None
+        self.task = Task(task["kind"], len(names) if names else labels, names, task["max_length"])
+        self.train = _section(values, "train", TRAIN | RATES)
+        self.schedule = _section(values, "schedule", SCHEDULE, OF_WAITING)
+        self.compression = _section(values, "compression", COMPRESSION)
+        self.delta = _section(values, "delta", DELTA)
+        self.seed: int = values.get("seed", 0)
+        if (values.get("exposure") or {}).get("max_exact_blocks") is not None:
+            raise Unreadable("a budget of exact blocks")
+        if self.schedule["agents"] == "first_come":
+            raise Unreadable("agents that come by themselves")
+
+    def rounds(self, blocks: Sequence[str]) -> int:
+        """How many rounds the run has, whose trained blocks are `blocks`, in the order of the model."""
+        return int(self.schedule["cycles"]) * self._rounds_of_a_cycle(blocks)
+
+    def round(self, blocks: Sequence[str], agents: int, number: int) -> list[Order]:
+        """The visits of round `number`, counted from 0."""
+        cycle, place = divmod(number, self._rounds_of_a_cycle(blocks))
+        order = list(blocks)
+        if self.schedule["order"] == "descending":
+            order.reverse()
+        elif self.schedule["order"] == "random":
+            random.Random(f"{self.seed}:{cycle}").shuffle(order)
+        wave = self.schedule["wave"]
+        members = order[place * wave : (place + 1) * wave]
+        turn = cycle if self.schedule["agents"] == "rotating" else 0
+        numbers = [(list(blocks).index(block) + turn) % agents for block in members]
+        if len(set(numbers)) < len(numbers):
+            raise Unreadable(f"two visits of round {number} for one agent")
+        return [Order(number, agent, block, self._told(number, cycle, block)) for agent, block in zip(numbers, members, strict=True)]
+
+    def _rounds_of_a_cycle(self, blocks: Sequence[str]) -> int:
+        whole, rest = divmod(len(blocks), self.schedule["wave"])
+        return int(whole + bool(rest))
+
+    def _told(self, number: int, cycle: int, block: str) -> dict[str, Any]:
+        train = self.train
+        rate = train["learning_rate"] * train["learning_rate_decay"] ** cycle
+        groups = [{"blocks": [block], "learning_rate": rate}]
+        if along := [name for name in self.schedule["always"] if name != block]:
+            first = train["always_learning_rate"] or train["learning_rate"]
+            groups.append({"blocks": along, "learning_rate": first * train["always_learning_rate_decay"] ** cycle})
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{number}:{block}".encode()).digest()[:8], "big") // 2
+        told = {name: train[name] for name in TRAIN}
+        return told | {
+            "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
+            "max_length": self.task.max_length, "groups": groups, "seed": seed,
+        }  # fmt: skip
+
+    def weight(self, trainers: int) -> float:
+        """The factor on each of the deltas of a block that `trainers` visits of a round trained."""
+        return float(self.schedule["damping"]) / trainers
+
+    def codecs(self, kinds: Mapping[str, str], trained: Collection[str]) -> dict[str, str]:
+        """Block → codec, of a visit that trains `trained`; `kinds` has the kind of every block."""
+        policies = {"none": ("exact", "exact"), "int8": ("int8", "int8"), "int4": ("int4", "int8")}
+        if self.compression["policy"] not in policies or self.compression["floor"] is not None:
+            raise Unreadable(f"what the policy {self.compression['policy']} makes of a block")
+        layer, other = policies[self.compression["policy"]]
+        return {name: "exact" if name in trained else layer if kind == "layer" else other for name, kind in kinds.items()}
+
+
+def _section(values: Mapping[str, Any], name: str, fields: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[str, Any]:
+    given = values.get(name) or {}
+    if strange := set(given) - set(fields) - set(ignored):
+        raise Unreadable(f"the fields {sorted(strange)} of {name}")
+    return {field: given.get(field, default) for field, default in fields.items()}
