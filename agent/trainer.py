@@ -35,7 +35,8 @@ def main(device: str, threads: int, memory_limit: int, options: TrainingOptions)
 
     import torch
 
-    from fedcybgd.agent.training.visit import Visitor, choose_device
+    from fedcybgd.agent.training.compute import choose_device
+    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.shared.models.assembly import import_model_code
 
     # More threads than a container has cores throttle each other.

@@ -50,7 +50,7 @@ def child(spec: dict[str, Any]) -> dict[str, float]:
             full.step([(i * shape.batch + j) % shape.rows for j in range(shape.batch)])
         return {"peak": peak()}
     from fedcybgd.agent.messages import TrainingOptions
-    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.agent.training.visitor import Visitor
 
     visitor = Visitor("cpu", TrainingOptions.model_validate(spec["options"]), whole_tables=spec.get("whole", False))
     metrics = visitor.visit(request(folder, shape, spec["opened"], spec["codec"], **spec["settings"]), lambda _: None, lambda: False)

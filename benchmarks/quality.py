@@ -121,7 +121,7 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     from benchmarks import reference
     from examples.demo.tasks import EXAMPLES, banking77
-    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.agent.training.visitor import Visitor
 
     with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
         folder = Path(scratch)

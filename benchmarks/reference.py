@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.reading import Order, Reading
 from fedcybgd.agent.fetching import cheapest
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef

@@ -60,7 +60,7 @@ def main() -> None:
 
     import torch
 
-    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.agent.training.visitor import Visitor
 
     torch.set_num_threads(1)
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}

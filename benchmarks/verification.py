@@ -26,7 +26,7 @@ def main() -> None:
 
     import torch
 
-    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.shared.contract.digests import digest_of_file
     from fedcybgd.shared.files.verified import Verifier
 

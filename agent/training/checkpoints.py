@@ -33,27 +33,27 @@ def _twice(plain: Any) -> Any:
     return forward
 
 
-def to_checkpoint(
-    layers: Sequence[nn.Module], lowest: int, setting: str, tokens: int, width: int, config: Any, limit: int
-) -> list[nn.Module]:
-    """The layers to checkpoint in a visit whose lowest trained layer is `lowest` (the number of layers: none is trained).
+def to_checkpoint(above: Sequence[nn.Module], setting: str, each: int, limit: int) -> list[nn.Module]:
+    """The layers to checkpoint of those from the lowest trained one up.
 
-    `tokens` and `width` are those of the largest batch (rows × width) and its rows' length, `limit` the bytes that training may take
-    (0: no limit). `auto` keeps activations as long as they take less than WORTHWHILE and a quarter of `limit`. One layer
-    alone is never checkpointed: it would need its activations at once again.
+    `each` is what one of them keeps of the largest batch, in bytes, `limit` what training may take (0: no limit). `auto` keeps
+    activations as long as they take less than WORTHWHILE and a quarter of `limit`. One layer alone is never checkpointed: it would
+    need its activations at once again.
     """
-    above = list(layers[lowest:])
     if setting == "off" or len(above) < 2:
         return []
     if setting == "on":
-        return above
+        return list(above)
     most = min(WORTHWHILE, limit // 4) if limit else WORTHWHILE
-    return above if len(above) * activation_bytes(config, tokens, width) > most else []
+    return list(above) if len(above) * each > most else []
 
 
 def activation_bytes(config: Any, tokens: int, width: int) -> int:
-    """About what a frozen float32 layer keeps for its backward pass: residuals, norms, queries, keys and values (12 × hidden), the
-    parts of a gated feed-forward net (3 × intermediate), and attention weights, twice, where they exist. Bytes."""
+    """About what a frozen float32 layer keeps for its backward pass, of `tokens` tokens in rows of `width`, in bytes.
+
+    Residuals, norms, queries, keys and values (12 × hidden), the parts of a gated feed-forward net (3 × intermediate), and attention
+    weights, twice, where they exist.
+    """
     hidden = hidden_size(config)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)

@@ -2,11 +2,15 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fedcybgd.shared.contract.delta_rows import ROWS
 from fedcybgd.shared.contract.words import DeltaCodec
@@ -16,46 +20,114 @@ from fedcybgd.shared.tensors.delta_file import read_rows
 from fedcybgd.shared.tensors.deltas import Encoded, decoded, encode_delta
 
 
+class DeltaTransform(Protocol):
+    """What every delta passes through between training and encoding: takes the differences by name, gives others for the same names.
+
+    It sees the whole delta at once. Shapes stay; of a table that was trained in some rows alone, a difference is that of these rows.
+    What an earlier delta's codec left out is added afterwards: it went through the transform then.
+    """
+
+    def __call__(self, differences: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+
+
+def unchanged(differences: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return differences
+
+
+@dataclass(frozen=True)
+class TrainedBlock:
+    """A block after training, and what its delta is made of."""
+
+    tensors: Mapping[str, Tensor]
+    """by canonical name, in float32"""
+    shard: Path
+    """the exact file that it came from"""
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """of the tables that were trained in some rows alone: which, ascending"""
+    residual: Path | None = None
+    """what the codec left out of its last delta"""
+
+    @cached_property
+    def received(self) -> dict[str, Tensor]:
+        return read_shard(self.shard)
+
+    def difference(self, name: str) -> Tensor:
+        index = self.rows.get(name)
+        old = self.received[name] if index is None else read_rows(self.shard, name, index)
+        return self.tensors[name].detach().to("cpu").sub(old.to(torch.float32))
+
+
+class Differences(Mapping[str, Tensor]):
+    """Trained minus received, by canonical name. Each is made when it is asked for: memory holds one at a time."""
+
+    def __init__(self, blocks: Mapping[str, TrainedBlock]) -> None:
+        self._block_of = {name: block for block in blocks.values() for name in block.tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._block_of[name].difference(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._block_of)
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+
 def write_delta(
-    trained: Mapping[str, Mapping[str, torch.Tensor]],
-    shards: Mapping[str, Path],
+    blocks: Mapping[str, TrainedBlock],
     path: Path,
     codec: DeltaCodec = "float32",
-    carried: Mapping[str, Path] | None = None,
-    leave: Path | None = None,
-    rows: Mapping[str, torch.Tensor] | None = None,
+    new_residuals: Path | None = None,
+    transform: DeltaTransform = unchanged,
 ) -> float:
     """Write the differences of all trained blocks into one packed file at `path`, and say how much the codec left out.
 
-    `trained` is block → canonical name → float32 tensor, `shards` the exact files that the blocks came from. Of the tables in `rows`
-    (name → ascending numbers) only these rows were trained, and only they are written. Error feedback
-    (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847): `carried` is block → file of what was left out of its last
-    delta and is added to this one; what this one leaves out goes to `leave`/block.safetensors. Returns the norm of what was
-    left out relative to that of the difference. Files are written aside, synced and renamed: they are whole or not there.
+    Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847): what was left out of a block's last delta is added to
+    this one; what this one leaves out goes to `new_residuals`/block.safetensors. Returns the norm of what was left out relative to that of
+    the difference. Files are written aside, synced and renamed: they are whole or not there.
     Raises `CodecError` for values that are not finite.
     """
     encoded = Encoded()
     left_square, square = 0.0, 0.0
-    for block, tensors in trained.items():
-        base = read_shard(shards[block])
-        last = read_shard(carried[block]) if carried and block in carried else {}
-        left: dict[str, torch.Tensor] = {}
-        for name, tensor in tensors.items():
-            index = (rows or {}).get(name)
-            old = base[name] if index is None else read_rows(shards[block], name, index)
-            difference = tensor.detach().to("cpu").sub(old.to(torch.float32))
+    differences = transform(Differences(blocks))
+    for block, trained in blocks.items():
+        carried = read_shard(trained.residual) if trained.residual is not None else {}
+        left: dict[str, Tensor] = {}
+        for name, tensor in trained.tensors.items():
+            index, difference = trained.rows.get(name), differences[name]
+            if difference.shape != tensor.shape:
+                raise ValueError(f"the transform of deltas made {tuple(difference.shape)} of {tuple(tensor.shape)} for {name}")
             square += float(torch.linalg.vector_norm(difference)) ** 2
-            if name in last:
-                index, difference = _with_carried(index, difference, last, name)
+            if name in carried:
+                index, difference = _with_carried(index, difference, carried, name)
             named = {} if index is None else {name + ROWS: index.to(torch.int32)}
             coded = encode_delta({name: difference}, codec)
             encoded.update(coded | named)
             left[name] = difference - decoded(coded, name, difference.shape, codec)
             left_square += float(torch.linalg.vector_norm(left[name])) ** 2
             left |= named
-        if leave is not None:
-            leave.mkdir(parents=True, exist_ok=True)
-            _save(left, leave / f"{block}.safetensors", {})
+        if new_residuals is not None:
+            new_residuals.mkdir(parents=True, exist_ok=True)
+            _save(left, new_residuals / f"{block}.safetensors", {})
+    _pack(encoded, path, codec)
+    return math.sqrt(left_square / square) if square else 0.0
+
+
+def _with_carried(index: Tensor | None, difference: Tensor, carried: Mapping[str, Tensor], name: str) -> tuple[Tensor | None, Tensor]:
+    """A difference and what was carried of it: of the rows that either has."""
+    if index is None and name + ROWS not in carried:
+        return None, difference + carried[name]
+    if index is None:
+        return None, difference.index_add(0, carried[name + ROWS].to(torch.int64), carried[name])
+    before = carried[name + ROWS].to(torch.int64) if name + ROWS in carried else torch.arange(len(carried[name]))
+    both = torch.unique(torch.cat([index, before]))  # ascending
+    total = difference.new_zeros(len(both), difference.shape[1])
+    total[torch.searchsorted(both, index)] += difference
+    total[torch.searchsorted(both, before)] += carried[name]
+    return both, total
+
+
+def _pack(encoded: Encoded, path: Path, codec: DeltaCodec) -> None:
     plain = path.with_suffix(".plain")
     _save(encoded, plain, {"codec": codec})
     aside = path.with_suffix(".part")
@@ -65,26 +137,9 @@ def write_delta(
         os.fsync(file.fileno())
     plain.unlink()
     aside.replace(path)
-    return math.sqrt(left_square / square) if square else 0.0
 
 
-def _with_carried(
-    index: torch.Tensor | None, difference: torch.Tensor, last: Mapping[str, torch.Tensor], name: str
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """A difference and what was carried of it: of the rows that either has."""
-    if index is None and name + ROWS not in last:
-        return None, difference + last[name]
-    if index is None:
-        return None, difference.index_add(0, last[name + ROWS].to(torch.int64), last[name])
-    before = last[name + ROWS].to(torch.int64) if name + ROWS in last else torch.arange(len(last[name]))
-    both = torch.unique(torch.cat([index, before]))  # ascending
-    total = difference.new_zeros(len(both), difference.shape[1])
-    total[torch.searchsorted(both, index)] += difference
-    total[torch.searchsorted(both, before)] += last[name]
-    return both, total
-
-
-def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     aside = path.with_suffix(".part")
     save_file(dict(tensors), aside, metadata)
     with aside.open("rb") as file:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fedcybgd.agent.messages import LocalShard
 from fedcybgd.agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
-from fedcybgd.shared.contract.block_names import layer_range
+from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.families import find_stack
@@ -20,12 +20,6 @@ from fedcybgd.shared.tensors.delta_file import read_rows
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 DROPPED = ("", "dropped", 0)
-
-
-def layers_of(block: str) -> range:
-    """The layers of a block by their numbers: `layers.2-4` → 2, 3, 4; none for a block of another kind."""
-    found = layer_range(block)
-    return range(found[0], found[1] + 1) if found else range(0)
 
 
 class Emulator:

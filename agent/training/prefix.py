@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedcybgd.agent.training.compute import Compute
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.errors import Stopped
 from fedcybgd.agent.training.overrides import forwards
@@ -89,14 +90,21 @@ class RowStore:
             self._file.close()
 
 
-class Prefix:
-    """Stands in for the layers below layer `below` during one visit. The last of them runs `runs` times in a forward pass."""
+class Prefix(NamedTuple):
+    """The layers below layer `below` of a model."""
 
-    def __init__(
-        self, model: nn.Module, layers: Sequence[nn.Module], below: int, runs: int, order: Sequence[Sequence[int]], on_disk: bool
-    ) -> None:
-        self._model = model
-        self._layers = list(layers[:below])
+    model: nn.Module
+    layers: Sequence[nn.Module]
+    """all of them"""
+    below: int
+
+
+class PrefixCache:
+    """Stands in for a prefix during one visit. The last of its layers runs `runs` times in a forward pass."""
+
+    def __init__(self, prefix: Prefix, runs: int, order: Sequence[Sequence[int]], on_disk: bool) -> None:
+        self._model = prefix.model
+        self._layers = list(prefix.layers[: prefix.below])
         self._runs = runs
         self._order = order
         self._on_disk = on_disk
@@ -105,7 +113,7 @@ class Prefix:
         self._now: Tensor | None = None
         self._left = 0
 
-    def fill(self, partition: Partition, device: str, precision: torch.dtype, should_stop: Callable[[], bool]) -> None:
+    def fill(self, partition: Partition, compute: Compute, should_stop: Callable[[], bool]) -> None:
         """Compute the hidden states of all rows of the visit, each in the first batch that it is in.
 
         Raises `Stopped` when `should_stop` says so, and `NotExact` when a layer does not return hidden states by row.
@@ -119,8 +127,8 @@ class Prefix:
                     continue
                 if should_stop():
                     raise Stopped
-                batch = partition.batch(indices).to(device)
-                with torch.no_grad(), torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
+                batch = partition.batch(indices).to(compute.device)
+                with torch.no_grad(), compute.autocast():
                     hidden = self.hidden(self._run(lambda batch=batch: plain_forward(self._model, batch)), batch)  # type: ignore[misc]
                 for place, row in enumerate(indices):
                     if row in missing:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedcybgd.agent.training.compute import Compute
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.loss import Loss
-from fedcybgd.agent.training.prefix import NotExact, Prefix
+from fedcybgd.agent.training.prefix import NotExact, Prefix, PrefixCache
 from fedcybgd.shared.models.batches import Batch
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -23,35 +24,27 @@ Gradients = list[Tensor | None]
 
 
 def runs_of_prefix(
-    model: nn.Module,
-    layers: Sequence[nn.Module],
-    below: int,
-    partition: Partition,
-    rows: Sequence[int],
-    trained: Sequence[nn.Parameter],
-    loss_of: Loss,
-    device: str,
-    precision: torch.dtype,
+    prefix: Prefix, partition: Partition, rows: Sequence[int], trained: Sequence[nn.Parameter], loss_of: Loss, compute: Compute
 ) -> int:
-    """How often layer `below` - 1, the last of the prefix, runs in a forward pass.
+    """How often the last layer of the prefix runs in a forward pass.
 
-    `trained` are the parameters that a visit trains, as they are in the model. Raises `NotExact` where a visit would learn
+    `rows` are those of the visit, `trained` the parameters that it trains, as they are in the model. Raises `NotExact` where a visit would learn
     something else with the cache than without.
     """
     chosen = _rows({row: partition.features.length(row) for row in rows})
-    batch = partition.batch(chosen).to(device)
+    batch = partition.batch(chosen).to(compute.device)
     for parameter in trained:
         parameter.requires_grad_(True)
     try:
-        order, output, plain = _watched(layers, below, trained, loss_of, batch)
-        runs = order.count(below - 1)
-        _check_order(order, below)
-        prefix = Prefix(model, layers, below, runs, [chosen], on_disk=False)
-        if prefix.hidden(output, batch).requires_grad:
+        order, output, plain = _watched(prefix, trained, loss_of, batch)
+        runs = order.count(prefix.below - 1)
+        _check_order(order, prefix.below)
+        cache = PrefixCache(prefix, runs, [chosen], on_disk=False)
+        if cache.hidden(output, batch).requires_grad:
             raise NotExact("something that is trained is used in the layers below, too")
-        prefix.fill(partition, device, precision, lambda: False)
-        with prefix.instead():
-            prefix.use(chosen, batch.attention_mask)
+        cache.fill(partition, compute, lambda: False)
+        with cache.instead():
+            cache.use(chosen, batch.attention_mask)
             cached = _gradients(trained, loss_of, batch)
     except NotExact:
         raise
@@ -60,7 +53,7 @@ def runs_of_prefix(
     finally:
         for parameter in trained:
             parameter.requires_grad_(False)
-    _compare(plain, cached, TOLERANCE.get(precision, TOLERANCE[torch.bfloat16]))
+    _compare(plain, cached, TOLERANCE.get(compute.precision, TOLERANCE[torch.bfloat16]))
     return runs
 
 
@@ -73,14 +66,12 @@ def _rows(lengths: Mapping[int, int]) -> list[int]:
     return [first, second] if lengths[second] != 2 else [second]
 
 
-def _watched(
-    layers: Sequence[nn.Module], below: int, trained: Sequence[nn.Parameter], loss_of: Loss, batch: Batch
-) -> tuple[list[int], Any, Gradients]:
+def _watched(prefix: Prefix, trained: Sequence[nn.Parameter], loss_of: Loss, batch: Batch) -> tuple[list[int], Any, Gradients]:
     """The layers in the order in which they ran, what the last one of the prefix returned last, and the gradients."""
     order: list[int] = []
     outputs: list[Any] = [None]
-    hooks = [layer.register_forward_pre_hook(lambda *_, index=index: order.append(index)) for index, layer in enumerate(layers)]
-    hooks.append(layers[below - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output)))
+    hooks = [layer.register_forward_pre_hook(lambda *_, index=index: order.append(index)) for index, layer in enumerate(prefix.layers)]
+    hooks.append(prefix.layers[prefix.below - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output)))
     try:
         gradients = _gradients(trained, loss_of, batch)
     finally:

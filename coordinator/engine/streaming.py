@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.assembly import Assembled, skeleton
@@ -32,7 +33,7 @@ class Streamed:
 
     def layers(self, block: str) -> list[nn.Module]:
         """The layers of a block, as modules."""
-        return [self._assembled.layers[index] for index in layers_of(block)]
+        return [self._assembled.layers[index] for index in _layers_of(block)]
 
     def fill(self, shards: Iterable[ShardRef]) -> None:
         """Put all blocks of a model that is only run: layers are streamed; embeddings are looked up where they are stored, unless they are
@@ -82,13 +83,13 @@ class Streamed:
 
     def drop(self, block: str) -> None:
         """Go on without the layers of `block`."""
-        self._assembled.drop(layers_of(block))
+        self._assembled.drop(_layers_of(block))
 
     def stream(self, shard: ShardRef) -> None:
         """Read the layers of a block when they run."""
         tensors = self._read(shard)
         (self._assembled.put_pruned if parse_codec(shard.codec)[0] == "pruned" else self._assembled.put)(tensors)
-        for index, layer in zip(layers_of(shard.block), self.layers(shard.block), strict=True):
+        for index, layer in zip(_layers_of(shard.block), self.layers(shard.block), strict=True):
             names = {name for name in tensors if self._assembled.layer_of(name) == index}
             places = [(self._assembled.module_of(name), name.rpartition(".")[2], name) for name in sorted(names)]
             _run_with(layer, places, lambda names=names: self._read(shard, names))  # type: ignore[misc]
@@ -167,3 +168,10 @@ def _set(module: nn.Module, leaf: str, tensor: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(tensor.detach(), requires_grad=False)
     else:
         module._buffers[leaf] = tensor
+
+
+def _layers_of(block: str) -> range:
+    found = layers_of(block)
+    if not found:
+        raise PartitionError(f"{block} is not a block of layers")
+    return found

@@ -28,7 +28,7 @@ TOKENIZER_ENTRY = 500
 ROW_TOKEN = 186
 """Bytes that an encoded token of the agent's rows takes: numbers in Python lists, and what encoding them left."""
 SHORT = 256
-"""Tokens up to which the agent takes plain attention on a CPU, as in agent/training/visit.py."""
+"""Tokens up to which the agent takes plain attention on a CPU, as in agent/training/visitor.py."""
 CHECKPOINT = 256 << 20
 """Bytes of activations from which the agent computes them twice, as in agent/training/checkpoints.py."""
 CHUNKED = 1 << 23

@@ -26,7 +26,7 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
     import torch
 
     from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
-    from fedcybgd.agent.training.visit import Visitor
+    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.storage import open_store
     from fedcybgd.shared.contract.assignments import Assignment
     from fedcybgd.shared.contract.training import ParameterGroup

@@ -37,11 +37,9 @@ def layer_range(text: str) -> tuple[int, int] | None:
 
 
 def layers_of(block: str) -> range:
-    """The layers of a block of layers, by its name: `layers.2-3` holds 2 and 3. Raises `PartitionError` for another block."""
+    """The layers of a block by their numbers: `layers.2-4` → 2, 3, 4; none for a block of another kind."""
     found = layer_range(block)
-    if found is None:
-        raise PartitionError(f"{block} is not a block of layers")
-    return range(found[0], found[1] + 1)
+    return range(found[0], found[1] + 1) if found else range(0)
 
 
 def _means(pattern: str, name: str) -> bool:

@@ -14,7 +14,6 @@ from fedcybgd.agent.errors import VisitFailed
 from fedcybgd.agent.messages import DataSource, TrainRequest
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.residuals import Residuals
-from fedcybgd.agent.training.delta import write_delta
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
 from fedcybgd.coordinator.db.models import Agent, Run, Traffic
 from fedcybgd.shared.contract.agents import ClaimRequest
@@ -24,6 +23,7 @@ from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.lossless import PackedError
 from fedcybgd.shared.models.assembly import read_shard
 from fedcybgd.shared.tensors.codecs import CodecError, read_encoded
+from tests.support.deltas import write_delta
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, fresh
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainingOptions, TrainRequest
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 from fedcybgd.shared.files import lossless

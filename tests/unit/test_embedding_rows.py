@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from fedcybgd.agent.training import optimizer
-from fedcybgd.agent.training.delta import write_delta
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, ApplyPayload, Change, EncodedRef, Term
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
@@ -25,6 +24,7 @@ from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile
 from fedcybgd.shared.tensors.deltas import add_decoded
+from tests.support.deltas import write_delta
 from tests.support.families import SUPPORTED
 from tests.support.training import Home
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.db.base import Base, Database
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings

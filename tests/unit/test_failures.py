@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from fedcybgd.agent import trainer
 from fedcybgd.agent.assignment_run import visit_name
 from fedcybgd.agent.messages import TrainerEvent
+from fedcybgd.agent.training.compute import choose_device
 from fedcybgd.agent.training.errors import NonFinite
 from fedcybgd.agent.training.failures import reason_of
+from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
-from fedcybgd.agent.training.train import num_steps
-from fedcybgd.agent.training.visit import Visitor, choose_device
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.agent.worker import told_of, told_to_coordinator
 from fedcybgd.shared.contract.assignments import Assignment, Progress
 from fedcybgd.shared.contract.errors import DataError
@@ -91,7 +92,7 @@ def test_a_bug_names_our_own_line() -> None:
 
     event = trainer._visit(lambda: Buggy(Exception()), REQUEST, io.StringIO(), lambda: False)
     assert event.facts is not None
-    assert re.fullmatch(r"AttributeError at agent/training/train\.py:\d+", event.facts.text())
+    assert re.fullmatch(r"AttributeError at agent/training/order\.py:\d+", event.facts.text())
     with pytest.raises(AttributeError) as raised:
         visit_name(None)  # type: ignore[arg-type]
     assert re.fullmatch(r"AttributeError at agent/assignment_run\.py:\d+", told_of(raised.value))

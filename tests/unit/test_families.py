@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from tests.support.families import SUPPORTED
 from tests.support.training import Home, apart, options, same, train
 

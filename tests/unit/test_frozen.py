@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fedcybgd.agent.training import frozen
 from fedcybgd.agent.training.emulator import Emulator
 from fedcybgd.agent.training.frozen import can_be_quantized, make_dense, make_quantized, quantized_weight
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.tensors.quantized import quantize
 from tests.support.training import Home, apart, same, train
 

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from fedcybgd.agent.messages import LocalPatch, LocalShard
-from fedcybgd.agent.training.delta import write_delta
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.apply import apply
@@ -24,6 +23,7 @@ from fedcybgd.shared.contract.words import DeltaCodec
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.lossless import MAGIC, PackedError
 from fedcybgd.shared.tensors.codecs import CodecError
+from tests.support.deltas import write_delta
 
 Tensors = dict[str, torch.Tensor]
 

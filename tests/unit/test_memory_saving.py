@@ -15,7 +15,7 @@ from fedcybgd.agent.training.checkpoints import activation_bytes, to_checkpoint
 from fedcybgd.agent.training.errors import NonFinite, OptimizerMissing
 from fedcybgd.agent.training.loss import Loss
 from fedcybgd.agent.training.optimizer import Group, Stepper, make_optimizer
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 from fedcybgd.shared.models.batches import Batch, forward_logits, loss_sum
 from tests.support.training import Calls, Home, apart, options, same, train
@@ -82,13 +82,13 @@ def test_auto_checkpoints_what_would_be_large() -> None:
     one = activation_bytes(Config, 1024, 256)
     assert 50e6 < one < 200e6
     few = checkpoints.WORTHWHILE // one
-    assert to_checkpoint(layers, 0, "auto", 1024, 256, Config, 0) == layers
-    assert to_checkpoint(layers, 16 - few, "auto", 1024, 256, Config, 0) == []
-    assert to_checkpoint(layers, 15 - few, "auto", 1024, 256, Config, 0) == layers[15 - few :]
-    assert to_checkpoint(layers, 14, "auto", 1024, 256, Config, 4 * one) == layers[14:], "a limit makes it thriftier"
-    assert to_checkpoint(layers, 0, "off", 1024, 256, Config, 1) == []
-    assert to_checkpoint(layers, 14, "on", 8, 8, Config, 0) == layers[14:]
-    assert to_checkpoint(layers, 15, "on", 8, 8, Config, 0) == [], "one layer alone would be needed whole at once again"
+    assert to_checkpoint(layers, "auto", one, 0) == layers
+    assert to_checkpoint(layers[16 - few :], "auto", one, 0) == []
+    assert to_checkpoint(layers[15 - few :], "auto", one, 0) == layers[15 - few :]
+    assert to_checkpoint(layers[14:], "auto", one, 4 * one) == layers[14:], "a limit makes it thriftier"
+    assert to_checkpoint(layers, "off", one, 1) == []
+    assert to_checkpoint(layers[14:], "on", 8, 0) == layers[14:]
+    assert to_checkpoint(layers[15:], "on", 8, 0) == [], "one layer alone would be needed whole at once again"
 
 
 # ---- the optimizer ----------------------------------------------------------------------------------------------------

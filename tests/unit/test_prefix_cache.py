@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedcybgd.agent.training import loss, prefix, prefix_trial
-from fedcybgd.agent.training.visit import Visitor
+from fedcybgd.agent.training.compute import Compute
+from fedcybgd.agent.training.visitor import Visitor
 from tests.support.training import Calls, Home, apart, options, same, train
 
 Make = Callable[..., Home]
@@ -83,8 +84,8 @@ def test_layers_below_run_once_a_row_and_are_then_let_go(home: Make, monkeypatch
 def test_auto_caches_when_rows_are_used_again(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     place = home("bert")
     made: list[bool] = []
-    plain = prefix.Prefix.__init__
-    monkeypatch.setattr(prefix.Prefix, "__init__", lambda self, *a: (made.append(a[-1]), plain(self, *a))[1])
+    plain = prefix.PrefixCache.__init__
+    monkeypatch.setattr(prefix.PrefixCache, "__init__", lambda self, *a: (made.append(a[-1]), plain(self, *a))[1])
     monkeypatch.setattr(prefix_trial, "runs_of_prefix", lambda *_: 1)
     train(place.request("layers.1", batch_size=4, steps=2), prefix_cache="auto")
     assert made == [], "every row is used once"
@@ -104,7 +105,7 @@ def test_where_it_is_not_exact_it_is_off_and_says_so(home: Make, monkeypatch: py
     visitor = Visitor("cpu", options())
     plain = train(place.request("layers.1", batch_size=2, steps=8), visitor)
     visitor._options = options(prefix_cache="memory")
-    monkeypatch.setattr(prefix.Prefix, "hidden", not_possible)
+    monkeypatch.setattr(prefix.PrefixCache, "hidden", not_possible)
     assert same(train(place.request("layers.1", batch_size=2, steps=8), visitor), plain)
     assert same(train(place.request("layers.1", batch_size=2, steps=8), visitor), plain)
     assert caplog.text.count("no prefix cache for visits of layers.1 in this model: told so") == 1, "tried once"
@@ -129,7 +130,8 @@ class Changed:
         partition = Visitor("cpu", options())._data(request)
         loss_of = loss.Loss(self.model, "causal-lm", torch.float32)
         layers = list(self.model.model.layers)
-        return prefix_trial.runs_of_prefix(self.model, layers, self.below, partition, range(8), self.trained, loss_of, "cpu", torch.float32)
+        part = prefix.Prefix(self.model, layers, self.below)
+        return prefix_trial.runs_of_prefix(part, partition, range(8), self.trained, loss_of, Compute("cpu", torch.float32))
 
 
 def shared_norm(base: Any) -> None:

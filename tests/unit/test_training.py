@@ -12,11 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.training.compute import Compute, choose_device, choose_precision
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.errors import NonFinite, Stopped
+from fedcybgd.agent.training.loss import Loss
 from fedcybgd.agent.training.memory import PeakMemory
-from fedcybgd.agent.training.train import Group, NonFinite, Stopped, num_steps, train
-from fedcybgd.agent.training.visit import Visitor, choose_device, choose_precision
+from fedcybgd.agent.training.optimizer import Group
+from fedcybgd.agent.training.order import num_steps
+from fedcybgd.agent.training.train import train
+from fedcybgd.agent.training.visit import Visit
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.errors import DataError
@@ -248,8 +254,9 @@ def loop(bert: Path, ask: Ask) -> Callable[..., Any]:
     def run(should_stop: Callable[[], bool] = lambda: False, **settings: Any) -> Any:
         changed = request.train.model_copy(update=settings)
         groups = [Group(list(opened.values()), 1e-2)]
-        memory = PeakMemory("cpu", 0)
-        return train(emulator.model, groups, partition, changed, torch.float32, "cpu", memory, lambda _: None, should_stop)
+        asked, compute = request.model_copy(update={"train": changed}), Compute("cpu", torch.float32)
+        this = Visit(asked, emulator, partition, compute, PeakMemory("cpu", 0), lambda _: None, should_stop)
+        return train(this, groups, Loss(emulator.model, changed.task, torch.float32))
 
     run.parameters = opened  # type: ignore[attr-defined]
     return run

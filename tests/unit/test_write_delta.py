@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fedcybgd.agent.training.delta import write_delta
 from fedcybgd.shared.contract.delta_layout import expected_layout
 from fedcybgd.shared.contract.words import DeltaCodec
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.tensors.deltas import decoded
 from fedcybgd.shared.tensors.quantized import CodecError
+from tests.support.deltas import write_delta
 
 CODECS: list[DeltaCodec] = ["float32", "bfloat16", "int8", "int4"]
 Tensors = dict[str, torch.Tensor]

@@ -1,0 +1,104 @@
+"""Makes visits, and keeps emulator and data warm for the next one."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fedcybgd.agent.messages import TrainingOptions, TrainRequest
+from fedcybgd.agent.training.compute import Compute, choose_precision, warm_up
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.delta import DeltaTransform, unchanged
+from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.memory import PeakMemory, give_back_memory, resident
+from fedcybgd.agent.training.optimizer import Group
+from fedcybgd.agent.training.savings import savings
+from fedcybgd.agent.training.shards import materialise
+from fedcybgd.agent.training.train import train
+from fedcybgd.agent.training.visit import Opened, Visit
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.training import TrainMetrics
+
+SHORT = 256
+"""Tokens up to which the attention matrix costs little memory."""
+
+
+class Visitor:
+    """Lives as long as the training process; a second visit of the same run finds its model and data in memory.
+
+    `memory_limit` is what training may take, in bytes; 0 for no limit. With `whole_tables` all rows of the embeddings are trained, for
+    comparisons. `transform` is what every delta passes through before it is encoded.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        options: TrainingOptions | None = None,
+        memory_limit: int = 0,
+        whole_tables: bool = False,
+        transform: DeltaTransform = unchanged,
+    ) -> None:
+        self._device = device
+        self._options = options or TrainingOptions()
+        self._limit = memory_limit
+        self._whole_tables = whole_tables
+        self._transform = transform
+        warm_up(device)
+        self._baseline = resident()
+        self._emulator: tuple[object, Emulator] | None = None
+        self._partition: tuple[object, Partition] | None = None
+
+    def visit(self, request: TrainRequest, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> TrainMetrics:
+        """Train what `request` asks for and leave the delta at `request.delta_path`.
+
+        Raises `DataError`, `NonFinite`, `Stopped`, or what torch raises when memory runs out; no delta file is there then.
+        """
+        memory = PeakMemory(self._device, self._baseline)
+        report(Progress(phase="loading"))
+        for shard in request.shards:
+            materialise(shard)
+        compute = Compute(self._device, choose_precision(request.train.precision, self._device))
+        partition = self._data(request)
+        emulator = self._model(request, compute)
+        emulator.update(request.shards, request.train.trained, request.dropped)
+        visit = Visit(request, emulator, partition, compute, memory, report, should_stop)
+        opened: Opened = {}
+        groups: list[Group] = []
+        try:
+            with savings(visit, self._options, self._limit) as (loss_of, cache):
+                opened = visit.open(self._whole_tables)
+                rows = dict(emulator.rows)
+                groups = [Group([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
+                metrics = train(visit, groups, loss_of, cache)
+            emulator.close()
+            error = visit.write_delta(opened, rows, self._transform)
+            return metrics.model_copy(update={"delta_error": error, "peak_memory_bytes": memory.peak()})
+        finally:
+            opened, groups = {}, []
+            emulator.close()
+            give_back_memory()
+
+    def _model(self, request: TrainRequest, compute: Compute) -> Emulator:
+        key = (request.model_key, request.train.task, compute.precision)
+        if self._emulator is None or self._emulator[0] != key:
+            self._emulator = None  # let go of the old one before the new one is made
+            # On a CPU the plain attention has a backward pass twice as fast as the fused one, as long as windows are short.
+            attention = "eager" if self._device == "cpu" and request.train.max_length <= SHORT else None
+            config = Path(request.files["config.json"])
+            self._emulator = (key, Emulator(config, request.train.task, self._device, compute.precision, attention))
+        return self._emulator[1]
+
+    def _data(self, request: TrainRequest) -> Partition:
+        settings = request.train
+        path = Path(request.data.path)
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        key = (request.model_key, request.data.model_dump_json(), changed, settings.task, settings.max_length, settings.num_labels)
+        if self._partition is None or self._partition[0] != key:
+            with tempfile.TemporaryDirectory(prefix="fedagent-") as folder:
+                for name, local in request.files.items():
+                    shutil.copyfile(local, Path(folder) / name)
+                self._partition = (key, Partition(request.data, Path(folder), settings))
+        if not self._partition[1].features:
+            raise DataError("there are no rows to train on")
+        return self._partition[1]
