@@ -1,6 +1,7 @@
 """One assignment from claim to receipt: fetch, train, send."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,9 @@ from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
-from fedcybgd.agent.sending import send_file
+from fedcybgd.agent.sending import Delivery, DeltaDamaged
 from fedcybgd.agent.trainer_process import TrainerProcess
-from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission, Progress
-from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, Progress
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.training import TrainMetrics
 
@@ -25,10 +25,6 @@ log = logging.getLogger("fedagent")
 ENOUGH = 1 << 20
 """Bytes that a cut transfer must have brought to be gone on with at once."""
 LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
-
-
-class DeltaDamaged(Exception):
-    """What lies in the outbox is not what was trained."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,8 @@ class Tools:
     """bytes that training may take at the most"""
     told: Callable[[Exception], None] = log.debug
     """hears what keeps a visit waiting"""
+    pause: Callable[[float], None] = time.sleep
+    """waits between two calls"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,7 @@ def fetch(tools: Tools, assignment: Assignment) -> Fetched:
         paths[ref.digest] = patiently(
             lambda ref=ref: fetch_blob(tools, assignment, ref),  # type: ignore[misc]
             waited=tools.told,
+            pause=tools.pause,
         )
     for shard in manifest.blocks:
         tools.cache.make_room(shard.digest, shard.size)
@@ -186,48 +185,16 @@ def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Hea
 
 def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
     """Upload what has not arrived yet, then submit; both may be repeated as often as needed."""
-    digest = digest_of_file(delta)
-    sent_before = tools.client.bytes_sent
     size = delta.stat().st_size
     if size > assignment.max_delta_bytes:
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
-
-    def upload() -> DeltaReceipt:
-        send_file(tools.client, assignment.assignment_id, digest, delta, tools.told)
-        return submit()
-
-    def submit() -> DeltaReceipt:
-        try:
-            done = metrics.model_copy(update={"bytes_up": tools.client.bytes_sent - sent_before})
-            return tools.client.submit(assignment.assignment_id, DeltaSubmission(attempt=assignment.attempt, digest=digest, metrics=done))
-        except CoordinatorSaid as error:
-            if error.code == "digest_mismatch" and digest_of_file(delta) != digest:
-                raise DeltaDamaged(f"the delta in {delta} is damaged") from error
-            if error.code in ("upload_incomplete", "digest_mismatch", "offset_mismatch"):
-                raise Unreachable(f"the upload has to be repeated: {error.message}") from error
-            if error.code == "delta_refused":
-                raise VisitFailed("delta_refused", error.message) from error
-            raise
-
-    def whole() -> DeltaReceipt:
-        try:
-            return upload()
-        except CoordinatorSaid as error:
-            # An answer that got lost: the delta was taken already, and a repeat gets the same receipt.
-            if error.code == "lease_lost":
-                return submit()
-            if error.code == "offset_mismatch":
-                raise Unreachable(error.message) from error
-            if error.code == "delta_too_large":
-                raise VisitFailed("delta_refused", error.message) from error
-            raise
-
-    receipt = patiently(whole, waited=tools.told)
+    delivery = Delivery(tools.client, assignment, delta, metrics, tools.told)
+    receipt = patiently(delivery.attempt, waited=tools.told, pause=tools.pause)
     if assignment.error_feedback:
         tools.residuals.keep(assignment.run_id, tools.outbox.left_path(assignment))
     # Once it is applied, it is the way from the block as received to the block's next version.
     try:
-        tools.cache.adopt(delta, digest)
+        tools.cache.adopt(delta, delivery.digest)
     except OSError as error:  # it is received: all that is lost is a cheaper way to the next version
         log.warning("the delta is not kept in the cache: %s", error)
     tools.outbox.clear()

@@ -61,13 +61,9 @@ class ShardCache:
         path.unlink(missing_ok=True)
         return False
 
-    def make_room(self, digest: str, size: int) -> None:
-        """Make room for a file that the training process is going to write."""
-        self._make_room(digest, size)
-
     def adopt(self, path: Path, digest: str) -> None:
         """Move a file in that was made here and is known by its digest."""
-        self._make_room(digest, path.stat().st_size)
+        self.make_room(digest, path.stat().st_size)
         move(path, self.path(digest))
 
     def drop(self, digests: Iterable[str]) -> None:
@@ -86,7 +82,7 @@ class ShardCache:
             self._verifier.used(path)
             return path
         part = inside(self._root, f"{digest}.part")
-        self._make_room(digest, size)
+        self.make_room(digest, size)
         try:
             self._receive(part, size, fetch)
             if part.stat().st_size < size:
@@ -127,7 +123,7 @@ class ShardCache:
             part.unlink()
             raise VisitFailed("shard_corrupt", f"shard {part.stem[:12]} has more bytes than the {size} that were announced")
 
-    def _make_room(self, digest: str, size: int) -> None:
+    def make_room(self, digest: str, size: int) -> None:
         """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""
         others = (f for f in self._root.iterdir() if f.is_file() and f.name.removesuffix(".part") != digest)
         files = sorted(others, key=lambda f: f.stat().st_mtime)

@@ -118,7 +118,6 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
     log_plainly(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
-    logging.getLogger("stamina").setLevel(logging.ERROR)
     place = Home(home)
     config = place.load_config()
     mine = credentials.load(place)

@@ -3,22 +3,22 @@
 Whatever is not the coordinator's own answer is `Unreachable`, and is tried again for as long as it takes.
 """
 
+import itertools
 import random
-import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import httpx
-import stamina
 
 from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable
 
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
+WAIT_FIRST_S = 0.2
 WAIT_MAX_S = 60.0
+JITTER_S = 1.0
 LONG_WAIT_S = 300.0
-asleep = threading.Event()
-"""Whether the main thread waits before it calls again."""
 
 
 def is_retryable(error: Exception) -> bool:
@@ -28,24 +28,35 @@ def is_retryable(error: Exception) -> bool:
     return isinstance(error, (Unreachable, httpx.TransportError))
 
 
-def patiently(call: Callable[[], T], timeout: float | None = None, waited: Callable[[Exception], None] | None = None) -> T:
-    """Call until it works, waiting a growing and jittered time in between; without `timeout` for as long as it takes.
+def patiently(
+    call: Callable[[], T],
+    timeout: float | None = None,
+    waited: Callable[[Exception], None] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> T:
+    """Call until it works; without `timeout` for as long as it takes: an agent must outlast a coordinator that is away for a weekend.
 
-    An agent must outlast a coordinator that is away for a weekend. `asleep` is set between two calls: a signal handler may raise
-    then, and so end the waiting.
+    `waited` hears of every failure that is tried again. `pause` waits between two calls, and may raise to end the waiting.
     """
-
-    def worth(error: Exception) -> bool | float:
-        worth_it = is_retryable(error)
-        if worth_it and waited is not None:
-            waited(error)
-        if worth_it:
-            asleep.set()
-        # A limit of a proxy stays until a person has raised it.
-        return random.uniform(0.8, 1.2) * LONG_WAIT_S if isinstance(error, ProxyBodyLimit) else worth_it  # noqa: S311 - jitter
-
-    for attempt in stamina.retry_context(on=worth, attempts=None, timeout=timeout, wait_initial=0.2, wait_max=WAIT_MAX_S, wait_jitter=1.0):
-        asleep.clear()
-        with attempt:
+    began = time.monotonic()
+    for failures in itertools.count():
+        try:
             return call()
+        except Exception as error:
+            if not is_retryable(error):
+                raise
+            if waited is not None:
+                waited(error)
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise
+            wait = _wait(error, failures)
+        pause(wait)
     raise AssertionError("unreachable")
+
+
+def _wait(error: Exception, failures: int) -> float:
+    """Seconds to wait after a failure, when there were so many before: growing, and not the same for all agents."""
+    if isinstance(error, ProxyBodyLimit):  # it stays until a person has raised the limit
+        return random.uniform(0.8, 1.2) * LONG_WAIT_S  # noqa: S311 - jitter
+    growing = WAIT_FIRST_S * 2.0 ** min(failures, 30)
+    return min(WAIT_MAX_S, growing) + random.uniform(0, JITTER_S)  # noqa: S311

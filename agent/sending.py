@@ -2,14 +2,65 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import ProxyBodyLimit, Unreachable
+from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable, VisitFailed
+from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.training import TrainMetrics
 
 SMALLEST = 16 << 10
 """A proxy that takes less than this is waited for: a person has to raise its limit."""
 SHORT = 1 << 20
 """Pieces are not made smaller than this because of cuts alone."""
+
+
+class DeltaDamaged(Exception):
+    """What lies in the outbox is not what was trained."""
+
+
+class Delivery:
+    """One delta on its way to the coordinator."""
+
+    def __init__(
+        self, client: Client, assignment: Assignment, delta: Path, metrics: TrainMetrics, told: Callable[[Exception], None]
+    ) -> None:
+        self._client, self._assignment, self._delta, self._metrics, self._told = client, assignment, delta, metrics, told
+        self._sent_before = client.bytes_sent
+        self.digest = digest_of_file(delta)
+
+    def attempt(self) -> DeltaReceipt:
+        """Upload what has not arrived yet, then submit; both may be repeated as often as needed.
+
+        Raises `DeltaDamaged`, `VisitFailed` where the coordinator does not take the delta, `Unreachable` where a repeat may help.
+        """
+        try:
+            send_file(self._client, self._assignment.assignment_id, self.digest, self._delta, self._told)
+        except CoordinatorSaid as error:
+            # An answer that got lost: the delta was taken already, and a repeat gets the same receipt.
+            if error.code != "lease_lost":
+                self._refused(error)
+        try:
+            return self._submit()
+        except CoordinatorSaid as error:
+            self._refused(error)
+
+    def _submit(self) -> DeltaReceipt:
+        metrics = self._metrics.model_copy(update={"bytes_up": self._client.bytes_sent - self._sent_before})
+        submission = DeltaSubmission(attempt=self._assignment.attempt, digest=self.digest, metrics=metrics)
+        return self._client.submit(self._assignment.assignment_id, submission)
+
+    def _refused(self, error: CoordinatorSaid) -> NoReturn:
+        """Raise what a refusal means for the visit."""
+        match error.code:
+            case "digest_mismatch" if digest_of_file(self._delta) != self.digest:
+                raise DeltaDamaged(f"the delta in {self._delta} is damaged") from error
+            case "upload_incomplete" | "digest_mismatch" | "offset_mismatch":
+                raise Unreachable(f"the upload has to be repeated: {error.message}") from error
+            case "delta_refused" | "delta_too_large":
+                raise VisitFailed("delta_refused", error.message) from error
+        raise error
 
 
 def send_file(client: Client, assignment_id: str, digest: str, path: Path, told: Callable[[Exception], None]) -> None:

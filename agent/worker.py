@@ -4,15 +4,13 @@ import json
 import logging
 import os
 import random
-import signal
 import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from fedcybgd.agent import credentials, retry
+from fedcybgd.agent import credentials
 from fedcybgd.agent.assignment_run import Tools, run_assignment
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
@@ -33,6 +31,7 @@ from fedcybgd.agent.readiness import Standing, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, within_hours
+from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import LASTING_REASONS, Assignment, Progress, ReturnRequest
@@ -44,6 +43,8 @@ FAILURE_PAUSE_S = 5.0
 HOURS_PAUSE_S = 30.0
 REFUSED_PAUSE_S = 30.0
 AT_ONCE_S = 0.5
+STOPPING_S = 3.0
+"""For how long an agent that stops tries to give its work back."""
 PLAIN_REASONS = frozenset(
     {"memory_limit", "disk_limit", "disk_full", "shard_corrupt", "trainer_died", "stalled", "delta_refused", "manifest_invalid"}
 )
@@ -58,8 +59,7 @@ class Worker:
         self._use(config)
         self._error: dict[str, str] = {}
         """the last error, and when it was"""
-        self._stopping = False
-        self._interruptible = False
+        self._stop = Stop(lambda: self._trainer.end())
         self._done = 0
         self._written = 0.0
 
@@ -80,6 +80,7 @@ class Worker:
             Residuals(self._home.residuals, self._client.url),
             memory * 1e9 if memory else None,
             lambda error: self._note(str(error)),
+            self._stop.pause,
         )
 
     def _reread(self) -> bool:
@@ -105,11 +106,10 @@ class Worker:
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `KeyRefused` when the coordinator does not know this agent (any more)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._stop.listen()
         self._trainer.start()
         try:
-            while not self._stopping:
+            while not self._stop.asked:
                 self._one()
         except StopRequested:
             pass
@@ -117,35 +117,28 @@ class Worker:
             self._trainer.close()
             self._write_status("stopped")
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping:
-            os._exit(128 + number)  # asked twice
-        log.info("stopping; once more to stop without giving work back")
-        self._stopping = True
-        if self._interruptible or retry.asleep.is_set():
-            retry.asleep.clear()
-            raise StopRequested
-        self._trainer.end()
-
     def _one(self) -> None:
         if not within_hours(self._config.limits.hours, datetime.now()):
             self._write_status("outside its hours")
-            self._pause(HOURS_PAUSE_S)
+            self._stop.pause(HOURS_PAUSE_S)
             return
         if not self._reread():
-            self._pause(FAILURE_PAUSE_S)
+            self._stop.pause(FAILURE_PAUSE_S)
             return
         self._refresh()
         self._write_status("waiting for work")
-        assignment = self._claim()
-        if assignment is None:
+        try:
+            assignment = self._claim()
+        except ManifestInvalid as error:
+            log.error("%s", error.message)
+            if error.assignment_id:
+                self._give_back(error.assignment_id, error.attempt, "manifest_invalid", error.message)
+            self._stop.pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return
-        if isinstance(assignment, ManifestInvalid):
-            log.error("%s", assignment.message)
-            if assignment.assignment_id:
-                self._give_back(assignment, "manifest_invalid", assignment.message)
-            self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            return
+        if assignment is not None:
+            self._work(assignment)
+
+    def _work(self, assignment: Assignment) -> None:
         # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
         try:
             source = source_for(self._home, self._config, assignment.run_name)
@@ -160,10 +153,10 @@ class Worker:
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)
         except LeaseGone as error:
             log.warning("round %d: %s dropped: %s", assignment.round, assignment.block, error.message)
-            self._give_back(assignment, "stopping", "")
+            self._give_back(assignment.assignment_id, assignment.attempt, "stopping", "")
         except StopRequested:
-            self._give_back(assignment, "stopping", "")
-            if self._stopping:
+            self._give_back(assignment.assignment_id, assignment.attempt, "stopping", "")
+            if self._stop.asked:
                 raise
         except KeyRefused:
             raise
@@ -176,19 +169,16 @@ class Worker:
 
     def _refresh(self) -> None:
         """Say of each run whether its data fit, where that may be another than before."""
-        self._interruptible = True
         try:
-            if self._stopping:
-                raise StopRequested
-            self._standing.refresh(self._config)
+            with self._stop.waiting():
+                self._standing.refresh(self._config)
         except (KeyRefused, StopRequested):
             raise
         except AgentError as error:
             log.debug("not reported which runs the data fit: %s", error.message)
-        finally:
-            self._interruptible = False
 
-    def _claim(self) -> Assignment | ManifestInvalid | None:
+    def _claim(self) -> Assignment | None:
+        """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
         refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
         request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config))
 
@@ -197,40 +187,34 @@ class Worker:
             self._note(str(error))
             self._write_status("coordinator unreachable")
 
-        self._interruptible = True
+        # Jitter: agents that began together must not go on asking together.
+        wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
+        began, known = time.monotonic(), self._client.coordinator
         try:
-            if self._stopping:
-                raise StopRequested
-            # Jitter: agents that began together must not go on asking together.
-            wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
-            began, known = time.monotonic(), self._client.coordinator
-            found = patiently(lambda: self._client.claim(request, wait), waited=waited)
-            if known is None and self._client.coordinator is not None:
-                credentials.remember(self._home, self._client.coordinator)
-            if found is None and time.monotonic() - began < AT_ONCE_S:
-                time.sleep(random.uniform(0.2, 1))  # noqa: S311 - whoever answers without waiting is not asked without waiting
-            return found
-        except ManifestInvalid as error:
-            return error
+            with self._stop.waiting():
+                found = patiently(lambda: self._client.claim(request, wait), waited=waited, pause=self._stop.pause)
         except KeyRefused:
             raise
         except CoordinatorSaid as error:
             # Not a word about the key: a version that does not fit, a mistake of the coordinator. It may be mended at any time.
             waited(error)
-            time.sleep(REFUSED_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            self._stop.pause(REFUSED_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return None
-        finally:
-            self._interruptible = False
+        if known is None and self._client.coordinator is not None:
+            credentials.remember(self._home, self._client.coordinator)
+        if found is None and time.monotonic() - began < AT_ONCE_S:
+            self._stop.pause(random.uniform(0.2, 1))  # noqa: S311 - whoever answers without waiting is not asked without waiting
+        return found
 
     def _failed(self, assignment: Assignment, reason: Any, message: str, told: str | None = None) -> None:
         log.error("round %d: %s: %s: %s", assignment.round, assignment.block, reason, message)
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
             self._standing.refuse(assignment.run_id, assignment.run_name, reason, message)
-        self._give_back(assignment, reason, told_to_coordinator(reason, message, told))
+        self._give_back(assignment.assignment_id, assignment.attempt, reason, told_to_coordinator(reason, message, told))
         self._note(f"{reason}: {message}")
         self._write_status("waiting after a failure")
-        self._pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        self._stop.pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     def _fail(self, state: str, message: str) -> None:
         if self._error.get("error") != message:
@@ -241,27 +225,20 @@ class Worker:
     def _note(self, error: str) -> None:
         self._error = {"error": error, "error_at": datetime.now(UTC).isoformat()}
 
-    def _give_back(self, assignment: Assignment | ManifestInvalid, reason: Any, message: str) -> None:
-        request = ReturnRequest(attempt=assignment.attempt, reason=reason, message=message[:2000])
+    def _give_back(self, assignment_id: str, attempt: int, reason: Any, message: str) -> None:
+        request = ReturnRequest(attempt=attempt, reason=reason, message=message[:2000])
         try:
             # As long as it takes: without the reason the coordinator would only see that the lease ends.
             patiently(
-                lambda: self._client.give_back(assignment.assignment_id, request),
-                timeout=3 if self._stopping else None,
+                lambda: self._client.give_back(assignment_id, request),
+                timeout=STOPPING_S if self._stop.asked else None,
                 waited=lambda error: log.warning("not given back yet: %s", error),
+                pause=time.sleep if self._stop.asked else self._stop.pause,
             )
         except CoordinatorSaid:
             pass  # it is not ours any more
         except AgentError as error:
-            log.warning("could not give %s back (%s); its lease will end by itself", assignment.assignment_id, error)
-
-    def _pause(self, seconds: float) -> None:
-        self._interruptible = True
-        try:
-            if not self._stopping:
-                time.sleep(seconds)
-        finally:
-            self._interruptible = False
+            log.warning("could not give %s back (%s); its lease will end by itself", assignment_id, error)
 
     def _report(self, assignment: Assignment, progress: Progress) -> None:
         if progress.phase != "training" or time.monotonic() - self._written > 1 or progress.step == progress.steps:

@@ -88,7 +88,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "shared.host": TORCH | {"numpy"},
     "client": TORCH | {"numpy", "fastapi", "starlette", "sqlalchemy", "typer", "rich"},
     "agent": {"fastapi", "starlette", "sqlalchemy", "uvicorn"},
-    "agent.training": {"httpx", "stamina", "socket", "urllib", "http", "requests"},
+    "agent.training": {"httpx", "socket", "urllib", "http", "requests"},
     "coordinator.planning": {"fastapi", "sqlalchemy", "torch", "transformers", "safetensors", "httpx", "time", "os"},
     "coordinator.wakes": {"fastapi", "starlette", "sqlalchemy", "torch"},
     "coordinator.domain": {

@@ -2,7 +2,6 @@
 
 import httpx
 import pytest
-import stamina
 
 from fedcybgd.agent.errors import (
     AgentError,
@@ -11,6 +10,7 @@ from fedcybgd.agent.errors import (
     KeyRefused,
     LeaseGone,
     NotEnrolled,
+    ProxyBodyLimit,
     StopRequested,
     Unreachable,
     VisitFailed,
@@ -78,8 +78,7 @@ class Flaky:
 
 def test_it_calls_until_it_works_and_tells_of_each_failure() -> None:
     call, told = Flaky(Unreachable("one"), CoordinatorSaid(503, "busy", "two"), httpx.ReadError("three")), []
-    with stamina.set_testing(True, attempts=10):  # no waiting
-        assert patiently(call, waited=lambda error: told.append(str(error))) == "answer"
+    assert patiently(call, waited=lambda error: told.append(str(error)), pause=lambda _: None) == "answer"
     assert call.calls == 4
     assert told == ["one", "two", "three"]
 
@@ -103,11 +102,26 @@ def test_the_last_error_comes_through_when_time_is_up() -> None:
     assert 1 <= call.calls < 100
 
 
-def test_waits_grow_and_are_not_the_same_for_all_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_that_raises_ends_the_waiting() -> None:
+    def stopped(_seconds: float) -> None:
+        raise StopRequested
+
+    call = Flaky(Unreachable("one"), Unreachable("two"))
+    with pytest.raises(StopRequested):
+        patiently(call, pause=stopped)
+    assert call.calls == 1
+
+
+def test_the_limit_of_a_proxy_is_waited_for_long() -> None:
+    slept: list[float] = []
+    assert patiently(Flaky(ProxyBodyLimit("413", 7)), pause=slept.append) == "answer"
+    assert 240 <= slept[0] <= 360
+
+
+def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
     def waits() -> list[float]:
         slept: list[float] = []
-        monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
-        assert patiently(Flaky(*(Unreachable("x") for _ in range(12)))) == "answer"
+        assert patiently(Flaky(*(Unreachable("x") for _ in range(12))), pause=slept.append) == "answer"
         return slept
 
     first, second = waits(), waits()
