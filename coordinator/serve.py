@@ -3,7 +3,6 @@
 import errno
 import ipaddress
 import logging
-import resource
 import signal
 import socket
 import ssl
@@ -19,6 +18,7 @@ from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import understood
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import log_plainly
 
 GRACE_S = 5
@@ -30,7 +30,6 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 log = logging.getLogger("fedcoord")
 MANY = 1000
 """Agents for whom there should be room; below that the coordinator says how few it can serve."""
-FILES_AT_MOST = 1 << 20
 
 
 class CannotListen(CoordinatorError):
@@ -95,19 +94,6 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; a coordinator that starts by itself needs one that is not")
 
 
-def raise_file_limit() -> int:
-    """Let this process have as many files open as the system allows it; how many that is. Each agent that waits is a connection, and so a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_AT_MOST if hard == resource.RLIM_INFINITY else min(hard, FILES_AT_MOST)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError) as error:  # some systems allow less than they say
-            log.warning("the limit of open files stays at %d: %s", soft, error)
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return FILES_AT_MOST if files == resource.RLIM_INFINITY else files
-
-
 def agents_served(files: int, threads: int) -> int:
     """How many agents can be connected: SQLite takes three files a connection, each thread may read a blob, and the engine has its pipes."""
     return max(0, files - 3 * (threads + BESIDE) - threads - 64)
@@ -122,7 +108,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     )  # fmt: skip
     # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    files = raise_file_limit()
+    files = raise_open_files()
     if (agents := agents_served(files, settings.threads)) < MANY:
         log.warning(
             "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",

@@ -5,6 +5,7 @@ the weight dense once more instead of keeping it. Embeddings of which some rows 
 rows alone.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,36 +120,62 @@ class RowsEmbedding(nn.Embedding):
 _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
-def quantized_class(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The class that a module of class `kind` gets while its weight is quantized; None when its weight must be dense."""
+class _Probe(nn.Embedding):
+    """Notes that it was asked for rows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.__dict__["was_asked"] = True
+        return torch.zeros(*input.shape, self.embedding_dim, device=input.device)
+
+
+def _quantized_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that `module` gets while its weight is quantized; None when its weight must be dense."""
+    kind = type(module)
     if kind is nn.Linear:
         return QuantizedLinear
     if kind is Conv1D:
         return QuantizedConv1D
     if issubclass(kind, QuantizedLinear | QuantizedConv1D | QuantizedEmbedding):
         return kind
-    return _embedding_class(kind, QuantizedEmbedding)
+    return _embedding_class(module, QuantizedEmbedding)
 
 
-def _embedding_class(kind: type[nn.Module], ours: type[nn.Embedding]) -> type[nn.Module] | None:
+def _embedding_class(module: nn.Module, ours: type[nn.Embedding]) -> type[nn.Module] | None:
+    kind = type(module)
     if kind is nn.Embedding:
         return ours
     # Embeddings that scale, or shift their indices, ask nn.Embedding for the rows: our class comes between the two.
-    if issubclass(kind, nn.Embedding) and (kind.forward is nn.Embedding.forward or "super" in kind.forward.__code__.co_names):
-        return _made.setdefault((kind, ours), type(f"{ours.__name__}Of{kind.__name__}", (kind, ours), {}))
+    if isinstance(module, nn.Embedding) and _asks_for_rows(module):
+        return _class_between(kind, ours)
     return None
+
+
+def _class_between(kind: type[nn.Module], ours: type[nn.Embedding]) -> type[nn.Module]:
+    return _made.setdefault((kind, ours), type(f"{ours.__name__}Of{kind.__name__}", (kind, ours), {}))
+
+
+def _asks_for_rows(module: nn.Embedding) -> bool:
+    """Whether a table of a class of its own asks nn.Embedding for its rows; tried out on a copy that has none."""
+    probe: nn.Module = copy.copy(module)
+    probe.__class__ = _class_between(type(module), _Probe)
+    try:
+        with torch.no_grad():
+            probe.forward(torch.zeros(1, 1, dtype=torch.int64))
+    except Exception:  # noqa: S110 - whatever it raises once it has the rows, or instead of asking for them
+        pass
+    return "was_asked" in probe.__dict__
 
 
 def can_train_rows(module: nn.Module) -> bool:
     """Whether `module` is a table that tokens are looked up in, and nothing that it does concerns rows that are not looked up."""
     if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.scale_grad_by_freq:
         return False
-    return _embedding_class(type(module), RowsEmbedding) is not None
+    return _embedding_class(module, RowsEmbedding) is not None
 
 
 def train_rows(module: nn.Module, index: Tensor, rows: nn.Parameter) -> None:
     """Let a dense `module` look tokens up in `rows` alone, which are those of the ascending numbers `index`."""
-    kind = _embedding_class(type(module), RowsEmbedding)
+    kind = _embedding_class(module, RowsEmbedding)
     assert kind is not None
     module.dense_class = type(module)  # type: ignore[assignment]
     module.__class__ = kind
@@ -161,12 +188,12 @@ def can_be_quantized(module: nn.Module, leaf: str) -> bool:
     """Whether the tensor `leaf` of `module` can stay quantized."""
     if leaf != "weight" or (isinstance(module, nn.Embedding) and module.max_norm is not None):
         return False
-    return quantized_class(type(module)) is not None
+    return _quantized_class(module) is not None
 
 
 def make_quantized(module: nn.Module, weight: QuantizedTensor) -> None:
     """Let `module` work with `weight`. Its own `weight` must be a placeholder of the same shape."""
-    kind = quantized_class(type(module))
+    kind = _quantized_class(module)
     assert kind is not None
     if not hasattr(module, "dense_class"):
         module.dense_class = type(module)  # type: ignore[assignment]

@@ -13,6 +13,8 @@ MINE = Path("/proc/self/cgroup")
 NO_LIMIT = 1 << 60
 """cgroup v1 writes a number near 2^63 where there is no limit."""
 
+FILES_AT_MOST = 1 << 20
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -59,18 +61,18 @@ def cores(root: Path = CGROUPS, mine: Path = MINE) -> int:
 
 
 def raise_open_files() -> int:
-    """Raise the limit of open files to what the system lets this process have, and return it."""
+    """Let this process have as many files open as the system allows it, up to FILES_AT_MOST; how many that is."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
+    wanted = FILES_AT_MOST if hard == resource.RLIM_INFINITY else min(hard, FILES_AT_MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # some systems allow less than they say
             return soft
-        return wanted
-    return soft
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES_AT_MOST if files == resource.RLIM_INFINITY else files
 
 
 def _groups(root: Path, mine: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import transformers
 import transformers.dynamic_module_utils
 from safetensors import safe_open
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fedcybgd.shared.contract.errors import FedError, PartitionError
 from fedcybgd.shared.contract.words import Task
@@ -27,26 +28,31 @@ transformers.logging.set_verbosity_error()
 transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
-_registering = threading.RLock()
-"""Two threads that exchanged `register_parameter` at once would leave the other's in its place for ever."""
+class _Here(threading.local):
+    on_meta = False
+
+
+_here = _Here()
+
+
+def _to_meta(_module: nn.Module, _name: str, param: nn.Parameter) -> nn.Parameter | None:
+    if not _here.on_meta or param.device.type == "meta":
+        return None
+    return nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+
+
+# Once and for good: a hook that came and went would change what other threads go through just then. It does nothing elsewhere.
+register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     # Parameters take no memory and are not initialised; buffers that a model computes for itself (rotary frequencies) are real.
-    with _registering:
-        register, mine = nn.Module.register_parameter, threading.get_ident()
-
-        def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-            if param is not None and param.device.type != "meta" and threading.get_ident() == mine:
-                param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
-            register(module, name, param)
-
-        nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]
+    before, _here.on_meta = _here.on_meta, True
+    try:
+        yield
+    finally:
+        _here.on_meta = before
 
 
 def skeleton(config: Mapping[str, Any], task: Task | None, attention: str | None = None) -> nn.Module:

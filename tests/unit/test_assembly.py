@@ -188,7 +188,13 @@ def test_two_threads_may_make_skeletons_at_once() -> None:
     }
     before = nn.Module.register_parameter
     with ThreadPoolExecutor(4) as pool:
-        models = list(pool.map(lambda _: skeleton(config, None), range(16)))
+        made = [pool.submit(skeleton if i % 2 else real, config, None) for i in range(16)]
+        models, others = [f.result() for f in made[1::2]], [f.result() for f in made[::2]]
     assert nn.Module.register_parameter is before
     assert all(p.device.type == "meta" for model in models for p in model.parameters())
+    assert all(p.device.type == "cpu" for other in others for p in other.parameters())
     assert nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def real(_config: object, _task: object) -> nn.Module:
+    return nn.Sequential(*[nn.Linear(8, 8) for _ in range(200)])

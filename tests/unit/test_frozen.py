@@ -118,6 +118,20 @@ def test_what_reads_its_weight_itself_is_not_kept_quantized() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return self.weight[input]
 
+    class Mentions(nn.Embedding):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            super().extra_repr()
+            return self.weight[input]
+
+    class Helped(nn.Embedding):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return self.scaled(input + 2)
+
+        def scaled(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * self.weight.new_ones(())
+
+    assert not can_be_quantized(Mentions(4, 4), "weight")
+    assert can_be_quantized(Helped(4, 4), "weight")
     attention = nn.MultiheadAttention(8, 2)
     assert not can_be_quantized(Own(4, 4), "weight")
     assert not can_be_quantized(attention.out_proj, "weight")

@@ -119,7 +119,9 @@ def test_no_coordinator_in_an_empty_database(tmp_path: Path) -> None:
 
 def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
     program = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 512))\n"
-    program += "from coordinator.serve import raise_file_limit; print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    program += (
+        "from fedcybgd.shared.host.machine import raise_open_files; print(raise_open_files(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "512 (512, 512)\n"
     assert (agents_served(512, 40), agents_served(1024, 40), agents_served(64, 40)) == (258, 770, 0)
