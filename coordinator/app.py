@@ -26,6 +26,7 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
+from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import home_id
@@ -34,7 +35,6 @@ from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance, replicas
-from fedcybgd.coordinator.services.signals import FORGET, INVITED, LANES, LET_GO, OFFERED, OFFERS, OPENINGS, Signals
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
@@ -104,16 +104,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     jobs = app.state.jobs = LocalJobs(database, app.state.new_engine, replica)
 
     def after_commit(signals: Signals) -> None:
-        if FORGET in signals:
-            attendance.forget(signals[FORGET])
-        if signals.keys() & {OPENINGS, OFFERED, INVITED}:
-            waiting.changed(signals.get(OFFERED, ()), signals.get(INVITED, ()))
-        if LET_GO in signals:
-            waiting.let_go(signals[LET_GO])
-        if OFFERS in signals:
+        if signals.forgotten:
+            attendance.forget(signals.forgotten)
+        if signals.openings or signals.offered or signals.invited:
+            waiting.changed(signals.offered, signals.invited)
+        if signals.let_go:
+            waiting.let_go(signals.let_go)
+        if signals.offers:
             waiting.offers_changed()
-        if LANES in signals:
-            jobs.wake(signals[LANES])
+        if signals.lanes:
+            jobs.wake(signals.lanes)
 
     database.after_commit = after_commit
     jobs.start()

@@ -1,8 +1,6 @@
 """`/v1/assignments`: the straight path as agents walk it."""
 
 import asyncio
-from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -12,14 +10,12 @@ from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, 
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.attendance import Known
-from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.domain.opening import Claimant
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, receive, serve, submit
+from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.coordinator.services.records import ledgers
-from fedcybgd.coordinator.services.upkeep import mending, refusals
+from fedcybgd.coordinator.services.upkeep import mending
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
@@ -72,12 +68,13 @@ async def claim(
             if look:
                 waiting.looks(place)
                 failed = True
-                look_at = await run_in_threadpool(_look, database, agent, body)
+                found = await run_in_threadpool(decide.ask, database, agent.id, body, now)
                 failed = False
-                if look_at.found is not None:
-                    waiting.taken(look_at.found.assignment_id)
-                    return look_at.found
-                waiting.declined(place, look_at.awaited)
+                agent.limits, agent.may_hold = body.limits, isinstance(found, Leased) or found.holds
+                if isinstance(found, Leased):
+                    waiting.taken(found.assignment.assignment_id)
+                    return found.assignment
+                waiting.declined(place, found.awaited)
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 return _nothing(waiting)
@@ -97,29 +94,6 @@ async def claim(
 
 def _nothing(waiting: WaitingRoom) -> Response:
     return Response(status_code=204, headers={OFFERS: waiting.offers})
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look in the database found."""
-
-    found: Assignment | None
-    awaited: Collection[str]
-    """ids of assignments whose emulator is being made"""
-
-
-def _look(database: Database, agent: Known, body: ClaimRequest) -> Look:
-    with database.transaction() as session:
-        refusals.declare(session, agent.id, body.limits, now())
-        found = decide.claim(session, agent.id, body, now())
-        may_hold = found is not None or decide.holds(session, agent.id)
-        turned_down = session.info.get(signals.TURNED_DOWN, [])
-        awaited = session.info.get(signals.AWAITED, set())
-    agent.limits, agent.may_hold = body.limits, may_hold
-    for refusal in turned_down:
-        with database.transaction() as session:
-            decide.turned_down(session, *refusal)
-    return Look(found, awaited)
 
 
 @router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))

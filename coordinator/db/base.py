@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from fedcybgd.coordinator.db import signals
+from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.db.typed import Typed
 
 BESIDE = 10
@@ -17,7 +19,7 @@ LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval
 """libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
 KEY = String(40)
 DIGEST = String(64)
-AfterCommit = Callable[[dict[str, Any]], None]
+AfterCommit = Callable[[Signals], None]
 
 
 class Base(DeclarativeBase):
@@ -56,7 +58,7 @@ def _nothing() -> None:
 
 
 class Database:
-    """Sessions in transactions. What a service puts into `session.info` is handed to `after_commit` once it is true."""
+    """Sessions in transactions. What they say by signals is handed to `after_commit` once it is true."""
 
     def __init__(self, url: str, threads: int = 10) -> None:
         self.url = url
@@ -76,10 +78,10 @@ class Database:
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
-            signals = dict(session.info)
+            said = signals.of(session)
         self.after_transaction()
-        if self.after_commit is not None and signals:
-            self.after_commit(signals)
+        if self.after_commit is not None and said != Signals():
+            self.after_commit(said)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -49,6 +49,14 @@ def applied_in(session: Session, run_id: str, first: int, last: int) -> dict[int
     return {row[0]: row[1] for row in session.execute(select(Assignment.round, func.count()).where(chosen).group_by(Assignment.round))}
 
 
+def pending_in(session: Session, run_id: str, lock: bool = False) -> Sequence[Assignment]:
+    """The assignments of a run that nobody holds."""
+    query = select(Assignment).where(Assignment.run_id == run_id, Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return session.scalars(query).all()
+
+
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:
     """Ids of the assignments that an agent holds."""
     leased = (Assignment.state == AssignmentState.LEASED) & (Assignment.agent_id == agent_id)

@@ -8,12 +8,12 @@ from typing import Generic, Protocol, TypeVar
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs import registry
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
 from fedcybgd.coordinator.domain.jobs.registry import MAX_TRIES, Done, Failed, JobType
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare

@@ -30,10 +30,11 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.shapes import BlockShape, blocks_of_run
-from fedcybgd.coordinator.services import outcomes, signals
+from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.operate import forecasts, prepare, steer
 from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
+from fedcybgd.coordinator.services.path.lease import Leased, TurnedDown
 from fedcybgd.coordinator.services.records import job_leases
 from fedcybgd.coordinator.services.states import jobs as states
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo
@@ -128,9 +129,10 @@ class Story:
 
     def _claim(self, agent: str, later: timedelta = timedelta()) -> Any:
         found = claim.claim(self.session, _id("agt", agent), ClaimRequest(runs=["*"]), utcnow() + later)
-        for assignment_id, agent_id, reason in self.session.info.pop(signals.TURNED_DOWN, []):
-            claim.turned_down(self.session, assignment_id, agent_id, reason)
-        return found
+        if isinstance(found, TurnedDown):
+            claim.turned_down(self.session, found, utcnow())
+            return self._claim(agent, later)
+        return found.assignment if isinstance(found, Leased) else None
 
     def _patience(self, run: Run) -> None:
         """From when on work that is meant for one agent is given to another."""

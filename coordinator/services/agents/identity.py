@@ -6,11 +6,11 @@ from datetime import datetime
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.errors import Forbidden, Unauthorized
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.agents import DeclaredLimits
 

@@ -6,12 +6,11 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Patch, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, PatchMade
 from fedcybgd.coordinator.domain.jobs.registry import APPLY, ENCODE, Done
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
 

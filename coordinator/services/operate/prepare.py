@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Block, HeldOut, Model, Run
 from fedcybgd.coordinator.domain import exposure, fresh_parts
 from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, InfluencePayload, InfluenceResult
@@ -16,7 +17,6 @@ from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict, Invalid
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.operate import models

@@ -4,9 +4,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states

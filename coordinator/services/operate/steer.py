@@ -5,13 +5,12 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Assignment, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.measure import scores

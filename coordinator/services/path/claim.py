@@ -1,11 +1,14 @@
 """Step 2: decides which assignment an agent that asks for work gets."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import (
@@ -17,30 +20,43 @@ from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.agents import identity, offers
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.path import give_up, lease, openings
-from fedcybgd.shared.contract import assignments
+from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings
+from fedcybgd.coordinator.services.path.lease import Leased, TurnedDown
 from fedcybgd.shared.contract.agents import ClaimRequest
 
 
-def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime) -> assignments.Assignment | None:
+@dataclass(frozen=True)
+class Nothing:
+    """There is no work for an agent now."""
+
+    awaited: frozenset[str]
+    """ids of assignments that it might have once their emulators are made; then they are offered anew"""
+    holds: bool
+    """whether it holds a lease: it may wait for the emulator of what it holds"""
+
+
+def ask(database: Database, agent_id: str, request: ClaimRequest, clock: Callable[[], datetime]) -> Leased | Nothing:
+    """What an agent gets that asks for work. That it was turned down is written in a transaction of its own, which locks in the usual order."""
+    while True:
+        with database.transaction() as session:
+            found = claim(session, agent_id, request, clock())
+        if not isinstance(found, TurnedDown):
+            return found
+        with database.transaction() as session:
+            turned_down(session, found, clock())
+
+
+def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime) -> Leased | TurnedDown | Nothing:
     """Lease an assignment to an agent: its own unfinished one again (attempt + 1), or one meant for it, or that waits longest."""
     agent = session.get_one(Agent, agent_id)
     identity.admit(agent)  # it may have been revoked while it waited
+    ask_again.declare(session, agent, request.limits, now)
     exposure_budget.serialize(session, agent_id)
+    awaited, holds = set[str](), False
     for assignment_id in queries.leased_to(session, agent_id):
-        held, run = lease.locked(session, assignment_id)
-        if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
-            continue  # lapsed a moment ago
-        spec = run.spec
-        if (
-            not RUN.is_final(run.state)
-            and consents(request, run.id, run.name)
-            and exposure_budget.may_take(session, run, spec, held, agent_id)
-        ):
-            if (leased := lease.lease(session, held, run, agent_id, now)) is not None:
-                return leased
-            continue  # its emulator is being made; it stays this agent's until the lease ends
-        lease.take_back(session, held, run, "stopping", "", now)
+        if isinstance(held := _held(session, assignment_id, agent_id, request, now), Leased):
+            return held
+        awaited, holds = awaited | held.awaited, holds or held.holds
     claimant = Claimant(agent_id, agent.name, request)
     found = [opening for opening in openings.waiting(session, now) if opening.is_for(claimant)]
     # A stand-in does its own part first.
@@ -51,14 +67,23 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
         # What was looked at without a lock may have changed meanwhile, so it is looked at again.
         if not _hold(session, assignment, run) or not _may_take(session, assignment, run, agent_id, now):
             continue
-        if (leased := lease.lease(session, assignment, run, agent_id, now)) is not None:
-            return leased
-    return None
+        if (outcome := lease.lease(session, assignment, run, agent_id, now)) is not None:
+            return outcome
+        awaited.add(assignment.id)
+    return Nothing(frozenset(awaited), holds)
 
 
-def holds(session: Session, agent_id: str) -> bool:
-    """Whether an agent holds a lease: it may wait for the emulator of what it holds."""
-    return bool(queries.leased_to(session, agent_id))
+def _held(session: Session, assignment_id: str, agent_id: str, request: ClaimRequest, now: datetime) -> Leased | Nothing:
+    """What an agent holds, leased again; while its emulator is being made it stays this agent's until the lease ends."""
+    held, run = lease.locked(session, assignment_id)
+    if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
+        return Nothing(frozenset(), holds=False)  # lapsed a moment ago
+    wanted = not RUN.is_final(run.state) and consents(request, run.id, run.name)
+    if not wanted or not exposure_budget.may_take(session, run, run.spec, held, agent_id):
+        lease.take_back(session, held, run, "stopping", "", now)
+        return Nothing(frozenset(), holds=False)
+    outcome = lease.lease(session, held, run, agent_id, now)
+    return outcome if isinstance(outcome, Leased) else Nothing(frozenset({assignment_id} if outcome is None else ()), holds=True)
 
 
 def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
@@ -94,12 +119,12 @@ def _others_have_no_part(session: Session, assignment: Assignment, run: Run, age
     return session.scalar(select(Agent.id).where(Agent.id.in_(free), Agent.state == AgentState.ACTIVE).limit(1)) is not None
 
 
-def turned_down(session: Session, assignment_id: str, agent_id: str | None, reason: str) -> None:
-    """A claim found that no emulator is right: for one agent, who is not asked again in this round, or (None) for anybody."""
-    assignment, run = lease.locked(session, assignment_id)
+def turned_down(session: Session, found: TurnedDown, now: datetime) -> None:
+    """Ask the agent for it no more in this round; or, where nobody can have an emulator that is right, pause the run."""
+    assignment, run = lease.locked(session, found.assignment_id)
     if assignment.state != AssignmentState.PENDING:
         return
-    if agent_id is None:
-        give_up.pause(session, run, f"block {assignment.called}: {reason}")
-    elif agent_id not in assignment.excluded:
-        give_up.exclude(session, run, assignment, agent_id, reason)
+    if found.agent_id is None:
+        give_up.pause(session, run, f"block {assignment.called}: {found.reason}")
+    elif found.agent_id not in assignment.excluded:
+        give_up.exclude(session, run, assignment, found.agent_id, found.reason, now)

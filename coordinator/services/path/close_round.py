@@ -2,12 +2,12 @@
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Block, Round, Run
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult
 from fedcybgd.coordinator.domain.jobs.registry import Done
 from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
 from fedcybgd.coordinator.domain.run import RunState
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import apply_round, open_round

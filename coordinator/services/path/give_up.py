@@ -5,13 +5,11 @@ from datetime import datetime
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent
 from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.run import RunState
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.records.events import record
@@ -62,11 +60,11 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
         halt(session, run, f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}")
 
 
-def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str) -> None:
+def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str, now: datetime) -> None:
     """No emulator of a pending assignment fits an agent: others are asked."""
     name = queries.agent_name(session, agent_id)
     assignment.excluded = [*assignment.excluded, agent_id]
-    readiness.refused(session, run.id, agent_id, assignment.id, None, utcnow())
+    readiness.refused(session, run.id, agent_id, assignment.id, None, now)
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
     record(session, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)

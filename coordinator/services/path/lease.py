@@ -1,13 +1,14 @@
 """Leases: given with an emulator, renewed, given back, ended by time."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
@@ -18,7 +19,6 @@ from fedcybgd.coordinator.domain.assignment import (
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
 from fedcybgd.coordinator.services.path import give_up, trained
@@ -28,29 +28,42 @@ from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
 
 
-def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> assignments.Assignment | None:
-    """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made or does not fit."""
+@dataclass(frozen=True)
+class Leased:
+    """An agent has an assignment."""
+
+    assignment: assignments.Assignment
+
+
+@dataclass(frozen=True)
+class TurnedDown:
+    """No emulator is right: for one agent, or (None) for anybody."""
+
+    assignment_id: str
+    agent_id: str | None
+    reason: str
+
+
+def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> Leased | TurnedDown | None:
+    """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made."""
     spec = run.spec
     try:
         emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id), now)
     except FidelityTooLow as error:
-        signals.turn_down(session, assignment.id, None, error.message)
-        return None
+        return TurnedDown(assignment.id, None, error.message)
     if isinstance(emulator, DoesNotFit):
-        signals.turn_down(session, assignment.id, agent_id, emulator.reason)
-        return None
+        return TurnedDown(assignment.id, agent_id, emulator.reason)
     if emulator.manifest is None:
-        signals.awaits_emulator(session, assignment.id)
         return None
     lease = timedelta(seconds=spec.lease_s)
     states.lease(assignment, agent_id, emulator.manifest, now, lease)
     settings = assignment.train
-    return assignments.Assignment(
+    return Leased(assignments.Assignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
         manifest=emulator.manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
         max_delta_bytes=trained.limit_of(session, assignment),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def held(session: Session, assignment_id: str, agent_id: str) -> Assignment:

@@ -6,12 +6,12 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds

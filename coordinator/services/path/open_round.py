@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
@@ -13,7 +13,6 @@ from fedcybgd.coordinator.domain.round import ROUND, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import give_up

@@ -6,10 +6,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Job, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.jobs.lease import LEASE, Hold
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import jobs as states
 

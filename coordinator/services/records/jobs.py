@@ -8,11 +8,11 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import JobType, kinds_that
 from fedcybgd.coordinator.domain.jobs.states import JOB
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.coordinator.services.states import jobs as states
 

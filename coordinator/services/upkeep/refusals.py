@@ -6,16 +6,14 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
-from fedcybgd.coordinator.db.models import Readiness as Row
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RunState
-from fedcybgd.coordinator.services import signals
 from fedcybgd.coordinator.services.agents import offers, readiness
-from fedcybgd.coordinator.services.path import give_up, open_round
+from fedcybgd.coordinator.services.path import ask_again, give_up
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.services.states import runs
-from fedcybgd.shared.contract.agents import DeclaredLimits, Readiness
+from fedcybgd.shared.contract.agents import Readiness
 
 PATIENCE = timedelta(seconds=3)
 """Work that waits for less is on its way to somebody"""
@@ -36,44 +34,9 @@ def report(session: Session, agent_id: str, said: Sequence[Readiness], now: date
         if before is False and word.fits:
             signals.let_go(session, agent_id)  # `fedagent check` said so, perhaps, while the daemon's claim refuses the run
         if word.fits and (row.refused or run.waits_for_agents):
-            _ask_again(session, run, agent, row, now)
+            ask_again.ask_again(session, run, agent, row, now)
         elif not word.fits and before is not False:
             _pass_over(session, run, agent, word.reason or "unfit")
-
-
-def declare(session: Session, agent_id: str, limits: DeclaredLimits, now: datetime) -> None:
-    """Note what the agent allows training to take, as it says with each claim."""
-    agent = session.get_one(Agent, agent_id)
-    if agent.limits != limits:
-        agent.limits = limits
-        limits_changed(session, agent_id, now)
-
-
-def limits_changed(session: Session, agent_id: str, now: datetime) -> None:
-    """An agent allows training to take another amount: what did not fit it may fit now."""
-    rows = session.scalars(select(Row).where(Row.agent_id == agent_id).order_by(Row.run_id)).all()
-    for row in rows:
-        if row.refused and row.fits is not False:
-            _ask_again(session, session.get_one(Run, row.run_id), session.get_one(Agent, agent_id), row, now)
-
-
-def _ask_again(session: Session, run: Run, agent: Agent, row: Row, now: datetime) -> None:
-    session.flush()
-    session.refresh(run, with_for_update=True)
-    for assignment_id in row.refused:
-        assignment = session.get(Assignment, assignment_id, with_for_update=True, populate_existing=True)
-        if assignment is not None and assignment.state == AssignmentState.PENDING and agent.id in assignment.excluded:
-            assignment.excluded = [other for other in assignment.excluded if other != agent.id]
-            assignment.failures = max(0, assignment.failures - 1)
-    row.refused = []
-    if run.state == RunState.RUNNING or run.waits_for_agents:
-        record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
-        signals.invite(session, [agent.id])
-    if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
-        runs.resume(run)
-        record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
-        open_round.open_next(session, run, now)
-        signals.openings_changed(session)
 
 
 def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
@@ -84,24 +47,11 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
     session.refresh(run, with_for_update=True)
     text = f"{agent.name} takes no work of run {run.name}: {reason}"
     record(session, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
-    for assignment in _pending(session, run, lock=True):
+    for assignment in queries.pending_in(session, run.id, lock=True):
         if assignment.meant_for == agent.id:
             assignment.meant_for = None
             signals.offer(session, assignment.id)
         give_up.pause_if_hopeless(session, run, assignment, text)
-
-
-def _hopeless(session: Session, run: Run) -> bool:
-    spec = run.spec
-    able = readiness.able(session, run, spec)
-    return any(able <= set(assignment.excluded) for assignment in _pending(session, run))
-
-
-def _pending(session: Session, run: Run, lock: bool = False) -> Sequence[Assignment]:
-    query = select(Assignment).where(Assignment.run_id == run.id, Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)
-    if lock:
-        query = query.with_for_update().execution_options(populate_existing=True)
-    return session.scalars(query).all()
 
 
 def to_look_after(session: Session, now: datetime) -> list[str]:
@@ -121,13 +71,13 @@ def look_after(session: Session, run_id: str) -> None:
     if text is not None and run.reason is None:
         record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
     run.reason = text
-    for assignment in _pending(session, run, lock=True) if text is not None else ():
+    for assignment in queries.pending_in(session, run.id, lock=True) if text is not None else ():
         give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.called} is left")
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
     members = readiness.members(session, run, run.spec)
-    for assignment in _pending(session, run):
+    for assignment in queries.pending_in(session, run.id):
         left = [m for m in members if m.id not in assignment.excluded]
         if not any(m.takes_part for m in left):
             return f"waits for an agent that can train {assignment.called}: {readiness.listed(left) or 'nobody is left'}"

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.services import signals
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.services.path import lease
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states

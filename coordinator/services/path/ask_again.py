@@ -1,0 +1,51 @@
+"""An agent that was passed over is asked again: its data fit by now, or it allows training to take more. The other side of give_up."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries, signals
+from fedcybgd.coordinator.db.models import Agent, Assignment, Readiness, Run
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.path import open_round
+from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import runs
+from fedcybgd.shared.contract.agents import DeclaredLimits
+
+
+def declare(session: Session, agent: Agent, limits: DeclaredLimits, now: datetime) -> None:
+    """Note what an agent allows training to take, as it says with each claim. What did not fit it may fit now."""
+    if agent.limits == limits:
+        return
+    agent.limits = limits
+    for row in session.scalars(select(Readiness).where(Readiness.agent_id == agent.id).order_by(Readiness.run_id)).all():
+        if row.refused and row.fits is not False:
+            ask_again(session, session.get_one(Run, row.run_id), agent, row, now)
+
+
+def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: datetime) -> None:
+    """Let it have what it was passed over for; a run that was paused because nobody was left goes on."""
+    session.flush()
+    session.refresh(run, with_for_update=True)
+    for assignment_id in row.refused:
+        assignment = session.get(Assignment, assignment_id, with_for_update=True, populate_existing=True)
+        if assignment is not None and assignment.state == AssignmentState.PENDING and agent.id in assignment.excluded:
+            assignment.excluded = [other for other in assignment.excluded if other != agent.id]
+            assignment.failures = max(0, assignment.failures - 1)
+    row.refused = []
+    if run.state == RunState.RUNNING or run.waits_for_agents:
+        record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
+        signals.invite(session, [agent.id])
+    if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
+        runs.resume(run)
+        record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
+        open_round.open_next(session, run, now)
+        signals.openings_changed(session)
+
+
+def _hopeless(session: Session, run: Run) -> bool:
+    able = readiness.able(session, run, run.spec)
+    return any(able <= set(assignment.excluded) for assignment in queries.pending_in(session, run.id))
