@@ -21,12 +21,11 @@ from rich.text import Text
 
 from fedcybgd.agent import credentials, enrolment
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError
 from fedcybgd.agent.settings import Home, template
-from fedcybgd.shared.contract.agents import EnrolRequest
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.host import started
 from fedcybgd.shared.host.addresses import address_of
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
@@ -62,19 +61,11 @@ def enroll(
 ) -> None:
     """Get an identity and a key, and write a first agent.toml."""
     place = Home(home)
-    if place.credentials.exists():
-        raise AgentError(f"{place.path} is enrolled already, as {credentials.load(place).name}; use another --home for another agent")
-    request = EnrolRequest(
-        token=enrolment.whole_token(token), name=enrolment.agent_name(name), device=find_device(), version=version("fedcybgd")
-    )
+    enrolment.check_new(place)
     address = address_of(url)
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
-    place.ready()  # before the token is spent
-    client = Client(address)
-    answer = client.enrol(request)
-    credentials.save(place, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
-    if not place.config.exists():
-        place.config.write_text(template(address, str(data.expanduser().resolve()) if data else None, consented), encoding="utf-8")
+    settings = template(address, str(data.expanduser().resolve()) if data else None, consented)
+    answer = enrolment.enrol(place, address, token, name, settings)
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:
         terminal.say("no run may use your data yet: name runs in it, under `runs`")
@@ -111,7 +102,13 @@ def check(home: HomeOption = None) -> None:
 
 
 @app.command()
-def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False) -> None:
+def run(
+    home: HomeOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", help="For programs: stop when standard input ends, as it does with whoever started this.")
+    ] = False,
+) -> None:
     """Ask for work and do it, until SIGTERM or Ctrl-C."""
     from fedcybgd.agent.worker import Worker
 
@@ -122,6 +119,8 @@ def run(home: HomeOption = None, verbose: Annotated[bool, typer.Option("--verbos
     config = place.load_config()
     mine = credentials.load(place)
     raise_open_files()
+    if until_eof:
+        started.stop_at_eof()
     with _only_one(place):
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
         Worker(place, config, Client(config.coordinator, mine.key, mine.coordinator)).run()

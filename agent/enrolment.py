@@ -1,12 +1,17 @@
-"""What a person types at `fedagent enroll`, held against what it must be: each mistake is one line that says what is right."""
+"""`fedagent enroll`: what a person types, held against what it must be, each mistake a line that says what is right; and the enrolment."""
 
 import platform
 import re
+from importlib.metadata import version
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedcybgd.agent.errors import ConfigError
-from fedcybgd.agent.settings import RunPattern
+from fedcybgd.agent import credentials
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.device import find_device
+from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.settings import Home, RunPattern
+from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import Name
 
@@ -43,3 +48,22 @@ def run_patterns(given: list[str]) -> list[str]:
     except ValidationError as error:
         wrong = names[int(error.errors()[0]["loc"][0])]
         raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {CHARACTERS}; * and ? are wildcards") from error
+
+
+def check_new(home: Home) -> None:
+    """Raise `AgentError` where an agent is enrolled already."""
+    if home.credentials.exists():
+        raise AgentError(f"{home.path} is enrolled already, as {credentials.load(home).name}; use another --home for another agent")
+
+
+def enrol(home: Home, url: str, token: str, name: str | None, settings: str) -> EnrolAnswer:
+    """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can."""
+    check_new(home)
+    request = EnrolRequest(token=whole_token(token), name=agent_name(name), device=find_device(), version=version("fedcybgd"))
+    home.ready()
+    client = Client(url)
+    answer = client.enrol(request)
+    credentials.save(home, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
+    if not home.config.exists():
+        home.config.write_text(settings, encoding="utf-8")
+    return answer

@@ -118,6 +118,10 @@ class Home:
             raise ConfigError(f"there is no {self.config}; `fedagent enroll` writes one, --home names another directory") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.config} is no TOML: {error}") from error
+        return self.parsed(values)
+
+    def parsed(self, values: dict[str, Any]) -> Config:
+        """What agent.toml says, or would. Raises `ConfigError`, which names each wrong field."""
         try:
             return Config.model_validate(values)
         except ValidationError as error:

@@ -4,8 +4,11 @@ from fedcybgd.shared.host import interrupt
 
 # isort: split
 
+import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +22,9 @@ from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.starting import Ready, StartReport
+from fedcybgd.shared.contract.words import ErrorBody
+from fedcybgd.shared.host import started
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -55,24 +61,56 @@ def serve(
     database_url: Annotated[str | None, typer.Option(help="postgresql://… instead of SQLite (FEDCOORD_DATABASE_URL).")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate: speak HTTPS (FEDCOORD_TLS_CERTIFICATE).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate (FEDCOORD_TLS_KEY).")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="For programs: say here, as JSON, the URL and a new key once it answers, or why it does not start.")
+    ] = None,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", help="For programs: stop when standard input ends, as it does with whoever started this.")
+    ] = False,
 ) -> None:
     """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
-    from fedcybgd.coordinator.home import occupied
-    from fedcybgd.coordinator.serve import bind, check_tls
+    with reported(ready_file):
+        settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
+        if until_eof:
+            started.stop_at_eof()
+        _serve(settings, ready_file)
 
-    settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
+
+@contextmanager
+def reported(file: Path | None) -> Iterator[None]:
+    """Whatever keeps the coordinator from starting is in the file, too."""
+    if file is not None:
+        started.clear(file)
+    try:
+        yield
+    except FedError as error:
+        if file is not None:
+            started.tell(file, StartReport(failed=ErrorBody(code=error.code, message=error.message)))
+        raise
+
+
+def _serve(settings: Settings, ready_file: Path | None) -> None:
+    from fedcybgd.coordinator.home import occupied
+    from fedcybgd.coordinator.serve import address, bind, check_tls, prepare_home
+    from fedcybgd.coordinator.serve import serve as run
+
     check_tls(settings)
     listener = bind(settings.host, settings.port)
     with occupied(settings):
-        _serve(settings, listener)
+        key, url = prepare_home(settings), address(settings, listener)
+        _say_hello(settings, listener, url, key)
+
+        def ready() -> None:
+            if ready_file is not None:
+                report = Ready(url=url, pid=os.getpid(), version=version("fedcybgd"), operator_key=key)
+                started.tell(ready_file, StartReport(ready=report))
+
+        run(settings, listener, ready)
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
-    from fedcybgd.coordinator.serve import address, is_local, prepare_home
-    from fedcybgd.coordinator.serve import serve as run
+def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str | None) -> None:
+    from fedcybgd.coordinator.serve import address, is_local
 
-    key = prepare_home(settings)
-    url = address(settings, listener)
     terminal.say(f"coordinator at {url}, status page {url}/admin, data in {settings.home}")
     if key is not None:
         terminal.say(f"\noperator's key, shown this once:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY={key}\n")
@@ -84,7 +122,6 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         )
         terminal.say(warning, "yellow")
     sys.stdout.flush()
-    run(settings, listener)
 
 
 @app.command()
@@ -151,12 +188,16 @@ def current(home: Home = None) -> None:
     terminal.say(f"schema {migrate.current(existing_database(_settings(home=home)).engine)}, newest {migrate.newest()}")
 
 
+class SettingsInvalid(FedError):
+    code = "settings_invalid"
+
+
 def _settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         lines = [f"FEDCOORD_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
-        raise FedError("settings are wrong:\n" + "\n".join(lines)) from error
+        raise SettingsInvalid("settings are wrong:\n" + "\n".join(lines)) from error
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -41,7 +42,14 @@ class TlsUnusable(CoordinatorError):
 
 
 class Server(uvicorn.Server):
-    """Lets the waiting claims go before it waits for open requests."""
+    """Lets the waiting claims go before it waits for open requests, and says when it answers."""
+
+    on_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready is not None:
+            self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
@@ -99,7 +107,8 @@ def agents_served(files: int, threads: int) -> int:
     return max(0, files - 3 * (threads + BESIDE) - threads - 64)
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM; `ready` is called once it answers."""
     log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = uvicorn.Config(
@@ -114,7 +123,9 @@ def serve(settings: Settings, listener: socket.socket) -> None:
             "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",
             files, agents,
         )  # fmt: skip
-    Server(config).run([listener])
+    server = Server(config)
+    server.on_ready = ready
+    server.run([listener])
 
 
 def address(settings: Settings, listener: socket.socket, elsewhere: bool = False) -> str:

@@ -29,7 +29,11 @@ from fedcybgd.shared.contract.errors import FedError
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-CODE = [path for package in ("coordinator", "agent", "shared", "fedcybgd/client") for path in sorted((ROOT / package).rglob("*.py"))]
+CODE = [
+    path
+    for package in ("coordinator", "agent", "shared", "fedcybgd/client", "fedcybgd/local")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

@@ -1,0 +1,128 @@
+"""`Agent.local()`: an agent that is enrolled and works, `fedagent run` in a process of its own."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedcybgd.agent import credentials
+from fedcybgd.agent.enrolment import check_new, enrol, run_patterns
+from fedcybgd.agent.settings import ONLY, Home, template
+from fedcybgd.local.place import Place
+from fedcybgd.local.process import Process
+from fedcybgd.local.toml import Value, dumps
+from fedcybgd.shared.host.addresses import address_of
+
+
+class Agent:
+    """A running agent. Use it as a context manager, or `stop` it; it ends with the program in any case."""
+
+    def __init__(self, place: Place, process: Process, timeout_s: float) -> None:
+        """For `local` and `at`; nothing is started yet."""
+        self._place, self._process, self._timeout_s = place, process, timeout_s
+
+    @classmethod
+    def local(
+        cls,
+        coordinator_url: str,
+        token: str,
+        name: str,
+        *,
+        data: Path | str,
+        runs: Sequence[str],
+        columns: Mapping[str, str] | None = None,
+        home: Path | str | None = None,
+        settings: Mapping[str, Mapping[str, Value]] | None = None,
+        log: Path | str | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = 120,
+    ) -> Self:
+        """Enrol an agent and start it; return when it waits for work.
+
+        `runs` are the names of the runs that may use the rows of the file `data` (`*` and `?` are wildcards): no other ever does.
+        `columns` says field = column where they differ, `settings` whatever else agent.toml may say, by section, as in
+        `{"device": {"threads": 1}, "limits": {"memory_gb": 2}}`. `home` is its directory, by default one that goes with the program.
+        Raises `ConfigError` before the token is spent, `CoordinatorSaid` (`token_used`, `agent_name_taken`, …), `Unreachable`, `NotStarted`.
+        """
+        place = Place(home, "fedagent")
+        directory, address = Home(place.home), address_of(coordinator_url)
+        check_new(directory)
+        values = tomllib.loads(template(address, str(Path(data).expanduser().resolve()), run_patterns(list(runs))))
+        values["data"][ONLY] |= {"columns": dict(columns)} if columns else {}
+        for section, entries in (settings or {}).items():
+            values[section] = {**values.get(section, {}), **entries}
+        directory.parsed(values)
+        enrol(directory, address, token, name, dumps(values))
+        return cls._at(place, log, environment, timeout_s)
+
+    @classmethod
+    def at(
+        cls, home: Path | str, *, log: Path | str | None = None, environment: Mapping[str, str] | None = None, timeout_s: float = 120
+    ) -> Self:
+        """Start the agent that is enrolled in a home. Raises `NotEnrolled`, `ConfigError`, `NotStarted`."""
+        return cls._at(Place(home, "fedagent"), log, environment, timeout_s)
+
+    @classmethod
+    def _at(cls, place: Place, log: Path | str | None, environment: Mapping[str, str] | None, timeout_s: float) -> Self:
+        words = ["run", "--home", str(place.home)]
+        process = Process("fedcybgd.agent.cli", words, Path(log or place.home / "agent.log"), {**os.environ, **(environment or {})})
+        made = cls(place, process, timeout_s)
+        made.start()
+        return made
+
+    def start(self) -> Self:
+        """Start again after `stop` or `kill`. Raises `NotEnrolled`, `ConfigError`, `NotStarted`."""
+        directory = Home(self.home)
+        directory.load_config()
+        self.name = credentials.load(directory).name
+        self._process.start()
+        self._process.wait_until(self._at_work, f"agent {self.name}", self._timeout_s)
+        return self
+
+    def _at_work(self) -> bool:
+        """It has said of itself that it waits or works; the coordinator has seen it then."""
+        try:
+            status = json.loads(Home(self.home).status.read_text())
+        except (OSError, ValueError):
+            return False
+        return status["pid"] == self.pid and status["state"] not in ("stopped", "coordinator unreachable")
+
+    @property
+    def home(self) -> Path:
+        return self._place.home
+
+    @property
+    def log(self) -> Path:
+        """The file with everything that it has written; rows may be quoted in it."""
+        return self._process.log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
+    def check(self) -> None:
+        """Raise `ProcessEnded` if it is not running."""
+        self._process.check()
+
+    def stop(self, timeout_s: float = 30) -> int:
+        """Ask it to stop: it gives back what it holds. The exit status."""
+        return self._process.stop(timeout_s)
+
+    def kill(self) -> int:
+        """SIGKILL, as a machine that fails; its training process notices."""
+        return self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.running:
+            self.stop()
+        self._place.forget()

@@ -1,0 +1,111 @@
+"""One of our commands in a process of its own, which ends with the program that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedcybgd.local.errors import NotStarted, ProcessEnded
+
+LINES = 20
+"""of the log in an error"""
+GRACE_S = 30.0
+LOOK_EVERY_S = 0.02
+
+
+class Process:
+    """Its output goes to the end of a file. Ctrl-C is for the program alone; its end is noticed by the process (`--until-eof`)."""
+
+    def __init__(self, module: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self._command = [sys.executable, "-m", module, *words, "--until-eof"]
+        self.log = log
+        self._environment = environment
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._from = 0
+
+    def start(self, more: Sequence[str] = ()) -> None:
+        """Start it, with `more` words for this time. Raises `NotStarted`."""
+        try:
+            self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self.log.open("ab") as log:
+                self._from = log.tell()
+                environment = {"PYTHONUNBUFFERED": "1", **self._environment}
+                self._popen = subprocess.Popen(
+                    [*self._command, *more], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0
+                )  # fmt: skip
+        except OSError as error:
+            raise NotStarted(f"{error.filename or self.log}: {error.strerror or error}; name another home", "", "home_unusable") from error
+        weakref.finalize(self, _end, self._popen)
+
+    def wait_until(self, up: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Look until `up`. Raises `NotStarted` when the process ends, or after `timeout_s` seconds; then it is ended."""
+        until = time.monotonic() + timeout_s
+        while not up():
+            if not self.running:
+                if up():  # it said why, and ended
+                    return
+                raise NotStarted(f"{what} ended with status {self._started().returncode}; its log is {self.log}", self.tail())
+            if time.monotonic() > until:
+                self.kill()
+                raise NotStarted(f"{what} did not come up within {timeout_s:g} s; its log is {self.log}", self.tail())
+            time.sleep(LOOK_EVERY_S)
+
+    @property
+    def pid(self) -> int:
+        return self._started().pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def check(self) -> None:
+        """Raise `ProcessEnded` if it is not running."""
+        if not self.running:
+            status = "" if self._popen is None else f" with status {self._popen.returncode}"
+            raise ProcessEnded(f"{' '.join(self._command[2:4])} has ended{status}; its log is {self.log}", self.tail())
+
+    def stop(self, timeout_s: float = GRACE_S) -> int:
+        """SIGTERM, and SIGKILL where that has not worked after `timeout_s` seconds; the exit status."""
+        popen = self._started()
+        popen.send_signal(signal.SIGTERM)
+        try:
+            return popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL; its children notice by themselves."""
+        popen = self._started()
+        popen.kill()
+        return popen.wait()
+
+    def tail(self) -> str:
+        """The last lines of its log since it was started."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(self._from, log.seek(0, os.SEEK_END) - 64_000))
+                return "\n".join(log.read().decode(errors="replace").splitlines()[-LINES:])
+        except OSError:
+            return ""
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._popen is None:
+            raise ProcessEnded(f"{' '.join(self._command[2:4])} was not started", "")
+        return self._popen
+
+
+def _end(popen: "subprocess.Popen[bytes]") -> None:
+    """For whoever forgot to: when the object is gone, or the program ends."""
+    if popen.poll() is None:
+        popen.terminate()
+        try:
+            popen.wait(10)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            popen.wait()
+    if popen.stdin is not None:
+        popen.stdin.close()
