@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from starlette.concurrency import run_in_threadpool
@@ -47,7 +48,7 @@ async def sweep(
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
                 tidied = time.monotonic()
-                await run_in_threadpool(tidy, settings, database, store)
+                await run_in_threadpool(tidy, settings, database, store, utcnow())
         except Exception as error:
             if is_away(error):
                 outages.say(error)
@@ -60,29 +61,29 @@ def beat(database: Database, replica: str) -> None:
         replicas.beat(session, replica, utcnow())
 
 
-def sweep_leases(settings: Settings, database: Database, absence: Absence) -> None:
+def sweep_leases(settings: Settings, database: Database, absence: Absence, clock: Callable[[], datetime] = utcnow) -> None:
     absences = absence.times
-    now = utcnow()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
+    now = clock()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
     with database.transaction() as session:
         lease.lapse(session, now)
         job_leases.lapse(session, now)
         apply_round.apply_overdue(session, now)
-        silence.silence(session, now - timedelta(seconds=settings.silent_after_s))
+        silence.silence(session, now, timedelta(seconds=settings.silent_after_s))
         if absence.times != absences:
             session.rollback()  # what was extended meanwhile is not to be held against a time before
     with database.reading() as session:
-        waiting = refusals.to_look_after(session, utcnow())
+        waiting = refusals.to_look_after(session, now)
     for run_id in waiting:
         with database.transaction() as session:
-            refusals.look_after(session, run_id)
+            refusals.look_after(session, run_id, now)
 
 
-def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime | None = None) -> None:
+def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime) -> None:
     """Delete blobs that nothing has needed for long enough, and uploads that nobody goes on with."""
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.transaction() as session:
         garbage.forget(session)
-        due = garbage.due(session, stored, now or utcnow(), timedelta(seconds=settings.keep_blobs_s))
+        due = garbage.due(session, stored, now, timedelta(seconds=settings.keep_blobs_s))
     if store.is_held():
         log.info("nothing is deleted while a backup is made")
     elif count := garbage.collect(store, due):

@@ -20,6 +20,7 @@ from fedcybgd.coordinator import cli as coordinator_cli
 from fedcybgd.coordinator import domain
 from fedcybgd.coordinator.api import deps
 from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.domain.assignment import TakenBack
 from fedcybgd.coordinator.domain.machine import Machine
 from fedcybgd.coordinator.domain.run_file import RunFile, parse_run_file
 from fedcybgd.coordinator.settings import Settings
@@ -90,6 +91,7 @@ def test_every_route_is_in_the_protocol_and_no_other() -> None:
 def test_every_reason_to_give_work_back_is_in_the_protocol() -> None:
     for reason in get_args(ReturnReason):
         assert f"\n| `{reason}` | " in text("protocol.md")
+    assert [reason for reason in TakenBack if f"`{reason}`" not in text("protocol.md")] == []
 
 
 def test_every_error_code_is_in_the_protocol() -> None:
@@ -99,7 +101,7 @@ def test_every_error_code_is_in_the_protocol() -> None:
 
 
 def test_no_error_code_is_in_the_protocol_that_the_code_does_not_have() -> None:
-    known = {*codes_in_the_code(), *get_args(ReturnReason)}
+    known = {*codes_in_the_code(), *get_args(ReturnReason), *TakenBack}
     tables = text("protocol.md").split("### Codes over HTTP")[1]
     documented = {code for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for code in re.findall(r"`([a-z_]+)`", row)}
     assert documented - known == set()
@@ -143,10 +145,8 @@ def code_expressions(node: ast.AST) -> Iterator[ast.expr]:
             yield from (v for n, v in zip(names, values, strict=True) if isinstance(n, ast.Name) and n.id == "code")
         case ast.Call(func=ast.Name(id="_answer"), args=[_, code, *_]):
             yield code
-        case ast.Call(func=ast.Name(id="record"), args=[_, _, code, *_]):
+        case ast.Call(func=ast.Name(id="record"), args=[_, _, _, code, *_]):
             yield code
-        case ast.Call(func=ast.Attribute(attr="failed_attempt"), args=[_, _, _, reason, *_]):
-            yield reason
 
 
 @pytest.mark.parametrize(

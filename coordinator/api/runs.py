@@ -76,7 +76,7 @@ def readiness(run: str, session: ReadDep, page: PageDep, response: Response) -> 
 @router.post("/{run}/pause", summary="Pause a run", response_model=RunView, responses=errors(404, 409), dependencies=operator)
 def pause(run: str, session: WriteDep) -> RunView:
     """Begin no further round; what is being trained is finished and applied."""
-    return status.run_view(session, steer.pause(session, run), now())
+    return status.run_view(session, steer.pause(session, run, now()), now())
 
 
 @router.get(

@@ -15,6 +15,23 @@ class AssignmentState(StrEnum):
     REJECTED = "rejected"
 
 
+class TakenBack(StrEnum):
+    """Why the coordinator takes an assignment from an agent that holds it: reasons of its own, beside those that agents give."""
+
+    LAPSED = "lease_lapsed"
+    LATE = "wave_deadline"
+    REVOKED = "agent_revoked"
+    NO_CONSENT = "consent_withdrawn"
+    RUN_ENDED = "run_ended"
+    BEYOND_BUDGET = "exposure_budget"
+
+
+ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET})
+"""Reasons that are nobody's failure, and tell nothing that an operator should look after."""
+BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented"}
+"""Reasons that are no failure of the visit."""
+
+
 class AssignmentEvent(StrEnum):
     CLAIM = "claim"
     LAPSE = "lapse"

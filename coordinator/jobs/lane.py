@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import reason
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold
@@ -101,7 +101,7 @@ class Lane:
     def _mend(self, job: Taken, error: CoordinatorError, mended: set[str]) -> None:
         """Raises the error, with the name of its blob, where that cannot be made again."""
         digest = error.detail["digest"]
-        found = self._queue.ask("say that a blob is lost", lambda session: mending.begin(session, error, job.subject))
+        found = self._queue.ask("say that a blob is lost", lambda session: mending.begin(session, error, job.subject, utcnow()))
         try:
             if not found.ways:
                 raise error
@@ -109,7 +109,7 @@ class Lane:
         except FedError as failed:
             name = self._queue.ask("name a blob", lambda session: mending.names_of(session, digest))
             raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed
-        self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject))
+        self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject, utcnow()))
 
     def _run_once(self, job: Taken) -> BaseModel:
         """Raises what the engine raised, `BrokenExecutor` if it died of the job."""

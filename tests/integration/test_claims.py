@@ -129,7 +129,7 @@ def test_a_claim_that_consents_to_nothing_gives_back_what_is_held(live: LiveCoor
     hand.take(run)
     assert hand.claim("other-*") is None
     visit = last_visit(live, run)
-    assert (visit["state"], visit["reason"], visit["agent"]) == ("pending", "stopping", None)
+    assert (visit["state"], visit["reason"], visit["agent"]) == ("pending", "consent_withdrawn", None)
     assert hand.take(run).attempt == 2
 
 

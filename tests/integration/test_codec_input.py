@@ -17,6 +17,7 @@ from safetensors.torch import save
 from fedcybgd.agent import worker
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.settings import Config, Home
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.shared.contract.assignments import Assignment
 from fedcybgd.shared.contract.digests import digest_of
@@ -195,7 +196,7 @@ def test_what_a_crash_left_of_unpacking_is_swept_away(live: LiveCoordinator) -> 
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (1, 1))
-    tidy(live.settings, live.database, live.store)
+    tidy(live.settings, live.database, live.store, utcnow())
     assert (old.exists(), young.exists()) == (False, True)
     young.unlink()
 

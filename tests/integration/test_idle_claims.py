@@ -196,7 +196,7 @@ def test_signs_of_life_are_written_together_and_those_of_silent_agents_at_once(q
     assert len([s for s in found if s.startswith("UPDATE agent")]) == 1, "all of them in one"
 
     with quiet.database.transaction() as session:
-        silence.silence(session, utcnow() + timedelta(seconds=1))
+        silence.silence(session, utcnow() + timedelta(seconds=1), timedelta())
     assert {agent["state"] for agent in quiet.operator.every("/agents")} == {"silent"}
     hands[0].claim("*")
     states = {agent["name"]: agent["state"] for agent in quiet.operator.every("/agents")}
@@ -235,7 +235,7 @@ def test_a_thousand_agents_that_fall_silent_at_once_are_one_statement_and_one_ev
             for n in range(1000)
         )  # fmt: skip
     with statements(modelled) as found, modelled.database.transaction() as session:
-        silence.silence(session, utcnow() + timedelta(seconds=1))
+        silence.silence(session, utcnow() + timedelta(seconds=1), timedelta())
     assert len([s for s in found if s.startswith("UPDATE agent")]) == 1, found
     assert len([s for s in found if s.startswith("INSERT INTO event")]) == 1, found
     assert {agent["state"] for agent in modelled.operator.every("/agents")} == {"silent"}

@@ -61,5 +61,5 @@ def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer
         session.flush()
     except IntegrityError as error:  # somebody took the name a moment ago
         raise taken from error
-    record(session, "info", "agent_enrolled", f"agent {agent.name} enrolled", agent_id=agent.id)
+    record(session, now, "info", "agent_enrolled", f"agent {agent.name} enrolled", agent_id=agent.id)
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key)

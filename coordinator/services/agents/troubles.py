@@ -25,4 +25,6 @@ def tell(session: Session, assignment: Assignment, trouble: Trouble, now: dateti
     facts += [f"{trouble.bytes:,} bytes"] if trouble.bytes is not None else []
     text = MEANINGS[trouble.code] + (f" ({', '.join(facts)})" if facts else "")
     agent.last_error, agent.last_error_at = f"{trouble.code}: {text}", now
-    record(session, "warning", trouble.code, f"{agent.name} on {assignment.called}: {text}", run_id=assignment.run_id, agent_id=agent.id)
+    record(
+        session, now, "warning", trouble.code, f"{agent.name} on {assignment.called}: {text}", run_id=assignment.run_id, agent_id=agent.id
+    )

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -48,7 +48,7 @@ def plan_for(
     trained: Collection[str],
     agent: Agent | None,
     fidelity: Mapping[str, float] | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, JsonValue] | None = None,
 ) -> Plan | DoesNotFit:
     """The codec of every block for this agent, by the policy of the run file; `config` is the model's, by which `auto` reckons costs."""
     if spec.compression.policy != "auto" or agent is None or config is None:
@@ -57,7 +57,7 @@ def plan_for(
     return compression.plan(spec.compression, [facts(b) for b in blocks], trained, budget, costs, fidelity)
 
 
-def config_of(session: Session, run: Run) -> Mapping[str, Any]:
+def config_of(session: Session, run: Run) -> Mapping[str, JsonValue]:
     return session.get_one(Model, run.model_id).config
 
 

@@ -1,8 +1,8 @@
 """What a plan of codecs costs an agent: the facts that the planner goes by, from the database's rows."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -17,7 +17,7 @@ from fedcybgd.coordinator.planning.shapes import Model as ModelSizes
 
 
 def costs_for(
-    spec: RunFile, config: Mapping[str, Any], blocks: Sequence[Block], trained: Collection[str], agent: Agent | None
+    spec: RunFile, config: Mapping[str, JsonValue], blocks: Sequence[Block], trained: Collection[str], agent: Agent | None
 ) -> tuple[Budget, Costs]:
     """What an agent allows, and what a plan for a run's blocks costs it: for `compression.plan`, policy `auto` above all.
 

@@ -40,7 +40,7 @@ def request_fidelity(
     if any((p.plan, p.block, p.round) == (key, assignment.block, assignment.round) for p in under_way):
         return
     payload = FidelityPayload(
-        **measured_on.model_dump(), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
+        **dict(measured_on), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
         round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
     )  # fmt: skip
     # All of one round are waited for where there is a floor; nobody waits for those of a round that is over.

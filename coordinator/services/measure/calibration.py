@@ -66,5 +66,5 @@ def influence_measured(session: Session, run: Run, result: InfluenceResult) -> N
 def failed(session: Session, failed: Failed[BaseModel], what: str) -> Failure:
     """Say to people that something could not be measured; returns what is kept in its place."""
     text = f"{what} could not be measured: {failed.message}; the run goes on"
-    record(session, "error", failed.code, text, run_id=failed.subject)
+    record(session, failed.now, "error", failed.code, text, run_id=failed.subject)
     return Failure(code=failed.code, message=failed.message[:500])

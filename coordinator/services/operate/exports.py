@@ -19,7 +19,7 @@ class RunNotPrepared(Conflict):
 
 
 def report_failed(session: Session, failed: Failed[ExportPayload]) -> None:
-    record(session, "error", failed.code, f"{failed.kind} failed: {failed.message}", run_id=failed.subject)
+    record(session, failed.now, "error", failed.code, f"{failed.kind} failed: {failed.message}", run_id=failed.subject)
 
 
 def request_export(session: Session, name: str, now: datetime) -> Job:

@@ -49,15 +49,17 @@ def imported(session: Session, done: Done[ImportPayload, ImportResult]) -> None:
     model.config, model.files, model.blocks, model.left_out = result.config, result.files, result.blocks, result.left_out
     model.num_parameters = result.num_parameters
     states.imported(model)
-    record(session, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters")
+    record(
+        session, done.now, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters"
+    )
     for note in result.notes:
-        record(session, "info", "tokenizer_note", f"model {model.name}: {note}")
+        record(session, done.now, "info", "tokenizer_note", f"model {model.name}: {note}")
 
 
 def import_failed(session: Session, failed: Failed[ImportPayload]) -> None:
     model = session.get_one(Model, failed.subject)
     states.fail(model, failed.message)
-    record(session, "error", failed.code, f"model {model.name} could not be added: {failed.message}")
+    record(session, failed.now, "error", failed.code, f"model {model.name} could not be added: {failed.message}")
 
 
 def by_name(session: Session, name: str) -> Model:

@@ -53,7 +53,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
         seed=spec.seed, held_out=held_out,
     )  # fmt: skip
     jobs.enqueue(session, PREPARE, run.id, payload, now)
-    record(session, "info", "run_created", f"run {run.name} created", run_id=run.id)
+    record(session, now, "info", "run_created", f"run {run.name} created", run_id=run.id)
     return run
 
 
@@ -101,7 +101,9 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
         _is_prepared(session, run)
     choose.request_ahead(session, run, now)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
-    record(session, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id)
+    record(
+        session, now, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id
+    )
 
 
 def _notes(model: Model, blocks: Sequence[Block], spec: RunFile) -> list[str]:
@@ -130,4 +132,4 @@ def prepare_failed(session: Session, failed: Failed[BaseModel]) -> None:
 
 def _fail(session: Session, run: Run, code: str, reason: str, now: datetime) -> None:
     runs.fail(run, reason, now)
-    record(session, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)
+    record(session, now, "error", code, f"run {run.name} could not be prepared: {reason}", run_id=run.id)

@@ -18,5 +18,5 @@ def revoke(session: Session, name_or_id: str, now: datetime) -> Agent:
     lease.release_all(session, agent.id, now)
     signals.forget(session, agent.id)
     signals.invite(session, [agent.id])  # a claim that waits is told at once
-    record(session, "warning", "agent_revoked", f"agent {agent.name} was revoked", agent_id=agent.id)
+    record(session, now, "warning", "agent_revoked", f"agent {agent.name} was revoked", agent_id=agent.id)
     return agent

@@ -39,7 +39,7 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
     run.participants = _participants(session, run, spec, anyway)
     common = exposure_budget.common(spec, queries.blocks_of(session, run.id))
     method_of(spec).check(spec, run.trained_blocks, common, len(run.participants))
-    record(session, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
+    record(session, now, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
     scores.evaluate_if_due(session, run, 0, now)
     open_round.open_next(session, run, now)
     return run
@@ -60,11 +60,11 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
     return [member.id for member in members if anyway or member.takes_part]
 
 
-def pause(session: Session, name: str) -> Run:
+def pause(session: Session, name: str, now: datetime) -> Run:
     """No further round begins; what is being trained is finished and applied."""
     run = queries.run_by_name(session, name, lock=True)
     runs.pause(run, "paused by the operator")
-    record(session, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
+    record(session, now, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
     signals.openings_changed(session)
     return run
 
@@ -78,9 +78,9 @@ def resume(session: Session, name: str, now: datetime) -> Run:
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
         assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
         signals.offer(session, assignment.id)
-        give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run")
+        give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run", now)
     jobs.requeue_failed(session, run.id)
-    record(session, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
+    record(session, now, "info", "run_resumed", f"run {run.name} resumed", run_id=run.id)
     open_round.open_next(session, run, now)
     return run
 
@@ -89,6 +89,6 @@ def cancel(session: Session, name: str, now: datetime) -> Run:
     """End the run for good; agents that train for it learn it when they renew their lease. What was applied stays."""
     run = queries.run_by_name(session, name, lock=True)
     runs.cancel(run, now)
-    record(session, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
+    record(session, now, "warning", "run_cancelled", f"run {run.name} cancelled by the operator", run_id=run.id)
     signals.openings_changed(session)
     return run

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
-from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState
+from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of
@@ -43,7 +43,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
             return
         late = ", ".join(_withdraw(session, a, now) for a in missing)
         text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
-        record(session, "warning", "wave_deadline", text, run_id=run.id)
+        record(session, now, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
     shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted), now)
 
@@ -63,7 +63,7 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
     if assignment.state != AssignmentState.LEASED:
         return f"{assignment.called} (nobody had it)"
     name = queries.agent_name(session, assignment.agent_id)
-    assignments.take_back(assignment, AssignmentEvent.WITHDRAW, "wave_deadline", now)
+    assignments.take_back(assignment, AssignmentEvent.WITHDRAW, TakenBack.LATE, now)
     return f"{assignment.called} ({name})"
 
 

@@ -37,11 +37,11 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
             assignment.failures = max(0, assignment.failures - 1)
     row.refused = []
     if run.state == RunState.RUNNING or run.waits_for_agents:
-        record(session, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
+        record(session, now, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
         signals.invite(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
         runs.resume(run)
-        record(session, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
+        record(session, now, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
         open_round.open_next(session, run, now)
         signals.openings_changed(session)
 

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentState,
+    TakenBack,
     may_take,
 )
 from fedcybgd.coordinator.domain.opening import Claimant, consents
@@ -78,12 +79,20 @@ def _held(session: Session, assignment_id: str, agent_id: str, request: ClaimReq
     held, run = lease.locked(session, assignment_id)
     if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
         return Nothing(frozenset(), holds=False)  # lapsed a moment ago
-    wanted = not RUN.is_final(run.state) and consents(request, run.id, run.name)
-    if not wanted or not exposure_budget.may_take(session, run, run.spec, held, agent_id):
-        lease.take_back(session, held, run, "stopping", "", now)
+    if (why := _why_not(session, held, run, agent_id, request)) is not None:
+        lease.take_back(session, held, run, why, "", now)
         return Nothing(frozenset(), holds=False)
     outcome = lease.lease(session, held, run, agent_id, now)
     return outcome if isinstance(outcome, Leased) else Nothing(frozenset({assignment_id} if outcome is None else ()), holds=True)
+
+
+def _why_not(session: Session, held: Assignment, run: Run, agent_id: str, request: ClaimRequest) -> TakenBack | None:
+    """Why an agent may not go on with what it holds."""
+    if RUN.is_final(run.state):
+        return TakenBack.RUN_ENDED
+    if not consents(request, run.id, run.name):
+        return TakenBack.NO_CONSENT
+    return None if exposure_budget.may_take(session, run, run.spec, held, agent_id) else TakenBack.BEYOND_BUDGET
 
 
 def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
@@ -125,6 +134,6 @@ def turned_down(session: Session, found: TurnedDown, now: datetime) -> None:
     if assignment.state != AssignmentState.PENDING:
         return
     if found.agent_id is None:
-        give_up.pause(session, run, f"block {assignment.called}: {found.reason}")
+        give_up.pause(session, run, f"block {assignment.called}: {found.reason}", now)
     elif found.agent_id not in assignment.excluded:
         give_up.exclude(session, run, assignment, found.agent_id, found.reason, now)

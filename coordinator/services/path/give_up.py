@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
-from fedcybgd.coordinator.domain.assignment import AssignmentEvent
+from fedcybgd.coordinator.domain.assignment import BLAMELESS, ON_PURPOSE, AssignmentEvent
 from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import readiness
@@ -29,7 +29,7 @@ def failed_attempt(
 ) -> None:
     """An attempt came to nothing: it waits again, and after too many failures the run is paused, with the reason."""
     agent_id = assignments.take_back(assignment, event, reason, now)
-    if reason not in ("stopping", "not_consented"):
+    if reason not in BLAMELESS:
         assignment.failures += 1
     if reason in LASTING_REASONS and agent_id is not None:
         assignment.excluded = [*assignment.excluded, agent_id]
@@ -37,27 +37,27 @@ def failed_attempt(
             readiness.refused(session, run.id, agent_id, assignment.id, reason, now)
         if assignment.meant_for == agent_id:
             assignment.meant_for = None
-    if agent_id is not None and reason != "stopping":
+    if agent_id is not None and reason not in ON_PURPOSE:
         agent = session.get_one(Agent, agent_id)
         agent.last_error, agent.last_error_at = f"{reason}: {message}", now
         text = f"{agent.name} on {assignment.called}: {reason}" + (f": {message}" if message else "")
-        record(session, "warning", reason, text, run_id=run.id, agent_id=agent_id)
+        record(session, now, "warning", reason, text, run_id=run.id, agent_id=agent_id)
     signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {reason}: {message}")
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {reason}: {message}", now)
 
 
-def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str) -> None:
+def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str, now: datetime) -> None:
     """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
     if run.state != RunState.RUNNING:
         return
     spec = run.spec
     if readiness.able(session, run, spec) <= set(assignment.excluded):
-        halt(session, run, f"no agent is left that could try: {why}", waits_for_agents=True)
+        halt(session, run, f"no agent is left that could try: {why}", now, waits_for_agents=True)
     elif assignment.failures >= spec.schedule.max_attempts:
-        halt(session, run, f"{assignment.failures} attempts failed: {why}")
+        halt(session, run, f"{assignment.failures} attempts failed: {why}", now)
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
         limit = spec.exposure.max_exact_blocks
-        halt(session, run, f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}")
+        halt(session, run, f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}", now)
 
 
 def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str, now: datetime) -> None:
@@ -67,20 +67,20 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     readiness.refused(session, run.id, agent_id, assignment.id, None, now)
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
-    record(session, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
+    record(session, now, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
     signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}")
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
 
 
-def pause(session: Session, run: Run, reason: str) -> None:
+def pause(session: Session, run: Run, reason: str, now: datetime) -> None:
     """Stop a running run until the operator has mended something."""
     if run.state == RunState.RUNNING:
-        halt(session, run, reason)
+        halt(session, run, reason, now)
 
 
-def halt(session: Session, run: Run, reason: str, waits_for_agents: bool = False) -> None:
+def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agents: bool = False) -> None:
     runs.pause(run, reason[:2000], waits_for_agents)
-    record(session, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
+    record(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
     signals.openings_changed(session)
 
 
@@ -91,4 +91,4 @@ def engine_failed(session: Session, failed: Failed[BaseModel]) -> None:
     if run.state == RunState.RUNNING:
         runs.pause(run, message)
         signals.openings_changed(session)
-    record(session, "error", failed.code, f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)
+    record(session, failed.now, "error", failed.code, f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

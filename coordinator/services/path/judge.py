@@ -49,6 +49,7 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     name = queries.agent_name(session, assignment.agent_id)
     record(
         session,
+        now,
         "error",
         "delta_rejected",
         f"delta of {name} for {assignment.called}: {reason}",
@@ -60,5 +61,5 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
     excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
     again = open_round.assign(session, run, spec, seat, now, failures=assignment.failures + 1, excluded=excluded)
-    give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}")
+    give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}", now)
     apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone

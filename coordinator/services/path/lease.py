@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -14,6 +13,7 @@ from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
     AssignmentState,
     LeaseLost,
+    TakenBack,
     check_lease,
 )
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
@@ -97,7 +97,7 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
         assignment = session.get_one(Assignment, assignment_id)
         check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
         troubles.tell(session, assignment, request.progress.trouble, now)
-    values: dict[str, Any] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
+    values: dict[str, object] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
     if request.progress is not None:
         values["progress"] = request.progress
     this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == request.attempt)
@@ -119,7 +119,7 @@ def give_back(session: Session, assignment_id: str, agent_id: str, request: Retu
 def take_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
     give_up.failed_attempt(session, run, assignment, reason, message, now)
     if reason in COORDINATORS_OWN:
-        give_up.pause(session, run, f"block {assignment.called}: {reason}: {message}; no agent can mend it")
+        give_up.pause(session, run, f"block {assignment.called}: {reason}: {message}; no agent can mend it", now)
 
 
 def lapse(session: Session, now: datetime) -> None:
@@ -129,7 +129,7 @@ def lapse(session: Session, now: datetime) -> None:
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED and assignment.lease_expires_at is not None and assignment.lease_expires_at < now:
             message = "the agent did not renew its lease"
-            give_up.failed_attempt(session, run, assignment, "lease_lapsed", message, now, AssignmentEvent.LAPSE)
+            give_up.failed_attempt(session, run, assignment, TakenBack.LAPSED, message, now, AssignmentEvent.LAPSE)
 
 
 def release_all(session: Session, agent_id: str, now: datetime) -> None:
@@ -137,7 +137,7 @@ def release_all(session: Session, agent_id: str, now: datetime) -> None:
     for assignment_id in queries.leased_to(session, agent_id):
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED:
-            take_back(session, assignment, run, "stopping", "", now)
+            take_back(session, assignment, run, TakenBack.REVOKED, "", now)
     leave_to_others(session, [agent_id])
 
 

@@ -35,5 +35,5 @@ def judging_failed(session: Session, failed: Failed[BaseModel]) -> None:
         if round.state == RoundState.APPLYING:
             rounds.reopen(round, RoundEvent.LOSE)
         text = f"the delta for {visit.called} in round {visit.round} was lost by the coordinator's disk; it is trained again"
-        record(session, "warning", failed.code, text, run_id=run.id)
+        record(session, failed.now, "warning", failed.code, text, run_id=run.id)
         signals.offer(session, visit.id)

@@ -32,6 +32,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         text = f"; {failed} measurements failed, the events before say why" if failed else ""
         record(
             session,
+            now,
             "warning" if failed else "info",
             "run_completed",
             f"run {run.name} completed after {number} rounds{text}",
@@ -46,7 +47,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     try:
         seats = _seats(session, run, spec, number)
     except ExposureBudgetTooSmall as error:
-        give_up.halt(session, run, error.message)
+        give_up.halt(session, run, error.message, now)
         return
     session.add(
         Round(run_id=run.id, number=number, cycle=seats[0].cycle, seats=seats, blocks=method_of(spec).recorded(seats), state=ROUND.start, opened_at=now,
@@ -56,7 +57,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         assignment = assign(session, run, spec, seat, now, failures=0, excluded=[])
         unseen = spec.exposure.max_exact_blocks is None
         why = "nobody who takes part has data that fit" if unseen else "too many of its blocks were seen by others who stood in"
-        give_up.pause_if_hopeless(session, run, assignment, why)
+        give_up.pause_if_hopeless(session, run, assignment, why, now)
 
 
 def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
@@ -97,6 +98,6 @@ def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
     return TrainSettings(
-        **spec.train.model_dump(include=set(Training.model_fields)), task=spec.task.kind, num_labels=spec.task.num_labels,
+        **{name: getattr(spec.train, name) for name in Training.model_fields}, task=spec.task.kind, num_labels=spec.task.num_labels,
         label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=seat.seed,
     )  # fmt: skip

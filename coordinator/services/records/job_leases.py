@@ -47,7 +47,7 @@ def lapse(session: Session, now: datetime) -> None:
         for_s = (now - job.started_at).total_seconds() if job.started_at else 0.0
         text = f"{job.kind} was begun {for_s:.0f} s ago by a coordinator that is gone, or out of reach of the database; it is done again"
         run_id = job.subject if session.get(Run, job.subject) is not None else None
-        record(session, "warning", "job_lapsed", text, run_id=run_id)
+        record(session, now, "warning", "job_lapsed", text, run_id=run_id)
         _interrupt(session, job)
 
 

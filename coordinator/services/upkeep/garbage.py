@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Round, Run
@@ -75,7 +74,7 @@ def forget(session: Session) -> None:
             session.delete(row)
 
 
-def _unapplied() -> Any:
+def _unapplied() -> Select[str | None]:
     return (
         select(Assignment.delta_digest)
         .join(Round, (Round.run_id == Assignment.run_id) & (Round.number == Assignment.round))

@@ -55,18 +55,18 @@ def _of_blocks(session: Session, source: str, codec: str) -> list[str]:
     return [f"block {block.name} of run {name}, version {block.version}, {codec}" for block, name in rows]
 
 
-def begin(session: Session, error: CoordinatorError, subject: str | None) -> MendPayload:
+def begin(session: Session, error: CoordinatorError, subject: str | None, now: datetime) -> MendPayload:
     """Say that a blob is lost, and tell the engine how it may be made again; there may be no way."""
     digest = str(error.detail["digest"])
     what = "damaged" if error.code == "blob_damaged" else "missing"
     text = f"a blob is {what}: {names_of(session, digest)} ({digest})"
-    record(session, "error", error.code, text, run_id=subject if session.get(Run, subject or "") else None)
+    record(session, now, "error", error.code, text, run_id=subject if session.get(Run, subject or "") else None)
     return payload_of(session, digest)
 
 
-def done(session: Session, digest: str, subject: str | None) -> None:
+def done(session: Session, digest: str, subject: str | None, now: datetime) -> None:
     run_id = subject if session.get(Run, subject or "") else None
-    record(session, "info", "blob_mended", f"made again: {names_of(session, digest)} ({digest})", run_id=run_id)
+    record(session, now, "info", "blob_mended", f"made again: {names_of(session, digest)} ({digest})", run_id=run_id)
 
 
 def payload_of(session: Session, digest: str) -> MendPayload:
@@ -106,12 +106,12 @@ def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str, no
     found = payload_of(session, digest)
     encoded = [ShardRef(block="any", version=0, codec=way.codec, digest=way.source, size=0) for way in found.ways if way.kind == "encode"]
     exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
-    payload = begin(session, error, run.id)
+    payload = begin(session, error, run.id, now)
     if refs := (encoded or exact)[:1]:
         request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs, mends=digest)
         jobs.enqueue(session, ENCODE, run.id, request, now)
     else:
-        give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}")
+        give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}", now)
     return answer
 
 

@@ -19,4 +19,4 @@ def tell(session: Session, store: BlobStore, now: datetime) -> None:
         names = "; ".join(f"{mending.names_of(session, digest)} ({digest})" for digest in lacking[:SHOWN])
         more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         text = f"{len(lacking)} blobs that are needed are missing: {names}{more}; put them back into blobs/, from a backup for instance"
-        record(session, "error", "blobs_missing", text)
+        record(session, now, "error", "blobs_missing", text)

@@ -36,22 +36,22 @@ def report(session: Session, agent_id: str, said: Sequence[Readiness], now: date
         if word.fits and (row.refused or run.waits_for_agents):
             ask_again.ask_again(session, run, agent, row, now)
         elif not word.fits and before is not False:
-            _pass_over(session, run, agent, word.reason or "unfit")
+            _pass_over(session, run, agent, word.reason or "unfit", now)
 
 
-def _pass_over(session: Session, run: Run, agent: Agent, reason: str) -> None:
+def _pass_over(session: Session, run: Run, agent: Agent, reason: str, now: datetime) -> None:
     """What is meant for an agent that will not come is anybody's, at once."""
     if run.state != RunState.RUNNING:
         return
     session.flush()
     session.refresh(run, with_for_update=True)
     text = f"{agent.name} takes no work of run {run.name}: {reason}"
-    record(session, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
+    record(session, now, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
     for assignment in queries.pending_in(session, run.id, lock=True):
         if assignment.meant_for == agent.id:
             assignment.meant_for = None
             signals.offer(session, assignment.id)
-        give_up.pause_if_hopeless(session, run, assignment, text)
+        give_up.pause_if_hopeless(session, run, assignment, text, now)
 
 
 def to_look_after(session: Session, now: datetime) -> list[str]:
@@ -62,17 +62,17 @@ def to_look_after(session: Session, now: datetime) -> list[str]:
     return [run.id for run in session.scalars(runs).all() if _why_nobody_comes(session, run) != run.reason]
 
 
-def look_after(session: Session, run_id: str) -> None:
+def look_after(session: Session, run_id: str, now: datetime) -> None:
     """Say aloud when a run waits and nobody who could do its work is there; nobody at all: pause it."""
     run = session.get_one(Run, run_id, with_for_update=True)
     text = _why_nobody_comes(session, run)
     if run.state != RunState.RUNNING or text == run.reason:
         return
     if text is not None and run.reason is None:
-        record(session, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
+        record(session, now, "warning", "run_waits", f"run {run.name} {text}", run_id=run.id)
     run.reason = text
     for assignment in queries.pending_in(session, run.id, lock=True) if text is not None else ():
-        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.called} is left")
+        give_up.pause_if_hopeless(session, run, assignment, f"block {assignment.called} is left", now)
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:

@@ -1,6 +1,6 @@
 """Agents that are not heard of any more: others may have what was meant for them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
@@ -13,20 +13,25 @@ NAMED = 5
 """Agents that one event names; each of them has its own as long as they are so few."""
 
 
-def silence(session: Session, before: datetime) -> None:
-    """Mark the active agents silent that were not seen since `before`: all of them in one statement."""
-    found = sorted(states.missed_since(session, before), key=lambda agent: agent.name)
+def silence(session: Session, now: datetime, after: timedelta) -> None:
+    """Mark the active agents silent that were not seen for longer than `after`: all of them in one statement."""
+    found = sorted(states.missed_since(session, now - after), key=lambda agent: agent.name)
     if not found:
         return
     if len(found) <= NAMED:
         for agent in found:
             record(
-                session, "warning", "agent_silent", f"agent {agent.name} has not been seen since {agent.last_seen_at}", agent_id=agent.id
+                session,
+                now,
+                "warning",
+                "agent_silent",
+                f"agent {agent.name} has not been seen since {agent.last_seen_at}",
+                agent_id=agent.id,
             )
     else:
         names = ", ".join(agent.name for agent in found[:NAMED])
         first = min(seen for agent in found if (seen := agent.last_seen_at))
         text = f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {first} or later"
-        record(session, "warning", "agent_silent", text)
+        record(session, now, "warning", "agent_silent", text)
     signals.forget(session, *(agent.id for agent in found))
     lease.leave_to_others(session, [agent.id for agent in found])
