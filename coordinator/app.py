@@ -98,7 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         missing.tell(session, parts.store, utcnow())
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica)
 
-    def after_commit(signals: Signals) -> None:
+    def heard(signals: Signals) -> None:
         if signals.forgotten:
             attendance.forget(signals.forgotten)
         if signals.openings or signals.offered or signals.invited:
@@ -110,7 +110,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if signals.lanes:
             jobs.wake(signals.lanes)
 
-    database.after_commit = after_commit
+    parts.wakes.hear(heard)
+    database.after_commit = parts.wakes.tell
     jobs.start()
     sweeper = asyncio.create_task(
         sweep(settings, database, parts.store, parts.uploads, app.state.outages, absence, waiting, attendance, replica)
@@ -124,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await attendance.write()
         jobs.stop()
         _leave(database, replica)
+        parts.wakes.close()
         database.close()
 
 

@@ -8,6 +8,8 @@ from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads, open_store, open_uploads
+from fedcybgd.coordinator.wakes.base import Wakes
+from fedcybgd.coordinator.wakes.local import LocalWakes
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,14 @@ class Parts:
     store: BlobStore
     uploads: Uploads
     new_engine: NewEngine
+    wakes: Wakes
 
 
 MakeParts = Callable[[Settings], Parts]
 
 
 def local(settings: Settings) -> Parts:
-    """All on this machine: blobs and uploads in the home, an engine process a lane."""
+    """All on this machine: blobs and uploads in the home, an engine process a lane, news within this process."""
     store = open_store(settings.blobs)
-    return Parts(store, open_uploads(settings.uploads, store), partial(EngineProcess, settings.blobs, settings.engine_threads))
+    engine = partial(EngineProcess, settings.blobs, settings.engine_threads)
+    return Parts(store, open_uploads(settings.uploads, store), engine, LocalWakes())

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.planning": {"shared.contract", "shared.files", "coordinator.errors", "coordinator.domain"},
     "coordinator.storage": {"shared.contract", "shared.files", "coordinator.errors"},
     "coordinator.db": {"shared.contract", "coordinator.errors", "coordinator.domain"},
-    "coordinator.wakes": {"coordinator.errors", "coordinator.domain"},
+    "coordinator.wakes": {"coordinator.db", "coordinator.errors", "coordinator.domain"},
     # The rooms of the services, from the lowest floor to the highest: none imports what stands below it in this list.
     f"{SERVICES}.states": DATA,
     f"{SERVICES}.records": DATA | {f"{SERVICES}.states"},
@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.api": DATA | {"coordinator.attendance", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
-    "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage"},
+    "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
         "coordinator.parts",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",

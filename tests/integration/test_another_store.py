@@ -8,11 +8,13 @@ import pytest
 
 from fedcybgd.coordinator.parts import Parts
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.wakes.local import LocalWakes
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
-from tests.support.visits import Hand, settled, start_run, versions
+from tests.support.processes import wait_for
+from tests.support.visits import Hand, operator, settled, start_run, versions
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def memory() -> Memory:
 def live(tmp_path: Path, memory: Memory, bert: Path) -> Iterator[LiveCoordinator]:
     def parts(_settings: Settings) -> Parts:
         store = MemoryStore(memory)
-        return Parts(store, MemoryUploads(memory), partial(EngineThread, store))
+        return Parts(store, MemoryUploads(memory), partial(EngineThread, store), LocalWakes())
 
     live = LiveCoordinator(tmp_path / "home", parts=parts)
     live.add_model("bert", bert)
@@ -45,8 +47,10 @@ def test_a_round_and_an_export_without_a_directory(live: LiveCoordinator, memory
     hand.deliver(assignment)
     assert settled(live, run)["rounds_done"] == 1
     assert versions(live, run)["layers.0"] == 1
-    live.operator.post(f"/runs/{run}/cancel")
-    live.operator.post(f"/runs/{run}/exports")
+    export = live.operator.post(f"/runs/{run}/exports")["export_id"]
+    wait_for(lambda: live.operator.get(f"/runs/{run}/exports/{export}")["ready"])
+    for file in live.operator.get(f"/runs/{run}/exports/{export}")["files"]:
+        assert digest_of(operator(live).get(f"/runs/{run}/exports/{export}/{file['name']}").content) == file["digest"]
     assert memory.uploads == {}
     assert not [path for path in live.settings.home.rglob("*") if path.is_dir()], "blobs and uploads are elsewhere"
 
