@@ -5,7 +5,6 @@ from typing import Protocol
 
 from fedcybgd.coordinator.db.signals import Signals
 
-
 Hear = Callable[[Signals], None]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S
 from tests.support.live import LiveCoordinator
