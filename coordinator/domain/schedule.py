@@ -2,7 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.exposure import room_of, team_size
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -33,11 +35,27 @@ def planned(spec: RunFile, blocks: Sequence[str], agents: int, cycle: int, piece
     team = team_size(len(numbered), agents, room)
     turn = cycle % team if spec.schedule.agents == "rotating" else 0
     number = {name: i for i, name in enumerate([*numbered, *(name for name in blocks if name not in numbered)])}
-    teams = [[(number[block] + (turn + step) % team) % agents for step in range(team)] for block in piece]
-    return _without_clashes(teams, agents)
+    return _without_clashes([_Team(number[block], turn, team, agents) for block in piece])
 
 
-def _without_clashes(teams: Sequence[Sequence[int]], agents: int) -> list[int]:
+@dataclass(frozen=True)
+class _Team:
+    """Numbers of the agents that a block may be planned for, the preferred one first: not written out, for they may be all of them."""
+
+    block: int
+    turn: int
+    size: int
+    agents: int
+
+    def __iter__(self) -> Iterator[int]:
+        return ((self.block + (self.turn + step) % self.size) % self.agents for step in range(self.size))
+
+    @property
+    def first(self) -> int:
+        return next(iter(self))
+
+
+def _without_clashes(teams: Sequence[_Team]) -> list[int]:
     """One of `agents` agents for each team, the first of the team by preference, and none for two while that can be avoided.
 
     Where two want the same, the earlier one in the wave gets it; the other takes the next free one of its team; if none is free,
@@ -45,7 +63,7 @@ def _without_clashes(teams: Sequence[Sequence[int]], agents: int) -> list[int]:
     to agents that have one already, then two, and so on: they do it one after another. Nothing is drawn: the same every time.
     """
     chosen: dict[int, int] = {}
-    holders: list[list[int]] = [[] for _ in range(agents)]
+    holders: dict[int, list[int]] = defaultdict(list)
 
     def take(place: int, agent: int) -> None:
         chosen[place] = agent
@@ -73,8 +91,8 @@ def _without_clashes(teams: Sequence[Sequence[int]], agents: int) -> list[int]:
         most += 1
         left = [place for place in range(len(teams)) if place not in chosen]
         for place in left:
-            if len(holders[teams[place][0]]) < most:
-                take(place, teams[place][0])
+            if len(holders[teams[place].first]) < most:
+                take(place, teams[place].first)
         for place in left:
             if place not in chosen:
                 place_one(place, most, set())

@@ -4,12 +4,13 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
-from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.coordinator.storage import BlobStore, open_store
 
 ENTRIES: Mapping[JobKind, str] = {
     JobKind.ADMIT: "admit:admit",
@@ -55,11 +56,11 @@ def _return_freed_memory() -> None:
         pass  # only glibc has it
 
 
-def run(kind: str, payload: BaseModel, store: EngineStore) -> BaseModel:
+def run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
     """Do one job: `payload` and the answer are of the types of its kind (domain/jobs/registry.py)."""
-    return _function(JobKind(kind))(store, payload)
+    return _function(JobKind(kind))(open_store(Path(blobs)), payload)
 
 
-def _function(kind: JobKind) -> Callable[[EngineStore, BaseModel], BaseModel]:
+def _function(kind: JobKind) -> Callable[[BlobStore, BaseModel], BaseModel]:
     module, _, name = ENTRIES[kind].partition(":")
-    return cast(Callable[[EngineStore, BaseModel], BaseModel], getattr(import_module(f"fedcybgd.coordinator.engine.{module}"), name))
+    return cast(Callable[[BlobStore, BaseModel], BaseModel], getattr(import_module(f"fedcybgd.coordinator.engine.{module}"), name))

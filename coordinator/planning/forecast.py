@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedcybgd.coordinator.domain import compression, exposure
 from fedcybgd.coordinator.domain.compression import BlockFacts, Budget, Costs, DoesNotFit, Plan
@@ -159,15 +159,24 @@ def forecast(
             frozen, _common(spec, frozen), rows,
         )
     )  # fmt: skip
-    found = []
+    own: dict[str, list[Transfer]] = defaultdict(list)
+    for transfer in transfers:
+        own[transfer.agent].append(transfer)
+    refused: dict[str, dict[str, str]] = defaultdict(dict)
+    for (name, block), reason in planner.refused.items():
+        refused[name][block] = reason
+    estimates, idle, found = _Estimates(spec, model, blocks, rows), {}, []
     for agent in agents:
         if agent.name in outside:
             found.append(AgentForecast(agent, outside[agent.name]))
-            continue
-        own = [t for t in transfers if t.agent == agent.name]
-        refused = {block: why for (name, block), why in planner.refused.items() if name == agent.name}
-        found.append(_of_agent(spec, model, blocks, agent, own, refused, cycles, tokens_per_s, rows))
-    orphans = [b for b in visited if not any(t.block == b for t in transfers)]
+        elif agent.name in own or agent.name in refused:
+            found.append(_of_agent(spec, blocks, agent, own[agent.name], refused[agent.name], cycles, tokens_per_s, rows, estimates))
+        else:  # whoever gets nothing to do is like everybody else with the same facts
+            alike = replace(agent, name="")
+            if alike not in idle:
+                idle[alike] = _of_agent(spec, blocks, alike, [], {}, cycles, tokens_per_s, rows, estimates)
+            found.append(replace(idle[alike], agent=agent))
+    orphans = sorted(set(visited) - {t.block for t in transfers}, key=list(visited).index)
     if orphans:
         problems.append(f"no agent can train {', '.join(orphans)} within its limits")
     return Forecast(total, list(visited), found, problems, _hours(spec, found))
@@ -214,18 +223,39 @@ def _problems(
     return problems
 
 
+class _Estimates:
+    """What emulators take of memory and disk: reckoned once for all agents that are alike, and for all visits by one plan."""
+
+    def __init__(self, spec: RunFile, model: Model, blocks: Sequence[BlockShape], rows: int | None) -> None:
+        self._spec, self._model, self._blocks, self._rows = spec, model, blocks, rows
+        self._memory: dict[object, Memory] = {}
+        self._disk: dict[object, int] = {}
+
+    def memory(self, plan: Plan, block: str, agent: AgentFacts) -> Memory:
+        key = (frozenset(plan.items()), block, agent.device, agent.memory_bytes)
+        if key not in self._memory:
+            trained = {block, *self._spec.schedule.always}
+            self._memory[key] = estimate(self._spec, self._model, self._blocks, plan, trained, agent.device, agent.memory_bytes, self._rows)
+        return self._memory[key]
+
+    def disk(self, plan: Plan) -> int:
+        key = frozenset(plan.items())
+        if key not in self._disk:
+            self._disk[key] = sum(shard_bytes(b, plan[b.name], self._model) for b in self._blocks)
+        return self._disk[key]
+
+
 def _of_agent(
-    spec: RunFile, model: Model, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer],
-    refused: Mapping[str, str], cycles: int, tokens_per_s: float | None, rows: int | None,
+    spec: RunFile, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer], refused: Mapping[str, str],
+    cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
 ) -> AgentForecast:  # fmt: skip
     by_block: dict[str, list[tuple[Transfer, Memory]]] = defaultdict(list)
     needed = disk = 0
     for transfer in transfers:
-        trained = {transfer.block, *spec.schedule.always}
-        memory = estimate(spec, model, blocks, transfer.plan, trained, agent.device, agent.memory_bytes, rows)
+        memory = estimates.memory(transfer.plan, transfer.block, agent)
         by_block[transfer.block].append((transfer, memory))
         needed = max(needed, memory.whole if agent.device == "cpu" else memory.peak)
-        disk = max(disk, sum(shard_bytes(b, transfer.plan[b.name], model) for b in blocks))
+        disk = max(disk, estimates.disk(transfer.plan))
     visits = []
     for pairs in by_block.values():
         first, most = pairs[0][0], max((memory for _, memory in pairs), key=lambda m: m.peak)

@@ -2,29 +2,11 @@
 
 from pathlib import Path
 
-from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, EngineStore, StoreFull
+from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, StoreFull
 from fedcybgd.coordinator.storage.local import LocalBlobStore
-from fedcybgd.coordinator.storage.local_uploads import LocalUploads
-from fedcybgd.coordinator.storage.uploads import Uploads
 
-__all__ = [
-    "BlobCorrupt",
-    "BlobDamaged",
-    "BlobMissing",
-    "BlobStore",
-    "BlobWriter",
-    "EngineStore",
-    "StoreFull",
-    "Uploads",
-    "open_store",
-    "open_uploads",
-]
+__all__ = ["BlobCorrupt", "BlobDamaged", "BlobMissing", "BlobStore", "BlobWriter", "StoreFull", "open_store"]
 
 
-def open_store(root: Path) -> LocalBlobStore:
+def open_store(root: Path) -> BlobStore:
     return LocalBlobStore(root)
-
-
-def open_uploads(folder: Path, store: LocalBlobStore) -> LocalUploads:
-    """Uploads that become blobs of `store`."""
-    return LocalUploads(folder, store)

@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecast
+from fedcybgd.coordinator.planning.memory import estimate
 from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Change, packed_bytes, simulate
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
@@ -263,3 +264,22 @@ def test_waves_shorten_the_run() -> None:
     strict, wave = plan(speed=50.0), plan(speed=50.0, schedule={"wave": 2})
     assert wave.rounds == strict.rounds / 2
     assert wave.hours == pytest.approx((strict.hours or 0) / 2)
+
+
+@pytest.mark.parametrize("policy", ["int8", "none"])
+def test_agents_that_are_alike_are_reckoned_once(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No estimate is made twice, whoever it is for and in whatever cycle; each agent still gets its own forecast."""
+    asked: list[Any] = []
+
+    def noted(*arguments: Any) -> Any:
+        plan, trained, *facts = arguments[3:]
+        if len(facts) == 3:  # of a visit: what a plan would cost is asked for before
+            asked.append((frozenset(plan.items()), frozenset(trained), *facts))
+        return estimate(*arguments)
+
+    monkeypatch.setattr("fedcybgd.coordinator.planning.forecast.estimate", noted)
+    agents = [AgentFacts(f"a{i:02}", memory_bytes=8 << 30 if i % 2 else 0) for i in range(40)]
+    found = plan(*agents, schedule={"cycles": 30}, compression={"policy": policy})
+    assert [a.agent for a in found.agents] == agents
+    assert sum(a.visits_per_cycle for a in found.agents) == pytest.approx(len(found.visited))
+    assert len(asked) == len(set(asked)) == 2 * len(found.visited)

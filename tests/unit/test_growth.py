@@ -14,6 +14,10 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.paging import Listed, Page
 from fedcybgd.coordinator.services.read import lists, status
+from fedcybgd.coordinator.services.upkeep import garbage
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.sweeper import tidy
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 AGENTS, BLOCKS, ROUNDS = 12, 4, 440
@@ -34,12 +38,14 @@ READS: dict[str, Read] = {
     "exposure of an agent": lambda s: lists.exposure(s, "agent-00001", PAGE),
     "agents": lambda s: lists.agents(s, PAGE),
     "models": lambda s: lists.models(s, PAGE),
+    "what is needed": lambda s: garbage.needed(s, NOW),
 }
 
 
 class Filled:
     def __init__(self, folder: Path, rounds: int) -> None:
         self.database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+        self.home = folder
         migrate.upgrade(self.database.engine)
         Seed(self.database, folder / "blobs", AGENTS, rounds, BLOCKS).fill()
 
@@ -107,6 +113,25 @@ def test_the_last_page_costs_what_the_first_does(many: Filled, what: str) -> Non
     first, last = (many.cost(lambda s, at=at: WALKED[what](s, at)) for at in (PAGE, places[-1]))  # type: ignore[misc]
     assert last[0] == first[0]
     assert last[1] <= 1.3 * first[1] + 5
+
+
+def test_nobody_waits_to_write_while_the_database_is_looked_through(many: Filled) -> None:
+    """Tidying reads everything, in a transaction that only reads; what it writes down needs no look."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement.split()[0] + (" IMMEDIATE" if "IMMEDIATE" in statement else ""))
+
+    settings = Settings(home=many.home, database_url=many.database.url)
+    settings.uploads.mkdir(exist_ok=True)
+    event.listen(many.database.engine, "before_cursor_execute", note)
+    try:
+        tidy(settings, many.database, open_store(settings.blobs), NOW)
+    finally:
+        event.remove(many.database.engine, "before_cursor_execute", note)
+    begun = asked.index("BEGIN IMMEDIATE")
+    assert asked[:begun].count("SELECT") > 5
+    assert "SELECT" not in asked[begun:]
 
 
 def test_a_view_shows_the_newest_and_counts_the_rest(many: Filled) -> None:

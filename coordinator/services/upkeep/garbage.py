@@ -1,17 +1,18 @@
 """Deletes blobs that nothing needs any more: superseded shards, applied deltas, old exports."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from pydantic import JsonValue
-from sqlalchemy import Select, select
+from sqlalchemy import Select, delete, exists, insert, select, tuple_
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
-from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.emulators.shards import MAX_STEPS
 from fedcybgd.coordinator.storage import BlobStore
@@ -19,6 +20,8 @@ from fedcybgd.coordinator.storage import BlobStore
 UNFINISHED = (AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)
 ENDED = tuple(state for state in RunState if RUN.is_final(state))
 EXPORTS_KEPT = timedelta(days=1)
+CHUNK = 5000
+"""Digests in one statement."""
 
 
 def needed(session: Session, now: datetime) -> set[str]:
@@ -32,8 +35,9 @@ def needed(session: Session, now: datetime) -> set[str]:
     unfinished = Assignment.state.in_(UNFINISHED) & Assignment.run_id.in_(open_runs)
     for manifest in session.scalars(select(Assignment.manifest).where(unfinished)):
         digests |= manifest.digests()
-    shards, patches = _present(session)
-    digests |= {digest for row in shards for digest in (row.digest, row.packed_digest)} | {row.digest for row in patches}
+    present = _present(session, _written(session))
+    digests |= {digest for row in present.shards for digest in (row.digest, row.packed_digest)}
+    digests |= {patch.digest for patches in present.patches.values() for patch in patches}
     for delta in session.scalars(_unapplied()):
         if delta is not None:
             digests.add(delta)
@@ -47,39 +51,53 @@ def needed(session: Session, now: datetime) -> set[str]:
     return digests
 
 
-def _present(session: Session) -> tuple[list[EncodedShard], list[Patch]]:
-    """The encoded shards of blocks that a model or a run has now, and the steps that lead to them."""
+class _Shard(NamedTuple):
+    source: str
+    digest: str
+    packed_digest: str
+
+
+class _Step(NamedTuple):
+    target: str
+    base: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is written of encoded shards and of the steps between them."""
+
+    shards: list[_Shard]
+    patches: dict[str, list[_Step]]
+    """by their targets"""
+
+
+def _written(session: Session) -> _Shown:
+    patches: dict[str, list[_Step]] = {}
+    for row in session.execute(select(Patch.target, Patch.base, Patch.digest)):
+        patches.setdefault(row.target, []).append(_Step(*row))
+    shards = session.execute(select(EncodedShard.source, EncodedShard.digest, EncodedShard.packed_digest))
+    return _Shown([_Shard(*row) for row in shards], patches)
+
+
+def _present(session: Session, written: _Shown) -> _Shown:
+    """Of that, the encoded shards of blocks that a model or a run has now, and the steps that lead to them."""
     sources = set(session.scalars(select(Block.digest)))
     for blocks in session.scalars(select(Model.blocks)):
         sources |= {entry.digest for entry in blocks}
-    shards = [row for row in session.scalars(select(EncodedShard)) if row.source in sources]
-    rows: dict[str, list[Patch]] = {}
-    for patch in session.scalars(select(Patch)):
-        rows.setdefault(patch.target, []).append(patch)
-    patches: list[Patch] = []
+    shards = [row for row in written.shards if row.source in sources]
+    patches: dict[str, list[_Step]] = {}
     targets = {row.digest for row in shards}
     for _ in range(MAX_STEPS):
-        steps = [patch for target in targets for patch in rows.pop(target, [])]
-        patches += steps
-        targets = {patch.base for patch in steps}
-    return shards, patches
-
-
-def forget(session: Session) -> None:
-    """Delete what is written of encoded shards and patches that lead nowhere any more; their blobs go at the next sweep."""
-    shards, patches = _present(session)
-    kept: set[EncodedShard | Patch] = {*shards, *patches}
-    for row in [*session.scalars(select(EncodedShard)), *session.scalars(select(Patch))]:
-        if row not in kept:
-            session.delete(row)
+        patches |= {target: written.patches[target] for target in targets if target in written.patches}
+        targets = {patch.base for target in targets for patch in written.patches.get(target, [])} - patches.keys()
+    return _Shown(shards, patches)
 
 
 def _unapplied() -> Select[str | None]:
-    return (
-        select(Assignment.delta_digest)
-        .join(Round, (Round.run_id == Assignment.run_id) & (Round.number == Assignment.round))
-        .where(Round.state != RoundState.CLOSED)
-    )
+    """Deltas of the rounds that are not closed: of each run the one after those that are done."""
+    not_closed = select(Run.id, Run.rounds_done)
+    return select(Assignment.delta_digest).where(tuple_(Assignment.run_id, Assignment.round).in_(not_closed))
 
 
 def _digests_in(value: JsonValue) -> set[str]:
@@ -91,28 +109,67 @@ def _digests_in(value: JsonValue) -> set[str]:
     return {value} if isinstance(value, str) and len(value) == 64 else set()
 
 
-def due(session: Session, stored: Mapping[str, float], now: datetime, grace: timedelta) -> dict[str, float]:
+@dataclass(frozen=True)
+class Judged:
+    """What is to be done about garbage: found while reading, written down in a moment, and then deleted."""
+
+    due: dict[str, float]
+    """the blobs that may be deleted now: digest → when it was written"""
+    marks: list[dict[str, object]]
+    """of what is garbage since now"""
+    unmarked: set[str]
+    """what is none any more"""
+    sources: set[str]
+    """exact shards that nobody has now: what is written of their codecs is forgotten"""
+    targets: set[str]
+    """shards that are nobody's aim: so are the steps to them"""
+
+
+def judge(session: Session, stored: Mapping[str, float], now: datetime, grace: timedelta) -> Judged:
     """Which of the blobs in `stored` (digest → when it was written) may be deleted: nothing has needed them for as long as `grace`.
 
     Nothing in the database tells what an unfinished job has written. What has become garbage while it was unfinished stays as long as it is.
+    All of the database is looked through for it, so nothing is written meanwhile: `note` does that.
     """
     keep = needed(session, now)
     marks = {mark.digest: mark for mark in session.scalars(select(Garbage))}
     unfinished = set(session.scalars(select(Job.id).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)), Job.tries > 0)))
-    found: dict[str, float] = {}
-    for digest, mark in marks.items():
-        if digest in keep or stored.get(digest) != mark.written:
-            session.delete(mark)
-    session.flush()
+    unmarked = {digest for digest, mark in marks.items() if digest in keep or stored.get(digest) != mark.written}
+    judged = Judged({}, [], unmarked, *_forgotten(session))
     for digest, written in stored.items():
         if digest in keep:
             continue
         before = marks.get(digest)
         if before is None or before.written != written:
-            session.add(Garbage(digest=digest, since=now, written=written, jobs=sorted(unfinished)))
+            judged.marks.append({"digest": digest, "since": now, "written": written, "jobs": sorted(unfinished)})
         elif now - before.since >= grace and not unfinished & set(before.jobs):
-            found[digest] = written
-    return found
+            judged.due[digest] = written
+    return judged
+
+
+def _forgotten(session: Session) -> tuple[set[str], set[str]]:
+    written = _written(session)
+    present = _present(session, written)
+    return {row.source for row in written.shards} - {row.source for row in present.shards}, written.patches.keys() - present.patches.keys()
+
+
+def note(session: Session, judged: Judged) -> None:
+    """Write down what was judged. What has come into use since then is spared; what is forgotten all the same is made again when it is asked for."""
+    for chunk in _chunks(judged.unmarked):
+        session.execute(delete(Garbage).where(Garbage.digest.in_(chunk)))
+    if judged.marks:
+        session.execute(insert(Garbage), judged.marks)
+    for chunk in _chunks(judged.sources):
+        in_use = exists().where(Block.digest == EncodedShard.source)
+        session.execute(delete(EncodedShard).where(EncodedShard.source.in_(chunk), ~in_use))
+    for chunk in _chunks(judged.targets):
+        aimed_at = exists().where(EncodedShard.digest == Patch.target)
+        session.execute(delete(Patch).where(Patch.target.in_(chunk), ~aimed_at))
+
+
+def _chunks(digests: Collection[str]) -> Iterator[list[str]]:
+    ordered = sorted(digests)
+    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))
 
 
 def collect(store: BlobStore, due: Mapping[str, float]) -> int:
