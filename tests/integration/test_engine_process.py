@@ -1,0 +1,47 @@
+"""The engine as the process that it is in earnest: payloads, results and errors cross its boundary, and its death is not the job's fault."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+
+from fedcybgd.coordinator.jobs.engine import NewEngine
+from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import Hand, events, finish, last_visit, settled, start_run, versions
+
+
+def new_engine(folder: Path) -> NewEngine:
+    return partial(EngineProcess, folder / "home" / "blobs", 1)
+
+
+def engines() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_run_through_the_processes_of_the_lanes(coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path) -> None:
+    live = coordinators(new_engine=new_engine(tmp_path))
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    live.operator.post("/models", {"name": "spoilt", "source": str(spoilt)})
+    refused = wait_for(lambda: (m := live.operator.get("/models/spoilt"))["state"] == "failed" and m, limit=150)
+    assert "config.json" in refused["reason"], "an error of ours comes over with its words"
+    live.add_model("bert", bert)
+    hand = Hand(live)
+    run = start_run(live, "bert", [hand], schedule={"blocks": ["layers"], "max_attempts": 5})
+    first = hand.take(run)
+    hand.deliver(first, {name: torch.full_like(t, float("nan")) for name, t in hand.delta(first).items()})
+    wait_for(lambda: "delta_rejected" in events(live, run))
+    assert versions(live, run)["layers.0"] == 0
+    live.operator.post(f"/runs/{run}/cancel")
+
+    run = start_run(live, "bert", [hand])
+    for engine in engines():
+        engine.kill()
+    finish(live, run, [hand])
+    assert settled(live, run)["state"] == "completed"
+    assert last_visit(live, run)["attempt"] == 1
+    assert (versions(live, run)["layers.0"], versions(live, run)["layers.1"]) == (1, 1)
