@@ -11,6 +11,9 @@ import pytest
 from tests.support.models import WORDS
 from tests.support.processes import AgentProcess, CoordinatorProcess
 
+STEPS = 600
+"""Long enough to be killed in the middle: what a visit has done is seen half a second after it began."""
+
 
 def write_rows(path: Path, seed: int, count: int = 64) -> Path:
     """Rows with a rule to learn: the label is whether the first word is in the first half of the list."""
@@ -91,3 +94,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator
     system = Federation(tmp_path_factory.mktemp("federation"), bert)
     yield system
     system.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(federation: Federation) -> dict[str, str]:
+    """The digests that a run of long visits ends with, whatever happens to it."""
+    return federation.digests(federation.start(spec("undisturbed", STEPS, cycles=1)))

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import reference
 from fedcybgd.shared.contract.digests import digest_of_file
-from tests.e2e.conftest import Federation, spec, write_rows
+from tests.e2e.conftest import STEPS, Federation, spec, write_rows
 from tests.support.processes import wait_for
 
 
@@ -130,9 +130,8 @@ def test_a_run_with_calibration_rows_completes(federation: Federation, tmp_path:
     assert policy == "hybrid" or all(m["cosine"] > 0.95 for m in found)
 
 
-def test_an_agent_is_killed_between_fetching_and_submitting(federation: Federation) -> None:
-    undisturbed = federation.digests(federation.start(spec("undisturbed-int8", 600, cycles=1)))
-    run_id = federation.start(spec("killed-int8", 600, cycles=1))
+def test_an_agent_is_killed_between_fetching_and_submitting(federation: Federation, undisturbed: dict[str, str]) -> None:
+    run_id = federation.start(spec("killed-int8", STEPS, cycles=1))
     assignment = wait_for(lambda: federation.training(run_id))
     agent = federation.agent_of(assignment)
     agent.kill()

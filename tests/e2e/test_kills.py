@@ -4,17 +4,9 @@ import contextlib
 import time
 
 import psutil
-import pytest
 
-from tests.e2e.conftest import Federation, spec
+from tests.e2e.conftest import STEPS, Federation, spec
 from tests.support.processes import wait_for
-
-STEPS = 1200  # long enough to be killed in the middle, on a fast machine too
-
-
-@pytest.fixture(scope="module")
-def undisturbed(federation: Federation) -> dict[str, str]:
-    return federation.digests(federation.start(spec("undisturbed", STEPS, cycles=1)))
 
 
 def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
