@@ -100,7 +100,8 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
     values: dict[str, object] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
     if request.progress is not None:
         values["progress"] = request.progress
-    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == request.attempt)
+    attempt = request.attempt if abs(request.attempt) < 2**31 else 0  # what no column can hold is no attempt, as 0 is none
+    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == attempt)
     held = this & (Assignment.state == AssignmentState.LEASED)
     if session.scalar(update(Assignment).where(held).values(values).returning(Assignment.id)) is None:
         assignment = session.get_one(Assignment, assignment_id)
