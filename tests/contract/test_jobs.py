@@ -19,7 +19,8 @@ from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.coordinator.services.read.working import running_jobs
-from fedcybgd.coordinator.services.records import job_leases, replicas
+from fedcybgd.coordinator.services.records import job_leases, jobs, replicas
+from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.played import IMPORTED, Held, PlayedEngine
 from tests.support.processes import wait_for
 
@@ -46,14 +47,14 @@ def owner(request: pytest.FixtureRequest, database: Database) -> Iterator[Owner]
     started: list[Jobs] = []
 
     def start(name: str, play: Any = lambda *_: IMPORTED, engine: Callable[[Any], PlayedEngine] = PlayedEngine) -> Jobs:
-        jobs = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name)
-        jobs.start()
-        started.append(jobs)
-        return jobs
+        made = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name)
+        made.start()
+        started.append(made)
+        return made
 
     yield start
-    for jobs in started:
-        jobs.stop()
+    for made in started:
+        made.stop()
 
 
 def submit(database: Database, name: str = "minilm") -> str:
@@ -80,9 +81,9 @@ def sweep(database: Database, later: timedelta = timedelta()) -> None:
 
 class TestJobs:
     def test_a_job_is_done_when_its_lane_is_woken(self, database: Database, owner: Owner) -> None:
-        jobs = owner("rep_a")
+        lanes = owner("rep_a")
         job_id = submit(database)
-        jobs.wake({"slow"})
+        lanes.wake({"slow"})
         wait_for(lambda: is_done(database, job_id), limit=local.RENEW_EVERY_S)
         done = job(database, job_id)
         assert (done.owner, done.tries, done.result) == ("rep_a", 1, IMPORTED)
@@ -174,6 +175,14 @@ class TestJobs:
         assert (seen.kind, seen.of, seen.owner, seen.tries, seen.cpu_s, seen.still_s) == ("import", "minilm", "rep_a", 1, 1.5, 100)
         assert seen.seconds >= 100
         slow.go_on.set()
+
+    def test_who_slept_while_nobody_was_there_keeps_what_he_had(self, database: Database) -> None:
+        job_id = submit(database)
+        with database.transaction() as session:
+            assert jobs.take(session, "slow", "rep_a", utcnow() - timedelta(hours=1))
+            leases.after_absence(session, utcnow(), timedelta(hours=1))
+        sweep(database)
+        assert (job(database, job_id).state, job(database, job_id).owner) == ("running", "rep_a")
 
     def test_what_was_under_way_is_anybodys_when_its_owner_stops_or_starts_anew(self, database: Database, owner: Owner) -> None:
         slow = Held()

@@ -9,6 +9,7 @@ import pytest
 from fedcybgd.coordinator.absence import Absence, read_clocks
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.absence import Moment
+from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -63,6 +64,19 @@ def test_no_lease_ends_because_the_coordinator_slept(coordinators: Callable[...,
     assert "lease_lapsed" not in events(live, run)
     assert "silent" not in {a["state"] for a in live.operator.every("/agents")}
     assert told(live) == 1
+
+
+def test_a_sleep_is_made_good_for_only_when_no_other_coordinator_was_there(coordinators: Callable[..., LiveCoordinator], bert: Any) -> None:
+    live = coordinators()
+    live.add_model("bert", bert)
+    hand = Hand(live)
+    run = start_run(live, "bert", [hand])
+    hand.take(run)
+    with live.database.transaction() as session:
+        replicas.enter(session, "hom_other", read_clocks().wall)
+    sleep_an_hour(live)
+    wait_for(lambda: "lease_lapsed" in events(live, run), limit=10)
+    assert told(live) == 0
 
 
 def test_what_is_meant_for_an_agent_waits_for_it_after_a_sleep_too(coordinators: Callable[..., LiveCoordinator], bert: Any) -> None:
