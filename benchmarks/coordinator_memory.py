@@ -69,10 +69,11 @@ def job(kind: str, payload: dict[str, Any], store: Path) -> Measured:
     """One job in this process, measured."""
     from fedcybgd.agent.training.memory import PeakMemory, resident
     from fedcybgd.coordinator.engine.worker import run
+    from fedcybgd.coordinator.storage import open_store
 
     memory, private, began = PeakMemory("cpu", resident()), PeakPrivate(), time.monotonic()
     private.start()
-    result = run(kind, payload, str(store))
+    result = run(kind, payload, open_store(store))
     return Measured(resident=memory.peak(), private=private.stop(), seconds=time.monotonic() - began, result=result)
 
 
@@ -106,7 +107,7 @@ def make_delta(store: Path, shard: str) -> str:
     from fedcybgd.shared.tensors.deltas import encode_delta
 
     blobs, generator = open_store(store), torch.Generator().manual_seed(3)
-    _, header = shard_header(blobs, shard)
+    header = shard_header(blobs, shard)
     encoded = {}
     for name, tensor in header.tensors.items():
         encoded |= encode_delta({name: torch.randn(tensor.shape, generator=generator) * 1e-3}, "int8")

@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import version
 
 from anyio import to_thread
@@ -30,14 +29,12 @@ from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import home_id
-from fedcybgd.coordinator.jobs.engine import NewEngine
-from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.jobs.local import LocalJobs
+from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import open_store
 from fedcybgd.coordinator.sweeper import sweep
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.errors import FedError
@@ -47,17 +44,14 @@ log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, assignments, models, plan, runs, held_out, status)]
 
 
-def create_app(settings: Settings, new_engine: NewEngine | None = None) -> FastAPI:
-    """The coordinator for `settings`; its database is brought to the newest schema when it starts.
-
-    Each lane has an engine of `new_engine`; by default a process of its own.
-    """
+def create_app(settings: Settings, parts: MakeParts = local) -> FastAPI:
+    """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts."""
     app = FastAPI(
         title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url="/docs", redoc_url=None,
         description="Federated fine-tuning of all parameters of a language model, one block at a time.",
     )  # fmt: skip
     app.state.settings = settings
-    app.state.new_engine = new_engine or partial(EngineProcess, settings.blobs, settings.engine_threads)
+    app.state.make_parts = parts
     app.state.outages = OutageLog()
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
@@ -79,7 +73,9 @@ def create_app(settings: Settings, new_engine: NewEngine | None = None) -> FastA
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    settings.uploads.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    parts: Parts = app.state.make_parts(settings)
+    app.state.store, app.state.uploads = parts.store, parts.uploads
     database = app.state.database = Database(settings.url, settings.threads)
 
     def waiting_for_an_agent() -> list[Opening]:
@@ -91,7 +87,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     attendance = app.state.attendance = Attendance(database)
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
-    app.state.store = open_store(settings.blobs)
     migrate.upgrade(database.engine)
     with database.transaction() as session:
         replica = replicas.enter(session, home_id(settings.home), utcnow())
@@ -100,10 +95,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with database.transaction() as session:
         wait_alone(session.connection())
         app.state.identity = instance.identity(session, utcnow())
-        missing.tell(session, app.state.store, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, app.state.new_engine, replica)
+        missing.tell(session, parts.store, utcnow())
+    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica)
 
-    def after_commit(signals: Signals) -> None:
+    def heard(signals: Signals) -> None:
         if signals.forgotten:
             attendance.forget(signals.forgotten)
         if signals.openings or signals.offered or signals.invited:
@@ -115,9 +110,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if signals.lanes:
             jobs.wake(signals.lanes)
 
-    database.after_commit = after_commit
+    parts.wakes.hear(heard)
+    database.after_commit = parts.wakes.tell
     jobs.start()
-    sweeper = asyncio.create_task(sweep(settings, database, app.state.store, app.state.outages, absence, waiting, attendance, replica))
+    sweeper = asyncio.create_task(
+        sweep(settings, database, parts.store, parts.uploads, app.state.outages, absence, waiting, attendance, replica)
+    )
     try:
         yield
     finally:
@@ -127,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await attendance.write()
         jobs.stop()
         _leave(database, replica)
+        parts.wakes.close()
         database.close()
 
 

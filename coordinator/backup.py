@@ -19,6 +19,7 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
 from fedcybgd.shared.files.volumes import move
 
+CHUNK = 1 << 20
 COPIES = ("coordinator.db", "coordinator.db.part", "coordinator.dump", "coordinator.part", "blobs")
 """What a backup, also one that was cut short, has in its directory."""
 
@@ -120,7 +121,8 @@ def _copy_blobs(store: BlobStore, target: Path) -> tuple[dict[str, tuple[bool, i
             if fresh := not (place.is_file() and place.stat().st_size == size):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 part = place.with_name(f"{digest}.part")
-                shutil.copyfile(store.path(digest), part)
+                with store.open(digest) as source, part.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, CHUNK)
                 move(part, place)
             done[digest] = fresh, size
         except (BlobMissing, BlobDamaged):

@@ -16,7 +16,7 @@ from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
 from fedcybgd.coordinator.services.upkeep import garbage, refusals, silence
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 log = logging.getLogger("fedcoord.sweeper")
@@ -27,6 +27,7 @@ async def sweep(
     settings: Settings,
     database: Database,
     store: BlobStore,
+    uploads: Uploads,
     outages: OutageLog,
     absence: Absence,
     waiting: WaitingRoom,
@@ -49,6 +50,7 @@ async def sweep(
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
                 tidied = time.monotonic()
                 await run_in_threadpool(tidy, settings, database, store, utcnow())
+                await run_in_threadpool(uploads.sweep, UPLOAD_KEPT_S)
         except Exception as error:
             if is_away(error):
                 outages.say(error)
@@ -79,7 +81,7 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence, clock
 
 
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime) -> None:
-    """Delete blobs that nothing has needed for long enough, and uploads that nobody goes on with."""
+    """Delete blobs that nothing has needed for long enough."""
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.reading() as session:  # the whole database is looked through: nobody waits for that with something to write
         judged = garbage.judge(session, stored, now, timedelta(seconds=settings.keep_blobs_s))
@@ -90,9 +92,3 @@ def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime
     elif count := garbage.collect(store, judged.due):
         log.info("deleted %d blobs that nothing needs any more", count)
     store.sweep()
-    for path in (*settings.uploads.glob("*.part"), *settings.uploads.glob("*.unpacked")):
-        try:
-            if time.time() - path.stat().st_mtime > UPLOAD_KEPT_S:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # submitted meanwhile

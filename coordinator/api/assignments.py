@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SettingsDep, StoreDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -141,12 +141,6 @@ def shard(
         wanted = serve.lookup(session, assignment_id, agent.id, digest)
         for ref in wanted.shards:
             ledgers.expose(session, agent.id, wanted.run_id, ref, now())
-    try:
-        path = store.path(digest)  # hashing takes its time: outside of any transaction
-    except (BlobMissing, BlobDamaged) as error:
-        with database.transaction() as session:
-            answer = mending.wanted(session, error, wanted.run_id, wanted.kind, now())
-        raise answer from error
 
     def save(amount: int) -> None:
         with database.transaction() as counting:
@@ -155,7 +149,12 @@ def shard(
     async def count(amount: int) -> None:
         await run_in_threadpool(save, amount)
 
-    return blob_response(request, path, digest, count)
+    try:
+        return blob_response(request, store, digest, count)  # hashing takes its time: outside of any transaction
+    except (BlobMissing, BlobDamaged) as error:
+        with database.transaction() as session:
+            answer = mending.wanted(session, error, wanted.run_id, wanted.kind, now())
+        raise answer from error
 
 
 @router.get(
@@ -165,10 +164,10 @@ def shard(
     responses=errors(404, 409, 422),
 )
 def upload_offset(
-    assignment_id: AssignmentId, digest: Digest, agent: AgentDep, session: ReadDep, settings: SettingsDep, store: StoreDep
+    assignment_id: AssignmentId, digest: Digest, agent: AgentDep, session: ReadDep, uploads: UploadsDep, store: StoreDep
 ) -> UploadOffset:
     """Where to go on with an upload, also after either side died."""
-    return receive.offset(session, store, settings.uploads, assignment_id, agent.id, digest)
+    return receive.offset(session, store, uploads, assignment_id, agent.id, digest)
 
 
 @router.put(
@@ -184,14 +183,14 @@ async def upload(
     digest: Digest,
     agent: AgentDep,
     database: DatabaseDep,
-    settings: SettingsDep,
+    uploads: UploadsDep,
     offset: Annotated[int, Query(ge=0, description="where these bytes belong; must be what has arrived")] = 0,
 ) -> UploadOffset:
     """Append the body at `offset`. What arrived before a cut is kept."""
 
     length = request.headers.get("content-length", "")
     whole = int(length) if length.isdigit() else None
-    receiving = await run_in_threadpool(receive.begin, database, settings.uploads, assignment_id, agent.id, digest, offset, whole)
+    receiving = await run_in_threadpool(receive.begin, database, uploads, assignment_id, agent.id, digest, offset, whole)
     buffer = bytearray()
 
     async def write() -> None:
@@ -221,7 +220,7 @@ async def upload(
     responses=errors(404, 409, 422, 507),
 )
 def delta(
-    assignment_id: AssignmentId, body: DeltaSubmission, agent: AgentDep, database: DatabaseDep, settings: SettingsDep, store: StoreDep
+    assignment_id: AssignmentId, body: DeltaSubmission, agent: AgentDep, database: DatabaseDep, uploads: UploadsDep, store: StoreDep
 ) -> DeltaReceipt:
     """Once and only once: a repeat of (attempt, digest) gets the same answer, a stale attempt gets 409."""
-    return submit.take(database, store, settings.uploads, assignment_id, agent.id, body, now)
+    return submit.take(database, store, uploads, assignment_id, agent.id, body, now)

@@ -10,7 +10,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 
@@ -23,6 +23,11 @@ async def _database(request: Request) -> Database:
 async def _store(request: Request) -> BlobStore:
     store: BlobStore = request.app.state.store
     return store
+
+
+async def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads
 
 
 async def _settings(request: Request) -> Settings:
@@ -42,6 +47,7 @@ async def _attendance(request: Request) -> Attendance:
 
 DatabaseDep = Annotated[Database, Depends(_database)]
 StoreDep = Annotated[BlobStore, Depends(_store)]
+UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
 AttendanceDep = Annotated[Attendance, Depends(_attendance)]

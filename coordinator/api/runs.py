@@ -152,7 +152,7 @@ def export_file(request: Request, run: str, export_id: ExportId, name: str, sess
     found = exports.export_of(session, run, export_id)
     for file in found.files if found else []:
         if file.name == name:
-            return blob_response(request, store.path(file.digest), file.digest)
+            return blob_response(request, store, file.digest)
     raise NotFound(f"the export has no file {name!r} (yet)")
 
 
@@ -163,4 +163,4 @@ def export_file(request: Request, run: str, export_id: ExportId, name: str, sess
 def file(request: Request, run: str, name: str, agent: AgentDep, session: ReadDep, store: StoreDep) -> Response:
     """For agents that the run is open to: lets `fedagent check` count tokens before any work is claimed."""
     ref = offers.file_of(session, agent.id, run, name)
-    return blob_response(request, store.path(ref.digest), ref.digest)
+    return blob_response(request, store, ref.digest)

@@ -10,7 +10,7 @@ from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.shards import shard_header
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.delta_layout import DeltaCodecError
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.lossless import PackedError
@@ -22,14 +22,15 @@ OVERFLOWS = 1e74
 """Square of a norm from which on float32 numbers may add up to infinity (beyond 3.4e38): only then the sum is looked at."""
 
 
-def admit(store: BlobStore, payload: AdmitPayload) -> AdmitResult:
+def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
     """Read the delta some rows at a time; memory holds a few MB."""
     numbers: dict[str, BlockNumbers] = {}
-    bases = {block.block: shard_header(store, block.digest) for block in payload.blocks}
+    bases = {block.block: (block.digest, shard_header(store, block.digest)) for block in payload.blocks}
     try:
         with open_delta(store, payload.delta, limit_of(header for _, header in bases.values())) as delta:
-            for block, (path, header) in bases.items():
-                numbers[block] = _measure(delta, path, header)
+            for block, (digest, header) in bases.items():
+                with store.localised(digest) as path:
+                    numbers[block] = _measure(delta, path, header)
     # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
     except (CodecError, DeltaCodecError) as error:
         return AdmitResult(rejected_because=f"codec: {error.message}", norms={})

@@ -11,13 +11,13 @@ from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.shards import shard_header
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 
-def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
+def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
     """block ← block + what the aggregate makes of the deltas, in float32 (w_b ← w_b + delta_b in the paper).
 
     A trained block is float32 from its first delta on: a bf16 weight would lose most of a change of fine-tuning size.
@@ -36,28 +36,28 @@ def apply(store: BlobStore, payload: ApplyPayload) -> ApplyResult:
     return result
 
 
-def add_deltas(store: BlobStore, change: Change) -> ShardRef:
+def add_deltas(store: EngineStore, change: Change) -> ShardRef:
     """One block alone, in no other codec; the deltas were admitted, and may be of other blocks as well."""
     with _opened(store, [change], MAX_NUMBER) as deltas:
         return _apply_block(store, change, deltas)
 
 
 @contextlib.contextmanager
-def _opened(store: BlobStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
+def _opened(store: EngineStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
     digests = dict.fromkeys(term.digest for change in changes for term in change.terms)
-    limit = limit or limit_of(shard_header(store, change.block.digest)[1] for change in changes)
+    limit = limit or limit_of(shard_header(store, change.block.digest) for change in changes)
     with contextlib.ExitStack() as stack:
         yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
 
 
-def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:
+def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:
     """The next version of a block, some rows at a time: of an embedding, memory would hold base, sum, and every delta in float32."""
     block, aggregate = change.block, AGGREGATES[change.aggregate]
-    path, header = shard_header(store, block.digest)
+    header = shard_header(store, block.digest)
     terms = {
         name: [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names] for name in header.tensors
     }
-    with store.writer() as writer:
+    with store.localised(block.digest) as path, store.writer() as writer:
         writer.write(pack_header([(n, "F32" if terms[n] else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()]))
         for name, tensor in header.tensors.items():
             if not terms[name]:  # a buffer: it has no delta
@@ -74,7 +74,7 @@ def _apply_block(store: BlobStore, change: Change, deltas: Mapping[str, DeltaFil
 
 
 def _encode(
-    store: BlobStore, encoder: Encoder, change: Change, new: ShardRef, old: Sequence[EncodedRef]
+    store: EngineStore, encoder: Encoder, change: Change, new: ShardRef, old: Sequence[EncodedRef]
 ) -> tuple[list[EncodedRef], list[PatchMade]]:
     """The new version in the codecs of the old one and in those that are wanted, and the steps from old to new."""
     before = {ref.codec: ref for ref in old}

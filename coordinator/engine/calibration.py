@@ -7,7 +7,7 @@ from typing import Any
 from fedcybgd.coordinator.domain.jobs.measurements import Calibration
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.shards import as_directory
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.models.batches import Batch, Encoder, Features, chunks
 
 TOKENS_AT_ONCE = 1024
@@ -17,7 +17,7 @@ TOKENS_AT_ONCE = 1024
 class CalibrationRows:
     """The first rows of a held-out file, encoded; of plain text, the first windows. The same at every call."""
 
-    def __init__(self, store: BlobStore, payload: Calibration) -> None:
+    def __init__(self, store: EngineStore, payload: Calibration) -> None:
         examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)[: payload.rows]
         with as_directory(store, payload.files) as folder:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())

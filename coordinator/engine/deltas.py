@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.safetensors_header import Header
 from fedcybgd.shared.tensors.delta_file import DeltaFile
@@ -19,10 +19,9 @@ def limit_of(headers: Iterable[Header]) -> int:
 
 
 @contextlib.contextmanager
-def open_delta(store: BlobStore, digest: str, limit: int) -> Iterator[DeltaFile]:
+def open_delta(store: EngineStore, digest: str, limit: int) -> Iterator[DeltaFile]:
     """A delta from the store. Raises `PackedError` or `HeaderError` for what is none, or would unpack to more than `limit` bytes."""
-    path = store.path(digest)
-    with store.scratch() as folder:
+    with store.localised(digest) as path, store.scratch() as folder:
         if lossless.is_packed(path):
             lossless.unpack(path, folder / "delta", limit)
             path = folder / "delta"

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, Evalu
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.tables import read_examples
@@ -28,14 +28,14 @@ class NotFinite(Invalid):
 
 
 def held_out_examples(
-    store: BlobStore, held_out: HeldOutRef, task: Task, num_labels: int | None, label_names: list[str] | None
+    store: EngineStore, held_out: HeldOutRef, task: Task, num_labels: int | None, label_names: list[str] | None
 ) -> list[dict[str, Any]]:
     # The blob goes by its uploaded name, whose suffix tells the format.
     with as_directory(store, [FileRef(name=held_out.name, digest=held_out.digest, size=0)]) as folder:
         return read_examples(folder / held_out.name, task, held_out.columns, num_labels, label_names, held_out.how, "evaluate.columns")
 
 
-def evaluate(store: BlobStore, payload: EvaluatePayload) -> EvaluateResult:
+def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     """Mean held-out loss, and accuracy for classification.
 
     Whatever type the weights are stored in. Memory: one layer, what comes before and after the stack, the activations of one batch.

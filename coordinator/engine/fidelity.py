@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload, Fidel
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.batches import forward_logits, loss_sum
@@ -51,7 +51,7 @@ class Comparison:
     loss_emulator: float
 
 
-def fidelity(store: BlobStore, payload: FidelityPayload) -> FidelityResult:
+def fidelity(store: EngineStore, payload: FidelityPayload) -> FidelityResult:
     """Compare the visited block's gradients in the emulator with those in the real model, and the losses.
 
     In float32, on the same batches of the run's own size. The emulator is made of the shards that the agent gets. Raises `NotMeasurable`.
@@ -75,7 +75,7 @@ def fidelity(store: BlobStore, payload: FidelityPayload) -> FidelityResult:
 
 
 def gradients(
-    store: BlobStore,
+    store: EngineStore,
     rows: CalibrationRows,
     task: Task,
     block: str,

@@ -10,14 +10,14 @@ from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
 from fedcybgd.coordinator.engine.shards import write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, ModelUnknown, plain, without
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 FEW_LAYERS = 48
 
 
-def import_model(store: BlobStore, payload: ImportPayload) -> ImportResult:
+def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
     """Store the model at a directory or hub id, block by block: what `from_pretrained` would make of it, for every task that it can have.
 
     Peak memory is that of the headers and a chunk of 1 MiB; where transformers makes one tensor of several (experts), it is that of these.
@@ -68,7 +68,7 @@ def _check_number_of_layers(config: dict[str, Any], checkpoint: dict[str, Source
             raise ModelRefused(f"config.json: {name} is {number}, but the checkpoint has only {len(checkpoint)} tensors")
 
 
-def _store_block(store: BlobStore, block: FittedBlock) -> StoredBlock:
+def _store_block(store: EngineStore, block: FittedBlock) -> StoredBlock:
     digest, size = write_shard(store, [found.piece(spec.name) for spec, found in block.tensors])
     return StoredBlock(
         name=block.name, kind=block.kind, digest=digest, size=size,

@@ -10,7 +10,7 @@ from torch.nn import functional
 from fedcybgd.coordinator.domain.jobs.measurements import InfluencePayload, InfluenceResult
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.streaming import Streamed
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.models.batches import plain_forward
 
 
@@ -36,7 +36,7 @@ class _Passage:
         self.entered = None
 
 
-def influence(store: BlobStore, payload: InfluencePayload) -> InfluenceResult:
+def influence(store: EngineStore, payload: InfluencePayload) -> InfluenceResult:
     """BI = 1 - E[cos(h_in, h_out)] over the tokens of the calibration rows, for every block of layers (ShortGPT, arXiv 2403.03853, eq. 1).
 
     Float32. Memory: the weights of one layer, the embeddings' rows that are looked up, the activations of one batch.

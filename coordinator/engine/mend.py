@@ -6,21 +6,21 @@ from fedcybgd.coordinator.engine.apply import add_deltas
 from fedcybgd.coordinator.engine.encode import Encoder
 from fedcybgd.coordinator.engine.shards import write_chunks
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.storage import BlobMissing, BlobStore
+from fedcybgd.coordinator.storage import BlobMissing, EngineStore
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
 
 
-def mend(store: BlobStore, payload: MendPayload) -> MendResult:
+def mend(store: EngineStore, payload: MendPayload) -> MendResult:
     """Raises `BlobMissing` when no way leads to the blob; a source that is lost itself is raised as lost, for it may be mended first."""
     lost: CoordinatorError | None = None
     for way in payload.ways:
         try:
             _make(store, payload, way)
             if store.has(payload.digest):
-                store.path(payload.digest)
+                store.check(payload.digest)
                 return MendResult()
         except CoordinatorError as error:
             lost = lost or (error if error.code in LOST and error.detail.get("digest") != payload.digest else None)
@@ -29,16 +29,17 @@ def mend(store: BlobStore, payload: MendPayload) -> MendResult:
     raise lost or BlobMissing(f"blob {payload.digest} cannot be made again", digest=payload.digest)
 
 
-def _make(store: BlobStore, payload: MendPayload, way: Way) -> None:
+def _make(store: EngineStore, payload: MendPayload, way: Way) -> None:
     match way.kind:
         case "encode":
             Encoder(store, payload.config, payload.task).encode(way.source, way.codec)
         case "unpack":
-            with store.scratch() as folder:
-                lossless.unpack(store.path(way.source), folder / "plain", MAX_NUMBER)
+            with store.localised(way.source) as packed, store.scratch() as folder:
+                lossless.unpack(packed, folder / "plain", MAX_NUMBER)
                 store.adopt(folder / "plain", payload.digest)
         case "delta":
             block = ShardRef(block="any", version=0, codec="exact", digest=way.source, size=0)
             add_deltas(store, Change(block=block, terms=[Term(digest=way.change, weight=way.weight)]))
         case "difference":
-            write_chunks(store, lossless.difference(store.path(way.source), store.path(way.change)))
+            with store.localised(way.source) as old, store.localised(way.change) as new:
+                write_chunks(store, lossless.difference(old, new))

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.errors import Invalid
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 
 MIB = 1 << 20
@@ -84,7 +84,7 @@ class ModelDirectory:
             raise ModelRefused(f"{self.path / name} is no JSON object")
         return value
 
-    def store(self, store: BlobStore, name: str) -> FileRef:
+    def store(self, store: EngineStore, name: str) -> FileRef:
         digest, size = write_blob(store, self.text(name))
         return FileRef(name=name, digest=digest, size=size)
 

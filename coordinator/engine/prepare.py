@@ -13,9 +13,9 @@ from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.positions import usable_positions
 from fedcybgd.coordinator.engine.run_config import padding_of, task_config
-from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_file, from_tensor, shard_header, write_json, write_shard
+from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, from_tensor, shard_header, write_json, write_shard
 from fedcybgd.coordinator.errors import Invalid
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.block_names import select
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 from fedcybgd.shared.models.batches import Encoder
@@ -27,7 +27,7 @@ class RunRefused(Invalid):
     code = "run_refused"
 
 
-def prepare(store: BlobStore, payload: PreparePayload) -> PrepareResult:
+def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     """The blocks of the run at version 0. Shards of the added model are used as they are wherever they fit.
 
     What the added model lacks of its head, or has for another number of labels, is made afresh. Raises `RunRefused` when block patterns
@@ -71,7 +71,7 @@ def _check_length(model: nn.Module, max_length: int) -> None:
         )
 
 
-def _count(store: BlobStore, held_out: HeldOutRef, payload: PreparePayload, encoder: Encoder) -> int:
+def _count(store: EngineStore, held_out: HeldOutRef, payload: PreparePayload, encoder: Encoder) -> int:
     """The rows of the held-out file, each tokenized once: one that cannot be scored is refused now and not in the middle of the run."""
     rows = held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
     for _ in encoder.stream(rows, held_out.name):
@@ -119,7 +119,7 @@ def _same(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _store(store: BlobStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor]) -> StoredBlock:
+def _store(store: EngineStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor]) -> StoredBlock:
     trainable = [TensorShape(name=t.name, shape=list(t.shape)) for t in block.tensors if t.is_parameter]
     wanted = {(t.name, t.shape) for t in block.tensors}
     same = next((b for b in payload.blocks if {(t.name, tuple(t.shape)) for t in b.tensors} == wanted), None)
@@ -133,7 +133,8 @@ def _store(store: BlobStore, block: BlockSpec, payload: PreparePayload, values: 
                 value = values[tensor.name]
                 pieces.append(from_tensor(tensor.name, tensor.shape, torch.float32, partial(_same, value)))
             else:
-                path, header = shard_header(store, holders[tensor.name].digest)
-                pieces.append(from_file(path, header, header.tensors[tensor.name], tensor.name))
+                held = holders[tensor.name].digest
+                header = shard_header(store, held)
+                pieces.append(from_blob(store, held, header, header.tensors[tensor.name], tensor.name))
         digest, size = write_shard(store, pieces)
     return StoredBlock(name=block.name, kind=block.kind, digest=digest, size=size, num_parameters=block.num_parameters, tensors=trainable)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, copy_tensor, pack_header, read_header
+from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, copy_tensor, header_of, pack_header
 from fedcybgd.shared.tensors.dtypes import DTYPE_NAMES
 
 
@@ -23,6 +23,16 @@ class Piece:
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], Iterable[bytes | memoryview]]
+
+
+def from_blob(store: EngineStore, digest: str, header: Header, tensor: TensorInfo, name: str) -> Piece:
+    """As `from_file`, of a shard in the store."""
+
+    def read() -> Iterator[bytes]:
+        with store.open(digest) as file:
+            yield from copy_tensor(file, header, tensor.name)
+
+    return Piece(name, tensor.dtype, tensor.shape, read)
 
 
 def from_file(path: Path, header: Header, tensor: TensorInfo, name: str) -> Piece:
@@ -47,7 +57,7 @@ def from_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, make: Calla
     return Piece(name, DTYPE_NAMES[dtype], tuple(shape), read)
 
 
-def write_shard(store: BlobStore, pieces: Sequence[Piece], metadata: dict[str, str] | None = None) -> tuple[str, int]:
+def write_shard(store: EngineStore, pieces: Sequence[Piece], metadata: dict[str, str] | None = None) -> tuple[str, int]:
     """Write `pieces` as one safetensors blob; returns its digest and its size in bytes."""
     with store.writer() as writer:
         writer.write(pack_header([(p.name, p.dtype, p.shape) for p in pieces], metadata))
@@ -57,33 +67,33 @@ def write_shard(store: BlobStore, pieces: Sequence[Piece], metadata: dict[str, s
     return writer.digest, writer.size
 
 
-def write_blob(store: BlobStore, data: bytes) -> tuple[str, int]:
+def write_blob(store: EngineStore, data: bytes) -> tuple[str, int]:
     with store.writer() as writer:
         writer.write(data)
     return writer.digest, writer.size
 
 
-def write_chunks(store: BlobStore, chunks: Iterable[bytes]) -> tuple[str, int]:
+def write_chunks(store: EngineStore, chunks: Iterable[bytes]) -> tuple[str, int]:
     with store.writer() as writer:
         for chunk in chunks:
             writer.write(chunk)
     return writer.digest, writer.size
 
 
-def write_json(store: BlobStore, name: str, value: Any) -> FileRef:
+def write_json(store: EngineStore, name: str, value: Any) -> FileRef:
     digest, size = write_blob(store, json.dumps(value, indent=2, sort_keys=True).encode())
     return FileRef(name=name, digest=digest, size=size)
 
 
-def shard_header(store: BlobStore, digest: str) -> tuple[Path, Header]:
-    path = store.path(digest)
-    return path, read_header(path)
+def shard_header(store: EngineStore, digest: str) -> Header:
+    with store.open(digest) as file:
+        return header_of(file, digest)
 
 
 @contextlib.contextmanager
-def as_directory(store: BlobStore, files: Iterable[FileRef]) -> Iterator[Path]:
+def as_directory(store: EngineStore, files: Iterable[FileRef]) -> Iterator[Path]:
     """A directory that holds `files` under their names, for libraries that want one."""
-    with store.scratch() as folder:
+    with store.scratch() as folder, contextlib.ExitStack() as held:
         for file in files:
-            (folder / file.name).symlink_to(store.path(file.digest).resolve())
+            (folder / file.name).symlink_to(held.enter_context(store.localised(file.digest)).resolve())
         yield folder

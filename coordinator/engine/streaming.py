@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -26,7 +26,7 @@ class Streamed:
     (activation checkpointing), so that neither weights nor activations of more than one layer are held.
     """
 
-    def __init__(self, store: BlobStore, config: Mapping[str, Any], task: Task) -> None:
+    def __init__(self, store: EngineStore, config: Mapping[str, Any], task: Task) -> None:
         self._store = store
         self.model = skeleton(config, task)
         self._assembled = Assembled(self.model)
@@ -57,18 +57,17 @@ class Streamed:
 
         Mapped for longer, nearly all of it would count as memory: the system maps what lies around every row that is looked up.
         """
-        path = self._store.path(shard.digest)
-        names = _names(path)
+        names = self._names(shard)
         looked_up = {name: self._assembled.module_of(name) for name in names if type(self._assembled.module_of(name)) is nn.Embedding}
-        self._assembled.put(_mapped(path, looked_up))
+        self._assembled.put(self._mapped(shard, looked_up))
         for name, module in looked_up.items():
-            _run_with(module, [(module, "weight", name)], lambda name=name: _mapped(path, [name]))  # type: ignore[misc]
+            _run_with(module, [(module, "weight", name)], lambda name=name: self._mapped(shard, [name]))  # type: ignore[misc]
             module.register_forward_hook(lambda _module, _inputs, output: output.float())
         self._assembled.put(self._read(shard, set(names) - set(looked_up)))
 
     def _is_tied(self, shard: ShardRef) -> bool:
         """Whether another module shares a parameter of this block."""
-        names = [name for name in _names(self._store.path(shard.digest)) if self._assembled.is_parameter(name)]
+        names = [name for name in self._names(shard) if self._assembled.is_parameter(name)]
         mine = {id(self._assembled.parameter(name)) for name in names}
         return sum(id(p) in mine for m in self.model.modules() for p in m._parameters.values()) > len(mine)
 
@@ -99,22 +98,25 @@ class Streamed:
 
     def _read(self, shard: ShardRef, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Dense tensors, in float32 where they are numbers: views of the file where they are so stored."""
-        path = self._store.path(shard.digest)
-        wanted = names if names is not None else _names(path)
-        if shard.codec == "exact":
-            return {name: _exact(path, name) for name in wanted}
-        stored = read_encoded(path, shard.codec)
-        return {name: _dense(stored[name]) for name in wanted}
+        with self._store.localised(shard.digest) as path:
+            wanted = names if names is not None else _names(path)
+            if shard.codec == "exact":
+                return {name: _exact(path, name) for name in wanted}
+            stored = read_encoded(path, shard.codec)
+            return {name: _dense(stored[name]) for name in wanted}
+
+    def _names(self, shard: ShardRef) -> list[str]:
+        with self._store.localised(shard.digest) as path:
+            return _names(path)
+
+    def _mapped(self, shard: ShardRef, names: Iterable[str]) -> dict[str, Tensor]:
+        with self._store.localised(shard.digest) as path, safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
 
 
 def _names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return [name for name in file.keys() if "::" not in name]  # noqa: SIM118 - not a dict
-
-
-def _mapped(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
 
 
 def _exact(path: Path, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, 
 from fedcybgd.coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.engine.tokenizer_samples import ODD, SAMPLES
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.files.configuration import ModelUnknown, plain
@@ -45,7 +45,7 @@ class Tried:
     notes: list[str]
 
 
-def import_tokenizer(store: BlobStore, folder: ModelDirectory, config: dict[str, Any], rows: int | None) -> Tried:
+def import_tokenizer(store: EngineStore, folder: ModelDirectory, config: dict[str, Any], rows: int | None) -> Tried:
     """Store the tokenizer of a model whose embeddings have `rows` rows.
 
     One that has no tokenizer.json gets one, so that agents need neither sentencepiece nor tiktoken. Raises `ModelRefused` for a

@@ -4,13 +4,12 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import cast
 
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
-from fedcybgd.coordinator.storage import BlobStore, open_store
+from fedcybgd.coordinator.storage import EngineStore
 
 ENTRIES: Mapping[JobKind, str] = {
     JobKind.ADMIT: "admit:admit",
@@ -56,11 +55,11 @@ def _return_freed_memory() -> None:
         pass  # only glibc has it
 
 
-def run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
+def run(kind: str, payload: BaseModel, store: EngineStore) -> BaseModel:
     """Do one job: `payload` and the answer are of the types of its kind (domain/jobs/registry.py)."""
-    return _function(JobKind(kind))(open_store(Path(blobs)), payload)
+    return _function(JobKind(kind))(store, payload)
 
 
-def _function(kind: JobKind) -> Callable[[BlobStore, BaseModel], BaseModel]:
+def _function(kind: JobKind) -> Callable[[EngineStore, BaseModel], BaseModel]:
     module, _, name = ENTRIES[kind].partition(":")
-    return cast(Callable[[BlobStore, BaseModel], BaseModel], getattr(import_module(f"fedcybgd.coordinator.engine.{module}"), name))
+    return cast(Callable[[EngineStore, BaseModel], BaseModel], getattr(import_module(f"fedcybgd.coordinator.engine.{module}"), name))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.storage import open_store
 from fedcybgd.shared.host import interrupt
 
 TELL_EVERY_S = 1.0
@@ -69,4 +70,4 @@ def _warm_up(threads: int) -> int:
 def _run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
     from fedcybgd.coordinator.engine.worker import run
 
-    return run(kind, payload, blobs)
+    return run(kind, payload, open_store(Path(blobs)))

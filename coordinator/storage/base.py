@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 from fedcybgd.coordinator.errors import CoordinatorError
 
@@ -43,26 +43,34 @@ class BlobWriter(Protocol):
 
 
 class BlobStore(Protocol):
+    """As the web process and the services see it: wherever the bytes are, nobody is promised a local file."""
+
     def has(self, digest: str) -> bool: ...
 
     def size(self, digest: str) -> int:
         """Bytes of the blob; raises `BlobMissing`."""
         ...
 
-    def path(self, digest: str) -> Path:
-        """A local file with the blob's bytes, verified, to be read only; raises `BlobMissing` or `BlobDamaged`."""
+    def check(self, digest: str) -> None:
+        """Raises `BlobMissing` or `BlobDamaged` unless the blob is there and its bytes are those of its digest."""
+        ...
+
+    def open(self, digest: str) -> BinaryIO:
+        """The blob's bytes, checked, from any place on (`seek`), for as long as it is not closed; raises as `check`."""
+        ...
+
+    def link(self, digest: str, seconds: float) -> str | None:
+        """An address from which anybody may fetch the blob for so long, with ranges; None: it is to be read from here."""
         ...
 
     def writer(self) -> BlobWriter:
         """Raises `StoreFull`, here, from `write` or at the end, when the bytes do not fit; nothing is left behind then."""
         ...
 
-    def adopt(self, path: Path, digest: str) -> None:
-        """Move the local file at `path` in, verified; on `BlobCorrupt` (its bytes are not `digest`) or `StoreFull` it stays there."""
-        ...
-
     def stored(self) -> Iterator[tuple[str, float]]:
-        """Digest and time (seconds since the epoch) of every blob, in no order."""
+        """Digest and time (seconds since the epoch) of every blob, in no order. The time is compared, by `delete` and by whoever
+        judges what may go: it is another one when the blob was written or touched again.
+        """
         ...
 
     def delete(self, digest: str, written: float | None = None) -> bool:
@@ -79,10 +87,25 @@ class BlobStore(Protocol):
 
     def is_held(self) -> bool: ...
 
-    def scratch(self) -> AbstractContextManager[Path]:
-        """An empty directory on the store's own volume, for files that are of no use afterwards."""
-        ...
-
     def sweep(self) -> None:
         """Delete what processes that were killed left behind."""
+        ...
+
+
+class EngineStore(BlobStore, Protocol):
+    """As the engine sees it, which maps files."""
+
+    def localised(self, digest: str) -> AbstractContextManager[Path]:
+        """A file on this machine with the blob's bytes, checked, to be read only; raises as `check`.
+
+        It may be gone after the block; what was mapped of it stays mapped.
+        """
+        ...
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Move the local file at `path` in, verified; on `BlobCorrupt` (its bytes are not `digest`) or `StoreFull` it stays there."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty directory, where a blob can be moved from, for files that are of no use afterwards."""
         ...

@@ -41,7 +41,15 @@ class PackedError(FedError):
 def is_packed(path: Path) -> bool:
     """Whether the file at `path` begins like a packed one (a patch does not count)."""
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        return begins_packed(file)
+
+
+def begins_packed(file: BinaryIO) -> bool:
+    """As `is_packed`, of an open file; it is at its beginning afterwards."""
+    file.seek(0)
+    begins = file.read(len(MAGIC)) == MAGIC
+    file.seek(0)
+    return begins
 
 
 def pack(source: Path) -> Iterator[bytes]:
@@ -57,7 +65,12 @@ def unpack(source: Path, target: Path, limit: int) -> None:
     Raises `PackedError` when `source` is malformed, cut short, followed by more bytes, or unpacks to more than `limit` bytes.
     """
     with source.open("rb") as packed:
-        _write(_unpack_chunks(packed, MAGIC, limit), target)
+        _write(unpacked(packed, limit), target)
+
+
+def unpacked(packed: BinaryIO, limit: int) -> Iterator[bytes]:
+    """What was packed, in chunks of at most 1 MiB; errors as `unpack`, the last of them at the end."""
+    return _unpack_chunks(packed, MAGIC, limit)
 
 
 def difference(old: Path, new: Path) -> Iterator[bytes]:

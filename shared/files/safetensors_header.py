@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,18 +69,48 @@ def read_header(path: Path) -> Header:
 
     Raises `HeaderError` when the file is not safetensors, is cut short or too long, or when its tensors overlap or leave gaps.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        if len(head) < 8:
-            raise HeaderError(f"{path.name} is no safetensors file: it has only {size} bytes")
-        length = int.from_bytes(head, "little")
-        if length > MAX_HEADER or length + 8 > size:
-            raise HeaderError(f"{path.name} is no safetensors file, or it is cut short: header of {length} bytes in a file of {size}")
-        raw = file.read(length)
-    header = parse_header(raw, path.name)
+        return header_of(file, path.name)
+
+
+def header_of(file: BinaryIO, name: str) -> Header:
+    """As `read_header`, of an open file."""
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    length = _length(file.read(8), size, name)
+    return _whole(parse_header(file.read(length), name), size, name)
+
+
+def header_of_chunks(chunks: Iterable[bytes], name: str) -> Header:
+    """As `read_header`, of a file that comes in chunks and is kept nowhere; all of it is read."""
+    size, begun, parsed = 0, bytearray(), None
+    for chunk in chunks:
+        size += len(chunk)
+        if parsed is not None:
+            continue
+        begun += chunk
+        if len(begun) >= 8 and len(begun) >= (end := 8 + _length(bytes(begun[:8]), None, name)):
+            parsed = parse_header(bytes(begun[8:end]), name)
+    if parsed is None:
+        _length(bytes(begun[:8]), size, name)
+        raise HeaderError(f"{name} is cut short within its header")
+    return _whole(parsed, size, name)
+
+
+def _length(head: bytes, size: int | None, name: str) -> int:
+    """Of the header, by the first eight bytes of a file of `size` bytes; None: nobody knows yet."""
+    if len(head) < 8:
+        raise HeaderError(f"{name} is no safetensors file: it has only {size} bytes")
+    length = int.from_bytes(head, "little")
+    if length > MAX_HEADER or (size is not None and length + 8 > size):
+        of = f" in a file of {size}" if size is not None else ""
+        raise HeaderError(f"{name} is no safetensors file, or it is cut short: header of {length} bytes{of}")
+    return length
+
+
+def _whole(header: Header, size: int, name: str) -> Header:
     if header.file_size != size:
-        raise HeaderError(f"{path.name} has {size} bytes where its header asks for {header.file_size}")
+        raise HeaderError(f"{name} has {size} bytes where its header asks for {header.file_size}")
     return header
 
 

@@ -1,6 +1,7 @@
 """One class of promises, run over every implementation of `BlobStore`."""
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any, Protocol
 import pytest
 
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.storage import BlobCorrupt, BlobMissing, BlobStore, StoreFull, local, open_store
+from fedcybgd.coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, EngineStore, StoreFull, local, open_store
 from fedcybgd.coordinator.storage.local import LEFTOVER_AFTER_S, LocalBlobStore
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from tests.support.memory_store import Memory, MemoryStore
 
 DATA = bytes(range(256)) * 1000
 DIGEST = digest_of(DATA)
@@ -26,12 +28,16 @@ ABSENT = digest_of(b"never stored")
 class Backing(Protocol):
     """An implementation, and what a test must be able to do to it from outside."""
 
-    def open(self) -> BlobStore:
+    def open(self) -> EngineStore:
         """The store, as another process would open it."""
         ...
 
     def contents(self) -> dict[str, bytes]:
         """Everything that it keeps, finished or not, by name."""
+        ...
+
+    def spoil(self, digest: str) -> None:
+        """Change a byte of a blob behind the store's back."""
         ...
 
     def full(self, when: str) -> Any:
@@ -43,11 +49,15 @@ class LocalBacking:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root, self._monkeypatch = folder / "blobs", monkeypatch
 
-    def open(self) -> BlobStore:
+    def open(self) -> EngineStore:
         return open_store(self._root)
 
     def contents(self) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in self._root.rglob("*") if p.is_file()}
+
+    def spoil(self, digest: str) -> None:
+        place = self._root / digest[:2] / digest
+        place.write_bytes(b"?" + place.read_bytes()[1:])
 
     @contextmanager
     def full(self, when: str) -> Iterator[None]:
@@ -86,7 +96,29 @@ class FullFile:
         return getattr(self._file, name)
 
 
-BACKINGS: dict[str, Callable[..., Backing]] = {"local": LocalBacking}
+class MemoryBacking:
+    def __init__(self, _folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+        self._memory = Memory()
+
+    def open(self) -> EngineStore:
+        return MemoryStore(self._memory)
+
+    def contents(self) -> dict[str, bytes]:
+        return {digest: data for digest, (data, _) in self._memory.blobs.items()}
+
+    @contextmanager
+    def full(self, when: str) -> Iterator[None]:
+        self._memory.full = when
+        yield
+        self._memory.full = None
+
+    def spoil(self, digest: str) -> None:
+        data, written = self._memory.blobs[digest]
+        self._memory.blobs[digest] = (b"?" + data[1:], written)
+
+
+BACKINGS: dict[str, Callable[..., Backing]] = {"local": LocalBacking, "memory": MemoryBacking}
+"""The second shows that the promises are no accident of files."""
 
 
 @pytest.fixture(params=BACKINGS)
@@ -95,8 +127,13 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def store(backing: Backing) -> BlobStore:
+def store(backing: Backing) -> EngineStore:
     return backing.open()
+
+
+def read(store: BlobStore, digest: str = DIGEST) -> bytes:
+    with store.open(digest) as blob:
+        return blob.read()
 
 
 def put(store: BlobStore, data: bytes = DATA, chunk: int = 10_000) -> str:
@@ -114,7 +151,59 @@ class TestBlobStore:
         assert (writer.digest, writer.size) == (DIGEST, len(DATA))
         assert store.has(DIGEST)
         assert store.size(DIGEST) == len(DATA)
-        assert store.path(DIGEST).read_bytes() == DATA
+        assert read(store) == DATA
+
+    def test_any_part_of_a_blob_can_be_read(self, store: BlobStore) -> None:
+        put(store)
+        with store.open(DIGEST) as blob:
+            for start, length in ((1000, 7), (0, 1), (len(DATA) - 3, 100), (len(DATA), 1), (500, 70_000)):
+                blob.seek(start)
+                assert blob.read(length) == DATA[start : start + length]
+
+    def test_the_engine_gets_a_file_of_it(self, store: EngineStore) -> None:
+        put(store)
+        with store.localised(DIGEST) as path:
+            assert path.read_bytes() == DATA
+        assert store.has(DIGEST)
+
+    def test_a_file_that_is_mapped_stays_readable_after_its_block(self, store: EngineStore) -> None:
+        put(store)
+        with store.localised(DIGEST) as path, path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert mapped[:] == DATA
+
+    def test_what_is_not_its_digest_any_more_is_damaged_then_missing_and_can_be_written_again(
+        self, backing: Backing, store: EngineStore
+    ) -> None:
+        for ask in (store.check, store.open, lambda digest: store.localised(digest).__enter__()):
+            put(store)
+            backing.spoil(DIGEST)
+            with pytest.raises(BlobDamaged) as damaged:
+                ask(DIGEST)
+            assert (damaged.value.code, damaged.value.status, damaged.value.detail) == ("blob_damaged", 503, {"digest": DIGEST})
+            with pytest.raises(BlobMissing):
+                store.check(DIGEST)
+        put(store)
+        store.check(DIGEST)
+
+    def test_what_was_written_or_touched_since_is_not_deleted(self, store: BlobStore) -> None:
+        put(store)
+        for again in (put, lambda store: store.touch(DIGEST)):
+            before = dict(store.stored())[DIGEST]
+            time.sleep(0.02)  # a file system's clock has ticks
+            again(store)
+            assert store.delete(DIGEST, before) is False
+        assert store.delete(DIGEST, dict(store.stored())[DIGEST]) is True
+        assert not store.has(DIGEST)
+
+    def test_a_hold_is_seen_by_all_who_opened_the_store(self, backing: Backing, store: BlobStore) -> None:
+        assert not store.is_held()
+        with backing.open().hold():
+            assert store.is_held()
+
+    def test_a_link_is_an_address_or_nothing(self, store: BlobStore) -> None:
+        put(store)
+        assert store.link(DIGEST, 60) is None
 
     def test_an_empty_blob_is_a_blob(self, store: BlobStore) -> None:
         digest = put(store, b"")
@@ -124,15 +213,15 @@ class TestBlobStore:
 
     def test_it_is_there_for_whoever_opens_the_store_later(self, backing: Backing, store: BlobStore) -> None:
         put(store)
-        assert backing.open().path(DIGEST).read_bytes() == DATA
+        assert read(backing.open()) == DATA
 
     def test_the_same_bytes_again_are_one_blob(self, backing: Backing, store: BlobStore) -> None:
         assert put(store) == put(store, chunk=777) == DIGEST
         assert list(backing.contents().values()) == [DATA]
 
-    def test_what_is_missing_is_said_to_be(self, store: BlobStore) -> None:
+    def test_what_is_missing_is_said_to_be(self, store: EngineStore) -> None:
         assert not store.has(ABSENT)
-        for ask in (store.size, store.path):
+        for ask in (store.size, store.check, store.open, store.touch, lambda digest: store.localised(digest).__enter__()):
             with pytest.raises(BlobMissing) as missing:
                 ask(ABSENT)
             assert (missing.value.code, missing.value.status) == ("blob_missing", 404)
@@ -164,14 +253,14 @@ class TestBlobStore:
         assert backing.contents() == {before: b"here before"}
         assert put(store) == DIGEST, "it works again once there is room"
 
-    def test_a_file_is_taken_in_whole_and_leaves_its_place(self, store: BlobStore, tmp_path: Path) -> None:
+    def test_a_file_is_taken_in_whole_and_leaves_its_place(self, store: EngineStore, tmp_path: Path) -> None:
         source = tmp_path / "delta.part"
         source.write_bytes(DATA)
         store.adopt(source, DIGEST)
         assert not source.exists()
-        assert store.path(DIGEST).read_bytes() == DATA
+        assert read(store) == DATA
 
-    def test_a_file_that_the_store_has_already_is_taken_in_again(self, backing: Backing, store: BlobStore, tmp_path: Path) -> None:
+    def test_a_file_that_the_store_has_already_is_taken_in_again(self, backing: Backing, store: EngineStore, tmp_path: Path) -> None:
         put(store)
         source = tmp_path / "delta.part"
         source.write_bytes(DATA)
@@ -181,7 +270,7 @@ class TestBlobStore:
 
     @pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d[:-1] + b"\0"])
     def test_a_file_with_another_digest_is_refused_and_left_where_it_is(
-        self, backing: Backing, store: BlobStore, tmp_path: Path, spoil: Callable[[bytes], bytes]
+        self, backing: Backing, store: EngineStore, tmp_path: Path, spoil: Callable[[bytes], bytes]
     ) -> None:
         source = tmp_path / "delta.part"
         source.write_bytes(spoil(DATA))
@@ -192,7 +281,7 @@ class TestBlobStore:
         assert source.read_bytes() == spoil(DATA)
         assert backing.contents() == {}
 
-    def test_a_full_store_takes_no_file_and_leaves_it_where_it_is(self, backing: Backing, store: BlobStore, tmp_path: Path) -> None:
+    def test_a_full_store_takes_no_file_and_leaves_it_where_it_is(self, backing: Backing, store: EngineStore, tmp_path: Path) -> None:
         source = tmp_path / "delta.part"
         source.write_bytes(DATA)
         with backing.full("finish"), pytest.raises(StoreFull):
@@ -209,7 +298,7 @@ class TestBlobStore:
         store.delete(ABSENT)
         assert not store.has(DIGEST)
 
-    def test_all_blobs_are_listed_with_the_time_when_they_came(self, store: BlobStore, tmp_path: Path) -> None:
+    def test_all_blobs_are_listed_with_the_time_when_they_came(self, store: EngineStore, tmp_path: Path) -> None:
         assert list(store.stored()) == []
         began = time.time() - 1
         source = tmp_path / "delta.part"
@@ -230,12 +319,11 @@ class TestBlobStore:
             thread.start()
         for thread in threads:
             thread.join()
-        assert all(digest_of_file(store.path(digest_of(blob))) == digest_of(blob) for blob in blobs)
+        assert all(read(store, digest_of(blob)) == blob for blob in blobs)
 
     def test_a_reader_never_sees_half_of_a_blob(self, store: BlobStore) -> None:
         put(store)
-        path = store.path(DIGEST)
-        with path.open("rb") as reading:
+        with store.open(DIGEST) as reading:
             first = reading.read(1000)
             put(store)  # the same blob, written again
             assert first + reading.read() == DATA
@@ -285,7 +373,7 @@ class TestLocalBlobStore:
         assert list((root / "incoming").iterdir()) == []
 
     def test_scratch_of_a_killed_process_is_deleted(self, root: Path) -> None:
-        script = "import sys, time, pathlib\nfrom coordinator.storage import open_store\n"
+        script = "import sys, time, pathlib\nfrom fedcybgd.coordinator.storage import open_store\n"
         script += "with open_store(pathlib.Path(sys.argv[1])).scratch() as f:\n    (f / 'delta').write_bytes(b'x')\n    print(f, flush=True)\n    time.sleep(60)"
         with subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

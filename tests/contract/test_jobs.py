@@ -24,6 +24,7 @@ from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.played import IMPORTED, Held, PlayedEngine
 from tests.support.processes import wait_for
 
+pytestmark = pytest.mark.database_decides
 IMPLEMENTATIONS: dict[str, Callable[[Database, NewEngine, str], Jobs]] = {"local": LocalJobs}
 Owner = Callable[..., Jobs]
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,6 @@ from safetensors.torch import save
 from fedcybgd.agent import worker
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.shared.contract.assignments import Assignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.files import lossless
@@ -189,16 +186,6 @@ def test_what_agents_are_sent_is_no_delta(live: LiveCoordinator, held: tuple[Han
             assert ref.packed is not None
             refused(hand.submit(assignment, ref.packed.digest), 422, "delta_refused")
     assert all(live.store.has(ref.packed.digest) for ref in assignment.manifest.blocks if ref.packed)
-
-
-def test_what_a_crash_left_of_unpacking_is_swept_away(live: LiveCoordinator) -> None:
-    old, young = (live.settings.uploads / f"asg_{word}-0.unpacked" for word in ("old", "young"))
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (1, 1))
-    tidy(live.settings, live.database, live.store, utcnow())
-    assert (old.exists(), young.exists()) == (False, True)
-    young.unlink()
 
 
 @pytest.fixture(scope="module")

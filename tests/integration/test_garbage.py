@@ -97,7 +97,7 @@ def test_a_job_longer_than_the_grace_loses_nothing(
         assert job is not None
         assert job.kind == JobKind.IMPORT
         payload = job.payload
-    result = work(JobKind.IMPORT, payload, str(settings.blobs))
+    result = work(JobKind.IMPORT, payload, open_store(settings.blobs))
     written = dict(store.stored())
     assert len(written) > 5
     for hours in range(4):
@@ -130,7 +130,7 @@ def test_what_a_failed_job_has_written_goes_after_all(
         job = jobs.take(session, "slow", "rep_first", now)
         assert job is not None
         hold, payload = job_leases.hold_of(job), job.payload
-    work(JobKind.IMPORT, payload, str(settings.blobs))
+    work(JobKind.IMPORT, payload, open_store(settings.blobs))
     tidied(now)
     with database.transaction() as session:
         outcomes.fail(session, hold, "worker_died", "killed", now)

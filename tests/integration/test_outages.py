@@ -177,7 +177,6 @@ def test_a_lane_outlasts_an_engine_that_cannot_be_started(live: LiveCoordinator,
     hand = Hand(live)
     run = start_run(live, "bert", [hand])
     lane = live.app.state.jobs._lanes["quick"]
-    blobs = live.settings.blobs
     tries: list[int] = []
 
     def dead() -> None:
@@ -187,10 +186,10 @@ def test_a_lane_outlasts_an_engine_that_cannot_be_started(live: LiveCoordinator,
         tries.append(1)
         if len(tries) < 4:
             raise OSError(24, "Too many open files")
-        return EngineThread(blobs)
+        return EngineThread(live.store)
 
     monkeypatch.setattr(lane, "_new_engine", new_engine)
-    lane._engine = EngineThread(blobs, dead)  # dies under the first job that it gets
+    lane._engine = EngineThread(live.store, dead)  # dies under the first job that it gets
     hand.deliver(hand.take(run))
     view = settled(live, run)
     assert (view["state"], view["rounds_done"], len(tries)) == ("running", 1, 4)

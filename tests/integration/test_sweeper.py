@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S, tidy
+from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, sweep
@@ -69,7 +68,7 @@ def test_parts_of_deltas_that_nobody_goes_on_with_are_cleared_away(live: LiveCoo
         path.write_bytes(b"x")
     then = time.time() - UPLOAD_KEPT_S - 60
     os.utime(old, (then, then))
-    tidy(live.settings, live.database, live.store, utcnow())
+    live.app.state.uploads.sweep(UPLOAD_KEPT_S)
     assert not old.exists()
     assert young.exists()
     young.unlink()

@@ -3,19 +3,20 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.storage import EngineStore
+
 
 class EngineThread:
-    def __init__(self, blobs: Path, initializer: Callable[[], None] | None = None) -> None:
-        self._blobs, self._pool = blobs, ThreadPoolExecutor(1, initializer=initializer)
+    def __init__(self, store: EngineStore, initializer: Callable[[], None] | None = None) -> None:
+        self._store, self._pool = store, ThreadPoolExecutor(1, initializer=initializer)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         from fedcybgd.coordinator.engine.worker import run
 
-        return self._pool.submit(run, kind, payload, str(self._blobs))
+        return self._pool.submit(run, kind, payload, self._store)
 
     def cpu_s(self) -> float:
         return time.process_time()

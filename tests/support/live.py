@@ -7,6 +7,7 @@ import torch. Tests in `e2e` run the real processes.
 import socket
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,29 @@ from fedcybgd.agent.client import Client
 from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.jobs.engine import NewEngine
+from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.serve import Server, prepare_home
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
 
 
+def threads(settings: Settings) -> Parts:
+    """As `fedcoord serve` has them, but for the engines."""
+    return replace(local(settings), new_engine=partial(EngineThread, open_store(settings.blobs)))
+
+
 class LiveCoordinator:
-    def __init__(self, home: Path, database_url: str | None = None, new_engine: NewEngine | None = None, **settings: Any) -> None:
+    def __init__(self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, **settings: Any) -> None:
         self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": 0.1, **settings})
         prepare_home(self.settings)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.app = create_app(self.settings, new_engine or partial(EngineThread, self.settings.blobs))
+        self.app = create_app(self.settings, parts or threads)
         self._server = Server(uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
@@ -54,8 +61,8 @@ class LiveCoordinator:
         return database
 
     @property
-    def store(self) -> BlobStore:
-        store: BlobStore = self.app.state.store
+    def store(self) -> LocalBlobStore:
+        store: LocalBlobStore = self.app.state.store
         return store
 
     def free_threads(self) -> bool:

@@ -57,9 +57,10 @@ def test_another_process_makes_the_same_bytes(tmp_path: Path, store: BlobStore, 
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(3)
-from coordinator.engine.worker import run
-import json
-print(json.dumps(run("encode", json.loads(sys.stdin.read()), sys.argv[1])))
+from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
+from fedcybgd.coordinator.engine.worker import run
+from fedcybgd.coordinator.storage import open_store
+print(run("encode", EncodePayload.model_validate_json(sys.stdin.read()), open_store(Path(sys.argv[1]))).model_dump_json())
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "other")], input=wanted(config, layer, *CODECS).model_dump_json(),

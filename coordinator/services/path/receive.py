@@ -1,14 +1,12 @@
 """Step 5, its bytes: a delta arrives, in as many requests as it takes."""
 
-from pathlib import Path
-
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.services.path import lease, trained
 from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.records import ledgers
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.shared.contract.assignments import UploadOffset
 
 
@@ -31,7 +29,9 @@ class Receiving:
         return UploadOffset(offset=self._upload.offset, complete=False)
 
 
-def begin(database: Database, uploads: Path, assignment_id: str, agent_id: str, digest: str, offset: int, length: int | None) -> Receiving:
+def begin(
+    database: Database, uploads: Uploads, assignment_id: str, agent_id: str, digest: str, offset: int, length: int | None
+) -> Receiving:
     """Raises before the first byte for a request that cannot be taken: `length` bytes, if that is known, from `offset` on."""
     with database.reading() as session:
         assignment = lease.held(session, assignment_id, agent_id)
@@ -40,7 +40,7 @@ def begin(database: Database, uploads: Path, assignment_id: str, agent_id: str, 
     return Receiving(database, upload, assignment.run_id, assignment.round, agent_id)
 
 
-def offset(session: Session, store: BlobStore, uploads: Path, assignment_id: str, agent_id: str, digest: str) -> UploadOffset:
+def offset(session: Session, store: BlobStore, uploads: Uploads, assignment_id: str, agent_id: str, digest: str) -> UploadOffset:
     """Where to go on with an upload, also after either side died."""
     assignment = lease.held(session, assignment_id, agent_id)
     arrived = Upload(uploads, assignment_id, digest, trained.limit_of(session, assignment)).offset

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -18,7 +17,7 @@ from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.path import judge, lease, trained
 from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.states import assignments
-from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission
 
 Clock = Callable[[], datetime]
@@ -40,7 +39,7 @@ def receipt(session: Session, assignment_id: str, agent_id: str, submission: Del
 
 
 def take(
-    database: Database, store: BlobStore, uploads: Path, assignment_id: str, agent_id: str, submission: DeltaSubmission, clock: Clock
+    database: Database, store: BlobStore, uploads: Uploads, assignment_id: str, agent_id: str, submission: DeltaSubmission, clock: Clock
 ) -> DeltaReceipt:
     """Take a delta that was uploaded: once, whatever is repeated. Raises for one that is not whole, or none of this assignment."""
     with database.reading() as session:
