@@ -1,6 +1,7 @@
 """A delta is judged by its structure and its numbers; what is wrong with it is said by name."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,14 @@ def test_any_other_structure_is_refused_by_name(tensors: list[tuple[str, str, tu
     with pytest.raises(DeltaRefused, match=says) as refused:
         check_structure(EXPECTED, header(*tensors))
     assert (refused.value.code, refused.value.status) == ("delta_refused", 422)
+
+
+def test_a_delta_in_another_codec_than_was_asked_for_is_refused_as_that() -> None:
+    """Also where its tensors look right: what they mean is another thing."""
+    good = header(WEIGHT, BIAS)
+    assert check_structure(EXPECTED, replace(good, metadata={"codec": "float32"})) is None
+    with pytest.raises(DeltaRefused, match="the delta is in codec 'bfloat16', this run asks for float32"):
+        check_structure(EXPECTED, replace(good, metadata={"codec": "bfloat16"}))
 
 
 def test_many_names_are_cut_short() -> None:

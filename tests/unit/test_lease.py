@@ -54,6 +54,13 @@ def test_may_take(meant_for: str | None, excluded: list[str], waited: float, all
     assert may_take("ann", meant_for, excluded, NOW - timedelta(seconds=waited), WAIT, NOW) is allowed
 
 
+@pytest.mark.parametrize(
+    ("meant_for", "waited", "allowed"), [("ann", 0, True), (None, 0, False), (None, 299.999, False), (None, 300, True), ("bob", 0, False)]
+)
+def test_who_has_a_part_in_a_wave_leaves_what_is_meant_for_nobody_to_others(meant_for: str | None, waited: float, allowed: bool) -> None:
+    assert may_take("ann", meant_for, [], NOW - timedelta(seconds=waited), WAIT, NOW, leave_to_others=True) is allowed
+
+
 @given(st.sampled_from([None, "ann", "bob"]), st.lists(st.sampled_from(["ann", "bob", "eve"])), st.integers(-10, 10_000))
 def test_an_excluded_agent_never_takes_and_time_only_opens(meant_for: str | None, excluded: list[str], waited: int) -> None:
     now = may_take("ann", meant_for, excluded, NOW - timedelta(seconds=waited), WAIT, NOW)
