@@ -32,6 +32,7 @@ from fedcybgd.coordinator.db.models import (
     Readiness,
     Round,
     Run,
+    StoredManifest,
     Traffic,
     TrafficTotal,
 )
@@ -273,12 +274,16 @@ class Seed:
 
     def _history(self, session: Session, numbers: range) -> None:
         began = self.now - self.rounds * EVERY
-        rows: dict[type[Base], list[dict[str, Any]]] = {table: [] for table in (Round, Assignment, Job, Fidelity, Event, Evaluation)}
+        rows: dict[type[Base], list[dict[str, Any]]] = {
+            table: [] for table in (StoredManifest, Round, Assignment, Job, Fidelity, Event, Evaluation)
+        }
         for number in numbers:
             at, block = began + number * EVERY, self.names[number % len(self.names)]
             emulator, real = self.refs(number, True), self.refs(number, False)
             rows[Round].append(self.round(self.run_id, number, at))
-            rows[Assignment].append(self._assignment(number, block, at, emulator))
+            manifest = Manifest.model_validate({"files": self.file_dicts, "blocks": emulator})
+            rows[StoredManifest].append({"digest": fake("manifest", number), "content": manifest})
+            rows[Assignment].append(self._assignment(number, block, at))
             rows[Job] += self._jobs(number, block, at, emulator, real)
             codecs = {ref["block"]: ref["codec"] for ref in emulator}
             metrics = {
@@ -299,7 +304,7 @@ class Seed:
         for table, values in rows.items():
             session.execute(insert(table), values)
 
-    def _assignment(self, number: int, block: str, at: datetime, emulator: list[dict[str, Any]]) -> dict[str, Any]:
+    def _assignment(self, number: int, block: str, at: datetime) -> dict[str, Any]:
         train = {
             "steps": 100, "epochs": None, "batch_size": 16, "warmup_steps": 5, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "auto",
             "optimizer": "adamw", "task": "causal-lm", "num_labels": None, "label_names": None, "max_length": 1024, "seed": number,
@@ -313,7 +318,7 @@ class Seed:
         return {
             "id": identifier("asg", number), "run_id": self.run_id, "round": number, "seat": 0, "blocks": [block], "state": AssignmentState.ACCEPTED,
             "attempt": 1, "failures": 0, "meant_for": agent, "excluded": [], "agent_id": agent, "waiting_since": at, "leased_at": at,
-            "submitted_at": at, "judged_at": at, "manifest": Manifest.model_validate({"files": self.file_dicts, "blocks": emulator}),
+            "submitted_at": at, "judged_at": at, "manifest_digest": fake("manifest", number),
             "train": TrainSettings.model_validate(train),
             "progress": Progress(phase="sending", step=100, steps=100, loss=1.9), "metrics": TrainMetrics.model_validate(metrics),
             "delta_digest": fake("delta", number), "delta_size": 1 << 29, "applied": True,

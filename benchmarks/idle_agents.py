@@ -62,7 +62,7 @@ def enrol(database: Database, count: int) -> list[str]:
 def deltas(database: Database, run_id: str, folder: Path) -> dict[str, str]:
     """Block → file with a small random delta of the block and of all that is trained along with it."""
     with database.reading() as session:
-        blocks = {block.name: block.tensors for block in queries.blocks_of(session, run_id)}
+        blocks = {block.name: block.tensors for block in queries.blocks_of(session, run_id, tensors=True)}
     along = blocks["pooler"] + blocks["head"]
     made = {}
     for name in ("layers.0", "layers.1"):

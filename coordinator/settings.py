@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     keep_blobs_s: float = Field(
         3600, ge=60, description="seconds that a blob is kept once nothing needs it: superseded shards, applied deltas, old exports"
     )
+    keep_payloads_s: float = Field(
+        7 * 86400,
+        ge=60,
+        description="seconds that the payload of a finished job and the manifest of a judged visit are kept; their facts stay",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property

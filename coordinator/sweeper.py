@@ -14,13 +14,15 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
-from fedcybgd.coordinator.services.upkeep import garbage, refusals, silence
+from fedcybgd.coordinator.services.upkeep import garbage, refusals, retention, silence
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 7 * 86_400
+MOST_BATCHES = 100
+"""Batches of old rows that are shortened at one time; the rest waits for the next."""
 
 
 async def sweep(
@@ -80,8 +82,21 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence, clock
             refusals.look_after(session, run_id, now)
 
 
+def shorten(settings: Settings, database: Database, now: datetime) -> None:
+    before, changed = now - timedelta(seconds=settings.keep_payloads_s), 0
+    for _ in range(MOST_BATCHES):
+        with database.transaction() as session:
+            some = retention.shorten(session, before)
+        changed += some
+        if not some:
+            break
+    if changed:
+        log.info("took payloads and manifests from %d rows that were finished long ago", changed)
+
+
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime) -> None:
-    """Delete blobs that nothing has needed for long enough."""
+    """Delete blobs that nothing has needed for long enough, and what finished work was given."""
+    shorten(settings, database, now)
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.reading() as session:  # the whole database is looked through: nobody waits for that with something to write
         judged = garbage.judge(session, stored, now, timedelta(seconds=settings.keep_blobs_s))

@@ -5,7 +5,7 @@ from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Operator
 from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
-from fedcybgd.coordinator.db.tables.rounds import Assignment, Round
+from fedcybgd.coordinator.db.tables.rounds import Assignment, Round, StoredManifest
 from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, Run
 from fedcybgd.coordinator.db.tables.shards import EncodedShard, Garbage, Patch
 
@@ -30,6 +30,7 @@ __all__ = [
     "Replica",
     "Round",
     "Run",
+    "StoredManifest",
     "Traffic",
     "TrafficTotal",
 ]

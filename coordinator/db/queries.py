@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, OperatorKey, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
@@ -30,9 +30,10 @@ def run_id(session: Session, name_or_id: str) -> str:
     return run_by_name(session, name_or_id).id
 
 
-def blocks_of(session: Session, run_id: str) -> Sequence[Block]:
-    """The blocks of a run in the order of the model."""
-    return session.scalars(select(Block).where(Block.run_id == run_id).order_by(Block.position)).all()
+def blocks_of(session: Session, run_id: str, tensors: bool = False) -> Sequence[Block]:
+    """The blocks of a run in the order of the model; what tensors they hold only where that is asked for: it is most of their bytes."""
+    query = select(Block).where(Block.run_id == run_id).order_by(Block.position)
+    return session.scalars(query if tensors else query.options(defer(Block.tensors, raiseload=True))).all()
 
 
 def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:

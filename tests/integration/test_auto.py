@@ -21,10 +21,12 @@ def rungs(live: LiveCoordinator, name: str) -> list[int]:
     """Memory that the plans of the ladder need for a visit of the first layer, in bytes, from the most faithful plan on."""
     with live.database.reading() as session:
         run = queries.run_by_name(session, name)
-        spec, blocks = run.spec, queries.blocks_of(session, run.id)
+        spec = run.spec
+        blocks, config = choose.for_plan(session, run, spec)
+        assert config is not None
         trained = {"layers.0", "head"}
         agent = Agent(name="any", device=DeviceInfo(), limits=DeclaredLimits())
-        _, costs = costing.costs_for(spec, choose.config_of(session, run), blocks, trained, agent)
+        _, costs = costing.costs_for(spec, config, blocks, trained, agent)
         return [costs.memory(plan) for plan in auto_ladder(spec.compression, [choose.facts(b) for b in blocks], trained)]
 
 

@@ -47,7 +47,10 @@ def shape(engine: Engine) -> dict[str, object]:
             [(c["name"], str(c["type"]), c["nullable"]) for c in seen.get_columns(table)],
             seen.get_pk_constraint(table),
             sorted(map(repr, seen.get_foreign_keys(table))),
-            sorted(map(repr, seen.get_indexes(table))),
+            sorted(
+                repr({**i, "dialect_options": {k: str(v) for k, v in i.get("dialect_options", {}).items()}})
+                for i in seen.get_indexes(table)
+            ),
             sorted(map(repr, seen.get_unique_constraints(table))),
         )
         for table in sorted(tables(engine))

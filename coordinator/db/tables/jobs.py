@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from pydantic import BaseModel
-from sqlalchemy import Index, String, Text
+from sqlalchemy import Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import KEY, Base, UtcDateTime
@@ -22,7 +22,8 @@ class Job(Base):
     lane: Mapped[str] = mapped_column(String(20))
     subject: Mapped[str] = mapped_column(KEY)
     """id of the run or model that it is for"""
-    payload_json: Mapped[JsonObject] = mapped_column("payload", Typed(JsonObject))
+    payload_json: Mapped[JsonObject | None] = mapped_column("payload", Typed(JsonObject))
+    """null once it has been finished for long"""
     state: Mapped[str] = mapped_column(String(20))
     """queued, running, done, failed or skipped"""
     tries: Mapped[int] = mapped_column(default=0)
@@ -44,10 +45,12 @@ class Job(Base):
         Index("ix_job_state_lane", "state", "lane", "created_at"),
         Index("ix_job_subject", "subject", "state", "kind"),
         Index("ix_job_ended", "kind", "ended_at"),
+        Index("ix_job_kept", "ended_at", sqlite_where=text("payload IS NOT NULL"), postgresql_where=text("payload IS NOT NULL")),
     )
 
     @property
     def payload(self) -> BaseModel:
+        assert self.payload_json is not None, "what is finished is not asked what it was to do"
         return JOBS[JobKind(self.kind)].payload.model_validate(self.payload_json, extra="ignore")
 
     @payload.setter

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
@@ -33,6 +33,15 @@ class Round(Base):
     closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class StoredManifest(Base):
+    """A manifest, once for all assignments that have the same."""
+
+    __tablename__ = "manifest"
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    """of its JSON"""
+    content: Mapped[Manifest] = mapped_column(Typed(Manifest))
+
+
 class Assignment(Base):
     __tablename__ = "assignment"
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
@@ -56,7 +65,8 @@ class Assignment(Base):
     leased_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     submitted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     judged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    manifest: Mapped[Manifest] = mapped_column(Typed(Manifest))
+    manifest_digest: Mapped[str | None] = mapped_column(ForeignKey("manifest.digest"))
+    """what its agent got; null while nobody has it, and once it has been over for long"""
     train: Mapped[TrainSettings] = mapped_column(Typed(TrainSettings))
     progress: Mapped[Progress | None] = mapped_column(Typed(Progress))
     metrics: Mapped[TrainMetrics | None] = mapped_column(Typed(TrainMetrics))
@@ -64,6 +74,14 @@ class Assignment(Base):
     delta_size: Mapped[int | None] = mapped_column(BigInteger)
     applied: Mapped[bool] = mapped_column(default=False)
     """its delta is part of the present blocks"""
+
+    stored_manifest: Mapped["StoredManifest | None"] = relationship()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What its agent got. Only what somebody has, or had to the end a short while ago, has one."""
+        assert self.stored_manifest is not None, "nobody has it"
+        return self.stored_manifest.content
 
     @property
     def block(self) -> str:
@@ -78,4 +96,5 @@ class Assignment(Base):
         Index("ix_assignment_state_agent", "state", "agent_id"),
         Index("ix_assignment_run_round", "run_id", "round"),
         Index("ix_assignment_agent", "agent_id"),
+        Index("ix_assignment_manifest", "manifest_digest"),
     )

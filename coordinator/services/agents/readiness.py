@@ -1,7 +1,7 @@
 """What agents said of a run, whether its data fit, and who is there for it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -35,7 +35,10 @@ class Member:
 def members(session: Session, run: Run, spec: RunFile) -> list[Member]:
     """The agents that a run is open to and that are not revoked: in the order of the run file, else by name."""
     found = [member(row) for row in session.execute(open_to(run, spec).order_by(Agent.name))]
-    return found if spec.agents == "all" else sorted(found, key=lambda member: spec.agents.index(member.name))
+    if spec.agents == "all":
+        return found
+    place = {name: number for number, name in enumerate(spec.agents)}
+    return sorted(found, key=lambda member: place[member.name])
 
 
 def member(row: Any) -> Member:
@@ -64,18 +67,28 @@ def newcomers(session: Session, run: Run, spec: RunFile) -> list[str]:
     if spec.exposure.max_exact_blocks is not None:
         return []
     already = set(run.participants)
-    return [m.id for m in members(session, run, spec) if m.takes_part and m.id not in already]
+    there = session.execute(open_to(run, spec).with_only_columns(Agent.id, Agent.name).where(_takes_part()).order_by(Agent.name)).all()
+    if spec.agents != "all":
+        place = {name: number for number, name in enumerate(spec.agents)}
+        there = sorted(there, key=lambda row: place[row.name])
+    return [row.id for row in there if row.id not in already]
 
 
-def able(session: Session, run: Run, spec: RunFile) -> set[str]:
-    """Ids of those who could take work of a run, now or when they are back."""
-    return {m.id for m in members(session, run, spec) if m.standing != Standing.UNFIT}
+def somebody_able(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
+    """Whether anybody else could take work of a run, now or when it is back."""
+    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(_fits()), excluded)
 
 
-def is_there(session: Session, run_id: str, agent_id: str) -> bool:
-    """Whether it makes sense to plan with an agent."""
-    row = session.get(Readiness, (agent_id, run_id))
-    return standing_of(session.get_one(Agent, agent_id).state, row.fits if row is not None else None) in TAKES_PART
+def somebody_there(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
+    """Whether anybody else is there who takes part."""
+    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(_takes_part()), excluded)
+
+
+def there(session: Session, run_id: str, agents: Collection[str]) -> set[str]:
+    """Those of them with whom it makes sense to plan."""
+    said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run_id)
+    found = select(Agent.id).join(Readiness, said, isouter=True).where(Agent.id.in_(set(agents)), _takes_part())
+    return set(session.scalars(found))
 
 
 def refused(session: Session, run_id: str, agent_id: str, assignment_id: str, reason: str | None, now: datetime) -> None:
@@ -123,5 +136,19 @@ def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
     """What there is to know of the members of a run, in no order."""
     columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
     said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
-    query = select(*columns).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)
+    query = select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)
     return query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents))
+
+
+def _fits() -> Any:
+    """What `standing_of` calls any but unfit."""
+    return Readiness.fits.is_not(False)
+
+
+def _takes_part() -> Any:
+    """What `TAKES_PART` says, for the database."""
+    return (Agent.state == AgentState.ACTIVE) & _fits()
+
+
+def _anybody(session: Session, query: Any, excluded: Collection[str]) -> bool:
+    return session.scalar(query.where(Agent.id.not_in(excluded)).limit(1)) is not None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import JsonValue
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -29,9 +30,9 @@ def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignme
 
     Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
     """
-    blocks = queries.blocks_of(session, run.id)
+    blocks, config = for_plan(session, run, spec)
     known = fidelity.known_fidelity(session, run, assignment.block)
-    plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config_of(session, run))
+    plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config)
     if isinstance(plan, DoesNotFit):
         return plan
     manifest = shards.manifest(session, run, blocks, plan, now)
@@ -57,8 +58,12 @@ def plan_for(
     return compression.plan(spec.compression, [facts(b) for b in blocks], trained, budget, costs, fidelity)
 
 
-def config_of(session: Session, run: Run) -> Mapping[str, JsonValue]:
-    return session.get_one(Model, run.model_id).config
+def for_plan(session: Session, run: Run, spec: RunFile) -> tuple[Sequence[Block], Mapping[str, JsonValue] | None]:
+    """The blocks of a run, and the configuration of its model where the policy reckons costs by it: then with their tensors."""
+    if spec.compression.policy != "auto":
+        return queries.blocks_of(session, run.id), None
+    config = session.scalars(select(Model.config).where(Model.id == run.model_id)).one()
+    return queries.blocks_of(session, run.id, tensors=True), config
 
 
 def facts(block: Block) -> BlockFacts:

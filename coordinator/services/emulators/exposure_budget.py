@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Text, cast, select, text
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Exposure, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
@@ -43,11 +42,10 @@ def seen(session: Session, run: Run, spec: RunFile, agent_id: str | None = None)
 def coming(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> set[str]:
     """Blocks that an assignment would bring this agent exact: those that it trains, and those that the policy leaves exact."""
     trained = choose.trained_in(assignment)
+    blocks, config = choose.for_plan(session, run, spec)
     known = fidelity.known_fidelity(session, run, assignment.block)
     try:
-        return trained | _exact(
-            choose.plan_for(spec, queries.blocks_of(session, run.id), trained, agent, known, choose.config_of(session, run))
-        )
+        return trained | _exact(choose.plan_for(spec, blocks, trained, agent, known, config))
     except FidelityTooLow:
         return trained  # no emulator is faithful enough, so nothing is sent: the lease says so
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Fidelity, Run
@@ -23,8 +23,10 @@ def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float
     """The cosine that was measured last, by the key of the plan; a plan that could not be measured is the least faithful there is, so that
     nobody waits for it for ever.
     """
-    rows = session.scalars(select(Fidelity).where(Fidelity.run_id == run.id, Fidelity.block == block).order_by(Fidelity.round))
-    return {row.metrics.plan: UNMEASURABLE if row.metrics.cosine is None else row.metrics.cosine for row in rows}
+    of_block = (Fidelity.run_id == run.id) & (Fidelity.block == block)
+    last = select(Fidelity.plan, func.max(Fidelity.round).label("round")).where(of_block).group_by(Fidelity.plan).subquery()
+    newest = select(Fidelity.metrics).join(last, (Fidelity.plan == last.c.plan) & (Fidelity.round == last.c.round)).where(of_block)
+    return {found.plan: UNMEASURABLE if found.cosine is None else found.cosine for found in session.scalars(newest)}
 
 
 def request_fidelity(
@@ -36,15 +38,16 @@ def request_fidelity(
     key = plan_key(plan)
     if session.get(Fidelity, (run.id, assignment.round, assignment.block, digest_of(key.encode()))) is not None:
         return
-    under_way = jobs.unfinished(session, FIDELITY, run.id)
-    if any((p.plan, p.block, p.round) == (key, assignment.block, assignment.round) for p in under_way):
+    under_way = jobs.facts_of_unfinished(session, FIDELITY, run.id, "plan", "block", "round")
+    if (key, assignment.block, str(assignment.round)) in under_way:
         return
     payload = FidelityPayload(
         **dict(measured_on), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,
         round=assignment.round, codecs=plan, batch_size=spec.train.batch_size,
     )  # fmt: skip
     # All of one round are waited for where there is a floor; nobody waits for those of a round that is over.
-    jobs.skip(session, FIDELITY, run.id, now, lambda waiting: waiting.round < assignment.round)
+    if any(int(number) < assignment.round for _, _, number in under_way):
+        jobs.skip(session, FIDELITY, run.id, now, lambda waiting: waiting.round < assignment.round)
     jobs.enqueue(session, FIDELITY, run.id, payload, now)
 
 

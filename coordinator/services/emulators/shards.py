@@ -26,28 +26,34 @@ def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mappin
     if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
         request(session, run, missing, now)
         return None
-    refs = [_ref(session, ref, known[ref.digest, ref.codec]) for ref in wanted]
+    ways = _ways(session, {made.digest: made for ref in wanted if (made := known[ref.digest, ref.codec])})
+    refs = [_ref(ref, known[ref.digest, ref.codec], ways) for ref in wanted]
     return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == "dropped"])
 
 
-def _ref(session: Session, source: ShardRef, made: EncodedRef) -> ShardRef:
+def _ref(source: ShardRef, made: EncodedRef, ways: Mapping[str, list[PatchRef]]) -> ShardRef:
     return ShardRef(
         block=source.block, version=source.version, codec=source.codec, digest=made.digest, size=made.size, packed=made.packed,
-        patches=_steps(session, made),
+        patches=ways[made.digest],
     )  # fmt: skip
 
 
-def _steps(session: Session, made: EncodedRef) -> list[PatchRef]:
-    """The way back from a shard through older ones, as long as it costs less than the whole."""
-    steps: list[PatchRef] = []
-    target, cost = made.digest, 0
-    while len(steps) < MAX_STEPS:
-        row = session.scalar(select(Patch).where(Patch.target == target).order_by(Patch.size, Patch.base).limit(1))
-        if row is None or (cost := cost + row.size) >= made.packed.size:
+def _ways(session: Session, shards: Mapping[str, EncodedRef]) -> dict[str, list[PatchRef]]:
+    """The way back from each of these shards through older ones, as long as it costs less than the whole: a step of all in one query."""
+    ways: dict[str, list[PatchRef]] = {digest: [] for digest in shards}
+    at = {digest: digest for digest in shards}
+    for _ in range(MAX_STEPS):
+        rows = session.scalars(select(Patch).where(Patch.target.in_(set(at.values()))).order_by(Patch.size.desc(), Patch.base.desc()))
+        cheapest = {row.target: row for row in rows}
+        reached = {digest: cheapest[target] for digest, target in at.items() if target in cheapest}
+        at = {}
+        for digest, row in reached.items():
+            if sum(step.size for step in ways[digest]) + row.size < shards[digest].packed.size:
+                ways[digest].append(PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size))
+                at[digest] = row.base
+        if not at:
             break
-        steps.append(PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size))
-        target = row.base
-    return steps
+    return ways
 
 
 def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], EncodedRef]:

@@ -26,7 +26,7 @@ def plan_run(session: Session, spec: RunFile, tokens_per_s: float | None = None,
         raise models.ModelNotReady(f"model {spec.model!r} is not ready: {model.reason or 'it is still being added'}")
     run = _prepared_run(session, spec, model)
     if run is not None:
-        rows_of_blocks = queries.blocks_of(session, run.id)
+        rows_of_blocks = queries.blocks_of(session, run.id, tensors=True)
         blocks, visited = (
             costing.shapes(rows_of_blocks, costing.known_sizes(session, [b.digest for b in rows_of_blocks])),
             list(run.trained_blocks),

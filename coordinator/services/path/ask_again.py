@@ -47,5 +47,5 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
 
 
 def _hopeless(session: Session, run: Run) -> bool:
-    able = readiness.able(session, run, run.spec)
-    return any(able <= set(assignment.excluded) for assignment in queries.pending_in(session, run.id))
+    pending = queries.pending_in(session, run.id)
+    return any(not readiness.somebody_able(session, run, run.spec, excluded) for excluded in {frozenset(a.excluded) for a in pending})

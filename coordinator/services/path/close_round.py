@@ -37,7 +37,6 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     if late := [member for member in members if not member.applied]:
         rounds.reopen(round, RoundEvent.PARTLY_APPLIED)
         for member in late:
-            member.manifest = open_round.all_exact(session, run)
             signals.offer(session, member.id)
         return
     rounds.finish(round, now)

@@ -51,7 +51,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
     if run.state != RunState.RUNNING:
         return
     spec = run.spec
-    if readiness.able(session, run, spec) <= set(assignment.excluded):
+    if not readiness.somebody_able(session, run, spec, assignment.excluded):
         halt(session, run, f"no agent is left that could try: {why}", now, waits_for_agents=True)
     elif assignment.failures >= spec.schedule.max_attempts:
         halt(session, run, f"{assignment.failures} attempts failed: {why}", now)

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
 from fedcybgd.coordinator.domain.run import RUN
+from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -60,6 +61,7 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     seat = session.get_one(Round, (run.id, assignment.round)).seats[assignment.seat]
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
     excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
-    again = open_round.assign(session, run, spec, seat, now, failures=assignment.failures + 1, excluded=excluded)
+    there = readiness.there(session, run.id, [seat.agent] if seat.agent is not None else [])
+    again = open_round.assign(session, run, spec, seat, now, failures=assignment.failures + 1, excluded=excluded, there=there)
     give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}", now)
     apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone

@@ -22,7 +22,7 @@ from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
 from fedcybgd.coordinator.services.path import give_up, trained
-from fedcybgd.coordinator.services.records import run_files
+from fedcybgd.coordinator.services.records import manifests, run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
@@ -56,7 +56,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
     if emulator.manifest is None:
         return None
     lease = timedelta(seconds=spec.lease_s)
-    states.lease(assignment, agent_id, emulator.manifest, now, lease)
+    states.lease(assignment, agent_id, manifests.store(session, emulator.manifest), now, lease)
     settings = assignment.train
     return Leased(assignments.Assignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,

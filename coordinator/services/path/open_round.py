@@ -1,5 +1,6 @@
 """Opens the round that follows: who trains which blocks, and what they are told. Step 8 leads here, and the start of a run."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -19,7 +20,6 @@ from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
-from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSettings
 
 
@@ -53,11 +53,14 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         Round(run_id=run.id, number=number, cycle=seats[0].cycle, seats=seats, blocks=method_of(spec).recorded(seats), state=ROUND.start, opened_at=now,
               loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
-    for seat in seats:
-        assignment = assign(session, run, spec, seat, now, failures=0, excluded=[])
-        unseen = spec.exposure.max_exact_blocks is None
-        why = "nobody who takes part has data that fit" if unseen else "too many of its blocks were seen by others who stood in"
-        give_up.pause_if_hopeless(session, run, assignment, why, now)
+    there = readiness.there(session, run.id, [seat.agent for seat in seats if seat.agent is not None])
+    made = [assign(session, run, spec, seat, now, failures=0, excluded=[], there=there) for seat in seats]
+    if spec.exposure.max_exact_blocks is None:
+        # Nobody is excluded yet and nothing has failed: one stands for all.
+        give_up.pause_if_hopeless(session, run, made[0], "nobody who takes part has data that fit", now)
+    else:
+        for assignment in made:
+            give_up.pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in", now)
 
 
 def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
@@ -66,29 +69,22 @@ def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]
     return method_of(spec).seats(spec, run.trained_blocks, run.participants, number, common)
 
 
-def assign(session: Session, run: Run, spec: RunFile, seat: Seat, now: datetime, failures: int, excluded: list[str]) -> Assignment:
-    """Offer a seat to the agent that it is meant for, or to anybody."""
+def assign(
+    session: Session, run: Run, spec: RunFile, seat: Seat, now: datetime, failures: int, excluded: list[str], there: Collection[str]
+) -> Assignment:
+    """Offer a seat to the agent that it is meant for, if it is `there`, or to anybody."""
     assignment = Assignment(
         id=keys.new_id("asg"), run_id=run.id, round=seat.round, seat=seat.number, blocks=list(seat.blocks), state=ASSIGNMENT.start,
         attempt=0, failures=failures, meant_for=seat.agent, excluded=excluded, waiting_since=now,
-        manifest=all_exact(session, run), train=train_settings(spec, seat), applied=False,
+        train=train_settings(spec, seat), applied=False,
     )  # fmt: skip
-    if seat.agent is not None and not _can_come(session, run, spec, assignment, seat.agent):
-        assignment.meant_for = None
+    if seat.agent is not None:
+        can_come = seat.agent not in excluded and seat.agent in there
+        if not can_come or not exposure_budget.may_take(session, run, spec, assignment, seat.agent):
+            assignment.meant_for = None
     session.add(assignment)
     signals.offer(session, assignment.id)
     return assignment
-
-
-def all_exact(session: Session, run: Run) -> Manifest:
-    """All blocks as they are now, exact; whoever leases the assignment gets them in the codecs of its emulator."""
-    return Manifest(files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)))
-
-
-def _can_come(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
-    if agent_id in assignment.excluded or not readiness.is_there(session, run.id, agent_id):
-        return False
-    return exposure_budget.may_take(session, run, spec, assignment, agent_id)
 
 
 def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:

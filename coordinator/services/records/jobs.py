@@ -50,6 +50,13 @@ def unfinished(session: Session, job_type: JobType[P, R], subject: str | None = 
     return [job_type.payload_of(job.payload) for job in found]
 
 
+def facts_of_unfinished(session: Session, job_type: JobType[P, R], subject: str, *names: str) -> list[tuple[str, ...]]:
+    """A few fields of the payload of each unfinished job of a run, as text: a payload that names all shards of a model is not read for it."""
+    fields = [Job.payload_json[name].as_string() for name in names]
+    waiting = (Job.subject == subject) & (Job.kind == job_type.kind) & Job.state.in_([JobState.QUEUED, JobState.RUNNING])
+    return [tuple(str(value) for value in row) for row in session.execute(select(*fields).where(waiting))]
+
+
 def take(session: Session, lane: str, owner: str, now: datetime) -> Job | None:
     """The oldest waiting job of a lane, which `owner` does from now on."""
     job = session.scalar(

@@ -4,15 +4,14 @@ from datetime import datetime, timedelta
 
 from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent
-from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.training import TrainMetrics
 
 
-def lease(row: Assignment, agent_id: str, manifest: Manifest, now: datetime, holds: timedelta) -> None:
+def lease(row: Assignment, agent_id: str, manifest_digest: str, now: datetime, holds: timedelta) -> None:
     """An agent has it, under the next attempt and with the emulator of this manifest."""
     _go(row, AssignmentEvent.CLAIM)
     row.attempt += 1
-    row.agent_id, row.manifest = agent_id, manifest
+    row.agent_id, row.manifest_digest = agent_id, manifest_digest
     row.leased_at, row.lease_expires_at = now, now + holds
     row.reason, row.progress = None, None
 
@@ -22,7 +21,7 @@ def take_back(row: Assignment, event: AssignmentEvent, reason: str, now: datetim
     _go(row, event)
     holder = row.agent_id
     row.agent_id, row.lease_expires_at, row.progress = None, None, None
-    row.delta_digest, row.delta_size = None, None
+    row.delta_digest, row.delta_size, row.manifest_digest = None, None, None
     row.waiting_since, row.reason = now, reason
     return holder
 

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from sqlalchemy import Select, delete, exists, insert, select, tuple_
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Run, StoredManifest
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
@@ -33,7 +33,8 @@ def needed(session: Session, now: datetime) -> set[str]:
         digests |= {entry.digest for entry in files}
     open_runs = select(Run.id).where(Run.state.not_in(ENDED))
     unfinished = Assignment.state.in_(UNFINISHED) & Assignment.run_id.in_(open_runs)
-    for manifest in session.scalars(select(Assignment.manifest).where(unfinished)):
+    held = select(Assignment.manifest_digest).where(unfinished)
+    for manifest in session.scalars(select(StoredManifest.content).where(StoredManifest.digest.in_(held))):
         digests |= manifest.digests()
     present = _present(session, _written(session))
     digests |= {digest for row in present.shards for digest in (row.digest, row.packed_digest)}

@@ -76,9 +76,17 @@ def look_after(session: Session, run_id: str, now: datetime) -> None:
 
 
 def _why_nobody_comes(session: Session, run: Run) -> str | None:
+    if all(readiness.somebody_there(session, run, run.spec, excluded) for excluded in _excluded(session, run)):
+        return None
     members = readiness.members(session, run, run.spec)
     for assignment in queries.pending_in(session, run.id):
         left = [m for m in members if m.id not in assignment.excluded]
         if not any(m.takes_part for m in left):
             return f"waits for an agent that can train {assignment.called}: {readiness.listed(left) or 'nobody is left'}"
     return None
+
+
+def _excluded(session: Session, run: Run) -> set[frozenset[str]]:
+    """Who is not asked for the pending work of a run: mostly the same for all of it."""
+    pending = select(Assignment.excluded).where(Assignment.run_id == run.id, Assignment.state == AssignmentState.PENDING)
+    return {frozenset(excluded) for excluded in session.scalars(pending)}
