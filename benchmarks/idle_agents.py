@@ -67,7 +67,7 @@ def deltas(database: Database, run_id: str, folder: Path) -> dict[str, str]:
     made = {}
     for name in ("layers.0", "layers.1"):
         path = folder / f"{name}.safetensors"
-        path.write_bytes(save({t["name"]: 1e-4 * torch.randn(t["shape"]) for t in blocks[name] + along}))
+        path.write_bytes(save({t.name: 1e-4 * torch.randn(t.shape) for t in blocks[name] + along}))
         made[name] = str(path)
     return made
 
@@ -88,7 +88,7 @@ def crowd(folder: Path, request: CrowdRequest) -> Iterator[Path]:
 
 def wait_until_waiting(system: System, count: int) -> None:
     """Return when (nearly) all agents are in their long poll; some are always between two of them."""
-    system.operator.wait(lambda: system.operator.get("/status")["waiting_claims"], lambda n: n >= 0.98 * count, every=1, limit=120)
+    system.client.wait(lambda: system.client.status().waiting_claims, lambda n: n >= 0.98 * count, every_s=1, timeout_s=120)
 
 
 def idle(system: System, seconds: float) -> tuple[float, float]:

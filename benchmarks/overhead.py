@@ -25,6 +25,7 @@ from benchmarks.bare import BareRequest, BareResult
 from benchmarks.report import arguments, finish, spread
 from benchmarks.system import ENVIRONMENT, System
 from benchmarks.turnaround import turnarounds
+from fedcybgd.shared.contract.views import AssignmentView
 
 TARGETS = {"wall_ratio": 1.15, "cpu_ratio": 1.10, "turnaround_ms_median": 150, "start_s": 2}
 TASK = {"kind": "text-classification", "labels": banking77.LABELS, "max_length": 64}
@@ -66,12 +67,10 @@ def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path
         run = system.wait_for(run_id)
         cpu = system.cpu_seconds() - cpu
         print("   CPU s by process: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in cpu.items()))
-        metrics = [a["metrics"] for a in system.assignments(run_id)]
-        print(f"   web process: at most {system.web_memory_peak() / 1e6:.0f} MB; {run['bytes']['down'] / 1e6:.0f} MB down, "
-              f"{run['bytes']['up'] / 1e6:.0f} MB up; claims answered {spread(_gaps_ms(system.assignments(run_id)), 'ms')} after a delta")  # fmt: skip
-        return Side(
-            _at(run["ended_at"]) - began, cpu.total(), sum(m["seconds"] for m in metrics), {b["name"]: b["digest"] for b in run["blocks"]}
-        )
+        visits = system.visits(run_id)
+        print(f"   web process: at most {system.web_memory_peak() / 1e6:.0f} MB; {run.bytes.down / 1e6:.0f} MB down, "
+              f"{run.bytes.up / 1e6:.0f} MB up; claims answered {spread(_gaps_ms([v for v, _ in visits]), 'ms')} after a delta")  # fmt: skip
+        return Side(_at(run.ended_at) - began, cpu.total(), sum(m.seconds for _, m in visits), {b.name: b.digest for b in run.blocks})
 
 
 def in_one_process(spec: dict[str, Any], partitions: list[Path], tiny: Path) -> Side:
@@ -93,18 +92,19 @@ def starts(system: System) -> list[float]:
         system.wait_until_idle()
         began = system.start(run_id)
         system.wait_for(run_id)
-        found.append(_at(system.assignments(run_id)[0]["metrics"]["started_at"]) - began)
+        found.append(_at(system.visits(run_id)[0][1].started_at) - began)
     return found
 
 
-def _gaps_ms(assignments: list[dict[str, Any]]) -> list[float]:
+def _gaps_ms(assignments: list[AssignmentView]) -> list[float]:
     """From `submitted` of each visit to `leased` of the next, by the coordinator's clock."""
     pairs = itertools.pairwise(assignments)
-    return [1000 * (_at(after["leased_at"]) - _at(before["submitted_at"])) for before, after in pairs]
+    return [1000 * (_at(after.leased_at) - _at(before.submitted_at)) for before, after in pairs]
 
 
-def _at(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()
+def _at(moment: datetime | None) -> float:
+    assert moment is not None
+    return moment.timestamp()
 
 
 def main() -> None:

@@ -22,6 +22,9 @@ from typing import Any
 from benchmarks.banking77 import LABELS, ROWS, minilm
 from benchmarks.report import arguments, finish
 from benchmarks.system import System
+from fedcybgd.shared.contract.plans import PlanView
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.views import AssignmentView
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 AGENTS = 2
@@ -84,12 +87,12 @@ def measure(name: str, case: Case, folder: Path) -> dict[str, float]:
     spec = {"name": name, "model": name, "lease_s": 300, **case.spec}
     with System(folder / "system", partitions) as system:
         system.add_model(name, case.model())
-        plan = system.operator.post(f"/plan?rows={_windows(case, rows) // AGENTS}", spec)
-        assert not plan["problems"], plan["problems"]
+        plan = system.client.runs.plan(spec, rows=_windows(case, rows) // AGENTS)
+        assert not plan.problems, plan.problems
         run_id = system.create_run(spec)
         system.start(run_id)
-        view, visits = system.wait_for(run_id), system.assignments(run_id)
-    return compare(name, plan, visits, view["bytes"]["up"])
+        view, visits = system.wait_for(run_id), system.visits(run_id)
+    return compare(name, plan, visits, view.bytes.up)
 
 
 def _windows(case: Case, rows: list[dict[str, Any]]) -> int:
@@ -102,15 +105,15 @@ def _windows(case: Case, rows: list[dict[str, Any]]) -> int:
     return sum(len(i) + 1 for i in ids) // int(case.spec["task"]["max_length"])
 
 
-def compare(name: str, plan: dict[str, Any], visits: list[dict[str, Any]], sent: int) -> dict[str, float]:
+def compare(name: str, plan: PlanView, visits: list[tuple[AssignmentView, TrainMetrics]], sent: int) -> dict[str, float]:
     """Figures of one run, with a line for each block and agent."""
-    planned = {(a["name"], v["block"]): v["memory_bytes"] for a in plan["agents"] for v in a["visits"]}
+    planned = {(a.name, v.block): v.memory_bytes or 0 for a in plan.agents for v in a.visits}
     measured: dict[str, list[tuple[int, int]]] = defaultdict(list)
     fetched: dict[str, int] = defaultdict(int)
-    for visit in visits:
-        peak = visit["metrics"]["peak_memory_bytes"]
-        measured[visit["block"]].append((planned[visit["agent"], visit["block"]], peak))
-        fetched[visit["agent"]] += visit["metrics"]["bytes_down"]
+    for visit, metrics in visits:
+        assert visit.agent is not None
+        measured[visit.block].append((planned[visit.agent, visit.block], metrics.peak_memory_bytes))
+        fetched[visit.agent] += metrics.bytes_down
     print(f"\n{name}: peak memory of each block's visits, MB: planned, measured median (least to greatest), ratio")
     ratios, plans, peaks = {}, [], []
     for block, pairs in measured.items():
@@ -121,12 +124,12 @@ def compare(name: str, plan: dict[str, Any], visits: list[dict[str, Any]], sent:
         least, greatest = min(m for _, m in pairs), max(m for _, m in pairs)
         print(f"  {block:12} {of_plan / 1e6:8.1f} {of_run / 1e6:8.1f} ({least / 1e6:.1f} to {greatest / 1e6:.1f})  {ratios[block]:.3f}")
     print(f"{name}: megabytes of the whole run: planned, measured, ratio")
-    down = sum(a["whole_run"]["down"] for a in plan["agents"])
-    up = sum(a["whole_run"]["up"] for a in plan["agents"])
-    for agent in plan["agents"]:
-        own = agent["whole_run"]["down"]
-        real = fetched[agent["name"]]
-        print(f"  {agent['name']:12} {own / 1e6:8.3f} {real / 1e6:8.3f}  {own / real:.3f} down")
+    down = sum(a.whole_run.down for a in plan.agents)
+    up = sum(a.whole_run.up for a in plan.agents)
+    for agent in plan.agents:
+        own = agent.whole_run.down
+        real = fetched[agent.name]
+        print(f"  {agent.name:12} {own / 1e6:8.3f} {real / 1e6:8.3f}  {own / real:.3f} down")
     real_down = sum(fetched.values())
     print(f"  {'all':12} {down / 1e6:8.3f} {real_down / 1e6:8.3f}  {down / real_down:.3f} down")
     print(f"  {'all':12} {up / 1e6:8.3f} {sent / 1e6:8.3f}  {up / sent:.3f} up", flush=True)

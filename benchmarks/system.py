@@ -1,20 +1,19 @@
 """A whole system as real processes: `fedcoord serve` with its engine, and `fedagent run` with its trainer."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
-from fedcybgd.client.connection import Connection
+from fedcybgd import Agent, Coordinator
+from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.views import AssignmentView, RunView
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Of every process that is measured, on both sides of every comparison."""
@@ -28,72 +27,35 @@ class System:
     def __init__(self, folder: Path, partitions: Mapping[str, Path]) -> None:
         """`partitions`: the rows of each agent, by its name."""
         self._folder, self._partitions = folder, partitions
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._stack = ExitStack()
+        self._agents: list[Agent] = []
         self.home = folder / "coordinator"
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._start_coordinator()
+        with ExitStack() as stack:
+            log = self._folder / "coordinator.log"
+            self.coordinator = stack.enter_context(Coordinator.local(self.home, log=log, environment=ENVIRONMENT))
+            self.client, self.url = self.coordinator.client, self.coordinator.url
+            self.web = psutil.Process(self.coordinator.pid)
             for name, data in self._partitions.items():
-                self._start_agent(name, data)
+                agent = Agent.local(
+                    self.url, self.coordinator.token(), name, data=data, runs=["*"], home=self._folder / name,
+                    settings={"device": {"threads": 1}}, log=self._folder / f"{name}.log", environment=ENVIRONMENT,
+                )  # fmt: skip
+                self._agents.append(stack.enter_context(agent))
             self.wait_until_idle()
-        except BaseException:
-            self._stop()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
-
-    def _start_coordinator(self) -> None:
-        log = self._folder / "fedcybgd.coordinator.log"
-        command = [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(self.home), "--port", "0"]
-        process = self._spawn(command, log)
-        self.web = psutil.Process(process.pid)
-        until = time.monotonic() + 60
-        while "Application startup complete" not in (text := log.read_text()):
-            assert process.poll() is None, f"the coordinator ended: {text}"
-            assert time.monotonic() < until, f"the coordinator does not start: {text}"
-            time.sleep(0.05)
-        url, key = re.search(r"coordinator at (http://\S+?:\d+)", text), re.search(r"FEDCOORD_OPERATOR_KEY=(\S+)", text)
-        assert url, text
-        assert key, text
-        self.url = url[1]
-        self.operator: Any = Connection(self.url, key[1])
-
-    def _start_agent(self, name: str, data: Path) -> None:
-        home = self._folder / name
-        token = self.operator.post("/enrolment-tokens", {})["token"]
-        agent = [sys.executable, "-m", "fedcybgd.agent.cli"]
-        command = [*agent, "enroll", self.url, "--token", token, "--name", name, "--data", str(data), "--runs", "*", "--home", str(home)]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, **ENVIRONMENT})
-        settings = home / "agent.toml"
-        text = settings.read_text()
-        assert "threads = 0 " in text
-        settings.write_text(text.replace("threads = 0 ", "threads = 1 "))
-        self._spawn([*agent, "run", "--home", str(home)], self._folder / f"{name}.log")
-
-    def _spawn(self, command: list[str], log: Path) -> "subprocess.Popen[bytes]":
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT})
-        self._started.append(process)
-        return process
-
-    def _stop(self) -> None:
-        for process in reversed(self._started):
-            process.send_signal(signal.SIGTERM)
-        for process in reversed(self._started):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        self._stack.close()
 
     def cpu_seconds(self) -> Counter[str]:
         """CPU time of all processes so far, by what they are: web, engine, daemons, trainers."""
         found: Counter[str] = Counter()
-        for i, started in enumerate(self._started):
-            process = psutil.Process(started.pid)
+        for i, pid in enumerate([self.coordinator.pid, *(agent.pid for agent in self._agents)]):
+            process = psutil.Process(pid)
             found["daemons" if i else "web"] += _cpu(process)
             found["trainers" if i else "engine"] += sum(_cpu(child) for child in process.children(recursive=True))
         return found
@@ -114,32 +76,25 @@ class System:
         raise TimeoutError("the system does not come to rest")
 
     def add_model(self, name: str, source: Path) -> None:
-        self.operator.post("/models", {"name": name, "source": str(source)})
-        model = self.operator.wait(lambda: self.operator.get(f"/models/{name}"), lambda m: m["state"] != "adding")
-        assert model["state"] == "ready", model["reason"]
+        self.client.models.add(source, name)
 
-    def create_run(self, spec: Mapping[str, Any]) -> str:
+    def create_run(self, spec: Mapping[str, object]) -> str:
         """The id of a prepared run."""
-        run_id: str = self.operator.post("/runs", dict(spec))["id"]
-        run = self.operator.wait(lambda: self.operator.get(f"/runs/{run_id}"), lambda r: r["prepared"] or r["state"] == "failed")
-        assert run["prepared"], run["reason"]
-        return run_id
+        return self.client.runs.create(spec).id
 
     def start(self, run_id: str) -> float:
         """Start a run; returns the time of the request."""
         at = time.time()
-        self.operator.post(f"/runs/{run_id}/start")
+        self.client.runs.start(run_id)
         return at
 
-    def wait_for(self, run_id: str) -> Any:
-        """The view of a run that has completed."""
-        run = self.operator.wait(lambda: self.operator.get(f"/runs/{run_id}"), lambda r: r["state"] != "running", every=1)
-        assert run["state"] == "completed", f"{run['state']}: {run['reason']}"
-        return run
+    def wait_for(self, run_id: str) -> RunView:
+        """A run that has completed."""
+        return self.client.runs.wait(run_id, lambda run: run.state == "completed", every_s=1)
 
-    def assignments(self, run_id: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.operator.every(f"/runs/{run_id}/assignments")
-        return found
+    def visits(self, run_id: str) -> list[tuple[AssignmentView, TrainMetrics]]:
+        """The visits of a run, each with what it reported."""
+        return [(visit, visit.metrics) for visit in self.client.runs.assignments(run_id) if visit.metrics is not None]
 
 
 def _cpu(process: psutil.Process) -> float:

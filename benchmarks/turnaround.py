@@ -26,7 +26,7 @@ class Hand:
     """An agent that sends deltas made by hand, at once."""
 
     def __init__(self, system: System, name: str) -> None:
-        token = system.operator.post("/enrolment-tokens", {})["token"]
+        token = system.coordinator.token()
         self.name = name
         self._key = Client(system.url).enrol(EnrolRequest(token=token, name=name)).key
         Client(system.url, self._key).me()  # who was never seen takes no part in a run

@@ -35,15 +35,15 @@ def run(task: str, variant: str, data: Path, folder: Path) -> dict[str, float]:
         run_id = system.create_run(spec | {"lease_s": 300})
         system.start(run_id)
         view = system.wait_for(run_id)
-        traffic: list[dict[str, Any]] = system.operator.every(f"/runs/{run_id}/traffic")
-        visits = system.assignments(run_id)
+        traffic = list(system.client.runs.traffic(run_id))
+        visits = system.visits(run_id)
     kinds: Counter[str] = Counter()
     for row in traffic:
-        kinds[row["kind"]] += row["bytes"]
-    down, up = sum(v["metrics"]["bytes_down"] for v in visits), sum(v["metrics"]["bytes_up"] for v in visits)
+        kinds[row.kind] += row.bytes
+    down, up = sum(m.bytes_down for _, m in visits), sum(m.bytes_up for _, m in visits)
     counted = kinds["shard"] + kinds["patch"] + kinds["file"], kinds["delta"]
     assert (down, up) == counted, f"the agents counted {down} down and {up} up, the coordinator {counted}"
-    parameters = sum(b["num_parameters"] for b in view["blocks"])
+    parameters = sum(b.num_parameters for b in view.blocks)
     exchanges = len(visits) / AGENTS * (1 if task == "sst2" else 4)  # 80 steps a visit are four times FedAvg's 20
     fedavg = exchanges * AGENTS * 2 * 2 * parameters
     total = sum(kinds.values())

@@ -67,12 +67,13 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     console.print(f"[bold]{task.title}[/]\n{rows:,} rows, dealt out to {len(partitions)} agents; no row leaves its agent.\n")
     client = system.start_coordinator()
     console.print(
-        f"coordinator at {system.url}, status page {system.url}/admin\n  operator's key of this demo: {system.key}\n", highlight=False
+        f"coordinator at {system.coordinator.url}, status page {system.coordinator.url}/admin\n  operator's key of this demo: {system.coordinator.key}\n",
+        highlight=False,
     )
     for path in partitions:
-        system.start_agent(client, path.stem, path, task.runs, threads)
+        system.start_agent(path.stem, path, task.runs, threads)
     with console.status("adding the model, block by block"):
-        system.add_model(task.model, task.model_name)
+        client.models.add(task.model, task.model_name)
         run = client.runs.create(task.run_file)
     console.print(f"{len(run.blocks)} blocks, {run.rounds_total} rounds; {len(partitions)} agents are enrolled and wait for work")
     with console.status("measuring the memory of full fine-tuning, for comparison"):
@@ -119,7 +120,9 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
     if json_path is not None:
         report.save(json_path, figures, {"digests": {b.name: b.digest for b in run.blocks}})
     if os.environ.get("KEEP"):
-        console.print(f"\nkept alive: {system.url}/admin with the key {system.key}; Ctrl-C ends it", highlight=False)
+        console.print(
+            f"\nkept alive: {system.coordinator.url}/admin with the key {system.coordinator.key}; Ctrl-C ends it", highlight=False
+        )
         while True:
             system.check()
             time.sleep(1)

@@ -73,13 +73,17 @@ class Agent:
         made.start()
         return made
 
-    def start(self) -> Self:
-        """Start again after `stop` or `kill`. Raises `NotEnrolled`, `ConfigError`, `NotStarted`."""
+    def start(self, *, wait: bool = True) -> Self:
+        """Start again after `stop` or `kill`; `wait` until it waits for work, as it does once a coordinator answers.
+
+        Raises `NotEnrolled`, `ConfigError`, `NotStarted`.
+        """
         directory = Home(self.home)
         directory.load_config()
         self.name = credentials.load(directory).name
         self._process.start()
-        self._process.wait_until(self._at_work, f"agent {self.name}", self._timeout_s)
+        if wait:
+            self._process.wait_until(self._at_work, f"agent {self.name}", self._timeout_s)
         return self
 
     def _at_work(self) -> bool:

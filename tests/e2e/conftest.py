@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedcybgd import Agent, Coordinator
 from tests.support.models import WORDS
-from tests.support.processes import AgentProcess, CoordinatorProcess
+from tests.support.processes import ENVIRONMENT, start_agent
 
 STEPS = 600
 """Long enough to be killed in the middle: what a visit has done is seen half a second after it began."""
@@ -38,14 +39,11 @@ def spec(name: str, steps: int = 20, **schedule: Any) -> dict[str, Any]:
 class Federation:
     def __init__(self, folder: Path, bert: Path) -> None:
         self.folder, self.bert = folder, bert
-        self.coordinator = CoordinatorProcess(folder / "coordinator").start()
-        self.operator = self.coordinator.operator
+        self.coordinator = Coordinator.local(folder / "coordinator", environment=ENVIRONMENT)
+        self.operator = self.coordinator.client.connection
         self.operator.post("/models", {"name": "tiny", "source": str(bert)})
         self.partitions = [write_rows(folder / f"rows-{i}.jsonl", i) for i in range(2)]
-        self.agents = [
-            AgentProcess(folder / f"agent-{i}", f"agent-{i}").enrol(self.coordinator, path).start()
-            for i, path in enumerate(self.partitions)
-        ]
+        self.agents = [start_agent(folder / f"agent-{i}", f"agent-{i}", self.coordinator, path) for i, path in enumerate(self.partitions)]
         model = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)
         assert model["state"] == "ready", model["reason"]
         # Who was never seen takes no part in a run from its start, and then another agent trains what was its.
@@ -78,14 +76,14 @@ class Federation:
                 return dict(assignment)
         return None
 
-    def agent_of(self, assignment: dict[str, Any]) -> AgentProcess:
+    def agent_of(self, assignment: dict[str, Any]) -> Agent:
         return next(a for a in self.agents if a.name == assignment["agent"])
 
     def stop(self) -> None:
         for agent in self.agents:
-            if agent.process is not None and agent.process.poll() is None:
-                agent.process.kill()
-        if self.coordinator.process is not None and self.coordinator.process.poll() is None:
+            if agent.running:
+                agent.kill()
+        if self.coordinator.running:
             self.coordinator.kill()
 
 

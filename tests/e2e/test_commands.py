@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import Federation, spec, write_rows
-from tests.support.processes import ENVIRONMENT, AgentProcess
+from tests.support.processes import ENVIRONMENT, start_agent, trainer
 
 
 def fedcoord(federation: Federation, *arguments: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -86,7 +86,8 @@ def test_a_wrong_key_and_a_wrong_address_are_one_line_each(federation: Federatio
 def test_check_finds_rows_tokens_and_what_is_wrong(federation: Federation, tmp_path: Path) -> None:
     run_id = federation.create(spec("for-check"))
     rows = write_rows(tmp_path / "rows.jsonl", 5)
-    agent = AgentProcess(tmp_path / "agent", "checked").enrol(federation.coordinator, rows)
+    agent = start_agent(tmp_path / "agent", "checked", federation.coordinator, rows)
+    agent.stop()
     good = fedagent(agent.home, "check")
     assert good.returncode == 0, good.stdout
     assert "64 rows of data rows fit" in good.stdout
@@ -120,14 +121,12 @@ def test_a_second_agent_in_the_same_home_is_refused(federation: Federation) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc, which only Linux has")
 def test_neither_web_process_nor_daemon_has_loaded_torch(federation: Federation) -> None:
-    assert federation.coordinator.process is not None
-    for process in (federation.coordinator.process, *(a.process for a in federation.agents)):
-        assert process is not None
+    for process in (federation.coordinator, *federation.agents):
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
-    trainer = federation.agents[0].trainer()
-    assert trainer is not None
-    assert "libtorch" in Path(f"/proc/{trainer.pid}/maps").read_text()
-    assert psutil.Process(federation.coordinator.process.pid).memory_info().rss < 200e6
+    training = trainer(federation.agents[0])
+    assert training is not None
+    assert "libtorch" in Path(f"/proc/{training.pid}/maps").read_text()
+    assert psutil.Process(federation.coordinator.pid).memory_info().rss < 200e6
 
 
 def test_no_key_in_any_log(federation: Federation) -> None:

@@ -9,33 +9,35 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.support.processes import ENVIRONMENT, CoordinatorProcess, wait_for
+from fedcybgd import Coordinator
+from tests.support.processes import ENVIRONMENT, wait_for
 
 
 def _call(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"{program}.cli", *arguments]
+    command = [sys.executable, "-m", f"fedcybgd.{program}.cli", *arguments]
     return subprocess.run(command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorProcess]:
+def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate = authority.issue_cert("localhost")
     for index, pem in enumerate(certificate.cert_chain_pems):
         pem.write_to_path(tmp_path / "cert.pem", append=index > 0)
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    monkeypatch.setenv("FEDCOORD_TLS_CERTIFICATE", str(tmp_path / "cert.pem"))
-    monkeypatch.setenv("FEDCOORD_TLS_KEY", str(tmp_path / "key.pem"))
-    monkeypatch.setenv("FEDCOORD_HOST", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    started = CoordinatorProcess(tmp_path / "coordinator").start()
-    yield started
-    if started.process is not None and started.process.poll() is None:
-        started.kill()
+    with Coordinator.local(
+        tmp_path / "coordinator",
+        host="localhost",
+        tls_certificate=tmp_path / "cert.pem",
+        tls_key=tmp_path / "key.pem",
+        environment=ENVIRONMENT,
+    ) as started:
+        yield started
 
 
-def test_operator_and_agent_speak_https_and_check_the_certificate(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+def test_operator_and_agent_speak_https_and_check_the_certificate(coordinator: Coordinator, tmp_path: Path) -> None:
     assert coordinator.url.startswith("https://localhost:")
     operator = {"FEDCOORD_URL": coordinator.url, "FEDCOORD_OPERATOR_KEY": coordinator.key}
     token = _call("coordinator", "agents", "token", **operator).stdout.split()[0]
@@ -63,7 +65,7 @@ def test_operator_and_agent_speak_https_and_check_the_certificate(coordinator: C
         [sys.executable, "-m", "fedcybgd.agent.cli", "run", "--home", str(tmp_path / "far")], env={**os.environ, **ENVIRONMENT}
     )
     try:
-        wait_for(lambda: coordinator.operator.get("/status")["waiting_claims"] == 1)
+        wait_for(lambda: coordinator.client.status().waiting_claims == 1)
     finally:
         agent.terminate()
         agent.wait(timeout=30)

@@ -6,16 +6,16 @@ import time
 import psutil
 
 from tests.e2e.conftest import STEPS, Federation, spec
-from tests.support.processes import wait_for
+from tests.support.processes import trainer, wait_for
 
 
 def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
     run_id = federation.start(spec("kill-agent", STEPS, cycles=1))
     agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
-    trainer = agent.trainer()
-    assert trainer is not None
+    training = trainer(agent)
+    assert training is not None
     agent.kill()
-    wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, limit=10)  # it goes with its daemon
+    wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, limit=10)  # it goes with its daemon
     agent.start()
     assert federation.digests(run_id) == undisturbed
 
@@ -23,9 +23,9 @@ def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed:
 def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[str, str]) -> None:
     run_id = federation.start(spec("kill-trainer", STEPS, cycles=1))
     assignment = wait_for(lambda: federation.training(run_id))
-    trainer = federation.agent_of(assignment).trainer()
-    assert trainer is not None
-    trainer.kill()
+    training = trainer(federation.agent_of(assignment))
+    assert training is not None
+    training.kill()
     assert federation.digests(run_id) == undisturbed
     attempts = [a["attempt"] for a in federation.operator.get(f"/runs/{run_id}/assignments")]
     assert max(attempts) == 2
@@ -36,7 +36,7 @@ def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[
 def test_the_coordinator_is_killed_while_an_agent_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
     run_id = federation.start(spec("kill-coordinator", STEPS, cycles=1))
     wait_for(lambda: federation.training(run_id))
-    workers = psutil.Process(federation.coordinator.process.pid).children(recursive=True)  # type: ignore[union-attr]
+    workers = psutil.Process(federation.coordinator.pid).children(recursive=True)
     federation.coordinator.kill()
     wait_for(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers), limit=10)
     federation.coordinator.start()
@@ -49,7 +49,7 @@ def test_the_engine_is_killed_again_and_again(federation: Federation, undisturbe
     run_id = federation.start(spec("kill-engine", STEPS, cycles=1))
     wait_for(lambda: federation.training(run_id))
     for _ in range(2):
-        for worker in psutil.Process(federation.coordinator.process.pid).children(recursive=True):  # type: ignore[union-attr]
+        for worker in psutil.Process(federation.coordinator.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # the last one, not yet collected
                 if "spawn_main" in " ".join(worker.cmdline()):
                     worker.kill()
@@ -73,7 +73,7 @@ def test_agents_wait_for_a_coordinator_that_is_not_there(federation: Federation,
         agent.stop()
     assert federation.coordinator.stop() == 0
     for agent in federation.agents:
-        agent.start()
+        agent.start(wait=False)
     wait_for(lambda: all("trying again" in agent.log.read_text() for agent in federation.agents), limit=60)
     federation.coordinator.start()
     federation.operator.post(f"/runs/{run_id}/start")

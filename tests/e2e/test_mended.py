@@ -9,7 +9,7 @@ import pytest
 
 from fedcybgd.client.errors import Refused
 from tests.e2e.conftest import Federation, spec, write_rows
-from tests.support.processes import AgentProcess, wait_for
+from tests.support.processes import start_agent, wait_for
 
 
 def standing(federation: Federation, run_id: str, agent: str) -> str:
@@ -20,14 +20,14 @@ def test_a_column_of_another_name_is_mended_in_agent_toml(federation: Federation
     good = [json.loads(line) for line in write_rows(tmp_path / "good.jsonl", 7).read_text().splitlines()]
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"sentence": row["text"], "label": row["label"]}) + "\n" for row in good))
-    agent = AgentProcess(tmp_path / "mender", "mender").enrol(federation.coordinator, rows).start()
+    agent = start_agent(tmp_path / "mender", "mender", federation.coordinator, rows)
     try:
         run_id = federation.create({**spec("mended", steps=5), "agents": ["mender"]})
         wait_for(lambda: standing(federation, run_id, "mender") == "unfit", limit=60)
         with pytest.raises(Refused, match="data_invalid"):
             federation.operator.post(f"/runs/{run_id}/start")
         config = agent.home / "agent.toml"
-        config.write_text(config.read_text().replace("# columns =", 'columns = { text = "sentence" }  #'))
+        config.write_text(config.read_text() + '\n[data.rows.columns]\ntext = "sentence"\n')
         checked = subprocess.run(
             [sys.executable, "-m", "fedcybgd.agent.cli", "check", "--home", str(agent.home)], capture_output=True, text=True
         )

@@ -1,0 +1,68 @@
+"""Coordinators that a program starts: they end with it, go on where they were, and say why they do not start."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedcybgd import Coordinator, FedError
+from fedcybgd.local.errors import NotStarted, ProcessEnded
+from tests.support.processes import ENVIRONMENT, wait_for
+
+PROGRAM = "import sys, time; from fedcybgd import Coordinator; c = Coordinator.local(sys.argv[1]); print(c.pid, c.url, flush=True); time.sleep(600)"
+
+
+def test_it_ends_with_a_program_that_is_killed_and_goes_on_in_the_next(tmp_path: Path) -> None:
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "home")], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    pid, url = program.stdout.readline().split()
+    coordinator = psutil.Process(int(pid))
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    program.stdout.close()
+    wait_for(lambda: not coordinator.is_running() or coordinator.status() == psutil.STATUS_ZOMBIE, limit=90)
+
+    with Coordinator.local(tmp_path / "home", int(url.rsplit(":", 1)[1]), environment=ENVIRONMENT) as again:
+        assert again.url == url
+        assert again.client.status().runs == []  # under the key that the first one was given
+        assert (again.home / "operator.key").stat().st_mode & 0o077 == 0
+        for code, home, port in (("home_taken", again.home, 0), ("cannot_listen", tmp_path / "other", int(url.rsplit(":", 1)[1]))):
+            with pytest.raises(NotStarted) as refused:
+                Coordinator.local(home, port)
+            assert refused.value.code == code
+            assert refused.value.message in refused.value.log
+        assert again.kill() == -signal.SIGKILL
+        with pytest.raises(ProcessEnded):
+            again.check()
+        again.start()
+        assert again.client.health().status == "ok"
+        assert again.stop() == 0
+    assert again.home.exists()
+
+
+def test_a_key_that_nobody_told_is_asked_for(tmp_path: Path) -> None:
+    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT) as first:
+        key = first.key
+        (first.home / "operator.key").unlink()
+        first.stop()
+        with Coordinator.local(tmp_path / "home") as second:
+            with pytest.raises(FedError) as unknown:
+                second.token()
+            assert unknown.value.code == "operator_key_unknown"
+        with Coordinator.local(tmp_path / "home", key=key) as third:
+            assert third.token().startswith("fct_")
+
+
+def test_what_the_program_does_not_say_is_not_taken_from_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's coordinator never opens the database that a person's shell names."""
+    monkeypatch.setenv("FEDCOORD_DATABASE_URL", f"sqlite:///{tmp_path / 'precious.db'}")
+    with pytest.raises(FedError) as wrong:
+        Coordinator.local(tmp_path / "home", threads=1)
+    assert wrong.value.code == "settings_invalid"
+    assert "FEDCOORD_THREADS" in wrong.value.message
+    with Coordinator.local(tmp_path / "home", log_level="WARNING"):
+        assert not (tmp_path / "precious.db").exists()
+        assert (tmp_path / "home" / "coordinator.db").exists()
