@@ -71,7 +71,7 @@ def live(request: Request, session: ReadDep, waiting: WaitingDep) -> Response:
         return HTMLResponse("", status_code=401)
     overview = status.overview(session, now(), len(waiting))
     chosen = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
-    runs = [status.run_status(session, run.id, now()) for run in chosen[:5]]
+    runs = [status.run_status(session, run.id, now(), members=False) for run in chosen[:5]]
     shown = {"status": overview, "runs": [(run, busy_blocks(run)) for run in runs], "now": now()}
     return templates.TemplateResponse(request, "live.html", shown)
 
