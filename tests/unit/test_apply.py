@@ -71,6 +71,21 @@ def test_every_codec_adds_up_to_the_bit(tmp_path: Path, store: BlobStore, codec:
             assert not torch.equal(tensor, old[name])
 
 
+def test_what_is_trained_is_float32_from_then_on_and_what_has_no_delta_stays_to_the_byte(tmp_path: Path, store: BlobStore) -> None:
+    half = normal(8, 4).to(torch.bfloat16)
+    positions, scale = torch.arange(5), normal(3, seed=9).to(torch.float16)
+    block = put(store, "layers.0", {"a.weight": half, "positions": positions, "scale": scale})
+    digest, meant = delta(store, tmp_path, "float32", True, 5, {"a.weight": half})
+    [ref] = run(store, Change(block=block, terms=[Term(digest=digest, weight=1.0)])).blocks
+    new = load_file(store.path(ref.digest))
+    assert {name: tensor.dtype for name, tensor in new.items()} == {
+        "a.weight": torch.float32, "positions": torch.int64, "scale": torch.float16,
+    }  # fmt: skip
+    assert torch.equal(new["a.weight"], half.float() + meant["a.weight"])
+    assert torch.equal(new["positions"], positions)
+    assert torch.equal(new["scale"], scale)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_tensor_is_computed_some_rows_at_a_time_with_the_same_bits(
     tmp_path: Path, store: BlobStore, codec: str, monkeypatch: pytest.MonkeyPatch
