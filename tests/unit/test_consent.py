@@ -59,6 +59,10 @@ def test_without_a_word_nothing_is_consented_to(tmp_path: Path) -> None:
         source_for(Home(tmp_path), only, "anything")
 
 
+def test_a_coordinator_is_told_of_the_runs_of_every_set() -> None:
+    assert patterns(config(SETS)) == ["c*", "cola", "cola-*", "demo-?", "rte"]
+
+
 def test_each_set_has_its_own_columns(tmp_path: Path) -> None:
     source = source_for(Home(tmp_path), config(SETS), "rte")
     assert (source.path, source.columns) == (str(tmp_path.resolve() / "rte.jsonl"), {"text": "premise"})
