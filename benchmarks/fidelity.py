@@ -142,7 +142,7 @@ def plans(facts: Callable[[str], list[BlockFacts]], order: list[str]) -> dict[st
         return lambda block: {name: codec for name in order if name != block}
 
     def nothing_updated(block: str) -> list[BlockFacts]:
-        return [BlockFacts(f.name, f.kind, f.num_parameters, f.bytes, 0, f.influence) for f in facts(block)]
+        return [BlockFacts(f.name, f.kind, f.num_parameters, 0, f.influence) for f in facts(block)]
 
     return {
         "int8": policy("int8"),
@@ -189,8 +189,7 @@ def measure(given: Subject) -> dict[str, float]:
         # In the first cycle, in ascending order: what comes before the visited layer has been updated.
         updated = layers[: layers.index(visited)]
         return [
-            BlockFacts(b.name, b.kind, b.num_parameters, {}, 1 if b.name in updated else 0, found.get(b.name))
-            for b in given.prepared.blocks
+            BlockFacts(b.name, b.kind, b.num_parameters, 1 if b.name in updated else 0, found.get(b.name)) for b in given.prepared.blocks
         ]
 
     config = next(f for f in given.calibration.files if f.name == "config.json")

@@ -36,7 +36,7 @@ class Visit:
     memory: PeakMemory
     report: Callable[[Progress], None]
     should_stop: Callable[[], bool]
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def settings(self) -> TrainSettings:

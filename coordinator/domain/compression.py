@@ -6,7 +6,7 @@ A plan is block → codec. Codecs from the most faithful to the least: exact, in
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.errors import CoordinatorError, Invalid
@@ -39,8 +39,6 @@ class BlockFacts:
     name: str
     kind: str
     num_parameters: int
-    bytes: Mapping[str, int] = field(default_factory=dict)
-    """by codec, as far as they are known"""
     version: int = 0
     """above 0: updated in this run"""
     influence: float | None = None
@@ -69,8 +67,8 @@ class DoesNotFit:
 
     plan: Plan
     reason: str
-    missing_memory_bytes: int = 0
-    missing_download_bytes: int = 0
+    missing_memory_bytes: int
+    missing_download_bytes: int
 
 
 def plan(
@@ -155,9 +153,9 @@ def _fixed(settings: CompressionSection, blocks: Sequence[BlockFacts], trained: 
     result = {b.name: "exact" for b in blocks}
     match settings.policy:
         case "int8":
-            result |= {b.name: _worth(b, "int8") for b in frozen}
+            result |= {b.name: "int8" for b in frozen}
         case "int4":
-            result |= {b.name: _worth(b, "int4" if b.kind == LAYER else "int8") for b in frozen}
+            result |= {b.name: "int4" if b.kind == LAYER else "int8" for b in frozen}
         case "hybrid":
             # arXiv 2406.11187: what was not updated yet is dropped up to a ratio, what was updated is thinned and never dropped.
             fresh = [b for b in frozen if b.kind == LAYER and b.version == 0]
@@ -208,29 +206,22 @@ def auto_ladder(settings: CompressionSection, blocks: Sequence[BlockFacts], trai
     smaller (pruning a block that is int4 already, as a rule) is left out.
     """
     frozen = [b for b in blocks if b.name not in trained]
-    current: Plan = {b.name: "exact" for b in blocks} | {b.name: _worth(b, "int8") for b in frozen}
+    current: Plan = {b.name: "exact" for b in blocks} | {b.name: "int8" for b in frozen}
     yield dict(current)
     layers = _by_influence([b for b in frozen if b.kind == LAYER])
     fresh = [b for b in layers if b.version == 0]
     steps = [(b, "int4") for b in layers] + [(b, pruned_codec(settings.prune_ratio)) for b in layers]
     steps += [(b, "dropped") for b in fresh[: _droppable(settings, fresh)]]
     for block, codec in steps:
-        if codec == "dropped" or _bytes(block, codec) < _bytes(block, current[block.name]):
+        if codec == "dropped" or _bytes_a_value(codec) < _bytes_a_value(current[block.name]):
             current[block.name] = codec
             yield dict(current)
 
 
-def _worth(block: BlockFacts, codec: str) -> str:
-    """`codec`, unless it is known to save nothing, as for norms and tiny blocks."""
-    return codec if _bytes(block, codec) < _bytes(block, "exact") else "exact"
-
-
-def _bytes(block: BlockFacts, codec: str) -> float:
-    # Where sizes are not known, those of float32 weights with a bfloat16 scale for 64 of them.
-    rough = {"exact": 4.0, "int8": 1 + 2 / 64, "int4": 0.5 + 4 / 64}.get(codec)
-    if rough is None:
-        rough = 4 * (1 - int(codec.partition(":")[2]) / 100)
-    return block.bytes.get(codec, rough * block.num_parameters)
+def _bytes_a_value(codec: str) -> float:
+    """About what a float32 weight takes, with a bfloat16 scale (and offset) for 64 of them."""
+    found = {"exact": 4.0, "int8": 1 + 2 / 64, "int4": 0.5 + 4 / 64}.get(codec)
+    return 4 * (1 - int(codec.partition(":")[2]) / 100) if found is None else found
 
 
 def _by_influence(blocks: Sequence[BlockFacts]) -> list[BlockFacts]:

@@ -28,7 +28,6 @@ class AgentFacts:
     device_bytes: int = 0
     """that its device has"""
     bytes_per_s: int = 0
-    disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class _Planner:
     def __init__(self, spec: RunFile, model: Model, agents: Mapping[str, AgentFacts]) -> None:
         self._spec, self._model, self._agents = spec, model, agents
         self._known: dict[object, Plan | DoesNotFit] = {}
-        self.refused: dict[tuple[str, str], str] = {}
+        self.refused: dict[tuple[str, str], DoesNotFit] = {}
 
     def __call__(self, agent: str, blocks: Sequence[BlockShape], trained: Collection[str]) -> Plan | None:
         budget = budget_of(self._spec, self._agents[agent])
@@ -122,7 +121,7 @@ class _Planner:
         found = self._known[key]
         if isinstance(found, DoesNotFit):
             for name in set(trained) - set(self._spec.schedule.always) or trained:
-                self.refused[agent, name] = found.reason
+                self.refused[agent, name] = found
             return None
         return found
 
@@ -162,9 +161,9 @@ def forecast(
     own: dict[str, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         own[transfer.agent].append(transfer)
-    refused: dict[str, dict[str, str]] = defaultdict(dict)
-    for (name, block), reason in planner.refused.items():
-        refused[name][block] = reason
+    refused: dict[str, dict[str, DoesNotFit]] = defaultdict(dict)
+    for (name, block), unfit in planner.refused.items():
+        refused[name][block] = unfit
     estimates, idle, found = _Estimates(spec, model, blocks, rows), {}, []
     for agent in agents:
         if agent.name in outside:
@@ -246,8 +245,8 @@ class _Estimates:
 
 
 def _of_agent(
-    spec: RunFile, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer], refused: Mapping[str, str],
-    cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
+    spec: RunFile, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer],
+    refused: Mapping[str, DoesNotFit], cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
 ) -> AgentForecast:  # fmt: skip
     by_block: dict[str, list[tuple[Transfer, Memory]]] = defaultdict(list)
     needed = disk = 0
@@ -260,13 +259,11 @@ def _of_agent(
     for pairs in by_block.values():
         first, most = pairs[0][0], max((memory for _, memory in pairs), key=lambda m: m.peak)
         visits.append(VisitForecast(first.block, most, compact(first.plan), first.down, first.up))
-    visits += [VisitForecast(name, None, {}, 0, 0, why) for name, why in refused.items() if name not in by_block]
+    visits += [VisitForecast(name, None, {}, 0, 0, why.reason) for name, why in refused.items() if name not in by_block]
     why_not = None
     if refused and not by_block:
         why = next(iter(refused.values()))
-        why_not = ("memory_limit" if "of memory" in why else "nothing_fits", why)
-    elif agent.disk_bytes and disk > agent.disk_bytes:
-        why_not = ("disk_limit", f"an emulator takes {disk / 1e9:.2f} GB of its cache, {agent.disk_bytes / 1e9:.2f} are allowed")
+        why_not = ("memory_limit" if why.missing_memory_bytes else "nothing_fits", why.reason)
     moved = [
         Moved(sum(t.down for t in transfers if t.cycle == cycle), sum(t.up for t in transfers if t.cycle == cycle))
         for cycle in range(cycles)

@@ -23,9 +23,7 @@ class VisitPlan(BaseModel):
 class AgentPlan(BaseModel):
     name: str
     able: bool = Field(description="whether it can take part at all")
-    reason: str | None = Field(
-        description="revoked, not_in_run, memory_limit, nothing_fits, disk_limit, exposure_budget or no_agents, if it cannot"
-    )
+    reason: str | None = Field(description="revoked, not_in_run, memory_limit, nothing_fits, exposure_budget or no_agents, if it cannot")
     message: str | None
     visits: list[VisitPlan]
     visits_per_cycle: float

@@ -11,7 +11,7 @@ A block that is `dropped` has no shard.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -81,13 +81,10 @@ def encode_tensor(name: str, tensor: Tensor, codec: str) -> dict[str, Tensor]:
     return {n: t for n, t in zip(encoded_names(name), parts, strict=True) if t is not None}
 
 
-def read_encoded(
-    path: Path, codec: str, device: torch.device | str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, Tensor | QuantizedTensor]:
+def read_encoded(path: Path, codec: str, device: torch.device | str = "cpu") -> dict[str, Tensor | QuantizedTensor]:
     """The tensors of the shard at `path` as they are stored, after checking that they are what `codec` promises.
 
-    With `shapes` (of the originals), tensors that are missing, foreign or of another shape are refused as well. Raises `CodecError`,
-    which names the tensor.
+    Raises `CodecError`, which names the tensor.
     """
     kind, _ = parse_codec(codec)
     try:
@@ -103,8 +100,6 @@ def read_encoded(
     with safe_open(path, "pt", device=str(device)) as file:
         for name in names:
             result[name] = _read(file, name, header) if name + SCALES in header.tensors else file.get_tensor(name)
-    if shapes is not None:
-        _check_shapes(result, shapes)
     return result
 
 
@@ -157,13 +152,3 @@ def _read(file: TensorSource, name: str, header: Header) -> QuantizedTensor:
     if offsets is not None and not bool(offsets.isfinite().all()):
         raise CodecError(f"{name}: offsets must be finite")
     return QuantizedTensor(codes, scales, offsets, 8 if codes.dtype == torch.int8 else 4)
-
-
-def _check_shapes(tensors: Mapping[str, Tensor | QuantizedTensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    if unlike := sorted(tensors.keys() ^ shapes.keys()):
-        raise CodecError(f"{unlike[0]}: is {'foreign to the block' if unlike[0] in tensors else 'missing from the shard'}")
-    for name, tensor in tensors.items():
-        if isinstance(tensor, QuantizedTensor) and tensor.bits == 4 and shapes[name][-1:] and shapes[name][-1] % 2:
-            raise CodecError(f"{name}: has an odd last dimension {list(shapes[name])} and cannot be in 4 bits")
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            raise CodecError(f"{name}: has shape {list(tensor.shape)} where {list(shapes[name])} was expected")

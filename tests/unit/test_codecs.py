@@ -64,7 +64,7 @@ def test_a_shard_without_metadata_is_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("codec", "bits"), [("int8", 8), ("int4", 4)])
 def test_large_tensors_are_quantized_and_small_ones_kept(tmp_path: Path, codec: str, bits: int) -> None:
     path = shard(tmp_path, encoded(codec), codec)
-    found = read_encoded(path, codec, shapes={n: tuple(t.shape) for n, t in BLOCK.items()})
+    found = read_encoded(path, codec)
     assert found.keys() == BLOCK.keys()
     weight, odd = found["w"], found["odd"]
     assert isinstance(weight, QuantizedTensor)
@@ -135,23 +135,14 @@ def test_bad_offsets_are_refused(tmp_path: Path) -> None:
         ("int8", {"v::scales": torch.ones(1)}, "v::scales: there are no codes"),
         ("int4", {"w::offsets": None}, "w: codes of 4 bits"),
         ("int4", {"w::scales": None}, "w::offsets: there are no codes"),
-        ("int4", {"w": torch.zeros(32, 33, dtype=torch.uint8)}, "w: .*odd"),
         ("int4", {"w::offsets": torch.ones(32, 2)}, "w::offsets: is F32"),
         ("exact", {"w::scales": torch.ones(32, 2, dtype=torch.bfloat16)}, "w::scales: no such tensor"),
-        ("pruned:25", {"extra": torch.ones(2)}, "extra: is foreign"),
-        ("exact", {"bias": None}, "bias: is missing"),
-        ("exact", {"bias": torch.zeros(3)}, "bias: has shape"),
     ],
 )
 def test_shards_that_break_their_promise_are_refused(tmp_path: Path, codec: str, changes: dict[str, Tensor | None], message: str) -> None:
     tensors = {n: t for n, t in ({**encoded(codec), **changes}).items() if t is not None}
-    shapes = {n: tuple(t.shape) for n, t in BLOCK.items()}
-    if "odd" in message:
-        shapes["w"] = (32, 65)
-        tensors["w::scales"] = tensors["w::offsets"] = torch.ones(32, 2, dtype=torch.bfloat16)
-        tensors["w::offsets"] = tensors["w::offsets"].clone()
     with pytest.raises(CodecError, match=message):
-        read_encoded(shard(tmp_path, tensors, codec), codec, shapes=shapes)
+        read_encoded(shard(tmp_path, tensors, codec), codec)
 
 
 def test_metadata_must_be_the_codec_asked_for(tmp_path: Path) -> None:

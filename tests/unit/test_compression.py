@@ -33,10 +33,10 @@ def settings(policy: str = "auto", **values: Any) -> CompressionSection:
 def model(layers: int = 6, updated: tuple[int, ...] = (), influence: list[float | None] | None = None) -> list[BlockFacts]:
     given = influence if influence is not None else [0.5] * layers
     return [
-        BlockFacts("embeddings", "embeddings", 1000, BYTES),
-        *(BlockFacts(f"layers.{i}", "layer", 1000, BYTES, 1 if i in updated else 0, given[i]) for i in range(layers)),
-        BlockFacts("norm", "norm", 25, SMALL),
-        BlockFacts("head", "head", 1000, BYTES),
+        BlockFacts("embeddings", "embeddings", 1000),
+        *(BlockFacts(f"layers.{i}", "layer", 1000, 1 if i in updated else 0, given[i]) for i in range(layers)),
+        BlockFacts("norm", "norm", 25),
+        BlockFacts("head", "head", 1000),
     ]
 
 
@@ -63,12 +63,12 @@ def test_none_leaves_everything_exact() -> None:
 
 def test_int8_is_for_every_frozen_block_that_it_makes_smaller() -> None:
     chosen = plan(settings("int8"), model(), {"layers.1", "head"})
-    assert codecs(chosen, "embeddings", "layers.0", "layers.1", "norm", "head") == ["int8", "int8", "exact", "exact", "exact"]
+    assert codecs(chosen, "embeddings", "layers.0", "layers.1", "norm", "head") == ["int8", "int8", "exact", "int8", "exact"]
 
 
 def test_int4_is_for_layers_and_the_rest_is_int8() -> None:
     chosen = plan(settings("int4"), model(), {"layers.1"})
-    assert codecs(chosen, "embeddings", "layers.0", "layers.1", "norm", "head") == ["int8", "int4", "exact", "exact", "int8"]
+    assert codecs(chosen, "embeddings", "layers.0", "layers.1", "norm", "head") == ["int8", "int4", "exact", "int8", "int8"]
 
 
 def test_hybrid_drops_the_least_influential_of_what_is_not_updated_and_thins_the_updated() -> None:
@@ -223,9 +223,9 @@ def test_auto_never_goes_under_the_floor() -> None:
 def test_a_plan_has_a_short_name() -> None:
     chosen = {
         "embeddings": "int8", "layers.0": "int4", "layers.1": "int4", "layers.2": "exact", "layers.3": "int4", "layers.10": "dropped",
-        "layers.11": "pruned:25", "norm": "exact", "head": "int8",
+        "layers.11": "pruned:25", "norm": "int8", "head": "int8",
     }  # fmt: skip
-    assert plan_key(chosen) == "dropped:layers.10,pruned:25:layers.11,int4:layers.0-1+layers.3,int8:embeddings+head"
+    assert plan_key(chosen) == "dropped:layers.10,pruned:25:layers.11,int4:layers.0-1+layers.3,int8:embeddings+norm+head"
     assert plan_key({"layers.0-1": "int8", "layers.2-3": "int8", "layers.4-5": "int4"}) == "int4:layers.4-5,int8:layers.0-3"
     assert plan_key({"embeddings": "exact"}) == "exact"
 

@@ -219,8 +219,10 @@ def test_who_does_not_take_part_is_said_and_the_others_share_the_visits() -> Non
     ]  # fmt: skip
 
 
-def test_a_cache_that_is_too_small_is_a_reason() -> None:
-    assert (plan(AgentFacts("a", disk_bytes=1000)).agents[0].why_not or ("",))[0] == "disk_limit"
+def test_the_code_of_a_reason_does_not_hang_on_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_reason", lambda *_: "too small, in other words")
+    found = plan(AgentFacts("a", memory_bytes=1000), compression={"policy": "auto"})
+    assert found.agents[0].why_not == ("memory_limit", "too small, in other words")
 
 
 def test_an_exposure_budget_without_a_way_is_a_problem() -> None:
