@@ -17,7 +17,7 @@ from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.sending import Delivery, DeltaDamaged
 from fedcybgd.agent.trainer_process import TrainerProcess
-from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, Progress
+from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment, Progress
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.training import TrainMetrics
 
@@ -55,7 +55,7 @@ class Fetched:
     """digests of what is of no use once the shards are made"""
 
 
-def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progress], None]) -> DeltaReceipt:
+def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[[Progress], None]) -> DeltaReceipt:
     """Steps 3 to 5 of the straight path.
 
     Raises `VisitFailed` when it should be given back with a reason, `LeaseGone` when it is somebody else's by now, and
@@ -93,7 +93,7 @@ def run_assignment(tools: Tools, assignment: Assignment, report: Callable[[Progr
             raise
 
 
-def make(tools: Tools, assignment: Assignment, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
+def make(tools: Tools, assignment: LeasedAssignment, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
     """Fetch and train. Where a shard does not come out right, or a step to it is not to be had, all shards are had whole, once."""
     try:
         return train(tools, assignment, fetch(tools, assignment), heartbeat, report)
@@ -110,12 +110,12 @@ def make(tools: Tools, assignment: Assignment, heartbeat: Heartbeat, report: Cal
     return train(tools, whole, fetch(tools, whole), heartbeat, report)
 
 
-def visit_name(assignment: Assignment) -> str:
+def visit_name(assignment: LeasedAssignment) -> str:
     """Names this visit and no other to the training process."""
     return f"{assignment.assignment_id}/{assignment.attempt}"
 
 
-def fetch(tools: Tools, assignment: Assignment) -> Fetched:
+def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     """The files of the manifest, and for each shard what it can be made of; what the cache holds costs nothing."""
     check_memory(tools.memory_limit, assignment)
     manifest = assignment.manifest
@@ -137,7 +137,7 @@ def fetch(tools: Tools, assignment: Assignment) -> Fetched:
     return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, spent)
 
 
-def fetch_blob(tools: Tools, assignment: Assignment, ref: FileRef | BlobRef) -> Path:
+def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
     """One blob. A transfer that is cut again and again, as by a proxy with a time limit, goes on at once where it got further."""
     while True:
         before = tools.cache.bytes_fetched
@@ -148,7 +148,7 @@ def fetch_blob(tools: Tools, assignment: Assignment, ref: FileRef | BlobRef) -> 
                 raise
 
 
-def check_memory(limit: float | None, assignment: Assignment) -> None:
+def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
     """Refuse, before anything is fetched, a visit whose float32 weights, gradients and two moments alone are over the limit.
 
     Of embeddings that are not tied to an output matrix only the rows that occur have any; how many is not known yet, so none count.
@@ -162,7 +162,9 @@ def check_memory(limit: float | None, assignment: Assignment) -> None:
         raise VisitFailed("memory_limit", text)
 
 
-def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
+def train(
+    tools: Tools, assignment: LeasedAssignment, fetched: Fetched, heartbeat: Heartbeat, report: Callable[[Progress], None]
+) -> TrainMetrics:
     trained = assignment.train.trained
     feedback = assignment.error_feedback
     request = TrainRequest(
@@ -183,7 +185,7 @@ def train(tools: Tools, assignment: Assignment, fetched: Fetched, heartbeat: Hea
     return metrics.model_copy(update={"bytes_down": tools.cache.bytes_fetched})
 
 
-def send(tools: Tools, assignment: Assignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
+def send(tools: Tools, assignment: LeasedAssignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
     """Upload what has not arrived yet, then submit; both may be repeated as often as needed."""
     size = delta.stat().st_size
     if size > assignment.max_delta_bytes:

@@ -23,14 +23,23 @@ from fedcybgd.agent.errors import (
     NotTheCoordinator,
     ProxyBodyLimit,
     Unreachable,
-    VersionUnsupported,
+    VersionRefused,
 )
-from fedcybgd.shared.contract.agents import AgentSelf, ClaimRequest, EnrolAnswer, EnrolRequest, Health, NewKey, Readiness, ReadinessReport
+from fedcybgd.shared.contract.agents import (
+    AgentSelf,
+    ClaimRequest,
+    EnrolAnswer,
+    EnrolRequest,
+    Health,
+    NewKey,
+    ReadinessReport,
+    RunReadiness,
+)
 from fedcybgd.shared.contract.assignments import (
-    Assignment,
-    AssignmentState,
+    AssignmentAnswer,
     DeltaReceipt,
     DeltaSubmission,
+    LeasedAssignment,
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
@@ -50,7 +59,7 @@ ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-enc
 """Headings that say how a body came; it is plain by the time anybody reads it."""
 ENDS = frozenset({"unauthorized", "agent_revoked"})
 """The two things that a coordinator can say to end an agent."""
-KINDS: dict[str, type[CoordinatorSaid]] = {**dict.fromkeys(ENDS, KeyRefused), "version_unsupported": VersionUnsupported}
+KINDS: dict[str, type[CoordinatorSaid]] = {**dict.fromkeys(ENDS, KeyRefused), "version_unsupported": VersionRefused}
 T = TypeVar("T", bound=BaseModel)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
@@ -84,7 +93,7 @@ class Client:
         self.offers = answer.headers.get(OFFERS)
         return self._read(AgentSelf, answer)
 
-    def say_ready(self, runs: list[Readiness]) -> None:
+    def say_ready(self, runs: list[RunReadiness]) -> None:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
 
     def rotate_key(self) -> str:
@@ -93,25 +102,25 @@ class Client:
     def run_file(self, run_id: str, name: str) -> bytes:
         return self._call("GET", f"/runs/{run_id}/files/{name}", limit=MOST_FILE).content
 
-    def claim(self, request: ClaimRequest, wait: float) -> Assignment | None:
+    def claim(self, request: ClaimRequest, wait: float) -> LeasedAssignment | None:
         timeout = httpx.Timeout(30, read=wait + 30)
         answer = self._call("POST", "/assignments/claim", params={"wait": wait}, json=request.model_dump(), timeout=timeout)
         self.offers = answer.headers.get(OFFERS)
         if answer.status_code == 204:
             return None
         try:
-            return Assignment.model_validate_json(answer.content)
+            return LeasedAssignment.model_validate_json(answer.content)
         except ValidationError as error:
             raise self._no_assignment(answer, error) from error
 
-    def state(self, assignment_id: str) -> AssignmentState:
-        return self._model(AssignmentState, "GET", f"/assignments/{assignment_id}")
+    def state(self, assignment_id: str) -> AssignmentAnswer:
+        return self._model(AssignmentAnswer, "GET", f"/assignments/{assignment_id}")
 
     def renew(self, assignment_id: str, request: RenewRequest) -> RenewAnswer:
         return self._model(RenewAnswer, "POST", f"/assignments/{assignment_id}/renew", json=request.model_dump())
 
     def give_back(self, assignment_id: str, request: ReturnRequest) -> None:
-        self._model(AssignmentState, "POST", f"/assignments/{assignment_id}/return", json=request.model_dump())
+        self._model(AssignmentAnswer, "POST", f"/assignments/{assignment_id}/return", json=request.model_dump())
 
     @contextlib.contextmanager
     def shard(self, assignment_id: str, digest: str, offset: int) -> Iterator[httpx.Response]:

@@ -6,7 +6,7 @@ FedError (shared)
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
     │   ├── KeyRefused      its key is void: no use to go on
-    │   └── VersionUnsupported  it speaks another version: one of the two has to be updated
+    │   └── VersionRefused  it speaks another version: one of the two has to be updated
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
@@ -47,7 +47,7 @@ class KeyRefused(CoordinatorSaid):
     pass
 
 
-class VersionUnsupported(CoordinatorSaid):
+class VersionRefused(CoordinatorSaid):
     pass
 
 

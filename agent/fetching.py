@@ -9,7 +9,7 @@ from fedcybgd.shared.contract.manifests import BlobRef, PatchRef, ShardRef
 
 
 @dataclass(frozen=True)
-class Way:
+class Recipe:
     """What has to be fetched for a shard, and what is done with it."""
 
     ref: ShardRef
@@ -35,16 +35,16 @@ class Way:
         )  # fmt: skip
 
 
-def cheapest(ref: ShardRef, has: Callable[[str], bool]) -> Way:
+def cheapest(ref: ShardRef, has: Callable[[str], bool]) -> Recipe:
     """The way that costs the fewest bytes, given what the cache has (by digest)."""
     if has(ref.digest):
-        return Way(ref)
-    ways = [Way(ref, [BlobRef(digest=ref.digest, size=ref.size)])]
+        return Recipe(ref)
+    ways = [Recipe(ref, [BlobRef(digest=ref.digest, size=ref.size)])]
     if ref.packed is not None:
-        ways.append(Way(ref, [ref.packed], packed=True))
+        ways.append(Recipe(ref, [ref.packed], packed=True))
     for count, patch in enumerate(ref.patches, 1):
         if has(patch.base):
             steps = list(reversed(ref.patches[:count]))
-            ways.append(Way(ref, list(steps), base=patch.base, steps=steps))
+            ways.append(Recipe(ref, list(steps), base=patch.base, steps=steps))
             break
     return min(ways, key=lambda way: sum(blob.size for blob in way.blobs if not has(blob.digest)))

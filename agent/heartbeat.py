@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import CoordinatorSaid
-from fedcybgd.shared.contract.assignments import Assignment, Progress, RenewRequest
+from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress, RenewRequest
 
 log = logging.getLogger("fedagent.heartbeat")
 PROGRESS_EVERY_S = 2.0
@@ -25,7 +25,7 @@ class Heartbeat:
     """
 
     def __init__(
-        self, client: Client, assignment: Assignment, progress: Callable[[], Progress | None], on_lost: Callable[[], None]
+        self, client: Client, assignment: LeasedAssignment, progress: Callable[[], Progress | None], on_lost: Callable[[], None]
     ) -> None:
         self._client, self._assignment = client, assignment
         self._progress, self._on_lost = progress, on_lost

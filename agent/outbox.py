@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.paths import folder_name, inside
@@ -31,14 +31,14 @@ class Outbox:
         self._coordinator = coordinator
         root.mkdir(parents=True, exist_ok=True)
 
-    def delta_path(self, assignment: Assignment) -> Path:
+    def delta_path(self, assignment: LeasedAssignment) -> Path:
         return inside(self._root, f"{self._work(assignment)}.safetensors")
 
-    def left_path(self, assignment: Assignment) -> Path:
+    def left_path(self, assignment: LeasedAssignment) -> Path:
         """Directory for what the delta's codec leaves out."""
         return inside(self._root, f"{self._work(assignment)}.left")
 
-    def put(self, assignment: Assignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
+    def put(self, assignment: LeasedAssignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
         """Note the metrics beside the delta that lies at `delta_path`, and the delta's digest."""
         note = self.delta_path(assignment).with_suffix(".json")
         aside = note.with_suffix(".part")
@@ -49,7 +49,7 @@ class Outbox:
         aside.replace(note)
         return self.delta_path(assignment), metrics
 
-    def find(self, assignment: Assignment) -> tuple[Path, TrainMetrics] | None:
+    def find(self, assignment: LeasedAssignment) -> tuple[Path, TrainMetrics] | None:
         """The delta of exactly this work: same block, same base versions, same settings; the attempt does not matter."""
         path = self.delta_path(assignment)
         note = path.with_suffix(".json")
@@ -71,7 +71,7 @@ class Outbox:
             else:
                 path.unlink(missing_ok=True)
 
-    def _work(self, assignment: Assignment) -> str:
+    def _work(self, assignment: LeasedAssignment) -> str:
         blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
         how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback]
         what = [assignment.assignment_id, blocks, how, assignment.train.model_dump(mode="json")]

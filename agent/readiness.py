@@ -10,7 +10,7 @@ from fedcybgd.agent.consent import NotConsented, chosen, source_of
 from fedcybgd.agent.errors import CoordinatorSaid
 from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.contract.agents import Readiness, RunOffer, UnfitReason
+from fedcybgd.shared.contract.agents import RunOffer, RunReadiness, UnfitReason
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.words import known_task
 from fedcybgd.shared.files.tables import Row, examples
@@ -31,11 +31,11 @@ class Verdict:
     """name of the data set"""
     rows: int = 0
 
-    def said(self, tell_rows: str) -> Readiness:
+    def said(self, tell_rows: str) -> RunReadiness:
         """What the coordinator is told of it."""
         told = self.reason is None and tell_rows != "no"
         rows = self.rows if tell_rows == "exactly" else 10 ** (len(str(self.rows)) - 1)
-        return Readiness(
+        return RunReadiness(
             run_id=self.run_id, fits=self.reason is None, reason=self.reason, rows=rows if told else None, exact=told and tell_rows == "exactly"
         )  # fmt: skip
 
@@ -81,7 +81,7 @@ def report(client: Client, config: Config, verdicts: Iterable[Verdict]) -> None:
             raise
 
 
-class Standing:
+class Verdicts:
     """Of which runs the agent takes work, and of which not; looked at again whenever the owner may have mended something."""
 
     def __init__(self, home: Home, client: Client) -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable, VisitFailed
-from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission
+from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
 
@@ -24,7 +24,7 @@ class Delivery:
     """One delta on its way to the coordinator."""
 
     def __init__(
-        self, client: Client, assignment: Assignment, delta: Path, metrics: TrainMetrics, told: Callable[[Exception], None]
+        self, client: Client, assignment: LeasedAssignment, delta: Path, metrics: TrainMetrics, told: Callable[[Exception], None]
     ) -> None:
         self._client, self._assignment, self._delta, self._metrics, self._told = client, assignment, delta, metrics, told
         self._sent_before = client.bytes_sent

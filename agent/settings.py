@@ -25,11 +25,11 @@ ONLY = "rows"
 MAX_PATTERNS = 100
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DataSection(TableFormat, Section):
+class DataSection(TableFormat, SettingsSection):
     path: str = Field(description="file with this agent's rows; relative to agent.toml")
     columns: dict[str, str] = Field(default_factory=dict, description='field = "column", where they differ')
     runs: list[RunPattern] = Field(
@@ -40,7 +40,7 @@ class DataSection(TableFormat, Section):
     )
 
 
-class DeviceSection(Section):
+class DeviceSection(SettingsSection):
     kind: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="what to train on")
     gpu: Annotated[int, Field(ge=0)] | Card | None = Field(
         None,
@@ -49,7 +49,7 @@ class DeviceSection(Section):
     threads: int = Field(0, ge=0, description="threads of the training process on a CPU; 0: as many as the machine or container has cores")
 
 
-class LimitsSection(Section):
+class LimitsSection(SettingsSection):
     memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
     disk_gb: float = Field(20, gt=0, description="size of the shard cache at the most, in 1e9 bytes")
     bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
@@ -57,7 +57,7 @@ class LimitsSection(Section):
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
 
 
-class Config(Section):
+class Config(SettingsSection):
     coordinator: str = Field(pattern=r"^https?://", description="URL of the coordinator")
     data: dict[DataName, DataSection] = Field(min_length=1)
     device: DeviceSection = DeviceSection()

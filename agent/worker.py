@@ -27,14 +27,14 @@ from fedcybgd.agent.errors import (
 )
 from fedcybgd.agent.messages import DataSource, Facts
 from fedcybgd.agent.outbox import Outbox
-from fedcybgd.agent.readiness import Standing, stamp
+from fedcybgd.agent.readiness import Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, within_hours
 from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.assignments import LASTING_REASONS, Assignment, Progress, ReturnRequest
+from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, Progress, ReturnRequest
 from fedcybgd.shared.files.disk import disk_reason
 
 log = logging.getLogger("fedagent")
@@ -54,7 +54,7 @@ PLAIN_REASONS = frozenset(
 class Worker:
     def __init__(self, home: Home, config: Config, client: Client) -> None:
         self._home, self._client = home, client
-        self._standing = Standing(home, client)
+        self._standing = Verdicts(home, client)
         self._read = stamp(home.config)
         self._use(config)
         self._error: dict[str, str] = {}
@@ -138,7 +138,7 @@ class Worker:
         if assignment is not None:
             self._work(assignment)
 
-    def _work(self, assignment: Assignment) -> None:
+    def _work(self, assignment: LeasedAssignment) -> None:
         # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
         try:
             source = source_for(self._home, self._config, assignment.run_name)
@@ -177,7 +177,7 @@ class Worker:
         except AgentError as error:
             log.debug("not reported which runs the data fit: %s", error.message)
 
-    def _claim(self) -> Assignment | None:
+    def _claim(self) -> LeasedAssignment | None:
         """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
         refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
         request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config))
@@ -206,7 +206,7 @@ class Worker:
             self._stop.pause(random.uniform(0.2, 1))  # noqa: S311 - whoever answers without waiting is not asked without waiting
         return found
 
-    def _failed(self, assignment: Assignment, reason: Any, message: str, told: str | None = None) -> None:
+    def _failed(self, assignment: LeasedAssignment, reason: Any, message: str, told: str | None = None) -> None:
         log.error("round %d: %s: %s: %s", assignment.round, assignment.block, reason, message)
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
@@ -240,7 +240,7 @@ class Worker:
         except AgentError as error:
             log.warning("could not give %s back (%s); its lease will end by itself", assignment_id, error)
 
-    def _report(self, assignment: Assignment, progress: Progress) -> None:
+    def _report(self, assignment: LeasedAssignment, progress: Progress) -> None:
         if progress.phase != "training" or time.monotonic() - self._written > 1 or progress.step == progress.steps:
             self._write_status("training", run=assignment.run_name, round=assignment.round, block=assignment.block, **progress.model_dump())
 

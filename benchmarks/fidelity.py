@@ -31,7 +31,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRe
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, PreparePayload, PrepareResult
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.calibration import CalibrationRows
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.fidelity import BatchGradient, compare, cosine, gradients
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.engine.influence import influence
@@ -193,7 +193,7 @@ def measure(given: Subject) -> dict[str, float]:
         ]
 
     config = next(f for f in given.calibration.files if f.name == "config.json")
-    encoder, encoded = Encoder(given.store, config, "text-classification"), {}
+    encoder, encoded = ShardEncoder(given.store, config, "text-classification"), {}
 
     def shard(ref: ShardRef, codec: str) -> ShardRef:
         if codec == "exact":

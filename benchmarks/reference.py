@@ -22,7 +22,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, Enco
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.apply import apply
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.engine.prepare import prepare
@@ -95,7 +95,7 @@ class Reference:
         assert not isinstance(plan, DoesNotFit), plan.reason
         return plan
 
-    def shard(self, encoder: Encoder, block: ShardRef, codec: str) -> ShardRef:
+    def shard(self, encoder: ShardEncoder, block: ShardRef, codec: str) -> ShardRef:
         """The block in a codec, with the patches that lead to it."""
         key = (block.digest, codec)
         if key not in self.encoded:
@@ -145,7 +145,7 @@ def run(
     scratch.mkdir(parents=True, exist_ok=True)
     visitors = visitors or [Visitor("cpu") for _ in partitions]
     config = next(f for f in reference.file_refs if f.name == "config.json")
-    encoder = Encoder(reference.store, config, spec.task.kind)
+    encoder = ShardEncoder(reference.store, config, spec.task.kind)
     began = time.monotonic()
     first = reference.rounds_done
     last = spec.rounds(reference.trained) if rounds is None else first + rounds
@@ -161,7 +161,7 @@ def run(
     return time.monotonic() - began
 
 
-def _visit(reference: Reference, encoder: Encoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> str:
+def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> str:
     """One visit; returns the digest of its delta, which is in the store."""
     agent, spec, store = order.agent, reference.spec, reference.store
     trained = set(order.trained)

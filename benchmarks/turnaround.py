@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.system import System
 from fedcybgd.agent.client import Client
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
-from fedcybgd.shared.contract.assignments import Assignment, DeltaSubmission
+from fedcybgd.shared.contract.assignments import DeltaSubmission, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.words import API
@@ -33,7 +33,7 @@ class Hand:
         self._client = Client(system.url, self._key)
         self._http = httpx.Client(base_url=system.url + API, headers={"Authorization": f"Bearer {self._key}"}, timeout=60)
         self.answered_at = 0.0
-        self.assignment: Assignment | None = None
+        self.assignment: LeasedAssignment | None = None
         self._thread = threading.Thread()
 
     def ask(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from fedcybgd.agent.messages import DataSource
 from fedcybgd.shared.contract.training import TrainSettings
 from fedcybgd.shared.files.tables import Row, examples
-from fedcybgd.shared.models.batches import Batch, Encoder, Features, chunks
+from fedcybgd.shared.models.batches import Batch, Features, RowEncoder, chunks
 
 WINDOW = 32
 """Batches whose rows are sorted by length together: less padding, and still a shuffled order."""
@@ -60,7 +60,7 @@ class Partition:
     """The agent's share of the data, as features of one task."""
 
     def __init__(self, source: DataSource, files: Path, settings: TrainSettings) -> None:
-        self.encoder = Encoder(files, settings.task, settings.max_length)
+        self.encoder = RowEncoder(files, settings.task, settings.max_length)
         self.rows = 0
         path = Path(source.path)
         rows = examples(path, settings.task, source.columns, settings.num_labels, settings.label_names, source)

@@ -14,7 +14,7 @@ from fedcybgd.shared.contract.training import TrainSettings
 
 
 @dataclass(frozen=True)
-class Group:
+class OptimizerGroup:
     """Parameters that are trained with one learning rate."""
 
     parameters: list[nn.Parameter]
@@ -28,7 +28,7 @@ class Stepper:
     exists at a time. AdamW treats parameters one by one, so both ways give the same bits. A clipped norm needs all of them first.
     """
 
-    def __init__(self, groups: Sequence[Group], settings: TrainSettings, device: str) -> None:
+    def __init__(self, groups: Sequence[OptimizerGroup], settings: TrainSettings, device: str) -> None:
         self._groups = groups
         self._max_norm = settings.max_grad_norm
         self._warmup = settings.warmup_steps
@@ -38,7 +38,7 @@ class Stepper:
         if self._max_norm is None:
             for group in groups:
                 for parameter in group.parameters:
-                    optimizer = make_optimizer([Group([parameter], group.learning_rate)], settings, device)
+                    optimizer = make_optimizer([OptimizerGroup([parameter], group.learning_rate)], settings, device)
                     self._optimizers.append((group.learning_rate, optimizer))
                     self._handles.append(parameter.register_post_accumulate_grad_hook(self._hook(optimizer)))  # type: ignore[no-untyped-call]
         else:
@@ -82,7 +82,7 @@ class Stepper:
             raise NonFinite(f"the gradient's norm is {norm} at {self._where}")
 
 
-def make_optimizer(groups: Sequence[Group], settings: TrainSettings, device: str) -> torch.optim.Optimizer:
+def make_optimizer(groups: Sequence[OptimizerGroup], settings: TrainSettings, device: str) -> torch.optim.Optimizer:
     """AdamW with a fresh state: float32 moments, or blockwise 8-bit ones (Dettmers et al. 2022, arXiv 2110.02861).
 
     The 8-bit optimizer keeps 32-bit moments for tensors of fewer than 4,096 values. Raises `OptimizerMissing` where it is not installed.

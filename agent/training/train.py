@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedcybgd.agent.training.errors import NonFinite, Stopped
 from fedcybgd.agent.training.loss import Loss
-from fedcybgd.agent.training.optimizer import Group, Stepper
+from fedcybgd.agent.training.optimizer import OptimizerGroup, Stepper
 from fedcybgd.agent.training.prefix import PrefixCache
 from fedcybgd.agent.training.visit import Visit
 from fedcybgd.shared.contract.assignments import Progress
@@ -19,7 +19,7 @@ from fedcybgd.shared.models.batches import Batch
 REPORT_EVERY_S = 0.5
 
 
-def train(visit: Visit, groups: list[Group], loss_of: Loss, prefix: PrefixCache | None = None) -> TrainMetrics:
+def train(visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: PrefixCache | None = None) -> TrainMetrics:
     """Train in place with a fresh AdamW and return what happened.
 
     Everything that is not in `groups` must be frozen: autograd then keeps nothing of the layers below the lowest trained

@@ -11,7 +11,7 @@ from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, unchanged
 from fedcybgd.agent.training.emulator import Emulator
 from fedcybgd.agent.training.memory import PeakMemory, give_back_memory, resident
-from fedcybgd.agent.training.optimizer import Group
+from fedcybgd.agent.training.optimizer import OptimizerGroup
 from fedcybgd.agent.training.savings import savings
 from fedcybgd.agent.training.shards import materialise
 from fedcybgd.agent.training.train import train
@@ -64,12 +64,12 @@ class Visitor:
         emulator.update(request.shards, request.train.trained, request.dropped)
         visit = Visit(request, emulator, partition, compute, memory, report, should_stop)
         opened: Opened = {}
-        groups: list[Group] = []
+        groups: list[OptimizerGroup] = []
         try:
             with savings(visit, self._options, self._limit) as (loss_of, cache):
                 opened = visit.open(self._whole_tables)
                 rows = dict(emulator.rows)
-                groups = [Group([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
+                groups = [OptimizerGroup([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
                 metrics = train(visit, groups, loss_of, cache)
             emulator.close()
             error = visit.write_delta(opened, rows, self._transform)

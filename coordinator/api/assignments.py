@@ -20,10 +20,10 @@ from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import (
-    Assignment,
-    AssignmentState,
+    AssignmentAnswer,
     DeltaReceipt,
     DeltaSubmission,
+    LeasedAssignment,
     RenewAnswer,
     RenewRequest,
     ReturnRequest,
@@ -40,7 +40,7 @@ AssignmentId = Annotated[str, Path(pattern=ID)]
 @router.post(
     "/claim",
     summary="Ask for work",
-    response_model=Assignment,
+    response_model=LeasedAssignment,
     responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(422, 503)},
 )
 async def claim(
@@ -52,7 +52,7 @@ async def claim(
     waiting: WaitingDep,
     response: Response,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
-) -> Assignment | Response:
+) -> LeasedAssignment | Response:
     """Long poll: answers at once when there is work, else as soon as there is some. The heading says whether other runs are offered."""
     offers = waiting.offers
     response.headers[OFFERS] = offers
@@ -96,8 +96,8 @@ def _nothing(waiting: WaitingRoom) -> Response:
     return Response(status_code=204, headers={OFFERS: waiting.offers})
 
 
-@router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentState, responses=errors(404))
-def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> AssignmentState:
+@router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentAnswer, responses=errors(404))
+def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> AssignmentAnswer:
     """What became of an assignment that this agent had."""
     return lease.state_of(session, assignment_id, agent.id)
 
@@ -109,11 +109,13 @@ def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, atte
     return lease.renew(session, assignment_id, agent.id, body, now())
 
 
-@router.post("/{assignment_id}/return", summary="Give the assignment back", response_model=AssignmentState, responses=errors(404, 409, 422))
-def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep, session: WriteDep) -> AssignmentState:
+@router.post(
+    "/{assignment_id}/return", summary="Give the assignment back", response_model=AssignmentAnswer, responses=errors(404, 409, 422)
+)
+def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep, session: WriteDep) -> AssignmentAnswer:
     """Let go of an assignment, with the reason."""
     given = lease.give_back(session, assignment_id, agent.id, body, now())
-    return AssignmentState(assignment_id=given.id, state=given.state, reason=given.reason, attempt=given.attempt)
+    return AssignmentAnswer(assignment_id=given.id, state=given.state, reason=given.reason, attempt=given.attempt)
 
 
 @router.get(

@@ -46,7 +46,7 @@ class BlockFacts:
 
 
 @dataclass(frozen=True)
-class Budget:
+class AgentLimits:
     """What an agent declares; None: no limit."""
 
     memory_bytes: int | None = None
@@ -75,7 +75,7 @@ def plan(
     settings: CompressionSection,
     blocks: Sequence[BlockFacts],
     trained: Collection[str],
-    budget: Budget | None = None,
+    budget: AgentLimits | None = None,
     costs: Costs | None = None,
     fidelity: Mapping[str, float] | None = None,
 ) -> Plan | DoesNotFit:
@@ -85,18 +85,18 @@ def plan(
     that was never measured is: measure it, and ask again. Raises `FidelityTooLow` where the run file says so, and
     `CompressionInvalid` for settings out of range. A budget needs `costs`.
     """
-    check(settings)
+    check_compression(settings)
     known = fidelity or {}
     if settings.policy == "auto":
-        return _auto(settings, blocks, trained, budget or Budget(), costs, known)
+        return _auto(settings, blocks, trained, budget or AgentLimits(), costs, known)
     chosen = _fixed(settings, blocks, trained)
     while settings.floor is not None and (measured := known.get(plan_key(chosen))) is not None and measured < settings.floor:
         chosen = apply_floor(settings, chosen, measured)
-    missing = _missing(chosen, budget or Budget(), costs)
+    missing = _missing(chosen, budget or AgentLimits(), costs)
     return DoesNotFit(chosen, _reason(chosen, missing, budget), *missing) if any(missing) else chosen
 
 
-def check(settings: CompressionSection) -> None:
+def check_compression(settings: CompressionSection) -> None:
     """Raises `CompressionInvalid`: for settings that did not come through the run file's own validation."""
     if not 0 <= settings.drop_ratio <= 0.9:
         raise CompressionInvalid(f"drop_ratio must be between 0 and 0.9 (not {settings.drop_ratio})")
@@ -170,7 +170,7 @@ def _auto(
     settings: CompressionSection,
     blocks: Sequence[BlockFacts],
     trained: Collection[str],
-    budget: Budget,
+    budget: AgentLimits,
     costs: Costs | None,
     fidelity: Mapping[str, float],
 ) -> Plan | DoesNotFit:
@@ -234,14 +234,14 @@ def _droppable(settings: CompressionSection, fresh: Sequence[BlockFacts]) -> int
     return math.floor(settings.drop_ratio * len(fresh) + 1e-9)
 
 
-def _missing(chosen: Plan, budget: Budget, costs: Costs | None) -> tuple[int, int]:
+def _missing(chosen: Plan, budget: AgentLimits, costs: Costs | None) -> tuple[int, int]:
     """Bytes of memory and of download that `chosen` needs beyond `budget`."""
     memory = max(0, costs.memory(chosen) - budget.memory_bytes) if costs and budget.memory_bytes is not None else 0
     download = max(0, costs.download(chosen) - budget.download_bytes) if costs and budget.download_bytes is not None else 0
     return memory, download
 
 
-def _reason(chosen: Plan, missing: tuple[int, int], budget: Budget | None) -> str:
+def _reason(chosen: Plan, missing: tuple[int, int], budget: AgentLimits | None) -> str:
     parts = []
     for short, limit, what in zip(
         missing, (budget.memory_bytes, budget.download_bytes) if budget else (0, 0), ("of memory", "of download"), strict=True

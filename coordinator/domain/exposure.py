@@ -60,7 +60,7 @@ def room_of(spec: RunFile, common: Collection[str]) -> int | None:
     return None if limit is None else limit - len(set(common))
 
 
-def check(spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
+def check_exposure(spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
     """Raises `ExposureBudgetTooSmall`, with the numbers, for a budget with which the run cannot be trained.
 
     Without `agents` (before the start) the least that any number of agents needs: one visited block beside the common ones.

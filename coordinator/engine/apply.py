@@ -9,7 +9,7 @@ from safetensors import safe_open
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -23,7 +23,7 @@ def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
     A trained block is float32 from its first delta on: a bf16 weight would lose most of a change of fine-tuning size.
     Deterministic to the bit, so that a repeat after a crash stores the same digests.
     """
-    encoder = Encoder(store, payload.config, payload.task)
+    encoder = ShardEncoder(store, payload.config, payload.task)
     result = ApplyResult(blocks=[])
     with _opened(store, payload.changes) as deltas:
         for change in payload.changes:
@@ -74,7 +74,7 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
 
 
 def _encode(
-    store: EngineStore, encoder: Encoder, change: Change, new: ShardRef, old: Sequence[EncodedRef]
+    store: EngineStore, encoder: ShardEncoder, change: Change, new: ShardRef, old: Sequence[EncodedRef]
 ) -> tuple[list[EncodedRef], list[PatchMade]]:
     """The new version in the codecs of the old one and in those that are wanted, and the steps from old to new."""
     before = {ref.codec: ref for ref in old}

@@ -8,7 +8,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import Calibration
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.storage import EngineStore
-from fedcybgd.shared.models.batches import Batch, Encoder, Features, chunks
+from fedcybgd.shared.models.batches import Batch, Features, RowEncoder, chunks
 
 TOKENS_AT_ONCE = 1024
 """Padded tokens that go through a model at once, at the most: their activations should not weigh more than a layer."""
@@ -21,7 +21,7 @@ class CalibrationRows:
         examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)[: payload.rows]
         with as_directory(store, payload.files) as folder:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-            self._encoder = Encoder(folder, payload.task, payload.max_length)
+            self._encoder = RowEncoder(folder, payload.task, payload.max_length)
         self._features: list[Features] = self._encoder(examples, payload.held_out.name)[: payload.rows]
         self._rows_a_batch = max(1, TOKENS_AT_ONCE // payload.max_length)
 

@@ -19,7 +19,7 @@ from fedcybgd.shared.models.pruning import prune_block
 from fedcybgd.shared.tensors.codecs import encode_tensor, parse_codec
 
 
-class Encoder:
+class ShardEncoder:
     """Encodes blocks of one model; its skeleton is made when the first block is to be pruned."""
 
     def __init__(self, store: EngineStore, config: FileRef | None, task: Task | None) -> None:
@@ -70,7 +70,7 @@ class Encoder:
 
 def encode(store: EngineStore, payload: EncodePayload) -> EncodeResult:
     """Blocks one after another, each in the codec that it is wanted in."""
-    encoder = Encoder(store, payload.config, payload.task)
+    encoder = ShardEncoder(store, payload.config, payload.task)
     return EncodeResult(shards=[encoder.encode(ref.digest, ref.codec) for ref in payload.wanted])
 
 

@@ -15,7 +15,7 @@ from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.tables import read_examples
-from fedcybgd.shared.models.batches import Encoder, chunks, forward_logits, loss_sum
+from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
@@ -45,7 +45,7 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / "config.json").read_text())
-        encoder = Encoder(folder, payload.task, payload.max_length)
+        encoder = RowEncoder(folder, payload.task, payload.max_length)
     streamed = Streamed(store, config, payload.task)
     streamed.fill(payload.blocks)
     features = encoder(examples, payload.held_out.name)[: payload.rows]

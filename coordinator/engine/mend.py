@@ -1,9 +1,9 @@
 """Makes a lost blob again from what others hold of it: every way leads to the same bytes, or is no way."""
 
-from fedcybgd.coordinator.domain.jobs.mending import LOST, MendPayload, MendResult, Way
+from fedcybgd.coordinator.domain.jobs.mending import LOST, MendPayload, MendResult, Remedy
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.engine.apply import add_deltas
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import write_chunks
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import BlobMissing, EngineStore
@@ -29,10 +29,10 @@ def mend(store: EngineStore, payload: MendPayload) -> MendResult:
     raise lost or BlobMissing(f"blob {payload.digest} cannot be made again", digest=payload.digest)
 
 
-def _make(store: EngineStore, payload: MendPayload, way: Way) -> None:
+def _make(store: EngineStore, payload: MendPayload, way: Remedy) -> None:
     match way.kind:
         case "encode":
-            Encoder(store, payload.config, payload.task).encode(way.source, way.codec)
+            ShardEncoder(store, payload.config, payload.task).encode(way.source, way.codec)
         case "unpack":
             with store.localised(way.source) as packed, store.scratch() as folder:
                 lossless.unpack(packed, folder / "plain", MAX_NUMBER)

@@ -14,7 +14,7 @@ from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
-from fedcybgd.coordinator.jobs.patience import Patience, Stopped
+from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.upkeep import mending
 from fedcybgd.shared.contract.errors import FedError
@@ -26,7 +26,7 @@ CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
 """What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads."""
 
 
-class Lane:
+class LaneThread:
     """One thread and one engine; jobs wait in the database and survive both."""
 
     def __init__(self, name: str, database: Database, new_engine: NewEngine, owner: str) -> None:
@@ -64,7 +64,7 @@ class Lane:
             try:
                 while not self._patience.ended and self._one():
                     pass
-            except Stopped:
+            except LaneStopped:
                 return
             except Exception:
                 log.exception("lane %s stumbled; it goes on", self._name)
@@ -77,7 +77,7 @@ class Lane:
         self._at = job.hold, self._engine.cpu_s() if self._engine else 0.0
         try:
             self._queue.complete(job, self._run(job))
-        except Stopped:
+        except LaneStopped:
             raise
         except Exception as error:
             self._failed(job, error)
@@ -118,7 +118,7 @@ class Lane:
 
     def _begin(self, job: Taken) -> Future[BaseModel]:
         if self._patience.ended:
-            raise Stopped
+            raise LaneStopped
         if self._engine is None:
             self._engine = self._new_engine()
         try:
@@ -129,7 +129,7 @@ class Lane:
 
     def _failed(self, job: Taken, error: Exception) -> None:
         if self._patience.ended:
-            raise Stopped
+            raise LaneStopped
         if died := isinstance(error, BrokenExecutor):
             self._engine = None
         if isinstance(error, FedError):

@@ -9,7 +9,7 @@ from fedcybgd.coordinator.db.outage import is_away
 from fedcybgd.coordinator.domain.jobs import kinds
 from fedcybgd.coordinator.domain.jobs.lease import RENEW_EVERY_S
 from fedcybgd.coordinator.jobs.engine import NewEngine
-from fedcybgd.coordinator.jobs.lane import Lane
+from fedcybgd.coordinator.jobs.lane import LaneThread
 from fedcybgd.coordinator.services.records import job_leases
 
 log = logging.getLogger("fedcoord.jobs")
@@ -20,7 +20,7 @@ class LocalJobs:
 
     def __init__(self, database: Database, new_engine: NewEngine, owner: str) -> None:
         self._database = database
-        self._lanes = {str(lane): Lane(lane, database, new_engine, owner) for lane in kinds.Lane}
+        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner) for lane in kinds.Lane}
         self._stopping = threading.Event()
         self._renewing = threading.Thread(target=self._renew_all, name="job-leases", daemon=True)
 
@@ -47,7 +47,7 @@ class LocalJobs:
                     if not is_away(error):  # of which the lanes speak
                         log.exception("the lease of a job was not renewed; it is tried again")
 
-    def _renew(self, lane: Lane) -> None:
+    def _renew(self, lane: LaneThread) -> None:
         hold, cpu_s = lane.progress()
         if hold is None:
             return

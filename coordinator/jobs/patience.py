@@ -13,7 +13,7 @@ T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
 
 
-class Stopped(Exception):
+class LaneStopped(Exception):
     """The coordinator stops: what the lane was at is done again, here or elsewhere."""
 
 
@@ -31,7 +31,7 @@ class Patience:
         return self._stopping.is_set()
 
     def take(self, what: str, step: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
-        """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `Stopped` in between."""
+        """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `LaneStopped` in between."""
         wait = FIRST_WAIT_S
         while True:
             try:
@@ -40,8 +40,8 @@ class Patience:
                 if not passes(error):
                     raise
                 if self.ended:
-                    raise Stopped from error
+                    raise LaneStopped from error
                 log.warning("%s cannot %s yet (%s); it tries again", self._who, what, reason(error))
             if self._stopping.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
-                raise Stopped
+                raise LaneStopped
             wait = min(2 * wait, LONGEST_WAIT_S)

@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedcybgd.coordinator.domain import compression, exposure
-from fedcybgd.coordinator.domain.compression import BlockFacts, Budget, Costs, DoesNotFit, Plan
+from fedcybgd.coordinator.domain.compression import AgentLimits, BlockFacts, Costs, DoesNotFit, Plan
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.memory import Memory, estimate
-from fedcybgd.coordinator.planning.shapes import BlockShape, Model, compact, shard_bytes
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, compact, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
 
 MOST_VISITS = 4000
@@ -80,14 +80,14 @@ class Forecast:
     hours: float | None
 
 
-def budget_of(spec: RunFile, agent: AgentFacts) -> Budget:
+def budget_of(spec: RunFile, agent: AgentFacts) -> AgentLimits:
     """What an agent allows: the memory that it declared, else that of its device; and, where it declared the speed of its line,
     what that carries while a visit waits for its own agent (`schedule.reassign_after_s`)."""
     download = int(agent.bytes_per_s * spec.schedule.reassign_after_s)
-    return Budget(agent.memory_bytes or agent.device_bytes or None, download or None)
+    return AgentLimits(agent.memory_bytes or agent.device_bytes or None, download or None)
 
 
-def costs_of(spec: RunFile, model: Model, blocks: Sequence[BlockShape], trained: Collection[str], agent: AgentFacts) -> Costs:
+def costs_of(spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], trained: Collection[str], agent: AgentFacts) -> Costs:
     """What a plan costs an agent that holds nothing yet."""
 
     def memory(plan: Plan) -> int:
@@ -100,14 +100,14 @@ def costs_of(spec: RunFile, model: Model, blocks: Sequence[BlockShape], trained:
     return Costs(memory, download)
 
 
-def facts_of(block: BlockShape) -> BlockFacts:
+def facts_of_shape(block: BlockShape) -> BlockFacts:
     return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
 
 
 class _Planner:
     """Plans of agents, remembered: they depend on what was updated, not on how often."""
 
-    def __init__(self, spec: RunFile, model: Model, agents: Mapping[str, AgentFacts]) -> None:
+    def __init__(self, spec: RunFile, model: ModelShape, agents: Mapping[str, AgentFacts]) -> None:
         self._spec, self._model, self._agents = spec, model, agents
         self._known: dict[object, Plan | DoesNotFit] = {}
         self.refused: dict[tuple[str, str], DoesNotFit] = {}
@@ -117,7 +117,7 @@ class _Planner:
         key = (budget, self._agents[agent].device, frozenset(trained), tuple(b.version > 0 for b in blocks))
         if key not in self._known:
             costs = costs_of(self._spec, self._model, blocks, trained, self._agents[agent])
-            self._known[key] = compression.plan(self._spec.compression, [facts_of(b) for b in blocks], trained, budget, costs)
+            self._known[key] = compression.plan(self._spec.compression, [facts_of_shape(b) for b in blocks], trained, budget, costs)
         found = self._known[key]
         if isinstance(found, DoesNotFit):
             for name in set(trained) - set(self._spec.schedule.always) or trained:
@@ -128,7 +128,7 @@ class _Planner:
 
 def forecast(
     spec: RunFile,
-    model: Model,
+    model: ModelShape,
     blocks: Sequence[BlockShape],
     visited: Sequence[str],
     agents: Sequence[AgentFacts],
@@ -199,7 +199,7 @@ def _ordered(spec: RunFile, agents: Sequence[AgentFacts]) -> list[AgentFacts]:
 
 def _frozen(spec: RunFile, blocks: Sequence[BlockShape]) -> Plan:
     """The codecs in which blocks are frozen, for whoever has no limits."""
-    plan = compression.plan(spec.compression, [facts_of(b) for b in blocks], set())
+    plan = compression.plan(spec.compression, [facts_of_shape(b) for b in blocks], set())
     return plan.plan if isinstance(plan, DoesNotFit) else plan
 
 
@@ -225,7 +225,7 @@ def _problems(
 class _Estimates:
     """What emulators take of memory and disk: reckoned once for all agents that are alike, and for all visits by one plan."""
 
-    def __init__(self, spec: RunFile, model: Model, blocks: Sequence[BlockShape], rows: int | None) -> None:
+    def __init__(self, spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], rows: int | None) -> None:
         self._spec, self._model, self._blocks, self._rows = spec, model, blocks, rows
         self._memory: dict[object, Memory] = {}
         self._disk: dict[object, int] = {}

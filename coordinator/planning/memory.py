@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import rows_held
-from fedcybgd.coordinator.planning.shapes import BlockShape, Model, delta_bytes, is_quantizable, shard_bytes
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, is_quantizable, shard_bytes
 from fedcybgd.shared.contract.block_names import layer_range
 
 FLOAT = 4
@@ -68,7 +68,7 @@ class Memory:
 
 def estimate(
     spec: RunFile,
-    model: Model,
+    model: ModelShape,
     blocks: Sequence[BlockShape],
     plan: Mapping[str, str],
     trained: Collection[str],
@@ -94,14 +94,14 @@ def estimate(
     return max((Memory(name, always | none | parts, visit.untouched) for name, parts in phases), key=lambda m: m.peak)
 
 
-def _data(spec: RunFile, model: Model, rows: int | None) -> int:
+def _data(spec: RunFile, model: ModelShape, rows: int | None) -> int:
     encoded = ROW_TOKEN * spec.task.max_length * (rows or 0)
     return VISIT + TOKENIZER + TOKENIZER_ENTRY * model.vocabulary + encoded
 
 
 class _Visit:
     def __init__(
-        self, spec: RunFile, model: Model, blocks: Sequence[BlockShape], plan: Mapping[str, str], trained: Collection[str], device: str,
+        self, spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], plan: Mapping[str, str], trained: Collection[str], device: str,
         limit: int, rows: int | None,
     ) -> None:  # fmt: skip
         self.spec, self.model, self.blocks, self.plan, self.limit, self.device = spec, model, blocks, plan, limit, device
@@ -242,7 +242,7 @@ class _Visit:
         return encoded + FLOAT * (block + 2 * largest)
 
 
-def _layer(model: Model, width: int, trained: bool, eager: bool, share: float) -> int:
+def _layer(model: ModelShape, width: int, trained: bool, eager: bool, share: float) -> int:
     """Values a token that a layer keeps for its backward pass. `share` of its width is left when it is pruned.
 
     Frozen products keep nothing; norms keep what enters them, attention its queries, keys, values and weights (or its result, where

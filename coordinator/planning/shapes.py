@@ -53,7 +53,7 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelShape:
     """The sizes of a transformer that memory goes by, from its configuration."""
 
     family: str
@@ -65,7 +65,7 @@ class Model:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Model":
+    def of(cls, config: Mapping[str, Any]) -> "ModelShape":
         """From the contents of config.json, whatever its family calls them."""
         config = {**config, **(config.get("text_config") or {})}
         hidden = _number(config, ("hidden_size", "n_embd", "d_model", "dim"), 1024)
@@ -134,7 +134,7 @@ def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]
     labels = spec.task.num_labels or 2
     if own is not None and any(shape[:1] == (labels,) for shape in own.tensors.values()):
         return own
-    model = Model.of(config)
+    model = ModelShape.of(config)
     dense = {"classifier.dense.weight": (model.hidden, model.hidden), "classifier.dense.bias": (model.hidden,)}
     if model.family in ("roberta", "xlm-roberta", "camembert", "electra", "esm", "roberta-prelayernorm"):
         tensors = dense | {"classifier.out_proj.weight": (labels, model.hidden), "classifier.out_proj.bias": (labels,)}
@@ -151,7 +151,7 @@ def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def stored_layout(block: BlockShape, codec: str, model: Model) -> Layout:
+def stored_layout(block: BlockShape, codec: str, model: ModelShape) -> Layout:
     """(name, safetensors dtype, shape) of what a shard of this codec holds."""
     plain = "F32" if block.itemsize == 4 else "BF16"
     kind, _, percent = codec.partition(":")
@@ -178,7 +178,7 @@ def _quantized(name: str, shape: tuple[int, ...], bits: int) -> Iterator[tuple[s
         yield f"{name}::offsets", "BF16", groups
 
 
-def pruned_shape(shape: tuple[int, ...], percent: int, model: Model) -> tuple[int, ...]:
+def pruned_shape(shape: tuple[int, ...], percent: int, model: ModelShape) -> tuple[int, ...]:
     """About what pruning leaves: neurons exactly where a dimension is as wide as the feed-forward net, heads in square matrices.
 
     Which tensors are cut along which side is only known with the model at hand (shared/pruning.py).
@@ -197,7 +197,7 @@ def _kept(units: int, percent: int) -> int:
     return max(1, (units * (100 - percent) + 50) // 100)
 
 
-def shard_bytes(block: BlockShape, codec: str, model: Model) -> int:
+def shard_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
     """Bytes of the shard file: known, or to the byte from the shapes (but for `pruned`, see `pruned_shape`)."""
     if codec == "dropped":
         return 0

@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.compression import Plan
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import types_met
-from fedcybgd.coordinator.planning.shapes import BlockShape, Model, delta_bytes, shard_bytes, updated
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, shard_bytes, updated
 
 PACKED = {"exact": 0.848, "int8": 0.934, "int4": 0.901, "pruned": 0.848}
 """Bytes of a shard in the lossless coding, relative to the shard. Measured: all layers of MiniLM and stories260K are within 0.01."""
@@ -35,7 +35,7 @@ Held = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
-class Change:
+class Movement:
     """How far the visits of a run move weights, for the size of what says so."""
 
     delta_codec: str
@@ -45,7 +45,7 @@ class Change:
     vocabulary_share: float
 
     @classmethod
-    def of(cls, spec: RunFile, model: Model, rows: int | None) -> "Change":
+    def of(cls, spec: RunFile, model: ModelShape, rows: int | None) -> "Movement":
         """For a run file; `rows` are those of an agent, if somebody knows them."""
         train, length = spec.train, spec.task.max_length * (SHORT_ROWS if spec.task.kind == "text-classification" else 1)
         steps = train.steps or max(1.0, (train.epochs or 1) * (rows or USUAL_ROWS) / train.batch_size)
@@ -56,7 +56,7 @@ class Change:
         """Bytes of one packed delta over these blocks."""
         return round(sum(DELTA[self.delta_codec] * self._share(b) * delta_bytes([b], self.delta_codec) for b in blocks))
 
-    def difference(self, block: BlockShape, codec: str, factor: float, model: Model) -> int:
+    def difference(self, block: BlockShape, codec: str, factor: float, model: ModelShape) -> int:
         """Bytes of the patch to the next version of a frozen block; `factor` is the learning rate's decay so far."""
         bits = CODE_BITS + math.log2(self.learning_rate * factor * math.sqrt(self.steps * self.hidden))
         share = bits / 8 * DIFFERENCE[codec.partition(":")[0]]
@@ -94,7 +94,7 @@ class _State:
     held: dict[str, set[Held]] = field(default_factory=dict)
 
 
-def packed_bytes(block: BlockShape, codec: str, model: Model) -> int:
+def packed_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
     """Bytes that a whole shard takes on the wire."""
     if codec in block.sizes:
         return block.sizes[codec][1]
@@ -103,7 +103,7 @@ def packed_bytes(block: BlockShape, codec: str, model: Model) -> int:
 
 def simulate(
     spec: RunFile,
-    model: Model,
+    model: ModelShape,
     blocks: Sequence[BlockShape],
     visited: Sequence[str],
     agents: Sequence[str],
@@ -123,7 +123,7 @@ def simulate(
     state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {"dropped"} for b in blocks})
     for name in {*visited, *spec.schedule.always}:
         state.codecs[name, state.blocks[name].version].add("exact")
-    change = Change.of(spec, model, rows)
+    change = Movement.of(spec, model, rows)
     turn, method = 0, method_of(spec)
     common = spec.schedule.always if common is None else common
     for number in range(rounds):
@@ -148,7 +148,7 @@ def simulate(
         )
 
 
-def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: Model) -> int:
+def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape) -> int:
     """Bytes that the block costs an agent that holds `held`; it holds the block afterwards."""
     wanted = (block.name, block.version, codec)
     state.codecs.setdefault((block.name, block.version), set()).add(codec)
@@ -173,7 +173,12 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
 
 
 def _apply(
-    state: _State, number: int, trained_by: Mapping[str, list[tuple[str, frozenset[str]]]], change: Change, decay: float, model: Model
+    state: _State,
+    number: int,
+    trained_by: Mapping[str, list[tuple[str, frozenset[str]]]],
+    change: Movement,
+    decay: float,
+    model: ModelShape,
 ) -> None:
     """The next versions of the trained blocks, in the codecs of the present ones, with the steps to them."""
     for name, trainers in trained_by.items():

@@ -35,7 +35,7 @@ class Place(asyncio.Event):
         """Its agent should ask anew: what this claim says of it is no longer true"""
 
 
-class Standing:
+class AskedOpening:
     """An opening, and who was asked for it: one agent at a time, until all that might have it were."""
 
     def __init__(self, opening: Opening, reading: int, retry_at: float) -> None:
@@ -58,7 +58,7 @@ class WaitingRoom:
     def __init__(self, read: Callable[[], Sequence[Opening]]) -> None:
         self._read = read
         self._places: OrderedDict[str, Place] = OrderedDict()
-        self._standing: dict[str, Standing] = {}
+        self._standing: dict[str, AskedOpening] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading: asyncio.Lock | None = None
         self._refresh: asyncio.Future[None] | None = None
@@ -198,11 +198,11 @@ class WaitingRoom:
                 if old.asking is None and now >= old.retry_at:
                     self._retry(old, now)
                 continue
-            self._standing[opening.assignment_id] = Standing(opening, self._readings, now + RETRY_FIRST_S)
+            self._standing[opening.assignment_id] = AskedOpening(opening, self._readings, now + RETRY_FIRST_S)
         for standing in self._standing.values():
             self._ask(standing)
 
-    def _ask(self, standing: Standing) -> None:
+    def _ask(self, standing: AskedOpening) -> None:
         """Ask the agent that has waited longest of those that might have it and were not asked yet."""
         if standing.asking is not None or standing.resting:
             return
@@ -211,7 +211,7 @@ class WaitingRoom:
                 self._hand(standing, place)
                 return
 
-    def _retry(self, standing: Standing, now: float) -> None:
+    def _retry(self, standing: AskedOpening, now: float) -> None:
         """Ask one agent once more, whoever was asked already."""
         standing.retry_s = min(2 * standing.retry_s, RETRY_LONGEST_S)
         standing.retry_at = now + standing.retry_s
@@ -221,7 +221,7 @@ class WaitingRoom:
                 self._hand(standing, place)
                 return
 
-    def _hand(self, standing: Standing, place: Place) -> None:
+    def _hand(self, standing: AskedOpening, place: Place) -> None:
         standing.asking = place
         place.set()
         self._places.move_to_end(place.claimant.id)  # the next one wakes another, should this one not be able to

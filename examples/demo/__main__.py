@@ -22,7 +22,7 @@ from fedcybgd.coordinator.commands.run_view import draw
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path.open_round import train_settings
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.views import EvaluationView, RunView
@@ -175,7 +175,7 @@ def _as_assignment(run: RunView) -> str:
     trained = [b.name for b in run.blocks if b.trained and b.name not in spec.schedule.always]
     seat = method_of(spec).seats(spec, trained, ["agent-1"], 0, spec.schedule.always)[0]
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in run.blocks]
-    return Assignment(
+    return LeasedAssignment(
         assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=run.id, run_name=run.name, round=0, cycle=0, block="all",
         manifest=Manifest(files=run.files, blocks=blocks), train=train_settings(spec, seat), max_delta_bytes=0,
     ).model_dump_json()  # fmt: skip

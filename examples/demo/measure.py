@@ -28,12 +28,12 @@ def full_memory(run_json: str, blobs: str, data: str, threads: str) -> dict[str,
     from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
     from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.storage import open_store
-    from fedcybgd.shared.contract.assignments import Assignment
+    from fedcybgd.shared.contract.assignments import LeasedAssignment
     from fedcybgd.shared.contract.training import ParameterGroup
 
     torch.set_num_threads(int(threads))
     store = open_store(Path(blobs))
-    assignment = Assignment.model_validate_json(run_json)
+    assignment = LeasedAssignment.model_validate_json(run_json)
     blocks = assignment.manifest.blocks
     rate = assignment.train.groups[0].learning_rate / 10
     settings = assignment.train.model_copy(update={"groups": [ParameterGroup(blocks=[b.block for b in blocks], learning_rate=rate)]})
@@ -53,11 +53,11 @@ def score(directory: str, task: str, held_out: str, max_length: str) -> dict[str
     import transformers
 
     from fedcybgd.shared.files.tables import read_examples
-    from fedcybgd.shared.models.batches import Encoder, chunks, forward_logits, loss_sum
+    from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
 
     auto = transformers.AutoModelForSequenceClassification if task == "text-classification" else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(directory).eval()
-    encoder = Encoder(Path(directory), task, int(max_length))  # type: ignore[arg-type]
+    encoder = RowEncoder(Path(directory), task, int(max_length))  # type: ignore[arg-type]
     features = encoder(read_examples(Path(held_out), task, {}, None))  # type: ignore[arg-type]
     features.sort(key=lambda f: len(f.ids))
     total, count, right = 0.0, 0, 0

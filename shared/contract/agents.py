@@ -65,7 +65,7 @@ UnfitReason = Literal[
 MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))
 
 
-class Readiness(AgentMessage):
+class RunReadiness(AgentMessage):
     """What an agent says of a run that is open to it: facts of a check, nothing of its data."""
 
     run_id: Id
@@ -76,7 +76,7 @@ class Readiness(AgentMessage):
 
 
 class ReadinessReport(AgentMessage):
-    runs: list[Readiness] = Field(max_length=1000)
+    runs: list[RunReadiness] = Field(max_length=1000)
 
 
 class AgentSelf(BaseModel):

@@ -12,7 +12,7 @@ from fedcybgd.shared.contract.versions import or_else
 from fedcybgd.shared.contract.words import AgentMessage, Count, DeltaCodec, Id, Name, Word
 
 
-class Assignment(BaseModel):
+class LeasedAssignment(BaseModel):
     """A block to train under a lease."""
 
     assignment_id: Id
@@ -102,7 +102,7 @@ class ReturnRequest(AgentMessage):
     message: PlainText = Field("", max_length=2000)
 
 
-class AssignmentState(BaseModel):
+class AssignmentAnswer(BaseModel):
     assignment_id: Id
     state: Word
     reason: str | None

@@ -56,7 +56,7 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), segments)
 
 
-class Encoder:
+class RowEncoder:
     """Encodes the examples of one task with the tokenizer in `directory` (never with remote code)."""
 
     def __init__(self, directory: Path, task: Task, max_length: int) -> None:

@@ -46,7 +46,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Group:
+class UnitGroup:
     """Units that can be taken out of a layer: neurons, or heads (with grouped queries: key-value groups with their queries)."""
 
     kind: Kind
@@ -124,7 +124,7 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
             raise AssemblyError(f"{name} has shape {list(shape)} in the shard, {list(expected[name])} in the model")
 
 
-def groups(layer: nn.Module, model: nn.Module) -> list[Group]:
+def groups(layer: nn.Module, model: nn.Module) -> list[UnitGroup]:
     """What can be taken out of a layer of `model`: neurons always, heads where its attention works with fewer of them.
 
     Raises `PartitionError` for a layer without an MLP of a known form (mixtures of experts).
@@ -139,7 +139,7 @@ def groups(layer: nn.Module, model: nn.Module) -> list[Group]:
     return found
 
 
-def narrowed(found: list[Group], shapes: Mapping[str, tuple[int, ...]], widths: Mapping[Kind, int]) -> dict[str, tuple[int, ...]]:
+def narrowed(found: list[UnitGroup], shapes: Mapping[str, tuple[int, ...]], widths: Mapping[Kind, int]) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer's tensors, by relative name, with so many units left of each group."""
     result = {name: list(shape) for name, shape in shapes.items()}
     for group in found:
@@ -148,7 +148,7 @@ def narrowed(found: list[Group], shapes: Mapping[str, tuple[int, ...]], widths: 
     return {name: tuple(shape) for name, shape in result.items()}
 
 
-def widths_of(found: list[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict[Kind, int]:
+def widths_of(found: list[UnitGroup], shapes: Mapping[str, tuple[int, ...]]) -> dict[Kind, int]:
     """How many units of each group tensors of these shapes have, as most of them say; all units where none says it."""
     result: dict[Kind, int] = {}
     for group in found:
@@ -162,7 +162,7 @@ def widths_of(found: list[Group], shapes: Mapping[str, tuple[int, ...]]) -> dict
     return result
 
 
-def fit(layer: nn.Module, model: nn.Module, found: list[Group], widths: Mapping[Kind, int]) -> None:
+def fit(layer: nn.Module, model: nn.Module, found: list[UnitGroup], widths: Mapping[Kind, int]) -> None:
     """Make the modules of an unpruned layer expect so many units; the tensors are put in by the caller."""
     for path, module in _projections(layer).items():
         for group in found:
@@ -197,7 +197,7 @@ def _fit_attention(attention: nn.Module, model: nn.Module, units: int, left: int
             module.config = settings
 
 
-def _importance(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+def _importance(group: UnitGroup, tensors: Mapping[str, Tensor]) -> Tensor:
     """(units,) float64: the logarithm of the product of the norms of each unit's matrices."""
     squares: dict[tuple[str, int], Tensor] = {}
     for cut in group.cuts:
@@ -225,7 +225,7 @@ def _attentions(layer: nn.Module) -> list[str]:
     return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 
-def _neurons(layer: nn.Module, outside: dict[str, nn.Module], inside: tuple[str, ...]) -> Group:
+def _neurons(layer: nn.Module, outside: dict[str, nn.Module], inside: tuple[str, ...]) -> UnitGroup:
     *ups, down = outside or [""]
     sizes = {path: _sizes(module) for path, module in outside.items()}
     hidden, width = (sizes[down][1], sizes[down][0]) if down else (0, 0)
@@ -239,10 +239,10 @@ def _neurons(layer: nn.Module, outside: dict[str, nn.Module], inside: tuple[str,
     others = [(name, p) for name, p in layer.named_parameters() if name not in cut_names and not name.startswith(inside)]
     if wide := [name for name, p in others if width != hidden and width in p.shape]:
         raise PartitionError(f"the layers ({type(layer).__name__}) cannot be pruned: {wide[0]} is as wide as their MLP")
-    return Group("neurons", width, tuple(cuts))
+    return UnitGroup("neurons", width, tuple(cuts))
 
 
-def _heads(layer: nn.Module, attention: str, config: Any) -> Group | None:
+def _heads(layer: nn.Module, attention: str, config: Any) -> UnitGroup | None:
     settings = config.get_text_config()
     heads = settings.num_attention_heads
     groups_ = getattr(settings, "num_key_value_heads", None) or heads
@@ -267,7 +267,7 @@ def _heads(layer: nn.Module, attention: str, config: Any) -> Group | None:
     else:
         return None
     cuts.append(_in(out, found[out], ((0, query),)))
-    return Group("heads", groups_, tuple(cuts))
+    return UnitGroup("heads", groups_, tuple(cuts))
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from fedcybgd.coordinator.domain.compression import DoesNotFit, auto_ladder
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, costing
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, start_run
@@ -27,17 +27,17 @@ def rungs(live: LiveCoordinator, name: str) -> list[int]:
         trained = {"layers.0", "head"}
         agent = Agent(name="any", device=DeviceInfo(), limits=DeclaredLimits())
         _, costs = costing.costs_for(spec, config, blocks, trained, agent)
-        return [costs.memory(plan) for plan in auto_ladder(spec.compression, [choose.facts(b) for b in blocks], trained)]
+        return [costs.memory(plan) for plan in auto_ladder(spec.compression, [choose.facts_of_block(b) for b in blocks], trained)]
 
 
-def codecs(assignment: Assignment | None) -> dict[str, str]:
+def codecs(assignment: LeasedAssignment | None) -> dict[str, str]:
     assert assignment is not None
     return {b.block: b.codec for b in assignment.manifest.blocks}
 
 
-def claim(live: LiveCoordinator, hand: Hand, run: str, memory: int) -> Assignment | None:
+def claim(live: LiveCoordinator, hand: Hand, run: str, memory: int) -> LeasedAssignment | None:
     """Ask until the emulator has been made (then there is one), or the agent was turned down (then there is none)."""
-    found: list[Assignment] = []
+    found: list[LeasedAssignment] = []
 
     def answered() -> bool:
         if (got := hand.claim(run, wait=0.5, limits={"memory_bytes": memory})) is not None:
@@ -83,6 +83,6 @@ def test_the_ladder_ends_with_a_reason() -> None:
     spec = RunFile.model_validate({"name": "r", "model": "m", "task": {"kind": "causal-lm"}, **AUTO})
     blocks = [compression.BlockFacts(f"layers.{i}", "layer", 1000) for i in range(3)]
     costs = compression.Costs(memory=lambda plan: 100 + 10 * list(plan.values()).count("int8"), download=lambda _: 0)
-    found = compression.plan(spec.compression, blocks, {"layers.0"}, compression.Budget(memory_bytes=50), costs)
+    found = compression.plan(spec.compression, blocks, {"layers.0"}, compression.AgentLimits(memory_bytes=50), costs)
     assert isinstance(found, DoesNotFit)
     assert found.missing_memory_bytes == 50

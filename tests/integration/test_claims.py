@@ -8,14 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, last_visit, refused, run_file, settled, start_run, unchanged
 
 pytestmark = pytest.mark.database_decides
 
-Claim = Future[tuple[Assignment | None, float]]
+Claim = Future[tuple[LeasedAssignment | None, float]]
 
 
 def waiting(live: LiveCoordinator, pool: ThreadPoolExecutor, hand: Hand, run: str, wait: float = 20) -> Claim:

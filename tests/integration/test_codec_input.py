@@ -16,7 +16,7 @@ from safetensors.torch import save
 from fedcybgd.agent import worker
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.lossless import MAGIC
@@ -30,7 +30,7 @@ WEIGHT = "encoder.layer.0.output.dense.weight"
 CODECS = ["float32", "bfloat16", "int8", "int4"]
 
 
-def random_delta(hand: Hand, assignment: Assignment, scale: float = 1e-3) -> Tensors:
+def random_delta(hand: Hand, assignment: LeasedAssignment, scale: float = 1e-3) -> Tensors:
     draw = torch.Generator().manual_seed(assignment.round + 1)
     return {n: scale * torch.randn(t.shape, generator=draw) for n, t in sorted(hand.delta(assignment).items())}
 
@@ -71,7 +71,7 @@ def test_what_is_applied_is_exactly_the_decoded_delta(live: LiveCoordinator, mod
 
 
 @pytest.fixture(scope="module")
-def held(live: LiveCoordinator, model: str) -> tuple[Hand, str, Assignment]:
+def held(live: LiveCoordinator, model: str) -> tuple[Hand, str, LeasedAssignment]:
     """One assignment of a run with int8 deltas, for all that is refused."""
     hand = Hand(live)
     run = start_run(live, model, [hand], lease_s=3600, delta={"codec": "int8"})
@@ -148,7 +148,7 @@ SCALES = WEIGHT + "::scales"
     ],
 )
 def test_what_was_not_offered_or_does_not_unpack_is_not_taken(
-    live: LiveCoordinator, held: tuple[Hand, str, Assignment], tmp_path: Path, spoil: Callable[[Tensors, Path], bytes], said: str
+    live: LiveCoordinator, held: tuple[Hand, str, LeasedAssignment], tmp_path: Path, spoil: Callable[[Tensors, Path], bytes], said: str
 ) -> None:
     hand, run, assignment = held
     data = spoil(random_delta(hand, assignment), tmp_path)
@@ -179,7 +179,7 @@ def test_rows_of_four_bits_must_be_halved(live: LiveCoordinator, model: str, han
     assert hand.send(assignment, saved(good, "int4")).status_code == 202
 
 
-def test_what_agents_are_sent_is_no_delta(live: LiveCoordinator, held: tuple[Hand, str, Assignment]) -> None:
+def test_what_agents_are_sent_is_no_delta(live: LiveCoordinator, held: tuple[Hand, str, LeasedAssignment]) -> None:
     hand, run, assignment = held
     with unchanged(live, run):
         for ref in assignment.manifest.blocks:

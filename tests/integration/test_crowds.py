@@ -15,7 +15,7 @@ from fedcybgd.coordinator.api.route import Access, DatabaseRoute
 from fedcybgd.coordinator.app import ROUTERS
 from fedcybgd.coordinator.dashboard import pages
 from fedcybgd.coordinator.db.base import Database
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.words import API
 from tests.support.live import LiveCoordinator
@@ -114,7 +114,7 @@ def stuck(database: Database, assignment_id: str) -> Iterator[None]:
 def test_whether_it_is_up_is_answered_while_every_thread_waits(live: LiveCoordinator, model: str) -> None:
     hand = Hand(live)
     run = start_run(live, model, [hand])
-    held: Assignment = hand.take(run)
+    held: LeasedAssignment = hand.take(run)
     headers = {"Authorization": f"Bearer {hand.key}"}
     renew = ("POST", f"/assignments/{held.assignment_id}/renew", {"headers": headers, "json": {"attempt": held.attempt}})
     answers: list[httpx.Response] = []

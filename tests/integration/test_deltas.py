@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, Hand, Tensors, events, last_visit, refused, settled, start_run, state_of, unchanged, versions
@@ -18,7 +18,7 @@ WEIGHT = "encoder.layer.0.output.dense.weight"
 
 
 @pytest.fixture(scope="module")
-def held(live: LiveCoordinator, model: str) -> tuple[Hand, str, Assignment]:
+def held(live: LiveCoordinator, model: str) -> tuple[Hand, str, LeasedAssignment]:
     """One assignment for all deltas that are refused: none of them may leave a trace on it."""
     hand = Hand(live)
     run = start_run(live, model, [hand], lease_s=3600)
@@ -73,7 +73,7 @@ def header_says_more(good: Tensors) -> bytes:
     ],
 )
 def test_a_delta_of_the_wrong_form_is_not_taken(
-    live: LiveCoordinator, held: tuple[Hand, str, Assignment], spoil: Callable[[Tensors], bytes], said: str
+    live: LiveCoordinator, held: tuple[Hand, str, LeasedAssignment], spoil: Callable[[Tensors], bytes], said: str
 ) -> None:
     hand, run, assignment = held
     data = spoil(hand.delta(assignment))

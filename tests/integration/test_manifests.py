@@ -18,7 +18,7 @@ import fedcybgd.coordinator.engine.encode as engine
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Block, EncodedShard, Job, Patch, Run
 from fedcybgd.coordinator.sweeper import tidy
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.tensors.codecs import decode
@@ -55,18 +55,18 @@ def compressed(policy: str, live: LiveCoordinator | None = None, **more: Any) ->
     return sections | ({"evaluate": held_out(live)} if live is not None else {})
 
 
-def codecs(assignment: Assignment) -> dict[str, str]:
+def codecs(assignment: LeasedAssignment) -> dict[str, str]:
     found = {b.block: b.codec for b in assignment.manifest.blocks}
     return found | dict.fromkeys(assignment.manifest.dropped, "dropped")
 
 
-def fetch(hand: Hand, assignment: Assignment, digest: str) -> bytes:
+def fetch(hand: Hand, assignment: LeasedAssignment, digest: str) -> bytes:
     answer = hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{digest}")
     assert answer.status_code == 200, answer.text
     return answer.content
 
 
-def deliver(hand: Hand, assignment: Assignment, scale: float = 1e-5) -> str:
+def deliver(hand: Hand, assignment: LeasedAssignment, scale: float = 1e-5) -> str:
     """Send a small random delta in the codec asked for; its digest."""
     draw = torch.Generator().manual_seed(assignment.train.seed)
     tensors = {n: scale * torch.randn(t.shape, generator=draw) for n, t in sorted(hand.delta(assignment).items())}

@@ -182,7 +182,7 @@ def test_of_measurements_that_wait_the_newest_wins(
         spec = row.spec
         (assignment,) = queries.assignments_of(session, row.id, 0)
         blocks = queries.blocks_of(session, row.id)
-        plan = choose.frozen_plan(spec, [choose.facts(b) for b in blocks])
+        plan = choose.frozen_plan(spec, [choose.facts_of_block(b) for b in blocks])
         for number in range(4):
             for block in blocks:
                 block.digest = f"{number}{block.position}".ljust(64, "0")

@@ -60,7 +60,7 @@ def test_every_route_says_which_errors_it_answers(live: LiveCoordinator) -> None
 def test_the_description_is_openapi_3_and_names_all_messages(live: LiveCoordinator) -> None:
     document = wire(live).get(f"{live.url}/openapi.json").json()
     assert document["openapi"].startswith("3.")
-    assert {"Assignment", "DeltaReceipt", "ErrorBody", "RunFile", "RunView", "StatusView"} <= document["components"]["schemas"].keys()
+    assert {"LeasedAssignment", "DeltaReceipt", "ErrorBody", "RunFile", "RunView", "StatusView"} <= document["components"]["schemas"].keys()
     assert wire(live).get(f"{live.url}/docs").status_code == 200
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, start_run, together, unchanged
 
 
-def path(assignment: Assignment, digest: str) -> str:
+def path(assignment: LeasedAssignment, digest: str) -> str:
     return f"/assignments/{assignment.assignment_id}/shards/{digest}"
 
 

@@ -14,7 +14,7 @@ from fedcybgd.agent.assignment_run import fetch
 from fedcybgd.agent.errors import Unreachable, VisitFailed
 from fedcybgd.agent.training.shards import materialise
 from fedcybgd.coordinator.db.models import Agent, Exposure
-from fedcybgd.shared.contract.assignments import Assignment, UploadOffset
+from fedcybgd.shared.contract.assignments import LeasedAssignment, UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent, traffic
 from tests.support.live import LiveCoordinator
@@ -36,7 +36,7 @@ def pair(live: LiveCoordinator, tmp_path: Path) -> list[LightAgent]:
     return [LightAgent(live, tmp_path / word, fresh(f"light-{word}")) for word in ("a", "b")]
 
 
-def next_visit(live: LiveCoordinator, run: str, agents: list[LightAgent]) -> tuple[LightAgent, Assignment]:
+def next_visit(live: LiveCoordinator, run: str, agents: list[LightAgent]) -> tuple[LightAgent, LeasedAssignment]:
     """Whoever is asked for the next round, and its assignment."""
     settled(live, run)
     for _ in range(20):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, together, unchanged, versions
@@ -26,11 +26,11 @@ def run(live: LiveCoordinator, model: str, hand: Hand) -> str:
     return start_run(live, model, [hand])
 
 
-def path(assignment: Assignment, digest: str) -> str:
+def path(assignment: LeasedAssignment, digest: str) -> str:
     return f"/assignments/{assignment.assignment_id}/upload/{digest}"
 
 
-def part(live: LiveCoordinator, assignment: Assignment, digest: str) -> Path:
+def part(live: LiveCoordinator, assignment: LeasedAssignment, digest: str) -> Path:
     return live.settings.uploads / f"{assignment.assignment_id}-{digest}.part"
 
 

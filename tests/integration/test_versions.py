@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import save
 
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, VersionUnsupported
+from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, VersionRefused
 from fedcybgd.agent.readiness import judge
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest, Readiness, RunOffer
+from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest, RunOffer, RunReadiness
 from fedcybgd.shared.contract.assignments import DeltaSubmission, Progress, RenewRequest, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.hostile import Answer, Asked, serving
@@ -148,7 +148,7 @@ def test_todays_agent_walks_the_straight_path_with_a_newer_coordinator(
     client = Client(newer, key)
     run = live.create_run(run_file(model, "*") | {"agents": [name]})
     offer = next(offer for offer in client.me().runs if offer.name == run["name"])
-    client.say_ready([Readiness(run_id=offer.run_id, fits=True)])
+    client.say_ready([RunReadiness(run_id=offer.run_id, fits=True)])
     live.operator.post(f"/runs/{run['id']}/start")
     assignment = client.claim(ClaimRequest(runs=[run["name"]]), 10)
     assert assignment is not None
@@ -175,7 +175,7 @@ def test_todays_agent_walks_the_straight_path_with_a_newer_coordinator(
 def test_an_agent_is_told_when_a_coordinator_does_not_speak_its_version() -> None:
     body = {"code": "version_unsupported", "message": "update the agent", "detail": {"spoken": "2.0", "asked": "1.0"}}
     told = Answer.json(body, 426, **{VERSION: "2.0", "FedCyBGD-Coordinator": "crd_0123456789abcdef"})
-    with serving(lambda _: told) as server, pytest.raises(VersionUnsupported, match="update the agent"):
+    with serving(lambda _: told) as server, pytest.raises(VersionRefused, match="update the agent"):
         Client(server.url, "fca_x").claim(ClaimRequest(), 0)
     assert server.asked[0].headers[VERSION.lower()] == "1.0"
 

@@ -15,7 +15,7 @@ from sqlalchemy import select
 import fedcybgd.coordinator.engine.admit
 import fedcybgd.coordinator.engine.apply
 from fedcybgd.coordinator.db import models
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -50,7 +50,7 @@ def start_wave(live: LiveCoordinator, model: str, hands: list[Hand], **schedule:
     return start_run(live, model, hands, schedule={**SCHEDULE, **schedule})
 
 
-def random_delta(hand: Hand, assignment: Assignment, seed: int) -> Tensors:
+def random_delta(hand: Hand, assignment: LeasedAssignment, seed: int) -> Tensors:
     draw = torch.Generator().manual_seed(seed)
     return {name: torch.randn(t.shape, generator=draw) * 0.01 for name, t in hand.delta(assignment).items()}
 

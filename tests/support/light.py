@@ -17,7 +17,7 @@ from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
 from fedcybgd.coordinator.db.models import Agent, Run, Traffic
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.assignments import Assignment, Progress, ReturnRequest
+from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress, ReturnRequest
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.lossless import PackedError
@@ -87,14 +87,14 @@ class LightAgent:
 
         self.client.shard = shard  # type: ignore[method-assign]
 
-    def claim(self, run: str, wait: float = 0.3) -> Assignment | None:
+    def claim(self, run: str, wait: float = 0.3) -> LeasedAssignment | None:
         return self.client.claim(ClaimRequest(runs=[run]), wait)
 
-    def visit(self, assignment: Assignment) -> None:
+    def visit(self, assignment: LeasedAssignment) -> None:
         self.fetched.clear()
         run_assignment(self.tools, assignment, lambda _: None)
 
-    def give_back(self, assignment: Assignment, reason: Any) -> None:
+    def give_back(self, assignment: LeasedAssignment, reason: Any) -> None:
         self.client.give_back(assignment.assignment_id, ReturnRequest(attempt=assignment.attempt, reason=reason))
 
 

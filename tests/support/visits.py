@@ -14,7 +14,7 @@ from safetensors.torch import load, load_file, save
 
 from fedcybgd.coordinator.sweeper import sweep_leases
 from fedcybgd.shared.contract.agents import AgentSelf
-from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt
+from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.words import API, ErrorBody
@@ -111,29 +111,29 @@ class Hand:
     def me(self) -> AgentSelf:
         return AgentSelf.model_validate(self.http.get("/agents/me").json())
 
-    def claim(self, run: str, wait: float = 0, **request: Any) -> Assignment | None:
+    def claim(self, run: str, wait: float = 0, **request: Any) -> LeasedAssignment | None:
         """Ask for work of one run only, so that tests do not get each other's."""
         answer = self.http.post("/assignments/claim", params={"wait": wait}, json={"runs": [run], **request}, timeout=wait + 30)
         assert answer.status_code in (200, 204), answer.text
-        return Assignment.model_validate(answer.json()) if answer.status_code == 200 else None
+        return LeasedAssignment.model_validate(answer.json()) if answer.status_code == 200 else None
 
-    def take(self, run: str, wait: float = 10) -> Assignment:
+    def take(self, run: str, wait: float = 10) -> LeasedAssignment:
         assignment = self.claim(run, wait)
         assert assignment is not None, f"no work for {self.name}"
         return assignment
 
-    def base(self, assignment: Assignment) -> dict[str, Tensors]:
+    def base(self, assignment: LeasedAssignment) -> dict[str, Tensors]:
         """The blocks that are trained, as they were sent."""
         trained = assignment.train.trained
         digests = {b.block: b.digest for b in assignment.manifest.blocks}
         return {block: self._tensors(assignment, digests[block]) for block in trained}
 
-    def _tensors(self, assignment: Assignment, digest: str) -> Tensors:
+    def _tensors(self, assignment: LeasedAssignment, digest: str) -> Tensors:
         answer = self.http.get(f"/assignments/{assignment.assignment_id}/shards/{digest}")
         assert answer.status_code == 200, answer.text
         return load(answer.content)
 
-    def delta(self, assignment: Assignment, value: float | None = None) -> Tensors:
+    def delta(self, assignment: LeasedAssignment, value: float | None = None) -> Tensors:
         """A delta with `value` everywhere; by default a small one that no other delta has."""
         value = 0.01 + next(_numbers) * 1e-6 if value is None else value
         return {
@@ -142,36 +142,36 @@ class Hand:
             for name, t in tensors.items()
         }
 
-    def put(self, assignment: Assignment, data: bytes, offset: int = 0, digest: str | None = None) -> httpx.Response:
+    def put(self, assignment: LeasedAssignment, data: bytes, offset: int = 0, digest: str | None = None) -> httpx.Response:
         """Send bytes of a delta."""
         path = f"/assignments/{assignment.assignment_id}/upload/{digest or digest_of(data)}"
         return self.http.put(path, params={"offset": offset}, content=data)
 
-    def offset(self, assignment: Assignment, digest: str) -> dict[str, Any]:
+    def offset(self, assignment: LeasedAssignment, digest: str) -> dict[str, Any]:
         answer: dict[str, Any] = self.http.get(f"/assignments/{assignment.assignment_id}/upload/{digest}").json()
         return answer
 
-    def submit(self, assignment: Assignment, digest: str, attempt: int | None = None) -> httpx.Response:
+    def submit(self, assignment: LeasedAssignment, digest: str, attempt: int | None = None) -> httpx.Response:
         body = {"attempt": attempt or assignment.attempt, "digest": digest, "metrics": METRICS.model_dump(mode="json")}
         return self.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
 
-    def send(self, assignment: Assignment, data: bytes) -> httpx.Response:
+    def send(self, assignment: LeasedAssignment, data: bytes) -> httpx.Response:
         """Upload and submit."""
         answer = self.put(assignment, data)
         assert answer.status_code == 200, answer.text
         return self.submit(assignment, digest_of(data))
 
-    def deliver(self, assignment: Assignment, tensors: Tensors | None = None) -> DeltaReceipt:
+    def deliver(self, assignment: LeasedAssignment, tensors: Tensors | None = None) -> DeltaReceipt:
         """Upload and submit a good delta."""
         answer = self.send(assignment, save(self.delta(assignment) if tensors is None else tensors))
         assert answer.status_code == 202, answer.text
         return DeltaReceipt.model_validate(answer.json())
 
-    def renew(self, assignment: Assignment, attempt: int | None = None, **progress: Any) -> httpx.Response:
+    def renew(self, assignment: LeasedAssignment, attempt: int | None = None, **progress: Any) -> httpx.Response:
         body = {"attempt": attempt or assignment.attempt, "progress": progress or None}
         return self.http.post(f"/assignments/{assignment.assignment_id}/renew", json=body)
 
-    def give_back(self, assignment: Assignment, reason: str, message: str = "", attempt: int | None = None) -> httpx.Response:
+    def give_back(self, assignment: LeasedAssignment, reason: str, message: str = "", attempt: int | None = None) -> httpx.Response:
         body = {"attempt": attempt or assignment.attempt, "reason": reason, "message": message}
         return self.http.post(f"/assignments/{assignment.assignment_id}/return", json=body)
 

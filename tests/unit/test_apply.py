@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.apply import apply
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -115,7 +115,7 @@ def test_deltas_of_a_wave_are_averaged_where_they_meet(tmp_path: Path, store: Bl
     second, meant_second = delta(store, tmp_path, "int4", True, 7, other | head)
     terms = [[Term(digest=first, weight=0.5)], [Term(digest=second, weight=0.5)],
              [Term(digest=first, weight=0.25), Term(digest=second, weight=0.25)]]  # fmt: skip
-    before = [Encoder(store, None, None).encode(b.digest, "exact") for b in blocks]
+    before = [ShardEncoder(store, None, None).encode(b.digest, "exact") for b in blocks]
     result = run(store, *(Change(block=b, terms=t) for b, t in zip(blocks, terms, strict=True)), before=before)
     found = load_file(store.path(result.blocks[2].digest))["head.weight"]
     assert torch.equal(found, head["head.weight"] + 0.25 * meant_first["head.weight"] + 0.25 * meant_second["head.weight"])
@@ -129,14 +129,14 @@ def test_a_repeat_after_a_crash_gives_the_same(tmp_path: Path, store: BlobStore)
     layer = put(store, "layers.0", LAYER)
     digest, _ = delta(store, tmp_path, "int8", True, 5, LAYER)
     change = Change(block=layer, terms=[Term(digest=digest, weight=1.0)])
-    before = [Encoder(store, None, None).encode(layer.digest, "int4")]
+    before = [ShardEncoder(store, None, None).encode(layer.digest, "int4")]
     assert run(store, change, before=before) == run(store, change, before=before)
 
 
 def test_the_new_version_is_there_in_the_codecs_in_use(tmp_path: Path, store: BlobStore) -> None:
     layer = put(store, "layers.0", LAYER)
     digest, _ = delta(store, tmp_path, "int8", True, 5, LAYER)
-    encoder = Encoder(store, None, None)
+    encoder = ShardEncoder(store, None, None)
     before = [encoder.encode(layer.digest, codec) for codec in ("exact", "int8")]
     strange = encoder.encode(put(store, "layers.1", {"x": normal(64, 64)}).digest, "int4")
     result = run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)], codecs=["int4"]), before=[*before, strange])
@@ -152,7 +152,7 @@ def test_the_new_version_is_there_in_the_codecs_in_use(tmp_path: Path, store: Bl
 
 def test_a_delta_that_is_larger_than_the_shard_is_no_step(tmp_path: Path, store: BlobStore) -> None:
     layer = put(store, "layers.0", LAYER)
-    before = [Encoder(store, None, None).encode(layer.digest, "exact")]
+    before = [ShardEncoder(store, None, None).encode(layer.digest, "exact")]
     digest, _ = delta(store, tmp_path, "float32", False, 5, LAYER)
     assert run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)]), before=before).patches == []
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcybgd.coordinator.domain.compression import (
+    AgentLimits,
     BlockFacts,
-    Budget,
     CompressionInvalid,
     Costs,
     DoesNotFit,
@@ -111,7 +111,7 @@ def test_what_holds_for_every_policy(
 ) -> None:
     blocks = model(number, tuple(updated), influence)
     names = {f"layers.{i}" for i in trained if i < number} | {"head"}
-    for budget in (None, Budget(memory_bytes=allowed)):
+    for budget in (None, AgentLimits(memory_bytes=allowed)):
         chosen = plan(settings(policy, drop_ratio=ratio), blocks, names, budget, COSTS)
         closest = chosen.plan if isinstance(chosen, DoesNotFit) else chosen
         assert list(closest) == [b.name for b in blocks], "every block, in model order"
@@ -128,7 +128,7 @@ def test_auto_takes_int8_where_it_fits() -> None:
     all_int8 = plan(settings("int8"), blocks, {"layers.1"})
     assert plan(settings(), blocks, {"layers.1"}) == all_int8
     assert not isinstance(all_int8, DoesNotFit)
-    assert plan(settings(), blocks, {"layers.1"}, Budget(size(all_int8), size(all_int8)), COSTS) == all_int8
+    assert plan(settings(), blocks, {"layers.1"}, AgentLimits(size(all_int8), size(all_int8)), COSTS) == all_int8
 
 
 def test_auto_goes_down_one_step_at_a_time_least_influence_first() -> None:
@@ -149,19 +149,19 @@ def test_auto_takes_the_first_step_that_fits_memory_and_download() -> None:
     blocks = model(4, influence=[0.1, 0.4, 0.2, 0.3])
     steps = list(auto_ladder(settings(), blocks, {"layers.1"}))
     for step in steps:
-        assert plan(settings(), blocks, {"layers.1"}, Budget(memory_bytes=size(step)), COSTS) == step
-        assert plan(settings(), blocks, {"layers.1"}, Budget(10**9, size(step)), COSTS) == step
+        assert plan(settings(), blocks, {"layers.1"}, AgentLimits(memory_bytes=size(step)), COSTS) == step
+        assert plan(settings(), blocks, {"layers.1"}, AgentLimits(10**9, size(step)), COSTS) == step
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:
     blocks = model(4, influence=[0.1, 0.4, 0.2, 0.3])
     least = min(size(step) for step in auto_ladder(settings(), blocks, {"layers.1"}))
-    answer = plan(settings(), blocks, {"layers.1"}, Budget(memory_bytes=least - 7, download_bytes=least - 20), COSTS)
+    answer = plan(settings(), blocks, {"layers.1"}, AgentLimits(memory_bytes=least - 7, download_bytes=least - 20), COSTS)
     assert isinstance(answer, DoesNotFit)
     assert (answer.missing_memory_bytes, answer.missing_download_bytes) == (7, 20)
     assert "of memory are missing" in answer.reason
     assert "of download are missing" in answer.reason
-    fixed = plan(settings("none"), blocks, {"layers.1"}, Budget(memory_bytes=1000), COSTS)
+    fixed = plan(settings("none"), blocks, {"layers.1"}, AgentLimits(memory_bytes=1000), COSTS)
     assert isinstance(fixed, DoesNotFit)
     assert fixed.missing_memory_bytes == size(fixed.plan) - 1000
 
@@ -209,15 +209,15 @@ def test_auto_never_goes_under_the_floor() -> None:
     blocks = model(4, influence=[0.1, 0.4, 0.2, 0.3])
     steps = list(auto_ladder(settings(), blocks, {"layers.1"}))
     low = {plan_key(steps[2]): 0.5}
-    answer = plan(settings(floor=0.9), blocks, {"layers.1"}, Budget(memory_bytes=size(steps[2])), COSTS, low)
+    answer = plan(settings(floor=0.9), blocks, {"layers.1"}, AgentLimits(memory_bytes=size(steps[2])), COSTS, low)
     assert isinstance(answer, DoesNotFit)
     assert answer.plan == steps[1], "the last plan that is faithful enough"
     assert "fidelity floor" in answer.reason
-    assert plan(settings(floor=0.4), blocks, {"layers.1"}, Budget(memory_bytes=size(steps[2])), COSTS, low) == steps[2]
+    assert plan(settings(floor=0.4), blocks, {"layers.1"}, AgentLimits(memory_bytes=size(steps[2])), COSTS, low) == steps[2]
     # int8 itself is under the floor: exact is left, for who has room for it.
     low = {plan_key(steps[0]): 0.5}
     assert set(plan(settings(floor=0.9), blocks, {"layers.1"}, None, None, low).values()) == {"exact"}  # type: ignore[union-attr]
-    assert isinstance(plan(settings(floor=0.9), blocks, {"layers.1"}, Budget(size(steps[0])), COSTS, low), DoesNotFit)
+    assert isinstance(plan(settings(floor=0.9), blocks, {"layers.1"}, AgentLimits(size(steps[0])), COSTS, low), DoesNotFit)
 
 
 def test_a_plan_has_a_short_name() -> None:

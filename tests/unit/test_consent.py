@@ -11,7 +11,7 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_for
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.manifests import FileRef, Manifest
 from fedcybgd.shared.contract.training import TrainSettings
 from tests.support.hostile import Answer, Asked, FakeServer, serving
@@ -71,9 +71,9 @@ def test_each_set_has_its_own_columns(tmp_path: Path) -> None:
 # ---- a coordinator that offers what it likes --------------------------------------------------------------------------
 
 
-def assignment(run: str) -> Assignment:
+def assignment(run: str) -> LeasedAssignment:
     train = TrainSettings(task="text-classification", num_labels=2, groups=[], batch_size=1, max_length=8, seed=0)
-    return Assignment(
+    return LeasedAssignment(
         assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id="run_" + 16 * "0", run_name=run, round=0, cycle=0, block="head",
         manifest=Manifest(files=[FileRef(name="config.json", digest="a" * 64, size=2)], blocks=[]), train=train, max_delta_bytes=10,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def at_work(home: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch, run
     return agent
 
 
-def offering(given: Assignment) -> Any:
+def offering(given: LeasedAssignment) -> Any:
     def answer(asked: Asked) -> Answer:
         if "/claim" in asked.path:
             return Answer.json(given.model_dump(mode="json"))

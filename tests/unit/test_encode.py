@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, EncodePayload
-from fedcybgd.coordinator.engine.encode import Encoder, encode
+from fedcybgd.coordinator.engine.encode import ShardEncoder, encode
 from fedcybgd.coordinator.engine.shards import write_blob, write_json
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.manifests import FileRef, ShardRef
@@ -96,12 +96,12 @@ def test_codecs_are_ever_smaller(store: BlobStore, config: FileRef, layer: str) 
 
 
 def encoder_of(store: BlobStore, config: FileRef) -> Callable[[bytes, str], EncodedRef]:
-    encoder = Encoder(store, config, "text-classification")
+    encoder = ShardEncoder(store, config, "text-classification")
     return lambda data, codec: encoder.encode(write_blob(store, data)[0], codec)
 
 
 def test_a_step_between_versions_is_made_if_it_is_smaller(tmp_path: Path, store: BlobStore, config: FileRef, layer: str) -> None:
-    encoder = Encoder(store, config, "text-classification")
+    encoder = ShardEncoder(store, config, "text-classification")
     old = load_file(store.path(layer))
     near = {n: t + 1e-4 * torch.sign(t) for n, t in old.items()}
     even = {n: torch.ones_like(t) for n, t in old.items()}

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall, check, common_blocks, may_see, members_met, room_of, team_size
+from fedcybgd.coordinator.domain.exposure import (
+    ExposureBudgetTooSmall,
+    check_exposure,
+    common_blocks,
+    may_see,
+    members_met,
+    room_of,
+    team_size,
+)
 from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
 from fedcybgd.coordinator.domain.methods.registry import rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -44,7 +52,7 @@ def test_no_plan_ever_shows_an_agent_more_than_the_budget(
     names, team, common = named("layers.", blocks), named("agent", people), named("head", always)
     run = spec(limit, always=common, seed=seed, order=order, agents=agents, wave=wave, cycles=2 * people + 1)
     try:
-        check(run, names, set(common), people)
+        check_exposure(run, names, set(common), people)
     except ExposureBudgetTooSmall:
         assume(False)
     seen: dict[str | None, set[str]] = defaultdict(set)
@@ -61,11 +69,11 @@ def test_a_budget_is_refused_exactly_when_the_blocks_do_not_fit(blocks: int, peo
     room = limit - always
     fits = room >= 1 and people * room >= blocks
     if fits:
-        check(spec(limit, always=common), names, set(common), people)
+        check_exposure(spec(limit, always=common), names, set(common), people)
         assert team_size(blocks, people, room) >= 1
     else:
         with pytest.raises(ExposureBudgetTooSmall) as refused:
-            check(spec(limit, always=common), names, set(common), people)
+            check_exposure(spec(limit, always=common), names, set(common), people)
         assert refused.value.code == "exposure_budget_too_small"
         assert str(limit) in refused.value.message
 
@@ -121,14 +129,14 @@ def test_blocks_that_everybody_gets_are_common() -> None:
 )
 def test_a_budget_that_cannot_work_says_its_numbers(limit: int, policy: str, common: set[str], agents: int | None, said: str) -> None:
     with pytest.raises(ExposureBudgetTooSmall) as refused:
-        check(spec(limit, policy=policy), ["a", "b", "c"], common, agents)
+        check_exposure(spec(limit, policy=policy), ["a", "b", "c"], common, agents)
     assert said in refused.value.message
     assert refused.value.detail["limit"] == limit
 
 
 def test_a_budget_that_works_is_let_through() -> None:
-    check(spec(4, policy="none"), ["a", "b", "c"], {"a", "b", "c", "head"}, 1)
-    check(spec(2), ["a", "b", "c"], {"head"}, 3)
-    check(spec(3), ["a", "b", "c"], {"head"}, 2)
-    check(spec(None), ["a", "b", "c"], {"head"}, 1)
-    check(spec(1), ["head"], {"head"}, 1)
+    check_exposure(spec(4, policy="none"), ["a", "b", "c"], {"a", "b", "c", "head"}, 1)
+    check_exposure(spec(2), ["a", "b", "c"], {"head"}, 3)
+    check_exposure(spec(3), ["a", "b", "c"], {"head"}, 2)
+    check_exposure(spec(None), ["a", "b", "c"], {"head"}, 1)
+    check_exposure(spec(1), ["head"], {"head"}, 1)

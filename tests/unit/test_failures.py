@@ -24,7 +24,7 @@ from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.agent.worker import told_of, told_to_coordinator
-from fedcybgd.shared.contract.assignments import Assignment, Progress
+from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.words import MOST_STEPS
 from fedcybgd.shared.models.layers import AssemblyError
@@ -145,10 +145,10 @@ BOUNDS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("field", "value"), BOUNDS)
 def test_numbers_of_a_visit_have_bounds(field: str, value: Any) -> None:
     body = assignment().model_dump(mode="json")
-    Assignment.model_validate(body)
+    LeasedAssignment.model_validate(body)
     body["train"][field] = value
     with pytest.raises(ValidationError, match=field):
-        Assignment.model_validate(body)
+        LeasedAssignment.model_validate(body)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_numbers_of_a_visit_have_bounds(field: str, value: Any) -> None:
 )
 def test_numbers_of_a_lease_have_bounds(field: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=field):
-        Assignment.model_validate(assignment().model_dump(mode="json") | {field: value})
+        LeasedAssignment.model_validate(assignment().model_dump(mode="json") | {field: value})
 
 
 def test_not_a_number_is_no_number_of_a_visit() -> None:
@@ -165,4 +165,4 @@ def test_not_a_number_is_no_number_of_a_visit() -> None:
         changed = json.loads(json.dumps(body))
         changed["train"][field] = float("nan")
         with pytest.raises(ValidationError):
-            Assignment.model_validate(changed)
+            LeasedAssignment.model_validate(changed)

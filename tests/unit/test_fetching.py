@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.agent.fetching import Way, cheapest
+from fedcybgd.agent.fetching import Recipe, cheapest
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import BlobRef, PatchRef, ShardRef
 
@@ -26,11 +26,11 @@ def ref(*patches: PatchRef, size: int = 100, packed: int | None = 80) -> ShardRe
 CHAIN = (patch("2-3", "v2", 20), patch("1-2", "v1", 20), patch("0-1", "v0", 20))
 
 
-def choose(shard: ShardRef, *cached: str) -> Way:
+def choose(shard: ShardRef, *cached: str) -> Recipe:
     return cheapest(shard, {d(name) for name in cached}.__contains__)
 
 
-def fetched(way: Way, *cached: str) -> list[str]:
+def fetched(way: Recipe, *cached: str) -> list[str]:
     """What crosses the wire, in the order in which it is fetched."""
     names = {d(name): name for name in ("v0", "v1", "v2", "v3", "packed", "2-3", "1-2", "0-1", "other")}
     return [names[blob.digest] for blob in way.blobs if blob.digest not in {d(name) for name in cached}]

@@ -12,14 +12,14 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecast
 from fedcybgd.coordinator.planning.memory import estimate
-from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, Model, blocks_of_run, delta_bytes, shard_bytes
-from fedcybgd.coordinator.planning.traffic import Change, packed_bytes, simulate
+from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, ModelShape, blocks_of_run, delta_bytes, shard_bytes
+from fedcybgd.coordinator.planning.traffic import Movement, packed_bytes, simulate
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.tensors import codecs, quantized
 
 CONFIG = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
-MODEL = Model.of(CONFIG)
+MODEL = ModelShape.of(CONFIG)
 
 
 def shapes(layers: int = 4, itemsize: int = 4) -> list[BlockShape]:
@@ -143,14 +143,14 @@ def test_a_delta_over_many_blocks_is_no_patch_for_a_small_one() -> None:
     spec = run(schedule={"cycles": 1})
     found, _ = blocks_of_run(spec, CONFIG, shapes())
     pooler = packed_bytes(found[-2], "exact", MODEL)
-    assert Change.of(spec, MODEL, None).delta([found[1], *found[-2:]]) > pooler
+    assert Movement.of(spec, MODEL, None).delta([found[1], *found[-2:]]) > pooler
     assert fetched(spec, ["a"], 2)[1][2] >= packed_bytes(found[2], "exact", MODEL) + pooler
 
 
 def test_more_training_makes_larger_patches() -> None:
     block = shapes()[1]
     sizes = [
-        Change.of(run(train={"steps": steps, "learning_rate": rate}), MODEL, None).difference(block, "int8", 1.0, MODEL)
+        Movement.of(run(train={"steps": steps, "learning_rate": rate}), MODEL, None).difference(block, "int8", 1.0, MODEL)
         for steps, rate in ((2, 1e-4), (200, 1e-4), (200, 1e-3))
     ]
     assert sizes == sorted(set(sizes))

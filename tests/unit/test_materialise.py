@@ -13,7 +13,7 @@ from fedcybgd.agent.messages import LocalPatch, LocalShard
 from fedcybgd.agent.training.shards import ShardCorrupt, materialise
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.apply import apply
-from fedcybgd.coordinator.engine.encode import Encoder
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
@@ -41,7 +41,7 @@ class History:
     def __init__(self, folder: Path, block: Tensors = BLOCK, codec: str = "exact", weight: float = 1.0) -> None:
         self.store: BlobStore = open_store(folder / "blobs")
         self.folder, self.weight = folder, weight
-        self.encoder = Encoder(self.store, None, None)
+        self.encoder = ShardEncoder(self.store, None, None)
         digest, size = write_blob(self.store, save(block))
         self.exact = [ShardRef(block="layers.0", version=0, codec="exact", digest=digest, size=size)]
         self.shards: list[EncodedRef] = [self.encoder.encode(digest, codec)]

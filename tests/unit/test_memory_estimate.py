@@ -6,7 +6,7 @@ import pytest
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.memory import INTERPRETER, Memory, estimate
-from fedcybgd.coordinator.planning.shapes import BlockShape, Model
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape
 
 MB = 1e6
 MINILM = {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6,
@@ -47,13 +47,13 @@ TEXT = {"kind": "causal-lm", "max_length": 256}
 def of_minilm(block: str, codec: str = "int8", rows: int | None = 400, dropped: tuple[str, ...] = (), **train: Any) -> Memory:
     run, trained = spec(CLASSES, ["pooler", "head"], **train), {block, "pooler", "head"}
     plan = {b.name: "exact" if b.name in trained else "dropped" if b.name in dropped else codec for b in minilm()}
-    return estimate(run, Model.of(MINILM), minilm(), plan, trained, rows=rows)
+    return estimate(run, ModelShape.of(MINILM), minilm(), plan, trained, rows=rows)
 
 
 def of_llama(block: str, codec: str = "int8", **train: Any) -> Memory:
     run = spec(TEXT, [], **{"batch_size": 4} | train)
     plan = {b.name: "exact" if b.name == block else codec for b in llama()}
-    return estimate(run, Model.of(LLAMA), llama(), plan, {block}, rows=8)
+    return estimate(run, ModelShape.of(LLAMA), llama(), plan, {block}, rows=8)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_saves_memory_makes_the_estimate_smaller() -> None:
 
 def test_gradients_come_one_by_one_without_a_limit_on_their_norm() -> None:
     def visit(**train: Any) -> Memory:
-        return estimate(spec(CLASSES, [], batch_size=1, **train), Model.of(MINILM), minilm(), {}, {"layers.0"})
+        return estimate(spec(CLASSES, [], batch_size=1, **train), ModelShape.of(MINILM), minilm(), {}, {"layers.0"})
 
     assert visit().phase == "step"
     assert visit().parts["gradients"] == 4 * minilm()[1].num_parameters
@@ -101,14 +101,14 @@ def test_gradients_come_one_by_one_without_a_limit_on_their_norm() -> None:
 
 def test_writing_the_delta_of_a_large_block_can_be_the_peak() -> None:
     run = spec(CLASSES, [], batch_size=1, steps=None)
-    found = estimate(run, Model.of(MINILM), minilm(), {}, {"embeddings"})
+    found = estimate(run, ModelShape.of(MINILM), minilm(), {}, {"embeddings"})
     assert found.phase == "delta"
     assert found.parts["delta"] > 3 * 4 * 30522 * 384
     assert found.parts["moments"] == 0, "they are let go of before"
 
 
 def test_only_the_rows_of_embeddings_that_occur_count_unless_they_are_tied() -> None:
-    model, trained = Model.of(MINILM), {"embeddings"}
+    model, trained = ModelShape.of(MINILM), {"embeddings"}
 
     def moments(rows: int | None, task: dict[str, Any] = CLASSES, **train: Any) -> int:
         blocks = [b for b in minilm() if task is CLASSES or b.kind != "head"]
@@ -122,7 +122,7 @@ def test_only_the_rows_of_embeddings_that_occur_count_unless_they_are_tied() -> 
 
 
 def test_activations_are_computed_twice_when_they_are_large_or_the_limit_is_small() -> None:
-    run, model, plan = spec(TEXT, [], batch_size=4), Model.of(LLAMA), {b.name: "int8" for b in llama()}
+    run, model, plan = spec(TEXT, [], batch_size=4), ModelShape.of(LLAMA), {b.name: "int8" for b in llama()}
     free = estimate(run, model, llama(), plan, {"layers.4"})
     tight = estimate(run, model, llama(), plan, {"layers.4"}, limit=500_000_000)
     assert tight.parts["activations"] < free.parts["activations"] / 2
@@ -137,7 +137,7 @@ def test_a_declared_limit_counts_the_interpreter_too() -> None:
 def test_an_accelerator_holds_no_rows_and_no_exact_copy_of_what_is_trained() -> None:
     run, trained = spec(CLASSES, ["pooler", "head"]), {"layers.3", "pooler", "head"}
     plan = {b.name: "exact" if b.name in trained else "int8" for b in minilm()}
-    cuda = estimate(run, Model.of(MINILM), minilm(), plan, trained, device="cuda", rows=400)
+    cuda = estimate(run, ModelShape.of(MINILM), minilm(), plan, trained, device="cuda", rows=400)
     assert cuda.parts["data"] == 0
     assert cuda.peak < of_minilm("layers.3").peak
 
@@ -148,14 +148,14 @@ def test_experts_in_one_tensor_are_dense_whatever_their_codec() -> None:
     found = {}
     for codec in ("int8", "int4", "exact"):
         plan = {b.name: "exact" if b.name != "layers.0" else codec for b in blocks}
-        found[codec] = estimate(spec(TEXT, [], batch_size=4), Model.of(LLAMA), blocks, plan, {"layers.1"}, rows=8).parts["frozen"]
+        found[codec] = estimate(spec(TEXT, [], batch_size=4), ModelShape.of(LLAMA), blocks, plan, {"layers.1"}, rows=8).parts["frozen"]
     dense = 4 * 8 * 512 * 1408
     assert found["int8"] - found["exact"] > 0.25 * dense, "the codes that are mapped, and the values made of them"
     assert found["int8"] > found["int4"] > found["exact"]
 
 
 def test_a_layer_that_runs_several_times_keeps_as_much_each_time() -> None:
-    once, often = (Model.of(LLAMA | {"num_hidden_layers": n}) for n in (1, 6))
+    once, often = (ModelShape.of(LLAMA | {"num_hidden_layers": n}) for n in (1, 6))
     blocks = llama(1)
     plan = dict.fromkeys((b.name for b in blocks), "exact")
     kept = [estimate(spec(TEXT, [], batch_size=4), m, blocks, plan, {"layers.0"}, rows=8).parts["activations"] for m in (once, often)]

@@ -14,7 +14,7 @@ from fedcybgd.agent.training import checkpoints, loss
 from fedcybgd.agent.training.checkpoints import activation_bytes, to_checkpoint
 from fedcybgd.agent.training.errors import NonFinite, OptimizerMissing
 from fedcybgd.agent.training.loss import Loss
-from fedcybgd.agent.training.optimizer import Group, Stepper, make_optimizer
+from fedcybgd.agent.training.optimizer import OptimizerGroup, Stepper, make_optimizer
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 from fedcybgd.shared.models.batches import Batch, forward_logits, loss_sum
@@ -112,7 +112,7 @@ def test_without_clipping_one_gradient_exists_at_a_time() -> None:
     for parameter in parameters:
         # It runs before the stepper's hook, which was registered later.
         parameter.register_post_accumulate_grad_hook(lambda _: alive.append(sum(p.grad is not None for p in parameters)))
-    stepper = Stepper([Group(parameters, 0.1)], settings(max_grad_norm=None), "cpu")
+    stepper = Stepper([OptimizerGroup(parameters, 0.1)], settings(max_grad_norm=None), "cpu")
     before = [p.detach().clone() for p in parameters]
     stepper.step(model(torch.randn(2, 8)).square().sum(), 0, 1)
     assert alive == [1] * 6
@@ -124,7 +124,7 @@ def test_without_clipping_one_gradient_exists_at_a_time() -> None:
 
 def test_a_gradient_that_is_not_finite_is_not_stepped_inside_the_backward_pass_either() -> None:
     weight = nn.Parameter(torch.ones(2))
-    stepper = Stepper([Group([weight], 0.1)], settings(max_grad_norm=None), "cpu")
+    stepper = Stepper([OptimizerGroup([weight], 0.1)], settings(max_grad_norm=None), "cpu")
     with pytest.raises(NonFinite, match="the gradient's norm is nan at step 1 of 2"):
         stepper.step((weight * torch.tensor([1.0, float("nan")])).sum(), 0, 2)
     assert torch.equal(weight, torch.ones(2))
@@ -140,8 +140,8 @@ def test_the_8_bit_optimizer_has_moments_of_a_byte_and_learns_nearly_the_same() 
     torch.manual_seed(0)
     one, other = (nn.Parameter(torch.zeros(64, 128)) for _ in range(2))
     target = torch.randn(64, 128)
-    full = make_optimizer([Group([one], 0.02)], settings(), "cpu")
-    small = make_optimizer([Group([other], 0.02)], settings(optimizer="adamw-8bit"), "cpu")
+    full = make_optimizer([OptimizerGroup([one], 0.02)], settings(), "cpu")
+    small = make_optimizer([OptimizerGroup([other], 0.02)], settings(optimizer="adamw-8bit"), "cpu")
     for _ in range(30):
         for parameter, optimizer in [(one, full), (other, small)]:
             optimizer.zero_grad()
@@ -156,7 +156,7 @@ def test_the_8_bit_optimizer_has_moments_of_a_byte_and_learns_nearly_the_same() 
 def test_an_8_bit_optimizer_that_is_not_installed_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(OptimizerMissing, match="not installed here"):
-        make_optimizer([Group([nn.Parameter(torch.zeros(2))], 0.1)], settings(optimizer="adamw-8bit"), "cpu")
+        make_optimizer([OptimizerGroup([nn.Parameter(torch.zeros(2))], 0.1)], settings(optimizer="adamw-8bit"), "cpu")
 
 
 # ---- logits in chunks -------------------------------------------------------------------------------------------------

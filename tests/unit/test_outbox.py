@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from fedcybgd.agent.outbox import Outbox
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
 METRICS = TrainMetrics(steps=3, rows=4, tokens=5, loss_first=2.5, loss_last=1.5, seconds=1, tokens_per_s=5)
 
 
-def assignment(**changes: Any) -> Assignment:
+def assignment(**changes: Any) -> LeasedAssignment:
     values: dict[str, Any] = {
         "assignment_id": f"asg_{1:016x}", "attempt": 1, "lease_seconds": 60, "run_id": f"run_{1:016x}", "run_name": "r", "round": 0, "cycle": 0,
         "block": "layers.0", "max_delta_bytes": 100,
@@ -22,10 +22,10 @@ def assignment(**changes: Any) -> Assignment:
             task="causal-lm", groups=[ParameterGroup(blocks=["layers.0"], learning_rate=0.1)], batch_size=2, max_length=8, seed=1
         ),
     }  # fmt: skip
-    return Assignment.model_validate(values | changes)
+    return LeasedAssignment.model_validate(values | changes)
 
 
-def fill(outbox: Outbox, work: Assignment) -> Path:
+def fill(outbox: Outbox, work: LeasedAssignment) -> Path:
     outbox.delta_path(work).write_bytes(b"delta")
     path, metrics = outbox.put(work, METRICS)
     assert metrics == METRICS

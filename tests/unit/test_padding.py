@@ -10,7 +10,7 @@ import torch
 
 from fedcybgd.agent.training.data import Packed
 from fedcybgd.shared.contract.errors import DataError
-from fedcybgd.shared.models.batches import IGNORED, Encoder, Features, forward_logits, loss_sum
+from fedcybgd.shared.models.batches import IGNORED, Features, RowEncoder, forward_logits, loss_sum
 from tests.support.families import SUPPORTED, config_of, randomised
 
 
@@ -18,13 +18,13 @@ from tests.support.families import SUPPORTED, config_of, randomised
 def encoder_of(bert: Path, tmp_path: Path) -> Any:
     """An encoder with the tokenizer of tests, for a model of that configuration."""
 
-    def encoder_of(config: dict[str, Any], task: str, max_length: int = 16, **settings: Any) -> Encoder:
+    def encoder_of(config: dict[str, Any], task: str, max_length: int = 16, **settings: Any) -> RowEncoder:
         folder = tmp_path / "model"
         shutil.copytree(bert, folder, dirs_exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config))
         values = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(values | settings))
-        return Encoder(folder, task, max_length)  # type: ignore[arg-type]
+        return RowEncoder(folder, task, max_length)  # type: ignore[arg-type]
 
     return encoder_of
 

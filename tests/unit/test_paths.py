@@ -14,7 +14,7 @@ from fedcybgd.client import exports
 from fedcybgd.client.connection import Connection
 from fedcybgd.client.errors import ClientError
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolAnswer, RunOffer
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.files.paths import UnsafeName, inside
 from tests.support.hostile import Answer, Asked, serving
@@ -138,7 +138,7 @@ def test_nor_one_that_names_such_a_block_or_file(where: str) -> None:
         case "groups":
             train["groups"][0]["blocks"] = ["../model"]
     with pytest.raises(ValidationError):
-        Assignment.model_validate(body)
+        LeasedAssignment.model_validate(body)
 
 
 def test_residuals_lie_under_their_root_whatever_a_run_is_called(tmp_path: Path) -> None:

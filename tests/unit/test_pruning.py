@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.models.assembly import Assembled, AssemblyError
-from fedcybgd.shared.models.pruning import Group, groups, kept, prune_block, pruned_shapes
+from fedcybgd.shared.models.pruning import UnitGroup, groups, kept, prune_block, pruned_shapes
 from fedcybgd.shared.tensors.codecs import CodecError
 from tests.support.families import (  # fmt: skip
     DECODER,
@@ -47,7 +47,7 @@ def layer_of(model: Any, index: int) -> nn.Module:
     return Assembled(model).layers[index]
 
 
-def groups_of(model: Any) -> dict[str, Group]:
+def groups_of(model: Any) -> dict[str, UnitGroup]:
     return {group.kind: group for group in groups(layer_of(model, 1), model)}
 
 

@@ -12,7 +12,7 @@ from fedcybgd.agent.errors import CoordinatorSaid, VisitFailed
 from fedcybgd.agent.messages import DataSource, TrainRequest
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.residuals import Residuals
-from fedcybgd.shared.contract.assignments import Assignment, DeltaReceipt, DeltaSubmission, Progress, UploadOffset
+from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission, LeasedAssignment, Progress, UploadOffset
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
@@ -24,10 +24,10 @@ def asg(number: int) -> str:
     return f"asg_{number:016x}"
 
 
-def assignment(number: int = 0, block: str = "layers.0", run: int = 1, feedback: bool = True) -> Assignment:
+def assignment(number: int = 0, block: str = "layers.0", run: int = 1, feedback: bool = True) -> LeasedAssignment:
     groups = [ParameterGroup(blocks=[block], learning_rate=1e-3), ParameterGroup(blocks=["head"], learning_rate=1e-3)]
     refs = [ShardRef(block=b, version=number, codec="exact", digest=digest_of(f"{b}{number}".encode()), size=4) for b in (block, "head")]
-    return Assignment(
+    return LeasedAssignment(
         assignment_id=asg(number), attempt=1, lease_seconds=60, run_id=f"run_{run:016x}", run_name="run", round=number, cycle=0, block=block,
         manifest=Manifest(files=[], blocks=refs), delta_codec="int8", error_feedback=feedback, max_delta_bytes=1 << 20,
         train=TrainSettings(task="text-classification", groups=groups, batch_size=1, max_length=8, seed=0),
@@ -87,7 +87,7 @@ class Agent:
             self.coordinator, cache, self.outbox, self.trainer, DataSource(path="rows.jsonl"), self.residuals  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def visit(self, work: Assignment) -> TrainRequest | None:
+    def visit(self, work: LeasedAssignment) -> TrainRequest | None:
         """What the training process was asked to do; None where an earlier delta is sent."""
         before = len(self.trainer.requests)
         entry = self.outbox.find(work)
@@ -97,7 +97,7 @@ class Agent:
         assignment_run.send(self.tools, work, *entry)
         return self.trainer.requests[-1] if len(self.trainer.requests) > before else None
 
-    def kept(self, work: Assignment) -> dict[str, str]:
+    def kept(self, work: LeasedAssignment) -> dict[str, str]:
         """block → what is carried."""
         return {b: Path(p).read_text() for b, p in self.residuals.of(work.run_id, ["layers.0", "layers.1", "head"]).items()}
 

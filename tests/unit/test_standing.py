@@ -12,7 +12,7 @@ from fedcybgd.agent import cli, worker
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import VisitFailed
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.contract.assignments import Assignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.training import TrainSettings
 from fedcybgd.shared.contract.words import OFFERS
@@ -59,9 +59,9 @@ class Coordinator:
         return Answer.json({"assignment_id": "asg_" + 16 * "0", "state": "pending", "reason": None, "attempt": 1})
 
 
-def assignment() -> Assignment:
+def assignment() -> LeasedAssignment:
     train = TrainSettings(task="text-classification", num_labels=2, groups=[], batch_size=1, max_length=8, seed=0)
-    return Assignment(
+    return LeasedAssignment(
         assignment_id="asg_" + 16 * "0", attempt=1, lease_seconds=60, run_id=RUN, run_name="mine", round=0, cycle=0, block="head",
         manifest=Manifest(files=[], blocks=[]), train=train, max_delta_bytes=10,
     )  # fmt: skip

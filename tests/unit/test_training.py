@@ -18,7 +18,7 @@ from fedcybgd.agent.training.emulator import Emulator
 from fedcybgd.agent.training.errors import NonFinite, Stopped
 from fedcybgd.agent.training.loss import Loss
 from fedcybgd.agent.training.memory import PeakMemory
-from fedcybgd.agent.training.optimizer import Group
+from fedcybgd.agent.training.optimizer import OptimizerGroup
 from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.train import train
 from fedcybgd.agent.training.visit import Visit
@@ -253,7 +253,7 @@ def loop(bert: Path, ask: Ask) -> Callable[..., Any]:
 
     def run(should_stop: Callable[[], bool] = lambda: False, **settings: Any) -> Any:
         changed = request.train.model_copy(update=settings)
-        groups = [Group(list(opened.values()), 1e-2)]
+        groups = [OptimizerGroup(list(opened.values()), 1e-2)]
         asked, compute = request.model_copy(update={"train": changed}), Compute("cpu", torch.float32)
         this = Visit(asked, emulator, partition, compute, PeakMemory("cpu", 0), lambda _: None, should_stop)
         return train(this, groups, Loss(emulator.model, changed.task, torch.float32))

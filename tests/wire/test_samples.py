@@ -104,7 +104,7 @@ def grown(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "place", "taken_as"),
     [
-        ("ReturnRequest", ["reason"], "other"), ("Readiness", ["reason"], None), ("Progress", ["trouble", "code"], None),
+        ("ReturnRequest", ["reason"], "other"), ("RunReadiness", ["reason"], None), ("Progress", ["trouble", "code"], None),
         ("RenewRequest", ["progress", "phase"], None), ("RenewRequest", ["progress", "trouble", "code"], None),
     ],
 )  # fmt: skip
@@ -133,7 +133,9 @@ def walked(value: Any, place: list[str]) -> list[Any]:
 def test_every_word_of_an_agent_has_another_it_can_be_taken_as(name: str) -> None:
     """An enumeration without one would be 422 for a later agent; `phase` and `code` are dropped with what they are in."""
     words_of = {n for n, prop in MODELS[name].model_json_schema()["properties"].items() if "enum" in str(prop)}
-    assert words_of <= {"ReturnRequest": {"reason"}, "Readiness": {"reason"}, "Progress": {"phase"}, "Trouble": {"code"}}.get(name, set())
+    assert words_of <= {"ReturnRequest": {"reason"}, "RunReadiness": {"reason"}, "Progress": {"phase"}, "Trouble": {"code"}}.get(
+        name, set()
+    )
 
 
 def test_the_headings_have_the_names_that_they_had() -> None:

@@ -10,7 +10,7 @@ from fedcybgd.shared.contract.words import Task
 LOST = frozenset({"blob_missing", "blob_damaged"})
 
 
-class Way(BaseModel):
+class Remedy(BaseModel):
     """`encode`: encode (and pack) the exact shard `source`. `unpack`: unpack `source`. `delta`: add the delta `change` to `source`.
     `difference`: what leads from `source` to `change`.
     """
@@ -24,7 +24,7 @@ class Way(BaseModel):
 
 class MendPayload(BaseModel):
     digest: str
-    ways: list[Way]
+    ways: list[Remedy]
     config: FileRef | None = None
     task: Task | None = None
 

@@ -52,4 +52,4 @@ class BlockCycle:
         return [spec.schedule.damping / len(delivered)] * len(delivered)
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
-        exposure.check(spec, visited, common, agents)
+        exposure.check_exposure(spec, visited, common, agents)

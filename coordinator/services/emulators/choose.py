@@ -18,14 +18,16 @@ from fedcybgd.shared.contract.manifests import Manifest
 
 
 @dataclass(frozen=True)
-class Emulator:
+class ChosenEmulator:
     """What an agent may get now; `manifest` is None while shards of it are made, or its fidelity is measured."""
 
     plan: Plan
     manifest: Manifest | None
 
 
-def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent, now: datetime) -> Emulator | DoesNotFit:
+def emulator_for(
+    session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent, now: datetime
+) -> ChosenEmulator | DoesNotFit:
     """The emulator of the present versions of all blocks, for this agent; what is missing of it is requested.
 
     Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
@@ -39,8 +41,8 @@ def emulator_for(session: Session, run: Run, spec: RunFile, assignment: Assignme
     if manifest is not None:
         fidelity.request_fidelity(session, run, spec, assignment, plan, manifest, now)
         if spec.compression.floor is not None and compression.plan_key(plan) not in {*known, compression.EXACT}:
-            return Emulator(plan, None)
-    return Emulator(plan, manifest)
+            return ChosenEmulator(plan, None)
+    return ChosenEmulator(plan, manifest)
 
 
 def plan_for(
@@ -53,9 +55,9 @@ def plan_for(
 ) -> Plan | DoesNotFit:
     """The codec of every block for this agent, by the policy of the run file; `config` is the model's, by which `auto` reckons costs."""
     if spec.compression.policy != "auto" or agent is None or config is None:
-        return compression.plan(spec.compression, [facts(b) for b in blocks], trained, fidelity=fidelity)
+        return compression.plan(spec.compression, [facts_of_block(b) for b in blocks], trained, fidelity=fidelity)
     budget, costs = costing.costs_for(spec, config, blocks, trained, agent)
-    return compression.plan(spec.compression, [facts(b) for b in blocks], trained, budget, costs, fidelity)
+    return compression.plan(spec.compression, [facts_of_block(b) for b in blocks], trained, budget, costs, fidelity)
 
 
 def for_plan(session: Session, run: Run, spec: RunFile) -> tuple[Sequence[Block], Mapping[str, JsonValue] | None]:
@@ -66,7 +68,7 @@ def for_plan(session: Session, run: Run, spec: RunFile) -> tuple[Sequence[Block]
     return queries.blocks_of(session, run.id, tensors=True), config
 
 
-def facts(block: Block) -> BlockFacts:
+def facts_of_block(block: Block) -> BlockFacts:
     return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
 
 
@@ -77,7 +79,7 @@ def trained_in(assignment: Assignment) -> set[str]:
 def request_ahead(session: Session, run: Run, now: datetime) -> None:
     """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
     spec = run.spec
-    plan = frozen_plan(spec, [facts(b) for b in queries.blocks_of(session, run.id)])
+    plan = frozen_plan(spec, [facts_of_block(b) for b in queries.blocks_of(session, run.id)])
     trained = {*run.trained_blocks, *spec.schedule.always}
     shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()}, now)
 
@@ -90,6 +92,6 @@ def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
 
 def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str]) -> dict[str, list[str]]:
     """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
-    after = [replace(facts(b), version=b.version + 1) if b.name in changed else facts(b) for b in blocks]
+    after = [replace(facts_of_block(b), version=b.version + 1) if b.name in changed else facts_of_block(b) for b in blocks]
     plan = frozen_plan(spec, after)
     return {name: [plan[name]] if plan[name] != "dropped" else [] for name in changed}

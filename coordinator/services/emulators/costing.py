@@ -8,26 +8,25 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent, Block, EncodedShard
 from fedcybgd.coordinator.domain.agent import AgentState
-from fedcybgd.coordinator.domain.compression import Budget, Costs
+from fedcybgd.coordinator.domain.compression import AgentLimits, Costs
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning import forecast
 from fedcybgd.coordinator.planning.forecast import AgentFacts
-from fedcybgd.coordinator.planning.shapes import BlockShape
-from fedcybgd.coordinator.planning.shapes import Model as ModelSizes
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape
 
 
 def costs_for(
     spec: RunFile, config: Mapping[str, JsonValue], blocks: Sequence[Block], trained: Collection[str], agent: Agent | None
-) -> tuple[Budget, Costs]:
+) -> tuple[AgentLimits, Costs]:
     """What an agent allows, and what a plan for a run's blocks costs it: for `compression.plan`, policy `auto` above all.
 
     `config` is the model's (`Model.config`). Sizes are estimated from shapes: the answer is the same whatever was encoded already.
     """
-    agent_facts = facts_of(agent) if agent is not None else AgentFacts("")
-    return forecast.budget_of(spec, agent_facts), forecast.costs_of(spec, ModelSizes.of(config), shapes(blocks), trained, agent_facts)
+    agent_facts = facts_of_agent(agent) if agent is not None else AgentFacts("")
+    return forecast.budget_of(spec, agent_facts), forecast.costs_of(spec, ModelShape.of(config), shapes(blocks), trained, agent_facts)
 
 
-def facts_of(agent: Agent) -> AgentFacts:
+def facts_of_agent(agent: Agent) -> AgentFacts:
     limits, device = agent.limits, agent.device
     return AgentFacts(
         agent.name, agent.state == AgentState.REVOKED, "cpu" if device.kind in ("auto", "") else device.kind, limits.memory_bytes,

@@ -23,7 +23,7 @@ def serialize(session: Session, agent_id: str) -> None:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:agent))"), {"agent": agent_id})
 
 
-def seen(session: Session, run: Run, spec: RunFile, agent_id: str | None = None) -> dict[str, set[str]]:
+def exact_blocks_seen(session: Session, run: Run, spec: RunFile, agent_id: str | None = None) -> dict[str, set[str]]:
     """Blocks of a run that agents have got exact: by the ledger, and with the assignments that they hold or held to the end."""
     result: dict[str, set[str]] = defaultdict(set)
     sent = select(Exposure.agent_id, Exposure.block).where(Exposure.run_id == run.id, Exposure.codec == EXACT).distinct()
@@ -56,7 +56,7 @@ def may_take(session: Session, run: Run, spec: RunFile, assignment: Assignment, 
     if limit is None:
         return True
     new = coming(session, run, spec, assignment, session.get_one(Agent, agent_id))
-    return may_see(seen(session, run, spec, agent_id)[agent_id], new, limit)
+    return may_see(exact_blocks_seen(session, run, spec, agent_id)[agent_id], new, limit)
 
 
 def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> bool:
@@ -64,7 +64,7 @@ def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignme
     limit = spec.exposure.max_exact_blocks
     if limit is None:
         return True
-    got = seen(session, run, spec)
+    got = exact_blocks_seen(session, run, spec)
     return any(may_see(got[a.id], coming(session, run, spec, assignment, a), limit) for a in _candidates(session, spec, assignment))
 
 

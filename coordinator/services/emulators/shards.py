@@ -94,7 +94,7 @@ def apply(session: Session, run: Run, round: int, members: Sequence[Assignment],
 
 def encoded(session: Session, done: Done[EncodePayload, EncodeResult]) -> None:
     """Shards are there: whoever waits for them may ask again, also in other runs of the same model."""
-    record(session, done.result.shards)
+    keep_made(session, done.result.shards)
     holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in done.result.shards])).distinct()
     for run_id in sorted({done.subject, *session.scalars(holders)}):
         offer_pending(session, run_id)
@@ -115,7 +115,7 @@ def encoded_ref(row: EncodedShard) -> EncodedRef:
     return EncodedRef(source=row.source, codec=row.codec, digest=row.digest, size=row.size, packed=packed)
 
 
-def record(session: Session, made: Sequence[EncodedRef], patches: Sequence[PatchMade] = ()) -> None:
+def keep_made(session: Session, made: Sequence[EncodedRef], patches: Sequence[PatchMade] = ()) -> None:
     """Note shards and patches that a job made; what is known already stays as it is, for it is the same."""
     for ref in made:
         if session.get(EncodedShard, (ref.source, ref.codec)) is None:

@@ -21,7 +21,7 @@ class CalibrationMissing(Invalid):
     code = "calibration_missing"
 
 
-def check(spec: RunFile) -> None:
+def check_calibration(spec: RunFile) -> None:
     """Raises `CalibrationMissing` for a policy that cannot do without calibration rows where there are none."""
     compression = spec.compression
     there = spec.evaluate is not None and compression.calibration_rows > 0

@@ -9,8 +9,7 @@ from fedcybgd.coordinator.domain.model import ModelState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning import forecast
 from fedcybgd.coordinator.planning.forecast import AgentForecast, Moved, VisitForecast
-from fedcybgd.coordinator.planning.shapes import BlockShape, blocks_of_run
-from fedcybgd.coordinator.planning.shapes import Model as ModelSizes
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, blocks_of_run
 from fedcybgd.coordinator.services.emulators import costing
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.shared.contract.plans import AgentPlan, BytesMoved, PlanView, VisitPlan
@@ -34,8 +33,8 @@ def plan_run(session: Session, spec: RunFile, tokens_per_s: float | None = None,
     else:
         blocks, visited = blocks_of_run(spec, model.config, _of_model(session, model))
     files = sum(file.size for file in (run.files if run is not None else model.files))
-    agents = [costing.facts_of(agent) for agent in queries.agents(session)]
-    found = forecast.forecast(spec, ModelSizes.of(model.config), blocks, visited, agents, files, tokens_per_s, rows)
+    agents = [costing.facts_of_agent(agent) for agent in queries.agents(session)]
+    found = forecast.forecast(spec, ModelShape.of(model.config), blocks, visited, agents, files, tokens_per_s, rows)
     return PlanView(
         run=spec.name, model=model.name, prepared=run is not None, rounds=found.rounds, visited=found.visited, problems=found.problems,
         hours=found.hours, agents=[_agent(spec, a) for a in found.agents],

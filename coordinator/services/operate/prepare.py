@@ -38,7 +38,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     model = models.ready(session, spec.model)
     _check_name_free(session, spec.name)
     held_out = _held_out(session, spec)
-    calibration.check(spec)
+    calibration.check_calibration(spec)
     method_of(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,

@@ -25,7 +25,7 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return  # applied already, or nobody wants it any more
     before = {change.block.block: change.block for change in payload.changes}
-    shards.record(session, result.shards, result.patches)
+    shards.keep_made(session, result.shards, result.patches)
     for ref in result.blocks:
         block = session.get_one(Block, (run.id, ref.block))
         assert (block.version, block.digest) == (before[ref.block].version, before[ref.block].digest)

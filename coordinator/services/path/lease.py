@@ -32,7 +32,7 @@ from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, 
 class Leased:
     """An agent has an assignment."""
 
-    assignment: assignments.Assignment
+    assignment: assignments.LeasedAssignment
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now
     lease = timedelta(seconds=spec.lease_s)
     states.lease(assignment, agent_id, manifests.store(session, emulator.manifest), now, lease)
     settings = assignment.train
-    return Leased(assignments.Assignment(
+    return Leased(assignments.LeasedAssignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
         manifest=emulator.manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
@@ -75,12 +75,12 @@ def held(session: Session, assignment_id: str, agent_id: str) -> Assignment:
     return assignment
 
 
-def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments.AssignmentState:
+def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments.AssignmentAnswer:
     """What became of an assignment that this agent has or had."""
     assignment = session.get(Assignment, assignment_id)
     if assignment is None or agent_id not in (assignment.agent_id, assignment.meant_for):
         raise NotFound(f"you have no assignment {assignment_id!r}")
-    return assignments.AssignmentState(
+    return assignments.AssignmentAnswer(
         assignment_id=assignment.id, state=assignment.state, reason=assignment.reason, attempt=assignment.attempt
     )
 

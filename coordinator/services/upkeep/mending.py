@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Model, Patch, Run
-from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Way
+from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
 from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
 from fedcybgd.coordinator.domain.jobs.registry import ENCODE
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -71,18 +71,18 @@ def done(session: Session, digest: str, subject: str | None, now: datetime) -> N
 
 def payload_of(session: Session, digest: str) -> MendPayload:
     """All ways that the database knows of; the cheapest first."""
-    ways: list[Way] = []
+    ways: list[Remedy] = []
     sources: list[str] = [digest]
     for row in session.scalars(select(EncodedShard).where((EncodedShard.digest == digest) | (EncodedShard.packed_digest == digest))):
         if row.source != digest:
-            ways.append(Way(kind="encode", source=row.source, codec=row.codec))
+            ways.append(Remedy(kind="encode", source=row.source, codec=row.codec))
             sources.append(row.source)
     for row in session.scalars(select(EncodedShard).where(EncodedShard.source == digest, EncodedShard.codec == "exact")):
-        ways.append(Way(kind="unpack", source=row.packed_digest))
+        ways.append(Remedy(kind="unpack", source=row.packed_digest))
     for patch in session.scalars(select(Patch).where(Patch.target == digest, Patch.kind == "delta")):
-        ways.append(Way(kind="delta", source=patch.base, change=patch.digest, weight=patch.weight))
+        ways.append(Remedy(kind="delta", source=patch.base, change=patch.digest, weight=patch.weight))
     for patch in session.scalars(select(Patch).where(Patch.digest == digest, Patch.kind == "difference")):
-        ways.append(Way(kind="difference", source=patch.base, change=patch.target))
+        ways.append(Remedy(kind="difference", source=patch.base, change=patch.target))
     run = session.scalar(select(Run).join(Block, Block.run_id == Run.id).where(Block.digest.in_(sources)).limit(1))
     if run is None:
         return MendPayload(digest=digest, ways=ways)

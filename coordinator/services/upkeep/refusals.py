@@ -13,13 +13,13 @@ from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import ask_again, give_up
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.shared.contract.agents import Readiness
+from fedcybgd.shared.contract.agents import RunReadiness
 
 PATIENCE = timedelta(seconds=3)
 """Work that waits for less is on its way to somebody"""
 
 
-def report(session: Session, agent_id: str, said: Sequence[Readiness], now: datetime) -> None:
+def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: datetime) -> None:
     """Write down what an agent says of the runs that are open to it; what it says of others is not kept."""
     agent = session.get_one(Agent, agent_id)
     # In one order, so that two reports cannot wait for each other.
