@@ -52,7 +52,7 @@ from fedcybgd.coordinator.storage import open_store
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef, Manifest
-from fedcybgd.shared.contract.measured import Faithfulness, Score
+from fedcybgd.shared.contract.measured import FidelityNumbers, Score
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 
 BIG, WAVE, ABSENT, DRAFT, OLD = "big", "wave", "absent", "draft", "old"
@@ -296,7 +296,7 @@ class Seed:
                 "seconds": 1.0,
             }
             rows[Fidelity].append({"run_id": self.run_id, "round": number, "block": block, "plan": fake(block), "codecs": codecs,
-                                   "metrics": Faithfulness.model_validate(metrics), "created_at": at})  # fmt: skip
+                                   "metrics": FidelityNumbers.model_validate(metrics), "created_at": at})  # fmt: skip
             rows[Event] += [{"at": at, "level": "info", "code": "round_closed", "message": f"round {number}", "run_id": self.run_id}] * 2
             if number % len(self.names) == 0:
                 rows[Evaluation].append({"run_id": self.run_id, "after_rounds": number, "created_at": at,

@@ -4,7 +4,7 @@
 
 Import, a run's preparation, block influence (64 windows of 48 tokens, in two batches), encoding (exact, int8, int4, pruned:25; embeddings,
 norm, head and three layers each), judging and applying int8 deltas of a layer and of the embeddings (with the new shards and patches), and
-export: each is done as the engine does it (`coordinator.engine.worker.run` on a real store), in a copy of a process that has imported
+export: each is done as the engine does it (`coordinator.engine.entries.run` on a real store), in a copy of a process that has imported
 torch and the engine. Peaks count beyond what that process held then, in two ways: *resident* is all that it has in memory (VmHWM),
 mapped pages of shards included, which the system can take back at any time; *private* is what only the process has (RssAnon, looked at
 every 2 ms). Allowed is three times the largest block, as it is imported, beyond the same work on a tiny model.
@@ -68,7 +68,7 @@ def anonymous() -> int:
 def job(kind: str, payload: dict[str, Any], store: Path) -> Measured:
     """One job in this process, measured."""
     from fedcybgd.agent.training.memory import PeakMemory, resident
-    from fedcybgd.coordinator.engine.worker import run
+    from fedcybgd.coordinator.engine.entries import run
     from fedcybgd.coordinator.storage import open_store
 
     memory, private, began = PeakMemory("cpu", resident()), PeakPrivate(), time.monotonic()
@@ -200,7 +200,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--folder", type=Path, help="where there is room for 16 GB; default: the system's directory of temporary files")
     options = parser.parse_args()
-    from fedcybgd.coordinator.engine.worker import warm_up
+    from fedcybgd.coordinator.engine.entries import warm_up
 
     warm_up(1)
     results = {}

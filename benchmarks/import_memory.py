@@ -89,8 +89,8 @@ def import_here(source: Path, store: Path) -> Imported:
     """The import as the engine's process does it, and its peak beyond the state before."""
     from fedcybgd.agent.training.memory import PeakMemory, resident
     from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload
+    from fedcybgd.coordinator.engine.entries import warm_up
     from fedcybgd.coordinator.engine.import_model import import_model
-    from fedcybgd.coordinator.engine.worker import warm_up
     from fedcybgd.coordinator.storage import open_store
 
     warm_up(1)

@@ -21,6 +21,7 @@ from fedcybgd.agent.training.compute import Compute
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.errors import Stopped
 from fedcybgd.agent.training.overrides import forwards
+from fedcybgd.shared.files.configuration import HIDDEN_SIZE
 from fedcybgd.shared.host.machine import memory_available
 from fedcybgd.shared.models.batches import Batch, plain_forward
 
@@ -198,8 +199,8 @@ class PrefixCache:
 
 
 def hidden_size(config: Any) -> int:
-    """Width of the hidden states, by the names that configurations have for it."""
-    for name in ("hidden_size", "n_embd", "d_model", "dim"):
+    """Width of the hidden states."""
+    for name in HIDDEN_SIZE:
         if isinstance(value := getattr(config, name, None), int):
             return value
     return 1024

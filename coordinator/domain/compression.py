@@ -75,7 +75,7 @@ def plan(
     settings: CompressionSection,
     blocks: Sequence[BlockFacts],
     trained: Collection[str],
-    budget: AgentLimits | None = None,
+    limits: AgentLimits | None = None,
     costs: Costs | None = None,
     fidelity: Mapping[str, float] | None = None,
 ) -> Plan | DoesNotFit:
@@ -83,17 +83,17 @@ def plan(
 
     `fidelity` has what was measured for this visit, by `plan_key`. A plan known to be under the floor is not returned, one
     that was never measured is: measure it, and ask again. Raises `FidelityTooLow` where the run file says so, and
-    `CompressionInvalid` for settings out of range. A budget needs `costs`.
+    `CompressionInvalid` for settings out of range. Limits need `costs`.
     """
     check_compression(settings)
     known = fidelity or {}
     if settings.policy == "auto":
-        return _auto(settings, blocks, trained, budget or AgentLimits(), costs, known)
+        return _auto(settings, blocks, trained, limits or AgentLimits(), costs, known)
     chosen = _fixed(settings, blocks, trained)
     while settings.floor is not None and (measured := known.get(plan_key(chosen))) is not None and measured < settings.floor:
         chosen = apply_floor(settings, chosen, measured)
-    missing = _missing(chosen, budget or AgentLimits(), costs)
-    return DoesNotFit(chosen, _reason(chosen, missing, budget), *missing) if any(missing) else chosen
+    missing = _missing(chosen, limits or AgentLimits(), costs)
+    return DoesNotFit(chosen, _reason(chosen, missing, limits), *missing) if any(missing) else chosen
 
 
 def check_compression(settings: CompressionSection) -> None:
@@ -170,7 +170,7 @@ def _auto(
     settings: CompressionSection,
     blocks: Sequence[BlockFacts],
     trained: Collection[str],
-    budget: AgentLimits,
+    limits: AgentLimits,
     costs: Costs | None,
     fidelity: Mapping[str, float],
 ) -> Plan | DoesNotFit:
@@ -185,16 +185,16 @@ def _auto(
             if closest is None:
                 # Not even the first rung is faithful enough, and this agent may hold more: exact is all that is left.
                 exact = {b.name: "exact" for b in blocks}
-                missing = _missing(exact, budget, costs)
-                return DoesNotFit(exact, _reason(exact, missing, budget) + under, *missing) if any(missing) else exact
+                missing = _missing(exact, limits, costs)
+                return DoesNotFit(exact, _reason(exact, missing, limits) + under, *missing) if any(missing) else exact
             found = closest[1]
             return DoesNotFit(found.plan, found.reason + under, found.missing_memory_bytes, found.missing_download_bytes)
-        missing = _missing(candidate, budget, costs)
+        missing = _missing(candidate, limits, costs)
         if not any(missing):
             return candidate
-        rank = (missing[0] / (budget.memory_bytes or 1), missing[1] / (budget.download_bytes or 1))
+        rank = (missing[0] / (limits.memory_bytes or 1), missing[1] / (limits.download_bytes or 1))
         if closest is None or max(rank) < max(closest[0]):
-            closest = rank, DoesNotFit(candidate, _reason(candidate, missing, budget), *missing)
+            closest = rank, DoesNotFit(candidate, _reason(candidate, missing, limits), *missing)
     assert closest is not None, "the ladder has a first rung"
     return closest[1]
 
@@ -234,17 +234,17 @@ def _droppable(settings: CompressionSection, fresh: Sequence[BlockFacts]) -> int
     return math.floor(settings.drop_ratio * len(fresh) + 1e-9)
 
 
-def _missing(chosen: Plan, budget: AgentLimits, costs: Costs | None) -> tuple[int, int]:
-    """Bytes of memory and of download that `chosen` needs beyond `budget`."""
-    memory = max(0, costs.memory(chosen) - budget.memory_bytes) if costs and budget.memory_bytes is not None else 0
-    download = max(0, costs.download(chosen) - budget.download_bytes) if costs and budget.download_bytes is not None else 0
+def _missing(chosen: Plan, limits: AgentLimits, costs: Costs | None) -> tuple[int, int]:
+    """Bytes of memory and of download that `chosen` needs beyond `limits`."""
+    memory = max(0, costs.memory(chosen) - limits.memory_bytes) if costs and limits.memory_bytes is not None else 0
+    download = max(0, costs.download(chosen) - limits.download_bytes) if costs and limits.download_bytes is not None else 0
     return memory, download
 
 
-def _reason(chosen: Plan, missing: tuple[int, int], budget: AgentLimits | None) -> str:
+def _reason(chosen: Plan, missing: tuple[int, int], limits: AgentLimits | None) -> str:
     parts = []
     for short, limit, what in zip(
-        missing, (budget.memory_bytes, budget.download_bytes) if budget else (0, 0), ("of memory", "of download"), strict=True
+        missing, (limits.memory_bytes, limits.download_bytes) if limits else (0, 0), ("of memory", "of download"), strict=True
     ):
         if short:
             parts.append(f"{_mb(short)} {what} are missing: {_mb(short + (limit or 0))} are needed, {_mb(limit or 0)} allowed")

@@ -1,1 +1,1 @@
-"""Where engine functions run: local worker processes by default."""
+"""Where engine functions run: processes of their own, one a lane."""

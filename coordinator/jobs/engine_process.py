@@ -62,12 +62,12 @@ def begin(used: Any) -> None:
 
 
 def _warm_up(threads: int) -> int:
-    from fedcybgd.coordinator.engine.worker import warm_up
+    from fedcybgd.coordinator.engine.entries import warm_up
 
     return warm_up(threads)
 
 
 def _run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
-    from fedcybgd.coordinator.engine.worker import run
+    from fedcybgd.coordinator.engine.entries import run
 
     return run(kind, payload, open_store(Path(blobs)))

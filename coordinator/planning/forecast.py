@@ -80,7 +80,7 @@ class Forecast:
     hours: float | None
 
 
-def budget_of(spec: RunFile, agent: AgentFacts) -> AgentLimits:
+def limits_of(spec: RunFile, agent: AgentFacts) -> AgentLimits:
     """What an agent allows: the memory that it declared, else that of its device; and, where it declared the speed of its line,
     what that carries while a visit waits for its own agent (`schedule.reassign_after_s`)."""
     download = int(agent.bytes_per_s * spec.schedule.reassign_after_s)
@@ -113,11 +113,11 @@ class _Planner:
         self.refused: dict[tuple[str, str], DoesNotFit] = {}
 
     def __call__(self, agent: str, blocks: Sequence[BlockShape], trained: Collection[str]) -> Plan | None:
-        budget = budget_of(self._spec, self._agents[agent])
-        key = (budget, self._agents[agent].device, frozenset(trained), tuple(b.version > 0 for b in blocks))
+        limits = limits_of(self._spec, self._agents[agent])
+        key = (limits, self._agents[agent].device, frozenset(trained), tuple(b.version > 0 for b in blocks))
         if key not in self._known:
             costs = costs_of(self._spec, self._model, blocks, trained, self._agents[agent])
-            self._known[key] = compression.plan(self._spec.compression, [facts_of_shape(b) for b in blocks], trained, budget, costs)
+            self._known[key] = compression.plan(self._spec.compression, [facts_of_shape(b) for b in blocks], trained, limits, costs)
         found = self._known[key]
         if isinstance(found, DoesNotFit):
             for name in set(trained) - set(self._spec.schedule.always) or trained:

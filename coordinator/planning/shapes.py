@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.block_names import block_name, select
 from fedcybgd.shared.contract.delta_layout import expected_layout
+from fedcybgd.shared.files.configuration import HIDDEN_SIZE
 from fedcybgd.shared.files.safetensors_header import pack_header, tensor_nbytes
 
 GROUP, MIN_NUMEL, MIN_ROW = 64, 1024, 16
@@ -68,7 +69,7 @@ class ModelShape:
     def of(cls, config: Mapping[str, Any]) -> "ModelShape":
         """From the contents of config.json, whatever its family calls them."""
         config = {**config, **(config.get("text_config") or {})}
-        hidden = _number(config, ("hidden_size", "n_embd", "d_model", "dim"), 1024)
+        hidden = _number(config, HIDDEN_SIZE, 1024)
         heads = _number(config, ("num_attention_heads", "n_head", "n_heads", "num_heads"), max(1, hidden // 64))
         return cls(
             family=str(config.get("model_type", "")), hidden=hidden, heads=heads,

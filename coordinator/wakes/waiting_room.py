@@ -23,7 +23,7 @@ class Stopping(CoordinatorError):
     status = 503
 
 
-class Place(asyncio.Event):
+class WaitingClaim(asyncio.Event):
     """Where one claim waits."""
 
     def __init__(self, claimant: Claimant) -> None:
@@ -42,7 +42,7 @@ class AskedOpening:
         self.opening, self.reading = opening, reading
         self.asked: set[str] = set()
         """ids of agents that looked, and did not get it"""
-        self.asking: Place | None = None
+        self.asking: WaitingClaim | None = None
         self.resting = False
         """nobody can have it before something happens: its emulator is being made"""
         self.retry_at, self.retry_s = retry_at, RETRY_FIRST_S
@@ -57,7 +57,7 @@ class WaitingRoom:
 
     def __init__(self, read: Callable[[], Sequence[Opening]]) -> None:
         self._read = read
-        self._places: OrderedDict[str, Place] = OrderedDict()
+        self._places: OrderedDict[str, WaitingClaim] = OrderedDict()
         self._standing: dict[str, AskedOpening] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading: asyncio.Lock | None = None
@@ -85,7 +85,7 @@ class WaitingRoom:
 
     # ---- the claims
 
-    def enter(self, claimant: Claimant) -> Place:
+    def enter(self, claimant: Claimant) -> WaitingClaim:
         """A place for a claim. A second claim of the same agent takes the place over, and the first one is let go.
 
         Raises `Stopping` once the room is closed.
@@ -94,10 +94,10 @@ class WaitingRoom:
             raise Stopping("the coordinator stops; ask again in a moment")
         if (old := self._places.pop(claimant.id, None)) is not None:
             old.set()
-        place = self._places[claimant.id] = Place(claimant)
+        place = self._places[claimant.id] = WaitingClaim(claimant)
         return place
 
-    def leave(self, place: Place, failed: bool = False) -> None:
+    def leave(self, place: WaitingClaim, failed: bool = False) -> None:
         """Give the place up; what it was asked for, and has not taken, goes to the next. `failed`: its look came to no end."""
         if self.holds(place):
             del self._places[place.claimant.id]
@@ -106,10 +106,10 @@ class WaitingRoom:
                 standing.asking, standing.resting = None, failed
                 self._ask(standing)
 
-    def holds(self, place: Place) -> bool:
+    def holds(self, place: WaitingClaim) -> bool:
         return self._places.get(place.claimant.id) is place
 
-    def has_something_for(self, place: Place, patient: bool) -> bool:
+    def has_something_for(self, place: WaitingClaim, patient: bool) -> bool:
         """Whether a look in the database may be worth it. `patient`: it can wait until another has looked that is asked already."""
         for standing in self._standing.values():
             opening = standing.opening
@@ -122,12 +122,12 @@ class WaitingRoom:
             return True
         return False
 
-    def looks(self, place: Place) -> None:
+    def looks(self, place: WaitingClaim) -> None:
         """It begins to look: what is opened from now on it may not see."""
         place.clear()
         place.looks_at = self._readings
 
-    def declined(self, place: Place, awaited: Collection[str] = ()) -> None:
+    def declined(self, place: WaitingClaim, awaited: Collection[str] = ()) -> None:
         """It has looked and got nothing: the agent is asked that has waited longest of the others; for what is `awaited`, nobody."""
         for standing in self._standing.values():
             if standing.reading > place.looks_at:
@@ -221,12 +221,12 @@ class WaitingRoom:
                 self._hand(standing, place)
                 return
 
-    def _hand(self, standing: AskedOpening, place: Place) -> None:
+    def _hand(self, standing: AskedOpening, place: WaitingClaim) -> None:
         standing.asking = place
         place.set()
         self._places.move_to_end(place.claimant.id)  # the next one wakes another, should this one not be able to
 
-    def _candidates(self, opening: Opening) -> Iterator[Place]:
+    def _candidates(self, opening: Opening) -> Iterator[WaitingClaim]:
         if opening.meant_for is not None and not opening.overdue:
             place = self._places.get(opening.meant_for)
             return iter(()) if place is None else iter((place,))

@@ -23,7 +23,7 @@ class Score(BaseModel):
     """why there is no loss"""
 
 
-class Faithfulness(BaseModel):
+class FidelityNumbers(BaseModel):
     """Of an emulator to the real model, on the calibration rows."""
 
     plan: str

@@ -26,12 +26,15 @@ OF_ONE_CALL = frozenset(
 OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
 """Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
 
+HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
+"""The names that configurations have for the width of the hidden states."""
+
 # Above what anybody has published, and below what building the model would take minutes or gigabytes for.
 MOST: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 512),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 1 << 25),
     **dict.fromkeys(("vocab_size", "type_vocab_size"), 1 << 22),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "num_labels"), 1 << 18),
+    **dict.fromkeys((*HIDDEN_SIZE, "num_labels"), 1 << 18),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim"), 1 << 21),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 1 << 13),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 13),

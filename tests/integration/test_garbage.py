@@ -13,8 +13,8 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Job, Model
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.engine.entries import run as work
 from fedcybgd.coordinator.engine.shards import write_blob
-from fedcybgd.coordinator.engine.worker import run as work
 from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.coordinator.services.records import job_leases, jobs

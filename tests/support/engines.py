@@ -14,7 +14,7 @@ class EngineThread:
         self._store, self._pool = store, ThreadPoolExecutor(1, initializer=initializer)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
-        from fedcybgd.coordinator.engine.worker import run
+        from fedcybgd.coordinator.engine.entries import run
 
         return self._pool.submit(run, kind, payload, self._store)
 

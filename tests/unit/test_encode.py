@@ -58,7 +58,7 @@ import sys, torch
 from pathlib import Path
 torch.set_num_threads(3)
 from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
-from fedcybgd.coordinator.engine.worker import run
+from fedcybgd.coordinator.engine.entries import run
 from fedcybgd.coordinator.storage import open_store
 print(run("encode", EncodePayload.model_validate_json(sys.stdin.read()), open_store(Path(sys.argv[1]))).model_dump_json())
 """

@@ -12,7 +12,7 @@ from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, Lane, OnFailure
 from fedcybgd.coordinator.domain.jobs.payloads import EncodeResult, ExportPayload, ImportPayload
 from fedcybgd.coordinator.domain.jobs.registry import JOBS
-from fedcybgd.coordinator.engine.worker import ENTRIES
+from fedcybgd.coordinator.engine.entries import ENTRIES
 from fedcybgd.coordinator.services.outcomes import OUTCOMES, Outcome
 from fedcybgd.shared.contract.manifests import FileRef
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedcybgd.coordinator.domain.opening import Claimant, Opening
 from fedcybgd.coordinator.wakes import waiting_room
-from fedcybgd.coordinator.wakes.waiting_room import Place, Stopping, WaitingRoom
+from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingClaim, WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
 
 
@@ -30,7 +30,7 @@ class Room(WaitingRoom):
         self.reads += 1
         return list(self.open_now)
 
-    def come(self, name: str, runs: str = "*") -> Place:
+    def come(self, name: str, runs: str = "*") -> WaitingClaim:
         return self.enter(Claimant(name, name, ClaimRequest(runs=[runs])))
 
     async def opens(self, *openings: Opening, offered: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class Room(WaitingRoom):
         self.changed(offered)
         await self.refresh()
 
-    def look_in_vain(self, place: Place, awaited: Sequence[str] = ()) -> None:
+    def look_in_vain(self, place: WaitingClaim, awaited: Sequence[str] = ()) -> None:
         self.looks(place)
         self.declined(place, awaited)
 
@@ -60,7 +60,7 @@ def in_room(test: Callable[[Room], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-def asked(*places: Place) -> list[str]:
+def asked(*places: WaitingClaim) -> list[str]:
     return [place.claimant.id for place in places if place.is_set()]
 
 

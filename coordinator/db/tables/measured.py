@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
-from fedcybgd.shared.contract.measured import Faithfulness, Score
+from fedcybgd.shared.contract.measured import FidelityNumbers, Score
 
 
 class Evaluation(Base):
@@ -30,5 +30,5 @@ class Fidelity(Base):
     plan: Mapped[str] = mapped_column(DIGEST, primary_key=True)
     """digest of the codecs"""
     codecs: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
-    metrics: Mapped[Faithfulness] = mapped_column(Typed(Faithfulness))
+    metrics: Mapped[FidelityNumbers] = mapped_column(Typed(FidelityNumbers))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -1,6 +1,6 @@
 """Every kind of job, in one line each: its lane, what it takes and gives, and what its failure means.
 
-What the engine does for it is named in engine/worker.py, what becomes of it in services/outcomes.py; a test looks that no kind is forgotten.
+What the engine does for it is named in engine/entries.py, what becomes of it in services/outcomes.py; a test looks that no kind is forgotten.
 """
 
 from collections.abc import Mapping

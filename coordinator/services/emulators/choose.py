@@ -56,8 +56,8 @@ def plan_for(
     """The codec of every block for this agent, by the policy of the run file; `config` is the model's, by which `auto` reckons costs."""
     if spec.compression.policy != "auto" or agent is None or config is None:
         return compression.plan(spec.compression, [facts_of_block(b) for b in blocks], trained, fidelity=fidelity)
-    budget, costs = costing.costs_for(spec, config, blocks, trained, agent)
-    return compression.plan(spec.compression, [facts_of_block(b) for b in blocks], trained, budget, costs, fidelity)
+    limits, costs = costing.costs_for(spec, config, blocks, trained, agent)
+    return compression.plan(spec.compression, [facts_of_block(b) for b in blocks], trained, limits, costs, fidelity)
 
 
 def for_plan(session: Session, run: Run, spec: RunFile) -> tuple[Sequence[Block], Mapping[str, JsonValue] | None]:

@@ -23,7 +23,7 @@ def costs_for(
     `config` is the model's (`Model.config`). Sizes are estimated from shapes: the answer is the same whatever was encoded already.
     """
     agent_facts = facts_of_agent(agent) if agent is not None else AgentFacts("")
-    return forecast.budget_of(spec, agent_facts), forecast.costs_of(spec, ModelShape.of(config), shapes(blocks), trained, agent_facts)
+    return forecast.limits_of(spec, agent_facts), forecast.costs_of(spec, ModelShape.of(config), shapes(blocks), trained, agent_facts)
 
 
 def facts_of_agent(agent: Agent) -> AgentFacts:

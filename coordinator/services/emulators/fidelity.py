@@ -16,7 +16,7 @@ from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest
-from fedcybgd.shared.contract.measured import Faithfulness
+from fedcybgd.shared.contract.measured import FidelityNumbers
 
 
 def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float]:
@@ -53,7 +53,7 @@ def request_fidelity(
 
 def fidelity_measured(session: Session, done: Done[FidelityPayload, FidelityResult]) -> None:
     result = done.result
-    figures = Faithfulness(
+    figures = FidelityNumbers(
         plan=result.plan, cosine=result.cosine, cosine_worst=result.cosine_worst, loss_real=result.loss_real,
         loss_emulator=result.loss_emulator, rows=result.rows, seconds=result.seconds,
     )  # fmt: skip
@@ -63,13 +63,13 @@ def fidelity_measured(session: Session, done: Done[FidelityPayload, FidelityResu
 def fidelity_failed(session: Session, failed: Failed[FidelityPayload]) -> None:
     payload = failed.payload
     why = calibration.failed(session, failed, f"the fidelity of {payload.block} in round {payload.round}")
-    nothing = Faithfulness(
+    nothing = FidelityNumbers(
         plan=payload.plan, cosine=None, cosine_worst=None, loss_real=None, loss_emulator=None, rows=0, seconds=0.0, failed=why
     )
     _keep_fidelity(session, failed.subject, payload, nothing, failed.now)
 
 
-def _keep_fidelity(session: Session, run_id: str, payload: FidelityPayload, metrics: Faithfulness, now: datetime) -> None:
+def _keep_fidelity(session: Session, run_id: str, payload: FidelityPayload, metrics: FidelityNumbers, now: datetime) -> None:
     """Store it with the round; whoever waits for it may ask again."""
     key = (run_id, payload.round, payload.block, digest_of(payload.plan.encode()))
     if session.get(Fidelity, key) is None:

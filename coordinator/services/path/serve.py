@@ -16,7 +16,7 @@ class NotInManifest(Forbidden):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HeldBlob:
     """A blob that an agent may have now, and what it is in the ledgers."""
 
     run_id: str
@@ -27,15 +27,15 @@ class Wanted:
     """what the agent may have once it has the blob: a delta can be a step of several blocks"""
 
 
-def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
+def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> HeldBlob:
     """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = lease.held(session, assignment_id, agent_id)
     manifest = assignment.manifest
     whole = [ref for ref in manifest.blocks if digest in (ref.digest, ref.packed.digest if ref.packed else None)]
     if whole:
-        return Wanted(assignment.run_id, assignment.round, "shard", whole)
+        return HeldBlob(assignment.run_id, assignment.round, "shard", whole)
     if patched := [ref for ref in manifest.blocks if any(digest == patch.digest for patch in ref.patches)]:
-        return Wanted(assignment.run_id, assignment.round, "patch", patched)
+        return HeldBlob(assignment.run_id, assignment.round, "patch", patched)
     if any(digest == file.digest for file in manifest.files):
-        return Wanted(assignment.run_id, assignment.round, "file", [])
+        return HeldBlob(assignment.run_id, assignment.round, "file", [])
     raise NotInManifest(f"{digest} is not in the manifest of assignment {assignment_id}")
