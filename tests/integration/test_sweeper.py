@@ -63,6 +63,7 @@ def test_a_revoked_agent_stays_revoked(live: LiveCoordinator) -> None:
 
 
 def test_parts_of_deltas_that_nobody_goes_on_with_are_cleared_away(live: LiveCoordinator) -> None:
+    live.settings.uploads.mkdir(parents=True, exist_ok=True)  # it is made with the first upload
     old, young = (live.settings.uploads / f"{fresh(age)}.part" for age in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"x")
