@@ -67,7 +67,7 @@ class Coordinator:
             report = started.told(file)
         if report is None or report.ready is None:
             failed = report.failed if report else None
-            self._process.kill()
+            self._process.ended()  # only then it has written its last line
             raise NotStarted(failed.message if failed else "", self._process.tail(), failed.code if failed else None)
         self._learn(report.ready)
         return self

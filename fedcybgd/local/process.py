@@ -77,6 +77,13 @@ class Process:
         except subprocess.TimeoutExpired:
             return self.kill()
 
+    def ended(self, within_s: float = 10) -> int:
+        """The exit status of a process that is about to end by itself; it gets so many seconds."""
+        try:
+            return self._started().wait(within_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
     def kill(self) -> int:
         """SIGKILL; its children notice by themselves."""
         popen = self._started()

@@ -1,6 +1,5 @@
 """Real processes, to be stopped, killed and started again, and waiting for what they do."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import psutil
 
 from fedcybgd import Agent, Coordinator
-from fedcybgd.agent.client import Client
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -24,11 +22,6 @@ def start_agent(home: Path, name: str, coordinator: Coordinator, data: Path) -> 
 def trainer(agent: Agent) -> psutil.Process | None:
     """Its training process."""
     return next(iter(psutil.Process(agent.pid).children()), None)
-
-
-def client_of(agent: Agent, coordinator: Coordinator) -> Client:
-    """What the agent could say, under its own key."""
-    return Client(coordinator.url, json.loads((agent.home / "credentials.json").read_text())["key"])
 
 
 def wait_for(look: Any, limit: float = 60, every: float = 0.05) -> Any:
