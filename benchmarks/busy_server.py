@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedcybgd.coordinator import app as application
 from fedcybgd.coordinator.app import create_app
-from fedcybgd.coordinator.serve import raise_file_limit
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.sweeper import sweep_leases, tidy
 
@@ -68,14 +68,13 @@ class Counted:
         if path == "/busy/sweep":
             await run_in_threadpool(sweep_leases, state.settings, state.database, state.absence)
         elif path == "/busy/tidy":
-            await run_in_threadpool(tidy, state.settings, state.database, state.store)
+            await run_in_threadpool(tidy, state.settings, state.database, state.store, utcnow())
         body = json.dumps(counters).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body})
 
 
 def main() -> None:
-    raise_file_limit()
     # Nobody else may do anything while a request is measured; and agents that are not asked for anything do not fall silent.
     url = sys.argv[2] if len(sys.argv) > 2 else None
     settings = Settings(home=Path(sys.argv[1]), database_url=url, sweep_every_s=NEVER_S, silent_after_s=SILENT_AFTER_S)
