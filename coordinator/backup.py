@@ -14,7 +14,8 @@ from sqlalchemy import make_url
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import existing_database, sqlite_file
-from fedcybgd.coordinator.services.upkeep import garbage, mending
+from fedcybgd.coordinator.services.emulators import mending
+from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
 from fedcybgd.shared.files.volumes import move

@@ -14,9 +14,6 @@ from fedcybgd.coordinator.domain.opening import Claimant
 from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, receive, serve, submit
 from fedcybgd.coordinator.services.path.lease import Leased
-from fedcybgd.coordinator.services.records import ledgers
-from fedcybgd.coordinator.services.upkeep import mending
-from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import (
@@ -139,24 +136,12 @@ def shard(
     store: StoreDep,
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
-    with database.transaction() as session:
-        wanted = serve.lookup(session, assignment_id, agent.id, digest)
-        for ref in wanted.shards:
-            ledgers.expose(session, agent.id, wanted.run_id, ref, now())
-
-    def save(amount: int) -> None:
-        with database.transaction() as counting:
-            ledgers.count(counting, wanted.run_id, wanted.round, agent.id, wanted.kind, amount)
+    serving = serve.hand_out(database, store, assignment_id, agent.id, digest, now)
 
     async def count(amount: int) -> None:
-        await run_in_threadpool(save, amount)
+        await run_in_threadpool(serving.count, amount)
 
-    try:
-        return blob_response(request, store, digest, count)  # hashing takes its time: outside of any transaction
-    except (BlobMissing, BlobDamaged) as error:
-        with database.transaction() as session:
-            answer = mending.wanted(session, error, wanted.run_id, wanted.kind, now())
-        raise answer from error
+    return blob_response(request, store, digest, count)
 
 
 @router.get(

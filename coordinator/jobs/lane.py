@@ -16,7 +16,7 @@ from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
-from fedcybgd.coordinator.services.upkeep import mending
+from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.shared.contract.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
@@ -101,7 +101,7 @@ class LaneThread:
     def _mend(self, job: Taken, error: CoordinatorError, mended: set[str]) -> None:
         """Raises the error, with the name of its blob, where that cannot be made again."""
         digest = error.detail["digest"]
-        found = self._queue.ask("say that a blob is lost", lambda session: mending.begin(session, error, job.subject, utcnow()))
+        found = self._queue.ask("say that a blob is lost", lambda session: mending.say_lost(session, error, job.subject, utcnow()))
         try:
             if not found.ways:
                 raise error

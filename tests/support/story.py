@@ -34,7 +34,8 @@ from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.operate import forecasts, prepare, steer
 from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
-from fedcybgd.coordinator.services.path.lease import Leased, TurnedDown
+from fedcybgd.coordinator.services.path.claim import TurnedDown
+from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.coordinator.services.records import job_leases
 from fedcybgd.coordinator.services.states import jobs as states
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo

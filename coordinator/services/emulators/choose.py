@@ -1,7 +1,7 @@
 """Decides the emulator that an agent gets for an assignment: a codec for every block, and the shards of it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import JsonValue
@@ -17,32 +17,23 @@ from fedcybgd.coordinator.services.emulators import costing, fidelity, shards
 from fedcybgd.shared.contract.manifests import Manifest
 
 
-@dataclass(frozen=True)
-class ChosenEmulator:
-    """What an agent may get now; `manifest` is None while shards of it are made, or its fidelity is measured."""
-
-    plan: Plan
-    manifest: Manifest | None
-
-
-def emulator_for(
-    session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent, now: datetime
-) -> ChosenEmulator | DoesNotFit:
-    """The emulator of the present versions of all blocks, for this agent; what is missing of it is requested.
+def plan_of(session: Session, run: Run, assignment: Assignment, agent: Agent) -> Plan | DoesNotFit:
+    """The codecs in which this agent would get the present blocks for an assignment.
 
     Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
     """
-    blocks, config = for_plan(session, run, spec)
+    blocks, config = for_plan(session, run, run.spec)
     known = fidelity.known_fidelity(session, run, assignment.block)
-    plan = plan_for(spec, blocks, trained_in(assignment), agent, known, config)
-    if isinstance(plan, DoesNotFit):
-        return plan
+    return plan_for(run.spec, blocks, trained_in(assignment), agent, known, config)
+
+
+def manifest_of(session: Session, run: Run, assignment: Assignment, plan: Plan, now: datetime) -> Manifest | None:
+    """The emulator of a plan, from the present versions; None while shards of it are made, or its fidelity is measured. Both are requested."""
+    blocks, _ = for_plan(session, run, run.spec)
     manifest = shards.manifest(session, run, blocks, plan, now)
-    if manifest is not None:
-        fidelity.request_fidelity(session, run, spec, assignment, plan, manifest, now)
-        if spec.compression.floor is not None and compression.plan_key(plan) not in {*known, compression.EXACT}:
-            return ChosenEmulator(plan, None)
-    return ChosenEmulator(plan, manifest)
+    if manifest is not None and not fidelity.is_measured(session, run, assignment, plan, manifest, now):
+        return None
+    return manifest
 
 
 def plan_for(

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Exposure, Run
 from fedcybgd.coordinator.domain.agent import AgentState
-from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
+from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, Plan
 from fedcybgd.coordinator.domain.exposure import common_blocks, may_see
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.services.emulators import choose, fidelity
+from fedcybgd.coordinator.services.emulators import choose
 
 EXACT = "exact"
 
@@ -39,24 +39,28 @@ def exact_blocks_seen(session: Session, run: Run, spec: RunFile, agent_id: str |
     return result
 
 
-def coming(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent: Agent) -> set[str]:
+def coming(session: Session, run: Run, assignment: Assignment, agent: Agent) -> set[str]:
     """Blocks that an assignment would bring this agent exact: those that it trains, and those that the policy leaves exact."""
-    trained = choose.trained_in(assignment)
-    blocks, config = choose.for_plan(session, run, spec)
-    known = fidelity.known_fidelity(session, run, assignment.block)
     try:
-        return trained | _exact(choose.plan_for(spec, blocks, trained, agent, known, config))
+        return choose.trained_in(assignment) | _exact(choose.plan_of(session, run, assignment, agent))
     except FidelityTooLow:
-        return trained  # no emulator is faithful enough, so nothing is sent: the lease says so
+        return choose.trained_in(assignment)  # no emulator is faithful enough, so nothing is sent: the lease says so
 
 
-def may_take(session: Session, run: Run, spec: RunFile, assignment: Assignment, agent_id: str) -> bool:
+def may_take(session: Session, run: Run, assignment: Assignment, agent: Agent) -> bool:
     """Whether the budget lets this agent have an assignment."""
-    limit = spec.exposure.max_exact_blocks
-    if limit is None:
+    return run.spec.exposure.max_exact_blocks is None or _is_within(session, run, agent, coming(session, run, assignment, agent))
+
+
+def lets(session: Session, run: Run, assignment: Assignment, agent: Agent, plan: Plan | DoesNotFit | None) -> bool:
+    """The same for a plan that was made already; None: there is none that is faithful enough."""
+    if run.spec.exposure.max_exact_blocks is None:
         return True
-    new = coming(session, run, spec, assignment, session.get_one(Agent, agent_id))
-    return may_see(exact_blocks_seen(session, run, spec, agent_id)[agent_id], new, limit)
+    return _is_within(session, run, agent, choose.trained_in(assignment) | (_exact(plan) if plan is not None else set()))
+
+
+def _is_within(session: Session, run: Run, agent: Agent, new: set[str]) -> bool:
+    return may_see(exact_blocks_seen(session, run, run.spec, agent.id)[agent.id], new, run.spec.exposure.max_exact_blocks)
 
 
 def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> bool:
@@ -65,7 +69,7 @@ def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignme
     if limit is None:
         return True
     got = exact_blocks_seen(session, run, spec)
-    return any(may_see(got[a.id], coming(session, run, spec, assignment, a), limit) for a in _candidates(session, spec, assignment))
+    return any(may_see(got[a.id], coming(session, run, assignment, a), limit) for a in _candidates(session, spec, assignment))
 
 
 def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Fidelity, Run
-from fedcybgd.coordinator.domain.compression import UNMEASURABLE, Plan, plan_key
+from fedcybgd.coordinator.domain.compression import EXACT, UNMEASURABLE, Plan, plan_key
 from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload, FidelityResult
 from fedcybgd.coordinator.domain.jobs.registry import FIDELITY, Done, Failed
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -27,6 +27,14 @@ def known_fidelity(session: Session, run: Run, block: str) -> Mapping[str, float
     last = select(Fidelity.plan, func.max(Fidelity.round).label("round")).where(of_block).group_by(Fidelity.plan).subquery()
     newest = select(Fidelity.metrics).join(last, (Fidelity.plan == last.c.plan) & (Fidelity.round == last.c.round)).where(of_block)
     return {found.plan: UNMEASURABLE if found.cosine is None else found.cosine for found in session.scalars(newest)}
+
+
+def is_measured(session: Session, run: Run, assignment: Assignment, plan: Plan, manifest: Manifest, now: datetime) -> bool:
+    """Whether an emulator may be given out: where there is a floor, once its fidelity is known. What is not known is requested."""
+    request_fidelity(session, run, run.spec, assignment, plan, manifest, now)
+    if run.spec.compression.floor is None or (key := plan_key(plan)) == EXACT:
+        return True
+    return key in known_fidelity(session, run, assignment.block)
 
 
 def request_fidelity(

@@ -16,14 +16,24 @@ from fedcybgd.coordinator.domain.assignment import (
     TakenBack,
     may_take,
 )
+from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, Plan
 from fedcybgd.coordinator.domain.opening import Claimant, consents
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.agents import identity, offers
-from fedcybgd.coordinator.services.emulators import exposure_budget
+from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings
-from fedcybgd.coordinator.services.path.lease import Leased, TurnedDown
+from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.shared.contract.agents import ClaimRequest
+
+
+@dataclass(frozen=True)
+class TurnedDown:
+    """No emulator is right: for one agent, or (None) for anybody."""
+
+    assignment_id: str
+    agent_id: str | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
     exposure_budget.serialize(session, agent_id)
     awaited, holds = set[str](), False
     for assignment_id in queries.leased_to(session, agent_id):
-        if isinstance(held := _held(session, assignment_id, agent_id, request, now), Leased):
+        if isinstance(held := _held(session, assignment_id, agent, request, now), Leased):
             return held
         awaited, holds = awaited | held.awaited, holds or held.holds
     claimant = Claimant(agent_id, agent.name, request)
@@ -63,59 +73,80 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
     # A stand-in does its own part first.
     for opening in sorted(found, key=lambda opening: opening.meant_for != agent_id):
         assignment, run = session.get_one(Assignment, opening.assignment_id), session.get_one(Run, opening.run_id)
-        if not _may_take(session, assignment, run, agent_id, now):
+        chosen = _plan(session, run, assignment, agent) if _may_take(session, assignment, run, agent, now) else None
+        if isinstance(chosen, TurnedDown):
+            return chosen
+        if chosen is None or not _hold(session, assignment, run):
             continue
-        # What was looked at without a lock may have changed meanwhile, so it is looked at again.
-        if not _hold(session, assignment, run) or not _may_take(session, assignment, run, agent_id, now):
-            continue
-        if (outcome := lease.lease(session, assignment, run, agent_id, now)) is not None:
-            return outcome
+        if (leased := lease.lease(session, assignment, run, agent_id, chosen, now)) is not None:
+            return leased
         awaited.add(assignment.id)
     return Nothing(frozenset(awaited), holds)
 
 
-def _held(session: Session, assignment_id: str, agent_id: str, request: ClaimRequest, now: datetime) -> Leased | Nothing:
+def _held(session: Session, assignment_id: str, agent: Agent, request: ClaimRequest, now: datetime) -> Leased | Nothing:
     """What an agent holds, leased again; while its emulator is being made it stays this agent's until the lease ends."""
     held, run = lease.locked(session, assignment_id)
-    if held.state != AssignmentState.LEASED or held.agent_id != agent_id:
+    if held.state != AssignmentState.LEASED or held.agent_id != agent.id:
         return Nothing(frozenset(), holds=False)  # lapsed a moment ago
-    if (why := _why_not(session, held, run, agent_id, request)) is not None:
-        lease.take_back(session, held, run, why, "", now)
+    why = _why_not(run, request)
+    chosen = _plan(session, run, held, agent) if why is None else None
+    if chosen is None:
+        lease.take_back(session, held, run, why or TakenBack.BEYOND_BUDGET, "", now)
         return Nothing(frozenset(), holds=False)
-    outcome = lease.lease(session, held, run, agent_id, now)
-    return outcome if isinstance(outcome, Leased) else Nothing(frozenset({assignment_id} if outcome is None else ()), holds=True)
+    if isinstance(chosen, TurnedDown):
+        return Nothing(frozenset(), holds=True)
+    return lease.lease(session, held, run, agent.id, chosen, now) or Nothing(frozenset({assignment_id}), holds=True)
 
 
-def _why_not(session: Session, held: Assignment, run: Run, agent_id: str, request: ClaimRequest) -> TakenBack | None:
+def _plan(session: Session, run: Run, assignment: Assignment, agent: Agent) -> Plan | TurnedDown | None:
+    """The codecs in which the agent would get the model; None: they are beyond its exposure budget."""
+    refusal, plan = TurnedDown(assignment.id, None, ""), None
+    try:
+        plan = choose.plan_of(session, run, assignment, agent)
+    except FidelityTooLow as error:
+        refusal = TurnedDown(assignment.id, None, error.message)
+    if not exposure_budget.lets(session, run, assignment, agent, plan):
+        return None
+    if isinstance(plan, DoesNotFit):
+        return TurnedDown(assignment.id, agent.id, plan.reason)
+    return refusal if plan is None else plan
+
+
+def _why_not(run: Run, request: ClaimRequest) -> TakenBack | None:
     """Why an agent may not go on with what it holds."""
     if RUN.is_final(run.state):
         return TakenBack.RUN_ENDED
-    if not consents(request, run.id, run.name):
-        return TakenBack.NO_CONSENT
-    return None if exposure_budget.may_take(session, run, run.spec, held, agent_id) else TakenBack.BEYOND_BUDGET
+    return None if consents(request, run.id, run.name) else TakenBack.NO_CONSENT
 
 
 def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
-    """Lock a pending assignment, so that nobody else leases it and its round is not applied meanwhile. False if that has happened."""
+    """Lock a pending assignment, so that nobody else leases it and its round is not applied meanwhile.
+
+    False if that has happened, or what the decision was made by has changed: whoever changed it offers it anew.
+    """
+    decided_by = _decided_by(assignment)
     session.flush()
     free = select(Assignment.id).where(Assignment.id == assignment.id, Assignment.state == AssignmentState.PENDING)
     if session.scalar(free.with_for_update(skip_locked=True)) is None:
         return False
     session.expire_all()
     round = session.get_one(Round, (assignment.run_id, assignment.round))
-    return run.state == RunState.RUNNING and round.state == RoundState.OPEN
+    return run.state == RunState.RUNNING and round.state == RoundState.OPEN and _decided_by(assignment) == decided_by
 
 
-def _may_take(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> bool:
-    spec = run.spec
+def _decided_by(assignment: Assignment) -> tuple[object, ...]:
+    return assignment.attempt, assignment.meant_for, assignment.excluded, assignment.waiting_since
+
+
+def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, now: datetime) -> bool:
     # Whoever came after the start may stand in for another.
-    if agent_id not in run.participants and not offers.is_open_to(run, session.get_one(Agent, agent_id)):
+    if agent.id not in run.participants and not offers.is_open_to(run, agent):
         return False
-    wait = timedelta(seconds=spec.schedule.reassign_after_s)
-    leave = assignment.meant_for is None and spec.schedule.wave > 1 and _others_have_no_part(session, assignment, run, agent_id)
-    if not may_take(agent_id, assignment.meant_for, assignment.excluded, assignment.waiting_since, wait, now, leave):
-        return False
-    return exposure_budget.may_take(session, run, spec, assignment, agent_id)
+    schedule = run.spec.schedule
+    leave = assignment.meant_for is None and schedule.wave > 1 and _others_have_no_part(session, assignment, run, agent.id)
+    wait = timedelta(seconds=schedule.reassign_after_s)
+    return may_take(agent.id, assignment.meant_for, assignment.excluded, assignment.waiting_since, wait, now, leave)
 
 
 def _others_have_no_part(session: Session, assignment: Assignment, run: Run, agent_id: str) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
-from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
     AssignmentState,
@@ -16,7 +16,7 @@ from fedcybgd.coordinator.domain.assignment import (
     TakenBack,
     check_lease,
 )
-from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow
+from fedcybgd.coordinator.domain.compression import Plan
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import troubles
@@ -35,33 +35,19 @@ class Leased:
     assignment: assignments.LeasedAssignment
 
 
-@dataclass(frozen=True)
-class TurnedDown:
-    """No emulator is right: for one agent, or (None) for anybody."""
-
-    assignment_id: str
-    agent_id: str | None
-    reason: str
-
-
-def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, now: datetime) -> Leased | TurnedDown | None:
-    """Lease it with the emulator that this agent gets; None, and nothing is changed, while that is being made."""
-    spec = run.spec
-    try:
-        emulator = choose.emulator_for(session, run, spec, assignment, session.get_one(Agent, agent_id), now)
-    except FidelityTooLow as error:
-        return TurnedDown(assignment.id, None, error.message)
-    if isinstance(emulator, DoesNotFit):
-        return TurnedDown(assignment.id, agent_id, emulator.reason)
-    if emulator.manifest is None:
+def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, plan: Plan, now: datetime) -> Leased | None:
+    """Lease it with the emulator of this plan; None, and nothing is changed, while that is being made."""
+    manifest = choose.manifest_of(session, run, assignment, plan, now)
+    if manifest is None:
         return None
+    spec = run.spec
     lease = timedelta(seconds=spec.lease_s)
-    states.lease(assignment, agent_id, manifests.store(session, emulator.manifest), now, lease)
+    states.lease(assignment, agent_id, manifests.store(session, manifest), now, lease)
     settings = assignment.train
     return Leased(assignments.LeasedAssignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
-        manifest=emulator.manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
+        manifest=manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
         max_delta_bytes=trained.limit_of(session, assignment),
     ))  # fmt: skip
 

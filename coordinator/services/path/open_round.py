@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
-from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
 from fedcybgd.coordinator.domain.methods.registry import method_of
@@ -80,7 +80,7 @@ def assign(
     )  # fmt: skip
     if seat.agent is not None:
         can_come = seat.agent not in excluded and seat.agent in there
-        if not can_come or not exposure_budget.may_take(session, run, spec, assignment, seat.agent):
+        if not can_come or not exposure_budget.may_take(session, run, assignment, session.get_one(Agent, seat.agent)):
             assignment.meant_for = None
     session.add(assignment)
     signals.offer(session, assignment.id)

@@ -1,12 +1,19 @@
 """Step 3: which bytes an agent may have under its lease."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.errors import Forbidden
-from fedcybgd.coordinator.services.path import lease
+from fedcybgd.coordinator.services.path import lease, lost_shard
+from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore
 from fedcybgd.shared.contract.manifests import ShardRef
+
+Clock = Callable[[], datetime]
 
 
 class NotInManifest(Forbidden):
@@ -27,7 +34,38 @@ class HeldBlob:
     """what the agent may have once it has the blob: a delta can be a step of several blocks"""
 
 
+<<<<<<< HEAD
 def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> HeldBlob:
+=======
+class Serving:
+    """A blob on its way to an agent."""
+
+    def __init__(self, database: Database, agent_id: str, wanted: Wanted) -> None:
+        self._database, self._agent_id, self._wanted = database, agent_id, wanted
+
+    def count(self, amount: int) -> None:
+        """Write down the bytes that crossed the wire."""
+        with self._database.transaction() as session:
+            ledgers.count(session, self._wanted.run_id, self._wanted.round, self._agent_id, self._wanted.kind, amount)
+
+
+def hand_out(database: Database, store: BlobStore, assignment_id: str, agent_id: str, digest: str, clock: Clock) -> Serving:
+    """A blob of the manifest of a lease that the agent holds; what it gets to know by it is in the ledger before the first byte."""
+    with database.transaction() as session:
+        wanted = lookup(session, assignment_id, agent_id, digest)
+        for ref in wanted.shards:
+            ledgers.expose(session, agent_id, wanted.run_id, ref, clock())
+    try:
+        store.check(digest)  # hashing takes its time: outside of any transaction
+    except (BlobMissing, BlobDamaged) as error:
+        with database.transaction() as session:
+            answer = lost_shard.wanted(session, error, wanted.run_id, wanted.kind, clock())
+        raise answer from error
+    return Serving(database, agent_id, wanted)
+
+
+def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
+>>>>>>> c42c98c (A route that hands out a blob calls one service)
     """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = lease.held(session, assignment_id, agent_id)
     manifest = assignment.manifest

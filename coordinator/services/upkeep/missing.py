@@ -4,8 +4,9 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.services.upkeep import garbage, mending
+from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.storage import BlobStore
 
 SHOWN = 5

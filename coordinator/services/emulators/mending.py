@@ -1,4 +1,4 @@
-"""A blob is missing or damaged: say which, have it made again where it can be, and stop nobody but the run that needs it."""
+"""A blob is missing or damaged: say which it is, and in which ways it can be made again."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -8,25 +8,18 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Model, Patch, Run
+<<<<<<< HEAD:coordinator/services/upkeep/mending.py
 from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
 from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
 from fedcybgd.coordinator.domain.jobs.registry import ENCODE
+=======
+from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Way
+>>>>>>> c42c98c (A route that hands out a blob calls one service):coordinator/services/emulators/mending.py
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
-from fedcybgd.coordinator.services.path import give_up
-from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.storage import BlobMissing
-from fedcybgd.shared.contract.manifests import ShardRef
 
 NAMES_SHOWN = 3
-
-
-class BlobAwaited(CoordinatorError):
-    """A blob of the manifest is lost. It is made again, or a person puts it back: ask again."""
-
-    code = "blob_awaited"
-    status = 503
 
 
 def names_of(session: Session, digest: str) -> str:
@@ -55,7 +48,7 @@ def _of_blocks(session: Session, source: str, codec: str) -> list[str]:
     return [f"block {block.name} of run {name}, version {block.version}, {codec}" for block, name in rows]
 
 
-def begin(session: Session, error: CoordinatorError, subject: str | None, now: datetime) -> MendPayload:
+def say_lost(session: Session, error: CoordinatorError, subject: str | None, now: datetime) -> MendPayload:
     """Say that a blob is lost, and tell the engine how it may be made again; there may be no way."""
     digest = str(error.detail["digest"])
     what = "damaged" if error.code == "blob_damaged" else "missing"
@@ -89,38 +82,8 @@ def payload_of(session: Session, digest: str) -> MendPayload:
     return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=run.spec.task.kind)
 
 
-def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str, now: datetime) -> CoordinatorError:
-    """An agent asks for a blob that is lost: have it made again, or pause the run with the reason. What to answer the agent.
-
-    Of a patch it is told that there is none: it has other ways to the shard.
-    """
-    digest = str(error.detail["digest"])
-    run = session.get_one(Run, run_id, with_for_update=True)
-    if kind == "patch":
-        for patch in session.scalars(select(Patch).where(Patch.digest == digest)):
-            session.delete(patch)
-        return BlobMissing(f"the patch {digest} is lost; take the whole shard", digest=digest)
-    answer = BlobAwaited(f"blob {digest} is lost here; it is made again, or put back: ask again", digest=digest)
-    if _is_under_way(session, run.id, digest):
-        return answer
-    found = payload_of(session, digest)
-    encoded = [ShardRef(block="any", version=0, codec=way.codec, digest=way.source, size=0) for way in found.ways if way.kind == "encode"]
-    exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
-    payload = begin(session, error, run.id, now)
-    if refs := (encoded or exact)[:1]:
-        request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs, mends=digest)
-        jobs.enqueue(session, ENCODE, run.id, request, now)
-    else:
-        give_up.pause(session, run, f"{names_of(session, digest)} is lost ({digest}) and cannot be made again: {put_back(digest)}", now)
-    return answer
-
-
 def put_back(digest: str) -> str:
     return f"put it back as blobs/{digest[:2]}/{digest}, from a backup for instance, then resume"
-
-
-def _is_under_way(session: Session, run_id: str, digest: str) -> bool:
-    return any(payload.mends == digest for payload in jobs.unfinished(session, ENCODE, run_id))
 
 
 def can_be_made(session: Session, stored: Collection[str]) -> set[str]:
