@@ -8,13 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Model, Patch, Run
-<<<<<<< HEAD:coordinator/services/upkeep/mending.py
 from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
-from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
-from fedcybgd.coordinator.domain.jobs.registry import ENCODE
-=======
-from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Way
->>>>>>> c42c98c (A route that hands out a blob calls one service):coordinator/services/emulators/mending.py
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.records.events import record

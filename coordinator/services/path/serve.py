@@ -34,13 +34,10 @@ class HeldBlob:
     """what the agent may have once it has the blob: a delta can be a step of several blocks"""
 
 
-<<<<<<< HEAD
-def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> HeldBlob:
-=======
 class Serving:
     """A blob on its way to an agent."""
 
-    def __init__(self, database: Database, agent_id: str, wanted: Wanted) -> None:
+    def __init__(self, database: Database, agent_id: str, wanted: HeldBlob) -> None:
         self._database, self._agent_id, self._wanted = database, agent_id, wanted
 
     def count(self, amount: int) -> None:
@@ -64,8 +61,7 @@ def hand_out(database: Database, store: BlobStore, assignment_id: str, agent_id:
     return Serving(database, agent_id, wanted)
 
 
-def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> Wanted:
->>>>>>> c42c98c (A route that hands out a blob calls one service)
+def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> HeldBlob:
     """What a digest of the manifest stands for: a file, a shard as it is or packed, or a patch that leads to a shard."""
     assignment = lease.held(session, assignment_id, agent_id)
     manifest = assignment.manifest
