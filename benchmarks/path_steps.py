@@ -126,7 +126,7 @@ def _root(place: tuple[str, str], frame: FrameType) -> str | None:
         return name
     if place in (("coordinator/services/outcomes.py", "complete"), ("coordinator/services/path/claim.py", "ask")):
         return name
-    if path == "coordinator/engine/worker.py" and name == "run":
+    if path == "coordinator/engine/entries.py" and name == "run":
         return f"run {frame.f_locals['kind']}"
     return None
 
