@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from fedcybgd.agent.messages import LocalShard
 from fedcybgd.agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
 from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.codec import DROPPED, PRUNED, kind_of
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.families import find_stack
-from fedcybgd.shared.tensors.codecs import parse_codec, read_encoded
+from fedcybgd.shared.tensors.codecs import read_encoded
 from fedcybgd.shared.tensors.delta_file import read_rows
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
-DROPPED = ("", "dropped", 0)
+NOT_THERE = ("", DROPPED, 0)
 
 
 class Emulator:
@@ -62,12 +63,12 @@ class Emulator:
         """
         trained = set(trained)
         for block in dropped:
-            if self._held.get(block) != DROPPED:
+            if self._held.get(block) != NOT_THERE:
                 self._restore(block)
                 self._release(layers_of(block))
                 self._assembled.drop(list(layers_of(block)))
                 self._reshaped.add(block)
-                self._held[block] = DROPPED
+                self._held[block] = NOT_THERE
         for shard in shards:
             # A block that was open holds trained values, and one that will be open must be float32: both are read again.
             # What is held may be mapped from a file that was found damaged and made again: that is another file.
@@ -127,7 +128,7 @@ class Emulator:
 
     def release(self, below: int) -> None:
         """Let go of the tensors of all blocks whose layers lie below layer `below`; they are read again at the next visit."""
-        for block in [b for b in self._held if layers_of(b) and max(layers_of(b)) < below and self._held[b] != DROPPED]:
+        for block in [b for b in self._held if layers_of(b) and max(layers_of(b)) < below and self._held[b] != NOT_THERE]:
             self._release(layers_of(block))
             del self._held[block]
 
@@ -153,7 +154,7 @@ class Emulator:
 
     def _read(self, shard: LocalShard, trained: bool) -> None:
         self._restore(shard.block)
-        pruned = parse_codec(shard.codec)[0] == "pruned"
+        pruned = kind_of(shard.codec) == PRUNED
         dense: dict[str, torch.Tensor] = {}
         kept: dict[str, QuantizedTensor] = {}
         for name, tensor in read_encoded(Path(shard.path), shard.codec, self._device).items():

@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
 from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
 
 OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
@@ -37,7 +38,7 @@ def blocks_of(session: Session, run_id: str, tensors: bool = False) -> Sequence[
 
 
 def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
-    return [ShardRef(block=b.name, version=b.version, codec="exact", digest=b.digest, size=b.size) for b in blocks]
+    return [ShardRef(block=b.name, version=b.version, codec=EXACT, digest=b.digest, size=b.size) for b in blocks]
 
 
 def last_round(session: Session, run_id: str) -> Round | None:

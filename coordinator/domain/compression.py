@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.errors import CoordinatorError, Invalid
+from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of, percent_of
 
 Plan = dict[str, str]
-LADDER = ("dropped", "pruned", "int4", "int8", "exact")
+LADDER = (DROPPED, PRUNED, "int4", "int8", EXACT)
 """From what bends gradients most to what leaves them alone, as measured by benchmarks/fidelity.py."""
 LAYER = "layer"
-EXACT = "exact"
-"""The key of a plan that compresses nothing."""
 UNMEASURABLE = -math.inf
 """The cosine of a plan whose fidelity could not be measured: under every floor."""
 
@@ -107,7 +106,7 @@ def check_compression(settings: CompressionSection) -> None:
 
 
 def pruned_codec(ratio: float) -> str:
-    return f"pruned:{min(90, max(1, round(ratio * 100)))}"
+    return f"{PRUNED}:{min(90, max(1, round(ratio * 100)))}"
 
 
 def apply_floor(settings: CompressionSection, chosen: Plan, measured: float) -> Plan:
@@ -127,10 +126,10 @@ def apply_floor(settings: CompressionSection, chosen: Plan, measured: float) -> 
     if settings.below_floor == "refuse":
         raise FidelityTooLow(f"{what}; choose a more faithful policy, or a lower `compression.floor`", **detail)
     worst = min((_rung(codec) for codec in chosen.values()), default=len(LADDER) - 1)
-    if LADDER[worst] == "exact":
+    if LADDER[worst] == EXACT:
         raise FidelityTooLow(f"{what}, and nothing in it is compressed", **detail)
     better = LADDER[worst + 1]
-    codec = pruned_codec(settings.prune_ratio) if better == "pruned" else better
+    codec = pruned_codec(settings.prune_ratio) if better == PRUNED else better
     return {name: codec if _rung(old) == worst else old for name, old in chosen.items()}
 
 
@@ -139,10 +138,13 @@ def _cosine(measured: float) -> str:
 
 
 def plan_key(chosen: Plan) -> str:
-    """A plan as a short text, the same for equal plans: `dropped:layers.0-2,int4:layers.3-5,int8:embeddings`; exact blocks are left out."""
+    """A plan as a short text, the same for equal plans: `dropped:layers.0-2,int4:layers.3-5,int8:embeddings`; exact blocks are left out.
+
+    The key of a plan that compresses nothing is `exact`.
+    """
     by_codec: dict[str, list[str]] = {}
     for name, codec in chosen.items():
-        if codec != "exact":
+        if codec != EXACT:
             by_codec.setdefault(codec, []).append(name)
     order = sorted(by_codec, key=lambda codec: (_rung(codec), codec))
     return ",".join(f"{codec}:{'+'.join(_ranges(by_codec[codec]))}" for codec in order) or EXACT
@@ -150,7 +152,7 @@ def plan_key(chosen: Plan) -> str:
 
 def _fixed(settings: CompressionSection, blocks: Sequence[BlockFacts], trained: Collection[str]) -> Plan:
     frozen = [b for b in blocks if b.name not in trained]
-    result = {b.name: "exact" for b in blocks}
+    result = {b.name: EXACT for b in blocks}
     match settings.policy:
         case "int8":
             result |= {b.name: "int8" for b in frozen}
@@ -160,7 +162,7 @@ def _fixed(settings: CompressionSection, blocks: Sequence[BlockFacts], trained: 
             # arXiv 2406.11187: what was not updated yet is dropped up to a ratio, what was updated is thinned and never dropped.
             fresh = [b for b in frozen if b.kind == LAYER and b.version == 0]
             result |= {b.name: pruned_codec(settings.prune_ratio) for b in frozen if b.kind == LAYER and b.version > 0}
-            result |= {b.name: "dropped" for b in _by_influence(fresh)[: _droppable(settings, fresh)]}
+            result |= {b.name: DROPPED for b in _by_influence(fresh)[: _droppable(settings, fresh)]}
         case _:
             pass
     return result
@@ -184,7 +186,7 @@ def _auto(
             )
             if closest is None:
                 # Not even the first rung is faithful enough, and this agent may hold more: exact is all that is left.
-                exact = {b.name: "exact" for b in blocks}
+                exact = {b.name: EXACT for b in blocks}
                 missing = _missing(exact, limits, costs)
                 return DoesNotFit(exact, _reason(exact, missing, limits) + under, *missing) if any(missing) else exact
             found = closest[1]
@@ -206,22 +208,22 @@ def auto_ladder(settings: CompressionSection, blocks: Sequence[BlockFacts], trai
     smaller (pruning a block that is int4 already, as a rule) is left out.
     """
     frozen = [b for b in blocks if b.name not in trained]
-    current: Plan = {b.name: "exact" for b in blocks} | {b.name: "int8" for b in frozen}
+    current: Plan = {b.name: EXACT for b in blocks} | {b.name: "int8" for b in frozen}
     yield dict(current)
     layers = _by_influence([b for b in frozen if b.kind == LAYER])
     fresh = [b for b in layers if b.version == 0]
     steps = [(b, "int4") for b in layers] + [(b, pruned_codec(settings.prune_ratio)) for b in layers]
-    steps += [(b, "dropped") for b in fresh[: _droppable(settings, fresh)]]
+    steps += [(b, DROPPED) for b in fresh[: _droppable(settings, fresh)]]
     for block, codec in steps:
-        if codec == "dropped" or _bytes_a_value(codec) < _bytes_a_value(current[block.name]):
+        if codec == DROPPED or _bytes_a_value(codec) < _bytes_a_value(current[block.name]):
             current[block.name] = codec
             yield dict(current)
 
 
 def _bytes_a_value(codec: str) -> float:
     """About what a float32 weight takes, with a bfloat16 scale (and offset) for 64 of them."""
-    found = {"exact": 4.0, "int8": 1 + 2 / 64, "int4": 0.5 + 4 / 64}.get(codec)
-    return 4 * (1 - int(codec.partition(":")[2]) / 100) if found is None else found
+    found = {EXACT: 4.0, "int8": 1 + 2 / 64, "int4": 0.5 + 4 / 64}.get(codec)
+    return 4 * (1 - percent_of(codec) / 100) if found is None else found
 
 
 def _by_influence(blocks: Sequence[BlockFacts]) -> list[BlockFacts]:
@@ -256,7 +258,7 @@ def _mb(count: int) -> str:
 
 
 def _rung(codec: str) -> int:
-    return LADDER.index(codec.partition(":")[0])
+    return LADDER.index(kind_of(codec))
 
 
 def _ranges(names: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
@@ -70,7 +71,7 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
                     base = some_rows(file, name, rows).to(torch.float32)
                 new = aggregate.changed(base, [(delta.tensor(name, tensor.shape, rows), weight) for delta, weight in terms[name]])
                 writer.write(new.contiguous().flatten().view(torch.uint8).numpy().data)
-    return ShardRef(block=block.block, version=block.version + 1, codec="exact", digest=writer.digest, size=writer.size)
+    return ShardRef(block=block.block, version=block.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
 
 
 def _encode(
@@ -81,9 +82,9 @@ def _encode(
     shards = [encoder.encode(new.digest, codec) for codec in sorted({*before, *change.codecs})]
     patches: list[PatchMade] = []
     for shard in shards:
-        if shard.codec != "exact" and shard.codec in before and (patch := encoder.difference(before[shard.codec], shard)):
+        if shard.codec != EXACT and shard.codec in before and (patch := encoder.difference(before[shard.codec], shard)):
             patches.append(patch)
-        elif shard.codec == "exact" and len(change.terms) == 1 and store.size(change.terms[0].digest) < shard.packed.size:
+        elif shard.codec == EXACT and len(change.terms) == 1 and store.size(change.terms[0].digest) < shard.packed.size:
             # Whoever trained it, or fetches its delta, can add it as it was added here.
             term = change.terms[0]
             size = store.size(term.digest)

@@ -10,6 +10,7 @@ from torch import nn
 from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, EncodePayload, EncodeResult, PatchMade
 from fedcybgd.coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, EngineStore
+from fedcybgd.shared.contract.codec import EXACT, PRUNED
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files import lossless
@@ -31,13 +32,14 @@ class ShardEncoder:
 
         The same source and codec give the same bytes in every process. Raises `CodecError`, also for values that are not finite.
         """
-        if codec == "exact":
+        if codec == EXACT:
             return EncodedRef(source=source, codec=codec, digest=source, size=self._store.size(source), packed=self._pack(source))
         stored: dict[str, torch.Tensor] = {}
         with self._store.localised(source) as path, safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            if parse_codec(codec)[0] == "pruned":
-                stored = prune_block(self._skeleton(), {n: file.get_tensor(n) for n in names}, parse_codec(codec)[1])
+            kind, percent = parse_codec(codec)
+            if kind == PRUNED:
+                stored = prune_block(self._skeleton(), {n: file.get_tensor(n) for n in names}, percent)
             else:
                 for name in names:
                     stored |= encode_tensor(name, file.get_tensor(name), codec)

@@ -7,6 +7,7 @@ from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import write_chunks
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import BlobMissing, EngineStore
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.files import lossless
@@ -38,7 +39,7 @@ def _make(store: EngineStore, payload: MendPayload, way: Remedy) -> None:
                 lossless.unpack(packed, folder / "plain", MAX_NUMBER)
                 store.adopt(folder / "plain", payload.digest)
         case "delta":
-            block = ShardRef(block="any", version=0, codec="exact", digest=way.source, size=0)
+            block = ShardRef(block="any", version=0, codec=EXACT, digest=way.source, size=0)
             add_deltas(store, Change(block=block, terms=[Term(digest=way.change, weight=way.weight)]))
         case "difference":
             with store.localised(way.source) as old, store.localised(way.change) as new:

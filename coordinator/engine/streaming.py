@@ -11,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.codec import EXACT, PRUNED, kind_of
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.assembly import Assembled, skeleton
-from fedcybgd.shared.tensors.codecs import parse_codec, read_encoded
+from fedcybgd.shared.tensors.codecs import read_encoded
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 
@@ -87,7 +88,7 @@ class Streamed:
     def stream(self, shard: ShardRef) -> None:
         """Read the layers of a block when they run."""
         tensors = self._read(shard)
-        (self._assembled.put_pruned if parse_codec(shard.codec)[0] == "pruned" else self._assembled.put)(tensors)
+        (self._assembled.put_pruned if kind_of(shard.codec) == PRUNED else self._assembled.put)(tensors)
         for index, layer in zip(_layers_of(shard.block), self.layers(shard.block), strict=True):
             names = {name for name in tensors if self._assembled.layer_of(name) == index}
             places = [(self._assembled.module_of(name), name.rpartition(".")[2], name) for name in sorted(names)]
@@ -100,7 +101,7 @@ class Streamed:
         """Dense tensors, in float32 where they are numbers: views of the file where they are so stored."""
         with self._store.localised(shard.digest) as path:
             wanted = names if names is not None else _names(path)
-            if shard.codec == "exact":
+            if shard.codec == EXACT:
                 return {name: _exact(path, name) for name in wanted}
             stored = read_encoded(path, shard.codec)
             return {name: _dense(stored[name]) for name in wanted}

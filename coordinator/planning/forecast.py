@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.memory import Memory, estimate
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, compact, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
+from fedcybgd.shared.contract.codec import EXACT
 
 MOST_VISITS = 4000
 """Visits that are simulated at the most; what follows is taken to be like the last cycles."""
@@ -204,7 +205,7 @@ def _frozen(spec: RunFile, blocks: Sequence[BlockShape]) -> Plan:
 
 
 def _common(spec: RunFile, frozen: Plan) -> set[str]:
-    return exposure.common_blocks(spec, list(frozen), [name for name, codec in frozen.items() if codec == "exact"])
+    return exposure.common_blocks(spec, list(frozen), [name for name, codec in frozen.items() if codec == EXACT])
 
 
 def _problems(

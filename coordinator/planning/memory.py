@@ -15,6 +15,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import rows_held
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, is_quantizable, shard_bytes
 from fedcybgd.shared.contract.block_names import layer_range
+from fedcybgd.shared.contract.codec import DROPPED, EXACT, percent_of
 
 FLOAT = 4
 INTERPRETER = 360_000_000
@@ -132,10 +133,10 @@ class _Visit:
         """Shards are mapped, and all their pages touched; on a CPU the exact ones of the trained blocks too, which they are copied from."""
         total = 0
         for block in self.blocks:
-            codec = self.plan.get(block.name, "exact")
+            codec = self.plan.get(block.name, EXACT)
             if block in self.opened:
-                total += shard_bytes(block, "exact", self.model) if self.device == "cpu" else 0
-            elif codec == "exact" and self.half:
+                total += shard_bytes(block, EXACT, self.model) if self.device == "cpu" else 0
+            elif codec == EXACT and self.half:
                 total += 2 * block.num_parameters
             else:
                 total += shard_bytes(block, codec, self.model) + self._dense_experts(block, codec)
@@ -192,10 +193,10 @@ class _Visit:
         kept = []
         for block in self.blocks:
             span = layer_range(block.name)
-            codec = self.plan.get(block.name, "exact")
-            if span is None or codec == "dropped":
+            codec = self.plan.get(block.name, EXACT)
+            if span is None or codec == DROPPED:
                 continue
-            share = 1 - int(codec.partition(":")[2]) / 100 if codec.startswith("pruned") else 1.0
+            share = 1 - percent_of(codec) / 100
             kept += [
                 self._repeats() * _layer(self.model, self.width, layer in opened, self.eager, share)
                 for layer in range(span[0], span[1] + 1)

@@ -10,6 +10,7 @@ from typing import Any
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.block_names import block_name, select
+from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of, percent_of
 from fedcybgd.shared.contract.delta_layout import expected_layout
 from fedcybgd.shared.files.configuration import HIDDEN_SIZE
 from fedcybgd.shared.files.safetensors_header import pack_header, tensor_nbytes
@@ -155,11 +156,11 @@ def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]
 def stored_layout(block: BlockShape, codec: str, model: ModelShape) -> Layout:
     """(name, safetensors dtype, shape) of what a shard of this codec holds."""
     plain = "F32" if block.itemsize == 4 else "BF16"
-    kind, _, percent = codec.partition(":")
+    kind = kind_of(codec)
     layout: Layout = []
     for name, shape in block.tensors.items():
-        if kind == "pruned":
-            layout.append((name, plain, pruned_shape(shape, int(percent), model)))
+        if kind == PRUNED:
+            layout.append((name, plain, pruned_shape(shape, percent_of(codec), model)))
         elif kind in ("int8", "int4") and is_quantizable(shape):
             layout += _quantized(name, shape, 8 if kind == "int8" or shape[-1] % 2 else 4)
         else:
@@ -200,12 +201,12 @@ def _kept(units: int, percent: int) -> int:
 
 def shard_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
     """Bytes of the shard file: known, or to the byte from the shapes (but for `pruned`, see `pruned_shape`)."""
-    if codec == "dropped":
+    if codec == DROPPED:
         return 0
     if codec in block.sizes:
         return block.sizes[codec][0]
     if codec not in block.found:
-        block.found[codec] = _file_bytes(stored_layout(block, codec, model), None if codec == "exact" else {"codec": codec})
+        block.found[codec] = _file_bytes(stored_layout(block, codec, model), None if codec == EXACT else {"codec": codec})
     return block.found[codec]
 
 

@@ -13,8 +13,9 @@ from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import types_met
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, shard_bytes, updated
+from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of
 
-PACKED = {"exact": 0.848, "int8": 0.934, "int4": 0.901, "pruned": 0.848}
+PACKED = {EXACT: 0.848, "int8": 0.934, "int4": 0.901, PRUNED: 0.848}
 """Bytes of a shard in the lossless coding, relative to the shard. Measured: all layers of MiniLM and stories260K are within 0.01."""
 DELTA = {"float32": 0.85, "bfloat16": 0.68, "int8": 0.95, "int4": 0.92}
 """Bytes of a delta in the lossless coding, relative to the delta: int8 measured in runs of both models, the others on normal noise."""
@@ -22,7 +23,7 @@ CODE_BITS = 7.9
 """A visit moves a weight by about learning rate × √steps, and a weight's size, so the step of its int8 code, goes with 1 / √hidden.
 The entropy of the difference of two codes is then CODE_BITS + log2(learning rate × √(steps × hidden)) bits. Measured: 7.86 for MiniLM
 (4e-4, 20 steps), 8.0 for stories260K (3e-3, 30 steps; one bit less at half the rate)."""
-DIFFERENCE = {"int8": 1.0, "int4": 0.62, "pruned": 1.9}
+DIFFERENCE = {"int8": 1.0, "int4": 0.62, PRUNED: 1.9}
 """The same in other codecs, relative to int8 (as shares of the shard). Measured on a layer of MiniLM with normal noise added."""
 SHORT_ROWS = 0.25
 """Mean length of rows of a classification, relative to the longest."""
@@ -59,7 +60,7 @@ class Movement:
     def difference(self, block: BlockShape, codec: str, factor: float, model: ModelShape) -> int:
         """Bytes of the patch to the next version of a frozen block; `factor` is the learning rate's decay so far."""
         bits = CODE_BITS + math.log2(self.learning_rate * factor * math.sqrt(self.steps * self.hidden))
-        share = bits / 8 * DIFFERENCE[codec.partition(":")[0]]
+        share = bits / 8 * DIFFERENCE[kind_of(codec)]
         return round(min(0.95, max(0.1, share)) * self._share(block) * shard_bytes(block, codec, model))
 
     def _share(self, block: BlockShape) -> float:
@@ -98,7 +99,7 @@ def packed_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
     """Bytes that a whole shard takes on the wire."""
     if codec in block.sizes:
         return block.sizes[codec][1]
-    return round(PACKED[codec.partition(":")[0]] * shard_bytes(block, codec, model)) if codec != "dropped" else 0
+    return round(PACKED[kind_of(codec)] * shard_bytes(block, codec, model)) if codec != DROPPED else 0
 
 
 def simulate(
@@ -120,9 +121,9 @@ def simulate(
     `plan_for` gives the emulator of an agent for blocks (at their versions) of which some are trained; None: it cannot do the
     visit, which then costs nobody anything. Who comes first is not known beforehand: such visits are dealt out in turn.
     """
-    state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {"dropped"} for b in blocks})
+    state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {DROPPED} for b in blocks})
     for name in {*visited, *spec.schedule.always}:
-        state.codecs[name, state.blocks[name].version].add("exact")
+        state.codecs[name, state.blocks[name].version].add(EXACT)
     change = Movement.of(spec, model, rows)
     turn, method = 0, method_of(spec)
     common = spec.schedule.always if common is None else common
@@ -137,7 +138,7 @@ def simulate(
                 continue
             held = state.held.setdefault(agent, set())
             down = 0 if held else file_bytes
-            down += sum(_fetch(state, held, block, plan[block.name], model) for block in now if plan[block.name] != "dropped")
+            down += sum(_fetch(state, held, block, plan[block.name], model) for block in now if plan[block.name] != DROPPED)
             up = change.delta(b for b in now if b.name in trained)
             held.add((str(seat.number), number, "delta"))
             for name in trained:
@@ -187,7 +188,7 @@ def _apply(
         codecs = state.codecs[name, new.version] = set(state.codecs.get((name, old.version), set()))
         for codec in codecs:
             made_of: Held | None = None
-            if codec != "exact":
+            if codec != EXACT:
                 size = change.difference(new, codec, decay, model)
             elif len(trainers) == 1:
                 (seat, trained), *_ = trainers

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.safetensors_header import Header, read_header
 from fedcybgd.shared.tensors.quantized import GROUP, CodecError, QuantizedTensor, TensorSource, quantize
@@ -35,11 +36,11 @@ BITS = {"int8": 8, "int4": 4}
 def parse_codec(text: str) -> tuple[str, int]:
     """ "pruned:25" → ("pruned", 25), "int8" → ("int8", 0). Raises `CodecError` for an unknown codec or a percentage outside 1..90."""
     kind, colon, ratio = text.partition(":")
-    if kind == "pruned":
+    if kind == PRUNED:
         if not (re.fullmatch("[1-9][0-9]?", ratio) and int(ratio) <= MAX_PERCENT):
             raise CodecError(f"codec {text!r}: the percentage to prune must be a whole number from 1 to {MAX_PERCENT}")
         return kind, int(ratio)
-    if colon or kind not in ("exact", "int8", "int4", "dropped"):
+    if colon or kind not in (EXACT, "int8", "int4", DROPPED):
         raise CodecError(f"unknown codec {text!r}; known are exact, int8, int4, pruned:N and dropped")
     return kind, 0
 
@@ -63,7 +64,7 @@ def encode_tensor(name: str, tensor: Tensor, codec: str) -> dict[str, Tensor]:
     Raises `CodecError` when the tensor has values that are not finite, or a type that a reader would take for codes.
     """
     kind, _ = parse_codec(codec)
-    if kind == "dropped":
+    if kind == DROPPED:
         raise CodecError(f"{name}: a dropped block stores nothing")
     if "::" in name:
         raise CodecError(f"{name}: tensor names with :: are kept for scales and offsets")
@@ -91,7 +92,7 @@ def read_encoded(path: Path, codec: str, device: torch.device | str = "cpu") -> 
         header = read_header(path)
     except HeaderError as error:
         raise CodecError(error.message) from error
-    found = header.metadata.get("codec", "exact")
+    found = header.metadata.get("codec", EXACT)
     parse_codec(found)
     if found != codec:
         raise CodecError(f"{path.name} is in codec {found} where {codec} was expected")

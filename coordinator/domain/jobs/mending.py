@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import Task
 
@@ -17,7 +18,7 @@ class Remedy(BaseModel):
 
     kind: Literal["encode", "unpack", "delta", "difference"]
     source: str
-    codec: str = "exact"
+    codec: str = EXACT
     change: str = ""
     weight: float = 1.0
 

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import costing, fidelity, shards
+from fedcybgd.shared.contract.codec import DROPPED, EXACT
 from fedcybgd.shared.contract.manifests import Manifest
 
 
@@ -72,7 +73,7 @@ def request_ahead(session: Session, run: Run, now: datetime) -> None:
     spec = run.spec
     plan = frozen_plan(spec, [facts_of_block(b) for b in queries.blocks_of(session, run.id)])
     trained = {*run.trained_blocks, *spec.schedule.always}
-    shards.request_ahead(session, run, {name: {codec, *(["exact"] if name in trained else [])} for name, codec in plan.items()}, now)
+    shards.request_ahead(session, run, {name: {codec, *([EXACT] if name in trained else [])} for name, codec in plan.items()}, now)
 
 
 def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
@@ -85,4 +86,4 @@ def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str
     """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
     after = [replace(facts_of_block(b), version=b.version + 1) if b.name in changed else facts_of_block(b) for b in blocks]
     plan = frozen_plan(spec, after)
-    return {name: [plan[name]] if plan[name] != "dropped" else [] for name in changed}
+    return {name: [plan[name]] if plan[name] != DROPPED else [] for name in changed}

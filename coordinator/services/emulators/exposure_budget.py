@@ -13,8 +13,7 @@ from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, 
 from fedcybgd.coordinator.domain.exposure import common_blocks, may_see
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose
-
-EXACT = "exact"
+from fedcybgd.shared.contract.codec import EXACT
 
 
 def serialize(session: Session, agent_id: str) -> None:

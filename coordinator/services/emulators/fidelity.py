@@ -7,13 +7,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Fidelity, Run
-from fedcybgd.coordinator.domain.compression import EXACT, UNMEASURABLE, Plan, plan_key
+from fedcybgd.coordinator.domain.compression import UNMEASURABLE, Plan, plan_key
 from fedcybgd.coordinator.domain.jobs.measurements import FidelityPayload, FidelityResult
 from fedcybgd.coordinator.domain.jobs.registry import FIDELITY, Done, Failed
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.measured import FidelityNumbers
@@ -41,7 +42,7 @@ def request_fidelity(
     session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest, now: datetime
 ) -> None:
     """Have an emulator compared with the real model, once for each round, block and plan."""
-    if all(codec == "exact" for codec in plan.values()) or (measured_on := calibration.calibration_of(session, run, spec)) is None:
+    if all(codec == EXACT for codec in plan.values()) or (measured_on := calibration.calibration_of(session, run, spec)) is None:
         return
     key = plan_key(plan)
     if session.get(Fidelity, (run.id, assignment.round, assignment.block, digest_of(key.encode()))) is not None:

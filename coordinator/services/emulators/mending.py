@@ -12,13 +12,14 @@ from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.codec import EXACT
 
 NAMES_SHOWN = 3
 
 
 def names_of(session: Session, digest: str) -> str:
     """What a blob is, for people: which block of which run, at which version and in which codec."""
-    found = [*_of_blocks(session, digest, "exact")]
+    found = [*_of_blocks(session, digest, EXACT)]
     for row in session.scalars(select(EncodedShard).where((EncodedShard.digest == digest) | (EncodedShard.packed_digest == digest))):
         if row.digest != row.source or row.packed_digest == digest:
             codec = f"{row.codec}, packed" if row.packed_digest == digest else row.codec
@@ -64,7 +65,7 @@ def payload_of(session: Session, digest: str) -> MendPayload:
         if row.source != digest:
             ways.append(Remedy(kind="encode", source=row.source, codec=row.codec))
             sources.append(row.source)
-    for row in session.scalars(select(EncodedShard).where(EncodedShard.source == digest, EncodedShard.codec == "exact")):
+    for row in session.scalars(select(EncodedShard).where(EncodedShard.source == digest, EncodedShard.codec == EXACT)):
         ways.append(Remedy(kind="unpack", source=row.packed_digest))
     for patch in session.scalars(select(Patch).where(Patch.target == digest, Patch.kind == "delta")):
         ways.append(Remedy(kind="delta", source=patch.base, change=patch.digest, weight=patch.weight))

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, PatchMade
 from fedcybgd.coordinator.domain.jobs.registry import APPLY, ENCODE, Done
 from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.shared.contract.codec import DROPPED
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
 
 MAX_STEPS = 4
@@ -21,14 +22,14 @@ MAX_STEPS = 4
 def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str], now: datetime) -> Manifest | None:
     """The present versions of all blocks in these codecs; None, and they are being made, while some are not there yet."""
     wanted = [ShardRef(block=b.name, version=b.version, codec=c, digest=b.digest, size=b.size)
-              for b in blocks if (c := codecs[b.name]) != "dropped"]  # fmt: skip
+              for b in blocks if (c := codecs[b.name]) != DROPPED]  # fmt: skip
     known = _known(session, [b.digest for b in blocks])
     if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
         request(session, run, missing, now)
         return None
     ways = _ways(session, {made.digest: made for ref in wanted if (made := known[ref.digest, ref.codec])})
     refs = [_ref(ref, known[ref.digest, ref.codec], ways) for ref in wanted]
-    return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == "dropped"])
+    return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == DROPPED])
 
 
 def _ref(source: ShardRef, made: EncodedRef, ways: Mapping[str, list[PatchRef]]) -> ShardRef:
@@ -77,7 +78,7 @@ def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]
     request(
         session, run,
         [ShardRef(block=b.name, version=b.version, codec=codec, digest=b.digest, size=b.size)
-         for b in blocks for codec in codecs[b.name] if codec != "dropped" and (b.digest, codec) not in known],
+         for b in blocks for codec in codecs[b.name] if codec != DROPPED and (b.digest, codec) not in known],
         now,
     )  # fmt: skip
 

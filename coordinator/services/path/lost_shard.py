@@ -13,6 +13,7 @@ from fedcybgd.coordinator.services.emulators import mending, shards
 from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.storage import BlobMissing
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
 
 
@@ -39,7 +40,7 @@ def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str, no
         return answer
     found = mending.payload_of(session, digest)
     encoded = [ShardRef(block="any", version=0, codec=way.codec, digest=way.source, size=0) for way in found.ways if way.kind == "encode"]
-    exact = [ShardRef(block="any", version=0, codec="exact", digest=digest, size=0) for way in found.ways if way.kind != "encode"]
+    exact = [ShardRef(block="any", version=0, codec=EXACT, digest=digest, size=0) for way in found.ways if way.kind != "encode"]
     payload = mending.say_lost(session, error, run.id, now)
     if refs := (encoded or exact)[:1]:
         request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs, mends=digest)
