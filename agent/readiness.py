@@ -12,6 +12,7 @@ from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.agents import RunOffer, RunReadiness, UnfitReason
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import known_task
 from fedcybgd.shared.files.tables import Row, examples
 
@@ -69,7 +70,8 @@ def rows_of(source: DataSource, run: RunOffer, columns: str) -> Iterator[Row]:
     """The rows of `source` as `run` would train on them; `columns` is where its columns are written."""
     task = known_task(run.task)
     assert task is not None, "judge refuses others"
-    return examples(Path(source.path), task, source.columns, run.num_labels, run.label_names, source, columns)
+    spec = TaskSpec(task=task, num_labels=run.num_labels, label_names=run.label_names, max_length=run.max_length)
+    return examples(Path(source.path), spec, source.columns, source, columns)
 
 
 def report(client: Client, config: Config, verdicts: Iterable[Verdict]) -> None:

@@ -8,7 +8,7 @@ from typing import overload
 import torch
 
 from fedcybgd.agent.messages import DataSource
-from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import Row, examples
 from fedcybgd.shared.models.batches import Batch, Features, RowEncoder, chunks
 
@@ -59,11 +59,11 @@ class Packed(Sequence[Features]):
 class Partition:
     """The agent's share of the data, as features of one task."""
 
-    def __init__(self, source: DataSource, files: Path, settings: TrainSettings) -> None:
-        self.encoder = RowEncoder(files, settings.task, settings.max_length)
+    def __init__(self, source: DataSource, files: Path, spec: TaskSpec) -> None:
+        self.encoder = RowEncoder(files, spec)
         self.rows = 0
         path = Path(source.path)
-        rows = examples(path, settings.task, source.columns, settings.num_labels, settings.label_names, source)
+        rows = examples(path, spec, source.columns, source)
         self.features = Packed(self.encoder.stream(self._counted(rows), path.name))
 
     def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
 from fedcybgd.shared.contract.words import DeltaCodec, Name, Task
 from fedcybgd.shared.files.table_format import TableFormat
@@ -34,6 +35,11 @@ class TaskSection(Section):
     @property
     def label_names(self) -> list[str] | None:
         return self.labels if isinstance(self.labels, list) else None
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task as jobs and agents are told it."""
+        return TaskSpec(task=self.kind, num_labels=self.num_labels, label_names=self.label_names, max_length=self.max_length)
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> "TaskSection":

@@ -18,10 +18,10 @@ class CalibrationRows:
     """The first rows of a held-out file, encoded; of plain text, the first windows. The same at every call."""
 
     def __init__(self, store: EngineStore, payload: Calibration) -> None:
-        examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)[: payload.rows]
+        examples = held_out_examples(store, payload.held_out, payload)[: payload.rows]
         with as_directory(store, payload.files) as folder:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-            self._encoder = RowEncoder(folder, payload.task, payload.max_length)
+            self._encoder = RowEncoder(folder, payload)
         self._features: list[Features] = self._encoder(examples, payload.held_out.name)[: payload.rows]
         self._rows_a_batch = max(1, TOKENS_AT_ONCE // payload.max_length)
 

@@ -13,7 +13,7 @@ from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import read_examples
 from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
 
@@ -27,12 +27,10 @@ class NotFinite(Invalid):
     code = "loss_not_finite"
 
 
-def held_out_examples(
-    store: EngineStore, held_out: HeldOutRef, task: Task, num_labels: int | None, label_names: list[str] | None
-) -> list[dict[str, Any]]:
+def held_out_examples(store: EngineStore, held_out: HeldOutRef, spec: TaskSpec) -> list[dict[str, Any]]:
     # The blob goes by its uploaded name, whose suffix tells the format.
     with as_directory(store, [FileRef(name=held_out.name, digest=held_out.digest, size=0)]) as folder:
-        return read_examples(folder / held_out.name, task, held_out.columns, num_labels, label_names, held_out.how, "evaluate.columns")
+        return read_examples(folder / held_out.name, spec, held_out.columns, held_out.how, "evaluate.columns")
 
 
 def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
@@ -42,10 +40,10 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     Raises `NotFinite`.
     """
     began = time.monotonic()
-    examples = held_out_examples(store, payload.held_out, payload.task, payload.num_labels, payload.label_names)
+    examples = held_out_examples(store, payload.held_out, payload)
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / "config.json").read_text())
-        encoder = RowEncoder(folder, payload.task, payload.max_length)
+        encoder = RowEncoder(folder, payload)
     streamed = Streamed(store, config, payload.task)
     streamed.fill(payload.blocks)
     features = encoder(examples, payload.held_out.name)[: payload.rows]

@@ -56,7 +56,7 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     config["pad_token_id"] = padding_of(model)
     with as_directory(store, payload.files) as folder:
         (folder / "config.json").write_text(json.dumps(config))
-        encoder = RowEncoder(folder, payload.task, payload.max_length)
+        encoder = RowEncoder(folder, payload)
     config["pad_token_id"] = encoder.pad
     files = [*payload.files, write_json(store, "config.json", config)]
     rows = _count(store, payload.held_out, payload, encoder) if payload.held_out else None
@@ -73,7 +73,7 @@ def _check_length(model: nn.Module, max_length: int) -> None:
 
 def _count(store: EngineStore, held_out: HeldOutRef, payload: PreparePayload, encoder: RowEncoder) -> int:
     """The rows of the held-out file, each tokenized once: one that cannot be scored is refused now and not in the middle of the run."""
-    rows = held_out_examples(store, held_out, payload.task, payload.num_labels, payload.label_names)
+    rows = held_out_examples(store, held_out, payload)
     for _ in encoder.stream(rows, held_out.name):
         pass
     return len(rows)

@@ -52,13 +52,15 @@ def score(directory: str, task: str, held_out: str, max_length: str) -> dict[str
     import torch
     import transformers
 
+    from fedcybgd.shared.contract.task import TaskSpec
     from fedcybgd.shared.files.tables import read_examples
     from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
 
     auto = transformers.AutoModelForSequenceClassification if task == "text-classification" else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(directory).eval()
-    encoder = RowEncoder(Path(directory), task, int(max_length))  # type: ignore[arg-type]
-    features = encoder(read_examples(Path(held_out), task, {}, None))  # type: ignore[arg-type]
+    spec = TaskSpec.model_validate({"task": task, "max_length": max_length})
+    encoder = RowEncoder(Path(directory), spec)
+    features = encoder(read_examples(Path(held_out), spec, {}))
     features.sort(key=lambda f: len(f.ids))
     total, count, right = 0.0, 0, 0
     with torch.inference_mode():

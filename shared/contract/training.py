@@ -4,7 +4,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedcybgd.shared.contract.words import MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision, Task
+from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.contract.words import MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision
 
 
 class ParameterGroup(BaseModel):
@@ -28,14 +29,10 @@ class Training(BaseModel):
     optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
 
 
-class TrainSettings(Training):
+class TrainSettings(Training, TaskSpec):
     """One visit: which blocks are trained, and how."""
 
-    task: Task
-    num_labels: int | None = Field(None, ge=1, le=100_000)
-    label_names: list[str] | None = Field(None, max_length=100_000)
     groups: list[ParameterGroup] = Field(max_length=10_000)
-    max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
     @property

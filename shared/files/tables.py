@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.labels import Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
@@ -76,39 +77,35 @@ def _columns(path: Path, how: TableFormat) -> list[str] | None:
 
 def read_examples(
     path: Path,
-    task: Task,
+    spec: TaskSpec,
     columns: Mapping[str, str],
-    num_labels: int | None,
-    label_names: list[str] | None = None,
     how: TableFormat | None = None,
     mapped_in: str = "[data.NAME.columns]",
 ) -> list[Row]:
     """All rows of `path` as `examples` gives them. Raises `DataError` also where there are none."""
-    return list(examples(path, task, columns, num_labels, label_names, how, mapped_in))
+    return list(examples(path, spec, columns, how, mapped_in))
 
 
 def examples(
     path: Path,
-    task: Task,
+    spec: TaskSpec,
     columns: Mapping[str, str],
-    num_labels: int | None,
-    label_names: list[str] | None = None,
     how: TableFormat | None = None,
     mapped_in: str = "[data.NAME.columns]",
 ) -> Iterator[Row]:
-    """The rows of `path` as examples of `task`, one by one: {text, label, …} or {text} or {prompt, completion}.
+    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion}.
 
     `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
-    integers in [0, num_labels); a label that is one of `label_names` becomes its index. `mapped_in` is the setting of `columns`.
+    integers in [0, num_labels); a label that has a name in `spec` becomes its index. `mapped_in` is the setting of `columns`.
     Raises `DataError`, with the row and what would be right.
     """
     how = how or TableFormat()
     there = _columns(path, how)
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
-    wanted = _match_columns(task, columns, there, path, mapped_in)
-    unmapped = {f: columns.get(f, f) for f in FIELDS[task].optional if f not in wanted}
-    labels = Labels(num_labels, label_names, how.first_label)
+    wanted = _match_columns(spec.task, columns, there, path, mapped_in)
+    unmapped = {f: columns.get(f, f) for f in FIELDS[spec.task].optional if f not in wanted}
+    labels = Labels(spec.num_labels, spec.label_names, how.first_label)
     for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
         for field, column in unmapped.items():
             if row.get(column) is not None:

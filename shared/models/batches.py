@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.tables import Row
 from fedcybgd.shared.models.tokens import embedding_rows, load_tokenizer
@@ -59,10 +60,10 @@ class Batch:
 class RowEncoder:
     """Encodes the examples of one task with the tokenizer in `directory` (never with remote code)."""
 
-    def __init__(self, directory: Path, task: Task, max_length: int) -> None:
+    def __init__(self, directory: Path, spec: TaskSpec) -> None:
         self.tokenizer: Any = load_tokenizer(directory)
-        self.task = task
-        self.max_length = max_length
+        self.task = spec.task
+        self.max_length = spec.max_length
         self.tokenizer.truncation_side = "right"
         config = json.loads((directory / "config.json").read_text())
         self._rows = embedding_rows(config)
@@ -72,7 +73,7 @@ class RowEncoder:
         # A row must not know how long its neighbours are: on the right no causal model sees padding, and positions count from the left.
         # Only what reads the last place of a row needs its text to end there.
         place = READ_AT_THE_END.get(config.get("model_type"))
-        self.pads_left = task == "text-classification" and place is not None and config.get("summary_type", place) == "last"
+        self.pads_left = spec.task == "text-classification" and place is not None and config.get("summary_type", place) == "last"
 
     def __call__(self, examples: Iterable[Row], source: str = "the data") -> list[Features]:
         """All features of `examples`, rows of the file called `source`. Raises `DataError`, which names the row."""

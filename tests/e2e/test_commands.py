@@ -38,6 +38,7 @@ def fedagent(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
+    from fedcybgd.shared.contract.task import TaskSpec
     from fedcybgd.shared.models.batches import RowEncoder, forward_logits
 
     write_rows(tmp_path / "held-out.jsonl", 99)
@@ -55,7 +56,7 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     assert exported.returncode == 0, exported.stderr
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    encoder = RowEncoder(tmp_path / "out", "text-classification", 16)
+    encoder = RowEncoder(tmp_path / "out", TaskSpec(task="text-classification", max_length=16))
     rows = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]
     batch = encoder.collate(encoder(rows))
     right = (forward_logits(model, batch).argmax(-1) == batch.labels).float().mean().item()

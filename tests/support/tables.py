@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.files.tables import read_examples
@@ -43,7 +44,8 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 def examples(path: Path, task: Task = "text-classification", num_labels: int | None = 3, **more: Any) -> list[dict[str, Any]]:
     """`more`: columns, label_names, and settings of `TableFormat`."""
     columns, names = more.pop("columns", {}), more.pop("label_names", None)
-    return read_examples(path, task, columns, num_labels, names, TableFormat(**more))
+    spec = TaskSpec(task=task, num_labels=num_labels, label_names=names, max_length=8)
+    return read_examples(path, spec, columns, TableFormat(**more))
 
 
 def refused(path: Path, *args: Any, **more: Any) -> DataError:

@@ -10,13 +10,14 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.models.batches import IGNORED, Features, RowEncoder, chunks, forward_logits, loss_sum
 
 CLS, SEP = 2, 3
 
 
 def test_classification_adds_special_tokens_and_keeps_the_label(bert: Path) -> None:
-    encoder = RowEncoder(bert, "text-classification", 16)
+    encoder = RowEncoder(bert, TaskSpec(task="text-classification", max_length=16))
     [one, two] = encoder([{"text": "my card", "label": 1}, {"text": "pin", "label": 0}])
     assert (one.ids[0], one.ids[-1], one.labels) == (CLS, SEP, [1])
     assert two.labels == [0]
@@ -27,7 +28,7 @@ def test_two_sentences_are_told_apart_by_their_segments(bert: Path, tmp_path: Pa
     folder = Path(shutil.copytree(bert, tmp_path / "bert"))
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}))
-    encoder = RowEncoder(folder, "text-classification", 16)
+    encoder = RowEncoder(folder, TaskSpec(task="text-classification", max_length=16))
     [pair] = encoder([{"text": "my card", "text_pair": "pin", "label": 1}])
     assert pair.ids.count(SEP) == 2
     assert pair.segments == [0, 0, 0, 0, 1, 1]
@@ -37,13 +38,13 @@ def test_two_sentences_are_told_apart_by_their_segments(bert: Path, tmp_path: Pa
 
 
 def test_a_long_row_is_cut(bert: Path) -> None:
-    [row] = RowEncoder(bert, "text-classification", 5)([{"text": "my card is lost please help", "label": 1}])
+    [row] = RowEncoder(bert, TaskSpec(task="text-classification", max_length=5))([{"text": "my card is lost please help", "label": 1}])
     assert len(row.ids) == 5
     assert (row.ids[0], row.ids[-1]) == (CLS, SEP)
 
 
 def test_a_batch_is_padded_to_its_longest_row(bert: Path) -> None:
-    encoder = RowEncoder(bert, "text-classification", 16)
+    encoder = RowEncoder(bert, TaskSpec(task="text-classification", max_length=16))
     batch = encoder.collate(encoder([{"text": "my card is lost", "label": 1}, {"text": "pin", "label": 0}]))
     assert batch.input_ids.shape == batch.attention_mask.shape == (2, 6)
     assert batch.attention_mask.tolist() == [[1] * 6, [1] * 3 + [0] * 3]
@@ -54,7 +55,7 @@ def test_a_batch_is_padded_to_its_longest_row(bert: Path) -> None:
 
 @pytest.fixture
 def tokens(llama: Path) -> RowEncoder:
-    return RowEncoder(llama, "causal-lm", 8)
+    return RowEncoder(llama, TaskSpec(task="causal-lm", max_length=8))
 
 
 def ids(encoder: RowEncoder, text: str) -> list[int]:
@@ -147,7 +148,7 @@ def test_what_stands_in_the_prompt_has_no_gradient_of_its_own(tokens: RowEncoder
 
 
 def test_the_loss_of_a_classifier_is_a_sum_over_rows(bert: Path) -> None:
-    encoder = RowEncoder(bert, "text-classification", 16)
+    encoder = RowEncoder(bert, TaskSpec(task="text-classification", max_length=16))
     batch = encoder.collate(encoder([{"text": "my card", "label": 1}, {"text": "pin", "label": 0}]))
     logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
     total, count = loss_sum(logits, batch, "text-classification")
@@ -156,7 +157,7 @@ def test_the_loss_of_a_classifier_is_a_sum_over_rows(bert: Path) -> None:
 
 
 def test_a_padded_row_has_the_logits_that_it_has_alone(llama: Path) -> None:
-    encoder = RowEncoder(llama, "causal-lm", 16)
+    encoder = RowEncoder(llama, TaskSpec(task="causal-lm", max_length=16))
     model = AutoModelForCausalLM.from_pretrained(llama).eval()
     short, long = Features([5, 6], [5, 6]), Features([7, 8, 9, 10, 11], [7, 8, 9, 10, 11])
     with torch.no_grad():

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.files.tables import read_examples
 
@@ -27,10 +28,14 @@ def written(folder: Path, labels: list[Any]) -> list[Path]:
     return [folder / "rows.csv", folder / "rows.jsonl", folder / "rows.parquet"]
 
 
+def classes(count: int, names: list[str] | None = None) -> TaskSpec:
+    return TaskSpec(task="text-classification", num_labels=count, label_names=names, max_length=8)
+
+
 def labels_of(path: Path, count: int, names: list[str] | None = None, **how: Any) -> list[int] | str:
     """The labels, or why they are refused."""
     try:
-        return [e["label"] for e in read_examples(path, "text-classification", {}, count, names, TableFormat(**how))]
+        return [e["label"] for e in read_examples(path, classes(count, names), {}, TableFormat(**how))]
     except DataError as error:
         problem = error
     assert problem.code == "data_invalid"
@@ -89,7 +94,7 @@ def test_a_column_that_pandas_widened_for_a_gap_is_refused_for_the_gap_alone(tmp
         message = labels_of(path, 3)
         assert "must be a whole number" in message
         with pytest.raises(DataError, match="row 2"):
-            read_examples(path, "text-classification", {}, 3)
+            read_examples(path, classes(3), {})
 
 
 def test_labels_that_count_from_one_are_read_when_that_is_said(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from fedcybgd.agent.training.data import Packed
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.models.batches import IGNORED, Features, RowEncoder, forward_logits, loss_sum
 from tests.support.families import SUPPORTED, config_of, randomised
 
@@ -24,7 +25,7 @@ def encoder_of(bert: Path, tmp_path: Path) -> Any:
         (folder / "config.json").write_text(json.dumps(config))
         values = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(values | settings))
-        return RowEncoder(folder, task, max_length)  # type: ignore[arg-type]
+        return RowEncoder(folder, TaskSpec.model_validate({"task": task, "max_length": max_length}))
 
     return encoder_of
 

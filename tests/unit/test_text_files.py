@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files import text_files
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.files.tables import read_examples, read_rows
@@ -162,9 +163,10 @@ def test_a_second_sentence_that_comes_later_is_not_dropped_in_silence(tmp_path: 
 
 def test_advice_names_the_setting_of_the_reader(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"question": "why", "intent": 2}])
+    spec = TaskSpec(task="text-classification", num_labels=3, max_length=8)
     for columns, said in (({}, "Map them in evaluate.columns, as in: {text: question}"), ({"text": "q"}, "Set evaluate.columns to match")):
         with pytest.raises(DataError) as error:
-            read_examples(path, "text-classification", columns, 3, mapped_in="evaluate.columns")
+            read_examples(path, spec, columns, mapped_in="evaluate.columns")
         assert said in error.value.message
         assert "data.columns" not in error.value.message
 

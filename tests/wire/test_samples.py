@@ -15,13 +15,13 @@ from pydantic import BaseModel, ValidationError
 
 from fedcybgd.agent import messages
 from fedcybgd.shared import contract
-from fedcybgd.shared.contract import manifests, words
+from fedcybgd.shared.contract import manifests, task, words
 from fedcybgd.shared.contract.versions import FROM_NEWER
 
 SAMPLES = Path(__file__).parent / "samples"
 # What operators say and get no agent meets, and tests/wire/openapi.json holds it; base classes are no messages.
 OF_OPERATORS = {"operators", "starting", "views", "plans", "run_file", "measured"}
-BASES = {words.Message, words.AgentMessage, manifests.Ref}
+BASES = {words.Message, words.AgentMessage, manifests.Ref, task.TaskSpec}
 
 
 def messages_of_the_wire() -> dict[str, type[BaseModel]]:

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, Field
 
 from fedcybgd.shared.contract.manifests import FileRef, ShardRef
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.table_format import TableFormat
 
 
@@ -14,13 +14,9 @@ class HeldOutRef(BaseModel):
     how: TableFormat = TableFormat()
 
 
-class Calibration(BaseModel):
+class Calibration(TaskSpec):
     """A model, exact, and the rows that it is measured on."""
 
-    task: Task
-    num_labels: int | None
-    label_names: list[str] | None
-    max_length: int
     files: list[FileRef]
     blocks: list[ShardRef]
     """the real model, all of it, in model order"""
@@ -29,12 +25,8 @@ class Calibration(BaseModel):
     """how many of the first held-out rows (or windows of text) are taken"""
 
 
-class EvaluatePayload(BaseModel):
+class EvaluatePayload(TaskSpec):
     after_rounds: int
-    task: Task
-    num_labels: int | None
-    label_names: list[str] | None
-    max_length: int
     files: list[FileRef]
     blocks: list[ShardRef]
     held_out: HeldOutRef
@@ -69,11 +61,11 @@ class FidelityPayload(Calibration):
     """the visited block"""
     emulator: list[ShardRef]
     """the emulator's shards, as in its manifest"""
-    dropped: list[str] = []
+    dropped: list[str] = Field(default_factory=list)
     batch_size: int = Field(16, ge=1)
     """rows of a batch whose gradients are compared: as many as the run trains on in a step"""
     round: int = 0
-    codecs: dict[str, str] = {}
+    codecs: dict[str, str] = Field(default_factory=dict)
     """the plan, for the books"""
 
 

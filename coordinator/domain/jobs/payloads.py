@@ -7,6 +7,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
+from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import JsonObject, Task
 
 
@@ -24,14 +25,10 @@ class ImportResult(BaseModel):
     """what whoever uses the model should know of its tokenizer"""
 
 
-class PreparePayload(BaseModel):
+class PreparePayload(TaskSpec):
     config: JsonObject
     files: list[FileRef]
     blocks: list[StoredBlock]
-    task: Task
-    num_labels: int | None
-    label_names: list[str] | None
-    max_length: int
     patterns: list[str]
     always: list[str]
     layers_per_block: int

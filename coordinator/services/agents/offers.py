@@ -43,8 +43,7 @@ def _offer(run: Run) -> RunOffer:
     task = run.spec.task
     fields = FIELDS[task.kind]
     return RunOffer(
-        run_id=run.id, name=run.name, state=run.state, task=task.kind,
+        run_id=run.id, name=run.name, state=run.state,
         fields=[" and ".join(a) for a in fields.alternatives], optional_fields=list(fields.optional),
-        num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length,
-        files=run.files,
+        **dict(task.spec), files=run.files,
     )  # fmt: skip

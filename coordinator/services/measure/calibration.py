@@ -35,8 +35,7 @@ def calibration_of(session: Session, run: Run, spec: RunFile) -> Calibration | N
     if spec.evaluate is None or spec.evaluate.digest is None or not spec.compression.calibration_rows:
         return None
     return Calibration(
-        task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names, max_length=spec.task.max_length,
-        files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), held_out=held_out_ref(spec),
+        **dict(spec.task.spec), files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), held_out=held_out_ref(spec),
         rows=spec.compression.calibration_rows,
     )  # fmt: skip
 

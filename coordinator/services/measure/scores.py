@@ -71,8 +71,7 @@ def _rounds_at(session: Session, run_id: str, payload: EvaluatePayload) -> tuple
 def request_score(session: Session, run: Run, spec: RunFile, after_rounds: int, now: datetime) -> None:
     """Have the model scored on all held-out rows, as it is after a number of rounds."""
     payload = EvaluatePayload(
-        after_rounds=after_rounds, task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names,
-        max_length=spec.task.max_length, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
+        **dict(spec.task.spec), after_rounds=after_rounds, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
         held_out=calibration.held_out_ref(spec),
     )  # fmt: skip
     # What the training is measured against is not skipped.

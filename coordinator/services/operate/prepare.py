@@ -47,8 +47,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     session.add(run)
     session.flush()
     payload = PreparePayload(
-        config=model.config, files=model.files, blocks=model.blocks,
-        task=spec.task.kind, num_labels=spec.task.num_labels, label_names=spec.task.label_names, max_length=spec.task.max_length,
+        **dict(spec.task.spec), config=model.config, files=model.files, blocks=model.blocks,
         patterns=spec.schedule.blocks, always=spec.schedule.always, layers_per_block=spec.schedule.layers_per_block,
         seed=spec.seed, held_out=held_out,
     )  # fmt: skip

@@ -94,6 +94,5 @@ def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
     return TrainSettings(
-        **{name: getattr(spec.train, name) for name in Training.model_fields}, task=spec.task.kind, num_labels=spec.task.num_labels,
-        label_names=spec.task.label_names, max_length=spec.task.max_length, groups=groups, seed=seat.seed,
+        **{name: getattr(spec.train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups, seed=seat.seed,
     )  # fmt: skip

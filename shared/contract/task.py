@@ -1,0 +1,15 @@
+"""What a run's model learns to do, and of what rows: one value from the run file to the training process."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedcybgd.shared.contract.words import Task
+
+
+class TaskSpec(BaseModel):
+    """A task with its labels and the length of its rows. A message or a job that is about one has these fields as its own."""
+
+    model_config = ConfigDict(frozen=True)
+    task: Task
+    num_labels: int | None = Field(None, ge=1, le=100_000)
+    label_names: list[str] | None = Field(None, max_length=100_000)
+    max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")
