@@ -85,16 +85,6 @@ def prune_block(model: nn.Module, tensors: Mapping[str, Tensor], percent: int) -
     return {name: result[name] for name in tensors}
 
 
-def pruned_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], percent: int) -> dict[str, tuple[int, ...]]:
-    """The shapes that `prune_block` gives for tensors of these names and shapes; raises as it does."""
-    result: dict[str, tuple[int, ...]] = {}
-    for layer, names in whole_layers(model, shapes):
-        found = groups(layer, model)
-        narrow = narrowed(found, {r: tuple(shapes[n]) for r, n in names.items()}, {g.kind: kept(g.units, percent) for g in found})
-        result |= {name: narrow[relative] for relative, name in names.items()}
-    return {name: result[name] for name in shapes}
-
-
 def whole_layers(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[nn.Module, dict[str, str]]]:
     """The layers that tensors of these names are all of, each with its names: canonical by relative to the layer."""
     path = find_stack(model).path

@@ -23,7 +23,7 @@ from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.safetensors_header import Header, read_header
 from fedcybgd.shared.tensors.quantized import GROUP, CodecError, QuantizedTensor, TensorSource, quantize
 
-__all__ = ["CodecError", "decode", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
+__all__ = ["CodecError", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
 
 SCALES, OFFSETS = "::scales", "::offsets"
 MIN_NUMEL = 1024
@@ -102,11 +102,6 @@ def read_encoded(path: Path, codec: str, device: torch.device | str = "cpu") -> 
         for name in names:
             result[name] = _read(file, name, header) if name + SCALES in header.tensors else file.get_tensor(name)
     return result
-
-
-def decode(path: Path, codec: str) -> dict[str, Tensor]:
-    """The tensors of the shard at `path`, dense: float32 where they were quantized, the others as they are stored."""
-    return {n: t.dequantize() if isinstance(t, QuantizedTensor) else t for n, t in read_encoded(path, codec).items()}
 
 
 def _check_header(header: Header, kind: str) -> list[str]:

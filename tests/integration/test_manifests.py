@@ -21,9 +21,9 @@ from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.tensors.codecs import decode
 from fedcybgd.shared.tensors.deltas import encode_delta
 from tests.support import models
+from tests.support.decoded import decode
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, run_file, settled, start_run

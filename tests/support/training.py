@@ -15,8 +15,9 @@ from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.tensors.codecs import decode, encoded_names
+from fedcybgd.shared.tensors.codecs import encoded_names
 from fedcybgd.shared.tensors.quantized import quantize
+from tests.support.decoded import decode
 from tests.support.families import SUPPORTED, config_of, randomised, tensors_by_block
 from tests.support.models import WORDS
 

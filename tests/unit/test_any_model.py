@@ -12,7 +12,8 @@ from torch import Tensor
 from fedcybgd.shared.models.assembly import Assembled
 from fedcybgd.shared.models.blocks import names_by_canonical, partition
 from fedcybgd.shared.models.pruning import prune_block
-from fedcybgd.shared.tensors.codecs import decode, encode_tensor
+from fedcybgd.shared.tensors.codecs import encode_tensor
+from tests.support.decoded import decode
 from tests.support.families import EVERY_FAMILY, assembled_of, empty, logits_of, loss_of, randomised, tensors_by_block  # fmt: skip
 
 every_family = pytest.mark.parametrize("family", EVERY_FAMILY)

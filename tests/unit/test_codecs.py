@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedcybgd.shared.tensors.codecs import CodecError, decode, encode_tensor, encoded_names, parse_codec, quantizable, read_encoded
+from fedcybgd.shared.tensors.codecs import CodecError, encode_tensor, encoded_names, parse_codec, quantizable, read_encoded
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
+from tests.support.decoded import decode
 
 
 def normal(*shape: int) -> Tensor:

@@ -19,7 +19,8 @@ from fedcybgd.shared.contract.manifests import FileRef, ShardRef
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.models.assembly import skeleton
 from fedcybgd.shared.models.blocks import partition
-from fedcybgd.shared.tensors.codecs import CodecError, decode
+from fedcybgd.shared.tensors.codecs import CodecError
+from tests.support.decoded import decode
 
 CODECS = ("exact", "int8", "int4", "pruned:25")
 

@@ -64,7 +64,7 @@ def zero_or(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 def hold(measured: Measured, payload: FidelityPayload) -> None:
     """Put the decoded values of an emulator without dropped or pruned layers into the plain model."""
-    from fedcybgd.shared.tensors.codecs import decode
+    from tests.support.decoded import decode
 
     names = names_by_canonical(measured.model)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.models.assembly import Assembled, AssemblyError
-from fedcybgd.shared.models.pruning import UnitGroup, groups, kept, prune_block, pruned_shapes
+from fedcybgd.shared.models.pruning import UnitGroup, groups, kept, prune_block
 from fedcybgd.shared.tensors.codecs import CodecError
 from tests.support.families import (  # fmt: skip
     DECODER,
@@ -16,7 +16,6 @@ from tests.support.families import (  # fmt: skip
     FAMILIES,
     GROUPED,
     assembled_of,
-    empty,
     logits_of,
     make,
     randomised,
@@ -64,8 +63,6 @@ def test_a_percentage_out_of_range_is_refused(percent: int) -> None:
     tensors = tensors_by_block(model)[CHANGED]
     with pytest.raises(CodecError, match="out of range"):
         prune_block(model, tensors, percent)
-    with pytest.raises(CodecError, match="out of range"):
-        pruned_shapes(model, {name: tuple(t.shape) for name, t in tensors.items()}, percent)
 
 
 @every_model
@@ -117,16 +114,6 @@ def test_eager_attention_works_when_pruned_too(name: str) -> None:
     eager.put_pruned(narrow)
     with torch.no_grad():
         assert torch.allclose(logits_of(eager.model), logits_of(wanted.model), atol=1e-5)
-
-
-@every_model
-def test_shapes_are_known_without_weights(name: str) -> None:
-    model = model_of(name)
-    tensors = tensors_by_block(model, 2)["layers.0-1"]
-    for percent in (10, 50, 90):
-        wanted = {name: tuple(t.shape) for name, t in prune_block(model, tensors, percent).items()}
-        shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-        assert pruned_shapes(empty(family_of(name), model), shapes, percent) == wanted
 
 
 def test_every_layer_of_a_block_loses_its_own_least_ones() -> None:
@@ -275,8 +262,6 @@ def test_layers_that_are_not_alike_are_narrowed_each_for_itself() -> None:
     narrow = prune_block(model, tensors, 50)
     assert narrow["layers.0.mlp.up_proj.weight"].shape == (12, 16)
     assert narrow["layers.1.mlp.up_proj.weight"].shape == (20, 16)
-    expected = {name: tuple(t.shape) for name, t in narrow.items()}
-    assert pruned_shapes(model, {name: tuple(t.shape) for name, t in tensors.items()}, 50) == expected
     assembled = Assembled(model)
     assembled.put_pruned(narrow)
     assert assembled.layers[0].mlp.down_proj.in_features == 12
