@@ -12,6 +12,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile, RunFileInvalid, parse_
 GOOD = """\
 name: banking
 model: minilm
+method: block-cycle
 task:
   kind: text-classification
   labels: [card, loan, "pin"]
@@ -125,6 +126,7 @@ WRONG = [
     ("name:", "name: has spaces", "name"),
     ("name:", "name: ''", "name"),
     ("model:", "model: ../../etc/passwd", "model"),
+    ("method:", "method: has spaces", "method"),
     ("  kind:", "  kind: translation", "task.kind"),
     ("  max_length:", "  max_length: 1", "task.max_length"),
     ("  max_length:", "  max_length: long", "task.max_length"),
