@@ -80,7 +80,9 @@ def assign(
     )  # fmt: skip
     if seat.agent is not None:
         can_come = seat.agent not in excluded and seat.agent in there
-        if not can_come or not exposure_budget.may_take(session, run, assignment, session.get_one(Agent, seat.agent)):
+        if can_come and spec.exposure.max_exact_blocks is not None:
+            can_come = exposure_budget.may_take(session, run, assignment, session.get_one(Agent, seat.agent))
+        if not can_come:
             assignment.meant_for = None
     session.add(assignment)
     signals.offer(session, assignment.id)
