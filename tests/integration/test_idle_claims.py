@@ -139,6 +139,17 @@ def test_a_revoked_key_and_a_rotated_one_are_void_at_once(quiet: LiveCoordinator
     refused(rotated.http.post("/assignments/asg_0123456789abcdef/renew", json={"attempt": 1}), 401, "unauthorized")
 
 
+def test_a_claim_that_waits_ends_when_its_key_is_replaced(quiet: LiveCoordinator) -> None:
+    hand = Hand(quiet)
+    answers: list[int] = []
+    claim = threading.Thread(target=lambda: answers.append(hand.http.post("/assignments/claim", params={"wait": 30}, json={}).status_code))
+    claim.start()
+    wait_for(lambda: quiet.operator.get("/status")["waiting_claims"] == 1)
+    assert hand.http.post("/agents/me/key").status_code == 200
+    claim.join(10)
+    assert answers == [204]
+
+
 def test_what_is_looked_up_while_a_key_is_revoked_is_not_kept(quiet: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedcybgd.coordinator.services.agents import identity
 

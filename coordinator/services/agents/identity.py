@@ -55,4 +55,5 @@ def rotate_key(session: Session, agent_id: str) -> str:
     key = keys.new_key(keys.AGENT)
     session.get_one(Agent, agent_id).key_hash = keys.key_hash(key)
     signals.forget(session, agent_id)
+    signals.let_go(session, agent_id)  # a claim that waits was made with the old one
     return key
