@@ -204,5 +204,8 @@ def segment(name: str) -> str:
 
 
 def _plain(body: BaseModel | None) -> object:
-    """As JSON has it: a number that is none becomes null, and the coordinator says which field is wrong."""
-    return None if body is None else json.loads(body.model_dump_json(warnings=False))
+    """As JSON has it: a number that is none becomes null, and the coordinator says which field is wrong.
+
+    What was not set is not sent: a coordinator that is one version older does not know the newest settings.
+    """
+    return None if body is None else json.loads(body.model_dump_json(warnings=False, exclude_unset=True))
