@@ -78,7 +78,8 @@ class LeaseLost(Conflict):
 def check_lease(state: str, holder: str | None, attempt: int, agent: str, given: int) -> None:
     """Raise unless `agent` holds the lease of this very attempt."""
     if given != attempt:
-        raise StaleAttempt(f"attempt {given} was overtaken by attempt {attempt}; ask for work again", attempt=attempt)
+        why = f"was overtaken by attempt {attempt}" if given < attempt else f"has not begun: this is attempt {attempt}"
+        raise StaleAttempt(f"attempt {given} {why}; ask for work again", attempt=attempt)
     if state != AssignmentState.LEASED or holder != agent:
         raise LeaseLost(f"you do not hold this assignment any more (it is {state}); ask for work again", state=state)
 

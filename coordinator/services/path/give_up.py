@@ -29,6 +29,7 @@ def failed_attempt(
 ) -> None:
     """An attempt came to nothing: it waits again, and after too many failures the run is paused, with the reason."""
     agent_id = assignments.take_back(assignment, event, reason, now)
+    why = f"{reason}: {message}" if message else reason
     if reason not in BLAMELESS:
         assignment.failures += 1
     if reason in LASTING_REASONS and agent_id is not None:
@@ -39,11 +40,10 @@ def failed_attempt(
             assignment.meant_for = None
     if agent_id is not None and reason not in ON_PURPOSE:
         agent = session.get_one(Agent, agent_id)
-        agent.last_error, agent.last_error_at = f"{reason}: {message}", now
-        text = f"{agent.name} on {assignment.called}: {reason}" + (f": {message}" if message else "")
-        record(session, now, "warning", reason, text, run_id=run.id, agent_id=agent_id)
+        agent.last_error, agent.last_error_at = why, now
+        record(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
     signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {reason}: {message}", now)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
 
 
 def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str, now: datetime) -> None:

@@ -25,13 +25,15 @@ def silence(session: Session, now: datetime, after: timedelta) -> None:
                 now,
                 "warning",
                 "agent_silent",
-                f"agent {agent.name} has not been seen since {agent.last_seen_at}",
+                f"agent {agent.name} has not been seen since {agent.last_seen_at:%Y-%m-%d %H:%M:%S} UTC",
                 agent_id=agent.id,
             )
     else:
         names = ", ".join(agent.name for agent in found[:NAMED])
         first = min(seen for agent in found if (seen := agent.last_seen_at))
-        text = f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {first} or later"
+        text = (
+            f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {first:%Y-%m-%d %H:%M:%S} UTC or later"
+        )
         record(session, now, "warning", "agent_silent", text)
     signals.forget(session, *(agent.id for agent in found))
     lease.leave_to_others(session, [agent.id for agent in found])
