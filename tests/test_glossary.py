@@ -19,7 +19,7 @@ ROOMS = ("shared/contract", "coordinator/domain", "coordinator/db")
 # What a class is of the thing that it is named after.
 FORMS = {
     "answer", "facts", "info", "kind", "made", "message", "metrics", "moved", "new", "numbers", "offer", "offset", "payload", "receipt",
-    "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "state", "stored", "submission", "summary",
+    "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "spec", "state", "stored", "submission", "summary",
     "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "invalid", "low", "too", "small",
 }  # fmt: skip
 # What is done with a thing of the glossary.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.words import Codec, Id, Name
 
 
@@ -66,6 +66,11 @@ class Manifest(Ref):
         for ref in self.blocks:
             found |= {ref.digest, *(patch.digest for patch in ref.patches)} | ({ref.packed.digest} if ref.packed else set())
         return found
+
+    @property
+    def digest(self) -> Digest:
+        """Of its JSON: equal manifests have the same one."""
+        return digest_of(self.model_dump_json().encode())
 
 
 class ExportView(BaseModel):

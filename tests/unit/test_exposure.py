@@ -134,9 +134,15 @@ def test_a_budget_that_cannot_work_says_its_numbers(limit: int, policy: str, com
     assert refused.value.detail["limit"] == limit
 
 
-def test_a_budget_that_works_is_let_through() -> None:
-    check_exposure(spec(4, policy="none"), ["a", "b", "c"], {"a", "b", "c", "head"}, 1)
-    check_exposure(spec(2), ["a", "b", "c"], {"head"}, 3)
-    check_exposure(spec(3), ["a", "b", "c"], {"head"}, 2)
-    check_exposure(spec(None), ["a", "b", "c"], {"head"}, 1)
-    check_exposure(spec(1), ["head"], {"head"}, 1)
+@pytest.mark.parametrize(
+    ("run", "visited", "common", "agents"),
+    [
+        (spec(4, policy="none"), ["a", "b", "c"], {"a", "b", "c", "head"}, 1), (spec(2), ["a", "b", "c"], {"head"}, 3),
+        (spec(3), ["a", "b", "c"], {"head"}, 2), (spec(None), ["a", "b", "c"], {"head"}, 1), (spec(1), ["head"], {"head"}, 1),
+    ],
+)  # fmt: skip
+def test_a_budget_that_works_is_let_through(run: RunFile, visited: list[str], common: set[str], agents: int) -> None:
+    try:
+        check_exposure(run, visited, common, agents)
+    except ExposureBudgetTooSmall as error:
+        pytest.fail(error.message)

@@ -4,13 +4,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import StoredManifest
-from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest
 
 
 def store(session: Session, manifest: Manifest) -> str:
     """Its digest, by which an assignment refers to it."""
-    digest = digest_of(manifest.model_dump_json().encode())
+    digest = manifest.digest
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(StoredManifest)
     # One that is there is written again: so nobody deletes it as unused before it is referred to.
     session.execute(
