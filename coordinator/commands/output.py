@@ -1,5 +1,6 @@
 """How the commands write what the client gives: times, and whole answers as JSON."""
 
+import json
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -16,4 +17,4 @@ def moment(at: datetime | None) -> str:
 
 def say_json(kind: type[T], value: T) -> None:
     """The whole answer, for scripts."""
-    typer.echo(TypeAdapter(kind).dump_json(value, indent=2))
+    typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2))
