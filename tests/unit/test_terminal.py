@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fedcybgd.coordinator.commands import run_view
 from fedcybgd.shared.contract.agents import DeviceInfo
-from fedcybgd.shared.contract.assignments import ReturnRequest
+from fedcybgd.shared.contract.assignments import Progress, ReturnRequest
 from fedcybgd.shared.contract.plain import one_line, plain
 from fedcybgd.shared.contract.words import ErrorBody
 from fedcybgd.shared.host.terminal import PlainFormatter, Terminal
@@ -110,10 +110,10 @@ def test_both_sides_strip_at_the_door(text: str, shown: str) -> None:
 
 
 def test_a_visit_that_says_little_is_drawn() -> None:
-    progress = {"phase": "training", "step": 0, "steps": 5, "loss": None, "tokens_per_s": None, "peak_memory_bytes": None}
+    progress = Progress(phase="training", steps=5)
     assert run_view._far(progress) == ", step 0 of 5"
-    assert run_view._far({**progress, "loss": 1.0, "tokens_per_s": 1000.0}) == ", step 0 of 5, loss 1.000, 1,000 tokens/s"
-    assert run_view._far({**progress, "steps": 0}) == ", training"
+    assert run_view._far(progress.model_copy(update={"loss": 1.0, "tokens_per_s": 1000.0})) == ", step 0 of 5, loss 1.000, 1,000 tokens/s"
+    assert run_view._far(Progress(phase="training")) == ", training"
 
 
 # ---- the rule, for all code that is there or will be ------------------------------------------------------------------
