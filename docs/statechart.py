@@ -75,7 +75,7 @@ MEANINGS: dict[tuple[type[StrEnum], str], str] = {
     (JobEvent, "take"): "its lane has nothing older to do",
     (JobEvent, "skip"): "a newer measurement of its kind was requested",
     (JobEvent, "finish"): "the engine answered",
-    (JobEvent, "fail"): "the engine refused or failed, or its process died three times",
+    (JobEvent, "fail"): "the engine refused or failed, or three of its processes died or hung",
     (JobEvent, "interrupt"): "its process died, or the coordinator did",
     (JobEvent, "repeat"): "the operator resumed the run that waits for it",
 }

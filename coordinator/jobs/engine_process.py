@@ -37,7 +37,7 @@ class EngineProcess:
 
     def close(self) -> None:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-            process.terminate()
+            process.kill()  # one that is stopped heeds nothing else; blobs are written aside, so nothing is torn
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -20,6 +20,8 @@ from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.shared.contract.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
+HUNG_S = 120.0
+"""An engine that uses none of the processor for so long hangs: even one that waits for a slow disk uses some."""
 LOOK_EVERY_S = 5.0
 """Also without a wake: a job may have been written by somebody who woke nobody, or died before he did."""
 CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
@@ -36,6 +38,11 @@ class LaneThread:
         self._engine: Engine | None = new_engine()
         self._at: tuple[Hold, float] | None = None
         """the job that is under way, and what its engine had used before it"""
+        self._under_way: Future[BaseModel] | None = None
+        self._still: tuple[Hold, float] | None = None
+        self._looks = 0
+        self._hung: Hold | None = None
+        """the job whose engine was ended because it did nothing"""
         self._thread = threading.Thread(target=self._loop, name=f"lane-{name}", daemon=True)
 
     def start(self) -> None:
@@ -49,6 +56,18 @@ class LaneThread:
         """The job that is under way, and the processor seconds that it has taken; to be asked by any thread."""
         at, engine = self._at, self._engine
         return (at[0], (engine.cpu_s() if engine else 0.0) - at[1]) if at else (None, 0.0)
+
+    def end_if_it_hangs(self, hold: Hold, cpu_s: float, every_s: float) -> None:
+        """To be told every so often what an engine has used: one that uses nothing is ended, and its job is begun again.
+
+        Looks are counted, not hours: time for which this process was stopped as well is not held against the engine.
+        """
+        moved = self._still != (hold, cpu_s) or self._under_way is None or self._under_way.done()
+        self._still, self._looks = (hold, cpu_s), 0 if moved else self._looks + 1
+        if self._looks * every_s >= HUNG_S and (engine := self._engine) is not None:
+            log.error("the engine of lane %s has used no processor for %.0f s at job %s: it is ended", self._name, HUNG_S, hold.job)
+            self._looks, self._hung = 0, hold
+            engine.close()
 
     def stop(self) -> None:
         """Let go at once: a job that is under way is done again."""
@@ -114,6 +133,7 @@ class LaneThread:
     def _run_once(self, job: Taken) -> BaseModel:
         """Raises what the engine raised, `BrokenExecutor` if it died of the job."""
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
+        self._under_way = running
         return running.result()
 
     def _begin(self, job: Taken) -> Future[BaseModel]:
@@ -135,6 +155,8 @@ class LaneThread:
         if isinstance(error, FedError):
             code, message = error.code, error.message
         else:
-            code, message = "worker_died" if died else "engine_failed", reason(error)
+            hung = died and self._hung == job.hold
+            code = "worker_hung" if hung else "worker_died" if died else "engine_failed"
+            message = f"its engine did nothing for {HUNG_S:.0f} s and was ended" if hung else reason(error)
         log.error("job %s (%s) failed: %s", job.id, job.kind, message, exc_info=None if died or isinstance(error, FedError) else error)
         self._queue.fail(job, code, message[:4000], died)

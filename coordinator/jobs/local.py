@@ -51,6 +51,7 @@ class LocalJobs:
         hold, cpu_s = lane.progress()
         if hold is None:
             return
+        lane.end_if_it_hangs(hold, cpu_s, RENEW_EVERY_S)
         with self._database.transaction() as session:
             held = job_leases.renew(session, hold, utcnow(), cpu_s)
         if not held and lane.progress()[0] == hold:

@@ -47,7 +47,7 @@ class Queue:
         self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.hold, result, utcnow()))
 
     def fail(self, job: Taken, code: str, message: str, died: bool) -> None:
-        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.hold, code, message, utcnow(), try_again=died))
+        self.ask(_what_came_of(job), lambda session: outcomes.fail(session, job.hold, code, message, utcnow(), engine_died=died))
 
     def ask(self, what: str, step: Callable[[Session], T]) -> T:
         def transaction() -> T:

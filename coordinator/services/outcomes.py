@@ -13,7 +13,7 @@ from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs import registry
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
-from fedcybgd.coordinator.domain.jobs.registry import MAX_TRIES, Done, Failed, JobType
+from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed, JobType
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare
@@ -72,12 +72,12 @@ def complete(session: Session, hold: Hold, result: BaseModel, now: datetime) -> 
         OUTCOMES[JobKind(job.kind)].complete(session, job, result, now)
 
 
-def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, try_again: bool = False) -> None:
-    """Record that a job failed; `try_again` (its process died) lets it wait again until its tries are used up."""
+def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, engine_died: bool = False) -> None:
+    """Record that a job failed; `engine_died` lets it wait again, until too many have."""
     if (job := _held(session, hold)) is None:
         return
-    if try_again and job.tries < MAX_TRIES:
-        states.interrupt(job)
+    if engine_died and job.deaths + 1 < MOST_DEATHS:
+        states.interrupt(job, engine_died=True)
         signals.start_lane(session, job.lane)
         return
     OUTCOMES[JobKind(job.kind)].fail(session, job, code, message, now)

@@ -12,16 +12,17 @@ from sqlalchemy import select
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Event, Job, Model
-from fedcybgd.coordinator.domain.jobs.lease import LEASE
+from fedcybgd.coordinator.domain.jobs.lease import LEASE, Hold
 from fedcybgd.coordinator.jobs import lane, local
 from fedcybgd.coordinator.jobs.base import Jobs
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.local import LocalJobs
+from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import job_leases, jobs, replicas
 from fedcybgd.coordinator.services.upkeep import leases
-from tests.support.played import IMPORTED, Held, PlayedEngine
+from tests.support.played import IMPORTED, Held, MortalEngine, PlayedEngine
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.database_decides
@@ -176,6 +177,68 @@ class TestJobs:
         assert (seen.kind, seen.of, seen.owner, seen.tries, seen.cpu_s, seen.still_s) == ("import", "minilm", "rep_a", 1, 1.5, 100)
         assert seen.seconds >= 100
         slow.go_on.set()
+
+    def test_an_engine_that_hangs_is_ended_and_its_job_begun_again(
+        self, database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "RENEW_EVERY_S", 0.05)
+        monkeypatch.setattr(lane, "HUNG_S", 0.5)
+        made: list[PlayedEngine] = []
+        hanging = Held()
+
+        def play(kind: str, payload: Any) -> Any:
+            return hanging(kind, payload) if len(made) < 4 else IMPORTED  # two lanes have an engine each
+
+        def engine(_: Any) -> PlayedEngine:
+            made.append(MortalEngine(play))
+            return made[-1]
+
+        job_id = submit(database)
+        owner("rep_a", None, engine)
+        wait_for(lambda: is_done(database, job_id), limit=15)
+        ended = job(database, job_id)
+        assert (ended.tries, ended.deaths, hanging.times) == (3, 2, 2)
+        hanging.go_on.set()
+
+    def test_a_job_under_which_three_engines_hang_has_failed_and_says_so(
+        self, database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "RENEW_EVERY_S", 0.05)
+        monkeypatch.setattr(lane, "HUNG_S", 0.3)
+        hanging = Held()
+        job_id = submit(database)
+        owner("rep_a", hanging, MortalEngine)
+        wait_for(lambda: job(database, job_id).state == "failed", limit=15)
+        failed = job(database, job_id)
+        assert (failed.error_code, hanging.times) == ("worker_hung", 3)
+        assert "did nothing" in (failed.error or "")
+        hanging.go_on.set()
+
+    def test_coordinators_that_stop_or_die_are_not_held_against_a_job(self, database: Database) -> None:
+        """Two orderly stops and two deaths of its owner, then two of its engine: it is still begun again."""
+        job_id = submit(database)
+
+        def begin(owner_id: str) -> Hold:
+            with database.transaction() as session:
+                taken = jobs.take(session, "slow", owner_id, utcnow())
+                assert taken is not None
+                return job_leases.hold_of(taken)
+
+        for number in range(4):
+            with database.transaction() as session:
+                replica = replicas.enter(session, "hom_one", utcnow())
+            begin(replica)
+            if number % 2:
+                with database.transaction() as session:
+                    replicas.leave(session, replica)
+            else:
+                sweep(database, LEASE + timedelta(seconds=1))
+        for died in (1, 2, 3):
+            hold = begin("rep_last")
+            with database.transaction() as session:
+                outcomes.fail(session, hold, "worker_died", "killed", utcnow(), engine_died=True)
+            found = job(database, job_id)
+            assert (found.state, found.tries) == ("queued" if died < 3 else "failed", 4 + died)
 
     def test_who_slept_while_nobody_was_there_keeps_what_he_had(self, database: Database) -> None:
         job_id = submit(database)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 
 from pydantic import BaseModel
 
@@ -26,6 +26,29 @@ class PlayedEngine:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class MortalEngine(PlayedEngine):
+    """Its job dies with it, as with a process."""
+
+    def __init__(self, play: Play) -> None:
+        super().__init__(play)
+        self._running: Future[BaseModel] = Future()
+
+    def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
+        self._running = running = Future()
+
+        def end(played: Future[BaseModel]) -> None:
+            if not running.done():
+                running.set_result(played.result())
+
+        super().submit(kind, payload).add_done_callback(end)
+        return running
+
+    def close(self) -> None:
+        super().close()
+        if not self._running.done():
+            self._running.set_exception(BrokenExecutor("the engine was ended"))
 
 
 class Held:

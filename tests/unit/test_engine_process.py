@@ -1,11 +1,19 @@
-"""The engine's process tells what it uses of the processor: one that works, and one that hangs."""
+"""The engine's process tells what it uses of the processor: one that works, and one that hangs. One that hangs can be ended."""
 
+import os
+import signal
 import time
+from concurrent.futures import BrokenExecutor
 from ctypes import c_double
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fedcybgd.coordinator.jobs import engine_process
+from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from tests.support.played import IMPORTED
 from tests.support.processes import wait_for
 
 
@@ -38,3 +46,16 @@ def test_a_process_that_works_moves_and_one_that_hangs_does_not() -> None:
     finally:
         process.kill()
         process.join()
+
+
+def test_a_process_that_is_stopped_is_ended_and_its_job_with_it(tmp_path: Path) -> None:
+    """SIGTERM waits for a stopped process to go on."""
+    engine = EngineProcess(tmp_path, 1)
+    (child,) = engine._pool._processes.values()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    under_way = engine.submit("import", IMPORTED)
+    engine.close()
+    with pytest.raises(BrokenExecutor):
+        under_way.result(20)
+    wait_for(lambda: not child.is_alive())

@@ -27,6 +27,9 @@ class Job(Base):
     state: Mapped[str] = mapped_column(String(20))
     """queued, running, done, failed or skipped"""
     tries: Mapped[int] = mapped_column(default=0)
+    """how often it was begun: with its owner, the fence against late results"""
+    deaths: Mapped[int] = mapped_column(default=0)
+    """how often its engine died of it, or had to be ended"""
     result_json: Mapped[JsonObject | None] = mapped_column("result", Typed(JsonObject))
     error_code: Mapped[str | None] = mapped_column(String(60))
     error: Mapped[str | None] = mapped_column(Text)

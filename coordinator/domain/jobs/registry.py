@@ -37,8 +37,8 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
 
 P = TypeVar("P", bound=BaseModel, covariant=True)
 R = TypeVar("R", bound=BaseModel, covariant=True)
-MAX_TRIES = 3
-"""Times that a job is begun before a process that dies under it counts as its failure."""
+MOST_DEATHS = 3
+"""Engines that may die under a job before that counts as its failure. A coordinator that stops or is killed is not held against it."""
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,17 @@ def fail(row: Job, code: str, message: str, now: datetime) -> None:
     row.error_code, row.error, row.ended_at = code, message, now
 
 
-def interrupt(row: Job) -> None:
-    """Its process died, or its owner: it waits again, for anybody."""
+def interrupt(row: Job, engine_died: bool = False) -> None:
+    """Its process died, or its owner stopped or is gone: it waits again, for anybody. Only the former is held against the job."""
     _go(row, JobEvent.INTERRUPT)
+    row.deaths += engine_died
     row.owner = row.lease_expires_at = row.started_at = row.moved_at = None
 
 
 def repeat(row: Job) -> None:
     """It failed, and what hindered it was mended: it waits again as if it were new."""
     _go(row, JobEvent.REPEAT)
-    row.tries, row.error, row.error_code = 0, None, None
+    row.tries, row.deaths, row.error, row.error_code = 0, 0, None, None
 
 
 def _go(row: Job, event: JobEvent) -> None:
