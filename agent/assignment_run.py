@@ -18,6 +18,7 @@ from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.sending import Delivery, DeltaDamaged
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment, Progress
+from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.training import TrainMetrics
 
@@ -51,6 +52,8 @@ class Fetched:
 
     files: dict[str, str]
     shards: list[LocalShard]
+    residuals: dict[str, str]
+    """block → file of what is carried to it"""
     spent: set[str]
     """digests of what is of no use once the shards are made"""
 
@@ -81,7 +84,7 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
             while True:
-                entry = tools.outbox.find(assignment) or tools.outbox.put(assignment, make(tools, assignment, heartbeat, remember))
+                entry = tools.outbox.find(assignment) or keep(tools, assignment, make(tools, assignment, heartbeat, remember))
                 remember(latest[-1].model_copy(update={"phase": "sending", "trouble": None}))
                 try:
                     return send(tools, assignment, entry[0], entry[1])
@@ -110,6 +113,14 @@ def make(tools: Tools, assignment: LeasedAssignment, heartbeat: Heartbeat, repor
     return train(tools, whole, fetch(tools, whole), heartbeat, report)
 
 
+def keep(tools: Tools, assignment: LeasedAssignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
+    """Have a delta outlast this process: first what it left out, for nobody knows what the coordinator has heard once it is being sent."""
+    digest = digest_of_file(tools.outbox.delta_path(assignment))
+    if assignment.error_feedback:
+        tools.residuals.keep(assignment, digest, tools.outbox.left_path(assignment))
+    return tools.outbox.put(assignment, digest, metrics)
+
+
 def visit_name(assignment: LeasedAssignment) -> str:
     """Names this visit and no other to the training process."""
     return f"{assignment.assignment_id}/{assignment.attempt}"
@@ -119,6 +130,7 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     """The files of the manifest, and for each shard what it can be made of; what the cache holds costs nothing."""
     check_memory(tools.memory_limit, assignment)
     manifest = assignment.manifest
+    residuals = tools.residuals.of(assignment.run_id, assignment.carried)
     ways = [cheapest(ref, tools.cache.has) for ref in manifest.blocks]
     blobs: list[FileRef | BlobRef] = [*manifest.files, *(blob for way in ways for blob in way.blobs)]
     tools.cache.pin([*((ref.digest, ref.size) for ref in blobs), *((ref.digest, ref.size) for ref in manifest.blocks),
@@ -134,7 +146,7 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
         tools.cache.make_room(shard.digest, shard.size)
     shards = [way.local(tools.cache.path) for way in ways]
     spent = {blob.digest for way in ways for blob in way.blobs} - {ref.digest for ref in manifest.blocks}
-    return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, spent)
+    return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, residuals, spent)
 
 
 def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
@@ -165,14 +177,12 @@ def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
 def train(
     tools: Tools, assignment: LeasedAssignment, fetched: Fetched, heartbeat: Heartbeat, report: Callable[[Progress], None]
 ) -> TrainMetrics:
-    trained = assignment.train.trained
-    feedback = assignment.error_feedback
     request = TrainRequest(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
         dropped=assignment.manifest.dropped, train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
-        delta_codec=assignment.delta_codec, residuals=tools.residuals.of(assignment.run_id, trained) if feedback else {},
-        new_residuals=str(tools.outbox.left_path(assignment)) if feedback else None,
+        delta_codec=assignment.delta_codec, residuals=fetched.residuals,
+        new_residuals=str(tools.outbox.left_path(assignment)) if assignment.error_feedback else None,
     )  # fmt: skip
     try:
         metrics = tools.trainer.train(request, report, heartbeat.lost)
@@ -192,8 +202,6 @@ def send(tools: Tools, assignment: LeasedAssignment, delta: Path, metrics: Train
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
     delivery = Delivery(tools.client, assignment, delta, metrics, tools.told)
     receipt = patiently(delivery.attempt, waited=tools.told, pause=tools.pause)
-    if assignment.error_feedback:
-        tools.residuals.keep(assignment.run_id, tools.outbox.left_path(assignment))
     # Once it is applied, it is the way from the block as received to the block's next version.
     try:
         tools.cache.adopt(delta, delivery.digest)

@@ -3,9 +3,11 @@
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -23,10 +25,13 @@ Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 class ShardCache:
     """Least recently used shards go first when there is no room; those of the visit at hand are never dropped."""
 
-    def __init__(self, root: Path, limit: int) -> None:
+    def __init__(self, root: Path, limit: int, beside: Callable[[int], int] | None = None) -> None:
+        """`beside` makes room in what shares the limit: told how many bytes it may take, it says how many it has left."""
         self._root = root
-        self._limit = limit
+        self._limit = self._room = limit
+        self._beside = beside
         self._pinned: set[str] = set()
+        self._found: dict[str, _Found] | None = None
         self._verifier = Verifier()
         root.mkdir(parents=True, exist_ok=True)
         self.bytes_fetched = 0
@@ -36,12 +41,16 @@ class ShardCache:
         """Hold these (digest, size) until the next call; raises `VisitFailed` when they do not fit in the limit."""
         wanted = dict(refs)
         self._pinned = set(wanted)
+        self._found = None  # the training process makes shards too
         self.bytes_fetched = 0
-        if sum(wanted.values()) > self._limit:
-            raise VisitFailed(
-                "disk_limit",
-                f"this visit needs {sum(wanted.values()) / 1e9:.2f} GB of shards, limits.disk_gb allows {self._limit / 1e9:.2f}; raise it",
+        needed = sum(wanted.values())
+        beside = self._beside(self._limit - needed) if self._beside is not None else 0
+        self._room = self._limit - beside
+        if needed > self._room:
+            text = (
+                f"this visit needs {(needed + beside) / 1e9:.2f} GB of shards and residuals, limits.disk_gb allows {self._limit / 1e9:.2f}"
             )
+            raise VisitFailed("disk_limit", f"{text}; raise it")
 
     def path(self, digest: str) -> Path:
         """Where a blob is, or would be."""
@@ -58,7 +67,7 @@ class ShardCache:
         except OSError as error:
             log.warning("%s cannot be read: %s", path, error)
         log.warning("%s is damaged and thrown away; it is fetched again", path)
-        path.unlink(missing_ok=True)
+        self._delete(digest)
         return False
 
     def adopt(self, path: Path, digest: str) -> None:
@@ -69,26 +78,26 @@ class ShardCache:
     def drop(self, digests: Iterable[str]) -> None:
         """Forget blobs; what is not there is no error."""
         for digest in digests:
-            self.path(digest).unlink(missing_ok=True)
+            self._delete(digest)
 
     def get(self, digest: str, size: int, fetch: Fetch) -> Path:
         """The verified file of a shard, fetched if it is not there.
 
         Raises `Unreachable` when the transfer is cut (what arrived is kept), `VisitFailed` when the disk is full or when the bytes
-        are wrong (nothing is kept).
+        are wrong (nothing is kept). Where they are wrong and some had arrived before, those may have been spoilt here: all are had once more.
         """
         path = self.path(digest)
         if self.has(digest):
             self._verifier.used(path)
+            self._note(digest, path.stat().st_size)
             return path
         part = inside(self._root, f"{digest}.part")
         self.make_room(digest, size)
         try:
-            self._receive(part, size, fetch)
-            if part.stat().st_size < size:
-                raise Unreachable(f"the transfer of {digest[:12]} ended early")
-            if digest_of_file(part) != digest:
-                part.unlink()
+            if self._receive(part, size, fetch) and not _is(part, size, digest):
+                log.warning("what had arrived of shard %s before is damaged and thrown away; it is fetched anew", digest[:12])
+                self._receive(part, size, fetch)
+            if not _is(part, size, digest):
                 raise VisitFailed("shard_corrupt", f"shard {digest[:12]} arrived damaged and was thrown away")
             with part.open("rb") as file:
                 os.fsync(file.fileno())
@@ -99,41 +108,83 @@ class ShardCache:
             raise
         return path
 
-    def _receive(self, part: Path, size: int, fetch: Fetch) -> None:
+    def _receive(self, part: Path, size: int, fetch: Fetch) -> bool:
+        """Have the bytes that are lacking; whether some were there before."""
         have = part.stat().st_size if part.exists() else 0
         if have > size:
             part.unlink()
             have = 0
         if have == size:
-            return
+            return have > 0
         with fetch(have) as answer:
             if answer.status_code == 416:
                 part.unlink(missing_ok=True)
                 raise Unreachable("the coordinator has fewer bytes than arrived; starting over")
-            have = have if answer.status_code == 206 else 0
+            resumed = have = have if answer.status_code == 206 else 0
             with part.open("ab" if have else "wb") as file:
                 # As they come: chunks of a fixed size would lose what arrived before a cut.
                 for chunk in plain_chunks(answer.iter_raw(), answer.headers.get("content-encoding", "")):
                     self.bytes_fetched += len(chunk)
                     have += len(chunk)
                     file.write(chunk[: len(chunk) - max(0, have - size)])
+                    file.flush()  # what arrived outlasts this process
                     if have > size:
                         break
         if have > size:
             part.unlink()
             raise VisitFailed("shard_corrupt", f"shard {part.stem[:12]} has more bytes than the {size} that were announced")
+        return resumed > 0
 
     def make_room(self, digest: str, size: int) -> None:
         """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""
-        others = (f for f in self._root.iterdir() if f.is_file() and f.name.removesuffix(".part") != digest)
-        files = sorted(others, key=lambda f: f.stat().st_mtime)
-        used = sum(f.stat().st_size for f in files)
-        for file in files:
-            if used + size <= self._limit:
-                return
-            if file.name.removesuffix(".part") not in self._pinned:
-                used -= file.stat().st_size
-                file.unlink()
+        files = self._files()
+        used = sum(found.size for name, found in files.items() if _of(name) != digest)
+        if used + size > self._room:
+            for name in sorted(files, key=lambda name: files[name].used):
+                if used + size <= self._room:
+                    break
+                if _of(name) not in self._pinned | {digest}:
+                    used -= files[name].size
+                    self._delete(name)
+        self._note(digest, size)
 
     def size(self) -> int:
         return sum(f.stat().st_size for f in self._root.iterdir() if f.is_file())
+
+    def _files(self) -> "dict[str, _Found]":
+        """What lies here, by name: looked for once a visit, and kept up to date since."""
+        if self._found is None:
+            with os.scandir(self._root) as entries:
+                seen = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if entry.is_file(follow_symlinks=False)]
+            self._found = {name: _Found(stat.st_size, stat.st_mtime) for name, stat in seen}
+        return self._found
+
+    def _note(self, digest: str, size: int) -> None:
+        files = self._files()
+        files.pop(f"{digest}.part", None)
+        files[digest] = _Found(size, time.time())
+
+    def _delete(self, name: str) -> None:
+        inside(self._root, name).unlink(missing_ok=True)
+        if self._found is not None:
+            self._found.pop(name, None)
+
+
+class _Found(NamedTuple):
+    size: int
+    used: float
+
+
+def _of(name: str) -> str:
+    """Of which blob a file here is, or is to be."""
+    return name.removesuffix(".part")
+
+
+def _is(part: Path, size: int, digest: str) -> bool:
+    """Whether what arrived has the digest; it is thrown away if not. Raises `Unreachable` while it is not all there."""
+    if part.stat().st_size < size:
+        raise Unreachable(f"the transfer of {digest[:12]} ended early")
+    if digest_of_file(part) == digest:
+        return True
+    part.unlink()
+    return False

@@ -38,12 +38,12 @@ class Outbox:
         """Directory for what the delta's codec leaves out."""
         return inside(self._root, f"{self._work(assignment)}.left")
 
-    def put(self, assignment: LeasedAssignment, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
-        """Note the metrics beside the delta that lies at `delta_path`, and the delta's digest."""
+    def put(self, assignment: LeasedAssignment, digest: str, metrics: TrainMetrics) -> tuple[Path, TrainMetrics]:
+        """Note beside the delta that lies at `delta_path` its digest and the metrics: from now on it is what there is to send."""
         note = self.delta_path(assignment).with_suffix(".json")
         aside = note.with_suffix(".part")
         with aside.open("w") as file:
-            file.write(Note(digest=digest_of_file(self.delta_path(assignment)), metrics=metrics).model_dump_json())
+            file.write(Note(digest=digest, metrics=metrics).model_dump_json())
             file.flush()
             os.fsync(file.fileno())
         aside.replace(note)
@@ -73,6 +73,7 @@ class Outbox:
 
     def _work(self, assignment: LeasedAssignment) -> str:
         blocks = [(b.block, b.digest, b.codec) for b in assignment.manifest.blocks]
-        how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback]
+        carried = [delta.model_dump() for delta in assignment.carried]
+        how = [assignment.manifest.dropped, assignment.delta_codec, assignment.error_feedback, carried]
         what = [assignment.assignment_id, blocks, how, assignment.train.model_dump(mode="json")]
         return folder_name(self._coordinator, json.dumps(what))

@@ -51,7 +51,7 @@ class DeviceSection(SettingsSection):
 
 class LimitsSection(SettingsSection):
     memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
-    disk_gb: float = Field(20, gt=0, description="size of the shard cache at the most, in 1e9 bytes")
+    disk_gb: float = Field(20, gt=0, description="shards, and what error feedback keeps, at the most, in 1e9 bytes")
     bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
     stall_s: float = Field(1800, ge=10, description="seconds without a finished step after which a visit is given up")
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
@@ -177,7 +177,7 @@ threads = 0                     # 0: as many as there are cores
 
 [limits]
 # memory_gb = 8                 # private memory of the training process at the most
-disk_gb = 20                    # size of the shard cache at the most
+disk_gb = 20                    # shards, and what error feedback keeps, at the most
 # bandwidth_mbit = 50           # speed of the line; emulators are planned by it
 hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always
 

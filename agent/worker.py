@@ -67,7 +67,8 @@ class Worker:
         """Work by these settings from now on; the training process is a new one."""
         self._config = config
         self._trainer = TrainerProcess(config)
-        self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
+        self._residuals = Residuals(self._home.residuals, self._client.url)
+        self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9), self._residuals.shrink)
 
     def _tools(self, data: DataSource) -> Tools:
         memory = self._config.limits.memory_gb
@@ -77,7 +78,7 @@ class Worker:
             Outbox(self._home.outbox, self._client.url),
             self._trainer,
             data,
-            Residuals(self._home.residuals, self._client.url),
+            self._residuals,
             memory * 1e9 if memory else None,
             lambda error: self._note(str(error)),
             self._stop.pause,

@@ -15,7 +15,7 @@ from fedcybgd.coordinator.storage import scratch
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.files.verified import Verifier
-from fedcybgd.shared.files.volumes import move
+from fedcybgd.shared.files.volumes import move, settle
 
 ASIDE = ".part"
 LEFTOVER_AFTER_S = 86_400
@@ -137,11 +137,7 @@ class LocalBlobStore:
         place = self._place(digest)
         place.parent.mkdir(exist_ok=True)
         move(path, place)
-        folder = os.open(place.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        settle(place.parent)
 
     def scratch(self) -> AbstractContextManager[Path]:
         return scratch.folder(self._aside)

@@ -12,6 +12,14 @@ from fedcybgd.shared.contract.versions import or_else
 from fedcybgd.shared.contract.words import AgentMessage, Count, DeltaCodec, Id, Name, Word
 
 
+class AddedDelta(BaseModel):
+    """A delta that is part of the present model."""
+
+    block: Name
+    assignment_id: Id
+    digest: Digest
+
+
 class LeasedAssignment(BaseModel):
     """A block to train under a lease."""
 
@@ -28,6 +36,10 @@ class LeasedAssignment(BaseModel):
     delta_codec: DeltaCodec = "float32"
     error_feedback: bool = Field(False, description="carry what the codec left out to the next visit of the same block")
     max_delta_bytes: int
+    carried: list[AddedDelta] = Field(
+        default_factory=list,
+        description="with error feedback: of each block the delta of this agent that was added last; what its codec left out is carried",
+    )
 
 
 class Trouble(AgentMessage):

@@ -9,6 +9,15 @@ from pathlib import Path
 CHUNK = 1 << 20
 
 
+def settle(folder: Path) -> None:
+    """Have the names of a folder outlast a power cut, as its files do that were synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def move(source: Path, target: Path) -> None:
     """Rename `source`, or copy it where a rename cannot reach: `target` is whole, or as it was, and then `source` is still there."""
     try:

@@ -72,11 +72,8 @@ class LightAgent:
     def __init__(self, live: LiveCoordinator, home: Path, name: str | None = None) -> None:
         self.name = name or fresh("light")
         self.client: Client = live.enrol(self.name)
-        self.trainer = LightTrainer()
-        self.cache = ShardCache(home / "cache", 1 << 30)
-        residuals = Residuals(home / "residuals")
-        data = DataSource(path="none.jsonl")
-        self.tools = Tools(self.client, self.cache, Outbox(home / "outbox"), self.trainer, data, residuals)  # type: ignore[arg-type]
+        self.home = home
+        self.start()
         self.fetched: list[str] = []
         """digests in the order in which they were asked for, in the last visit"""
         ask = self.client.shard
@@ -86,6 +83,14 @@ class LightAgent:
             return ask(assignment_id, digest, offset)
 
         self.client.shard = shard  # type: ignore[method-assign]
+
+    def start(self) -> None:
+        """As a new process on its home does: it knows what lies there, and nothing else."""
+        self.trainer = LightTrainer()
+        residuals = Residuals(self.home / "residuals")
+        self.cache = ShardCache(self.home / "cache", 1 << 30, residuals.shrink)
+        outbox, data = Outbox(self.home / "outbox"), DataSource(path="none.jsonl")
+        self.tools = Tools(self.client, self.cache, outbox, self.trainer, data, residuals)  # type: ignore[arg-type]
 
     def claim(self, run: str, wait: float = 0.3) -> LeasedAssignment | None:
         return self.client.claim(ClaimRequest(runs=[run]), wait)

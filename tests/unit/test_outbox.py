@@ -7,6 +7,7 @@ import pytest
 
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.shared.contract.assignments import LeasedAssignment
+from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
@@ -27,7 +28,7 @@ def assignment(**changes: Any) -> LeasedAssignment:
 
 def fill(outbox: Outbox, work: LeasedAssignment) -> Path:
     outbox.delta_path(work).write_bytes(b"delta")
-    path, metrics = outbox.put(work, METRICS)
+    path, metrics = outbox.put(work, digest_of(b"delta"), METRICS)
     assert metrics == METRICS
     return path
 

@@ -14,13 +14,14 @@ from fedcybgd.client import exports
 from fedcybgd.client.connection import Connection
 from fedcybgd.client.errors import ClientError
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolAnswer, RunOffer
-from fedcybgd.shared.contract.assignments import LeasedAssignment
+from fedcybgd.shared.contract.assignments import AddedDelta, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.files.paths import UnsafeName, inside
 from tests.support.hostile import Answer, Asked, serving
 from tests.unit.test_outbox import assignment
 
 DATA = b"# written by the coordinator"
+DIGEST = digest_of(DATA)
 EXPORT = "job_0123456789abcdef"
 ODD = ["", ".", "..", "a/b", "../up", "/etc/passwd", "a\\b", "a\0b", "a/", "./a"]
 
@@ -141,6 +142,10 @@ def test_nor_one_that_names_such_a_block_or_file(where: str) -> None:
         LeasedAssignment.model_validate(body)
 
 
+def carried(block: str) -> list[AddedDelta]:
+    return [AddedDelta.model_construct(block=block, assignment_id=assignment().assignment_id, digest=DIGEST)]
+
+
 def test_residuals_lie_under_their_root_whatever_a_run_is_called(tmp_path: Path) -> None:
     victim, left = tmp_path / "victim", tmp_path / "left"
     for folder in (victim, left):
@@ -148,22 +153,22 @@ def test_residuals_lie_under_their_root_whatever_a_run_is_called(tmp_path: Path)
         (folder / "layers.0.safetensors").write_text(folder.name)
     for run in (str(victim), "../victim", "..", ""):
         kept = Residuals(tmp_path / "residuals", "https://c.example")
-        assert kept.of(run, ["layers.0"]) == {}
-    kept.keep(str(victim), left)
+        assert kept.of(run, carried("layers.0")) == {}
+    kept.keep(assignment().model_copy(update={"run_id": str(victim)}), DIGEST, left)
     assert (victim / "layers.0.safetensors").read_text() == "victim"
     [file] = (tmp_path / "residuals").rglob("*.safetensors")
-    assert file.parent.parent == tmp_path / "residuals"
+    assert file.parent.parent.parent == tmp_path / "residuals"
     with pytest.raises(UnsafeName):
-        kept.of("run", ["../../victim/layers.0"])
+        kept.of("run", carried("../../victim/layers.0"))
 
 
 def test_two_coordinators_do_not_share_residuals(tmp_path: Path) -> None:
     left = tmp_path / "left"
     left.mkdir()
     (left / "head.safetensors").write_text("left")
-    Residuals(tmp_path / "r", "https://one").keep("run_1", left)
-    assert Residuals(tmp_path / "r", "https://two").of("run_1", ["head"]) == {}
-    assert Residuals(tmp_path / "r", "https://one").of("run_1", ["head"])
+    Residuals(tmp_path / "r", "https://one").keep(assignment(), DIGEST, left)
+    assert Residuals(tmp_path / "r", "https://two").of(assignment().run_id, carried("head")) == {}
+    assert Residuals(tmp_path / "r", "https://one").of(assignment().run_id, carried("head"))
 
 
 @pytest.mark.parametrize("digest", ["../x", "/etc/passwd", "..", ""])

@@ -10,10 +10,12 @@ import pytest
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.coordinator.storage import BlobCorrupt, StoreFull, open_store
+from fedcybgd.shared.contract.assignments import AddedDelta
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.files import volumes
 from fedcybgd.shared.files.volumes import move
 from tests.support.volumes import two_volumes
+from tests.unit.test_outbox import assignment
 
 DATA = bytes(range(256)) * 9000
 DIGEST = digest_of(DATA)
@@ -92,7 +94,8 @@ def test_an_agents_cache_and_residuals_take_files_from_another_volume(pair: tupl
     assert cache.path(DIGEST).read_bytes() == DATA
     _file(pair[0] / "outbox" / "left" / "layers.0.safetensors")
     residuals = Residuals(pair[1] / "residuals")
-    residuals.keep("run_x", pair[0] / "outbox" / "left")
-    (kept,) = residuals.of("run_x", ["layers.0"]).values()
+    residuals.keep(assignment(), DIGEST, pair[0] / "outbox" / "left")
+    delta = AddedDelta(block="layers.0", assignment_id=assignment().assignment_id, digest=DIGEST)
+    (kept,) = residuals.of(assignment().run_id, [delta]).values()
     assert Path(kept).read_bytes() == DATA
     assert files(pair[0]) == {}

@@ -21,7 +21,7 @@ from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
-from fedcybgd.coordinator.services.path import give_up, trained
+from fedcybgd.coordinator.services.path import carried, give_up, trained
 from fedcybgd.coordinator.services.records import manifests, run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
@@ -49,6 +49,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, pla
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
         manifest=manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
         max_delta_bytes=trained.limit_of(session, assignment),
+        carried=carried.of(session, assignment, agent_id) if spec.delta.error_feedback else [],
     ))  # fmt: skip
 
 
