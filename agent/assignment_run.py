@@ -3,23 +3,24 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
-from fedcybgd.agent.fetching import cheapest
+from fedcybgd.agent.fetching import Recipe, cheapest
 from fedcybgd.agent.heartbeat import Heartbeat
-from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
+from fedcybgd.agent.messages import Bounds, DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.policy import Policy, check_fetch, check_send
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.sending import Delivery, DeltaDamaged
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment, Progress
 from fedcybgd.shared.contract.digests import digest_of_file
-from fedcybgd.shared.contract.manifests import BlobRef, FileRef
+from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest
 from fedcybgd.shared.contract.training import TrainMetrics
 
 log = logging.getLogger("fedagent")
@@ -38,6 +39,7 @@ class Tools:
     trainer: TrainerProcess
     data: DataSource
     residuals: Residuals
+    policy: Policy = field(default_factory=Policy)
     memory_limit: float | None = None
     """bytes that training may take at the most"""
     told: Callable[[Exception], None] = log.debug
@@ -121,6 +123,11 @@ def keep(tools: Tools, assignment: LeasedAssignment, metrics: TrainMetrics) -> t
     return tools.outbox.put(assignment, digest, metrics)
 
 
+def bounds_of(policy: Policy) -> Bounds:
+    """What the training process looks at once it knows the rows and the tensors."""
+    return Bounds(steps=policy.most.steps, rows=policy.least.rows, never=policy.work.never_train)
+
+
 def visit_name(assignment: LeasedAssignment) -> str:
     """Names this visit and no other to the training process."""
     return f"{assignment.assignment_id}/{assignment.attempt}"
@@ -132,9 +139,11 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     manifest = assignment.manifest
     residuals = tools.residuals.of(assignment.run_id, assignment.carried)
     ways = [cheapest(ref, tools.cache.has) for ref in manifest.blocks]
+    if sum(needed(manifest, ways).values()) > tools.cache.limit:  # what shards are made of takes room of its own
+        ways = [cheapest(ref.model_copy(update={"patches": []}), tools.cache.has) for ref in manifest.blocks]
     blobs: list[FileRef | BlobRef] = [*manifest.files, *(blob for way in ways for blob in way.blobs)]
-    tools.cache.pin([*((ref.digest, ref.size) for ref in blobs), *((ref.digest, ref.size) for ref in manifest.blocks),
-                     *((way.base, 0) for way in ways if way.base)])  # fmt: skip
+    check_fetch(tools.policy, sum({ref.digest: ref.size for ref in blobs if not tools.cache.has(ref.digest)}.values()))
+    tools.cache.pin(needed(manifest, ways).items(), tools.policy.most.seconds)
     paths: dict[str, Path] = {}
     for ref in blobs:
         paths[ref.digest] = patiently(
@@ -147,6 +156,13 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     shards = [way.local(tools.cache.path) for way in ways]
     spent = {blob.digest for way in ways for blob in way.blobs} - {ref.digest for ref in manifest.blocks}
     return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, residuals, spent)
+
+
+def needed(manifest: Manifest, ways: list[Recipe]) -> dict[str, int]:
+    """Digest → bytes of all that lies in the cache at once while shards are fetched and made."""
+    files = {ref.digest: ref.size for ref in manifest.files}
+    shards = {ref.digest: ref.size for ref in manifest.blocks}
+    return {digest: size for way in ways for digest, size in way.takes()} | files | shards
 
 
 def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
@@ -180,7 +196,7 @@ def train(
     request = TrainRequest(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
-        dropped=assignment.manifest.dropped, train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+        dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
         delta_codec=assignment.delta_codec, residuals=fetched.residuals,
         new_residuals=str(tools.outbox.left_path(assignment)) if assignment.error_feedback else None,
     )  # fmt: skip
@@ -198,6 +214,7 @@ def train(
 def send(tools: Tools, assignment: LeasedAssignment, delta: Path, metrics: TrainMetrics) -> DeltaReceipt:
     """Upload what has not arrived yet, then submit; both may be repeated as often as needed."""
     size = delta.stat().st_size
+    check_send(tools.policy, size)
     if size > assignment.max_delta_bytes:
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
     delivery = Delivery(tools.client, assignment, delta, metrics, tools.told)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import httpx
 
 from fedcybgd.agent.errors import Unreachable, VisitFailed
+from fedcybgd.agent.policy import PolicyRefused
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.files.paths import inside
 from fedcybgd.shared.files.verified import Verifier
@@ -36,13 +38,22 @@ class ShardCache:
         root.mkdir(parents=True, exist_ok=True)
         self.bytes_fetched = 0
         """Body bytes that came over the wire since the last call of `pin`."""
+        self._seconds_left = self._seconds = math.inf
 
-    def pin(self, refs: Iterable[tuple[str, int]]) -> None:
-        """Hold these (digest, size) until the next call; raises `VisitFailed` when they do not fit in the limit."""
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    def pin(self, refs: Iterable[tuple[str, int]], seconds: float = math.inf) -> None:
+        """Hold these (digest, size) until the next call; raises `VisitFailed` when they do not fit in the limit.
+
+        `seconds` is what all transfers until then may take.
+        """
         wanted = dict(refs)
         self._pinned = set(wanted)
         self._found = None  # the training process makes shards too
         self.bytes_fetched = 0
+        self._seconds_left = self._seconds = seconds
         needed = sum(wanted.values())
         beside = self._beside(self._limit - needed) if self._beside is not None else 0
         self._room = self._limit - beside
@@ -123,6 +134,7 @@ class ShardCache:
             resumed = have = have if answer.status_code == 206 else 0
             with part.open("ab" if have else "wb") as file:
                 # As they come: chunks of a fixed size would lose what arrived before a cut.
+                last = time.monotonic()
                 for chunk in plain_chunks(answer.iter_raw(), answer.headers.get("content-encoding", "")):
                     self.bytes_fetched += len(chunk)
                     have += len(chunk)
@@ -130,10 +142,19 @@ class ShardCache:
                     file.flush()  # what arrived outlasts this process
                     if have > size:
                         break
+                    last = self._spend(last)
         if have > size:
             part.unlink()
             raise VisitFailed("shard_corrupt", f"shard {part.stem[:12]} has more bytes than the {size} that were announced")
         return resumed > 0
+
+    def _spend(self, since: float) -> float:
+        """Count the time that a transfer takes, and only that: an outage is nobody's. Raises `PolicyRefused`; what is it now."""
+        now = time.monotonic()
+        self._seconds_left -= now - since
+        if self._seconds_left < 0:
+            raise PolicyRefused("most.seconds", f"fetching took longer than {self._seconds:g} s", f"{self._seconds:g}")
+        return now
 
     def make_room(self, digest: str, size: int) -> None:
         """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""

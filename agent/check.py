@@ -7,11 +7,12 @@ from pathlib import Path
 
 import psutil
 
-from fedcybgd.agent import credentials
+from fedcybgd.agent import credentials, reaching
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent.policy import fingerprint, in_force
 from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
 from fedcybgd.shared.contract.agents import RunOffer
@@ -36,27 +37,29 @@ class Finding:
 def check(home: Home) -> Iterator[Finding]:
     """Findings one by one, as they are made; a later one may depend on an earlier one."""
     try:
-        config = home.load_config()
+        config, policy = reaching.load(home)
     except AgentError as error:
-        yield Finding(False, "configuration", error.message, "correct agent.toml")
+        yield Finding(False, "configuration", error.message, "correct agent.toml or policy.toml")
         return
     yield Finding(True, "configuration", str(home.config))
+    yield Finding(True, "policy", in_force(home, policy))
     yield from _device(home, config)
     for name, data in config.data.items():
         yield from _data(name, data, home.data_path(data))
     if not patterns(config):
         said = 'write the names of runs into it: runs = ["intents"]; * and ? are wildcards'
         yield Finding(False, "consent", "no run may use any of the data: `runs` is empty everywhere", said)
-    client = None
+    mine = None
     try:
         mine = credentials.load(home)
-        client = Client(config.coordinator, mine.key, mine.coordinator)
     except AgentError as error:
         yield Finding(False, "key", error.message, "ask the operator for a token: fedcoord agents token")
     try:
-        health = (client or Client(config.coordinator)).health()
-        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}")
-        if client is None:
+        client = reaching.client(home, config, policy, mine)
+        health = client.health()
+        known = f", id {client.coordinator}" if client.coordinator else ""
+        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}{known}")
+        if mine is None:
             return
         me = client.me()
         yield Finding(True, "key", f"valid: agent {me.name}, {me.state}")
@@ -65,7 +68,7 @@ def check(home: Home) -> Iterator[Finding]:
         return
     if not me.runs:
         yield Finding(True, "runs", "none is open to this agent at present")
-    verdicts = [judge(home, config, run) for run in me.runs]
+    verdicts = [judge(home, config, policy, run) for run in me.runs]
     for run, verdict in zip(me.runs, verdicts, strict=True):
         yield _run(home, config, run, verdict, client)
     try:
@@ -132,11 +135,13 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
             return Finding(False, what, "several data sets could be meant", error.message)
         except NotConsented as error:
             return Finding(None, what, error.message)
+    if verdict.reason == "policy_refused":
+        return Finding(None, what, f"policy_refused: {verdict.message}")
     data = config.data.get(verdict.data)
     if verdict.reason or data is None:
         advice = f"it needs {' or '.join(run.fields)}; correct [data.{verdict.data}] in agent.toml (columns map its fields), or the rows"
         return Finding(False, what, verdict.message, advice)
-    found = f"{verdict.rows:,} rows of data {verdict.data} fit"
+    found = f"{verdict.rows:,} rows of data {verdict.data} fit; fingerprint of the model {fingerprint(run.files)}"
     source = source_of(home, data)
     examples = list(rows_of(source, run, f"[data.{verdict.data}.columns]"))
     lengths = _token_lengths(run, examples, client)

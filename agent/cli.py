@@ -19,9 +19,8 @@ import psutil
 import typer
 from rich.text import Text
 
-from fedcybgd.agent import credentials, enrolment
-from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent import credentials, enrolment, policy, reaching
+from fedcybgd.agent.errors import AgentError, ConfigError
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
@@ -116,14 +115,14 @@ def run(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     place = Home(home)
-    config = place.load_config()
+    config, rules = reaching.load(place)
     mine = credentials.load(place)
     raise_open_files()
     if until_eof:
         started.stop_at_eof()
     with _only_one(place):
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
-        Worker(place, config, Client(config.coordinator, mine.key, mine.coordinator)).run()
+        Worker(place, config, reaching.client(place, config, rules, mine)).run()
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def status(home: HomeOption = None) -> None:
     for refused in state.get("takes_no_work_of", ()):
         terminal.say(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
     try:
-        me = Client(place.load_config().coordinator, mine.key, mine.coordinator).me()
+        me = reaching.client(place, *reaching.load(place), mine).me()
         terminal.say(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
     except AgentError as error:
         terminal.say(f"coordinator: {error.message}", "red")
@@ -171,7 +170,7 @@ def rotate_key(home: HomeOption = None) -> None:
     place = Home(home)
     mine = credentials.load(place)
     with _only_one(place):
-        key = Client(place.load_config().coordinator, mine.key, mine.coordinator).rotate_key()
+        key = reaching.client(place, *reaching.load(place), mine).rotate_key()
         credentials.save(place, replace(mine, key=key))
     terminal.say(f"agent {mine.name} has a new key")
 
@@ -180,7 +179,19 @@ def rotate_key(home: HomeOption = None) -> None:
 def config(home: HomeOption = None) -> None:
     """Show the settings in force, defaults included."""
     place = Home(home)
-    terminal.print_json(place.load_config().model_dump_json())
+    settings, rules = reaching.load(place)
+    terminal.print_json(json.dumps({**settings.model_dump(mode="json"), "policy": rules.model_dump(mode="json")}))
+
+
+@app.command()
+def policy_file(home: HomeOption = None) -> None:
+    """Write a policy.toml with every rule and what it means, where there is none."""
+    place = Home(home)
+    place.ready()
+    if place.policy.exists():
+        raise ConfigError(f"{place.policy} is there already; `fedagent config` shows what is in force")
+    place.policy.write_text(policy.template(), encoding="utf-8")
+    terminal.say(f"{place.policy}: nothing is forbidden yet that was allowed before; take the # away from what should be in force")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -62,13 +62,14 @@ ENDS = frozenset({"unauthorized", "agent_revoked"})
 KINDS: dict[str, type[CoordinatorSaid]] = {**dict.fromkeys(ENDS, KeyRefused), "version_unsupported": VersionRefused}
 T = TypeVar("T", bound=BaseModel)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
+_ATTEMPT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=1, lt=2**31)])
 
 
 class Client:
     """One connection pool; safe to use from several threads. Every call may be repeated."""
 
-    def __init__(self, url: str, key: str = "", coordinator: str | None = None) -> None:
-        self._http = connect(url, key)
+    def __init__(self, url: str, key: str = "", coordinator: str | None = None, authority: Path | None = None) -> None:
+        self._http = connect(url, key, authority)
         self.url = url
         self.offers: str | None = None
         """Changes with the runs that the coordinator offers; as it said last"""
@@ -236,8 +237,8 @@ class Client:
         what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
         try:
             # It becomes part of a URL: what is no id is not sent back.
-            assignment_id, attempt = _ID.validate_python(body["assignment_id"]), int(body["attempt"])
-        except (ValueError, TypeError):
+            assignment_id, attempt = _ID.validate_python(body["assignment_id"]), _ATTEMPT.validate_python(body["attempt"])
+        except ValidationError:
             assignment_id, attempt = "", 0
         speaks = one_line(answer.headers.get(VERSION, ""))[:20] or "an earlier one"
         return ManifestInvalid(

@@ -1,5 +1,7 @@
 """How this machine reaches a coordinator: proxies and certificate authorities of the environment, and what to do where they fail."""
 
+import ssl
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,12 +21,16 @@ ADVICE = {
 }
 
 
-def connect(url: str, key: str) -> httpx.Client:
-    """A pool of connections. Redirects are not followed: a key goes to the address that a person wrote, and to no other."""
+def connect(url: str, key: str, authority: Path | None = None) -> httpx.Client:
+    """A pool of connections. Redirects are not followed: a key goes to the address that a person wrote, and to no other.
+
+    `authority` is the PEM file of the only certificate authority that is believed; None: those of this machine.
+    """
     # As it is: shards are resumed at a byte, and what unpacks itself may be large.
     headers = {"Accept-Encoding": "identity", VERSION: str(SPOKEN)} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
-        return httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT, follow_redirects=False)
+        verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else True
+        return httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT, follow_redirects=False, verify=verify)
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
         raise ConfigError(
             f"the connection cannot be set up ({error}): look at the URL, SSL_CERT_FILE, HTTPS_PROXY and HTTP_PROXY"

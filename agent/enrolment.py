@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedcybgd.agent import credentials
+from fedcybgd.agent import credentials, policy
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError
@@ -66,4 +66,6 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str) -> 
     credentials.save(home, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
+    if not home.policy.exists():
+        home.policy.write_text(policy.template(), encoding="utf-8")
     return answer

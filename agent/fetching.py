@@ -1,10 +1,11 @@
 """Chooses how a shard is had for the fewest bytes: from the cache, by patches, packed, or as it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedcybgd.agent.messages import LocalPatch, LocalShard
+from fedcybgd.shared.contract.delta_rows import most_of_delta
 from fedcybgd.shared.contract.manifests import BlobRef, PatchRef, ShardRef
 
 
@@ -19,6 +20,16 @@ class Recipe:
     """digest of the shard that the patches start from"""
     steps: list[PatchRef] = field(default_factory=list)
     """in the order in which they are applied"""
+
+    def takes(self) -> Iterator[tuple[str, int]]:
+        """Digest and bytes of what is fetched, and of the shards between; a delta is unpacked beside them."""
+        ref = self.ref
+        yield from ((blob.digest, blob.size) for blob in self.blobs)
+        if self.base:
+            yield self.base, 0  # it is there already
+        yield from ((step.base, ref.size) for step in self.steps[1:])
+        if any(step.kind == "delta" for step in self.steps):
+            yield f"{ref.digest}.unpacked", most_of_delta(ref.size)
 
     def local(self, path: Callable[[str], Path]) -> LocalShard:
         """The same with paths, for the training process; `path` tells where a digest is."""

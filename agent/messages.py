@@ -56,6 +56,17 @@ class TrainingOptions(BaseModel):
     )
 
 
+class Bounds(BaseModel):
+    """What the owner's policy asks of a visit that is known only when its rows and tensors are."""
+
+    steps: int
+    """at the most"""
+    rows: int
+    """different ones, at the least"""
+    never: list[str]
+    """patterns of blocks that are never trained"""
+
+
 class TrainRequest(BaseModel):
     """One visit, everything local: no network is needed to do it."""
 
@@ -69,6 +80,7 @@ class TrainRequest(BaseModel):
     shards: list[LocalShard]
     dropped: list[str] = []
     """blocks of layers that this emulator does without"""
+    bounds: Bounds | None = None
     train: TrainSettings
     data: DataSource
     delta_path: str

@@ -9,6 +9,7 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import NotConsented, chosen, source_of
 from fedcybgd.agent.errors import CoordinatorSaid
 from fedcybgd.agent.messages import DataSource
+from fedcybgd.agent.policy import Policy, PolicyRefused, check_offer
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.agents import RunOffer, RunReadiness, UnfitReason
 from fedcybgd.shared.contract.errors import DataError
@@ -41,7 +42,7 @@ class Verdict:
         )  # fmt: skip
 
 
-def judge(home: Home, config: Config, run: RunOffer) -> Verdict:
+def judge(home: Home, config: Config, policy: Policy, run: RunOffer) -> Verdict:
     """Read all rows that a run may use."""
     try:
         name = chosen(config.data, run.name)
@@ -50,6 +51,10 @@ def judge(home: Home, config: Config, run: RunOffer) -> Verdict:
     if known_task(run.task) is None:
         text = f"this version of fedagent knows no task {run.task}: update it"
         return Verdict(run.run_id, run.name, "manifest_invalid", text, name)
+    try:
+        check_offer(policy, run)
+    except PolicyRefused as error:
+        return Verdict(run.run_id, run.name, "policy_refused", error.message, name)
     source = source_of(home, config.data[name])
     if not Path(source.path).is_file():
         return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)
@@ -104,22 +109,28 @@ class Verdicts:
         """Take no further work of a run until something is mended."""
         self._refused[run_id] = Verdict(run_id, run, reason, message)
 
-    def refresh(self, config: Config) -> None:
+    def rows(self, run_id: str) -> int | None:
+        """How many rows a run may use, where they were counted."""
+        verdict = self._verdicts.get(run_id)
+        return verdict.rows if verdict is not None and verdict.reason is None else None
+
+    def refresh(self, config: Config, policy: Policy) -> None:
         """Judge and report anew where there are other runs, or where settings, data or a check are newer. Raises `AgentError`."""
         now = {
-            path: stamp(path) for path in (self._home.config, self._home.checked, *(self._home.data_path(d) for d in config.data.values()))
+            path: stamp(path)
+            for path in (self._home.config, self._home.policy, self._home.checked, *(self._home.data_path(d) for d in config.data.values()))
         }
         if now != self._seen:
             if self._refused:
                 log.info("settings or data have changed: runs that were refused are taken again")
             self._refused.clear()
-            self._reported = ""
+            self._reported, self._seen = "", now
         if self._reported == self._client.offers:
             return
         runs, offers = self._client.me().runs, self._client.offers
-        self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, run) for run in runs}
+        self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, policy, run) for run in runs}
         report(self._client, config, self._verdicts.values())
-        self._seen, self._reported = now, offers
+        self._reported = offers
         for verdict in self._verdicts.values():
             if verdict.reason:
                 log.warning("takes no work of run %s: %s: %s", verdict.run, verdict.reason, verdict.message)

@@ -89,6 +89,7 @@ class Home:
     def __init__(self, path: Path | None = None) -> None:
         self.path = (path or user_data_path("fedagent")).resolve()
         self.config = self.path / "agent.toml"
+        self.policy = self.path / "policy.toml"
         self.credentials = self.path / "credentials.json"
         self.cache = self.path / "cache"
         self.outbox = self.path / "outbox"
@@ -102,7 +103,9 @@ class Home:
         """Make the directory and try to write into it. Raises `ConfigError`: without it no key, status or delta could be kept."""
         probe = self.path / ".writable"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.path.stat().st_mode & 0o077:
+                self.path.chmod(0o700)  # rows, key and deltas are nobody else's to read
             probe.write_bytes(b"\0" * 4096)
             probe.unlink()
         except OSError as error:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedcybgd.agent import credentials
+from fedcybgd.agent import credentials, reaching
 from fedcybgd.agent.assignment_run import Tools, run_assignment
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
@@ -27,7 +27,8 @@ from fedcybgd.agent.errors import (
 )
 from fedcybgd.agent.messages import DataSource, Facts
 from fedcybgd.agent.outbox import Outbox
-from fedcybgd.agent.readiness import Verdicts, stamp
+from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, load_policy
+from fedcybgd.agent.readiness import Stamp, Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, within_hours
@@ -46,7 +47,17 @@ AT_ONCE_S = 0.5
 STOPPING_S = 3.0
 """For how long an agent that stops tries to give its work back."""
 PLAIN_REASONS = frozenset(
-    {"memory_limit", "disk_limit", "disk_full", "shard_corrupt", "trainer_died", "stalled", "delta_refused", "manifest_invalid"}
+    {
+        "memory_limit",
+        "disk_limit",
+        "disk_full",
+        "shard_corrupt",
+        "trainer_died",
+        "stalled",
+        "delta_refused",
+        "manifest_invalid",
+        "policy_refused",
+    }
 )
 """Reasons whose messages are our own words and numbers. Any other may quote a row of the data or agent.toml: that stays here."""
 
@@ -55,17 +66,20 @@ class Worker:
     def __init__(self, home: Home, config: Config, client: Client) -> None:
         self._home, self._client = home, client
         self._standing = Verdicts(home, client)
-        self._read = stamp(home.config)
-        self._use(config)
+        self._read = self._stamps()
+        self._use(config, load_policy(home))
         self._error: dict[str, str] = {}
         """the last error, and when it was"""
         self._stop = Stop(lambda: self._trainer.end())
         self._done = 0
         self._written = 0.0
 
-    def _use(self, config: Config) -> None:
+    def _stamps(self) -> tuple[Stamp, Stamp]:
+        return stamp(self._home.config), stamp(self._home.policy)
+
+    def _use(self, config: Config, policy: Policy) -> None:
         """Work by these settings from now on; the training process is a new one."""
-        self._config = config
+        self._config, self._policy = config, policy
         self._trainer = TrainerProcess(config)
         self._residuals = Residuals(self._home.residuals, self._client.url)
         self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9), self._residuals.shrink)
@@ -79,30 +93,33 @@ class Worker:
             self._trainer,
             data,
             self._residuals,
+            self._policy,
             memory * 1e9 if memory else None,
             lambda error: self._note(str(error)),
             self._stop.pause,
         )
 
     def _reread(self) -> bool:
-        """Take over a changed agent.toml. False while it is wrong: nobody knows then what its owner consents to."""
-        if (now := stamp(self._home.config)) == self._read:
+        """Take over a changed agent.toml or policy.toml. False while one is wrong: nobody knows then what its owner consents to."""
+        if (now := self._stamps()) == self._read:
             return True
         try:
-            config = self._home.load_config()
+            config, policy = reaching.load(self._home)
         except ConfigError as error:
             self._fail("settings are wrong: no work is taken", error.message)
             return False
         self._read = now
         if config.coordinator != self._config.coordinator:
             log.warning("agent.toml names another coordinator: start the agent again to go there")
+        if policy.coordinator != self._policy.coordinator:
+            log.warning("policy.toml has other rules for the coordinator: start the agent again for them")
         if config.model_copy(update={"data": self._config.data}) == self._config:
-            self._config = config
+            self._config, self._policy = config, policy
         else:
             self._trainer.close()
-            self._use(config)
+            self._use(config, policy)
             self._trainer.start()
-        log.info("%s has changed and was read again", self._home.config)
+        log.info("the settings of %s have changed and were read again", self._home.path)
         return True
 
     def run(self) -> None:
@@ -143,8 +160,12 @@ class Worker:
         # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
         try:
             source = source_for(self._home, self._config, assignment.run_name)
+            check_assignment(self._policy, assignment, self._standing.rows(assignment.run_id))
         except NotConsented as error:
             self._failed(assignment, "not_consented", error.message)
+            return
+        except PolicyRefused as error:
+            self._failed(assignment, error.reason, error.message)
             return
         began = time.monotonic()
         log.info("round %d: training %s of %s (attempt %d)", assignment.round, assignment.block, assignment.run_name, assignment.attempt)
@@ -172,7 +193,7 @@ class Worker:
         """Say of each run whether its data fit, where that may be another than before."""
         try:
             with self._stop.waiting():
-                self._standing.refresh(self._config)
+                self._standing.refresh(self._config, self._policy)
         except (KeyRefused, StopRequested):
             raise
         except AgentError as error:
@@ -261,7 +282,7 @@ def told_to_coordinator(reason: str, message: str, facts: str | None) -> str:
     """What the coordinator reads of a failure: facts, and nothing that a row or agent.toml holds."""
     if reason == "not_consented":
         return "its owner has tied no data to this run"
-    if facts is not None:
+    if facts is not None and reason != "policy_refused":
         return f"{facts}; the agent's own log says more"
     return message if reason in PLAIN_REASONS else "the agent's own log says more"
 

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from docs import statechart, wire
+from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -102,6 +103,10 @@ def agent_table() -> str:
     return rows(("setting", "type", "default", "meaning"), ((f"`{n}`", *rest) for n, *rest in fields_of(Config)))
 
 
+def policy_table() -> str:
+    return rows(("rule", "type", "default", "meaning"), ((f"`{n}`", *rest) for n, *rest in fields_of(Policy)))
+
+
 def settings_table() -> str:
     return rows(("variable", "type", "default", "meaning"), ((f"`FEDCOORD_{n.upper()}`", *rest) for n, *rest in fields_of(Settings)))
 
@@ -151,6 +156,7 @@ def _statuses(route: APIRoute, low: int, high: int) -> list[int]:
 TABLES: dict[str, Callable[[], str]] = {
     "run-file": run_file_table,
     "agent": agent_table,
+    "policy": policy_table,
     "settings": settings_table,
     "routes": routes_table,
 }

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -15,6 +15,7 @@ import yaml
 
 from docs import generate, statechart
 from fedcybgd.agent import cli as agent_cli
+from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator import cli as coordinator_cli
 from fedcybgd.coordinator import domain
@@ -70,8 +71,8 @@ def test_every_setting_of_the_coordinator_is_explained() -> None:
         assert field.description, name
 
 
-@pytest.mark.parametrize(("model", "page"), [(Config, "running-an-agent.md"), (RunFile, "run-file.md")])
-def test_every_field_is_explained(model: type[Config] | type[RunFile], page: str) -> None:
+@pytest.mark.parametrize(("model", "page"), [(Config, "running-an-agent.md"), (Policy, "running-an-agent.md"), (RunFile, "run-file.md")])
+def test_every_field_is_explained(model: type[Config] | type[Policy] | type[RunFile], page: str) -> None:
     fields = list(generate.fields_of(model))
     assert len(fields) >= len(model.model_fields)
     for name, _, _, meaning in fields:
@@ -180,12 +181,16 @@ def test_run_files_that_are_shown_are_valid() -> None:
 
 
 def test_the_agent_toml_that_is_shown_is_valid_and_has_every_setting() -> None:
-    (shown,) = fenced(text("running-an-agent.md"), "toml")
-    values = tomllib.loads(shown)
-    Config.model_validate(values)
-    for name, *_ in generate.fields_of(Config):
+    shown = fenced(text("running-an-agent.md"), "toml")
+    for values, model in zip(map(tomllib.loads, shown), (Config, Policy), strict=True):
+        model.model_validate(values)
+        assert_whole(values, model)
+
+
+def assert_whole(values: dict[str, Any], model: type[Config] | type[Policy]) -> None:
+    for name, *_ in generate.fields_of(model):
         *sections, setting = name.split(".")
-        place = values
+        place: Any = values
         for section in sections:
             place = next(iter(place.values())) if section == "NAME" else place[section]
         assert setting in place, name

@@ -15,6 +15,7 @@ from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.codec import DROPPED, PRUNED, kind_of
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
+from fedcybgd.shared.models.blocks import partition
 from fedcybgd.shared.models.families import find_stack
 from fedcybgd.shared.tensors.codecs import read_encoded
 from fedcybgd.shared.tensors.delta_file import read_rows
@@ -191,6 +192,12 @@ class Emulator:
 
     def _is_multiplied(self, name: str, tensor: torch.Tensor) -> bool:
         return tensor.ndim == 2 and not isinstance(self._assembled.module_of(name), nn.Embedding)
+
+
+def homes(config_path: Path, task: Task) -> dict[str, str]:
+    """Tensor → the block that the model itself puts it into, by canonical names."""
+    blocks = partition(skeleton(json.loads(config_path.read_text()), task))
+    return {tensor.name: block.name for block in blocks for tensor in block.tensors}
 
 
 def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:

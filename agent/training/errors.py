@@ -11,6 +11,12 @@ class Stopped(Exception):
     """The daemon asked to stop."""
 
 
+class PolicyBroken(FedError):
+    """The visit is against the owner's policy, as its rows and tensors show."""
+
+    code = "policy_refused"
+
+
 class OptimizerMissing(FedError):
     """An optimizer whose library is not installed here."""
 

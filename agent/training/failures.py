@@ -5,7 +5,7 @@ import traceback
 from pathlib import Path
 
 from fedcybgd.agent.messages import Facts, TrainerEvent
-from fedcybgd.agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing
+from fedcybgd.agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing, PolicyBroken
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.shared.contract.assignments import Progress, ReturnReason
 from fedcybgd.shared.contract.errors import DataError, HeaderError, PartitionError
@@ -19,6 +19,7 @@ from fedcybgd.shared.tensors.codecs import CodecError
 PACKAGES = Path(__file__).parents[2]
 KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((NonFinite,), "non_finite_loss"),
+    ((PolicyBroken,), "policy_refused"),
     ((DataError,), "data_invalid"),
     ((ShardCorrupt, PackedError, CodecError, HeaderError), "shard_corrupt"),
     ((AssemblyError, PartitionError, ModelUnknown, TokenizerUnusable), "model_mismatch"),
@@ -41,7 +42,8 @@ def failure_of(error: BaseException, at: Progress | None) -> TrainerEvent:
     if isinstance(error, DataError):
         row, field = error.detail.get("row", error.detail.get("line")), error.detail.get("field")
         facts = facts.model_copy(update={"row": row if isinstance(row, int) else None, "field": field if isinstance(field, str) else None})
-    return TrainerEvent(event="failed", reason=reason, message=f"{type(error).__name__}: {error}"[:1500], facts=facts)
+    said = str(error) if isinstance(error, PolicyBroken) else f"{type(error).__name__}: {error}"
+    return TrainerEvent(event="failed", reason=reason, message=said[:1500], facts=facts)
 
 
 def reason_of(error: BaseException) -> ReturnReason:

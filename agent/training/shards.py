@@ -1,5 +1,6 @@
 """Makes shards out of what was fetched: unpacked, or patched from an older one; verified before anything reads them."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import torch
 from safetensors import safe_open
 
 from fedcybgd.agent.messages import LocalPatch, LocalShard
+from fedcybgd.shared.contract.delta_rows import most_of_delta
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header, read_header
+from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, copy_tensor, pack_header, read_header
 from fedcybgd.shared.files.verified import Verifier
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 from fedcybgd.shared.tensors.deltas import add_decoded
@@ -38,32 +40,37 @@ def materialise(shard: LocalShard) -> None:
     if base is None:
         raise ShardCorrupt(f"{shard.block}: its shard is not there, nor what it can be made of")
     for patch in shard.patches:
-        _step(Path(base), patch)
+        _step(Path(base), patch, shard.size)
         base = patch.target
     if Path(base) != path:
         raise ShardCorrupt(f"{shard.block}: the patches lead to another shard")
 
 
-def _step(base: Path, patch: LocalPatch) -> None:
+def _step(base: Path, patch: LocalPatch, size: int) -> None:
+    """`size` is that of the last shard: none on the way to it is larger."""
     target = Path(patch.target)
     if _is_there(target, patch.digest):
         return
     if patch.kind == "difference":
-        lossless.apply_difference(base, Path(patch.path), target, base.stat().st_size)
+        lossless.apply_difference(base, Path(patch.path), target, min(base.stat().st_size, size))
     else:
-        _add_delta(base, Path(patch.path), patch.weight, target)
+        _add_delta(base, Path(patch.path), patch.weight, target, size)
     _verify(target, patch.digest)
 
 
-def _add_delta(base: Path, delta: Path, weight: float, target: Path) -> None:
+def _add_delta(base: Path, delta: Path, weight: float, target: Path, size: int) -> None:
     """Add an accepted delta to an exact shard, byte for byte as the coordinator did."""
     plain, aside = delta.with_name(delta.name + ".unpacked"), target.with_name(target.name + ".part")
     try:
         if lossless.is_packed(delta):
-            lossless.unpack(delta, plain, MAX_NUMBER)
+            lossless.unpack(delta, plain, most_of_delta(size))
         header, change = read_header(base), DeltaFile(plain if plain.exists() else delta)
+        layout = [(n, "F32" if n in change.names else t.dtype, t.shape) for n, t in header.tensors.items()]
+        head = pack_header(layout)
+        if len(head) + sum(math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in layout) > size:
+            raise ShardCorrupt(f"a delta makes more than the {size} bytes of the shard that it leads to")
         with aside.open("wb") as file, base.open("rb") as old:
-            file.write(pack_header([(n, "F32" if n in change.names else t.dtype, t.shape) for n, t in header.tensors.items()]))
+            file.write(head)
             for name, tensor in header.tensors.items():
                 if name not in change.names:
                     file.writelines(copy_tensor(old, header, name))

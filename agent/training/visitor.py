@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedcybgd.agent.messages import TrainingOptions, TrainRequest
+from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
 from fedcybgd.agent.training.compute import Compute, choose_precision, warm_up
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, unchanged
-from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.emulator import Emulator, homes
 from fedcybgd.agent.training.memory import PeakMemory, give_back_memory, resident
 from fedcybgd.agent.training.optimizer import OptimizerGroup
+from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.savings import savings
 from fedcybgd.agent.training.shards import materialise
 from fedcybgd.agent.training.train import train
@@ -19,6 +21,7 @@ from fedcybgd.agent.training.visit import Opened, Visit
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.files.safetensors_header import read_header
 
 SHORT = 256
 """Tokens up to which the attention matrix costs little memory."""
@@ -63,6 +66,7 @@ class Visitor:
         emulator = self._model(request, compute)
         emulator.update(request.shards, request.train.trained, request.dropped)
         visit = Visit(request, emulator, partition, compute, memory, report, should_stop)
+        self._check(visit)
         opened: Opened = {}
         groups: list[OptimizerGroup] = []
         try:
@@ -78,6 +82,17 @@ class Visitor:
             opened, groups = {}, []
             emulator.close()
             give_back_memory()
+
+    def _check(self, visit: Visit) -> None:
+        """Raises `PolicyBroken` before anything is trained."""
+        bounds, features = visit.request.bounds, visit.partition.features
+        if bounds is None:
+            return
+        check_rows(bounds, num_steps(visit.settings, len(features)), visit.settings.batch_size, len(features))
+        check_used(bounds, visit.order)
+        if bounds.never:
+            trained = {block: read_header(visit.shard(block)).tensors for block in visit.blocks}
+            check_tensors(bounds, trained, homes(Path(visit.request.files["config.json"]), visit.settings.task))
 
     def _model(self, request: TrainRequest, compute: Compute) -> Emulator:
         key = (request.model_key, request.train.task, compute.precision)

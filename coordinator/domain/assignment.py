@@ -28,7 +28,7 @@ class TakenBack(StrEnum):
 
 ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET})
 """Reasons that are nobody's failure, and tell nothing that an operator should look after."""
-BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented"}
+BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented", "policy_refused"}
 """Reasons that are no failure of the visit."""
 
 

@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import PlainText
+from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import AgentMessage, Count, Id, Name, Word
+from fedcybgd.shared.contract.words import MOST_FILES, AgentMessage, Count, Id, Name, Word
 
 
 class DeviceInfo(AgentMessage):
@@ -43,6 +44,10 @@ class Health(BaseModel):
     version: str = Field(description="of the program, not of the protocol")
 
 
+FieldNames = Annotated[str, StringConstraints(pattern=r"^[a-z_]+( and [a-z_]+)*$", max_length=200)]
+"""Fields of a task that stand for each other, or belong together"""
+
+
 class RunOffer(BaseModel):
     """A run that this agent may take part in, with what its data must look like."""
 
@@ -50,17 +55,18 @@ class RunOffer(BaseModel):
     name: Name
     state: Word
     task: Name = Field(description="text-classification or causal-lm; of a later version, others")
-    fields: list[str] = Field(description="fields that the agent's columns must supply")
-    optional_fields: list[str]
-    num_labels: int | None
-    label_names: list[str] | None
-    max_length: int
-    files: list[FileRef] = Field(description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+    fields: list[FieldNames] = Field(max_length=20, description="fields that the agent's columns must supply")
+    optional_fields: list[FieldNames] = Field(max_length=20)
+    num_labels: int | None = Field(ge=1, le=100_000)
+    label_names: list[LabelName] | None = Field(max_length=100_000)
+    max_length: int = Field(ge=1, le=1 << 20)
+    files: list[FileRef] = Field(max_length=MOST_FILES, description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
 
 
 UnfitReason = Literal[
-    "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid"
-]
+    "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid",
+    "policy_refused",
+]  # fmt: skip
 """Why an agent takes no work of a run until its owner has mended something."""
 MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))
 
@@ -84,7 +90,7 @@ class AgentSelf(BaseModel):
     name: Name
     state: Word
     enrolled_at: datetime
-    runs: list[RunOffer]
+    runs: list[RunOffer] = Field(max_length=10_000)
 
 
 class DeclaredLimits(AgentMessage):

@@ -9,7 +9,9 @@ from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import AgentMessage, Count, DeltaCodec, Id, Name, Word
+from fedcybgd.shared.contract.words import MOST_BLOCKS, AgentMessage, Count, DeltaCodec, Id, Name, Word
+
+LeaseSeconds = Annotated[float, Field(ge=0.1, le=366 * 86_400, allow_inf_nan=False)]
 
 
 class AddedDelta(BaseModel):
@@ -25,7 +27,7 @@ class LeasedAssignment(BaseModel):
 
     assignment_id: Id
     attempt: int = Field(ge=1, lt=2**31)
-    lease_seconds: float = Field(ge=0.1, le=366 * 86_400)
+    lease_seconds: LeaseSeconds
     run_id: Id
     run_name: Name
     round: int = Field(ge=0, lt=2**31)
@@ -35,9 +37,10 @@ class LeasedAssignment(BaseModel):
     train: TrainSettings
     delta_codec: DeltaCodec = "float32"
     error_feedback: bool = Field(False, description="carry what the codec left out to the next visit of the same block")
-    max_delta_bytes: int
+    max_delta_bytes: Count
     carried: list[AddedDelta] = Field(
         default_factory=list,
+        max_length=MOST_BLOCKS,
         description="with error feedback: of each block the delta of this agent that was added last; what its codec left out is carried",
     )
 
@@ -68,7 +71,7 @@ class RenewRequest(AgentMessage):
 
 
 class RenewAnswer(BaseModel):
-    lease_seconds: float
+    lease_seconds: LeaseSeconds
     go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
 
 
@@ -88,19 +91,23 @@ class DeltaReceipt(BaseModel):
 
 
 class UploadOffset(BaseModel):
-    offset: int = Field(description="bytes that have arrived; send from here")
+    offset: int = Field(ge=0, lt=2**63, description="bytes that have arrived; send from here")
     complete: bool
 
 
 ReturnReason = Literal[
     "stopping", "not_consented", "data_invalid", "non_finite_loss", "out_of_memory", "memory_limit", "disk_limit", "disk_full",
-    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "model_mismatch", "bug", "disk_unwritable", "other",
+    "shard_corrupt", "manifest_invalid", "trainer_died", "stalled", "delta_refused", "model_mismatch", "bug", "disk_unwritable",
+    "policy_refused", "other",
 ]  # fmt: skip
 """Why an agent gives an assignment back."""
 
 LASTING_REASONS: frozenset[str] = frozenset(
-    {"not_consented", "data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused", "manifest_invalid"}
-)
+    {
+        "not_consented", "policy_refused", "data_invalid", "memory_limit", "disk_limit", "out_of_memory", "non_finite_loss", "delta_refused",
+        "manifest_invalid",
+    }
+)  # fmt: skip
 """Reasons that would be the same at the next attempt: this agent is not asked again in this round."""
 
 

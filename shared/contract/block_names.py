@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 from fedcybgd.shared.contract.errors import PartitionError
 
@@ -28,6 +29,11 @@ def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
             raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
         chosen |= found
     return [name for name in names if name in chosen]
+
+
+def touches(pattern: str, name: str) -> bool:
+    """Whether a block has to do with what `pattern` means: as in `select`, but a part of a block is enough; * and ? are wildcards."""
+    return _means(pattern, name) or _overlaps(pattern, name) or fnmatchcase(name, pattern)
 
 
 def layer_range(text: str) -> tuple[int, int] | None:

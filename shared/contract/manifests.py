@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.digests import Digest, digest_of
-from fedcybgd.shared.contract.words import Codec, Id, Name
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, Codec, Id, Name, Size
 
 
 class Ref(BaseModel):
@@ -19,14 +19,14 @@ class FileRef(Ref):
 
     name: Name
     digest: Digest
-    size: int = Field(ge=0)
+    size: Size
 
 
 class BlobRef(Ref):
     """Bytes by their digest."""
 
     digest: Digest
-    size: int = Field(ge=0)
+    size: Size
 
 
 class PatchRef(BlobRef):
@@ -36,7 +36,7 @@ class PatchRef(BlobRef):
         description="difference: of two files of one layout, byte by byte; delta: an accepted delta that was added to the block"
     )
     base: Digest = Field(description="the shard that it starts from")
-    weight: float = Field(1.0, allow_inf_nan=False, description="of a delta")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False, description="of a delta")
 
 
 class ShardRef(Ref):
@@ -46,7 +46,7 @@ class ShardRef(Ref):
     version: int = Field(ge=0, lt=2**31)
     codec: Codec
     digest: Digest
-    size: int = Field(ge=0)
+    size: Size
     packed: BlobRef | None = Field(None, description="the same file in the lossless coding")
     patches: list[PatchRef] = Field(
         default_factory=list, max_length=16, description="steps from older shards to this one, the last step first"
@@ -56,9 +56,11 @@ class ShardRef(Ref):
 class Manifest(Ref):
     """All that makes up one emulator, in the order of the model."""
 
-    files: list[FileRef]
-    blocks: list[ShardRef]
-    dropped: list[Name] = Field(default_factory=list, description="blocks of layers that this emulator does without")
+    files: list[FileRef] = Field(max_length=MOST_FILES)
+    blocks: list[ShardRef] = Field(max_length=MOST_BLOCKS)
+    dropped: list[Name] = Field(
+        default_factory=list, max_length=MOST_BLOCKS, description="blocks of layers that this emulator does without"
+    )
 
     def digests(self) -> set[str]:
         """Of all blobs that an agent may ask for by it."""

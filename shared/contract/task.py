@@ -1,8 +1,12 @@
 """What a run's model learns to do, and of what rows: one value from the run file to the training process."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedcybgd.shared.contract.words import Task
+
+LabelName = Annotated[str, StringConstraints(max_length=10_000)]
 
 
 class TaskSpec(BaseModel):
@@ -11,5 +15,5 @@ class TaskSpec(BaseModel):
     model_config = ConfigDict(frozen=True)
     task: Task
     num_labels: int | None = Field(None, ge=1, le=100_000)
-    label_names: list[str] | None = Field(None, max_length=100_000)
+    label_names: list[LabelName] | None = Field(None, max_length=100_000)
     max_length: int = Field(ge=1, le=1 << 20, description="tokens a row or window at the most")

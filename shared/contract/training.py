@@ -5,13 +5,13 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.contract.words import MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision
 
 
 class ParameterGroup(BaseModel):
     """Blocks that are trained in a visit with one learning rate."""
 
-    blocks: list[Name]
+    blocks: list[Name] = Field(max_length=MOST_BLOCKS)
     learning_rate: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
@@ -20,11 +20,15 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="local steps of a visit; instead of `epochs`")
-    epochs: float | None = Field(None, gt=0, le=1000, description="local passes over an agent's rows; 1 if neither is given")
+    epochs: float | None = Field(
+        None, gt=0, le=1000, allow_inf_nan=False, description="local passes over an agent's rows; 1 if neither is given"
+    )
     batch_size: int = Field(16, ge=1, le=65536, description="rows or windows of a step")
     warmup_steps: int = Field(5, ge=0, lt=2**31, description="steps over which the learning rate rises at the beginning of each visit")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="of AdamW")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="the gradient is scaled down to this norm; null: never")
+    weight_decay: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="of AdamW")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, le=1e30, allow_inf_nan=False, description="the gradient is scaled down to this norm; null: never"
+    )
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it natively, else float32")
     optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
 
@@ -32,7 +36,7 @@ class Training(BaseModel):
 class TrainSettings(Training, TaskSpec):
     """One visit: which blocks are trained, and how."""
 
-    groups: list[ParameterGroup] = Field(max_length=10_000)
+    groups: list[ParameterGroup] = Field(max_length=MOST_BLOCKS)
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
     @property

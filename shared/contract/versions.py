@@ -21,7 +21,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 0)
+SPOKEN = Version(1, 1)
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

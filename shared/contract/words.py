@@ -47,6 +47,12 @@ ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
 Id = Annotated[str, StringConstraints(pattern=ID)]
 """An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=0, lt=2**53)]
+"""Bytes of one blob: what any program counts exactly."""
+MOST_BLOCKS = 10_000
+"""Blocks of a model, and so of a manifest."""
+MOST_FILES = 100
+"""Files of configuration and tokenizer."""
 JsonObject = dict[str, JsonValue]
 """JSON that is somebody else's: only he knows its type."""
 

@@ -1,5 +1,6 @@
 """Addresses of coordinators as people give them, and what may be wrong where none answers."""
 
+import ipaddress
 import re
 
 from fedcybgd.shared.contract.errors import FedError
@@ -23,6 +24,14 @@ def address_of(text: str) -> str:
             "as in https://coordinator.example"
         )
     return PAGES.sub("", url)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this very machine, by its name or number alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def hint(url: str, error: Exception) -> str:

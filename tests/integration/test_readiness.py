@@ -117,7 +117,7 @@ def test_a_silent_agents_visit_is_anybodys_too(live: LiveCoordinator, model: str
     assert other.take(run).block == "layers.0"
 
 
-@pytest.mark.parametrize("reason", ["data_invalid", "out_of_memory", "memory_limit", "disk_limit", "not_consented"])
+@pytest.mark.parametrize("reason", ["data_invalid", "out_of_memory", "disk_limit", "not_consented", "policy_refused"])
 def test_what_is_mended_is_asked_again_in_the_same_round(live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str) -> None:
     run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "reassign_after_s": 0})
     run_id = live.operator.get(f"/runs/{run}")["id"]

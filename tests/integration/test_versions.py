@@ -11,11 +11,13 @@ from safetensors.torch import save
 
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, VersionRefused
+from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.readiness import judge
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest, RunOffer, RunReadiness
 from fedcybgd.shared.contract.assignments import DeltaSubmission, Progress, RenewRequest, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.versions import SPOKEN
 from tests.support.hostile import Answer, Asked, serving
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, Hand, fresh, last_visit, refused, run_file, start_run, unchanged, wire
@@ -104,7 +106,7 @@ def test_another_protocol_is_refused_with_both_versions_and_what_to_do(live: Liv
 def test_another_major_version_in_the_path_is_told_and_not_404(live: LiveCoordinator) -> None:
     answer = httpx.post(f"{live.url}/v2/assignments/claim", json={})
     assert refused(answer, 426, "version_unsupported").detail["asked"] == "2.0"
-    assert answer.headers[VERSION] == "1.0"
+    assert answer.headers[VERSION] == str(SPOKEN)
 
 
 @pytest.mark.parametrize("version", ["", "1", "one", "1.0.0", "-1.0", "1.0\u00b2".encode("latin-1"), "9" * 5 + ".0"])
@@ -115,7 +117,7 @@ def test_a_heading_that_is_no_version_is_refused(hand: Hand, version: str | byte
 def test_every_answer_says_the_version(live: LiveCoordinator, hand: Hand) -> None:
     answers = [hand.http.get("/agents/me"), wire(live).get("/health"), wire(live).get("/nothing"), wire(live).get("/agents/me")]
     assert [a.status_code for a in answers] == [200, 200, 404, 401]
-    assert {a.headers[VERSION] for a in answers} == {"1.0"}
+    assert {a.headers[VERSION] for a in answers} == {str(SPOKEN)}
 
 
 # ---- the other direction: today's agent at a newer coordinator ---------------------------------------------------------
@@ -177,18 +179,18 @@ def test_an_agent_is_told_when_a_coordinator_does_not_speak_its_version() -> Non
     told = Answer.json(body, 426, **{VERSION: "2.0", "FedCyBGD-Coordinator": "crd_0123456789abcdef"})
     with serving(lambda _: told) as server, pytest.raises(VersionRefused, match="update the agent"):
         Client(server.url, "fca_x").claim(ClaimRequest(), 0)
-    assert server.asked[0].headers[VERSION.lower()] == "1.0"
+    assert server.asked[0].headers[VERSION.lower()] == str(SPOKEN)
 
 
 def test_an_answer_that_cannot_be_read_is_said_to_be_of_another_version() -> None:
     told = Answer.json({"who": "knows"}, **{VERSION: "1.7", "FedCyBGD-Coordinator": "crd_0123456789abcdef"})
-    with serving(lambda _: told) as server, pytest.raises(NotTheCoordinator, match=r"version 1\.7 of the protocol, this agent 1\.0"):
+    with serving(lambda _: told) as server, pytest.raises(NotTheCoordinator, match=r"version 1\.7 of the protocol, this agent 1\.1"):
         Client(server.url, "fca_x").me()
 
 
 def test_a_run_of_a_task_that_only_a_newer_agent_knows_is_answered_with_what_to_do(tmp_path: Path) -> None:
     offer = RunOffer.model_validate(json.loads((SAMPLES / "RunOffer.json").read_text())["full"] | {"task": "translation"})
     config = Config.model_validate({"coordinator": "http://127.0.0.1:1", "data": {"path": "rows.jsonl", "runs": ["*"]}})
-    verdict = judge(Home(tmp_path), config, offer)
+    verdict = judge(Home(tmp_path), config, Policy(), offer)
     assert (verdict.reason, "update" in verdict.message) == ("manifest_invalid", True)
     assert not verdict.said("exactly").fits

@@ -10,6 +10,7 @@ from fedcybgd.agent import worker
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_for
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.manifests import FileRef, Manifest
@@ -183,3 +184,20 @@ def test_what_is_no_pattern_is_refused_with_its_place(tmp_path: Path, runs: str)
 def test_more_patterns_than_a_claim_may_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="101 runs and patterns in all, 100 are allowed"):
         load(tmp_path, f'coordinator = "http://c"\n[data.mine]\npath = "a.csv"\nruns = {json.dumps([f"r{i}" for i in range(101)])}\n')
+
+
+def test_what_the_policy_forbids_is_given_back_untouched_with_rule_and_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = assignment("good-run")
+    with serving(offering(given)) as server:
+        home = tmp_path / "home"
+        agent = at_work(home, server, monkeypatch, ["good-run"])
+        agent._policy = Policy.model_validate({"least": {"batch_size": 4}})
+        agent._one()
+        agent._one()
+        calls = [a for a in server.asked if a.path.startswith("/v1/assignments")]
+    assert [a.path.split("?")[0].rsplit("/", 1)[1] for a in calls] == ["claim", "return"] * 2, "nothing was fetched and nothing renewed"
+    said = json.loads(calls[1].body)
+    assert said["reason"] == "policy_refused"
+    assert said["message"] == "least.batch_size: a batch of 1; the owner's policy allows no batch of less than 4"
+    assert json.loads(calls[2].body)["refuses"] == [given.run_id], "it is not asked for again"
+    assert json.loads((home / "status.json").read_text())["takes_no_work_of"][0]["reason"] == "policy_refused"
