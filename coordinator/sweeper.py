@@ -15,6 +15,7 @@ from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
 from fedcybgd.coordinator.services.upkeep import garbage, refusals, retention, silence
+from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
@@ -47,6 +48,7 @@ async def sweep(
                 beaten = time.monotonic()
                 await run_in_threadpool(beat, database, replica)
             await run_in_threadpool(sweep_leases, settings, database, absence)
+            await run_in_threadpool(discard_uploads, database, uploads)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
@@ -80,6 +82,15 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence, clock
     for run_id in waiting:
         with database.transaction() as session:
             refusals.look_after(session, run_id, now)
+
+
+def discard_uploads(database: Database, uploads: Uploads) -> None:
+    """Those of assignments that are over, or that another agent has now."""
+    if keys := uploads.keys():
+        with database.reading() as session:
+            over = arrivals.over(session, keys)
+        for place in over:
+            uploads.discard(place)
 
 
 def shorten(settings: Settings, database: Database, now: datetime) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +52,12 @@ def import_tokenizer(store: EngineStore, folder: ModelDirectory, config: dict[st
     """
     settings = _settings(folder)
     names = _names(folder, config, settings)
-    with tempfile.TemporaryDirectory(prefix="fedcoord-tokenizer-") as scratch:
-        given = Path(scratch) / "given"
+    with store.scratch() as scratch:
+        given = scratch / "given"
         _lay_out(folder, names, settings, config, given)
         _check_time(given)
         tokenizer = _load(given, folder)
-        kept, notes = _portable(given, Path(scratch), tokenizer, folder)
+        kept, notes = _portable(given, scratch, tokenizer, folder)
         _check_vocabulary(tokenizer, folder)
         notes += _check_rows(tokenizer, rows, folder)
         notes += _unknown_scripts(tokenizer)

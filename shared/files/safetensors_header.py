@@ -73,31 +73,31 @@ def read_header(path: Path) -> Header:
         return header_of(file, path.name)
 
 
-def header_of(file: BinaryIO, name: str) -> Header:
-    """As `read_header`, of an open file."""
+def header_of(file: BinaryIO, name: str, most: int = MAX_HEADER) -> Header:
+    """As `read_header`, of an open file; a header of more than `most` bytes is not parsed."""
     size = file.seek(0, SEEK_END)
     file.seek(0)
-    length = _length(file.read(8), size, name)
+    length = _length(file.read(8), size, name, most)
     return _whole(parse_header(file.read(length), name), size, name)
 
 
-def header_of_chunks(chunks: Iterable[bytes], name: str) -> Header:
-    """As `read_header`, of a file that comes in chunks and is kept nowhere; all of it is read."""
+def header_of_chunks(chunks: Iterable[bytes], name: str, most: int = MAX_HEADER) -> Header:
+    """As `header_of`, of a file that comes in chunks and is kept nowhere; all of it is read."""
     size, begun, parsed = 0, bytearray(), None
     for chunk in chunks:
         size += len(chunk)
         if parsed is not None:
             continue
         begun += chunk
-        if len(begun) >= 8 and len(begun) >= (end := 8 + _length(bytes(begun[:8]), None, name)):
+        if len(begun) >= 8 and len(begun) >= (end := 8 + _length(bytes(begun[:8]), None, name, most)):
             parsed = parse_header(bytes(begun[8:end]), name)
     if parsed is None:
-        _length(bytes(begun[:8]), size, name)
+        _length(bytes(begun[:8]), size, name, most)
         raise HeaderError(f"{name} is cut short within its header")
     return _whole(parsed, size, name)
 
 
-def _length(head: bytes, size: int | None, name: str) -> int:
+def _length(head: bytes, size: int | None, name: str, most: int) -> int:
     """Of the header, by the first eight bytes of a file of `size` bytes; None: nobody knows yet."""
     if len(head) < 8:
         raise HeaderError(f"{name} is no safetensors file: it has only {size} bytes")
@@ -105,6 +105,8 @@ def _length(head: bytes, size: int | None, name: str) -> int:
     if length > MAX_HEADER or (size is not None and length + 8 > size):
         of = f" in a file of {size}" if size is not None else ""
         raise HeaderError(f"{name} is no safetensors file, or it is cut short: header of {length} bytes{of}")
+    if length > most:
+        raise HeaderError(f"{name} has a header of {length} bytes, where {most} are enough")
     return length
 
 

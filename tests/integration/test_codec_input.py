@@ -184,7 +184,7 @@ def test_what_agents_are_sent_is_no_delta(live: LiveCoordinator, held: tuple[Han
     with unchanged(live, run):
         for ref in assignment.manifest.blocks:
             assert ref.packed is not None
-            refused(hand.submit(assignment, ref.packed.digest), 422, "delta_refused")
+            refused(hand.submit(assignment, ref.packed.digest), 409, "upload_incomplete")
     assert all(live.store.has(ref.packed.digest) for ref in assignment.manifest.blocks if ref.packed)
 
 

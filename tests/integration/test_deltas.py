@@ -192,7 +192,7 @@ def test_what_the_coordinator_has_anyway_is_no_delta(live: LiveCoordinator, mode
     held = [b.digest for b in assignment.manifest.blocks] + [f.digest for f in assignment.manifest.files]
     with unchanged(live, run):
         for digest in held:  # never uploaded, but in the store under their names
-            refused(hand.submit(assignment, digest), 422, "delta_refused")
+            refused(hand.submit(assignment, digest), 409, "upload_incomplete")
     assert all(live.store.has(digest) for digest in held)
     assert live.operator.get(f"/runs/{run}")["state"] == "running"
 

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, fresh, sweep
+from tests.support.visits import Hand, sweep
 
 pytestmark = pytest.mark.database_decides
 
@@ -64,7 +64,7 @@ def test_a_revoked_agent_stays_revoked(live: LiveCoordinator) -> None:
 
 def test_parts_of_deltas_that_nobody_goes_on_with_are_cleared_away(live: LiveCoordinator) -> None:
     live.settings.uploads.mkdir(parents=True, exist_ok=True)  # it is made with the first upload
-    old, young = (live.settings.uploads / f"{fresh(age)}.part" for age in ("old", "young"))
+    old, young = (live.settings.uploads / f"asg_{n}-agt_{n}-{n:064x}.part" for n in (1, 2))
     for path in (old, young):
         path.write_bytes(b"x")
     then = time.time() - UPLOAD_KEPT_S - 60

@@ -2,19 +2,36 @@
 
 import http.client
 import os
+import struct
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.coordinator.services.path import receive
+from fedcybgd.coordinator.services.path.trained import DeltaForm
+from fedcybgd.coordinator.sweeper import discard_uploads
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
-from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, together, unchanged, versions
+from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, state_of, together, unchanged, versions, wire
+
+
+@contextmanager
+def unchanged_blocks(live: LiveCoordinator, run: str) -> Iterator[None]:
+    before = state_of(live, run)["blocks"]
+    yield
+    assert state_of(live, run)["blocks"] == before
+
 
 pytestmark = pytest.mark.database_decides
 
@@ -31,7 +48,10 @@ def path(assignment: LeasedAssignment, digest: str) -> str:
 
 
 def part(live: LiveCoordinator, assignment: LeasedAssignment, digest: str) -> Path:
-    return live.settings.uploads / f"{assignment.assignment_id}-{digest}.part"
+    """Where it arrives."""
+    with live.database.reading() as session:
+        owner = session.get_one(Assignment, assignment.assignment_id).agent_id
+    return live.settings.uploads / f"{assignment.assignment_id}-{owner}-{digest}.part"
 
 
 def test_an_upload_goes_on_in_the_middle(live: LiveCoordinator, hand: Hand, run: str) -> None:
@@ -114,6 +134,7 @@ def test_a_full_disk_is_said_and_the_upload_goes_on_later(live: LiveCoordinator,
     assignment = hand.take(run)
     data = save(hand.delta(assignment))
     target = part(live, assignment, digest_of(data))
+    target.parent.mkdir(exist_ok=True)
     target.symlink_to("/dev/full")  # the kernel's own full disk
     with unchanged(live, run):
         refused(hand.put(assignment, data), 507, "disk_full")
@@ -189,25 +210,156 @@ def test_a_delta_submitted_eight_times_at_once_is_applied_once(live: LiveCoordin
     assert all(torch.equal(trained[name], base[name] + tensors[name]) for name in trained)
 
 
-def test_two_deltas_at_once_for_one_attempt_leave_one(live: LiveCoordinator, hand: Hand, run: str) -> None:
+def test_a_lease_has_one_upload_the_last_that_was_begun(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     payloads = [save(hand.delta(assignment, value)) for value in (0.1, 0.2, 0.3, 0.4)]
     for data in payloads:
-        hand.put(assignment, data)
+        assert hand.put(assignment, data).status_code == 200
+        assert len(list(live.settings.uploads.glob(f"{assignment.assignment_id}-*"))) == 1
     answers = together(4, lambda i: hand.submit(assignment, digest_of(payloads[i])))
     assert sorted(a.status_code for a in answers) == [202, 409, 409, 409]
-    assert {a.json()["code"] for a in answers if a.status_code == 409} <= {"stale_attempt", "lease_lost"}
+    assert {a.json()["code"] for a in answers if a.status_code == 409} <= {"stale_attempt", "upload_incomplete"}
     settled(live, run)
-    winner = next(a.json()["digest"] for a in answers if a.status_code == 202)
-    assert live.operator.get(f"/runs/{run}/assignments")[0]["delta_digest"] == winner
+    assert live.operator.get(f"/runs/{run}/assignments")[0]["delta_digest"] == digest_of(payloads[-1])
     assert versions(live, run)["layers.0"] == 1
+    assert not list(live.settings.uploads.glob(f"{assignment.assignment_id}-*")), "nothing is left of it"
 
 
 def test_the_same_upload_twice_at_once_is_still_whole(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     data = save(hand.delta(assignment))
+    target = part(live, assignment, digest_of(data))
     answers = together(4, lambda _: hand.put(assignment, data))
     assert {a.status_code for a in answers} <= {200, 409}
     offset = hand.offset(assignment, digest_of(data))["offset"]
     assert offset <= len(data)
-    assert part(live, assignment, digest_of(data)).read_bytes() == data[:offset]
+    assert target.read_bytes() == data[:offset]
+
+
+def test_the_store_tells_nobody_what_it_has(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    """Neither blocks and files of the model, nor what another agent sent, nor what this one sent for another visit."""
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    hand.send(assignment, data)
+    assert settled(live, run)["rounds_done"] == 1
+    next_one = other.take(run)
+    known = [ref.digest for ref in (*next_one.manifest.blocks, *next_one.manifest.files)] + [digest_of(data)]
+    assert all(live.store.has(digest) for digest in known)
+    with unchanged(live, run):
+        for digest in (*known, digest_of(b"nobody has this")):
+            assert other.offset(next_one, digest) == {"offset": 0, "complete": False}
+            refused(other.submit(next_one, digest), 409, "upload_incomplete")
+
+
+def test_bytes_that_follow_while_it_is_checked_are_not_taken(
+    live: LiveCoordinator, hand: Hand, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that was begun before hangs until the delta is checked, and then sends other bytes."""
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    digest, begun, wait, checked = digest_of(data), threading.Event(), threading.Event(), threading.Event()
+    begin = receive.begin
+
+    def begins(*arguments: Any) -> receive.Receiving:
+        receiving = begin(*arguments)
+        begun.set()
+        return receiving
+
+    def late() -> Iterator[bytes]:
+        wait.wait(20)
+        yield b"x" * len(data)
+
+    def check(form: DeltaForm, *_: object) -> None:
+        wait.set()
+        answer.result(20)
+        checked.set()
+
+    with ThreadPoolExecutor(1) as thread, wire(live, hand.key) as http:
+        monkeypatch.setattr(receive, "begin", begins)
+        answer = thread.submit(http.put, path(assignment, digest), content=late())
+        assert begun.wait(20)
+        hand.put(assignment, data)
+        monkeypatch.setattr("fedcybgd.coordinator.services.path.upload.check_structure", check)
+        assert hand.submit(assignment, digest).status_code == 202
+        refused(answer.result(), 409, "offset_mismatch")
+    assert checked.is_set()
+    assert live.store.path(digest).read_bytes() == data
+    assert settled(live, run)["rounds_done"] == 1
+
+
+def test_what_was_uploaded_under_a_lease_that_ended_goes_on_under_the_next(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    hand.put(assignment, data[:100], digest=digest_of(data))
+    hand.give_back(assignment, "stopping")
+    discard_uploads(live.database, live.app.state.uploads)
+    again = hand.take(run)
+    assert (again.assignment_id, again.attempt) == (assignment.assignment_id, 2)
+    assert hand.offset(again, digest_of(data))["offset"] == 100
+    hand.put(again, data[100:], offset=100, digest=digest_of(data))
+    assert hand.submit(again, digest_of(data)).status_code == 202
+
+
+def test_what_another_agent_uploaded_for_the_same_visit_is_not_mine(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "first_come"})
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    hand.put(assignment, data)
+    hand.give_back(assignment, "data_invalid")
+    mine = other.take(run)
+    assert mine.assignment_id == assignment.assignment_id
+    assert other.offset(mine, digest_of(data)) == {"offset": 0, "complete": False}
+    refused(other.submit(mine, digest_of(data)), 409, "upload_incomplete")
+    discard_uploads(live.database, live.app.state.uploads)
+    assert not list(live.settings.uploads.glob(f"{assignment.assignment_id}-*")), "another has it now"
+
+
+def test_uploads_of_a_revoked_agent_are_not_kept(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, "all", schedule={"agents": "first_come"})
+    assignment = hand.take(run)
+    hand.put(assignment, b"x" * 1000)
+    target = part(live, assignment, digest_of(b"x" * 1000))
+    discard_uploads(live.database, live.app.state.uploads)
+    assert target.exists()
+    live.operator.post(f"/agents/{hand.name}/revoke")
+    discard_uploads(live.database, live.app.state.uploads)
+    assert not target.exists()
+
+
+def test_a_delta_that_was_accepted_before_is_refused_as_a_replay(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    """Whoever sends it: patches hand one agent's deltas to others."""
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "blocks": ["layers.0"], "cycles": 2})
+    data = save(hand.delta(first := hand.take(run)))
+    hand.send(first, data)
+    assert settled(live, run)["rounds_done"] == 1
+    assert hand.submit(first, digest_of(data)).status_code == 202, "a repeat of the same attempt is no replay"
+    second = hand.take(run)
+    with unchanged_blocks(live, run):
+        assert hand.send(second, data).status_code == 202
+        settled(live, run)
+    visits = live.operator.get(f"/runs/{run}/assignments")
+    assert [(visit["state"], (visit["reason"] or "")[:6]) for visit in visits] == [
+        ("accepted", ""),
+        ("rejected", "replay"),
+        ("pending", ""),
+    ]
+    other.deliver(other.take(run))
+    assert settled(live, run)["state"] == "completed"
+
+
+def test_a_header_is_not_parsed_that_is_larger_than_any_delta_needs(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    form = {name: tuple(t.shape) for name, t in hand.delta(assignment).items()}
+    most = DeltaForm(form, "float32", assignment.max_delta_bytes).header_limit
+    assert MIB < most < MIB + (1 << 14)
+    for length, said in ((most + 1, "are enough"), (most, "header is no JSON")):
+        data = length.to_bytes(8, "little") + b"[" * length
+        assert said in refused(hand.send(assignment, data), 422, "delta_refused").message
+
+
+def test_a_delta_in_a_million_tiny_chunks_is_not_unpacked(live: LiveCoordinator, hand: Hand, run: str) -> None:
+    assignment = hand.take(run)
+    one = struct.pack("<BI", 1, 1) + struct.pack("<BI", 0, 1)
+    data = b"FEDPACK1" + b"".join(one + bytes([byte]) for byte in save(hand.delta(assignment)))
+    assert "chunks" in refused(hand.send(assignment, data), 422, "delta_refused").message

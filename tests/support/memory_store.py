@@ -2,8 +2,9 @@
 
 import io
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from fedcybgd.coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
-from fedcybgd.coordinator.storage.uploads import NothingArrived
+from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 from fedcybgd.shared.contract.digests import digest_of
 
 TICKS = count(1)
@@ -23,7 +24,10 @@ class Memory:
     """What lies in the store, and what a test may do to it from outside."""
 
     blobs: dict[str, tuple[bytes, float]] = field(default_factory=dict)
-    uploads: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    uploads: dict[UploadKey, tuple[bytes, float]] = field(default_factory=dict)
+    taken: dict[UploadKey, bytes] = field(default_factory=dict)
+    kept: set[UploadKey] = field(default_factory=set)
+    alone: threading.RLock = field(default_factory=threading.RLock)
     full: str | None = None
     """what fails for want of room: "open", "write" or "finish" """
     links: str | None = None
@@ -147,31 +151,83 @@ class MemoryUploads:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
 
-    def offset(self, key: str) -> int:
-        return len(self.memory.uploads.get(key, (b"", 0))[0])
+    def offset(self, key: UploadKey) -> int:
+        with self.memory.alone:
+            return len(self.memory.taken.get(key, self._arrived(key)))
 
-    def append(self, key: str, at: int, data: bytes) -> None:
-        self.memory.no_room("write")
-        before = self.memory.uploads.get(key, (b"", 0))[0]
-        self.memory.uploads[key] = (before[:at] + data + before[at + len(data) :], time.time())
+    def is_kept(self, key: UploadKey) -> bool:
+        return key in self.memory.kept
 
-    def open(self, key: str) -> BinaryIO:
-        return io.BytesIO(self._bytes(key))
+    def append(self, key: UploadKey, at: int, data: bytes) -> None:
+        with self.memory.alone:
+            if key in self.memory.taken:
+                raise Elsewhere(len(self.memory.taken[key]))
+            before = self._arrived(key)
+            if at > len(before):
+                raise Elsewhere(len(before))
+            self.memory.no_room("write")
+            if key not in self.memory.uploads:
+                self.discard(key.place)
+            self.memory.uploads[key] = (before[:at] + data + before[at + len(data) :], time.time())
 
-    def finish(self, key: str, digest: str) -> None:
-        put(self.memory, self._bytes(key), digest)
-        self.discard(key)
+    @contextmanager
+    def take(self, key: UploadKey) -> Iterator["MemoryTaken"]:
+        until = time.monotonic() + 30
+        while not self._move_away(key):
+            if time.monotonic() > until:
+                raise BeingChecked(key)
+            time.sleep(0.01)
+        try:
+            yield MemoryTaken(self.memory, key)
+        finally:
+            with self.memory.alone:
+                if (data := self.memory.taken.pop(key, None)) is not None:
+                    self.memory.uploads[key] = (data, time.time())
 
-    def discard(self, key: str) -> None:
-        self.memory.uploads.pop(key, None)
+    def _move_away(self, key: UploadKey) -> bool:
+        with self.memory.alone:
+            if key in self.memory.taken:
+                return False
+            if key not in self.memory.uploads:
+                raise NothingArrived(key)
+            self.memory.taken[key] = self.memory.uploads.pop(key)[0]
+            return True
+
+    def discard(self, place: str) -> None:
+        with self.memory.alone:
+            self.memory.uploads = {key: found for key, found in self.memory.uploads.items() if key.place != place}
+            self.memory.taken = {key: found for key, found in self.memory.taken.items() if key.place != place}
+            self.memory.kept = {key for key in self.memory.kept if key.place != place}
+
+    def keys(self) -> Collection[UploadKey]:
+        return {*self.memory.uploads, *self.memory.taken, *self.memory.kept}
 
     def sweep(self, older_than_s: float) -> None:
         for key, (_, at) in list(self.memory.uploads.items()):
             if time.time() - at > older_than_s:
-                self.discard(key)
+                self.discard(key.place)
 
-    def _bytes(self, key: str) -> bytes:
+    def _arrived(self, key: UploadKey) -> bytes:
+        return self.memory.uploads.get(key, (b"", 0))[0]
+
+
+class MemoryTaken:
+    def __init__(self, memory: Memory, key: UploadKey) -> None:
+        self._memory, self._key = memory, key
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self._bytes())
+
+    def keep(self) -> None:
+        put(self._memory, self._bytes(), self._key.digest)
+        self._memory.kept.add(self._key)
+        self.drop()
+
+    def drop(self) -> None:
+        self._memory.taken.pop(self._key, None)
+
+    def _bytes(self) -> bytes:
         try:
-            return self.memory.uploads[key][0]
+            return self._memory.taken[self._key]
         except KeyError:
-            raise NothingArrived(key) from None
+            raise NothingArrived(self._key) from None

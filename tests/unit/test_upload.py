@@ -30,10 +30,10 @@ def coming_and_going(path: Path) -> Iterator[None]:
 def test_a_part_that_goes_into_the_store_meanwhile_has_arrived_or_is_gone(tmp_path: Path) -> None:
     digest = "a" * 64
     uploads = open_uploads(tmp_path, open_store(tmp_path / "blobs"))
-    with coming_and_going(tmp_path / f"asg-{digest}.part"):
+    with coming_and_going(tmp_path / f"asg-agt-{digest}.part"):
         seen: set[int] = set()
         until = time.monotonic() + 20
         while len(seen) < 2 or time.monotonic() < until - 19:
             assert time.monotonic() < until
-            seen.add(Upload(uploads, "asg", digest, 100).offset)
+            seen.add(Upload(uploads, "asg", "agt", digest, 100).offset)
     assert seen == {0, 4}

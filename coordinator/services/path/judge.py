@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -18,14 +19,24 @@ from fedcybgd.coordinator.services.states import assignments
 
 
 def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> None:
-    """A delta has come: have it measured and judged."""
+    """A delta has come: have it measured and judged, unless it came before."""
     assert assignment.delta_digest is not None
+    if (before := _replayed(session, assignment)) is not None:
+        _reject(session, run, assignment, f"replay: the same delta was sent for round {before}", now)
+        return
     spec = run.spec
     payload = AdmitPayload(
         assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
         always=spec.schedule.always, rules=spec.admission,
     )  # fmt: skip
     jobs.enqueue(session, ADMIT, run.id, payload, now)
+
+
+def _replayed(session: Session, assignment: Assignment) -> int | None:
+    """The round of this run for which the same bytes were taken before, by whomever: patches hand deltas from agent to agent."""
+    same = (Assignment.run_id == assignment.run_id) & (Assignment.delta_digest == assignment.delta_digest)
+    taken = Assignment.state.in_((AssignmentState.SUBMITTED, AssignmentState.ACCEPTED))
+    return session.scalar(select(Assignment.round).where(same, taken, Assignment.id != assignment.id).limit(1))
 
 
 def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:

@@ -35,7 +35,7 @@ def begin(
     """Raises before the first byte for a request that cannot be taken: `length` bytes, if that is known, from `offset` on."""
     with database.reading() as session:
         assignment = lease.held(session, assignment_id, agent_id)
-        upload = Upload(uploads, assignment_id, digest, trained.limit_of(session, assignment))
+        upload = Upload(uploads, assignment_id, agent_id, digest, trained.limit_of(session, assignment))
     upload.check(offset, length)
     return Receiving(database, upload, assignment.run_id, assignment.round, agent_id)
 
@@ -43,6 +43,7 @@ def begin(
 def offset(session: Session, store: BlobStore, uploads: Uploads, assignment_id: str, agent_id: str, digest: str) -> UploadOffset:
     """Where to go on with an upload, also after either side died."""
     assignment = lease.held(session, assignment_id, agent_id)
-    arrived = Upload(uploads, assignment_id, digest, trained.limit_of(session, assignment)).offset
-    complete = arrived == 0 and store.has(digest)
-    return UploadOffset(offset=store.size(digest) if complete else arrived, complete=complete)
+    upload = Upload(uploads, assignment_id, agent_id, digest, trained.limit_of(session, assignment))
+    if upload.is_complete(store):
+        return UploadOffset(offset=store.size(digest), complete=True)
+    return UploadOffset(offset=upload.offset, complete=False)

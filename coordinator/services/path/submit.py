@@ -15,7 +15,7 @@ from fedcybgd.coordinator.domain.assignment import (
 )
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.path import judge, lease, trained
-from fedcybgd.coordinator.services.path.upload import Upload
+from fedcybgd.coordinator.services.path.upload import Upload, UploadIncomplete
 from fedcybgd.coordinator.services.states import assignments
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission
@@ -47,9 +47,17 @@ def take(
             return done
         form = trained.form_of(session, lease.held(session, assignment_id, agent_id))
     # Hashing takes its time: outside of any transaction.
-    size = Upload(uploads, assignment_id, submission.digest, form.limit).finish(store, form)
+    try:
+        size = Upload(uploads, assignment_id, agent_id, submission.digest, form.limit).finish(store, form)
+    except UploadIncomplete:
+        with database.reading() as session:  # a repeat was faster
+            if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
+                return done
+        raise
     with database.transaction() as session:
-        return submit(session, assignment_id, agent_id, submission, size, clock())
+        taken = submit(session, assignment_id, agent_id, submission, size, clock())
+    uploads.discard(assignment_id)
+    return taken
 
 
 def submit(session: Session, assignment_id: str, agent_id: str, submission: DeltaSubmission, size: int, now: datetime) -> DeltaReceipt:

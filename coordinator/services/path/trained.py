@@ -6,11 +6,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Block, Run
+from fedcybgd.shared.contract.delta_rows import layout_by_rows
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import DeltaCodec
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import pack_header
 
 HEADER_ROOM = 1 << 20
-"""Bytes that a delta's safetensors header may take, beyond its tensors."""
+"""Bytes that a delta's safetensors header may take, beyond its tensors, and beyond what their names and shapes need."""
+PIECES_A_TENSOR = 4
+"""Tensors that a delta may have for one of the model's, each in chunks of its own: codes, scales, offsets, numbers of rows."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,18 @@ class DeltaForm:
     codec: DeltaCodec
     limit: int
     """the most bytes that it may have: float32 tensors and a header"""
+
+    @property
+    def header_limit(self) -> int:
+        """The most bytes that its header may have: to parse one takes long."""
+        rows = {name: shape[0] for name, shape in self.tensors.items() if len(shape) == 2 and shape[0]}
+        layout = layout_by_rows(self.tensors, self.codec, rows)
+        return len(pack_header((name, dtype, shape) for name, (dtype, shape) in layout.items())) + HEADER_ROOM
+
+    @property
+    def most_chunks(self) -> int:
+        """Of a packed one: whole ones, and one at the end of each tensor and of the header."""
+        return self.limit // lossless.CHUNK + PIECES_A_TENSOR * len(self.tensors) + 2
 
 
 def trained_refs(assignment: Assignment) -> list[ShardRef]:

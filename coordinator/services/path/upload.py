@@ -1,14 +1,13 @@
 """Deltas on their way: appended to what has arrived, resumable at the byte where they stopped."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
 from fedcybgd.coordinator.errors import Conflict, TooLarge
 from fedcybgd.coordinator.services.path.trained import DeltaForm
 from fedcybgd.coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, Uploads
-from fedcybgd.coordinator.storage.uploads import NothingArrived
+from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.lossless import PackedError
@@ -29,24 +28,30 @@ class UploadTooLarge(TooLarge):
     code = "delta_too_large"
 
 
-class Upload:
-    """One delta under its (assignment, digest)."""
+NOTHING = "nothing of this delta has arrived from you for this assignment, or it was spoilt; upload it"
 
-    def __init__(self, uploads: Uploads, assignment_id: str, digest: str, limit: int) -> None:
+
+class Upload:
+    """One delta on its way to one assignment, of the agent that holds it; what others sent is nobody's."""
+
+    def __init__(self, uploads: Uploads, assignment_id: str, agent_id: str, digest: str, limit: int) -> None:
         self.digest = digest
-        self._uploads, self._key, self._limit = uploads, f"{assignment_id}-{digest}", limit
-        self._at = self.offset
+        self._uploads, self._key, self._limit = uploads, UploadKey(assignment_id, agent_id, digest), limit
+        self._at = 0
 
     @property
     def offset(self) -> int:
         """Bytes that have arrived and are not in the store yet."""
-        return self._uploads.offset(self._key)  # asked once: a repeat of the submission may put it into the store at any moment
+        return self._uploads.offset(self._key)
+
+    def is_complete(self, store: BlobStore) -> bool:
+        """Whether the store has it because it arrived here. What the store has otherwise is not told."""
+        return self._uploads.is_kept(self._key) and store.has(self.digest)
 
     def check(self, offset: int, length: int | None) -> None:
         """Refuse before the first byte what cannot be taken."""
-        arrived = self.offset
-        if offset != arrived:
-            raise OffsetMismatch(f"{arrived} bytes have arrived; send from there", offset=arrived)
+        if offset != (arrived := self.offset):
+            raise _from(arrived)
         self._at = offset
         if length is not None and offset + length > self._limit:
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes, not {offset + length}", limit=self._limit)
@@ -54,47 +59,62 @@ class Upload:
     def append(self, data: bytes) -> None:
         """Write the bytes that follow. A repeat that overtakes a request which still hangs writes the same bytes to the same place."""
         if self._at + len(data) > self._limit:
-            self._uploads.discard(self._key)
+            self._uploads.discard(self._key.place)
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes", limit=self._limit)
-        self._uploads.append(self._key, self._at, data)
+        try:
+            self._uploads.append(self._key, self._at, data)
+        except Elsewhere as error:
+            raise _from(error.offset) from error
         self._at += len(data)
 
     def finish(self, store: BlobStore, form: DeltaForm) -> int:
         """Verify the bytes and the structure, put them into the store, and return their number.
 
-        Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; an upload that is wrong is not kept.
+        Nobody can change them meanwhile. Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; an upload that is wrong is not kept.
         """
         try:
-            with self._uploads.open(self._key) as arrived:
-                self._check(form, arrived)
-            self._uploads.finish(self._key, self.digest)
+            with self._uploads.take(self._key) as taken:
+                try:
+                    with taken.open() as arrived:
+                        self._check(form, arrived)
+                    taken.keep()
+                except (DeltaRefused, BlobCorrupt):
+                    taken.drop()
+                    raise
+        except BeingChecked:
+            raise UploadIncomplete("this delta is being checked; submit it again in a moment") from None
         except NothingArrived:
-            # Never sent, or in the store already: put there before a crash, or a moment ago by a repeat of this request.
-            # The store holds more than deltas, so what is found there is judged alike.
-            with self._is_there():
-                store.touch(self.digest)
-                with store.open(self.digest) as kept:
-                    self._check(form, kept)
-        except (DeltaRefused, BlobCorrupt):
-            self._uploads.discard(self._key)
-            raise
-        with self._is_there():
-            return store.size(self.digest)
-
-    @contextmanager
-    def _is_there(self) -> Iterator[None]:
+            # Never sent; or kept before a crash, or a moment ago by a repeat of this request, and checked then.
+            if not self._uploads.is_kept(self._key):
+                raise UploadIncomplete(NOTHING, offset=0) from None
         try:
-            yield
+            store.touch(self.digest)
+            store.check(self.digest)
+            return store.size(self.digest)
         except (BlobMissing, BlobDamaged):
-            raise UploadIncomplete("nothing of this delta has arrived, or it was spoilt; upload it", offset=0) from None
+            self._uploads.discard(self._key.place)
+            raise UploadIncomplete(NOTHING, offset=0) from None
 
     def _check(self, form: DeltaForm, file: BinaryIO) -> None:
         try:
             if lossless.begins_packed(file):
                 # The limit of the upload bounds what is unpacked as well: a delta grows by packing at the most.
-                header = header_of_chunks(lossless.unpacked(file, self._limit), "the delta")
+                chunks = _few(lossless.unpacked(file, self._limit), form.most_chunks)
+                header = header_of_chunks(chunks, "the delta", form.header_limit)
             else:
-                header = header_of(file, "the delta")
+                header = header_of(file, "the delta", form.header_limit)
             check_structure(form.tensors, header, form.codec)
         except (HeaderError, PackedError) as error:
             raise DeltaRefused(f"the delta is no whole safetensors file: {error.message}; upload it again") from error
+
+
+def _from(arrived: int) -> OffsetMismatch:
+    return OffsetMismatch(f"{arrived} bytes have arrived; send from there", offset=arrived)
+
+
+def _few(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """To unpack a million chunks of a byte each takes as long as a million of a MiB."""
+    for number, chunk in enumerate(chunks):
+        if number >= most:
+            raise PackedError(f"it is packed in more than the {most} chunks that a delta of this size has")
+        yield chunk
