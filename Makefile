@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lm test test-all unit lint types docs serve clean benchmarks
+.PHONY: help setup demo demo-lm test test-all unit lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -36,6 +36,9 @@ test: setup lint types ## Lint, types and all tests (WORKERS=4 runs four at a ti
 
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10 --both-databases
+
+chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, or POINTS=all to die at each named point
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)')
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
@@ -65,4 +68,4 @@ serve: setup ## Run a coordinator here
 	$(BIN)/fedcoord serve
 
 clean: ## Remove what the demos and tools left (not .venv)
-	rm -rf demo-banking77 demo-shakespeare .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf demo-banking77 demo-shakespeare chaos.json .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -15,7 +15,7 @@ from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
-FOLDERS = ["e2e", "integration", "migrations", "contract", "unit"]
+FOLDERS = ["faults", "e2e", "integration", "migrations", "contract", "unit"]
 """Long tests first: what is left at the end is short, and no worker waits long for another."""
 
 

@@ -7,7 +7,11 @@ import socket
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 
 def find_program(name: str) -> str | None:
@@ -34,8 +38,30 @@ class PostgresServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._run(initdb, "-D", str(self._data), "-U", "fed", "--auth=trust", "-E", "UTF8", "--no-sync")
+        self._start()
+
+    def _start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off -c max_connections=200"
-        self._run(self._pg_ctl, "-D", str(self._data), "-w", "-o", options, "-l", str(folder / "log"), "start")
+        self._run(str(self._pg_ctl), "-D", str(self._data), "-w", "-o", options, "-l", str(self._data.parent / "log"), "start")
+
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """Gone at once, as by a crash; started again afterwards."""
+        self._run(str(self._pg_ctl), "-D", str(self._data), "-m", "immediate", "stop")
+        yield
+        self._start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections, as far as the kernel does so by itself, and answers nothing."""
+        first = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        yield
+        for process in processes:
+            if process.is_running():
+                process.resume()
 
     def _run(self, *command: str) -> None:
         switch = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}

@@ -1,0 +1,177 @@
+"""Runs under random faults, each drawn from a seed, on real processes; what they end with is judged to the bit.
+
+python -m tests.faults.chaos --runs 200          seeds 0 to 199, two at a time
+python -m tests.faults.chaos --seed 17 --runs 1  one of them again
+python -m tests.faults.chaos --points all        instead: a process is killed once at each named point
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.faults.fleet import Fleet
+from tests.faults.judged import Outcome, disturbed
+from tests.faults.plan import Plan, draw
+from tests.faults.points import Killed, Pointer
+from tests.faults.spec import held_out, model
+from tests.support.postgres import PostgresServer, find_program
+
+TOGETHER = 10
+"""Runs that one fleet does at the most: then a fresh one is started."""
+
+
+@contextmanager
+def started(database_url: str | None = None) -> Iterator[Fleet]:
+    """A fleet under a watch."""
+    with tempfile.TemporaryDirectory(prefix="fedcybgd-faults-", ignore_cleanup_errors=True) as folder:
+        fleet = Fleet(Path(folder) / "fleet", model(Path(folder) / "model"), database_url=database_url, held_out=held_out(Path(folder)))
+        try:
+            fleet.watch()
+            yield fleet
+        finally:
+            fleet.stop()
+
+
+def group(plans: Sequence[Plan]) -> list[Outcome]:
+    """Some runs one after another on one fleet. A run that went wrong is the last of its fleet: the next ones get a fresh one."""
+    outcomes: list[Outcome] = []
+    server = PostgresServer() if plans[0].postgresql else None
+    try:
+        while left := plans[len(outcomes) :]:
+            with started(server.new_database() if server else None) as fleet:
+                for plan in left:
+                    outcomes.append(disturbed(fleet, plan, server))
+                    say(outcomes[-1])
+                    if not outcomes[-1].well:
+                        break
+    finally:
+        if server is not None:
+            server.stop()
+    return outcomes
+
+
+def say(outcome: Outcome) -> None:
+    verdict = "identical" if outcome.identical else "replays" if outcome.well else "WRONG"
+    print(f"seed {outcome.seed:4} {outcome.flavour:9} {outcome.seconds:5.1f} s  {outcome.restarts} restarts  {verdict}", flush=True)
+    if not outcome.well:
+        lines = [*outcome.faults, *outcome.lost, *outcome.doubled, *outcome.different, *outcome.wedged]
+        print("\n".join(f"      {line}" for line in lines), flush=True)
+
+
+def all_points() -> list[str]:
+    """The points that processes pass where nothing happens to them."""
+    with started() as fleet:
+        Pointer(fleet).walk()
+        return sorted(fleet.points())
+
+
+def batches(plans: Sequence[Plan]) -> list[list[Plan]]:
+    """Runs that one fleet can serve."""
+    of_kind = [[plan for plan in plans if plan.postgresql is kind] for kind in (True, False)]
+    return [kind[at : at + TOGETHER] for kind in of_kind for at in range(0, len(kind), TOGETHER)]
+
+
+def random_faults(pool: ProcessPoolExecutor, seeds: Sequence[int]) -> dict[str, Any]:
+    plans = [draw(seed) for seed in seeds]
+    if find_program("initdb") is None:
+        print("PostgreSQL's initdb was not found: its runs are left out", flush=True)
+        plans = [plan for plan in plans if not plan.postgresql]
+    work = [pool.submit(group, batch) for batch in batches(plans)]
+    outcomes = sorted((outcome for done in as_completed(work) for outcome in done.result()), key=lambda o: o.seed)
+    print("\n" + table(outcomes))
+    return {"outcomes": [asdict(outcome) for outcome in outcomes], "summary": summary(outcomes)}
+
+
+def at_points(pool: ProcessPoolExecutor, wanted: str, seed: int, at_once: int) -> dict[str, Any]:
+    points = pool.submit(all_points).result()
+    points = points if wanted == "all" else [point for point in points if wanted in point]
+    print(f"{len(points)} points", flush=True)
+    random.Random(seed).shuffle(points)  # so that no agent dies again and again
+    work = [pool.submit(_killed, points[number::at_once]) for number in range(at_once)]
+    parts = [done.result() for done in work]
+    result = {
+        "points": len(points), "survived": sorted(p for part in parts for p in part.survived),
+        "failed": {point: why for part in parts for point, why in part.failed.items()},
+        "not_reached": sorted(p for part in parts for p in part.not_reached), "versions": sum(part.versions for part in parts),
+    }  # fmt: skip
+    for point, why in result["failed"].items():
+        print("\n    ".join([point, *why]))
+    for point in result["not_reached"]:
+        print(f"not reached a second time: {point}")
+    print(
+        f"{len(points)} points: {len(result['survived'])} survived, {len(result['failed'])} not, {len(result['not_reached'])} not reached"
+    )
+    return result
+
+
+def _killed(points: Sequence[str]) -> Killed:
+    with started() as fleet:
+        return Pointer(fleet).all(points)
+
+
+WRONG = ("lost", "doubled", "different", "wedged")
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    restarted = [seconds for outcome in outcomes for seconds in outcome.restarted_in]
+    return {
+        "runs": len(outcomes), "faults": sum(len(o.faults) for o in outcomes), "restarts": sum(o.restarts for o in outcomes),
+        "identical": sum(o.identical for o in outcomes), "versions": sum(o.versions for o in outcomes),
+        **{name: sum(len(getattr(o, name)) > 0 for o in outcomes) for name in WRONG},
+        "coordinator_answers_after_s": round(median(restarted), 2) if restarted else None,
+        "kinds": dict(Counter(fault.split(": ", 1)[1].split(" ", 1)[0] for o in outcomes for fault in o.faults)),
+    }  # fmt: skip
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    lines = [f"{'runs of':10} {'runs':>5} {'faults':>7} {'restarts':>9} {'identical':>10} " + " ".join(f"{name:>9}" for name in WRONG)]
+    for flavour in [*sorted({o.flavour for o in outcomes}), "all"]:
+        told = summary([o for o in outcomes if flavour in (o.flavour, "all")])
+        numbers = " ".join(f"{told[name]:>9}" for name in WRONG)
+        lines.append(f"{flavour:10} {told['runs']:>5} {told['faults']:>7} {told['restarts']:>9} {told['identical']:>10} {numbers}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the next ones follow")
+    parser.add_argument("--points", default="", help="`all`, or a part of the names of the points")
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    given = parser.parse_args()
+    began = time.monotonic()
+    with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
+        if given.points:
+            result = at_points(pool, given.points, given.seed, given.at_once)
+            wrong = bool(result["failed"])
+        else:
+            result = random_faults(pool, range(given.seed, given.seed + given.runs))
+            wrong = any(result["summary"][name] for name in WRONG)
+    result |= {"seconds": round(time.monotonic() - began, 1), "commit": commit()}
+    print(f"{result['seconds']:.0f} s at {result['commit']}")
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1))
+    return int(wrong)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip() or "no commit"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""A coordinator and agents as real processes, each agent behind a proxy of its own, started again whenever they die, as a service manager would."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedcybgd import Agent, Coordinator
+from fedcybgd.client.errors import ClientError, Refused
+from fedcybgd.local.errors import LocalError
+from tests.e2e.conftest import write_rows
+from tests.faults.proxy import Proxy
+from tests.support.processes import ENVIRONMENT
+
+BOOTSTRAP = Path(__file__).parent / "bootstrap"
+RESTART_AFTER_S = 0.2
+LOOK_EVERY_S = 0.05
+COORDINATOR = "coordinator"
+
+
+def environment(folder: Path, name: str) -> dict[str, str]:
+    """Of a process under test: Python loads what stands in `bootstrap` first."""
+    path = os.pathsep.join(filter(None, [str(BOOTSTRAP), os.environ.get("PYTHONPATH", "")]))
+    return {**ENVIRONMENT, "PYTHONPATH": path, "FAULTS_FOLDER": str(folder), "FAULTS_NAME": name}
+
+
+class Fleet:
+    def __init__(
+        self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None
+    ) -> None:
+        self.folder, self.model, self.database_url = folder, model, database_url
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        settings: dict[str, Any] = {"database_url": database_url} if database_url else {}
+        self.coordinator = Coordinator.local(
+            folder / COORDINATOR, port, environment=environment(folder, COORDINATOR), timeout_s=60, **settings
+        )
+        self.operator = self.coordinator.client.connection
+        self.blobs = folder / COORDINATOR / "blobs"
+        self.partitions = [write_rows(folder / f"rows-{number}.jsonl", number) for number in range(agents)]
+        self.proxies: list[Proxy] = []
+        self.agents: list[Agent] = []
+        self._watching, self._kept_down = threading.Event(), set[str]()
+        self._keepers: list[threading.Thread] = []
+        self.restarts = {COORDINATOR: 0}
+        self.restarted_in: list[float] = []
+        """seconds from the death of a coordinator until it answers"""
+        self.held_out = held_out
+        """file of held-out rows, and its digest"""
+        if held_out is not None:
+            self.coordinator.client.runs.upload_held_out(held_out[0])
+        self.operator.post("/models", {"name": "tiny", "source": str(model)})
+        for number in range(agents):
+            proxy = Proxy(port)
+            name = f"agent-{number}"
+            self.proxies.append(proxy)
+            self.agents.append(
+                Agent.local(proxy.url, self.coordinator.token(), name, data=self.partitions[number], runs=["*"], home=folder / name,
+                            settings={"device": {"threads": 1}}, environment=environment(folder, name))
+            )  # fmt: skip
+            self.restarts[name] = 0
+        model_view = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)  # type: ignore[index]
+        assert model_view["state"] == "ready", model_view  # type: ignore[index]
+        self.operator.wait(lambda: self.operator.every("/agents"), lambda found: all(a["state"] == "active" for a in found), limit=60)  # type: ignore[index]
+
+    # ---- life -----------------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """From now on whatever dies is started again."""
+        for name in self.restarts:
+            thread = threading.Thread(target=self._keep, args=(name,), name=f"keeper-{name}", daemon=True)
+            self._keepers.append(thread)
+            thread.start()
+
+    def process(self, name: str) -> Coordinator | Agent:
+        return self.coordinator if name == COORDINATOR else self.agents[int(name.rsplit("-", 1)[1])]
+
+    def _keep(self, name: str) -> None:
+        process = self.process(name)
+        while not self._watching.wait(LOOK_EVERY_S):
+            if process.running or name in self._kept_down:
+                continue
+            died = time.monotonic()
+            self._watching.wait(RESTART_AFTER_S)
+            self.restarts[name] += 1
+            with contextlib.suppress(LocalError, OSError):  # killed again while it started: once more
+                process.start() if isinstance(process, Coordinator) else process.start(wait=False)
+                if isinstance(process, Coordinator):
+                    self.restarted_in.append(time.monotonic() - died)
+
+    @contextlib.contextmanager
+    def kept_down(self, name: str) -> Iterator[None]:
+        self._kept_down.add(name)
+        yield
+        self._kept_down.discard(name)
+
+    def stop(self) -> None:
+        self._watching.set()
+        for keeper in self._keepers:
+            keeper.join(70)
+        for process in [*self.agents, self.coordinator]:
+            for found in self.processes_of(process):
+                with contextlib.suppress(psutil.Error):
+                    found.send_signal(signal.SIGCONT)
+            if process.running:
+                process.kill()
+        for proxy in self.proxies:
+            proxy.close()
+
+    @staticmethod
+    def processes_of(process: Coordinator | Agent) -> list[psutil.Process]:
+        try:
+            first = psutil.Process(process.pid)
+            return [first, *first.children(recursive=True)]
+        except (psutil.Error, LocalError):
+            return []
+
+    def find(self, role: str, name: str) -> list[psutil.Process]:
+        """The processes of a role: web and engine of the coordinator, daemon and trainer of an agent."""
+        marks = {"engine": "spawn_main", "trainer": "fedcybgd.agent.trainer"}
+        found = self.processes_of(self.process(name))
+        if role in ("web", "daemon"):
+            return found[:1]
+        chosen = []
+        for process in found[1:]:
+            with contextlib.suppress(psutil.Error):
+                if any(marks[role] in word for word in process.cmdline()):
+                    chosen.append(process)
+        return chosen
+
+    # ---- what an operator does, whatever happens meanwhile ---------------------------------------------------------------
+
+    def insist(self, act: Callable[[], Any], done: Callable[[], bool], limit: float = 60) -> None:
+        """Do what may have been done already when its answer was lost."""
+        until = time.monotonic() + limit
+        while True:
+            with contextlib.suppress(ClientError):
+                if done():
+                    return
+                try:
+                    act()
+                except Refused as refused:
+                    if time.monotonic() > until:
+                        raise AssertionError(f"the coordinator refuses: {refused.message}") from refused
+            assert time.monotonic() < until, "the operator gave up"
+            time.sleep(0.1)
+
+    def begin(self, spec: dict[str, Any]) -> str:
+        """A started run; its id."""
+        name = spec["name"]
+        self.insist(lambda: self.operator.post("/runs", spec), lambda: self._view(name) is not None)
+        self.insist(lambda: None, lambda: bool((self._view(name) or {}).get("prepared")))
+        run_id = str((self._view(name) or {})["id"])
+        self.insist(lambda: self.operator.post(f"/runs/{run_id}/start"), lambda: self.view(run_id)["state"] != "draft")
+        return run_id
+
+    def _view(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(self.operator.get(f"/runs/{name}"))  # type: ignore[call-overload]
+        except Refused:
+            return None
+
+    def view(self, run_id: str) -> dict[str, Any]:
+        return dict(self.operator.get(f"/runs/{run_id}"))  # type: ignore[call-overload]
+
+    def events(self, run_id: str) -> list[str]:
+        """What happened, for whoever reads why a run went wrong."""
+        found = self.operator.patiently(lambda: self.operator.get(f"/runs/{run_id}/events"), limit=60)
+        return [f"{e['level']} {e['code']}: {e['message']}" for e in found]  # type: ignore[attr-defined]
+
+    # ---- points -------------------------------------------------------------------------------------------------------------
+
+    def points(self) -> set[str]:
+        """Every point that was passed so far."""
+        seen = self.folder / "seen"
+        return set(seen.read_text().splitlines()) if seen.exists() else set()
+
+    def arm(self, point: str) -> None:
+        aside = self.folder / "armed.part"
+        aside.write_text(point)
+        aside.replace(self.folder / "armed")
+
+    def disarm(self) -> bool:
+        """Whether it was still armed: nobody has come there."""
+        try:
+            (self.folder / "armed").unlink()
+            return True
+        except FileNotFoundError:
+            return False
+
+    def hit(self) -> bool:
+        return not (self.folder / "armed").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def copy_home(agent: Agent, target: Path) -> Path:
+    """A second home of the same agent, as from a machine that was cloned."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(agent.home, target, ignore=shutil.ignore_patterns("*.part", "agent.log"))
+    return target

@@ -1,0 +1,137 @@
+"""One run under faults, and what is to be said of it."""
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import reference
+from fedcybgd.client.errors import ClientError
+from tests.faults import chain
+from tests.faults.fleet import COORDINATOR, Fleet
+from tests.faults.happening import Happening
+from tests.faults.plan import Fault, Plan
+from tests.faults.spec import spec
+from tests.support.postgres import PostgresServer
+
+WEDGED_AFTER_S = 120.0
+"""Seconds after the last fault within which a run must have ended."""
+EVENTS = 15
+Digests = dict[str, str]
+
+
+@dataclass
+class Outcome:
+    """What came of one run; `lost` to `wedged` say what is wrong, and are empty."""
+
+    seed: int
+    flavour: str
+    faults: list[str]
+    seconds: float = 0.0
+    identical: bool = False
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    wedged: list[str] = field(default_factory=list)
+    versions: int = 0
+    """that were computed again"""
+    restarts: int = 0
+    restarted_in: list[float] = field(default_factory=list)
+
+    @property
+    def well(self) -> bool:
+        return not (self.lost or self.doubled or self.different or self.wedged)
+
+
+def undisturbed(model: Path, partitions: Sequence[Path], values: dict[str, Any]) -> Digests:
+    """What a run ends with where nothing happens to it: computed here, in one bare process. That of whole systems is the same (tests/e2e/test_same_weights.py)."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="fedcybgd-undisturbed-") as folder:
+        alone = reference.begin(Path(folder), model, values)
+        reference.run(alone, partitions, Path(folder) / "scratch")
+        return alone.digests()
+
+
+def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) -> Outcome:
+    """A run under the faults of a plan. Its seed is the plan's, so that no delta of it was ever seen before."""
+    began, outcome = time.monotonic(), Outcome(plan.seed, plan.flavour, [str(f) for f in plan.faults])
+    restarts, restarted = sum(fleet.restarts.values()), len(fleet.restarted_in)
+    values = spec(plan.flavour, f"{plan.flavour}-{plan.seed}-{time.monotonic_ns()}", plan.seed, fleet.held_out)
+    run_id = fleet.begin(values)
+    happening = Happening(fleet, run_id, plan.seed, postgres)
+    outcome.wedged += [f"the harness itself: {text}" for text in _all_happen(happening, plan)]
+    view = ended(fleet, run_id, happening)
+    if fleet.disarm():
+        outcome.wedged.append("the harness itself: nobody came to the point at which one was to die")
+    judge(outcome, fleet, run_id, view, undisturbed(fleet.model, fleet.partitions, values), plan.exact)
+    outcome.restarts, outcome.restarted_in = sum(fleet.restarts.values()) - restarts, fleet.restarted_in[restarted:]
+    outcome.seconds = time.monotonic() - began
+    for proxy in fleet.proxies:
+        proxy.clear()
+    return outcome
+
+
+def judge(outcome: Outcome, fleet: Fleet, run_id: str, view: dict[str, Any], expected: Digests, exact: bool) -> None:
+    """Say what is wrong with a run that has ended; `exact` where its bits must be those that are expected."""
+    if view["state"] != "completed":
+        progress = f"{view['rounds_done']} of {view['rounds_total']} rounds"
+        outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *fleet.events(run_id)[:EVENTS]]
+    database = fleet.database_url or str(fleet.folder / COORDINATOR / "coordinator.db")
+    found = chain.check(chain.opened(database), fleet.blobs, run_id)
+    outcome.lost += found.lost if view["state"] == "completed" else []  # else they may still come
+    outcome.doubled, outcome.different, outcome.versions = found.doubled, found.different, found.versions
+    digests = digests_of(view)
+    outcome.identical = digests == expected
+    if exact and view["state"] == "completed" and not outcome.identical:
+        names = [name for name in digests if digests[name] != expected.get(name)]
+        outcome.different.append(f"not the bits of the undisturbed run: {', '.join(names)}")
+
+
+def ended(fleet: Fleet, run_id: str, happening: Happening | None = None) -> dict[str, Any]:
+    """The run, when it has ended, or will not. What nobody can make again is put back, as its reason asks, and the run resumed."""
+    until = time.monotonic() + WEDGED_AFTER_S
+    view: dict[str, Any] = {
+        "state": "unknown",
+        "reason": "the coordinator does not answer",
+        "rounds_done": 0,
+        "rounds_total": 0,
+        "blocks": [],
+    }
+    while time.monotonic() < until and view["state"] in ("running", "unknown"):
+        with contextlib.suppress(ClientError):
+            view = fleet.view(run_id)
+        if view["state"] == "paused" and happening is not None and happening.taken:
+            happening.put_back()
+            fleet.insist(lambda: fleet.operator.post(f"/runs/{run_id}/resume"), lambda: fleet.view(run_id)["state"] != "paused")
+            view["state"] = "running"
+        time.sleep(0.1)
+    return view
+
+
+def digests_of(view: dict[str, Any]) -> Digests:
+    return {b["name"]: b["digest"] for b in view["blocks"]}
+
+
+def _all_happen(happening: Happening, plan: Plan) -> list[str]:
+    """The faults that could not be made, which is a mistake of the harness."""
+    started, wrong = time.monotonic(), list[str]()
+
+    def one(fault: Fault) -> None:
+        time.sleep(max(0.0, started + fault.at - time.monotonic()))
+        try:
+            happening.do(fault)
+        except Exception as error:
+            wrong.append(f"{fault}: {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=one, args=(fault,), daemon=True) for fault in plan.faults]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong

@@ -1,0 +1,35 @@
+"""Ten runs under faults of each kind, with a process that dies at one of the points that matter most in each; `make chaos` has hundreds."""
+
+import re
+
+from tests.faults.chaos import started
+from tests.faults.judged import disturbed
+from tests.faults.plan import Plan, draw_few
+
+SEED = 100
+IMPORTANT = [
+    r"web coordinator\.services\.path\.submit:\S+ commit after",
+    r"web coordinator\.jobs\.taking:Queue\.complete\(apply\) commit before",
+    r"web coordinator\.jobs\.taking:Queue\.complete\(apply\) commit after",
+    r"web coordinator\.jobs\.taking:Queue\.complete\(admit\) commit before",
+    r"web coordinator\.services\.path\.\S+ replace after",
+    r"engine \S+\(apply\) replace after",
+    r"daemon agent\.outbox:Outbox\.put replace before",
+    r"daemon agent\.outbox:Outbox\.put replace after",
+    r"daemon agent\.client:Client\.submit request after",
+    r"trainer agent\.training\.delta:\S+ replace before",
+]
+
+
+def test_what_is_killed_cut_stopped_or_spoilt_changes_no_bit() -> None:
+    with started() as fleet:
+        assert disturbed(fleet, Plan(SEED, "short", False, ())).identical  # nothing happens to it
+        points = sorted(fleet.points())
+        wrong = []
+        for number, pattern in enumerate(IMPORTANT):
+            point = next((p for p in points if re.fullmatch(pattern, p)), None)
+            assert point, f"no point is called {pattern}; there are:\n" + "\n".join(points)
+            outcome = disturbed(fleet, draw_few(SEED + 1 + number, point))
+            if not outcome.well:
+                wrong.append(outcome)
+        assert wrong == []
