@@ -1,6 +1,7 @@
 """Settings of the coordinator: environment variables with the prefix FEDCOORD_, none of them needed."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from platformdirs import user_data_path
 from pydantic import Field
@@ -25,6 +26,10 @@ class Settings(BaseSettings):
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
     keep_blobs_s: float = Field(
         3600, ge=60, description="seconds that a blob is kept once nothing needs it: superseded shards, applied deltas, old exports"
+    )
+    keep_versions: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
+        "all",
+        description="rounds that a run can be taken back by: as many deltas are kept; all: every delta of every run; 0: none once applied",
     )
     keep_payloads_s: float = Field(
         7 * 86400,

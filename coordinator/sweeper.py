@@ -14,7 +14,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
-from fedcybgd.coordinator.services.upkeep import garbage, refusals, retention, silence
+from fedcybgd.coordinator.services.upkeep import garbage, refusals, retention, silence, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
@@ -105,9 +105,21 @@ def shorten(settings: Settings, database: Database, now: datetime) -> None:
         log.info("took payloads and manifests from %d rows that were finished long ago", changed)
 
 
+def forget_versions(settings: Settings, database: Database) -> None:
+    """Let go what leads to versions beyond those that are to be kept."""
+    if settings.keep_versions == "all":
+        return
+    with database.reading() as session:
+        runs = versions_kept.runs_with_more(session)
+    for run_id in runs:
+        with database.transaction() as session:
+            versions_kept.forget(session, run_id, settings.keep_versions)
+
+
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime) -> None:
     """Delete blobs that nothing has needed for long enough, and what finished work was given."""
     shorten(settings, database, now)
+    forget_versions(settings, database)
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.reading() as session:  # the whole database is looked through: nobody waits for that with something to write
         judged = garbage.judge(session, stored, now, timedelta(seconds=settings.keep_blobs_s))

@@ -2,6 +2,7 @@
 
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
 from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, OperatorKey, Replica
+from fedcybgd.coordinator.db.tables.history import BlockVersion
 from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
@@ -13,6 +14,7 @@ __all__ = [
     "Agent",
     "Assignment",
     "Block",
+    "BlockVersion",
     "EncodedShard",
     "EnrolmentToken",
     "Evaluation",

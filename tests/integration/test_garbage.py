@@ -31,7 +31,8 @@ MOMENT = timedelta(seconds=1)
 
 @pytest.mark.database_decides
 def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordinator, bert: Path) -> None:
-    name = fresh("garbage")
+    """With no history kept; what one keeps is in test_needed."""
+    name, settings = fresh("garbage"), live.settings.model_copy(update={"keep_versions": 0})
     live.add_model(name, bert)
     agent = Hand(live)
     run = start_run(live, name, [agent], seed=77)  # a head that no other test has
@@ -39,7 +40,7 @@ def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordin
     before = {b.block: b.digest for b in first.manifest.blocks}
     os.utime(live.store.path(before["head"]), (1, 1))  # written long ago
     now = utcnow()
-    tidy(live.settings, live.database, live.store, now + 5 * KEEP)
+    tidy(settings, live.database, live.store, now + 5 * KEEP)
     delta = agent.deliver(first).digest
     second = agent.take(run)
     after = {b.block: b.digest for b in second.manifest.blocks}
@@ -47,10 +48,10 @@ def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordin
 
     superseded = now + 6 * KEEP
     for later in (timedelta(), KEEP / 2, KEEP - MOMENT):
-        tidy(live.settings, live.database, live.store, superseded + later)
+        tidy(settings, live.database, live.store, superseded + later)
         assert live.store.has(before["head"]), "it was needed until a moment ago"
         assert live.store.has(delta)
-    tidy(live.settings, live.database, live.store, superseded + KEEP)
+    tidy(settings, live.database, live.store, superseded + KEEP)
     assert not live.store.has(before["head"])
     assert not live.store.has(delta)
     assert live.store.has(before["layers.0"])  # superseded in the run, but the model's own

@@ -133,6 +133,7 @@ def test_what_an_unfinished_job_works_from_stays(live: LiveCoordinator, tmp_path
     assert wait_for(lambda: live.operator.get(f"/runs/{run}/exports/{made}")["ready"])
     live.operator.post(f"/runs/{run}/cancel")
     settled(live, run)
+    forgetful(live)
     after_hours(live, 8, 10)
     assert not live.store.has(first)
 
@@ -147,4 +148,48 @@ def test_a_delta_stays_until_it_is_applied(live: LiveCoordinator) -> None:
     hands[1].deliver(hands[1].take(run))
     assert settled(live, run)["rounds_done"] == 1
     after_hours(live, 8, 10)
+    assert live.store.has(digest), "of the history"
+    forgetful(live)
+    after_hours(live, 12, 14)
     assert not live.store.has(digest)
+
+
+def forgetful(live: LiveCoordinator, rounds: int = 0) -> None:
+    live.settings.keep_versions = rounds
+
+
+def exact(live: LiveCoordinator, run: str) -> dict[str, str]:
+    return {str(b["name"]): str(b["digest"]) for b in live.operator.get(f"/runs/{run}")["blocks"]}
+
+
+def test_of_a_history_its_beginning_and_all_deltas_stay_and_no_version_between(live: LiveCoordinator) -> None:
+    hand = Hand(live)
+    run = live.create_run(run_file("bert", [hand], seed=7, schedule={"cycles": 2}))["name"]
+    models, deltas = [exact(live, run)], []
+    live.operator.post(f"/runs/{run}/start")
+    for _ in range(4):
+        deltas.append(hand.deliver(hand.take(run)).digest)
+        settled(live, run)
+        models.append(exact(live, run))
+    assert settled(live, run)["state"] == "completed"
+    after_hours(live, 2, 4, 6)
+    assert {*deltas, *models[0].values(), *models[-1].values()} <= stored(live)
+    assert not {m["head"] for m in models[1:-1]} & stored(live), "they can be made again"
+
+
+def test_no_more_of_a_history_stays_than_it_takes_to_go_back_by_some_rounds(live: LiveCoordinator) -> None:
+    """Looked at after every round. The bytes of whole models are as many rounds apart as are to be kept."""
+    forgetful(live, 2)
+    hand = Hand(live)
+    run = live.create_run(run_file("bert", [hand], seed=8, schedule={"cycles": 4}))["name"]
+    fresh_head, deltas = exact(live, run)["head"], []
+    live.operator.post(f"/runs/{run}/start")
+    for number in range(7):
+        deltas.append(hand.deliver(hand.take(run)).digest)
+        settled(live, run)
+        after_hours(live, 6 * number + 2, 6 * number + 4, 6 * number + 6)
+        there = [digest in stored(live) for digest in deltas]
+        assert all(there[-2:]), there
+        assert sum(there) <= 4, there
+    assert fresh_head not in stored(live)
+    live.operator.post(f"/runs/{run}/cancel")

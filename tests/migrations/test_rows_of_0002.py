@@ -86,6 +86,18 @@ def test_what_is_held_and_what_it_needs_is_known(session: Session) -> None:
     assert {row["digest"] for row in ROWS["block"]} <= needed
 
 
+def test_the_history_of_every_block_begins_with_what_was_there(session: Session) -> None:
+    found = {(v.run_id, v.block): v for v in session.scalars(select(models.BlockVersion))}
+    assert len(found) == len(ROWS["block"])
+    for row in ROWS["block"]:
+        version = found[row["run_id"], row["name"]]
+        assert (version.version, version.digest, version.size) == (row["version"], row["digest"], row["size"])
+        assert (version.parent, version.change, version.kept, version.exact) == (None, None, True, True)
+        assert version.origin == ("found" if row["version"] else "base")
+        assert (version.round is None) == (row["version"] == 0)
+        assert session.get_one(models.Block, (row["run_id"], row["name"])).changes == row["version"]
+
+
 def test_everything_together_is_what_it_was(session: Session) -> None:
     seen = status.overview(session, NOW, 0)
     assert {agent.name for agent in seen.agents} == {row["name"] for row in ROWS["agent"]}

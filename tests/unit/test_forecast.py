@@ -239,7 +239,7 @@ def test_auto_has_a_budget_and_costs_for_the_blocks_of_a_run() -> None:
     spec = run(compression={"policy": "auto"})
     rows = [
         Block(
-            name=b.name, kind=b.kind, version=0, digest=b.name, size=4 * b.num_parameters, num_parameters=b.num_parameters, influence=None,
+            name=b.name, kind=b.kind, version=0, changes=0, digest=b.name, size=4 * b.num_parameters, num_parameters=b.num_parameters, influence=None,
             tensors=[TensorShape(name=n, shape=list(s)) for n, s in b.tensors.items()],
         )
         for b in blocks_of_run(spec, CONFIG, shapes())[0]

@@ -79,6 +79,8 @@ class Block(Base):
     position: Mapped[int]
     kind: Mapped[str] = mapped_column(String(20))
     version: Mapped[int] = mapped_column(default=0)
+    changes: Mapped[int] = mapped_column(default=0)
+    """how many rounds have changed it; unlike the version, it falls when rounds are undone"""
     digest: Mapped[str] = mapped_column(DIGEST)
     size: Mapped[int] = mapped_column(BigInteger)
     num_parameters: Mapped[int] = mapped_column(BigInteger)

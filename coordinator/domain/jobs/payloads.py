@@ -61,6 +61,8 @@ class Term(BaseModel):
 
     digest: str
     weight: float
+    visit: str = ""
+    """id of the assignment whose delta it is"""
 
 
 class Change(BaseModel):

@@ -61,7 +61,7 @@ def for_plan(session: Session, run: Run, spec: RunFile) -> tuple[Sequence[Block]
 
 
 def facts_of_block(block: Block) -> BlockFacts:
-    return BlockFacts(block.name, block.kind, block.num_parameters, version=block.version, influence=block.influence)
+    return BlockFacts(block.name, block.kind, block.num_parameters, version=block.changes, influence=block.influence)
 
 
 def trained_in(assignment: Assignment) -> set[str]:
@@ -84,6 +84,6 @@ def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
 
 def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str]) -> dict[str, list[str]]:
     """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
-    after = [replace(facts_of_block(b), version=b.version + 1) if b.name in changed else facts_of_block(b) for b in blocks]
+    after = [replace(facts_of_block(b), version=b.changes + 1) if b.name in changed else facts_of_block(b) for b in blocks]
     plan = frozen_plan(spec, after)
     return {name: [plan[name]] if plan[name] != DROPPED else [] for name in changed}

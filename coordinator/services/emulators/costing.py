@@ -39,7 +39,7 @@ def shapes(blocks: Sequence[Block], known: Mapping[str, dict[str, tuple[int, int
     return [
         BlockShape(
             b.name, b.kind, {t.name: tuple(t.shape) for t in b.tensors}, itemsize(b.size, b.num_parameters),
-            (known or {}).get(b.digest, {}), b.version, b.influence,
+            (known or {}).get(b.digest, {}), b.changes, b.influence,
         )
         for b in blocks
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from fedcybgd.coordinator.errors import Conflict, Invalid
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.operate import models
-from fedcybgd.coordinator.services.records import jobs, keys
+from fedcybgd.coordinator.services.records import jobs, keys, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
 
@@ -78,7 +78,7 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
         return
     blocks = [
         Block(
-            run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, digest=block.digest, size=block.size,
+            run_id=run.id, name=block.name, position=position, kind=block.kind, version=0, changes=0, digest=block.digest, size=block.size,
             num_parameters=block.num_parameters, tensors=block.tensors,
         )
         for position, block in enumerate(result.blocks)
@@ -90,6 +90,7 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
         _fail(session, run, error.code, error.message, now)
         return
     session.add_all(blocks)
+    versions.prepared(session, blocks, now)
     run.files = result.files
     run.notes = _notes(session.get_one(Model, run.model_id), blocks, spec)
     run.trained_blocks = result.trained

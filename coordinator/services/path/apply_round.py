@@ -81,7 +81,7 @@ def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assig
             assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
             of = [a for a, _ in trainers[ref.block]]
             weights = method.weights(spec, ref.block, [Delivered(a.seat, a.metrics) for a in of])
-            terms = [Term(digest=a.delta_digest or "", weight=weight) for a, weight in zip(of, weights, strict=True)]
+            terms = [Term(digest=a.delta_digest or "", weight=weight, visit=a.id) for a, weight in zip(of, weights, strict=True)]
             changes.append(Change(block=ref, terms=terms, aggregate=method.aggregate, codecs=codecs[ref.block]))
     return changes
 

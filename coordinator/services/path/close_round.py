@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import apply_round, open_round
+from fedcybgd.coordinator.services.records import versions
 from fedcybgd.coordinator.services.states import rounds
 
 
@@ -30,6 +31,8 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
         block = session.get_one(Block, (run.id, ref.block))
         assert (block.version, block.digest) == (before[ref.block].version, before[ref.block].digest)
         block.version, block.digest, block.size = ref.version, ref.digest, ref.size
+        block.changes += 1
+    versions.applied(session, run.id, payload, result.blocks, now)
     session.flush()
     members = apply_round.members(session, round, lock=True)
     for member in members:

@@ -1,4 +1,4 @@
-"""Deletes blobs that nothing needs any more: superseded shards, applied deltas, old exports."""
+"""Deletes blobs that nothing needs any more: superseded shards, old exports, deltas that no history is kept of."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,9 +7,21 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 from sqlalchemy import Select, delete, exists, insert, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Garbage, HeldOut, Job, Model, Patch, Run, StoredManifest
+from fedcybgd.coordinator.db.models import (
+    Assignment,
+    Block,
+    BlockVersion,
+    EncodedShard,
+    Garbage,
+    HeldOut,
+    Job,
+    Model,
+    Patch,
+    Run,
+    StoredManifest,
+)
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
@@ -25,7 +37,7 @@ CHUNK = 5000
 
 
 def needed(session: Session, now: datetime) -> set[str]:
-    """The digests that a model, a run, an unfinished assignment, a job or a recent export still needs."""
+    """The digests that a model, a run and its history, an unfinished assignment, a job or a recent export still needs."""
     digests = set(session.scalars(select(Block.digest))) | set(session.scalars(select(HeldOut.digest)))
     for files, blocks in session.execute(select(Model.files, Model.blocks)):
         digests |= {file.digest for file in files} | {block.digest for block in blocks}
@@ -36,6 +48,7 @@ def needed(session: Session, now: datetime) -> set[str]:
     held = select(Assignment.manifest_digest).where(unfinished)
     for manifest in session.scalars(select(StoredManifest.content).where(StoredManifest.digest.in_(held))):
         digests |= manifest.digests()
+    digests |= _of_histories(session)
     present = _present(session, _written(session))
     digests |= {digest for row in present.shards for digest in (row.digest, row.packed_digest)}
     digests |= {patch.digest for patches in present.patches.values() for patch in patches}
@@ -49,6 +62,16 @@ def needed(session: Session, now: datetime) -> set[str]:
     recent = select(Job.result_json).where(Job.kind == JobKind.EXPORT, Job.state == JobState.DONE, Job.ended_at > now - EXPORTS_KEPT)
     for result in session.scalars(recent):
         digests |= _digests_in(result)
+    return digests
+
+
+def _of_histories(session: Session) -> set[str]:
+    """What it takes to make the kept versions of blocks again: where their histories begin, and the deltas since then."""
+    digests = set(session.scalars(select(BlockVersion.digest).where(BlockVersion.kept, BlockVersion.exact)))
+    parent = aliased(BlockVersion)
+    same = (parent.run_id == BlockVersion.run_id) & (parent.block == BlockVersion.block) & (parent.version == BlockVersion.parent)
+    for change in session.scalars(select(BlockVersion.change).join(parent, same).where(BlockVersion.kept, parent.kept)):
+        digests |= {term.digest for term in change.terms} if change is not None else set()
     return digests
 
 
