@@ -97,8 +97,10 @@ class Server:
         return answer
 
     def log_in(self) -> None:
-        form = {"Content-Type": "application/x-www-form-urlencoded"}
-        self.cookie = self.raw("POST", "/admin", f"key={self._key}".encode(), form)[2].partition(";")[0]
+        _, page, form_cookie = self.raw("GET", "/admin")
+        form = page.decode().partition('name="form" value="')[2].partition('"')[0]
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": form_cookie.partition(";")[0]}
+        self.cookie = self.raw("POST", "/admin", f"key={self._key}&form={form}".encode(), headers)[2].partition(";")[0]
 
     def page(self, path: str) -> bytes:
         status, answer, _ = self.raw("GET", path, headers={"Cookie": self.cookie})

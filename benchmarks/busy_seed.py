@@ -96,7 +96,7 @@ class Seed:
 
     def fill(self) -> Seeded:
         with self.database.transaction() as session:
-            key = operators.rotate_key(session, self.now)
+            key = operators.recover(session, operators.FIRST, self.now)
             agent_keys = list(self._agents(session))
             self._model(session)
             self._old_runs(session)

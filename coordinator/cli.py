@@ -5,6 +5,7 @@ from fedcybgd.shared.host import interrupt
 # isort: split
 
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, models, plan, runs
+from fedcybgd.coordinator.commands import agents, models, operators, plan, runs
 from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.operators import OperatorRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.words import ErrorBody
@@ -32,9 +34,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(agents.app, name="agents")
 app.add_typer(runs.app, name="run")
 app.command()(plan.plan)
-operator_app = typer.Typer(no_args_is_help=True, help="The operator's key.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
-app.add_typer(operator_app, name="operator")
+app.add_typer(operators.app, name="operators")
 app.add_typer(db_app, name="db")
 terminal = Terminal()
 Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
@@ -68,7 +69,7 @@ def serve(
         bool, typer.Option("--until-eof", help="For programs: stop when standard input ends, as it does with whoever started this.")
     ] = False,
 ) -> None:
-    """Run the coordinator. Needs no configuration; prints the operator's key the first time."""
+    """Run the coordinator. Needs no configuration; the first time it makes the first operator's key, and says where it is."""
     with reported(ready_file):
         settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
         if until_eof:
@@ -113,7 +114,10 @@ def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str |
 
     terminal.say(f"coordinator at {url}, status page {url}/admin, data in {settings.home}")
     if key is not None:
-        terminal.say(f"\noperator's key, shown this once:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY={key}\n")
+        file = shlex.quote(str(settings.first_key))
+        terminal.say(
+            f"\nthe first operator's key is in {settings.first_key}; to use it:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY=$(cat {file})\n"
+        )
     if not is_local(settings.host):
         terminal.say(f"for agents on other machines: {address(settings, listener, elsewhere=True)}")
     if settings.tls_certificate is None and not is_local(settings.host):
@@ -154,15 +158,21 @@ def backup(
     terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
 
 
-@operator_app.command()
-def rotate(home: Home = None) -> None:
-    """Make a new operator's key; the old one is void at once. Run this on the coordinator's machine."""
+@operators.app.command()
+def recover(
+    name: Annotated[str, typer.Argument(help="Of the owner; one that is not there yet is made.")] = "owner", home: Home = None
+) -> None:
+    """Make a new key for an owner, where none is known any more. Run this on the coordinator's machine: it works on the database itself."""
     from fedcybgd.coordinator.db.base import utcnow
     from fedcybgd.coordinator.home import existing_database
-    from fedcybgd.coordinator.services.agents import operators
+    from fedcybgd.coordinator.services.agents import operators as services
 
+    try:
+        OperatorRequest(name=name, role="owner")
+    except ValidationError as error:
+        raise SettingsInvalid(f"{name!r} is no name for an operator: {error.errors()[0]['msg']}") from error
     with existing_database(_settings(home=home)).transaction() as session:
-        key = operators.rotate_key(session, utcnow())
+        key = services.recover(session, name, utcnow())
     terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
 
 

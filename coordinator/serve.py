@@ -1,16 +1,19 @@
-"""Runs the coordinator: database, operator's key, web server."""
+"""Runs the coordinator: database, the first operator's key, web server."""
 
 import errno
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db import migrate
@@ -67,7 +70,7 @@ class Server(uvicorn.Server):
 
 
 def prepare_home(settings: Settings) -> str | None:
-    """Make the database in its home, or bring it to the newest schema; the operator's key if it is new."""
+    """Make the database in its home, or bring it to the newest schema; the first operator's key if it is new."""
     settings.home.mkdir(parents=True, exist_ok=True)
     with understood(settings):
         database = Database(settings.url)
@@ -75,9 +78,24 @@ def prepare_home(settings: Settings) -> str | None:
             migrate.upgrade(database.engine)
             with database.transaction() as session:
                 wait_alone(session.connection())
-                return operators.ensure_key(session, utcnow())
+                return _first_key(settings, session)
         finally:
             database.close()
+
+
+def _first_key(settings: Settings, session: Session) -> str | None:
+    """The first operator's key where there was none yet, in a file too before it is true: no key is lost between the two."""
+    key = operators.ensure_first(session, utcnow())
+    if key is not None:
+        write_secret(settings.first_key, key)
+    return key
+
+
+def write_secret(file: Path, secret: str) -> None:
+    """A file that its owner alone may read, from the start on."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
+        opened.write(secret + "\n")
 
 
 def bind(host: str, port: int) -> socket.socket:

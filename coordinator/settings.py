@@ -36,11 +36,19 @@ class Settings(BaseSettings):
         ge=60,
         description="seconds that the payload of a finished job and the manifest of a judged visit are kept; their facts stay",
     )
+    operator_keys_hold_s: float | None = Field(
+        None, gt=0, description="seconds that a new key of an operator is good for, where nothing else is asked for; default: for good"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property
     def url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'coordinator.db'}"
+
+    @property
+    def first_key(self) -> Path:
+        """File of the key of the first operator, for whoever may read the home."""
+        return self.home / "operator.key"
 
     @property
     def blobs(self) -> Path:

@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_origin
 
-from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from docs import statechart, wire
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
-from fedcybgd.coordinator.api import agents, assignments, deps, held_out, models, plan, runs, status
+from fedcybgd.coordinator.api import agents, assignments, held_out, models, operators, plan, runs, status
+from fedcybgd.coordinator.api.route import guard_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.words import API
 
 DOCS = Path(__file__).parent
-ROUTERS = (status, agents, models, held_out, plan, runs, assignments)
+ROUTERS = (status, operators, agents, models, held_out, plan, runs, assignments)
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -125,28 +125,13 @@ def routes_table() -> str:
         ("route", "what it does", "key", "good answers", "errors"),
         (
             (
-                f"`{method} {path}`", route.summary or "", caller(route),
+                f"`{method} {path}`", route.summary or "", guard_of(route).word,
                 ", ".join(str(s) for s in sorted({route.status_code or 200, *_statuses(route, 0, 400)})),
                 ", ".join(str(s) for s in _statuses(route, 400, 600)),
             )
             for method, path, route in routes()
         ),
     )  # fmt: skip
-
-
-def caller(route: APIRoute) -> str:
-    """Whose key the route asks for, found in what it depends on."""
-    needed = set(_calls(route.dependant))
-    if deps._operator in needed:
-        return "operator"
-    return "agent" if deps._agent in needed else "none"
-
-
-def _calls(dependant: Dependant) -> Iterator[Callable[..., Any]]:
-    for child in dependant.dependencies:
-        if child.call is not None:
-            yield child.call
-        yield from _calls(child)
 
 
 def _statuses(route: APIRoute, low: int, high: int) -> list[int]:

@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",
         SERVICES, "coordinator.engine"},
     "coordinator.api": DATA | {"coordinator.attendance", "coordinator.settings", "coordinator.wakes", SERVICES},
-    "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.db", SERVICES, "coordinator.api"},
+    "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {

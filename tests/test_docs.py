@@ -19,7 +19,7 @@ from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator import cli as coordinator_cli
 from fedcybgd.coordinator import domain
-from fedcybgd.coordinator.api import deps
+from fedcybgd.coordinator.api.route import guard_of
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.domain.assignment import TakenBack
 from fedcybgd.coordinator.domain.machine import Machine
@@ -228,6 +228,6 @@ def test_no_page_names_a_place_on_somebodys_machine(page: Path) -> None:
 
 
 def test_a_route_that_asks_for_a_key_says_whose() -> None:
-    for _, path, route in generate.routes():
-        asks = deps.bearer in set(generate._calls(route.dependant))
-        assert (generate.caller(route) != "none") == asks, path
+    paths = create_app(Settings()).openapi()["paths"]
+    for method, path, route in generate.routes():
+        assert (guard_of(route).word != "none") == ("security" in paths[path][method.lower()]), path

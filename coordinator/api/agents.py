@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -24,7 +24,7 @@ router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
 @router.post(
     "/enrolment-tokens", summary="Make an enrolment token", status_code=201, response_model=TokenAnswer,
-    responses=errors(401, 422), dependencies=[OperatorDep],
+    responses=errors(401, 403, 422), dependencies=[OwnerDep],
 )  # fmt: skip
 def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
     """A token with which one agent may enrol once, before it expires."""
@@ -32,7 +32,14 @@ def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
     return TokenAnswer(token=token, expires_at=expires_at)
 
 
-@router.post("/agents", summary="Enrol an agent", status_code=201, response_model=EnrolAnswer, responses=errors(401, 409, 422))
+@router.post(
+    "/agents",
+    summary="Enrol an agent",
+    status_code=201,
+    response_model=EnrolAnswer,
+    responses=errors(401, 409, 422),
+    dependencies=[OpenDep],
+)
 def enrol(body: EnrolRequest, session: WriteDep) -> EnrolAnswer:
     """Spend a token on an identity and a key."""
     return enrolment.enrol(session, body, now())
@@ -63,7 +70,11 @@ def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
 
 
 @router.get(
-    "/agents", summary="List agents", response_model=list[AgentView], responses={200: PAGED, **errors(401, 422)}, dependencies=[OperatorDep]
+    "/agents",
+    summary="List agents",
+    response_model=list[AgentView],
+    responses={200: PAGED, **errors(401, 403, 422)},
+    dependencies=[ViewerDep],
 )
 def list_agents(session: ReadDep, page: PageDep, response: Response) -> list[AgentView]:
     """All agents by name, in pages."""
@@ -74,7 +85,7 @@ def list_agents(session: ReadDep, page: PageDep, response: Response) -> list[Age
     "/agents/{name}/revoke",
     summary="Revoke an agent",
     response_model=AgentView,
-    responses=errors(401, 404, 409, 422),
+    responses=errors(401, 403, 404, 409, 422),
     dependencies=[OperatorDep],
 )
 def revoke(name: str, session: WriteDep) -> Agent:
@@ -86,8 +97,8 @@ def revoke(name: str, session: WriteDep) -> Agent:
     "/exposure",
     summary="The exposure ledger",
     response_model=list[ExposureView],
-    responses={200: PAGED, **errors(401, 404, 422)},
-    dependencies=[OperatorDep],
+    responses={200: PAGED, **errors(401, 403, 404, 422)},
+    dependencies=[ViewerDep],
 )
 def exposure(
     session: ReadDep,

@@ -3,12 +3,11 @@
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from fedcybgd.coordinator.api.guard import AnAgent, AnOperator, Anyone
 from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.errors import Unauthorized
-from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
@@ -51,30 +50,7 @@ UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
 AttendanceDep = Annotated[Attendance, Depends(_attendance)]
-
-
-_scheme = HTTPBearer(auto_error=False, description="the operator's key (fco_…) or an agent's (fca_…)")
-
-
-async def bearer(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str:
-    if given is None or not given.credentials.strip():
-        raise Unauthorized("give a key: Authorization: Bearer …")
-    return given.credentials.strip()
-
-
-BearerDep = Annotated[str, Depends(bearer)]
-
-
-async def _agent(attendance: AttendanceDep, key: BearerDep) -> Known:
-    # A transaction of its own, if any, closed before the route begins: a long poll must not hold one.
-    return await attendance.who(key)
-
-
-def _operator(database: DatabaseDep, key: BearerDep) -> None:
-    with database.reading() as session:
-        operators.authenticate(session, key)
-
-
-AgentDep = Annotated[Known, Depends(_agent)]
-OperatorDep = Depends(_operator)
+OpenDep = Depends(Anyone())
+ViewerDep, OperatorDep, OwnerDep = (Depends(AnOperator(role)) for role in Role)
+AgentDep = Annotated[Known, Depends(AnAgent())]
 now = utcnow

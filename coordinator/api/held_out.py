@@ -7,13 +7,14 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
 from fedcybgd.coordinator.api.responses import errors
+from fedcybgd.coordinator.api.route import DatabaseRoute
 from fedcybgd.coordinator.errors import TooLarge
 from fedcybgd.coordinator.services.operate import held_out
 from fedcybgd.coordinator.storage import BlobCorrupt
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.operators import HeldOutAnswer
 
-router = APIRouter(prefix="/held-out", tags=["runs"], responses=errors(401), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/held-out", tags=["runs"], responses=errors(401, 403), dependencies=[OperatorDep])
 
 
 @router.put(

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from fedcybgd.coordinator.api.deps import OperatorDep, now
+from fedcybgd.coordinator.api.deps import OperatorDep, ViewerDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -12,22 +12,22 @@ from fedcybgd.coordinator.services.read import lists
 from fedcybgd.shared.contract.operators import ModelRequest
 from fedcybgd.shared.contract.views import ModelView
 
-router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"], responses=errors(401, 422), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/models", tags=["models"], responses=errors(401, 403, 422))
 
 
-@router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422))
+@router.post("", summary="Add a model", status_code=202, response_model=ModelView, responses=errors(409, 422), dependencies=[OperatorDep])
 def add(body: ModelRequest, session: WriteDep) -> Model:
     """Begin to split a model into blocks; its state says when it is ready."""
     return models.add(session, body.name, body.source, now())
 
 
-@router.get("", summary="List models", response_model=list[ModelView], responses={200: PAGED})
+@router.get("", summary="List models", response_model=list[ModelView], responses={200: PAGED}, dependencies=[ViewerDep])
 def list_models(session: ReadDep, page: PageDep, response: Response) -> list[ModelView]:
     """All models by name, in pages."""
     return paged(response, lists.models(session, page))
 
 
-@router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404))
+@router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404), dependencies=[ViewerDep])
 def get(name: str, session: ReadDep) -> Model:
     """A model with its blocks."""
     return models.by_name(session, name)

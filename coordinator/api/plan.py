@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from fedcybgd.coordinator.api.deps import OperatorDep
+from fedcybgd.coordinator.api.deps import ViewerDep
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.operate import forecasts
 from fedcybgd.shared.contract.plans import PlanView
 
-router = APIRouter(route_class=DatabaseRoute, prefix="/plan", tags=["runs"], responses=errors(401, 422), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/plan", tags=["runs"], responses=errors(401, 403, 422), dependencies=[ViewerDep])
 
 
 @router.post("", summary="Plan a run before it begins", response_model=PlanView, responses=errors(404, 409))

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, get_args, get_origin
 
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.deps import DatabaseDep
+from fedcybgd.coordinator.api.guard import Guard
 from fedcybgd.coordinator.api.versions import Handler, understanding
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.outage import was_overtaken
@@ -44,10 +47,35 @@ class DatabaseRoute(APIRoute):
         assert not wanted, "one session is enough"
 
     def get_route_handler(self) -> Handler:
+        return _guarded(guard_of(self), self._handler())
+
+    def _handler(self) -> Handler:
         kinds = [p.annotation for p in inspect.signature(self.endpoint).parameters.values()]
         said = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, AgentMessage)), None)
         handler = super().get_route_handler()
         return handler if said is None else understanding(said, handler)
+
+
+def guard_of(route: APIRoute) -> Guard:
+    """Who may use a route, by the one dependency that says so."""
+    found = [call for call in _calls(route.dependant) if isinstance(call, Guard)]
+    if len(found) != 1:
+        raise TypeError(f"{route.path} must say by one dependency of coordinator/api/deps.py who may use it, not by {len(found)}")
+    return found[0]
+
+
+def _calls(dependant: Dependant) -> list[object]:
+    return [call for child in dependant.dependencies for call in (child.call, *_calls(child))]
+
+
+def _guarded(guard: Guard, handler: Handler) -> Handler:
+    """The handler behind its guard: FastAPI would read and parse the body before it looks at dependencies."""
+
+    async def handle(request: Request) -> Response:
+        await guard.admit(request)
+        return await handler(request)
+
+    return handle
 
 
 def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, ViewerDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
@@ -19,8 +19,8 @@ from fedcybgd.shared.contract.operators import ExportRequested, StartRequest
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from fedcybgd.shared.contract.words import ID
 
-router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 422))
-operator = [OperatorDep]
+router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 403, 422))
+viewer, operator = [ViewerDep], [OperatorDep]
 ExportId = Annotated[str, Path(pattern=ID)]
 
 
@@ -31,13 +31,13 @@ def create(body: RunFile, session: WriteDep) -> RunView:
     return status.run_view(session, run, now())
 
 
-@router.get("", summary="List runs", response_model=list[RunSummary], responses={200: PAGED}, dependencies=operator)
+@router.get("", summary="List runs", response_model=list[RunSummary], responses={200: PAGED}, dependencies=viewer)
 def list_runs(session: ReadDep, page: PageDep, response: Response) -> list[RunSummary]:
     """All runs, newest first, in pages."""
     return paged(response, lists.runs(session, page))
 
 
-@router.get("/{run}", summary="The status of a run", response_model=RunView, responses=errors(404), dependencies=operator)
+@router.get("/{run}", summary="The status of a run", response_model=RunView, responses=errors(404), dependencies=viewer)
 def get(run: str, session: ReadDep) -> RunView:
     """Rounds, blocks, who trains what, held-out metrics, bytes. `run` is an id, or a name for the newest run of that name."""
     return status.run_status(session, run, now())
@@ -48,7 +48,7 @@ def get(run: str, session: ReadDep) -> RunView:
     summary="All assignments of a run",
     response_model=list[AssignmentView],
     responses={200: PAGED, **errors(404)},
-    dependencies=operator,
+    dependencies=viewer,
 )
 def assignments(run: str, session: ReadDep, page: PageDep, response: Response) -> list[AssignmentView]:
     """Every visit so far: who, when, which attempt, what was reported, and what became of it; the oldest first, in pages."""
@@ -66,7 +66,7 @@ def start(run: str, session: WriteDep, body: StartRequest | None = None) -> RunV
     summary="Who is there for a run",
     response_model=list[MemberView],
     responses={200: PAGED, **errors(404)},
-    dependencies=operator,
+    dependencies=viewer,
 )
 def readiness(run: str, session: ReadDep, page: PageDep, response: Response) -> list[MemberView]:
     """The agents that it is open to, by name, in pages: who is there, who is silent or was never seen, and whose data fit, as they say."""
@@ -84,7 +84,7 @@ def pause(run: str, session: WriteDep) -> RunView:
     summary="The rounds of a run",
     response_model=list[RoundView],
     responses={200: PAGED, **errors(404)},
-    dependencies=operator,
+    dependencies=viewer,
 )
 def list_rounds(run: str, session: ReadDep, page: PageDep, response: Response) -> list[RoundView]:
     """The newest first, in pages: what was trained, what it did to the real model, and how faithful its emulators were."""
@@ -96,7 +96,7 @@ def list_rounds(run: str, session: ReadDep, page: PageDep, response: Response) -
     summary="Bytes that crossed the wire",
     response_model=list[TrafficView],
     responses={200: PAGED, **errors(404)},
-    dependencies=operator,
+    dependencies=viewer,
 )
 def list_traffic(run: str, session: ReadDep, page: PageDep, response: Response) -> list[TrafficView]:
     """By round, agent and kind, in pages."""
@@ -133,7 +133,7 @@ def request_export(run: str, session: WriteDep) -> ExportRequested:
     summary="The files of an export",
     response_model=ExportView,
     responses=errors(404, 409),
-    dependencies=operator,
+    dependencies=viewer,
 )
 def get_export(run: str, export_id: ExportId, session: ReadDep) -> ExportView:
     """Whether it is ready, and its files with their digests."""

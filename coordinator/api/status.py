@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from fedcybgd.coordinator.api.deps import OperatorDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import OpenDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.services.read import status
@@ -14,13 +14,13 @@ from fedcybgd.shared.contract.views import StatusView
 router = APIRouter(route_class=DatabaseRoute, tags=["status"])
 
 
-@router.get("/status", summary="The state of everything", response_model=StatusView, responses=errors(401), dependencies=[OperatorDep])
+@router.get("/status", summary="The state of everything", response_model=StatusView, responses=errors(401, 403), dependencies=[ViewerDep])
 def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
     """Runs, rounds, agents, leases, bytes, jobs and the last errors."""
     return status.overview(session, now(), len(waiting))
 
 
-@router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400))
+@router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400), dependencies=[OpenDep])
 async def health() -> Health:
     """For load balancers and `fedagent check`; needs no key. It waits for no thread and asks no database."""
     return Health(status="ok", version=version("fedcybgd"))

@@ -1,74 +1,107 @@
-"""`/admin`: one plain page that shows what is going on, live, behind the operator's key."""
+"""`/admin`: one plain page that shows what is going on, live, behind an operator's key."""
 
-import hashlib
+import secrets
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
-from itsdangerous import BadSignature, TimestampSigner
-from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from fedcybgd.coordinator.api.deps import WaitingDep, now
-from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
-from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.errors import Unauthorized
-from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.api.deps import OpenDep, WaitingDep, now
+from fedcybgd.coordinator.api.guard import Guard, address_of
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.domain.caller import Caller
+from fedcybgd.coordinator.errors import Forbidden, Unauthorized
+from fedcybgd.coordinator.services.agents import logins
 from fedcybgd.coordinator.services.read import status
 from fedcybgd.shared.contract.views import AssignmentView, RunView
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/admin", include_in_schema=False)
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 COOKIE = "fedcoord_session"
-SESSION_S = 12 * 3600
+FORM_COOKIE = "fedcoord_form"
+"""Of a browser that is not logged in yet: what the form sends along is made of it"""
+PATH = "/admin"
+FORM_S = 3600
 
 
-def _signer(session: Session) -> TimestampSigner:
-    # The key's hash signs the cookie: a new key ends all sessions, and no further secret has to be kept.
-    secret = queries.operator_key_hash(session) or ""
-    return TimestampSigner(hashlib.sha256(b"admin-session:" + secret.encode()).hexdigest())
+class FormForeign(Forbidden):
+    code = "form_foreign"
 
 
-def _is_operator(request: Request, session: Session) -> bool:
-    try:
-        return bool(_signer(session).unsign(request.cookies.get(COOKIE, ""), max_age=SESSION_S) == b"operator")
-    except BadSignature:
-        return False
+class ABrowser(Guard):
+    """Needs the cookie of a browser that is logged in."""
+
+    word = "login"
+
+    async def admit(self, request: Request) -> None:
+        token, address = request.cookies.get(COOKIE, ""), address_of(request)
+        request.state.caller = await run_in_threadpool(_known, request.app.state.database, token, address)
+
+    async def __call__(self) -> None: ...
 
 
-@router.get("")
+def _known(database: Database, token: str, address: str) -> Caller:
+    with database.reading() as session:
+        return logins.known(session, token, address, now())
+
+
+@router.get("", dependencies=[OpenDep])
 def page(request: Request, session: ReadDep) -> Response:
-    if not _is_operator(request, session):
-        return templates.TemplateResponse(request, "login.html", {"error": None})
-    return templates.TemplateResponse(request, "admin.html", {})
-
-
-@router.post("")
-def login(request: Request, session: ReadDep, key: Annotated[str, Form()] = "") -> Response:
+    token = request.cookies.get(COOKIE, "")
     try:
-        operators.authenticate(session, key.strip())
+        caller = logins.known(session, token, address_of(request), now())
     except Unauthorized:
-        return templates.TemplateResponse(request, "login.html", {"error": "That is not the operator's key."}, status_code=401)
-    answer = RedirectResponse("/admin", status_code=303)
-    value = _signer(session).sign("operator").decode()
-    answer.set_cookie(COOKIE, value, max_age=SESSION_S, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        return _login_form(request)
+    return templates.TemplateResponse(request, "admin.html", {"operator": caller, "form": logins.form_token(token)})
+
+
+@router.post("", dependencies=[OpenDep])
+def login(request: Request, session: WriteDep, key: Annotated[str, Form()] = "", form: Annotated[str, Form()] = "") -> Response:
+    if not logins.is_form_token(form, request.cookies.get(FORM_COOKIE, "")):
+        return _login_form(request, "This form was not this page's, or has grown old. Try again.", 403)
+    try:
+        _, token = logins.begin(session, key.strip(), address_of(request), now())
+    except Unauthorized as error:
+        told = "That is not the key of an operator." if type(error) is Unauthorized else f"{error.message}."
+        return _login_form(request, told, 401)
+    logins.end(session, request.cookies.get(COOKIE, ""))
+    answer = RedirectResponse(PATH, status_code=303)
+    _set(request, answer, COOKIE, token, int(logins.HOLDS.total_seconds()))
+    answer.delete_cookie(FORM_COOKIE, path=PATH)
     return answer
 
 
-@router.post("/logout")
-def logout() -> Response:
-    answer = RedirectResponse("/admin", status_code=303)
-    answer.delete_cookie(COOKIE)
+@router.post("/logout", dependencies=[Depends(ABrowser())])
+def logout(request: Request, session: WriteDep, form: Annotated[str, Form()] = "") -> Response:
+    token = request.cookies.get(COOKIE, "")
+    if not logins.is_form_token(form, token):
+        raise FormForeign("this form was not the page's: open /admin, and log out there")
+    logins.end(session, token)
+    answer = RedirectResponse(PATH, status_code=303)
+    answer.delete_cookie(COOKIE, path=PATH)
     return answer
 
 
-@router.get("/live")
+def _login_form(request: Request, error: str | None = None, status: int = 200) -> Response:
+    secret = secrets.token_urlsafe(16)
+    answer = templates.TemplateResponse(request, "login.html", {"error": error, "form": logins.form_token(secret)}, status_code=status)
+    _set(request, answer, FORM_COOKIE, secret, FORM_S)
+    return answer
+
+
+def _set(request: Request, answer: Response, name: str, value: str, holds_s: int) -> None:
+    secure = request.url.scheme == "https"
+    answer.set_cookie(name, value, max_age=holds_s, path=PATH, httponly=True, samesite="strict", secure=secure)
+
+
+@router.get("/live", dependencies=[Depends(ABrowser())])
 def live(request: Request, session: ReadDep, waiting: WaitingDep) -> Response:
     """The part of the page that changes; the page asks for it every other second."""
-    if not _is_operator(request, session):
-        return HTMLResponse("", status_code=401)
     overview = status.overview(session, now(), len(waiting))
     chosen = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
     runs = [status.run_status(session, run.id, now(), members=False) for run in chosen[:5]]

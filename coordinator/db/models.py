@@ -1,7 +1,7 @@
 """All tables, by whatever name they are in. Migrations build them; a test compares the two."""
 
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
-from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, OperatorKey, Replica
+from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Login, Operator, Replica
 from fedcybgd.coordinator.db.tables.history import BlockVersion
 from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
@@ -25,8 +25,9 @@ __all__ = [
     "HeldOut",
     "Instance",
     "Job",
+    "Login",
     "Model",
-    "OperatorKey",
+    "Operator",
     "Patch",
     "Readiness",
     "Replica",

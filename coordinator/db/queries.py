@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, defer
 
-from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, OperatorKey, Round, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
@@ -102,11 +102,6 @@ def assignments_of(session: Session, run_id: str, round: int) -> Sequence[Assign
 def agents(session: Session) -> Sequence[Agent]:
     """All agents by name."""
     return session.scalars(select(Agent).order_by(Agent.name)).all()
-
-
-def operator_key_hash(session: Session) -> str | None:
-    """The hash of the operator's key in force."""
-    return session.scalar(select(OperatorKey.key_hash).limit(1))
 
 
 def agent_name(session: Session, agent_id: str | None) -> str:

@@ -7,6 +7,7 @@ from typing import Self, TypeVar
 from fedcybgd.client.agents import Agents
 from fedcybgd.client.connection import DAY_S, Connection
 from fedcybgd.client.models import Models
+from fedcybgd.client.operators import Operators
 from fedcybgd.client.runs import Runs
 from fedcybgd.shared.contract.agents import Health
 from fedcybgd.shared.contract.views import ExposureView, StatusView
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """A coordinator, under its operator's key. Safe to use from several threads.
+    """A coordinator, under an operator's key. Safe to use from several threads.
 
     Calls that change nothing, and uploads, are repeated for `patience_s` seconds while a coordinator that has answered before is away
     (restarted, behind a proxy that says so). Others are sent once. What the coordinator refuses is raised as `Refused` with its code.
@@ -30,6 +31,7 @@ class Client:
         self.models = Models(self.connection)
         self.runs = Runs(self.connection)
         self.agents = Agents(self.connection)
+        self.operators = Operators(self.connection)
 
     @property
     def url(self) -> str:

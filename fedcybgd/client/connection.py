@@ -156,7 +156,7 @@ class Connection:
             return
         if answer.status_code == 401 and not self._has_key:
             raise KeyInvalid(
-                "set FEDCOORD_OPERATOR_KEY to the operator's key (`fedcoord serve` printed it once; `fedcoord operator rotate` makes a new one)"
+                "set FEDCOORD_OPERATOR_KEY to an operator's key (the first is in operator.key in the coordinator's home; `fedcoord operators recover` makes another)"
             )
         try:
             body = ErrorBody.model_validate_json(answer.content)

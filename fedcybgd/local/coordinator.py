@@ -15,7 +15,7 @@ from fedcybgd.shared.contract.starting import Ready
 from fedcybgd.shared.host import started
 
 KEY = "operator.key"
-"""File of a home in which the key is kept for the next start; who reads it may read the database beside it, too."""
+"""File of a home in which a coordinator leaves the first operator's key; who reads it may read the database beside it, too."""
 
 
 class Coordinator:
@@ -77,8 +77,6 @@ class Coordinator:
         self._port = int(ready.url.rsplit(":", 1)[1])
         if ready.operator_key is not None:
             self._key = ready.operator_key
-            with os.fdopen(os.open(self.home / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-                file.write(ready.operator_key + "\n")
 
     @property
     def home(self) -> Path:
@@ -106,7 +104,7 @@ class Coordinator:
             except OSError as error:
                 raise KeyUnknown(
                     f"the operator's key of {self.home} was shown when it was made; give it as key=…, or make a new one: "
-                    f"fedcoord operator rotate --home {self.home}"
+                    f"fedcoord operators recover --home {self.home}"
                 ) from error
         return self._key
 

@@ -1,10 +1,16 @@
 """What operators send, and the answers that are no view of anything."""
 
 from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from fedcybgd.shared.contract.words import Id, Message, Name
+
+KeyHolds = Annotated[
+    float | None,
+    Field(gt=0, le=3650 * 86_400, description="seconds until the key ends; default: FEDCOORD_OPERATOR_KEYS_HOLD_S, or never"),
+]
 
 
 class TokenRequest(Message):
@@ -37,3 +43,37 @@ class StartRequest(Message):
 
 class ExportRequested(BaseModel):
     export_id: Id
+
+
+class OperatorRequest(Message):
+    name: Name = Field(description="not `me`, which is whoever asks")
+    role: Literal["viewer", "operator", "owner"]
+    expires_in_s: KeyHolds = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_word(cls, name: str) -> str:
+        if name == "me":
+            raise ValueError("nobody can be called `me`, which is whoever asks")
+        return name
+
+
+class OperatorKeyRequest(Message):
+    expires_in_s: KeyHolds = None
+
+
+class OperatorView(BaseModel):
+    name: str
+    role: str = Field(description="viewer, operator or owner")
+    created_at: datetime
+    rotated_at: datetime | None = Field(description="when the key was last replaced")
+    expires_at: datetime | None = Field(description="when the key ends by itself")
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="to a minute")
+
+
+class OperatorKeyAnswer(BaseModel):
+    name: str
+    role: str
+    key: str = Field(description="shown this once; the coordinator keeps a hash of it only")
+    expires_at: datetime | None

@@ -24,6 +24,7 @@ from fedcybgd.coordinator.services.read import status
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.shared.contract.manifests import Manifest
 from fedcybgd.shared.contract.views import RunView
+from tests.support.browser import logged_in
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, fresh, run_file, settled, start_run
@@ -91,13 +92,9 @@ def shown(view: dict[str, Any]) -> str:
 
 
 def page(live: LiveCoordinator) -> str:
-    import httpx
-
-    with httpx.Client(base_url=live.url, verify=False, follow_redirects=True) as browser:
-        browser.post("/admin", data={"key": live.operator_key})
-        answer = browser.get("/admin/live")
-        assert answer.status_code == 200, answer.text
-        return answer.text
+    answer = logged_in(live).get("/admin/live")
+    assert answer.status_code == 200, answer.text
+    return answer.text
 
 
 def test_a_failed_measurement_is_kept_and_shown_as_failed(coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path) -> None:

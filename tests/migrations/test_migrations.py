@@ -79,12 +79,13 @@ def test_up_down_and_up_again(engine: Engine) -> None:
 def test_a_second_upgrade_changes_nothing(engine: Engine) -> None:
     migrate.upgrade(engine)
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO operator_key (key_hash, created_at) VALUES ('a', '2025-01-01 00:00:00+00:00')"))
+        row = "'opr_1', 'ada', 'owner', 'a', '2025-01-01 00:00:00+00:00'"
+        connection.execute(text(f"INSERT INTO operator (id, name, role, key_hash, created_at) VALUES ({row})"))
     before = shape(engine)
     migrate.upgrade(engine)
     assert shape(engine) == before
     with engine.connect() as connection:
-        assert connection.scalar(text("SELECT key_hash FROM operator_key")) == "a"
+        assert connection.scalar(text("SELECT key_hash FROM operator")) == "a"
 
 
 START = """

@@ -19,10 +19,12 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import migrate, models
 from fedcybgd.coordinator.db.base import Base, Database
 from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.read import status
 from fedcybgd.coordinator.services.upkeep import garbage
 
 ROWS: dict[str, list[dict[str, Any]]] = json.loads(gzip.decompress((Path(__file__).parent / "rows_0002.json.gz").read_bytes()))
+RENAMED = {"operator_key": "operator"}
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
 
@@ -53,9 +55,17 @@ def of_run(table: str, name: str) -> list[dict[str, Any]]:
 def test_no_row_is_lost_and_every_one_can_be_read(session: Session) -> None:
     """Reading checks what a column holds: what was written then is understood today."""
     tables = {mapper.class_.__tablename__: mapper.class_ for mapper in Base.registry.mappers}
-    assert set(ROWS) <= set(tables)
-    for name, rows in ROWS.items():
+    now = {RENAMED.get(name, name): rows for name, rows in ROWS.items()}
+    assert set(now) <= set(tables)
+    for name, rows in now.items():
         assert len(session.scalars(select(tables[name])).all()) == len(rows), name
+
+
+def test_the_operators_key_is_an_owners(session: Session) -> None:
+    (was,) = ROWS["operator_key"]
+    (operator,) = session.scalars(select(models.Operator))
+    assert (operator.key_hash, operator.role, operator.name) == (was["key_hash"], "owner", operators.FIRST)
+    assert (operator.expires_at, operator.revoked_at) == (None, None)
 
 
 def test_runs_stand_where_they_stood(session: Session) -> None:

@@ -52,7 +52,7 @@ class LiveCoordinator:
             assert self._thread.is_alive(), "the coordinator stopped at once"
             time.sleep(0.02)
         with self.database.transaction() as session:
-            self.operator_key = operators.rotate_key(session, utcnow())
+            self.operator_key = operators.recover(session, operators.FIRST, utcnow())
         self.operator = Connection(self.url, self.operator_key)
 
     @property

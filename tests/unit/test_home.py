@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from fedcybgd.coordinator.cli import _say_hello
 from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied
-from fedcybgd.coordinator.serve import agents_served, prepare_home
+from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
 from fedcybgd.coordinator.settings import Settings
 
 HOLD = "import sys, time; from pathlib import Path; from coordinator.home import occupied; from coordinator.settings import Settings\n"
@@ -67,7 +69,7 @@ def test_a_home_that_is_none(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("command", [("operator", "rotate"), ("db", "upgrade"), ("db", "current")])
+@pytest.mark.parametrize("command", [("operators", "recover"), ("db", "upgrade"), ("db", "current")])
 def test_a_command_with_the_wrong_home_makes_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
     answer = fedcoord(*command, FEDCOORD_HOME=str(tmp_path / "wrong"))
     assert answer.returncode == 1
@@ -140,3 +142,20 @@ def test_ctrl_c_in_the_first_seconds_ends_it_without_a_word(tmp_path: Path, comm
     said, _ = process.communicate(timeout=60)
     assert "Traceback" not in said
     assert process.returncode in (130, -signal.SIGINT, 1)
+
+
+def test_the_first_key_is_in_a_file_of_its_owner_and_nowhere_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    settings.first_key.symlink_to(tmp_path / "elsewhere")  # of somebody who waits for it
+    key = prepare_home(settings)
+    assert key is not None
+    assert settings.first_key.read_text() == key + "\n"
+    assert stat.S_IMODE(settings.first_key.lstat().st_mode) == 0o600
+    assert not (tmp_path / "elsewhere").exists()
+    with bind("127.0.0.1", 0) as listener:
+        _say_hello(settings, listener, "http://127.0.0.1:1", key)
+    said = capsys.readouterr()
+    assert key not in said.out + said.err
+    assert "operator.key" in said.out
+    assert prepare_home(settings) is None, "there is one first key"

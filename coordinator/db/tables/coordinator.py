@@ -2,19 +2,38 @@
 
 from datetime import datetime
 
-from sqlalchemy import Index, String, Text
+from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 
 
-class OperatorKey(Base):
-    """The operator's key, as a hash."""
+class Operator(Base):
+    """Whoever steers this coordinator: a name, what it may do, and the hash of its key."""
 
-    __tablename__ = "operator_key"
-    id: Mapped[int] = mapped_column(primary_key=True)
+    __tablename__ = "operator"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    role: Mapped[str] = mapped_column(String(20))
     key_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    rotated_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """of the key; null: it holds until it is rotated or revoked"""
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """to a minute"""
+
+
+class Login(Base):
+    """A browser in which an operator is logged in at /admin; whoever logs out, or loses the key, has none."""
+
+    __tablename__ = "login"
+    token_hash: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    """of the cookie, which is a random secret and nothing else"""
+    operator_id: Mapped[str] = mapped_column(ForeignKey("operator.id"), index=True)
+    began_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Instance(Base):

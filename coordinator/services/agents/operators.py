@@ -1,31 +1,148 @@
-"""The operator's key."""
+"""Operators: who they are by their keys, and how they come, change their keys, and go."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import OperatorKey
-from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.models import Login, Operator
+from fedcybgd.coordinator.domain.caller import Caller
+from fedcybgd.coordinator.domain.role import Role
+from fedcybgd.coordinator.errors import Conflict, Forbidden, NotFound, Unauthorized
 from fedcybgd.coordinator.services.records import keys
 
+FIRST = "owner"
+"""Name of the operator that an instance begins with"""
+USE_NOTED_EVERY = timedelta(minutes=1)
 
-def ensure_key(session: Session, now: datetime) -> str | None:
-    """The operator's new key if there was none yet; it cannot be read again later."""
-    if session.scalar(select(OperatorKey.id).limit(1)) is not None:
+
+class OperatorRevoked(Unauthorized):
+    code = "operator_revoked"
+
+
+class OperatorKeyExpired(Unauthorized):
+    code = "operator_key_expired"
+
+
+class RoleTooLow(Forbidden):
+    code = "role_too_low"
+
+
+class OperatorNameTaken(Conflict):
+    code = "operator_name_taken"
+
+
+class LastOwner(Conflict):
+    code = "last_owner"
+
+
+def ensure_first(session: Session, now: datetime) -> str | None:
+    """The key of the first owner if there was no operator yet; it cannot be read again later."""
+    if session.scalar(select(Operator.id).limit(1)) is not None:
         return None
-    return rotate_key(session, now)
+    return add(session, FIRST, Role.OWNER, None, now)[1]
 
 
-def rotate_key(session: Session, now: datetime) -> str:
-    """Replace the operator's key; the old one is void at once."""
-    session.execute(delete(OperatorKey))
+def add(session: Session, name: str, role: Role, holds: timedelta | None, now: datetime) -> tuple[Operator, str]:
+    """A new operator, and the key, which cannot be read again later. `holds`: for how long it is good; None: for good."""
     key = keys.new_key(keys.OPERATOR)
-    session.add(OperatorKey(key_hash=keys.key_hash(key), created_at=now))
+    operator = Operator(
+        id=keys.new_id("opr"), name=name, role=role, key_hash=keys.key_hash(key), created_at=now, expires_at=_until(now, holds)
+    )  # fmt: skip
+    session.add(operator)
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise OperatorNameTaken(f"there is, or was, an operator named {name!r}; choose another name") from error
+    return operator, key
+
+
+def rotate(session: Session, name: str, holds: timedelta | None, now: datetime) -> tuple[Operator, str]:
+    """A new key for an operator; the old one, and what is logged in with it, is void at once."""
+    operator = by_name(session, name)
+    if operator.revoked_at is not None:
+        raise OperatorRevoked(f"operator {name} was revoked; add one under another name")
+    return operator, _new_key(session, operator, holds, now)
+
+
+def revoke(session: Session, name: str, now: datetime) -> Operator:
+    """Shut an operator out at once, browsers included. The last owner stays: nobody could undo it."""
+    operator = by_name(session, name)
+    owners = session.scalars(
+        select(Operator).where(Operator.role == Role.OWNER, Operator.revoked_at.is_(None)).order_by(Operator.id).with_for_update()
+    ).all()
+    if [owner.id for owner in owners] == [operator.id]:
+        raise LastOwner(f"{name} is the only owner; make another first: fedcoord operators add NAME --role owner")
+    if operator.revoked_at is None:
+        operator.revoked_at = now
+    _log_out(session, operator)
+    return operator
+
+
+def recover(session: Session, name: str, now: datetime) -> str:
+    """An owner's key for whoever holds the database itself: of a new owner, or a new key of one that was there, revoked or not."""
+    operator = session.scalar(select(Operator).where(Operator.name == name).with_for_update())
+    if operator is None:
+        return add(session, name, Role.OWNER, None, now)[1]
+    operator.role, operator.revoked_at = Role.OWNER, None
+    return _new_key(session, operator, None, now)
+
+
+def by_name(session: Session, name: str) -> Operator:
+    """An operator, locked."""
+    operator = session.scalar(select(Operator).where(Operator.name == name).with_for_update())
+    if operator is None:
+        raise NotFound(f"there is no operator {name!r}; `fedcoord operators list` lists them")
+    return operator
+
+
+def enter(database: Database, key: str, needed: Role, address: str, now: datetime) -> Caller:
+    """Whose key this is. Raises `Unauthorized`, or `RoleTooLow` where its operator may not do what needs the role `needed`."""
+    with database.reading() as session:
+        operator = known(session, key, now)
+    if operator.last_used_at is None or now - operator.last_used_at >= USE_NOTED_EVERY:
+        with database.transaction() as session:
+            session.get_one(Operator, operator.id).last_used_at = now
+    return admitted(operator, needed, address)
+
+
+def known(session: Session, key: str, now: datetime) -> Operator:
+    """The operator whose key this is. Raises `Unauthorized`."""
+    operator = session.scalar(select(Operator).where(Operator.key_hash == keys.key_hash(key)))
+    if operator is None:
+        raise Unauthorized("this needs an operator's key (Authorization: Bearer fco_…); `fedcoord operators recover` makes a new one")
+    check(operator, now)
+    return operator
+
+
+def check(operator: Operator, now: datetime) -> None:
+    """Raise `Unauthorized` for one whose key opens nothing any more."""
+    if operator.revoked_at is not None:
+        raise OperatorRevoked(f"operator {operator.name} was revoked")
+    if operator.expires_at is not None and operator.expires_at <= now:
+        raise OperatorKeyExpired(f"the key of operator {operator.name} has expired; an owner makes a new one: fedcoord operators rotate")
+
+
+def admitted(operator: Operator, needed: Role, address: str) -> Caller:
+    """Raises `RoleTooLow`."""
+    role = Role(operator.role)
+    if not role.may_act_as(needed):
+        raise RoleTooLow(f"this needs the role {needed}; {operator.name} is {role}", role=role, needed=needed)
+    return Caller("operator", operator.name, role, address)
+
+
+def _new_key(session: Session, operator: Operator, holds: timedelta | None, now: datetime) -> str:
+    key = keys.new_key(keys.OPERATOR)
+    operator.key_hash, operator.rotated_at, operator.expires_at = keys.key_hash(key), now, _until(now, holds)
+    _log_out(session, operator)
     return key
 
 
-def authenticate(session: Session, key: str) -> None:
-    """Raise `Unauthorized` unless `key` is the operator's."""
-    if session.scalar(select(OperatorKey.id).where(OperatorKey.key_hash == keys.key_hash(key))) is None:
-        raise Unauthorized("this needs the operator's key (Authorization: Bearer fco_…); `fedcoord operator rotate` makes a new one")
+def _log_out(session: Session, operator: Operator) -> None:
+    session.execute(delete(Login).where(Login.operator_id == operator.id))
+
+
+def _until(now: datetime, holds: timedelta | None) -> datetime | None:
+    return None if holds is None else now + holds

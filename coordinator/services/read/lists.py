@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Base
-from fedcybgd.coordinator.db.models import Agent, Assignment, Exposure, Model, Round, Run, Traffic
+from fedcybgd.coordinator.db.models import Agent, Assignment, Exposure, Model, Operator, Round, Run, Traffic
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.shared.contract.operators import OperatorView
 from fedcybgd.shared.contract.views import (
     AgentView,
     AssignmentView,
@@ -24,7 +25,7 @@ from fedcybgd.shared.contract.views import (
     TrafficView,
 )
 
-AGENTS, MODELS = Order(Agent.name), Order(Model.name)
+AGENTS, MODELS, OPERATORS = Order(Agent.name), Order(Model.name), Order(Operator.name)
 RUNS = Order(Run.created_at, Run.id, newest_first=True)
 ROUNDS = Order(Round.number, newest_first=True)
 ASSIGNMENTS = Order(Assignment.round, Assignment.waiting_since, Assignment.id)
@@ -40,6 +41,7 @@ def _columns(table: type[Base], view: type[BaseModel], *others: str) -> list[Any
 
 # Made once: to make a statement costs more than to ask it.
 AGENT_ROWS = select(*_columns(Agent, AgentView))
+OPERATOR_ROWS = select(*_columns(Operator, OperatorView))
 MODEL_ROWS = select(*_columns(Model, ModelView))
 RUN_ROWS = select(*_columns(Run, RunSummary, "model"), Model.name.label("model")).join(Model, Model.id == Run.model_id)
 ROUND_ROWS = select(*_columns(Round, RoundView, "applied", "fidelity"))
@@ -55,6 +57,11 @@ EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.la
 def agents(session: Session, page: Page) -> Listed[AgentView]:
     """By name."""
     return AGENTS.page(session, AGENT_ROWS, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
+
+
+def operators(session: Session, page: Page) -> Listed[OperatorView]:
+    """By name."""
+    return OPERATORS.page(session, OPERATOR_ROWS, page).map(lambda row: OperatorView.model_validate(row, from_attributes=True))
 
 
 def models(session: Session, page: Page) -> Listed[ModelView]:

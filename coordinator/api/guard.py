@@ -1,0 +1,82 @@
+"""What a route asks of its caller. It is looked at before a byte of the body is."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.concurrency import run_in_threadpool
+
+from fedcybgd.coordinator.attendance import Attendance, Known
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.domain.caller import NOBODY, Caller
+from fedcybgd.coordinator.domain.role import Role
+from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.services.agents import operators
+
+_scheme = HTTPBearer(auto_error=False, description="an operator's key (fco_…) or an agent's (fca_…)")
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]
+
+
+class Guard(ABC):
+    """Each route depends on exactly one."""
+
+    word: str
+    """who may ask, for people"""
+
+    @abstractmethod
+    async def admit(self, request: Request) -> None:
+        """Say in `request.state.caller` who asks. Raises `Unauthorized` and `Forbidden`."""
+
+
+class Anyone(Guard):
+    """Needs no key."""
+
+    word = "none"
+
+    async def admit(self, request: Request) -> None:
+        request.state.caller = Caller(NOBODY.kind, address=address_of(request))
+
+    async def __call__(self) -> None: ...
+
+
+class AnAgent(Guard):
+    """Needs an agent's key."""
+
+    word = "agent"
+
+    async def admit(self, request: Request) -> None:
+        # A transaction of its own, if any, closed before the route begins: a long poll must not hold one.
+        attendance: Attendance = request.app.state.attendance
+        known = await attendance.who(bearer(request))
+        request.state.agent, request.state.caller = known, Caller("agent", known.name, address=address_of(request))
+
+    async def __call__(self, request: Request, _given: Given) -> Known:
+        known: Known = request.state.agent
+        return known
+
+
+class AnOperator(Guard):
+    """Needs the key of an operator of this role, or of one that may do more."""
+
+    def __init__(self, role: Role) -> None:
+        self.role, self.word = role, role.value
+
+    async def admit(self, request: Request) -> None:
+        key, database = bearer(request), request.app.state.database
+        request.state.caller = await run_in_threadpool(operators.enter, database, key, self.role, address_of(request), utcnow())
+
+    async def __call__(self, _given: Given) -> None: ...
+
+
+def bearer(request: Request) -> str:
+    """The key that came along. Raises `Unauthorized`."""
+    scheme, key = get_authorization_scheme_param(request.headers.get("Authorization"))
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthorized("give a key: Authorization: Bearer …")
+    return key.strip()
+
+
+def address_of(request: Request) -> str:
+    return request.client.host if request.client else ""

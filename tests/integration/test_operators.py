@@ -1,0 +1,108 @@
+"""Operators by name: their keys come, change, expire and go, at once and one by one."""
+
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from fedcybgd.client.client import Client
+from fedcybgd.client.errors import Refused
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.services.agents import operators
+from tests.support.live import LiveCoordinator
+from tests.support.visits import fresh, operator, refused, together, wire
+
+
+def client_of(live: LiveCoordinator, key: str | None = None) -> Client:
+    return Client(live.url, key or live.operator_key)
+
+
+def status(live: LiveCoordinator, key: str) -> httpx.Response:
+    return wire(live, key).get("/status")
+
+
+def test_an_operator_is_added_used_rotated_and_revoked(live: LiveCoordinator) -> None:
+    owner, name = client_of(live), fresh("ada")
+    made = owner.operators.add(name, "operator")
+    assert (made.name, made.role, made.expires_at) == (name, "operator", None)
+    hers = client_of(live, made.key)
+    assert hers.operators.me().last_used_at is not None
+    assert status(live, made.key).status_code == 200
+    new = hers.operators.rotate()
+    refused(status(live, made.key), 401, "unauthorized")
+    assert status(live, new.key).status_code == 200
+    newer = owner.operators.rotate(name).key
+    refused(status(live, new.key), 401, "unauthorized")
+    assert owner.operators.revoke(name).revoked_at is not None
+    refused(status(live, newer), 401, "operator_revoked")
+    view = next(o for o in owner.operators.list() if o.name == name)
+    assert view.revoked_at is not None
+    assert view.rotated_at is not None
+    with pytest.raises(Refused, match="was revoked"):
+        owner.operators.rotate(name)
+
+
+@pytest.mark.parametrize("call", ["add", "rotate"])
+def test_a_key_ends_by_itself(live: LiveCoordinator, call: str) -> None:
+    owner, name = client_of(live), fresh("temp")
+    made = owner.operators.add(name, "viewer", expires_in_s=0.5 if call == "add" else 3600)
+    made = owner.operators.rotate(name, expires_in_s=0.5) if call == "rotate" else made
+    assert made.expires_at is not None
+    assert status(live, made.key).status_code == 200
+    time.sleep(0.6)
+    refused(status(live, made.key), 401, "operator_key_expired")
+    assert status(live, owner.operators.rotate(name).key).status_code == 200
+
+
+def test_keys_end_by_the_setting_where_nothing_else_is_said(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(operator_keys_hold_s=3600)
+    owner = client_of(live)
+    for made, holds in ((owner.operators.add("one", "viewer"), 3600), (owner.operators.add("two", "viewer", expires_in_s=60), 60)):
+        assert made.expires_at is not None
+        assert abs((made.expires_at - utcnow()).total_seconds() - holds) < 30
+    assert next(o for o in owner.operators.list() if o.name == operators.FIRST).expires_at is None, "what was made on the machine holds"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "me", "role": "viewer"}, "name"), ({"name": "a b", "role": "viewer"}, "name"), ({"name": "x", "role": "root"}, "role"),
+        ({"name": "x"}, "role"), ({"name": "x", "role": "viewer", "expires_in_s": 0}, "expires_in_s"),
+        ({"name": "x", "role": "viewer", "key": "fco_mine"}, "key"),
+    ],
+)  # fmt: skip
+def test_what_is_no_operator_is_refused(live: LiveCoordinator, body: dict[str, object], field: str) -> None:
+    assert field in refused(operator(live).post("/operators", json=body), 422, "invalid_request").message
+
+
+def test_a_name_is_one_operators_also_after_he_is_gone(live: LiveCoordinator) -> None:
+    owner, name = client_of(live), fresh("bob")
+    owner.operators.add(name, "viewer")
+    owner.operators.revoke(name)
+    refused(operator(live).post("/operators", json={"name": name, "role": "owner"}), 409, "operator_name_taken")
+    refused(operator(live).post("/operators/nobody/revoke"), 404, "not_found")
+
+
+@pytest.mark.database_decides
+def test_there_is_always_an_owner(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators()
+    owner = client_of(live)
+    refused(operator(live).post(f"/operators/{operators.FIRST}/revoke"), 409, "last_owner")
+    others = [client_of(live, owner.operators.add(name, "owner").key) for name in ("ada", "bob", "eve")]
+    names = [operators.FIRST, "ada", "bob", "eve"]
+    # All four revoke another at the same time: whoever is left can still do everything.
+    together(4, lambda i: [owner, *others][i].connection._http.post(f"/operators/{names[(i + 1) % 4]}/revoke"))
+    with live.database.transaction() as session:
+        left = [name for name in names if operators.by_name(session, name).revoked_at is None]
+    assert left
+    with live.database.transaction() as session:
+        key = operators.recover(session, "ada", utcnow())
+    assert client_of(live, key).operators.me().role == "owner"
+
+
+@pytest.mark.database_decides
+def test_one_name_asked_for_by_four_at_once_goes_to_one(live: LiveCoordinator) -> None:
+    name = fresh("wanted")
+    answers = together(4, lambda _: operator(live).post("/operators", json={"name": name, "role": "viewer"}))
+    assert sorted(a.status_code for a in answers) == [201, 409, 409, 409]
