@@ -136,6 +136,7 @@ def visit_name(assignment: LeasedAssignment) -> str:
 def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     """The files of the manifest, and for each shard what it can be made of; what the cache holds costs nothing."""
     check_memory(tools.memory_limit, assignment)
+    tools.outbox.tidy(assignment, lambda other: is_over(tools.client, other))
     manifest = assignment.manifest
     residuals = tools.residuals.of(assignment.run_id, assignment.carried)
     ways = [cheapest(ref, tools.cache.has) for ref in manifest.blocks]
@@ -143,6 +144,7 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
         ways = [cheapest(ref.model_copy(update={"patches": []}), tools.cache.has) for ref in manifest.blocks]
     blobs: list[FileRef | BlobRef] = [*manifest.files, *(blob for way in ways for blob in way.blobs)]
     check_fetch(tools.policy, sum({ref.digest: ref.size for ref in blobs if not tools.cache.has(ref.digest)}.values()))
+    tools.cache.share(lambda allowed: beside(tools, assignment, allowed))
     tools.cache.pin(needed(manifest, ways).items(), tools.policy.most.seconds)
     paths: dict[str, Path] = {}
     for ref in blobs:
@@ -163,6 +165,20 @@ def needed(manifest: Manifest, ways: list[Recipe]) -> dict[str, int]:
     files = {ref.digest: ref.size for ref in manifest.files}
     shards = {ref.digest: ref.size for ref in manifest.blocks}
     return {digest: size for way in ways for digest, size in way.takes()} | files | shards
+
+
+def beside(tools: Tools, assignment: LeasedAssignment, allowed: int) -> int:
+    """Bytes of what shares the limit of the cache, once there is room for the visit: deltas that wait go first, then old residuals."""
+    waiting = tools.outbox.shrink(allowed - tools.residuals.size(), assignment)
+    return waiting + tools.residuals.shrink(allowed - waiting)
+
+
+def is_over(client: Client, assignment_id: str) -> bool:
+    """Whether the coordinator says that it wants no delta of an assignment any more. Where it does not know, or is away, it may."""
+    try:
+        return client.state(assignment_id).state not in ("pending", "leased")
+    except (CoordinatorSaid, Unreachable):
+        return False
 
 
 def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
@@ -224,5 +240,5 @@ def send(tools: Tools, assignment: LeasedAssignment, delta: Path, metrics: Train
         tools.cache.adopt(delta, delivery.digest)
     except OSError as error:  # it is received: all that is lost is a cheaper way to the next version
         log.warning("the delta is not kept in the cache: %s", error)
-    tools.outbox.clear()
+    tools.outbox.drop(assignment)
     return receipt

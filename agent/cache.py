@@ -27,11 +27,10 @@ Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 class ShardCache:
     """Least recently used shards go first when there is no room; those of the visit at hand are never dropped."""
 
-    def __init__(self, root: Path, limit: int, beside: Callable[[int], int] | None = None) -> None:
-        """`beside` makes room in what shares the limit: told how many bytes it may take, it says how many it has left."""
+    def __init__(self, root: Path, limit: int) -> None:
         self._root = root
         self._limit = self._room = limit
-        self._beside = beside
+        self._beside: Callable[[int], int] = lambda _: 0
         self._pinned: set[str] = set()
         self._found: dict[str, _Found] | None = None
         self._verifier = Verifier()
@@ -44,6 +43,10 @@ class ShardCache:
     def limit(self) -> int:
         return self._limit
 
+    def share(self, beside: Callable[[int], int]) -> None:
+        """What shares the limit: told how many bytes it may take, it makes room and says how many it has left."""
+        self._beside = beside
+
     def pin(self, refs: Iterable[tuple[str, int]], seconds: float = math.inf) -> None:
         """Hold these (digest, size) until the next call; raises `VisitFailed` when they do not fit in the limit.
 
@@ -55,7 +58,7 @@ class ShardCache:
         self.bytes_fetched = 0
         self._seconds_left = self._seconds = seconds
         needed = sum(wanted.values())
-        beside = self._beside(self._limit - needed) if self._beside is not None else 0
+        beside = self._beside(self._limit - needed)
         self._room = self._limit - beside
         if needed > self._room:
             text = (

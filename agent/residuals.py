@@ -45,6 +45,9 @@ class Residuals:
             settle(folder)
             self._forget(folder, (made, *(_name(delta) for delta in assignment.carried)))
 
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self._files())
+
     def shrink(self, allowed: int) -> int:
         """Delete what was used longest ago until at most so many bytes are left, but nothing that the visit at hand needs; what is left."""
         files = sorted((path.stat().st_mtime, path, path.stat().st_size) for path in self._files())

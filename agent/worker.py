@@ -82,7 +82,7 @@ class Worker:
         self._config, self._policy = config, policy
         self._trainer = TrainerProcess(config)
         self._residuals = Residuals(self._home.residuals, self._client.url)
-        self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9), self._residuals.shrink)
+        self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
 
     def _tools(self, data: DataSource) -> Tools:
         memory = self._config.limits.memory_gb

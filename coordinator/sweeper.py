@@ -21,7 +21,8 @@ from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 log = logging.getLogger("fedcoord.sweeper")
-UPLOAD_KEPT_S = 7 * 86_400
+UPLOAD_KEPT_S = 60 * 86_400
+"""For as long an agent keeps the delta too (agent/outbox.py): a coordinator may have been away for weeks."""
 MOST_BATCHES = 100
 """Batches of old rows that are shortened at one time; the rest waits for the next."""
 

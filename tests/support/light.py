@@ -88,7 +88,7 @@ class LightAgent:
         """As a new process on its home does: it knows what lies there, and nothing else."""
         self.trainer = LightTrainer()
         residuals = Residuals(self.home / "residuals")
-        self.cache = ShardCache(self.home / "cache", 1 << 30, residuals.shrink)
+        self.cache = ShardCache(self.home / "cache", 1 << 30)
         outbox, data = Outbox(self.home / "outbox"), DataSource(path="none.jsonl")
         self.tools = Tools(self.client, self.cache, outbox, self.trainer, data, residuals)  # type: ignore[arg-type]
 

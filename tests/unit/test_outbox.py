@@ -1,11 +1,13 @@
 """A delta that was trained and not yet received survives a restart, and is used for exactly the work it was made for."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.outbox import MOST, Outbox
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
@@ -61,11 +63,45 @@ OTHER = {
 
 
 @pytest.mark.parametrize("what", OTHER)
-def test_it_is_not_used_for_other_work_and_makes_room(tmp_path: Path, what: str) -> None:
+def test_it_is_not_used_for_other_work_and_waits_until_its_own_is_over(tmp_path: Path, what: str) -> None:
     outbox = Outbox(tmp_path)
     fill(outbox, assignment())
-    assert outbox.find(assignment(**OTHER[what])) is None
+    other = assignment(**OTHER[what])
+    assert outbox.find(other) is None
+    outbox.tidy(other, lambda _: False)
+    assert outbox.find(assignment()) is not None
+    outbox.tidy(other, lambda asked: asked == assignment().assignment_id)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_waits_for_weeks_and_not_for_ever(tmp_path: Path) -> None:
+    outbox, other = Outbox(tmp_path), assignment(**OTHER["another seed"])
+    note = fill(outbox, assignment()).with_suffix(".json")
+    for days, waits in ((7, True), (45, True), (61, False)):
+        os.utime(note, (time.time() - days * 86_400,) * 2)
+        outbox.tidy(other, lambda _: False)
+        assert (outbox.find(assignment()) is not None) is waits, days
+
+
+def test_what_was_never_finished_does_not_wait(tmp_path: Path) -> None:
+    outbox, other = Outbox(tmp_path), assignment(**OTHER["another seed"])
+    outbox.delta_path(assignment()).with_suffix(".plain").write_bytes(b"half")
+    outbox.left_path(assignment()).mkdir()
+    (outbox.left_path(assignment()) / "head.safetensors").write_bytes(b"left")
+    outbox.tidy(other, lambda _: False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_that_wait_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    works = [assignment(assignment_id=f"asg_{n:016x}") for n in range(2 * MOST)]
+    for age, work in enumerate(reversed(works)):
+        os.utime(fill(outbox, work).with_suffix(".json"), (time.time() - age * 60,) * 2)
+    outbox.tidy(works[-1], lambda _: False)
+    assert [outbox.find(work) is not None for work in works] == [False] * (MOST - 1) + [True] * (MOST + 1)
+    each = sum(path.stat().st_size for path in tmp_path.iterdir()) // (MOST + 1)
+    assert outbox.shrink(3 * each, works[MOST]) <= 3 * each
+    assert [n for n, work in enumerate(works) if outbox.find(work)] == [MOST, 2 * MOST - 2, 2 * MOST - 1], "the one at hand, and the newest"
 
 
 def test_a_delta_without_its_note_is_not_used(tmp_path: Path) -> None:
@@ -93,6 +129,6 @@ def test_a_note_that_cannot_be_read_costs_the_delta_and_not_the_agent(tmp_path: 
 def test_what_was_received_is_cleared(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     fill(outbox, assignment())
-    outbox.clear()
+    outbox.drop(assignment())
     assert list(tmp_path.iterdir()) == []
     assert outbox.find(assignment()) is None

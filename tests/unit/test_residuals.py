@@ -203,7 +203,8 @@ def test_they_share_the_limit_of_the_cache_and_make_room_for_the_visit_at_hand(t
     took = sum(path.stat().st_size for path in agent.files())
     assert took > 0
     agent.carries(head=0)
-    cache = ShardCache(tmp_path / "other", 1000 + took, agent.residuals.shrink)
+    cache = ShardCache(tmp_path / "other", 1000 + took)
+    cache.share(agent.residuals.shrink)
     cache.pin([("a", 1000)])
     assert sum(path.stat().st_size for path in agent.files()) == took, "there is room for all"
     cache.pin([("a", 1001)])
