@@ -158,6 +158,21 @@ def backup(
     terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
 
 
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Name or id of the run.")],
+    home: Home = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Look at rows and digests only; make no version again.")] = False,
+) -> None:
+    """Make every version of a run again of its deltas; say that the model is what the log says, or what is wrong first (status 1).
+
+    Run this on the coordinator's machine, also while it works; with --home on a backup.
+    """
+    from fedcybgd.coordinator.verify import verify as look
+
+    terminal.say(f"run {run}: {look(_settings(home=home), run, quick)}")
+
+
 @operators.app.command()
 def recover(
     name: Annotated[str, typer.Argument(help="Of the owner; one that is not there yet is made.")] = "owner", home: Home = None

@@ -76,7 +76,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
     "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
+    "coordinator.verify": DATA | {"coordinator.home", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.cli": DATA | {
+        "coordinator.verify",
         "shared.host", "coordinator.backup", "coordinator.commands", "coordinator.home", "client", "coordinator.serve",
         SERVICES, "coordinator.settings",
     },

@@ -20,7 +20,7 @@ ROOMS = ("shared/contract", "coordinator/domain", "coordinator/db")
 FORMS = {
     "answer", "facts", "info", "kind", "made", "message", "metrics", "moved", "new", "numbers", "offer", "offset", "payload", "receipt",
     "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "spec", "state", "stored", "submission", "summary",
-    "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "kept", "invalid", "low", "too", "small",
+    "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "kept", "twice", "unlike", "invalid", "low", "too", "small",
 }  # fmt: skip
 # What is done with a thing of the glossary.
 VERBS = {"enrol": "agent", "renew": "lease", "return": "assignment", "start": "run", "train": "block"}

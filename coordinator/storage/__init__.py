@@ -5,6 +5,7 @@ from pathlib import Path
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, EngineStore, StoreFull
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.coordinator.storage.local_uploads import LocalUploads
+from fedcybgd.coordinator.storage.overlay import OverlayStore
 from fedcybgd.coordinator.storage.uploads import Uploads
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "BlobStore",
     "BlobWriter",
     "EngineStore",
+    "OverlayStore",
     "StoreFull",
     "Uploads",
     "open_store",

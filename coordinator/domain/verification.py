@@ -1,0 +1,226 @@
+"""What must hold of a run's history, row by row: the first thing that does not is raised, by name. Bytes are looked at elsewhere."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
+from fedcybgd.coordinator.domain.jobs.payloads import Change
+from fedcybgd.coordinator.domain.round import RoundState
+from fedcybgd.coordinator.errors import Conflict
+
+
+class VersionLost(Conflict):
+    """A history has a gap, or ends before the present version."""
+
+    code = "version_missing"
+
+
+class VersionInvalid(Conflict):
+    """What is written of a version does not agree with its neighbours, or with the block as it is."""
+
+    code = "version_differs"
+
+
+class VersionUnlike(Conflict):
+    """A version was made again of its parent and its deltas, and came out as something else."""
+
+    code = "version_not_reproduced"
+
+
+class DeltaTwice(Conflict):
+    """A delta is part of a block more than once."""
+
+    code = "delta_applied_twice"
+
+
+class DeltaUnknown(Conflict):
+    """A delta is part of a block that no accepted visit gave for it."""
+
+    code = "delta_not_accepted"
+
+
+class DeltaLost(Conflict):
+    """A delta counts as applied and is in no version."""
+
+    code = "delta_not_applied"
+
+
+class RoundInvalid(Conflict):
+    """The rounds, their seats and their visits do not agree."""
+
+    code = "round_differs"
+
+
+@dataclass(frozen=True)
+class KeptVersion:
+    """A version as it is written down."""
+
+    facts: VersionFacts
+    digest: str
+    size: int
+    change: Change | None
+    kept: bool
+
+    @property
+    def called(self) -> str:
+        return f"block {self.facts.block}, version {self.facts.version}"
+
+
+Versions = Mapping[str, Mapping[int, KeptVersion]]
+"""block → version → what is written of it"""
+
+
+@dataclass(frozen=True)
+class VisitFacts:
+    """A visit as it is written down."""
+
+    id: str
+    round: int
+    seat: int
+    state: str
+    applied: bool
+    trained: frozenset[str]
+    delta: str | None
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    number: int
+    state: str
+    seats: int
+    """how many"""
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a database says of how a run's model came to be."""
+
+    run: str
+    rounds_done: int
+    present: Mapping[str, tuple[int, str]]
+    """block → its version and digest"""
+    versions: Versions
+    rounds: Sequence[RoundFacts]
+    visits: Sequence[VisitFacts]
+
+
+def check_rows(history: History) -> None:
+    """Raise the first thing that is wrong with the rows of a run."""
+    check_chains(history.versions, history.present)
+    _check_terms(history)
+    _check_rounds(history)
+
+
+def check_chains(versions: Versions, present: Mapping[str, tuple[int, str]]) -> None:
+    """Raise unless the versions of each block lead from one to the next, up to the present one."""
+    for block in sorted({*versions, *present}):
+        known = versions.get(block, {})
+        if block not in present:
+            raise VersionInvalid(f"there are versions of block {block}, which the run does not have")
+        number, digest = present[block]
+        for version in range(min(known, default=number), number + 1):
+            if version not in known:
+                raise VersionLost(f"block {block}, version {version}: the history does not have it")
+        if (last := max(known)) != number or known[last].digest != digest:
+            raise VersionInvalid(
+                f"block {block} is at version {number} ({digest}), and the last one of its history is {last} ({known[last].digest})"
+            )
+        for version in sorted(known):
+            _check_link(known, known[version], first=version == min(known))
+
+
+def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool) -> None:
+    facts, change = row.facts, row.change
+    begins = facts.origin in (VersionOrigin.BASE, VersionOrigin.FOUND)
+    if begins != first or begins != (facts.parent is None) or (facts.origin == VersionOrigin.APPLIED) != (change is not None):
+        raise VersionInvalid(
+            f"{row.called}: it is {facts.origin}, and cannot be {'the first' if first else 'after another'} as it is written"
+        )
+    if facts.parent is None:
+        return
+    parent = known.get(facts.parent)
+    if parent is None or facts.parent >= facts.version:
+        raise VersionInvalid(f"{row.called}: its parent is version {facts.parent}, which is not before it in the history")
+    if facts.origin == VersionOrigin.RESTORED and row.digest != parent.digest:
+        raise VersionInvalid(f"{row.called}: it is to be version {facts.parent} again ({parent.digest}), and is {row.digest}")
+    if change is not None:
+        base = change.block
+        if (base.block, base.version, base.digest) != (facts.block, facts.parent, parent.digest) or facts.parent != facts.version - 1:
+            raise VersionInvalid(f"{row.called}: its deltas were added to version {base.version} ({base.digest}), which is not its parent")
+
+
+def lineages(versions: Versions, present: Collection[tuple[str, int]]) -> dict[str, list[KeptVersion]]:
+    """Of each block, the versions that version is made of, the youngest first."""
+    return {
+        block: [versions[block][f.version] for f in lineage({number: row.facts for number, row in versions[block].items()}, version)]
+        for block, version in present
+    }
+
+
+def check_once(line: Sequence[KeptVersion]) -> None:
+    """Raise unless every delta is in a lineage at most once: by its visit, or where that is not known by its bytes."""
+    seen: dict[str, str] = {}
+    for row in line:
+        for term in row.change.terms if row.change else ():
+            name = term.visit or term.digest
+            if name in seen:
+                raise DeltaTwice(f"{row.called}: delta {term.digest} is part of {seen[name]} already")
+            seen[name] = row.called
+
+
+def _check_terms(history: History) -> None:
+    visits = {visit.id: visit for visit in history.visits}
+    lines = lineages(history.versions, [(block, version) for block, (version, _) in history.present.items()])
+    for rows in history.versions.values():
+        for row in rows.values():
+            for term in row.change.terms if row.change else ():
+                visit = visits.get(term.visit)
+                if visit is None or (visit.delta, visit.round) != (term.digest, row.facts.round) or row.facts.block not in visit.trained:
+                    raise DeltaUnknown(f"{row.called}: no visit of round {row.facts.round} gave delta {term.digest} for it")
+    found = Counter[tuple[str, str]]()
+    for block, line in lines.items():
+        check_once(line)
+        for row in line:
+            for term in row.change.terms if row.change else ():
+                visit = visits[term.visit]
+                if visit.state != AssignmentState.ACCEPTED or not visit.applied:
+                    how = f"{visit.state}, and does not count as applied"
+                    raise DeltaUnknown(
+                        f"{row.called}: delta {term.digest} is part of it, and visit {visit.id} of round {visit.round} is {how}"
+                    )
+                found[visit.id, block] += 1
+    for visit in history.visits:
+        for block in sorted(visit.trained if visit.applied else ()):
+            if not found[visit.id, block] and not _before(lines.get(block, ()), visit.round):
+                raise DeltaLost(
+                    f"round {visit.round}: delta {visit.delta} of visit {visit.id} counts as applied, and block {block} is without it"
+                )
+
+
+def _before(line: Sequence[KeptVersion], round: int) -> bool:
+    """Whether a round was over when the history of a block began."""
+    first = line[-1].facts.round if line else None
+    return first is not None and round <= first
+
+
+def _check_rounds(history: History) -> None:
+    rounds = {row.number: row for row in history.rounds}
+    applied: dict[int, list[VisitFacts]] = {}
+    for visit in history.visits:
+        if visit.applied:
+            applied.setdefault(visit.round, []).append(visit)
+        if visit.applied and (visit.state != AssignmentState.ACCEPTED or visit.delta is None):
+            raise RoundInvalid(f"round {visit.round}: visit {visit.id} counts as applied and is {visit.state}")
+    for number in range(max([history.rounds_done, *(n + 1 for n in (*rounds, *applied))])):
+        row, of = rounds.get(number), applied.get(number, [])
+        if row is None:
+            raise RoundInvalid(f"round {number}: it is not there, and {history.rounds_done} are done")
+        if (row.state == RoundState.CLOSED) != (number < history.rounds_done):
+            raise RoundInvalid(f"round {number}: it is {row.state}, and {history.rounds_done} are done")
+        taken = sorted(visit.seat for visit in of)
+        if taken != sorted(set(taken)) or any(not 0 <= seat < row.seats for seat in taken):
+            raise RoundInvalid(f"round {number}: it has {row.seats} seats, and deltas of the seats {taken} count as applied")
+        if row.state == RoundState.CLOSED and len(taken) != row.seats:
+            raise RoundInvalid(f"round {number}: it is closed, and {len(taken)} deltas of its {row.seats} seats count as applied")

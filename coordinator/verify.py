@@ -1,0 +1,110 @@
+"""Verifies a run: every row, every digest, and every version made again of its parent and its deltas; on a home, or on a backup of one."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.domain.verification import History, KeptVersion, check_rows
+from fedcybgd.coordinator.errors import Conflict
+from fedcybgd.coordinator.home import DatabaseUnusable, existing_database, understood
+from fedcybgd.coordinator.jobs import recomputing
+from fedcybgd.coordinator.services.read import history as histories
+from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, OverlayStore, open_store
+from fedcybgd.shared.contract.manifests import FileRef
+
+
+class NothingToVerify(Conflict):
+    """The run has no model yet."""
+
+    code = "run_not_prepared"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found to be as it is written."""
+
+    versions: int
+    made_again: int
+    """of these, those that were made again of their parents and deltas; the others were taken as they are"""
+    deltas: int
+    rounds: int
+
+    def __str__(self) -> str:
+        blocks = f"{self.versions} versions, {self.made_again} of them made again of {self.deltas} deltas in {self.rounds} rounds"
+        return f"the model is what the log says: {blocks}"
+
+
+def verify(settings: Settings, name: str, quick: bool = False) -> Verified:
+    """Nothing is changed, and a coordinator may work on the home meanwhile. Raises the first thing that is wrong, by name.
+
+    `quick`: no version is made again; rows and digests are looked at.
+    """
+    database = existing_database(settings)
+    with contextlib.closing(database), _undeleted(settings.blobs), tempfile.TemporaryDirectory(prefix="fedcoord-verify-") as aside:
+        files, history = _read(settings, database, name)
+        check_rows(history)
+        store = OverlayStore(Path(aside), [settings.blobs])
+        for file in files:
+            with _named(f"{file.name} of run {history.run}"):
+                store.check(file.digest)
+        return check_bytes(store, history, quick)
+
+
+def check_bytes(store: OverlayStore, history: History, quick: bool) -> Verified:
+    rows = [row for known in history.versions.values() for row in known.values()]
+    again = recomputing.made_of(history.versions)
+    present = {digest for _, digest in history.present.values()}
+    for row in rows:
+        if row.digest in present or (row.kept and row.facts.exact):
+            with _named(row.called):
+                store.check(row.digest)
+    deltas = _check_deltas(store, again)
+    if not quick:
+        recomputing.recompute(store, again)
+    return Verified(len(rows), 0 if quick else len(again), deltas, history.rounds_done)
+
+
+def _check_deltas(store: OverlayStore, rows: Iterable[KeptVersion]) -> int:
+    seen: set[str] = set()
+    for row in rows:
+        for term in row.change.terms if row.change else ():
+            if term.digest not in seen:
+                with _named(f"{row.called}: a delta of round {row.facts.round}"):
+                    store.check(term.digest)
+                seen.add(term.digest)
+    return len(seen)
+
+
+def _read(settings: Settings, database: Database, name: str) -> tuple[list[FileRef], History]:
+    with understood(settings):
+        if (schema := migrate.current(database.engine)) != migrate.newest():
+            raise DatabaseUnusable(
+                f"the database has schema {schema}, this is for {migrate.newest()}: run `fedcoord db upgrade` on it first"
+            )
+        with database.reading() as session:
+            run, history = histories.of_name(session, name)
+            if not run.prepared:
+                raise NothingToVerify(f"run {run.name} has no model yet")
+            return list(run.files), history
+
+
+@contextlib.contextmanager
+def _undeleted(blobs: Path) -> Iterator[None]:
+    """Have a coordinator delete nothing meanwhile; of a copy that may not be written nobody does."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(PermissionError):
+            held.enter_context(open_store(blobs).hold())
+        yield
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BlobMissing, BlobDamaged) as error:
+        raise type(error)(f"{what}: {error.message}", **error.detail) from error
