@@ -14,7 +14,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
-from fedcybgd.coordinator.services.upkeep import garbage, refusals, retention, silence, versions_kept
+from fedcybgd.coordinator.services.upkeep import garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
@@ -76,13 +76,14 @@ def sweep_leases(settings: Settings, database: Database, absence: Absence, clock
         job_leases.lapse(session, now)
         apply_round.apply_overdue(session, now)
         silence.silence(session, now, timedelta(seconds=settings.silent_after_s))
+        quarantine.end(session, now)
         if absence.times != absences:
             session.rollback()  # what was extended meanwhile is not to be held against a time before
     with database.reading() as session:
-        waiting = refusals.to_look_after(session, now)
+        waiting = standstill.to_look_after(session, now)
     for run_id in waiting:
         with database.transaction() as session:
-            refusals.look_after(session, run_id, now)
+            standstill.look_after(session, run_id, now)
 
 
 def discard_uploads(database: Database, uploads: Uploads) -> None:

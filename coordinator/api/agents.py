@@ -11,6 +11,7 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
+from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.upkeep import refusals
@@ -91,6 +92,18 @@ def list_agents(session: ReadDep, page: PageDep, response: Response) -> list[Age
 def revoke(name: str, session: WriteDep) -> Agent:
     """Shut an agent out at once; what it holds is given to others."""
     return shut_out(session, name, now())
+
+
+@router.post(
+    "/agents/{name}/release",
+    summary="Release an agent from quarantine",
+    response_model=AgentView,
+    responses=errors(401, 404, 422),
+    dependencies=[OperatorDep],
+)
+def release(name: str, session: WriteDep) -> Agent:
+    """Hold nothing against an agent any more, and ask it for work again at once."""
+    return let_out(session, name, now())
 
 
 @router.get(

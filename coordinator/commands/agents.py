@@ -12,7 +12,7 @@ from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import AgentView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, list and revoke agents.")
+app = typer.Typer(no_args_is_help=True, help="Enrol, list, revoke and release agents.")
 LAST = 1000
 """Lines of the ledger that are shown"""
 terminal = Terminal()
@@ -42,7 +42,8 @@ def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole 
     table = Table("name", "state", "last seen", "device", "last error")
     for agent in agents:
         device = f"{agent.device.kind}, {agent.device.cores} cores"
-        table.add_row(agent.name, agent.state, moment(agent.last_seen_at) or "never", device, one_line(agent.last_error or ""))
+        state = f"quarantined until {moment(agent.quarantined_until)}" if agent.quarantined_until else agent.state
+        table.add_row(agent.name, state, moment(agent.last_seen_at) or "never", device, one_line(agent.last_error or ""))
     terminal.table(table)
 
 
@@ -50,6 +51,13 @@ def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole 
 def revoke(name: str) -> None:
     """Shut an agent out at once; what it holds is given to others."""
     agent = Client().agents.revoke(name)
+    terminal.say(f"agent {agent.name} is {agent.state}")
+
+
+@app.command()
+def release(name: str) -> None:
+    """End the quarantine of an agent: it is asked for work again at once."""
+    agent = Client().agents.release(name)
     terminal.say(f"agent {agent.name} is {agent.state}")
 
 

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from fedcybgd.coordinator.domain.machine import Machine
 from fedcybgd.coordinator.errors import Conflict
+from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS
 
 
 class AssignmentState(StrEnum):
@@ -30,6 +31,11 @@ ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack
 """Reasons that are nobody's failure, and tell nothing that an operator should look after."""
 BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented", "policy_refused"}
 """Reasons that are no failure of the visit."""
+
+
+def is_held_against(reason: str) -> bool:
+    """Whether the agent that had it is to blame: it failed, or gave up what it had taken. Who says that it never can is not asked anyway."""
+    return reason == "stopping" or reason not in BLAMELESS | LASTING_REASONS | COORDINATORS_OWN
 
 
 class AssignmentEvent(StrEnum):

@@ -76,7 +76,12 @@ class ScheduleSection(Section):
         le=366 * 86_400,
         description="how long a round waits for its last deltas once it has one; those that came are applied then",
     )
-    max_attempts: int = Field(5, ge=1, le=1000, description="failed attempts and rejections of one visit before the run is paused")
+    max_attempts: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="failed attempts and rejections of one visit before the run is paused, once nobody is left who has not failed at it",
+    )
 
 
 class TrainSection(Training, Section):

@@ -22,3 +22,7 @@ class Agents:
     def revoke(self, name: str) -> AgentView:
         """Shut an agent out at once; what it holds is given to others. Raises `Refused`."""
         return self._connection.do(AgentView, f"/agents/{segment(name)}/revoke")
+
+    def release(self, name: str) -> AgentView:
+        """End the quarantine of an agent: it is asked for work again at once. Raises `Refused`."""
+        return self._connection.do(AgentView, f"/agents/{segment(name)}/release")

@@ -117,11 +117,12 @@ class Runs:
         """The run, once `until` holds of it; by default once it has completed and everything is measured.
 
         Raises `TimedOut` after `timeout_s` seconds, and `RunStopped` when it cannot come any more: the run has ended otherwise, or (by
-        default) was paused.
+        default) was paused. One that waits for agents that are silent goes on when they are back, and is waited for.
         """
 
         def stopped(view: RunView) -> bool:
-            return has_ended(view) or (until is None and view.state == "paused")
+            waits = view.waits_for_agents and view.readiness.get("silent", 0) > 0
+            return has_ended(view) or (until is None and view.state == "paused" and not waits)
 
         def done(view: RunView) -> bool:
             return until(view) if until is not None else view.state == "completed" and has_ended(view)

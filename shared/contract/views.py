@@ -21,6 +21,7 @@ class AgentView(BaseModel):
     version: str
     enrolled_at: datetime
     last_seen_at: datetime | None
+    quarantined_until: datetime | None = Field(None, description="until then it is asked for nothing: it failed at one visit after another")
     last_error: str | None
     last_error_at: datetime | None
 
@@ -148,6 +149,7 @@ class RunSummary(BaseModel):
     state: str
     reason: str | None
     prepared: bool
+    waits_for_agents: bool = Field(False, description="it is paused because nobody could go on, and goes on by itself when somebody can")
     rounds_done: int
     rounds_total: int
     created_at: datetime
@@ -182,7 +184,8 @@ class MemberView(BaseModel):
 
     agent: str
     standing: str = Field(
-        description="ready: it is there, and its data fit; unheard: it is there and has not said; unfit: its data do not fit; silent; never_seen"
+        description="ready: it is there, and its data fit; unheard: it is there and has not said; unfit: its data do not fit; silent; "
+        "never_seen; quarantined: it is asked for nothing for a while"
     )
     takes_part: bool = Field(description="it is there, and has not said that its data do not fit")
     participant: bool = Field(False, description="the run counts on it: since its start, or since it came")

@@ -1,6 +1,7 @@
 """Two hundred writers of every kind at once: all are answered, and whether the coordinator is up is answered whatever they do."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
         "PUT /agents/me/readiness": ("/agents/me/readiness", hand.key, {"json": {"runs": []}}),
         "POST /agents/me/key": ("/agents/me/key", rotating.key, {}),
         "POST /agents/{name}/revoke": ("/agents/nobody/revoke", op, {}),
+        "POST /agents/{name}/release": ("/agents/nobody/release", op, {}),
         "POST /assignments/claim": ("/assignments/claim?wait=0", hand.key, {"json": {"runs": ["nothing"]}}),
         "POST /assignments/{assignment_id}/renew": (f"{place}/renew", hand.key, {"json": {"attempt": held.attempt}}),
         "POST /assignments/{assignment_id}/return": (f"{place}/return", hand.key, {"json": {"attempt": 9, "reason": "other"}}),
@@ -88,8 +90,7 @@ async def crowd(live: LiveCoordinator, calls: list[Call]) -> list[httpx.Response
 def test_two_hundred_writers_of_every_kind_at_once_are_all_answered(live: LiveCoordinator, model: str) -> None:
     kinds = all_kinds(live, model)
     assert set(kinds) == writing(), "a new kind of writer belongs here"
-    names = sorted(kinds) * (CROWD // len(kinds))
-    assert len(names) == CROWD
+    names = list(itertools.islice(itertools.cycle(sorted(kinds)), CROWD))
     answers = asyncio.run(crowd(live, [kinds[name] for name in names]))
     failed = {(name, answer.status_code, answer.text) for name, answer in zip(names, answers, strict=True) if answer.status_code >= 500}
     assert failed == set()

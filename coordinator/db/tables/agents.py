@@ -31,6 +31,12 @@ class Agent(Base):
     version: Mapped[str] = mapped_column(String(40))
     enrolled_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    strikes: Mapped[int] = mapped_column(default=0)
+    """visits at which it was passed over since it last sent a good delta"""
+    quarantines: Mapped[int] = mapped_column(default=0)
+    """how often it was in quarantine since then"""
+    quarantined_until: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+    """until then it is asked for nothing; null: it is not in quarantine"""
     last_error: Mapped[str | None] = mapped_column(Text)
     last_error_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 

@@ -56,6 +56,8 @@ class Assignment(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
     """attempts and predecessors of this visit that came to nothing"""
+    failed: Mapped[dict[str, int]] = mapped_column(Typed(dict[str, int]), default=dict)
+    """id of an agent → how often it failed at this visit, or gave it up"""
     meant_for: Mapped[str | None] = mapped_column(KEY)
     excluded: Mapped[list[str]]
     """ids of agents that are not asked (again) in this round"""

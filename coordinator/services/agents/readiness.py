@@ -26,6 +26,7 @@ class Member:
     rows: int | None
     exact: bool
     last_seen_at: datetime | None
+    quarantined_until: datetime | None
 
     @property
     def takes_part(self) -> bool:
@@ -44,18 +45,19 @@ def members(session: Session, run: Run, spec: RunFile) -> list[Member]:
 def member(row: Any) -> Member:
     """From a row of `open_to`."""
     return Member(
-        id=row.id, name=row.name, standing=standing_of(row.state, row.fits), reason=row.reason if row.fits is False else None,
+        id=row.id, name=row.name, standing=standing_of(row.state, row.fits, row.quarantined_until is not None), reason=row.reason if row.fits is False else None,
         rows=row.rows if row.fits else None, exact=bool(row.exact), last_seen_at=row.last_seen_at,
+        quarantined_until=row.quarantined_until,
     )  # fmt: skip
 
 
 def counts(session: Session, run: Run, spec: RunFile) -> dict[str, int]:
     """How many members there are of each standing; counted by the database, however many they are."""
     open_now = open_to(run, spec).subquery()
-    states = select(open_now.c.state, open_now.c.fits, func.count()).group_by(open_now.c.state, open_now.c.fits)
+    kinds = open_now.c.state, open_now.c.fits, open_now.c.quarantined_until.is_not(None)
     found = Counter[str]()
-    for state, fits, number in session.execute(states):
-        found[str(standing_of(state, fits))] += number
+    for state, fits, quarantined, number in session.execute(select(*kinds, func.count()).group_by(*kinds)):
+        found[str(standing_of(state, fits, bool(quarantined)))] += number
     return found
 
 
@@ -82,6 +84,12 @@ def somebody_able(session: Session, run: Run, spec: RunFile, excluded: Collectio
 def somebody_there(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
     """Whether anybody else is there who takes part."""
     return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(_takes_part()), excluded)
+
+
+def somebody_present(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
+    """Whether anybody else is there whose data may fit, be it in quarantine, which ends by itself."""
+    present = (Agent.state == AgentState.ACTIVE) & _fits()
+    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(present), excluded)
 
 
 def there(session: Session, run_id: str, agents: Collection[str]) -> set[str]:
@@ -123,6 +131,8 @@ def said_in_words(member: Member) -> str:
             return f"{member.name} is silent"
         case Standing.NEVER_SEEN:
             return f"{member.name} was never seen"
+        case Standing.QUARANTINED:
+            return f"{member.name} is in quarantine"
         case _:
             return f"{member.name} is there"
 
@@ -134,7 +144,8 @@ def listed(members: Sequence[Member], most: int = 8) -> str:
 
 def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
     """What there is to know of the members of a run, in no order."""
-    columns = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
+    of_agent = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Agent.quarantined_until)
+    columns = (*of_agent, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
     said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
     query = select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)
     return query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents))
@@ -147,7 +158,7 @@ def _fits() -> Any:
 
 def _takes_part() -> Any:
     """What `TAKES_PART` says, for the database."""
-    return (Agent.state == AgentState.ACTIVE) & _fits()
+    return (Agent.state == AgentState.ACTIVE) & Agent.quarantined_until.is_(None) & _fits()
 
 
 def _anybody(session: Session, query: Any, excluded: Collection[str]) -> bool:

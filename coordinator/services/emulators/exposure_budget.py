@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy import Text, cast, select, text
 from sqlalchemy.orm import Session
@@ -62,13 +62,18 @@ def _is_within(session: Session, run: Run, agent: Agent, new: set[str]) -> bool:
     return may_see(exact_blocks_seen(session, run, run.spec, agent.id)[agent.id], new, run.spec.exposure.max_exact_blocks)
 
 
-def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> bool:
-    """Whether the budget lets anybody have it who takes part, or may stand in, and was not excluded."""
-    limit = spec.exposure.max_exact_blocks
-    if limit is None:
-        return True
-    got = exact_blocks_seen(session, run, spec)
-    return any(may_see(got[a.id], coming(session, run, assignment, a), limit) for a in _candidates(session, spec, assignment))
+def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignment, there: bool = False) -> bool:
+    """Whether the budget lets anybody have it who takes part, or may stand in, and was not excluded. `there`: and is there now."""
+    return spec.exposure.max_exact_blocks is None or any(True for _ in who_may(session, run, spec, assignment, there))
+
+
+def who_may(session: Session, run: Run, spec: RunFile, assignment: Assignment, there: bool = False) -> Iterator[str]:
+    """Ids of those whom the budget lets have it, of all who take part, or may stand in, and were not excluded."""
+    limit, got = spec.exposure.max_exact_blocks, exact_blocks_seen(session, run, spec)
+    for agent in _candidates(session, spec, assignment):
+        is_there = agent.state == AgentState.ACTIVE and agent.quarantined_until is None
+        if (is_there or not there) and may_see(got[agent.id], coming(session, run, assignment, agent), limit):
+            yield agent.id
 
 
 def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:

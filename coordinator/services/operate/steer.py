@@ -76,7 +76,7 @@ def resume(session: Session, name: str, now: datetime) -> Run:
     readiness.forget_refusals(session, run.id)
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():
-        assignment.failures, assignment.excluded, assignment.waiting_since = 0, [], now
+        assignment.failures, assignment.failed, assignment.excluded, assignment.waiting_since = 0, {}, [], now
         signals.offer(session, assignment.id)
         give_up.pause_if_hopeless(session, run, assignment, "enrol another agent, or cancel the run", now)
     jobs.requeue_failed(session, run.id)

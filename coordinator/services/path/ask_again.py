@@ -5,12 +5,11 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries, signals
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Readiness, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RunState
-from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.coordinator.services.path import open_round
+from fedcybgd.coordinator.services.path import open_round, outlook
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.agents import DeclaredLimits
@@ -39,13 +38,13 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
     if run.state == RunState.RUNNING or run.waits_for_agents:
         record(session, now, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
         signals.invite(session, [agent.id])
-    if run.state == RunState.PAUSED and run.waits_for_agents and not _hopeless(session, run):
-        runs.resume(run)
-        record(session, now, "info", "run_resumed", f"run {run.name} goes on: {agent.name} is ready", run_id=run.id)
-        open_round.open_next(session, run, now)
-        signals.openings_changed(session)
+    if run.state == RunState.PAUSED and run.waits_for_agents and not outlook.is_stuck(session, run):
+        go_on(session, run, f"{agent.name} is ready", now)
 
 
-def _hopeless(session: Session, run: Run) -> bool:
-    pending = queries.pending_in(session, run.id)
-    return any(not readiness.somebody_able(session, run, run.spec, excluded) for excluded in {frozenset(a.excluded) for a in pending})
+def go_on(session: Session, run: Run, because: str, now: datetime) -> None:
+    """A run that was paused because nobody could go on is under way again."""
+    runs.resume(run)
+    record(session, now, "info", "run_resumed", f"run {run.name} goes on: {because}", run_id=run.id)
+    open_round.open_next(session, run, now)
+    signals.openings_changed(session)

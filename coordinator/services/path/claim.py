@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
-from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentState,
     TakenBack,
@@ -18,11 +17,12 @@ from fedcybgd.coordinator.domain.assignment import (
 )
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, Plan
 from fedcybgd.coordinator.domain.opening import Claimant, consents
+from fedcybgd.coordinator.domain.quarantine import passed_over
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN, RunState
-from fedcybgd.coordinator.services.agents import identity, offers
+from fedcybgd.coordinator.services.agents import identity, offers, readiness
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
-from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings
+from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings, outlook
 from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.shared.contract.agents import ClaimRequest
 
@@ -68,6 +68,8 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
         if isinstance(held := _held(session, assignment_id, agent, request, now), Leased):
             return held
         awaited, holds = awaited | held.awaited, holds or held.holds
+    if agent.quarantined_until is not None:
+        return Nothing(frozenset(awaited), holds)
     claimant = Claimant(agent_id, agent.name, request)
     found = [opening for opening in openings.waiting(session, now) if opening.is_for(claimant)]
     # A stand-in does its own part first.
@@ -105,7 +107,8 @@ def _plan(session: Session, run: Run, assignment: Assignment, agent: Agent) -> P
     try:
         plan = choose.plan_of(session, run, assignment, agent)
     except FidelityTooLow as error:
-        refusal = TurnedDown(assignment.id, None, error.message)
+        # With `auto` a plan goes by what this agent declares: another may have a better one.
+        refusal = TurnedDown(assignment.id, agent.id if run.spec.compression.policy == "auto" else None, error.message)
     if not exposure_budget.lets(session, run, assignment, agent, plan):
         return None
     if isinstance(plan, DoesNotFit):
@@ -136,7 +139,7 @@ def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
 
 
 def _decided_by(assignment: Assignment) -> tuple[object, ...]:
-    return assignment.attempt, assignment.meant_for, assignment.excluded, assignment.waiting_since
+    return assignment.attempt, assignment.meant_for, assignment.excluded, assignment.failed, assignment.waiting_since
 
 
 def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, now: datetime) -> bool:
@@ -144,6 +147,9 @@ def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, 
     if agent.id not in run.participants and not offers.is_open_to(run, agent):
         return False
     schedule = run.spec.schedule
+    # Who has failed at it too often leaves it to others, as long as there are any.
+    if agent.id in passed_over(assignment.failed) and outlook.somebody_healthy(session, run, assignment):
+        return False
     leave = assignment.meant_for is None and schedule.wave > 1 and _others_have_no_part(session, assignment, run, agent.id)
     wait = timedelta(seconds=schedule.reassign_after_s)
     return may_take(agent.id, assignment.meant_for, assignment.excluded, assignment.waiting_since, wait, now, leave)
@@ -153,10 +159,8 @@ def _others_have_no_part(session: Session, assignment: Assignment, run: Run, age
     """Whether an agent has a part in this wave already while active participants, who could take this one, have none."""
     members = queries.assignments_of(session, run.id, assignment.round)
     busy = {a.agent_id for a in members if a.state != AssignmentState.REJECTED}
-    free = set(run.participants) - busy - set(assignment.excluded)
-    if agent_id not in busy or not free:
-        return False
-    return session.scalar(select(Agent.id).where(Agent.id.in_(free), Agent.state == AgentState.ACTIVE).limit(1)) is not None
+    free = set(run.participants) - busy - set(assignment.excluded) - passed_over(assignment.failed)
+    return agent_id in busy and bool(readiness.there(session, run.id, free))
 
 
 def turned_down(session: Session, found: TurnedDown, now: datetime) -> None:

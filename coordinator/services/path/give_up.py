@@ -7,12 +7,16 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
-from fedcybgd.coordinator.domain.assignment import BLAMELESS, ON_PURPOSE, AssignmentEvent
+from fedcybgd.coordinator.domain.assignment import BLAMELESS, ON_PURPOSE, AssignmentEvent, is_held_against
 from fedcybgd.coordinator.domain.jobs.registry import Failed
+from fedcybgd.coordinator.domain.outlook import at
+from fedcybgd.coordinator.domain.quarantine import is_strike, passed_over
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
+from fedcybgd.coordinator.services.path import openings, outlook
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
 from fedcybgd.shared.contract.assignments import LASTING_REASONS
@@ -32,6 +36,8 @@ def failed_attempt(
     why = f"{reason}: {message}" if message else reason
     if reason not in BLAMELESS:
         assignment.failures += 1
+    if agent_id is not None and is_held_against(reason):
+        hold_against(session, run, assignment, agent_id, reason, now)
     if reason in LASTING_REASONS and agent_id is not None:
         assignment.excluded = [*assignment.excluded, agent_id]
         if reason in MENDABLE_REASONS:
@@ -46,14 +52,37 @@ def failed_attempt(
     pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
 
 
+def hold_against(session: Session, run: Run, assignment: Assignment, agent_id: str, reason: str, now: datetime) -> None:
+    """Count a failure of an agent at a visit. Who fails too often at one is passed over for it, who does so at one after another is not asked
+    for anything for a while."""
+    times = assignment.failed.get(agent_id, 0) + 1
+    assignment.failed = {**assignment.failed, agent_id: times}
+    if agent_id in passed_over(assignment.failed) and assignment.meant_for == agent_id:
+        assignment.meant_for = None
+    if is_strike(times, session.get_one(Agent, agent_id).quarantines > 0, gave_up=reason == "stopping"):
+        strike(session, run, agent_id, reason, now)
+
+
+def strike(session: Session, run: Run, agent_id: str, reason: str, now: datetime) -> None:
+    """An agent is done with a visit, and nothing came of it; after too many of them it goes into quarantine."""
+    agent = session.get_one(Agent, agent_id)
+    if not states.strike(agent, now):
+        return
+    assert agent.quarantined_until is not None
+    text = f"{agent.name} has failed at one visit after another, the last time with {reason}: it is asked for nothing until {at(agent.quarantined_until)}"
+    record(session, now, "warning", "agent_quarantined", text, run_id=run.id, agent_id=agent_id)
+    openings.leave_to_others(session, [agent_id])
+
+
 def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str, now: datetime) -> None:
     """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
     if run.state != RunState.RUNNING:
         return
     spec = run.spec
     if not readiness.somebody_able(session, run, spec, assignment.excluded):
-        halt(session, run, f"no agent is left that could try: {why}", now, waits_for_agents=True)
-    elif assignment.failures >= spec.schedule.max_attempts:
+        needed = outlook.of(session, run, assignment, now).text
+        halt(session, run, f"no agent is left that could try: {why}; {needed}", now, waits_for_agents=True)
+    elif assignment.failures >= spec.schedule.max_attempts and not outlook.somebody_healthy(session, run, assignment):
         halt(session, run, f"{assignment.failures} attempts failed: {why}", now)
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
         limit = spec.exposure.max_exact_blocks

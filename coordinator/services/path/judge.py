@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
@@ -15,7 +15,7 @@ from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.services.states import assignments
+from fedcybgd.coordinator.services.states import agents, assignments
 
 
 def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> None:
@@ -53,6 +53,8 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
         _reject(session, run, assignment, result.rejected_because, now)
         return
     assignments.accept(assignment, now)
+    if assignment.agent_id is not None:
+        agents.absolve(session.get_one(Agent, assignment.agent_id))
     apply_round.apply_if_due(session, run, assignment.round, now)
 
 
@@ -71,8 +73,11 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     spec = run.spec
     seat = session.get_one(Round, (run.id, assignment.round)).seats[assignment.seat]
     # The same agent would send the same again: seeds do not come from the attempt. Another one is asked.
-    excluded = [*assignment.excluded, assignment.agent_id] if assignment.agent_id else assignment.excluded
+    excluded = list(assignment.excluded)
+    if assignment.agent_id is not None:
+        excluded.append(assignment.agent_id)
+        give_up.strike(session, run, assignment.agent_id, "delta_rejected", now)
     there = readiness.there(session, run.id, [seat.agent] if seat.agent is not None else [])
-    again = open_round.assign(session, run, spec, seat, now, failures=assignment.failures + 1, excluded=excluded, there=there)
+    again = open_round.assign(session, run, spec, seat, now, there, assignment.failures + 1, excluded, assignment.failed)
     give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}", now)
     apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone

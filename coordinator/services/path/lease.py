@@ -1,13 +1,12 @@
 """Leases: given with an emulator, renewed, given back, ended by time."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries, signals
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
@@ -21,7 +20,7 @@ from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose
-from fedcybgd.coordinator.services.path import carried, give_up, trained
+from fedcybgd.coordinator.services.path import carried, give_up, openings, trained
 from fedcybgd.coordinator.services.records import manifests, run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
@@ -126,20 +125,7 @@ def release_all(session: Session, agent_id: str, now: datetime) -> None:
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED:
             take_back(session, assignment, run, TakenBack.REVOKED, "", now)
-    leave_to_others(session, [agent_id])
-
-
-def leave_to_others(session: Session, agents: Collection[str]) -> None:
-    """What is meant for agents that do not come is anybody's."""
-    session.flush()
-    gone = set(agents)
-    waiting = select(Assignment.id, Assignment.meant_for).where(
-        Assignment.state == AssignmentState.PENDING, Assignment.meant_for.is_not(None)
-    )
-    if ids := [row.id for row in session.execute(waiting) if row.meant_for in gone]:
-        left = update(Assignment).where(Assignment.id.in_(ids), Assignment.state == AssignmentState.PENDING)
-        session.execute(left.values(meant_for=None))
-        signals.offer(session, *ids)
+    openings.leave_to_others(session, [agent_id])
 
 
 def locked(session: Session, assignment_id: str) -> tuple[Assignment, Run]:

@@ -1,6 +1,6 @@
 """Opens the round that follows: who trains which blocks, and what they are told. Step 8 leads here, and the start of a run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
 from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.quarantine import passed_over
 from fedcybgd.coordinator.domain.round import ROUND, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -54,7 +55,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
               loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
     there = readiness.there(session, run.id, [seat.agent for seat in seats if seat.agent is not None])
-    made = [assign(session, run, spec, seat, now, failures=0, excluded=[], there=there) for seat in seats]
+    made = [assign(session, run, spec, seat, now, there) for seat in seats]
     if spec.exposure.max_exact_blocks is None:
         # Nobody is excluded yet and nothing has failed: one stands for all.
         give_up.pause_if_hopeless(session, run, made[0], "nobody who takes part has data that fit", now)
@@ -70,16 +71,25 @@ def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]
 
 
 def assign(
-    session: Session, run: Run, spec: RunFile, seat: Seat, now: datetime, failures: int, excluded: list[str], there: Collection[str]
+    session: Session,
+    run: Run,
+    spec: RunFile,
+    seat: Seat,
+    now: datetime,
+    there: Collection[str],
+    failures: int = 0,
+    excluded: Sequence[str] = (),
+    failed: Mapping[str, int] | None = None,
 ) -> Assignment:
     """Offer a seat to the agent that it is meant for, if it is `there`, or to anybody."""
     assignment = Assignment(
         id=keys.new_id("asg"), run_id=run.id, round=seat.round, seat=seat.number, blocks=list(seat.blocks), state=ASSIGNMENT.start,
-        attempt=0, failures=failures, meant_for=seat.agent, excluded=excluded, waiting_since=now,
+        attempt=0, failures=failures, failed=dict(failed or {}), meant_for=seat.agent, excluded=list(excluded),
+        waiting_since=now,
         train=train_settings(spec, seat), applied=False,
     )  # fmt: skip
     if seat.agent is not None:
-        can_come = seat.agent not in excluded and seat.agent in there
+        can_come = seat.agent not in {*excluded, *passed_over(assignment.failed)} and seat.agent in there
         if can_come and spec.exposure.max_exact_blocks is not None:
             can_come = exposure_budget.may_take(session, run, assignment, session.get_one(Agent, seat.agent))
         if not can_come:

@@ -1,10 +1,12 @@
 """Which assignments wait for an agent: what the waiting room knows, and what a claim looks through first."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.opening import Opening
@@ -34,3 +36,16 @@ def waiting(session: Session, now: datetime) -> list[Opening]:
             )
         )  # fmt: skip
     return found
+
+
+def leave_to_others(session: Session, agents: Collection[str]) -> None:
+    """What is meant for agents that do not come is anybody's."""
+    session.flush()
+    gone = set(agents)
+    waiting = select(Assignment.id, Assignment.meant_for).where(
+        Assignment.state == AssignmentState.PENDING, Assignment.meant_for.is_not(None)
+    )
+    if ids := [row.id for row in session.execute(waiting) if row.meant_for in gone]:
+        left = update(Assignment).where(Assignment.id.in_(ids), Assignment.state == AssignmentState.PENDING)
+        session.execute(left.values(meant_for=None))
+        signals.offer(session, *ids)

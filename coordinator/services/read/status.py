@@ -56,6 +56,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
     model = session.scalars(select(Model.name).where(Model.id == run.model_id)).one()
     return RunView(
         id=run.id, name=run.name, model=model, state=run.state, reason=run.reason, prepared=run.prepared,
+        waits_for_agents=run.waits_for_agents,
         rounds_done=run.rounds_done, rounds_total=run.rounds_total, created_at=run.created_at, started_at=run.started_at, ended_at=run.ended_at,
         spec=run.spec, participants=[names.get(agent, agent) for agent in first], participant_count=len(run.participants) if members else 0,
         readiness={} if RUN.is_final(run.state) or not members else readiness.counts(session, run, run.spec),

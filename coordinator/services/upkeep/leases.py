@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.quarantine import LONGEST
 from fedcybgd.coordinator.services.records import job_leases
 
 
@@ -35,5 +36,8 @@ def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     for agent in session.scalars(select(Agent).where(Agent.state == AgentState.ACTIVE).order_by(Agent.id)):
         if agent.last_seen_at is not None:
             agent.last_seen_at = min(agent.last_seen_at + lost, now)
+    for agent in session.scalars(select(Agent).where(Agent.quarantined_until.is_not(None)).order_by(Agent.id)):
+        if agent.quarantined_until is not None:  # by a clock that was ahead it would last for long
+            agent.quarantined_until = min(agent.quarantined_until, now + LONGEST)
     job_leases.extend(session, now)
     return len(extended)

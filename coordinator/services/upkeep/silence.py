@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
-from fedcybgd.coordinator.services.path import lease
+from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
 
@@ -36,4 +36,4 @@ def silence(session: Session, now: datetime, after: timedelta) -> None:
         )
         record(session, now, "warning", "agent_silent", text)
     signals.forget(session, *(agent.id for agent in found))
-    lease.leave_to_others(session, [agent.id for agent in found])
+    openings.leave_to_others(session, [agent.id for agent in found])
