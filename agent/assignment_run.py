@@ -125,7 +125,7 @@ def keep(tools: Tools, assignment: LeasedAssignment, metrics: TrainMetrics) -> t
 
 def bounds_of(policy: Policy) -> Bounds:
     """What the training process looks at once it knows the rows and the tensors."""
-    return Bounds(steps=policy.most.steps, rows=policy.least.rows, never=policy.work.never_train)
+    return Bounds(steps=policy.most.steps, seconds=policy.most.seconds, rows=policy.least.rows, never=policy.work.never_train)
 
 
 def visit_name(assignment: LeasedAssignment) -> str:
@@ -212,7 +212,8 @@ def train(
     request = TrainRequest(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
-        dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), train=assignment.train, data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+        dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), train=assignment.train, data=tools.data,
+        delta_path=str(tools.outbox.delta_path(assignment)),
         delta_codec=assignment.delta_codec, residuals=fetched.residuals,
         new_residuals=str(tools.outbox.left_path(assignment)) if assignment.error_feedback else None,
     )  # fmt: skip

@@ -12,8 +12,11 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError
+from fedcybgd.agent.lengths import TokenizerSlow, standing, token_lengths
 from fedcybgd.agent.policy import fingerprint, in_force
 from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
+from fedcybgd.agent.rooms import asking
+from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.errors import DataError
@@ -93,6 +96,11 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding(False, "directory", error.message, "see there")
         return
+    try:
+        walls = standing(asking(home))
+        yield Finding(True, "training process", walls.text())
+    except AgentError as error:
+        yield Finding(False, "training process", error.message, "report it; the agent would not work either")
     if (files := machine.raise_open_files()) < FEW_FILES:
         yield Finding(
             False, "open files", f"this process may have {files} files open", "raise it: ulimit -n 1024, or LimitNOFILE= of its service"
@@ -144,7 +152,10 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
     found = f"{verdict.rows:,} rows of data {verdict.data} fit; fingerprint of the model {fingerprint(run.files)}"
     source = source_of(home, data)
     examples = list(rows_of(source, run, f"[data.{verdict.data}.columns]"))
-    lengths = _token_lengths(run, examples, client)
+    try:
+        lengths = _token_lengths(run, examples, client, asking(home))
+    except TokenizerSlow as error:
+        return Finding(False, what, f"tokenizer_slow: {error.message}", "do not take part in this run; ask its operator")
     if lengths is None:
         return Finding(True, what, f"{found}; its tokenizer has no tokenizer.json, so tokens were not counted")
     cut = sum(n > run.max_length for n in lengths)
@@ -154,13 +165,9 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
     return Finding(True, what, found)
 
 
-def _token_lengths(run: RunOffer, examples: list[Row], client: Client) -> list[int] | None:
+def _token_lengths(run: RunOffer, examples: list[Row], client: Client, walls: Walls) -> list[int] | None:
     if not any(f.name == "tokenizer.json" for f in run.files):
         return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(client.run_file(run.run_id, "tokenizer.json").decode())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = client.run_file(run.run_id, "tokenizer.json").decode("utf-8", "replace")
     texts = [" ".join(str(v) for k, v in e.items() if k != "label") for e in examples]
-    return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+    return token_lengths(walls, tokenizer, texts)

@@ -7,6 +7,7 @@ from fedcybgd.shared.host import interrupt
 import fcntl
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def common(
     _version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version, and end.")] = False,
 ) -> None:
     """Options of the program itself."""
+    os.umask(0o077)  # whatever it writes is nobody else's to read
 
 
 @app.command()
@@ -155,6 +157,8 @@ def status(home: HomeOption = None) -> None:
         )
     if state.get("error"):
         terminal.say(f"last error, at {state.get('error_at', state['at'])[:19]} UTC: {one_line(state['error'])}", "red")
+    if state.get("walls"):
+        terminal.say(f"training process: {one_line(state['walls'])}")
     for refused in state.get("takes_no_work_of", ()):
         terminal.say(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
     try:

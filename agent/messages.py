@@ -61,6 +61,8 @@ class Bounds(BaseModel):
 
     steps: int
     """at the most"""
+    seconds: float
+    """of training; the process is killed then"""
     rows: int
     """different ones, at the least"""
     never: list[str]
@@ -123,7 +125,7 @@ class Facts(BaseModel):
 class TrainerEvent(BaseModel):
     """Training process to daemon."""
 
-    event: Literal["ready", "alive", "progress", "done", "failed", "stopped"]
+    event: Literal["walled", "ready", "alive", "progress", "done", "failed", "stopped"]
     visit: str = ""
     progress: Progress | None = None
     metrics: TrainMetrics | None = None

@@ -94,6 +94,7 @@ class Home:
         self.cache = self.path / "cache"
         self.outbox = self.path / "outbox"
         self.residuals = self.path / "residuals"
+        self.work = self.path / "work"
         self.status = self.path / "status.json"
         self.lock = self.path / "lock"
         self.checked = self.path / "checked"

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +12,20 @@ from types import FrameType
 from fedcybgd.agent.errors import StopRequested
 
 log = logging.getLogger("fedagent")
+LEAVE_WITHIN_S = 9.0
+"""Seconds from the first signal to the end, whatever training process or coordinator do"""
 
 
 class Stop:
-    """`asked` once SIGTERM or SIGINT came; `on_asked` is called then, unless the main thread only waits."""
+    """`asked` once SIGTERM or SIGINT came; `on_asked` is called then, unless the main thread only waits.
 
-    def __init__(self, on_asked: Callable[[], None]) -> None:
+    `overdue` is called from another thread where the program has not come to its end by itself: whatever holds it up, nobody has to ask twice.
+    """
+
+    def __init__(self, on_asked: Callable[[], None], overdue: Callable[[], None] | None = None) -> None:
         self.asked = False
         self._on_asked = on_asked
+        self._overdue = threading.Timer(LEAVE_WITHIN_S, overdue) if overdue is not None else None
         self._waits = False
 
     def listen(self) -> None:
@@ -30,9 +37,17 @@ class Stop:
             os._exit(128 + number)  # asked twice
         log.info("stopping; once more to stop without giving work back")
         self.asked = True
+        if self._overdue is not None:
+            self._overdue.daemon = True
+            self._overdue.start()
         if self._waits:
             raise StopRequested
         self._on_asked()
+
+    def left(self) -> None:
+        """The end has come by itself."""
+        if self._overdue is not None:
+            self._overdue.cancel()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from fedcybgd.agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
+from fedcybgd.agent.sandbox.walls import Walls, dies_with_its_parent, raise_walls
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.host.machine import cores, limits
 
@@ -19,9 +20,12 @@ ALIVE_EVERY_S = 5.0
 _speaking = threading.Lock()
 
 
-def main(device: str, threads: int, memory_limit: int, options: TrainingOptions) -> None:
+def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int, options: TrainingOptions) -> None:
     """Serve until standard input ends: when the daemon is gone, however it went, this process goes too."""
+    dies_with_its_parent(parent)
+    standing = raise_walls(walls)  # before there is a second thread, and before anything of others is imported
     out = os.fdopen(os.dup(1), "w", buffering=1)
+    _say(out, TrainerEvent(event="walled", message=standing.text()))
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
     # What asks a person (transformers may) finds nobody there: our lines are read from a copy.
     commands = os.fdopen(os.dup(0), "r")
@@ -132,4 +136,7 @@ def _say(out: TextIO, event: TrainerEvent) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), TrainingOptions.model_validate_json(sys.argv[4]))
+    _device, _threads, _limit, _options, _walls, _parent = sys.argv[1:]
+    main(
+        Walls.model_validate_json(_walls), int(_parent), _device, int(_threads), int(_limit), TrainingOptions.model_validate_json(_options)
+    )

@@ -1,21 +1,27 @@
 """The daemon's handle on the training process: starts it, keeps it warm, notices when it dies."""
 
+import contextlib
 import json
 import logging
+import math
 import os
 import queue
+import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from fedcybgd.agent.device import CARD_ORDER
 from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
 from fedcybgd.agent.messages import Command, TrainerEvent, TrainRequest
-from fedcybgd.agent.settings import Config
+from fedcybgd.agent.policy import PolicyRefused
+from fedcybgd.agent.rooms import ISOLATED, identity, prepare, walls_of
+from fedcybgd.agent.sandbox.walls import environment
+from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.training import TrainMetrics
 
@@ -24,15 +30,17 @@ LOOK_EVERY_S = 1.0
 SILENT_S = 300.0
 """The process says that it lives every few seconds; one that says nothing for so long is stopped, or its machine is."""
 STOP_WITHIN_S = 20.0
-"""A service manager kills all of us after 30."""
+"""A process that heeds no stop is ended then: the next visit pays for it with a start."""
+END_WITHIN_S = 3.0
+"""The same where the agent itself ends: nothing is lost then."""
 
 
 class Watch:
     """Whether the training process still gets somewhere. Time that the machine sleeps does not count."""
 
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
-        self._heard = self._moved = time.monotonic()
+    def __init__(self, stall_s: float, most_s: float = math.inf) -> None:
+        self._stall_s, self._most_s = stall_s, most_s
+        self._began = self._heard = self._moved = time.monotonic()
         self._asked: float | None = None
 
     def heard(self, event: TrainerEvent) -> None:
@@ -46,22 +54,29 @@ class Watch:
         silent, still = now - self._heard, now - self._moved
         return max(silent, still) if silent > min(SILENT_S, self._stall_s) or still > self._stall_s else None
 
-    def heeds_no_stop(self) -> bool:
+    def check_time(self) -> None:
+        """Raises `PolicyRefused` when the visit takes longer than it may."""
+        if time.monotonic() - self._began > self._most_s:
+            raise PolicyRefused("most.seconds", f"training took longer than {self._most_s:g} s and was ended", f"{self._most_s:g}")
+
+    def heeds_no_stop(self, within_s: float) -> bool:
         """Whether a stop that was asked for is overdue; asking counts from the first call."""
         if self._asked is None:
             self._asked = time.monotonic()
-        return time.monotonic() - self._asked > STOP_WITHIN_S
+        return time.monotonic() - self._asked > within_s
 
 
 class TrainerProcess:
     """One child process; started ahead of need, and again after it died."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, home: Home) -> None:
         limit = int((config.limits.memory_gb or 0) * 1e9)
+        self._walls, self._residuals = walls_of(home, config), home.residuals
         arguments = [config.device.kind, str(config.device.threads), str(limit), config.training.model_dump_json()]
-        self._command = [sys.executable, "-m", "fedcybgd.agent.trainer", *arguments]
+        self._command = [*ISOLATED, "fedcybgd.agent.trainer", *arguments]
         # Threads that wait for each other by spinning lose all their time as soon as another process wants a core.
-        self._environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        asked = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._environment = {"OMP_WAIT_POLICY": "PASSIVE", **environment(self._walls, os.environ), **asked}
         if limit:
             # Freed tensors go back to the system at once: by default the heap keeps holes of up to half of the peak. It costs time,
             # so only an agent that must save memory does it.
@@ -76,23 +91,41 @@ class TrainerProcess:
         self._process: subprocess.Popen[str] | None = None
         self._events: queue.Queue[TrainerEvent | None] = queue.Queue()
         self._ending = threading.Event()
+        self._data: tuple[object, ...] = ()
+        self.walls: str | None = None
+        """Which walls stand around it, as it said"""
 
     def start(self) -> None:
         """Start the process if it does not run; it imports torch while the daemon asks for work."""
+        # It may read the files that there were when it was started: one that took the place of another is a different one.
+        self._residuals.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data = tuple((path, identity(path)) for path in self._walls.read)
         if self._process is not None and self._process.poll() is None:
-            return
+            if data == self._data:
+                return
+            self.close()
+        self._data = data
         self._events = queue.Queue()
+        prepare(self._walls)
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, start_new_session=True
-        )
+            [*self._command, self._walls.model_dump_json(), str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, start_new_session=True,
+            cwd=self._walls.work,
+        )  # fmt: skip
         threading.Thread(target=self._listen, args=(self._process, self._events), daemon=True).start()
 
-    @staticmethod
-    def _listen(process: "subprocess.Popen[str]", events: "queue.Queue[TrainerEvent | None]") -> None:
+    def _let_read(self, rows: Path) -> None:
+        """See to it that the next process may read these rows; one that runs cannot be given what it did not have."""
+        if rows not in self._walls.read:
+            self._walls = self._walls.model_copy(update={"read": [self._walls.read[0], rows]})
+
+    def _listen(self, process: "subprocess.Popen[str]", events: "queue.Queue[TrainerEvent | None]") -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
-                events.put(TrainerEvent.model_validate_json(line))
+                events.put(event := TrainerEvent.model_validate_json(line))
+                if event.event == "walled":
+                    self.walls = event.message
             except ValidationError:
                 log.warning("the training process said: %.200s", line.rstrip())
         process.wait()
@@ -104,11 +137,12 @@ class TrainerProcess:
             raise StopRequested
         if lost.is_set():
             raise LeaseGone("the lease is gone")
+        self._let_read(Path(request.data.path))
         self.start()
         self._send(Command(op="train", request=request))
         if self._ending.is_set() or lost.is_set():
             self.stop(request.visit)  # asked for a moment ago: the visit that was just begun does not know it
-        watch = Watch(self._stall_s)
+        watch = Watch(self._stall_s, request.bounds.seconds if request.bounds is not None else math.inf)
         while True:
             try:
                 event = self._events.get(timeout=LOOK_EVERY_S)
@@ -119,8 +153,9 @@ class TrainerProcess:
                 code = self._process.wait() if self._process is not None else 0
                 raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
             watch.heard(event)
-            if event.event in ("ready", "alive") or event.visit != request.visit:
+            if event.event in ("walled", "ready", "alive", "progress") or event.visit != request.visit:
                 self._look_after(watch, lost)
+            if event.visit != request.visit:
                 continue
             match event.event:
                 case "progress":
@@ -139,12 +174,17 @@ class TrainerProcess:
     def _look_after(self, watch: Watch, lost: threading.Event) -> None:
         """End the process if it hangs, or does not heed a stop: what holds it up may never come back."""
         if self._ending.is_set() or lost.is_set():
-            if not watch.heeds_no_stop():
+            if not watch.heeds_no_stop(END_WITHIN_S if self._ending.is_set() else STOP_WITHIN_S):
                 return
             self.kill()
             if self._ending.is_set():
                 raise StopRequested
             raise LeaseGone("the lease is gone; the training process did not stop by itself")
+        try:
+            watch.check_time()
+        except PolicyRefused:
+            self.kill()
+            raise
         if (seconds := watch.stalled()) is not None:
             self.kill()
             text = f"no step ended for {seconds:.0f} s (limits.stall_s); the training process was ended, and a new one is started"
@@ -161,7 +201,9 @@ class TrainerProcess:
 
     def kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            # Its whole session: a compiler that it started, say, goes with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def close(self) -> None:
@@ -172,9 +214,9 @@ class TrainerProcess:
                 except OSError:
                     pass
             try:
-                self._process.wait(timeout=3)
+                self._process.wait(timeout=END_WITHIN_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                self.kill()
 
     def _send(self, command: Command) -> None:
         if self._process is None or self._process.stdin is None:

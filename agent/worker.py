@@ -70,7 +70,7 @@ class Worker:
         self._use(config, load_policy(home))
         self._error: dict[str, str] = {}
         """the last error, and when it was"""
-        self._stop = Stop(lambda: self._trainer.end())
+        self._stop = Stop(lambda: self._trainer.end(), self._leave)
         self._done = 0
         self._written = 0.0
 
@@ -80,7 +80,7 @@ class Worker:
     def _use(self, config: Config, policy: Policy) -> None:
         """Work by these settings from now on; the training process is a new one."""
         self._config, self._policy = config, policy
-        self._trainer = TrainerProcess(config)
+        self._trainer = TrainerProcess(config, self._home)
         self._residuals = Residuals(self._home.residuals, self._client.url)
         self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
 
@@ -134,6 +134,14 @@ class Worker:
         finally:
             self._trainer.close()
             self._write_status("stopped")
+            self._stop.left()
+
+    def _leave(self) -> None:
+        """End at once: what is trained lies in the outbox, and a lease that is not given back ends by itself."""
+        log.warning("a transfer or the training process holds the agent up; it ends without giving work back")
+        self._trainer.kill()
+        self._write_status("stopped")
+        os._exit(0)
 
     def _one(self) -> None:
         if not within_hours(self._config.limits.hours, datetime.now()):
@@ -153,8 +161,12 @@ class Worker:
                 self._give_back(error.assignment_id, error.attempt, "manifest_invalid", error.message)
             self._stop.pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return
-        if assignment is not None:
+        if assignment is None:
+            return
+        if self._reread():  # its owner may have changed his mind while it waited
             self._work(assignment)
+        else:
+            self._give_back(assignment.assignment_id, assignment.attempt, "stopping", "")
 
     def _work(self, assignment: LeasedAssignment) -> None:
         # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
@@ -270,6 +282,7 @@ class Worker:
         self._written = time.monotonic()
         aside = self._home.status.with_suffix(".part")
         status = {"state": state, "at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "visits": self._done, **self._error, **more}
+        status["walls"] = self._trainer.walls
         status["takes_no_work_of"] = [{"run": v.run, "reason": v.reason, "message": v.message} for v in self._standing.without]
         try:
             aside.write_text(json.dumps(status))

@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The Python API: what speaks to a coordinator, and what starts one and its agents.
     "client": {"shared.contract", "shared.files", "shared.host", "coordinator.domain"},
     "local": {"shared.contract", "shared.host", "client", "agent", "coordinator.settings"},
-    "agent": {"shared.contract", "shared.files", "shared.host"},
+    "agent": {"shared.contract", "shared.files", "shared.host", "agent.sandbox"},
     "agent.training": {"shared", "agent.messages"},
-    "agent.trainer": {"shared", "agent.messages", "agent.training"},
+    "agent.sandbox": set(),
+    "agent.trainer": {"shared", "agent.messages", "agent.training", "agent.sandbox"},
     "migrations": {"coordinator.db"},
     "coordinator.errors": {"shared.contract"},
     "coordinator.settings": set(),

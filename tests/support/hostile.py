@@ -24,6 +24,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     announced: int | None = None
     """Content-Length, where it is not that of the body"""
+    stream: Iterator[bytes] | None = None
+    """what follows the body, without a length, until it ends or the caller has had enough"""
 
     @classmethod
     def json(cls, value: Any, status: int = 200, **headers: str) -> "Answer":
@@ -53,13 +55,17 @@ class FakeServer:
                 self.send_response(given.status)
                 for name, value in given.headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(given.body) if given.announced is None else given.announced))
+                if given.stream is None:
+                    self.send_header("Content-Length", str(len(given.body) if given.announced is None else given.announced))
                 self.end_headers()
                 try:
                     self.wfile.write(given.body)
+                    for piece in given.stream or ():
+                        self.wfile.write(piece)
+                        self.wfile.flush()
                 except OSError:
                     pass  # the caller has had enough
-                if given.announced is not None:
+                if given.announced is not None or given.stream is not None:
                     self.close_connection = True
 
             do_GET = do_POST = do_PUT = handle_one

@@ -83,6 +83,8 @@ def assignment(run: str) -> LeasedAssignment:
 class Trainer:
     """A training process that must not be asked for anything but to stop."""
 
+    walls = None
+
     def stop(self) -> None:
         pass
 

@@ -148,10 +148,10 @@ def test_a_driver_that_fails_means_no_card(smi: Any) -> None:
     assert find_device().kind == "cpu"
 
 
-def test_the_chosen_card_is_the_one_that_the_training_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chosen_card_is_the_one_that_the_training_process_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     for gpu, seen in ((1, "1"), ("GPU-ab12", "GPU-ab12"), (None, "0")):
-        environment = TrainerProcess(config(device={} if gpu is None else {"gpu": gpu}))._environment
+        environment = TrainerProcess(config(device={} if gpu is None else {"gpu": gpu}), Home(tmp_path))._environment
         assert environment["CUDA_VISIBLE_DEVICES"] == seen
         assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "numbers mean what nvidia-smi means by them"
 

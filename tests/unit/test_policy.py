@@ -230,12 +230,12 @@ def test_the_lower_of_two_limits_counts(tmp_path: Path) -> None:
 
 
 def test_rows_and_steps_are_counted_where_they_are_known() -> None:
-    bounds = Bounds(steps=10, rows=3, never=[])
+    bounds = Bounds(steps=10, seconds=60, rows=3, never=[])
     check_rows(bounds, 10, 4, 100)
     with pytest.raises(PolicyBroken, match=r"most\.steps: 11 steps"):
         check_rows(bounds, 11, 4, 100)
     with pytest.raises(PolicyBroken, match="6553600000 rows"):
-        check_rows(Bounds(steps=100_000, rows=1, never=[]), 100_000, 65536, 10**6)
+        check_rows(Bounds(steps=100_000, seconds=60, rows=1, never=[]), 100_000, 65536, 10**6)
     check_used(bounds, [[0, 1], [1, 2]])
     with pytest.raises(PolicyBroken, match=r"least\.rows: 2 different"):
         check_used(bounds, [[0, 1], [1, 0], [0, 1]])
@@ -243,7 +243,7 @@ def test_rows_and_steps_are_counted_where_they_are_known() -> None:
 
 def test_the_name_of_a_block_hides_nothing() -> None:
     homes = {"embeddings.word.weight": "embeddings", "layers.0.w": "layers.0", "head.w": "head"}
-    bounds = Bounds(steps=1, rows=1, never=["embeddings"])
+    bounds = Bounds(steps=1, seconds=60, rows=1, never=["embeddings"])
     check_tensors(bounds, {"layers.0": ["layers.0.w"], "head": ["head.w"]}, homes)
     with pytest.raises(PolicyBroken, match=r"embeddings\.word\.weight.* as layers\.0"):
         check_tensors(bounds, {"layers.0": ["layers.0.w", "embeddings.word.weight"]}, homes)

@@ -70,6 +70,8 @@ def assignment() -> LeasedAssignment:
 class Failing:
     """A training process in which every visit fails in one way."""
 
+    walls = None
+
     def __init__(self, reason: Any) -> None:
         self.reason = reason
         self.visits = 0
@@ -253,7 +255,7 @@ def test_settings_that_change_how_it_trains_make_a_new_training_process(scene: S
     made: list[Config] = []
 
     class Trainer(Failing):
-        def __init__(self, config: Config) -> None:
+        def __init__(self, config: Config, _home: Home) -> None:
             super().__init__("data_invalid")
             made.append(config)
 
@@ -263,7 +265,7 @@ def test_settings_that_change_how_it_trains_make_a_new_training_process(scene: S
         close = start
 
     monkeypatch.setattr(worker, "TrainerProcess", Trainer)
-    scene.worker._trainer = Trainer(scene.home.load_config())  # type: ignore[assignment]
+    scene.worker._trainer = Trainer(scene.home.load_config(), scene.home)  # type: ignore[assignment]
     scene.coordinator.work = False
     scene.write("mine", tell_rows="no")
     scene.worker._one()

@@ -2,14 +2,16 @@
 
 import json
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
 from fedcybgd.agent import trainer_process
 from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
-from fedcybgd.agent.messages import DataSource, TrainingOptions, TrainRequest
-from fedcybgd.agent.settings import Config
+from fedcybgd.agent.messages import Bounds, DataSource, TrainingOptions, TrainRequest
+from fedcybgd.agent.settings import Config, Home
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
@@ -20,13 +22,16 @@ REQUEST = TrainRequest(
 )
 
 
+HALF_A_SECOND = Bounds(steps=1, seconds=0.5, rows=1, never=[])
+
+
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> TrainerProcess:
+def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainerProcess:
     def begun(_self: TrainerProcess) -> None:
         pytest.fail("the training process was asked to train")
 
     monkeypatch.setattr(TrainerProcess, "start", begun)
-    return TrainerProcess(Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}}))
+    return TrainerProcess(Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}}), Home(tmp_path))
 
 
 def test_a_stop_that_came_while_shards_were_fetched_is_not_forgotten(trainer: TrainerProcess) -> None:
@@ -43,14 +48,14 @@ def test_a_lease_that_was_lost_while_shards_were_fetched_is_not_trained_for(trai
         trainer.train(REQUEST, lambda _: None, lost)
 
 
-def test_the_settings_of_training_reach_the_process() -> None:
+def test_the_settings_of_training_reach_the_process(tmp_path: Path) -> None:
     values = {
         "coordinator": "http://localhost",
         "data": {"path": "rows.jsonl"},
         "limits": {"memory_gb": 2},
         "training": {"prefix_cache": "disk"},
     }
-    *_, limit, options = TrainerProcess(Config.model_validate(values))._command
+    *_, limit, options = TrainerProcess(Config.model_validate(values), Home(tmp_path))._command
     assert int(limit) == 2_000_000_000
     assert TrainingOptions.model_validate_json(options) == TrainingOptions(prefix_cache="disk")
 
@@ -60,7 +65,8 @@ class Child(TrainerProcess):
 
     def __init__(self, script: str, stall_s: float = 10) -> None:
         super().__init__(
-            Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}, "limits": {"stall_s": stall_s}})
+            Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}, "limits": {"stall_s": stall_s}}),
+            Home(Path(tempfile.mkdtemp(prefix="fedagent-"))),
         )
         self._command = [sys.executable, "-c", "import json, sys, time\n" + script]
 
@@ -104,11 +110,34 @@ def test_a_stopped_process_is_noticed_though_it_may_stand_still_for_long(monkeyp
 @pytest.mark.parametrize("why", ["end", "lost"])
 def test_a_process_that_heeds_no_stop_is_killed(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(trainer_process, "STOP_WITHIN_S", 0.3)
+    monkeypatch.setattr(trainer_process, "STOP_WITHIN_S" if why == "lost" else "END_WITHIN_S", 0.3)
     child, lost = Child(SAY + READ + "while True: say('alive'); time.sleep(0.05)"), threading.Event()
     threading.Timer(0.3, child.end if why == "end" else lost.set).start()
     with pytest.raises(StopRequested if why == "end" else LeaseGone):
         visited(child, lost)
+
+
+@pytest.mark.parametrize("event", ["'alive'", "'progress', visit=visit, progress={'phase': 'training', 'step': 1, 'steps': 10**9}"])
+def test_a_visit_without_an_end_is_ended_whatever_it_says(monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    child = Child(SAY + READ + f"while True: say({event}); time.sleep(0.01)")
+    try:
+        with pytest.raises(VisitFailed, match=r"most\.seconds: training took longer.*allows 0\.5") as failed:
+            child.train(REQUEST.model_copy(update={"visit": "asg/1", "bounds": HALF_A_SECOND}), lambda _: None, threading.Event())
+    finally:
+        child.close()
+    assert failed.value.reason == "policy_refused"
+    assert child._process is not None
+    assert child._process.poll() is not None
+
+
+def test_a_stop_is_heeded_by_a_process_that_goes_on_making_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "END_WITHIN_S", 0.3)
+    script = "while True: say('progress', visit=visit, progress={'phase': 'training', 'step': 1, 'steps': 2}); time.sleep(0.01)"
+    child = Child(SAY + READ + script)
+    threading.Timer(0.3, child.end).start()
+    with pytest.raises(StopRequested):
+        visited(child)
 
 
 def test_a_stray_stop_does_not_end_the_daemon() -> None:
