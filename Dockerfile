@@ -20,7 +20,8 @@ USER fed
 ENV FEDCOORD_HOME=/data/fedcoord FEDCOORD_HOST=0.0.0.0
 VOLUME /data
 EXPOSE 8440
-HEALTHCHECK CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8440/v1/health', timeout=3)"
+# Which certificate it shows is for agents to judge; here it is only asked whether it answers.
+HEALTHCHECK CMD python -c "import os, ssl, urllib.request as u; s = 'https' if os.environ.get('FEDCOORD_TLS_CERTIFICATE') else 'http'; u.urlopen(s + '://127.0.0.1:8440/v1/health', timeout=3, context=ssl._create_unverified_context())"
 ENTRYPOINT ["fedcoord"]
 CMD ["serve"]
 

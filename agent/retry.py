@@ -59,4 +59,10 @@ def _wait(error: Exception, failures: int) -> float:
     if isinstance(error, ProxyBodyLimit):  # it stays until a person has raised the limit
         return random.uniform(0.8, 1.2) * LONG_WAIT_S  # noqa: S311 - jitter
     growing = WAIT_FIRST_S * 2.0 ** min(failures, 30)
-    return min(WAIT_MAX_S, growing) + random.uniform(0, JITTER_S)  # noqa: S311
+    return max(min(WAIT_MAX_S, growing), _asked(error)) + random.uniform(0, JITTER_S)  # noqa: S311
+
+
+def _asked(error: Exception) -> float:
+    """Seconds that the coordinator asked to be left alone for; not for longer than its operator would understand."""
+    asked = error.detail.get("retry_after_s") if isinstance(error, CoordinatorSaid) else None
+    return min(LONG_WAIT_S, asked) if isinstance(asked, int | float) and asked > 0 else 0.0

@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.api import agents, assignments, held_out, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
+from fedcybgd.coordinator.api.recognise import Recognition
+from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.dashboard import pages
@@ -37,6 +39,11 @@ from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.sweeper import sweep
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.coordinator.walls.answers import answer as _answer
+from fedcybgd.coordinator.walls.answers import answer_of
+from fedcybgd.coordinator.walls.door import Doorkeeper
+from fedcybgd.coordinator.walls.headings import Headed
+from fedcybgd.coordinator.walls.rules import HONEST, Bounds
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import API
 
@@ -44,8 +51,8 @@ log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, operators, assignments, models, plan, runs, held_out, status)]
 
 
-def create_app(settings: Settings, parts: MakeParts = local) -> FastAPI:
-    """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts."""
+def create_app(settings: Settings, parts: MakeParts = local, bounds: Bounds = HONEST) -> FastAPI:
+    """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts. `bounds`: how often somebody may call."""
     app = FastAPI(
         title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url="/docs", redoc_url=None,
         description="Federated fine-tuning of all parameters of a language model, one block at a time.",
@@ -55,9 +62,11 @@ def create_app(settings: Settings, parts: MakeParts = local) -> FastAPI:
     app.state.outages = OutageLog()
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
-        v1.include_router(router)
+        v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
     app.include_router(v1)
     app.include_router(pages.router)
+    app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names)
+    app.add_middleware(Headed)
     app.add_middleware(Versioned)
     app.add_middleware(Identified)
     app.add_exception_handler(FedError, _known_error)
@@ -139,16 +148,12 @@ def _leave(database: Database, replica: str) -> None:
         log.warning("the database is away (%s): what was under way waits until its lease ends, or the next start here", reason(error))
 
 
-def _answer(status: int, code: str, message: str, detail: object = None) -> JSONResponse:
-    return JSONResponse({"code": code, "message": message, "detail": detail or {}}, status)
-
-
 def _known_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FedError)
     status = error.status if isinstance(error, CoordinatorError) else 422
     if status >= 500 and status != 503:
         log.error("%s %s: %s", request.method, request.url.path, error.message)
-    return _answer(status, error.code, error.message, error.detail)
+    return answer_of(error)
 
 
 def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
@@ -173,7 +178,7 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
-    return _answer(error.status_code, codes.get(error.status_code, "http_error"), str(error.detail))
+    return _answer(error.status_code, codes.get(error.status_code, "http_error"), str(error.detail), None, **dict(error.headers or {}))
 
 
 def _unknown_error(request: Request, error: Exception) -> JSONResponse:

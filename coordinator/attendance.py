@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
@@ -53,15 +53,15 @@ class Attendance:
         self._signs: dict[str, datetime] = {}
         self._written_at = time.monotonic()
 
-    async def who(self, key: str) -> Known:
-        """The agent whose key this is; raises `Unauthorized` and `AgentRevoked`."""
+    async def who(self, key: str, lane: CapacityLimiter | None = None) -> Known:
+        """The agent whose key this is; raises `Unauthorized` and `AgentRevoked`. One that is not known yet is looked up by a thread of `lane`."""
         hashed = keys.key_hash(key)
         with self._lock:
             known = self._known.get(hashed)
             if known is not None and known.until > time.monotonic():
                 self._known.move_to_end(hashed)
                 return known
-        return await to_thread.run_sync(self._look_up, hashed)
+        return await to_thread.run_sync(self._look_up, hashed, limiter=lane)
 
     def _look_up(self, hashed: str) -> Known:
         forgotten = self._forgotten

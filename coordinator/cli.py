@@ -92,10 +92,10 @@ def reported(file: Path | None) -> Iterator[None]:
 
 def _serve(settings: Settings, ready_file: Path | None) -> None:
     from fedcybgd.coordinator.home import occupied
-    from fedcybgd.coordinator.serve import address, bind, check_tls, prepare_home
+    from fedcybgd.coordinator.serve import address, bind, certificate_of, check_listening, prepare_home
     from fedcybgd.coordinator.serve import serve as run
 
-    check_tls(settings)
+    check_listening(settings, certificate_of(settings))
     listener = bind(settings.host, settings.port)
     with occupied(settings):
         key, url = prepare_home(settings), address(settings, listener)
@@ -121,10 +121,12 @@ def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str |
     if not is_local(settings.host):
         terminal.say(f"for agents on other machines: {address(settings, listener, elsewhere=True)}")
     if settings.tls_certificate is None and not is_local(settings.host):
-        warning = (
-            "warning: plain HTTP. Keys and deltas can be read on the way; give --tls-certificate and --tls-key, or put a proxy in front"
+        told = (
+            "allowed: keys and deltas can be read on the way"
+            if settings.proxies is None
+            else f"for the proxies at {settings.proxies} alone"
         )
-        terminal.say(warning, "yellow")
+        terminal.say(f"warning: plain HTTP, {told}", "yellow")
     sys.stdout.flush()
 
 

@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.app import create_app
@@ -23,6 +24,10 @@ from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import understood
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.walls.connections import Connections
+from fedcybgd.coordinator.walls.gate import Gate
+from fedcybgd.coordinator.walls.protocol import BoundedProtocol
+from fedcybgd.coordinator.walls.tls import Certificate, TlsUnusable
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import log_plainly
 
@@ -35,6 +40,7 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 log = logging.getLogger("fedcoord")
 COLLECT = (10_000, 20, 100)
 """New objects before a collection of the youngest; how many of these before one of the middle; and how many of those before a full one."""
+FEWEST_THREADS = 4
 MANY = 1000
 """Agents for whom there should be room; below that the coordinator says how few it can serve."""
 
@@ -43,17 +49,25 @@ class CannotListen(CoordinatorError):
     code = "cannot_listen"
 
 
-class TlsUnusable(CoordinatorError):
-    code = "tls_unusable"
+class PlainHttpRefused(CoordinatorError):
+    code = "plain_http_refused"
 
 
 class Server(uvicorn.Server):
     """Lets the waiting claims go before it waits for open requests, and says when it answers."""
 
-    on_ready: Callable[[], None] | None = None
+    def __init__(self, config: uvicorn.Config, certificate: Certificate | None = None, connections: int = MANY) -> None:
+        super().__init__(config)
+        self._certificate = certificate
+        self._connections = Connections(connections)
+        self.on_ready: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or []:
+            gate = Gate(listener, self._protocol, self._connections, self._certificate)
+            gate.open(self.config.backlog)
+            self.servers.append(gate)  # type: ignore[arg-type]
         # A full collection takes a fifth of a second with a thousand waiting agents, and everybody waits for it. What was imported stays
         # for good and is not looked through; what comes and goes with requests is found by the young collections.
         gc.collect()
@@ -61,6 +75,9 @@ class Server(uvicorn.Server):
         gc.set_threshold(*COLLECT)
         if self.started and self.on_ready is not None:
             self.on_ready()
+
+    def _protocol(self) -> BoundedProtocol:
+        return BoundedProtocol(self.config, self.server_state, self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
@@ -112,20 +129,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def check_tls(settings: Settings) -> None:
-    """Raise `TlsUnusable` when certificate and key cannot be served with, before anything else is begun."""
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Raises `TlsUnusable` when certificate and key cannot be served with, before anything else is begun."""
     if settings.tls_certificate is None and settings.tls_key is None:
-        return
+        return None
     if settings.tls_certificate is None or settings.tls_key is None:
         raise TlsUnusable("HTTPS needs both FEDCOORD_TLS_CERTIFICATE and FEDCOORD_TLS_KEY")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise TlsUnusable(f"{settings.tls_certificate} with {settings.tls_key} cannot be used for HTTPS: {error}") from error
+    return Certificate(settings.tls_certificate, settings.tls_key)
 
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; a coordinator that starts by itself needs one that is not")
+def check_listening(settings: Settings, certificate: Certificate | None) -> None:
+    """Raise `PlainHttpRefused` where keys and deltas would be read on the way, and nobody has said that this is meant."""
+    if certificate is None and not is_local(settings.host) and settings.plain_http == "refused" and settings.proxies is None:
+        raise PlainHttpRefused(
+            f"on {settings.host} other machines can reach this coordinator, and over plain HTTP whoever is on the way reads keys and deltas. "
+            "Give --tls-certificate and --tls-key; or name the proxy that speaks HTTPS in front of it (FEDCOORD_PROXIES); "
+            "or, where the network itself is trusted, say FEDCOORD_PLAIN_HTTP=allowed"
+        )
 
 
 def agents_served(files: int, threads: int) -> int:
@@ -133,23 +153,40 @@ def agents_served(files: int, threads: int) -> int:
     return max(0, files - 3 * (threads + BESIDE) - threads - 64)
 
 
+def threads_for(files: int, threads: int) -> int:
+    """As many as are wanted, if half of all files are left for connections then; else fewer."""
+    return next((n for n in range(threads, FEWEST_THREADS, -1) if agents_served(files, n) >= files // 2), FEWEST_THREADS)
+
+
+def configured(app: FastAPI, settings: Settings, **more: Any) -> uvicorn.Config:
+    """How uvicorn serves `app`: no WebSockets, and the bounded protocol in place of its own."""
+    return uvicorn.Config(
+        app, log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE_S, backlog=2048,
+        ws="none", http=BoundedProtocol, forwarded_allow_ips=settings.proxies, server_header=False, **more,
+    )  # fmt: skip
+
+
 def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM; `ready` is called once it answers."""
     log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        create_app(settings), log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S, backlog=2048, ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key,
-    )  # fmt: skip
     # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     files = raise_open_files()
-    if (agents := agents_served(files, settings.threads)) < MANY:
+    if (threads := threads_for(files, settings.threads)) < settings.threads:
+        log.warning(
+            "this process may have %d files open: %d requests speak to the database at the same time, not %d",
+            files,
+            threads,
+            settings.threads,
+        )
+        settings = settings.model_copy(update={"threads": threads})
+    if (agents := agents_served(files, threads)) < MANY:
         log.warning(
             "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",
             files, agents,
         )  # fmt: skip
-    server = Server(config)
+    server = Server(configured(create_app(settings), settings), certificate_of(settings), agents)
     server.on_ready = ready
     server.run([listener])
 

@@ -17,6 +17,17 @@ class Settings(BaseSettings):
     port: int = Field(8440, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     tls_certificate: Path | None = Field(None, description="PEM file of the certificate, with its chain; then the coordinator speaks HTTPS")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    plain_http: Literal["refused", "allowed"] = Field(
+        "refused", description="allowed: listen beyond this machine without a certificate; whoever is on the way reads keys and deltas"
+    )
+    proxies: str | None = Field(
+        None,
+        description="addresses or networks, with commas between them, of reverse proxies that end HTTPS in front of this coordinator: their "
+        "X-Forwarded-For and X-Forwarded-Proto are believed; default: 127.0.0.1",
+    )
+    hosts: str | None = Field(
+        None, description="names, with commas between them, by which this coordinator may be called (the heading Host); default: any"
+    )
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
     threads: int = Field(
         40, ge=4, le=1000, description="requests that speak to the database at the same time; it is asked for ten connections more"
@@ -40,6 +51,11 @@ class Settings(BaseSettings):
         None, gt=0, description="seconds that a new key of an operator is good for, where nothing else is asked for; default: for good"
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The hosts, one by one."""
+        return frozenset(name.strip().lower() for name in (self.hosts or "").split(",") if name.strip())
 
     @property
     def url(self) -> str:

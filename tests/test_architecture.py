@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",
         SERVICES, "coordinator.engine"},
+    "coordinator.walls": {"shared.contract", "coordinator.errors"},
     "coordinator.api": DATA | {"coordinator.attendance", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
@@ -71,11 +72,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator.parts",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
         SERVICES, "coordinator.settings",
-        "coordinator.sweeper", "coordinator.wakes",
+        "coordinator.sweeper", "coordinator.wakes", "coordinator.walls",
     },
     "coordinator.sweeper": DATA
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
-    "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings"},
+    "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.cli": DATA | {

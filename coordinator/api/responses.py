@@ -17,6 +17,7 @@ def errors(*statuses: int) -> Responses:
         409: "Not possible in this state",
         413: "Too many bytes",
         422: "The content is wrong",
+        429: "Too often: come back after `Retry-After` seconds",
         503: "Not now: ask again",
         507: "The coordinator's disk is full",
     }

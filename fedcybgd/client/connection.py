@@ -164,7 +164,7 @@ class Connection:
             weather = answer.status_code >= 500 or answer.status_code == 429
             kind = CoordinatorAway if weather else ClientError
             raise kind(f"{self.url} answered {answer.status_code}: is it a coordinator?") from error
-        if answer.status_code == 503:
+        if answer.status_code in (429, 503):
             self._answered = True
             raise CoordinatorAway(f"{body.message} [{body.code}]")
         self._heard()

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from anyio import CapacityLimiter
 
 from fedcybgd.agent.client import Client
@@ -20,13 +19,18 @@ from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
-from fedcybgd.coordinator.serve import Server, prepare_home
+from fedcybgd.coordinator.serve import Server, configured, prepare_home
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
 from fedcybgd.coordinator.storage.local import LocalBlobStore
+from fedcybgd.coordinator.walls.rates import Rate
+from fedcybgd.coordinator.walls.rules import Bounds
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
+
+OFTEN = Bounds(*[Rate(1e9, 1e9)] * 3)
+"""Tests ask faster than anybody else does."""
 
 
 def threads(settings: Settings) -> Parts:
@@ -35,14 +39,18 @@ def threads(settings: Settings) -> Parts:
 
 
 class LiveCoordinator:
-    def __init__(self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, **settings: Any) -> None:
+    def __init__(
+        self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, bounds: Bounds | None = None, **settings: Any
+    ) -> None:
         self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": 0.1, **settings})
         prepare_home(self.settings)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.app = create_app(self.settings, parts or threads)
-        self._server = Server(uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+        self.app = create_app(self.settings, parts or threads, bounds or OFTEN)
+        config = configured(self.app, self.settings.model_copy(update={"log_level": "WARNING"}))
+        config.timeout_graceful_shutdown = 2
+        self._server = Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()

@@ -130,3 +130,15 @@ def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
     assert max(first[:2]) < 2
     assert max(first) <= 61
     assert first[-1] > 20
+
+
+@pytest.mark.parametrize(("asked", "least"), [(7, 7), (1.5, 1.5), (10**9, 300), (-5, 0), ("soon", 0), (None, 0)])
+def test_an_agent_stays_away_as_long_as_it_is_asked_to(asked: object, least: float) -> None:
+    waits, answers = [], iter([CoordinatorSaid(429, "too_many_requests", "later", {"retry_after_s": asked}), None])
+
+    def call() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    patiently(call, pause=waits.append)
+    assert least <= waits[0] < least + 1.3

@@ -6,8 +6,9 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from fedcybgd.coordinator.serve import TlsUnusable, check_tls
+from fedcybgd.coordinator.serve import certificate_of
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.walls.tls import TlsUnusable
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_certificate_with_its_key_is_taken(settings: Settings) -> None:
-    assert check_tls(settings) is None
-    assert check_tls(Settings(home=settings.home)) is None
+    assert certificate_of(settings) is not None
+    assert certificate_of(Settings(home=settings.home)) is None
 
 
 @pytest.mark.parametrize("broken", ["key", "certificate", "another's key", "encrypted key"])
@@ -40,11 +41,11 @@ def test_what_cannot_be_served_with_is_named(settings: Settings, broken: str) ->
             encryption = serialization.BestAvailableEncryption(b"secret")
             key.write_bytes(loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
     with pytest.raises(TlsUnusable) as caught:
-        check_tls(settings)
+        certificate_of(settings)
     assert f"{certificate} with {key} cannot be used for HTTPS" in caught.value.message
 
 
 @pytest.mark.parametrize("given", ["tls_certificate", "tls_key"])
 def test_one_without_the_other_is_refused(settings: Settings, given: str) -> None:
     with pytest.raises(TlsUnusable, match="needs both"):
-        check_tls(Settings(home=settings.home, **{given: getattr(settings, given)}))
+        certificate_of(Settings(home=settings.home, **{given: getattr(settings, given)}))

@@ -1,0 +1,35 @@
+"""Whose key a request shows, asked before anything else of it is read."""
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+from starlette.types import Scope
+
+from fedcybgd.coordinator.api.guard import bearer
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.records import keys
+
+AT_ONCE = 4
+"""Keys that are looked up at the same time; the threads of the routes are not for strangers."""
+
+
+class Recognition:
+    """What the walls ask: is this somebody's key? What its owner may do, the route says."""
+
+    def __init__(self) -> None:
+        self._lane = CapacityLimiter(AT_ONCE)
+
+    async def __call__(self, scope: Scope) -> str:
+        """A name for the owner of the key. Raises `Unauthorized`, and `Forbidden` for one that was shut out."""
+        key = bearer(Request(scope))
+        state = scope["app"].state
+        if key.startswith(keys.OPERATOR):
+            await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
+            return keys.key_hash(key)
+        known = await state.attendance.who(key, self._lane)
+        return str(known.id)
+
+
+def _operator(database: Database, key: str) -> None:
+    with database.reading() as session:
+        operators.known(session, key, utcnow())

@@ -1,0 +1,120 @@
+"""What a request must be before anything of it is parsed: who asks, how often, how large, how deep."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.walls.answers import answer_of
+from fedcybgd.coordinator.walls.body import Body, check_depth
+from fedcybgd.coordinator.walls.connections import neighbourhood
+from fedcybgd.coordinator.walls.rates import Buckets
+from fedcybgd.coordinator.walls.rules import Bounds, Door, Rule, rule_for
+from fedcybgd.shared.contract.errors import FedError
+
+Headings = dict[bytes, bytes]
+Recognise = Callable[[Scope], Awaitable[str]]
+"""Who calls, by a good key; raises `FedError` where there is none."""
+TRIED_AT_ONCE = 2
+"""Secrets that are tried at the same time for addresses from which many wrong ones came"""
+FORM = b"application/x-www-form-urlencoded"
+
+
+class TooMany(CoordinatorError):
+    code = "too_many_requests"
+    status = 429
+
+
+class HostUnknown(CoordinatorError):
+    code = "host_unknown"
+    status = 421
+
+
+class FormRefused(CoordinatorError):
+    code = "form_refused"
+    status = 415
+
+
+class Doorkeeper:
+    def __init__(self, app: ASGIApp, recognise: Recognise, bounds: Bounds, hosts: frozenset[str]) -> None:
+        """`hosts`: the names by which this coordinator may be called; empty: by any."""
+        self._app = app
+        self._recognise = recognise
+        self._hosts = hosts
+        self._failures, self._calls, self._costly = Buckets(bounds.failures), Buckets(bounds.calls), Buckets(bounds.costly)
+        self._few = asyncio.Semaphore(TRIED_AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headings: Headings = dict(scope["headers"])
+        rule = rule_for(scope["method"], scope["path"])
+        body = Body(headings, receive, rule.most)
+        place = neighbourhood(scope["client"][0]) if scope.get("client") else ""
+        slowed = self._failures.empty_for(place, time.monotonic())
+        answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or b"authorization" in headings)
+        try:
+            self._check_host(headings)
+            if rule.door is Door.KEY and (b"authorization" in headings or not body.whole):
+                async with self._few if slowed else contextlib.nullcontext():
+                    caller = await self._recognise(scope)
+                self._count(caller, rule)
+                if (guest := scope.get("state", {}).get("guest")) is not None:
+                    guest.prove(caller)
+            if rule.most is not None:
+                _check_form(headings, rule)
+                check_depth(await body.collect())
+        except FedError as error:
+            await answer_of(error)(scope, receive, answered)
+            return
+        async with self._few if slowed and rule.door is Door.TRIED else contextlib.nullcontext():
+            await self._app(scope, body.receive, answered)
+
+    def _answering(self, scope: Scope, receive: Receive, send: Send, body: Body, place: str, slowed: int, tried: bool) -> Send:
+        """Counts wrong secrets, and does not say of one too many that it is wrong: only when to come back."""
+        replaced = False
+
+        async def answered(message: Message) -> None:
+            nonlocal replaced
+            if replaced:
+                return
+            if message["type"] == "http.response.start":
+                if message["status"] == 401 and tried:
+                    self._failures.take(place, time.monotonic())
+                    if slowed:
+                        replaced = True
+                        await answer_of(_too_many(slowed, "too many wrong keys came from this address"))(scope, receive, send)
+                        return
+                if not body.whole:
+                    # Nobody reads what is still to come, and without it the next request on this connection could not be found.
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        return answered
+
+    def _check_host(self, headings: Headings) -> None:
+        if self._hosts:
+            name = headings.get(b"host", b"").decode("latin-1").lower()
+            if (name if name.endswith("]") else name.rsplit(":", 1)[0]) not in self._hosts:
+                raise HostUnknown("this coordinator is not called by that name; FEDCOORD_HOSTS lists the names that it has")
+
+    def _count(self, caller: str, rule: Rule) -> None:
+        if rule.most is None:
+            return
+        if wait := (self._costly if rule.costly else self._calls).take(caller, time.monotonic()):
+            raise _too_many(wait, "too many calls with this key")
+
+
+def _too_many(wait: int, what: str) -> TooMany:
+    return TooMany(f"{what}; come back in {wait} s", retry_after_s=wait)
+
+
+def _check_form(headings: Headings, rule: Rule) -> None:
+    """A form is what a page of ours sends; parts of files would be written to the disk before anybody looks at them."""
+    kind = headings.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if rule.form and kind not in (b"", FORM):
+        raise FormRefused("a form comes as application/x-www-form-urlencoded")

@@ -1,0 +1,97 @@
+"""HTTP/1.1 as uvicorn speaks it, with a head of bounded size, and with an account of what each connection is waiting for."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fedcybgd.coordinator.walls.connections import Guest
+
+MOST_HEAD = 64 << 10
+MOST_HEADINGS = 100
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    guest: Guest
+    gone: Callable[[], None]
+    """called when the connection has ended"""
+    _head = 0
+    """bytes of the headings that are whole"""
+    _begun = 0
+    """bytes that came of a head that is not whole yet"""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.guest.heard_at, self.guest.flow = time.monotonic(), self.flow
+        if self.guest.closed:  # while it was on its way in
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        guest = self.guest
+        guest.heard_at = time.monotonic()
+        if guest.head_since is None and guest.body_since is None:
+            guest.head_since = guest.heard_at
+        super().data_received(data)
+        if guest.body_since is not None:
+            guest.body_bytes += len(data)
+        elif guest.head_since is not None:
+            self._begun += len(data)
+            if self._begun > MOST_HEAD:
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["guest"] = self.guest
+        self._head = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head += len(name) + len(value)
+        if self._head > MOST_HEAD or len(self.headers) >= MOST_HEADINGS:
+            self._refuse()
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        guest = self.guest
+        if self.transport.is_closing():
+            return
+        guest.served += 1
+        self._begun = 0
+        guest.head_since, guest.body_since, guest.body_bytes, guest.answering = None, guest.heard_at, 0, True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.guest.body_since = None
+        self._head = self._begun = 0
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        guest = self.guest
+        guest.answering, guest.idle_since = bool(self.pipeline), time.monotonic()
+        if guest.head_since is not None:  # what came of the next request while this one was answered
+            guest.head_since = guest.idle_since
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self.guest.unread_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.guest.unread_since = None
+        super().resume_writing()
+
+    def _refuse(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(TOO_LARGE)
+            self.transport.close()

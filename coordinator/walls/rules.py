@@ -1,0 +1,74 @@
+"""What a request may be, by its method and path: how large its body, who may ask without a key, and how often."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from fedcybgd.coordinator.walls.rates import Rate
+from fedcybgd.shared.contract.words import API
+
+JSON_AT_MOST = 1 << 20
+"""The longest honest message is a run file or a report on a thousand runs, with some 100 KB."""
+FORM_AT_MOST = 16 << 10
+ENROLMENT_AT_MOST = 64 << 10
+
+
+class Door(Enum):
+    KEY = "key"
+    """needs a key, which is looked at before the body is read"""
+    OPEN = "open"
+    """needs none, and costs nothing"""
+    TRIED = "tried"
+    """needs none, and asks the database whether a secret in the body is right"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    door: Door
+    most: int | None = JSON_AT_MOST
+    """bytes of the body that are read into memory; None: a stream, whose route has a limit of its own"""
+    costly: bool = False
+    """begins work of seconds"""
+    form: bool = False
+    """takes a form, and nothing else"""
+
+
+KEYED = Rule(Door.KEY)
+STREAM = Rule(Door.KEY, most=None)
+COSTLY = Rule(Door.KEY, costly=True)
+PAGE = Rule(Door.OPEN, most=FORM_AT_MOST)
+LOGIN = Rule(Door.TRIED, most=FORM_AT_MOST, form=True)
+FORM = Rule(Door.OPEN, most=FORM_AT_MOST, form=True)
+RULES: tuple[tuple[str, str, Rule], ...] = (
+    ("PUT", rf"{API}/assignments/[^/]+/upload/[^/]+", STREAM),
+    ("PUT", rf"{API}/held-out/[^/]+", STREAM),
+    ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
+    ("GET", rf"{API}/health", PAGE),
+    ("POST", rf"{API}/(plan|models|runs|runs/[^/]+/exports?)", COSTLY),
+    ("POST", r"/admin", LOGIN),
+    ("POST", r"/admin/.*", FORM),
+)
+_RULES = tuple((method, re.compile(path), rule) for method, path, rule in RULES)
+
+
+def rule_for(method: str, path: str) -> Rule:
+    for wanted, pattern, rule in _RULES:
+        if wanted == method and pattern.fullmatch(path):
+            return rule
+    return KEYED if path.startswith(f"{API}/") else PAGE
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How often."""
+
+    failures: Rate
+    """wrong keys and tokens from one address"""
+    calls: Rate
+    """calls with one key that are no streams"""
+    costly: Rate
+    """calls with one key that begin work of seconds"""
+
+
+HONEST = Bounds(failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2))
+"""What an honest agent or operator does is a tenth of it."""

@@ -1,0 +1,187 @@
+"""What is refused before anything of it is parsed, over real sockets: strangers, floods, bodies without end, heads that never end."""
+
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from fedcybgd.coordinator.walls import connections
+from fedcybgd.coordinator.walls.rates import Rate
+from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, Bounds
+from tests.support.live import OFTEN, LiveCoordinator
+from tests.support.visits import Hand, refused, wire
+
+MUCH = 400 << 20
+
+
+class Raw:
+    """A connection on which anything can be said."""
+
+    def __init__(self, live: LiveCoordinator) -> None:
+        host, port = live.url.removeprefix("http://").split(":")
+        self.sock = socket.create_connection((host, int(port)), timeout=20)
+
+    def say(self, *lines: str, end: str = "\r\n\r\n") -> "Raw":
+        self.sock.sendall(("\r\n".join(lines) + end).encode())
+        return self
+
+    def answer(self) -> bytes:
+        """Everything until the coordinator closes the connection."""
+        heard = bytearray()
+        try:
+            while data := self.sock.recv(65536):
+                heard += data
+        except ConnectionResetError:
+            pass
+        return bytes(heard)
+
+
+def head(method: str, path: str, **headings: str) -> tuple[str, ...]:
+    return f"{method} {path} HTTP/1.1", "Host: x", *(f"{name.replace('_', '-')}: {value}" for name, value in headings.items())
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/assignments/claim", "/v1/held-out/" + "0" * 64, "/v1/anything"])
+@pytest.mark.parametrize("key", [None, "Bearer fca_" + "x" * 43, "Bearer fco_" + "x" * 43, "Basic eDp5"])
+def test_a_stranger_is_answered_before_the_body_is_sent(live: LiveCoordinator, path: str, key: str | None) -> None:
+    method = "PUT" if "held-out" in path else "POST"
+    shown = {} if key is None else {"Authorization": key}
+    for told in ({"Content_Length": str(MUCH)}, {"Transfer_Encoding": "chunked"}):
+        heard = Raw(live).say(*head(method, path, **shown, **told)).answer().lower()
+        assert heard.startswith(b"http/1.1 401 ")
+        assert b"www-authenticate: bearer" in heard
+        assert b"connection: close" in heard
+        assert b"fedcybgd-coordinator: " in heard  # an agent knows who says that its key is void
+
+
+def test_a_body_that_is_announced_too_large_is_not_awaited(live: LiveCoordinator, hand: Hand) -> None:
+    heard = Raw(live).say(*head("POST", "/v1/assignments/claim", Authorization=f"Bearer {hand.key}", Content_Length=str(MUCH))).answer()
+    assert heard.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"too_large"' in heard
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "most"),
+    [("POST", "/v1/assignments/claim", JSON_AT_MOST), ("POST", "/v1/agents", 64 << 10), ("POST", "/admin", 16 << 10)],
+)
+def test_a_body_without_a_length_ends_at_its_limit(live: LiveCoordinator, hand: Hand, method: str, path: str, most: int) -> None:
+    raw = Raw(live).say(*head(method, path, Authorization=f"Bearer {hand.key}", Transfer_Encoding="chunked"))
+    sent = 0
+    try:
+        while sent < most + (8 << 20):
+            raw.sock.sendall(b"10000\r\n" + b"[" * 0x10000 + b"\r\n")
+            sent += 0x10000
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    assert raw.answer().startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 70 + b"1" + b"}" * 70])
+def test_what_is_nested_deeper_than_any_message_is_refused(live: LiveCoordinator, hand: Hand, body: bytes) -> None:
+    answer = hand.http.post("/assignments/claim", content=body, headers={"Content-Type": "application/json"})
+    refused(answer, 400, "too_deep")
+
+
+def test_brackets_in_a_text_are_no_nesting(live: LiveCoordinator, hand: Hand) -> None:
+    answer = hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": ["[" * 90 + '\\"[']})
+    assert answer.status_code == 204
+
+
+def test_a_form_with_a_file_is_no_login(live: LiveCoordinator) -> None:
+    answer = httpx.post(f"{live.url}/admin", files={"key": ("name", b"x" * 1000)})
+    refused(answer, 415, "form_refused")
+
+
+def test_a_large_head_is_refused(live: LiveCoordinator) -> None:
+    for lines in (["A: " + "x" * 70_000], [f"A{n}: x" for n in range(150)]):
+        assert Raw(live).say(*head("GET", "/v1/health"), *lines).answer().startswith(b"HTTP/1.1 431 ")
+    assert Raw(live).say(*head("GET", "/v1/health"), "A: " + "x" * 70_000, end="").answer().startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "GET /v1/hea", "GET /v1/health HTTP/1.1\r\nHost: x\r\n", "POST /v1/agents HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"],
+)
+def test_who_does_not_go_on_is_disconnected(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "BODY_S", 0.3)
+    raw = Raw(live)
+    raw.sock.sendall(said.encode())
+    began = time.monotonic()
+    assert raw.answer() == b""
+    assert time.monotonic() - began < 10
+
+
+def test_a_head_that_drips_is_disconnected(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.5)
+    raw, began = Raw(live), time.monotonic()
+    raw.sock.sendall(b"GET /v1/health HTTP/1.1\r\nA: x")
+    try:
+        while time.monotonic() - began < 15:
+            raw.sock.sendall(b"x")
+            time.sleep(0.05)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    pytest.fail("it may drip for ever")
+
+
+def test_a_waiting_claim_is_no_slow_request(live: LiveCoordinator, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_S", "BODY_S", "IDLE_S", "UNREAD_S"):
+        monkeypatch.setattr(connections, name, 0.1)
+    began = time.monotonic()
+    assert hand.http.post("/assignments/claim", params={"wait": 3}, json={"runs": ["none-such"]}).status_code == 204
+    assert time.monotonic() - began > 2.5
+    time.sleep(2.5)  # and its connection stays open for the next
+    monkeypatch.undo()
+    assert hand.http.get("/agents/me").status_code == 200
+
+
+def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=Bounds(Rate(5, 0.01), OFTEN.calls, OFTEN.costly))
+    hand = Hand(live)
+    wrong = wire(live, "fca_" + "x" * 43)
+    seen = [wrong.post("/assignments/claim", json={}).status_code for _ in range(8)]
+    assert seen == [401] * 5 + [429] * 3
+    answer = wrong.get("/status")
+    refused(answer, 429, "too_many_requests")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert httpx.post(f"{live.url}/admin", data={"key": "wrong"}).status_code == 429
+    assert wire(live).post("/agents", json={"token": "fct_" + "x" * 43, "name": "a"}).status_code == 429
+    # An agent and an operator behind the same address go on, also with a key that was not seen before.
+    assert hand.claim("none", wait=0) is None
+    assert Hand(live).http.get("/agents/me").status_code == 200
+    assert httpx.post(f"{live.url}/admin", data={"key": live.operator_key}).status_code == 303
+    # And whoever comes through a proxy is somebody else.
+    elsewhere = httpx.post(f"{live.url}/admin", data={"key": "wrong"}, headers={"X-Forwarded-For": "192.0.2.7"})
+    assert elsewhere.status_code == 401
+
+
+def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=Bounds(OFTEN.failures, Rate(10, 0.01), OFTEN.costly))
+    hand, other = Hand(live), Hand(live)
+    seen = {hand.http.get("/agents/me").status_code for _ in range(20)}
+    assert seen == {200, 429}
+    assert other.http.get("/agents/me").status_code == 200
+
+
+def test_costly_calls_are_counted_apart(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=Bounds(OFTEN.failures, OFTEN.calls, Rate(2, 0.01)))
+    client = wire(live, live.operator_key)
+    assert [client.post("/models", json={}).status_code for _ in range(4)] == [422, 422, 429, 429]
+    assert client.get("/status").status_code == 200
+
+
+def test_only_by_its_names(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(hosts="127.0.0.1, Coordinator.example")
+    for name in ("coordinator.example", "coordinator.example:443", "127.0.0.1:1"):
+        assert httpx.get(f"{live.url}/v1/health", headers={"Host": name}).status_code == 200
+    for name in ("evil.example", "coordinator.example.evil", ""):
+        refused(httpx.get(f"{live.url}/v1/health", headers={"Host": name}), 421, "host_unknown")
+
+
+def test_what_is_not_allowed_says_what_is(live: LiveCoordinator) -> None:
+    for method, path in (("DELETE", "/v1/runs"), ("PUT", "/v1/health"), ("PATCH", "/admin"), ("POST", "/openapi.json")):
+        answer = httpx.request(method, live.url + path)
+        refused(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"]
