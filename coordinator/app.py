@@ -22,7 +22,7 @@ from fedcybgd.coordinator.api.recognise import Recognition
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
-from fedcybgd.coordinator.dashboard import pages
+from fedcybgd.coordinator.dashboard import files, pages
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
@@ -54,7 +54,7 @@ ROUTERS = [module.router for module in (agents, operators, assignments, models, 
 def create_app(settings: Settings, parts: MakeParts = local, bounds: Bounds = HONEST) -> FastAPI:
     """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts. `bounds`: how often somebody may call."""
     app = FastAPI(
-        title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url="/docs", redoc_url=None,
+        title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url=None, redoc_url=None,
         description="Federated fine-tuning of all parameters of a language model, one block at a time.",
     )  # fmt: skip
     app.state.settings = settings
@@ -65,6 +65,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: Bounds = HO
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
     app.include_router(v1)
     app.include_router(pages.router)
+    app.include_router(files.router)
     app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names)
     app.add_middleware(Headed)
     app.add_middleware(Versioned)

@@ -10,6 +10,7 @@ import pytest
 from fedcybgd.coordinator.walls import connections
 from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, Bounds
+from tests.support.browser import browser, sent
 from tests.support.live import OFTEN, LiveCoordinator
 from tests.support.visits import Hand, refused, wire
 
@@ -146,15 +147,15 @@ def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[...,
     answer = wrong.get("/status")
     refused(answer, 429, "too_many_requests")
     assert int(answer.headers["retry-after"]) >= 1
-    assert httpx.post(f"{live.url}/admin", data={"key": "wrong"}).status_code == 429
+    assert sent(browser(live), key="wrong").status_code == 429
     assert wire(live).post("/agents", json={"token": "fct_" + "x" * 43, "name": "a"}).status_code == 429
     # An agent and an operator behind the same address go on, also with a key that was not seen before.
     assert hand.claim("none", wait=0) is None
     assert Hand(live).http.get("/agents/me").status_code == 200
-    assert httpx.post(f"{live.url}/admin", data={"key": live.operator_key}).status_code == 303
+    assert sent(browser(live), key=live.operator_key).status_code == 303
     # And whoever comes through a proxy is somebody else.
-    elsewhere = httpx.post(f"{live.url}/admin", data={"key": "wrong"}, headers={"X-Forwarded-For": "192.0.2.7"})
-    assert elsewhere.status_code == 401
+    wrong.headers["X-Forwarded-For"] = "192.0.2.7"
+    assert wrong.get("/status").status_code == 401
 
 
 def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
