@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.errors import Forbidden
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
 
@@ -19,14 +20,17 @@ class Recognition:
     def __init__(self) -> None:
         self._lane = CapacityLimiter(AT_ONCE)
 
-    async def __call__(self, scope: Scope) -> str:
-        """A name for the owner of the key. Raises `Unauthorized`, and `Forbidden` for one that was shut out."""
+    async def __call__(self, scope: Scope) -> str | None:
+        """A name for the owner of the key, None for one that was shut out. Raises `Unauthorized`."""
         key = bearer(Request(scope))
         state = scope["app"].state
         if key.startswith(keys.OPERATOR):
             await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
             return keys.key_hash(key)
-        known = await state.attendance.who(key, self._lane)
+        try:
+            known = await state.attendance.who(key, self._lane)
+        except Forbidden:
+            return None
         return str(known.id)
 
 

@@ -16,8 +16,8 @@ from fedcybgd.coordinator.walls.rules import Bounds, Door, Rule, rule_for
 from fedcybgd.shared.contract.errors import FedError
 
 Headings = dict[bytes, bytes]
-Recognise = Callable[[Scope], Awaitable[str]]
-"""Who calls, by a good key; raises `FedError` where there is none."""
+Recognise = Callable[[Scope], Awaitable[str | None]]
+"""Who calls, by a good key; None: somebody who was shut out, whom the route tells so. Raises `FedError` where there is none."""
 TRIED_AT_ONCE = 2
 """Secrets that are tried at the same time for addresses from which many wrong ones came"""
 FORM = b"application/x-www-form-urlencoded"
@@ -62,9 +62,10 @@ class Doorkeeper:
             if rule.door is Door.KEY and (b"authorization" in headings or not body.whole):
                 async with self._few if slowed else contextlib.nullcontext():
                     caller = await self._recognise(scope)
-                self._count(caller, rule)
-                if (guest := scope.get("state", {}).get("guest")) is not None:
-                    guest.prove(caller)
+                if caller is not None:
+                    self._count(caller, rule)
+                    if (guest := scope.get("state", {}).get("guest")) is not None:
+                        guest.prove(caller)
             if rule.most is not None:
                 _check_form(headings, rule)
                 check_depth(await body.collect())
