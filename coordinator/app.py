@@ -43,7 +43,7 @@ from fedcybgd.coordinator.walls.answers import answer as _answer
 from fedcybgd.coordinator.walls.answers import answer_of
 from fedcybgd.coordinator.walls.door import Doorkeeper
 from fedcybgd.coordinator.walls.headings import Headed
-from fedcybgd.coordinator.walls.rules import HONEST, Bounds
+from fedcybgd.coordinator.walls.rules import HONEST, HowOften
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import API
 
@@ -51,7 +51,7 @@ log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, operators, assignments, models, plan, runs, held_out, status)]
 
 
-def create_app(settings: Settings, parts: MakeParts = local, bounds: Bounds = HONEST) -> FastAPI:
+def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST) -> FastAPI:
     """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts. `bounds`: how often somebody may call."""
     app = FastAPI(
         title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url=None, redoc_url=None,

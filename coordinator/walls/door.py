@@ -12,7 +12,7 @@ from fedcybgd.coordinator.walls.answers import answer_of
 from fedcybgd.coordinator.walls.body import Body, check_depth
 from fedcybgd.coordinator.walls.connections import neighbourhood
 from fedcybgd.coordinator.walls.rates import Buckets
-from fedcybgd.coordinator.walls.rules import Bounds, Door, Rule, rule_for
+from fedcybgd.coordinator.walls.rules import Door, HowOften, Rule, rule_for
 from fedcybgd.shared.contract.errors import FedError
 
 Headings = dict[bytes, bytes]
@@ -39,7 +39,7 @@ class FormRefused(CoordinatorError):
 
 
 class Doorkeeper:
-    def __init__(self, app: ASGIApp, recognise: Recognise, bounds: Bounds, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, recognise: Recognise, bounds: HowOften, hosts: frozenset[str]) -> None:
         """`hosts`: the names by which this coordinator may be called; empty: by any."""
         self._app = app
         self._recognise = recognise

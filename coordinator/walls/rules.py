@@ -59,7 +59,7 @@ def rule_for(method: str, path: str) -> Rule:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class HowOften:
     """How often."""
 
     failures: Rate
@@ -70,5 +70,5 @@ class Bounds:
     """calls with one key that begin work of seconds"""
 
 
-HONEST = Bounds(failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2))
+HONEST = HowOften(failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2))
 """What an honest agent or operator does is a tenth of it."""

@@ -9,7 +9,7 @@ import pytest
 
 from fedcybgd.coordinator.walls import connections
 from fedcybgd.coordinator.walls.rates import Rate
-from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, Bounds
+from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, HowOften
 from tests.support.browser import browser, sent
 from tests.support.live import OFTEN, LiveCoordinator
 from tests.support.visits import Hand, refused, wire
@@ -139,7 +139,7 @@ def test_a_waiting_claim_is_no_slow_request(live: LiveCoordinator, hand: Hand, m
 
 
 def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=Bounds(Rate(5, 0.01), OFTEN.calls, OFTEN.costly))
+    live = coordinators(bounds=HowOften(Rate(5, 0.01), OFTEN.calls, OFTEN.costly))
     hand = Hand(live)
     wrong = wire(live, "fca_" + "x" * 43)
     seen = [wrong.post("/assignments/claim", json={}).status_code for _ in range(8)]
@@ -159,7 +159,7 @@ def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[...,
 
 
 def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=Bounds(OFTEN.failures, Rate(10, 0.01), OFTEN.costly))
+    live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly))
     hand, other = Hand(live), Hand(live)
     seen = {hand.http.get("/agents/me").status_code for _ in range(20)}
     assert seen == {200, 429}
@@ -167,7 +167,7 @@ def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoo
 
 
 def test_costly_calls_are_counted_apart(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=Bounds(OFTEN.failures, OFTEN.calls, Rate(2, 0.01)))
+    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, Rate(2, 0.01)))
     client = wire(live, live.operator_key)
     assert [client.post("/models", json={}).status_code for _ in range(4)] == [422, 422, 429, 429]
     assert client.get("/status").status_code == 200

@@ -25,11 +25,11 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.coordinator.walls.rates import Rate
-from fedcybgd.coordinator.walls.rules import Bounds
+from fedcybgd.coordinator.walls.rules import HowOften
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
 
-OFTEN = Bounds(*[Rate(1e9, 1e9)] * 3)
+OFTEN = HowOften(*[Rate(1e9, 1e9)] * 3)
 """Tests ask faster than anybody else does."""
 
 
@@ -40,7 +40,7 @@ def threads(settings: Settings) -> Parts:
 
 class LiveCoordinator:
     def __init__(
-        self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, bounds: Bounds | None = None, **settings: Any
+        self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, bounds: HowOften | None = None, **settings: Any
     ) -> None:
         self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": 0.1, **settings})
         prepare_home(self.settings)
