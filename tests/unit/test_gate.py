@@ -120,7 +120,7 @@ def test_depth_is_counted_outside_of_texts(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"[]," * 1000, b'"' + b"[" * 1000 + b'"', b'"\\"' + b"{" * 200 + b'"', b"[" * 64])
 def test_what_is_flat_is_not_deep(text: bytes) -> None:
-    check_depth(text)
+    assert check_depth(text) is None
 
 
 @pytest.mark.parametrize(("files", "threads"), [(256, 8), (1024, 40), (1 << 20, 40), (64, 4)])
@@ -164,4 +164,4 @@ def test_plain_http_beyond_this_machine_is_refused_unless_told(host: str, tmp_pa
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_plain_http_on_this_machine_is_as_before(host: str, tmp_path: Path) -> None:
-    check_listening(Settings(home=tmp_path, host=host), None)
+    assert check_listening(Settings(home=tmp_path, host=host), None) is None
