@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,20 +24,23 @@ from typing import Any
 
 from tests.faults.fleet import Fleet
 from tests.faults.judged import Outcome, disturbed
-from tests.faults.plan import Plan, draw
+from tests.faults.plan import AGENTS, BLOBS, Plan, draw
 from tests.faults.points import Killed, Pointer
 from tests.faults.spec import held_out, model
 from tests.support.postgres import PostgresServer, find_program
 
 TOGETHER = 10
 """Runs that one fleet does at the most: then a fresh one is started."""
+Result = dict[str, Any]
 
 
 @contextmanager
-def started(database_url: str | None = None) -> Iterator[Fleet]:
+def started(database_url: str | None = None, agents: int = AGENTS) -> Iterator[Fleet]:
     """A fleet under a watch."""
     with tempfile.TemporaryDirectory(prefix="fedcybgd-faults-", ignore_cleanup_errors=True) as folder:
-        fleet = Fleet(Path(folder) / "fleet", model(Path(folder) / "model"), database_url=database_url, held_out=held_out(Path(folder)))
+        fleet = Fleet(
+            Path(folder) / "fleet", model(Path(folder) / "model"), agents, database_url=database_url, held_out=held_out(Path(folder))
+        )
         try:
             fleet.watch()
             yield fleet
@@ -84,37 +87,34 @@ def batches(plans: Sequence[Plan]) -> list[list[Plan]]:
     return [kind[at : at + TOGETHER] for kind in of_kind for at in range(0, len(kind), TOGETHER)]
 
 
-def random_faults(pool: ProcessPoolExecutor, seeds: Sequence[int]) -> dict[str, Any]:
+def random_faults(pool: Executor, seeds: Sequence[int]) -> Iterator[Result]:
     plans = [draw(seed) for seed in seeds]
     if find_program("initdb") is None:
         print("PostgreSQL's initdb was not found: its runs are left out", flush=True)
         plans = [plan for plan in plans if not plan.postgresql]
-    work = [pool.submit(group, batch) for batch in batches(plans)]
-    outcomes = sorted((outcome for done in as_completed(work) for outcome in done.result()), key=lambda o: o.seed)
-    print("\n" + table(outcomes))
-    return {"outcomes": [asdict(outcome) for outcome in outcomes], "summary": summary(outcomes)}
+    outcomes: list[Outcome] = []
+    for done in as_completed([pool.submit(group, batch) for batch in batches(plans)]):
+        outcomes = sorted([*outcomes, *done.result()], key=lambda o: o.seed)
+        told = summary(outcomes)
+        print("\n" + table(outcomes), flush=True)
+        yield {"wrong": sum(told[name] for name in WRONG), "summary": told, "outcomes": [asdict(outcome) for outcome in outcomes]}
 
 
-def at_points(pool: ProcessPoolExecutor, wanted: str, seed: int, at_once: int) -> dict[str, Any]:
+def at_points(pool: Executor, wanted: str, seed: int) -> Iterator[Result]:
     points = pool.submit(all_points).result()
     points = points if wanted == "all" else [point for point in points if wanted in point]
     print(f"{len(points)} points", flush=True)
     random.Random(seed).shuffle(points)  # so that no agent dies again and again
-    work = [pool.submit(_killed, points[number::at_once]) for number in range(at_once)]
-    parts = [done.result() for done in work]
-    result = {
-        "points": len(points), "survived": sorted(p for part in parts for p in part.survived),
-        "failed": {point: why for part in parts for point, why in part.failed.items()},
-        "not_reached": sorted(p for part in parts for p in part.not_reached), "versions": sum(part.versions for part in parts),
-    }  # fmt: skip
-    for point, why in result["failed"].items():
-        print("\n    ".join([point, *why]))
-    for point in result["not_reached"]:
-        print(f"not reached a second time: {point}")
-    print(
-        f"{len(points)} points: {len(result['survived'])} survived, {len(result['failed'])} not, {len(result['not_reached'])} not reached"
-    )
-    return result
+    parts: list[Killed] = []
+    for done in as_completed([pool.submit(_killed, points[at : at + TOGETHER]) for at in range(0, len(points), TOGETHER)]):
+        parts.append(done.result())
+        survived, not_reached = ([p for part in parts for p in getattr(part, name)] for name in ("survived", "not_reached"))
+        failed = {point: why for part in parts for point, why in part.failed.items()}
+        print(f"of {len(points)} points: {len(survived)} survived, {len(failed)} not, {len(not_reached)} not reached again", flush=True)
+        yield {
+            "wrong": len(failed), "points": len(points), "survived": sorted(survived), "failed": failed, "not_reached": sorted(not_reached),
+            "versions": sum(part.versions for part in parts),
+        }  # fmt: skip
 
 
 def _killed(points: Sequence[str]) -> Killed:
@@ -132,8 +132,13 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "identical": sum(o.identical for o in outcomes), "versions": sum(o.versions for o in outcomes),
         **{name: sum(len(getattr(o, name)) > 0 for o in outcomes) for name in WRONG},
         "coordinator_answers_after_s": round(median(restarted), 2) if restarted else None,
-        "kinds": dict(Counter(fault.split(": ", 1)[1].split(" ", 1)[0] for o in outcomes for fault in o.faults)),
+        "kinds": dict(Counter(kind_of(fault) for o in outcomes for fault in o.faults)),
     }  # fmt: skip
+
+
+def kind_of(fault: str) -> str:
+    """`kill web` of `round 2.1: coordinator: kill web`."""
+    return " ".join(word for word in fault.split(": ", 2)[2].split() if word.replace("_", "").isalpha() and word not in ("s", *BLOBS))
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -153,19 +158,16 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
-    began = time.monotonic()
+    began, wrong = time.monotonic(), 0
     with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
-        if given.points:
-            result = at_points(pool, given.points, given.seed, given.at_once)
-            wrong = bool(result["failed"])
-        else:
-            result = random_faults(pool, range(given.seed, given.seed + given.runs))
-            wrong = any(result["summary"][name] for name in WRONG)
-    result |= {"seconds": round(time.monotonic() - began, 1), "commit": commit()}
-    print(f"{result['seconds']:.0f} s at {result['commit']}")
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
-    return int(wrong)
+        seeds = range(given.seed, given.seed + given.runs)
+        for result in at_points(pool, given.points, given.seed) if given.points else random_faults(pool, seeds):
+            result |= {"seconds": round(time.monotonic() - began, 1), "commit": commit()}
+            wrong = result["wrong"]
+            if given.json:
+                given.json.write_text(json.dumps(result, indent=1))
+    print(f"{time.monotonic() - began:.0f} s at {commit()}")
+    return int(wrong > 0)
 
 
 def commit() -> str:

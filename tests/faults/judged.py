@@ -1,6 +1,7 @@
 """One run under faults, and what is to be said of it."""
 
 import contextlib
+import gc
 import tempfile
 import threading
 import time
@@ -23,6 +24,8 @@ from tests.support.postgres import PostgresServer
 WEDGED_AFTER_S = 120.0
 """Seconds after the last fault within which a run must have ended."""
 EVENTS = 15
+A_ROUND_S = 3.0
+"""A fault that is meant for a round comes without it, where the run has not got there in so many seconds a round."""
 Digests = dict[str, str]
 
 
@@ -32,7 +35,7 @@ class Outcome:
 
     seed: int
     flavour: str
-    faults: list[str]
+    faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     identical: bool = False
     lost: list[str] = field(default_factory=list)
@@ -52,6 +55,8 @@ class Outcome:
 def undisturbed(model: Path, partitions: Sequence[Path], values: dict[str, Any]) -> Digests:
     """What a run ends with where nothing happens to it: computed here, in one bare process. That of whole systems is the same (tests/e2e/test_same_weights.py)."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # else each visit looks through all that torch has made
     with tempfile.TemporaryDirectory(prefix="fedcybgd-undisturbed-") as folder:
         alone = reference.begin(Path(folder), model, values)
         reference.run(alone, partitions, Path(folder) / "scratch")
@@ -60,13 +65,14 @@ def undisturbed(model: Path, partitions: Sequence[Path], values: dict[str, Any])
 
 def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) -> Outcome:
     """A run under the faults of a plan. Its seed is the plan's, so that no delta of it was ever seen before."""
-    began, outcome = time.monotonic(), Outcome(plan.seed, plan.flavour, [str(f) for f in plan.faults])
+    began, outcome = time.monotonic(), Outcome(plan.seed, plan.flavour)
     restarts, restarted = sum(fleet.restarts.values()), len(fleet.restarted_in)
     values = spec(plan.flavour, f"{plan.flavour}-{plan.seed}-{time.monotonic_ns()}", plan.seed, fleet.held_out)
     run_id = fleet.begin(values)
-    happening = Happening(fleet, run_id, plan.seed, postgres)
-    outcome.wedged += [f"the harness itself: {text}" for text in _all_happen(happening, plan)]
-    view = ended(fleet, run_id, happening)
+    troubles = Troubles(Happening(fleet, run_id, plan.seed, postgres), plan)
+    view = ended(fleet, run_id, troubles)
+    outcome.faults = troubles.happened
+    outcome.wedged += [f"the harness itself: {text}" for text in troubles.wrong]
     if fleet.disarm():
         outcome.wedged.append("the harness itself: nobody came to the point at which one was to die")
     judge(outcome, fleet, run_id, view, undisturbed(fleet.model, fleet.partitions, values), plan.exact)
@@ -93,9 +99,40 @@ def judge(outcome: Outcome, fleet: Fleet, run_id: str, view: dict[str, Any], exp
         outcome.different.append(f"not the bits of the undisturbed run: {', '.join(names)}")
 
 
-def ended(fleet: Fleet, run_id: str, happening: Happening | None = None) -> dict[str, Any]:
+class Troubles:
+    """The faults of a plan, each in a thread of its own, which waits until the run is as far as the plan says."""
+
+    def __init__(self, happening: Happening, plan: Plan) -> None:
+        self.happening = happening
+        self.rounds, self.over = 0, False
+        self.happened: list[str] = []
+        self.wrong: list[str] = []
+        """the faults that could not be made, which is a mistake of the harness"""
+        self._began = time.monotonic()
+        self._threads = [threading.Thread(target=self._one, args=(fault,), daemon=True) for fault in plan.faults]
+        for thread in self._threads:
+            thread.start()
+
+    def alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def _one(self, fault: Fault) -> None:
+        until = self._began + A_ROUND_S * fault.at
+        while self.rounds < int(fault.at) and not self.over and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(fault.at % 1 * A_ROUND_S / 3)
+        if self.over:
+            return
+        self.happened.append(str(fault))
+        try:
+            self.happening.do(fault)
+        except Exception as error:
+            self.wrong.append(f"{fault}: {type(error).__name__}: {error}")
+
+
+def ended(fleet: Fleet, run_id: str, troubles: Troubles | None = None) -> dict[str, Any]:
     """The run, when it has ended, or will not. What nobody can make again is put back, as its reason asks, and the run resumed."""
-    until = time.monotonic() + WEDGED_AFTER_S
+    until: float | None = None
     view: dict[str, Any] = {
         "state": "unknown",
         "reason": "the coordinator does not answer",
@@ -103,35 +140,22 @@ def ended(fleet: Fleet, run_id: str, happening: Happening | None = None) -> dict
         "rounds_total": 0,
         "blocks": [],
     }
-    while time.monotonic() < until and view["state"] in ("running", "unknown"):
+    while view["state"] in ("running", "unknown") or (troubles is not None and troubles.alive()):
+        if until is None and (troubles is None or not troubles.alive()):
+            until = time.monotonic() + WEDGED_AFTER_S
+        if until is not None and time.monotonic() > until:
+            break
         with contextlib.suppress(ClientError):
             view = fleet.view(run_id)
-        if view["state"] == "paused" and happening is not None and happening.taken:
-            happening.put_back()
-            fleet.insist(lambda: fleet.operator.post(f"/runs/{run_id}/resume"), lambda: fleet.view(run_id)["state"] != "paused")
-            view["state"] = "running"
+        if troubles is not None:
+            troubles.rounds, troubles.over = view["rounds_done"], view["state"] not in ("running", "unknown")
+            if view["state"] == "paused" and troubles.happening.taken:
+                troubles.happening.put_back()
+                fleet.insist(lambda: fleet.operator.post(f"/runs/{run_id}/resume"), lambda: fleet.view(run_id)["state"] != "paused")
+                view["state"], troubles.over = "running", False
         time.sleep(0.1)
     return view
 
 
 def digests_of(view: dict[str, Any]) -> Digests:
     return {b["name"]: b["digest"] for b in view["blocks"]}
-
-
-def _all_happen(happening: Happening, plan: Plan) -> list[str]:
-    """The faults that could not be made, which is a mistake of the harness."""
-    started, wrong = time.monotonic(), list[str]()
-
-    def one(fault: Fault) -> None:
-        time.sleep(max(0.0, started + fault.at - time.monotonic()))
-        try:
-            happening.do(fault)
-        except Exception as error:
-            wrong.append(f"{fault}: {type(error).__name__}: {error}")
-
-    threads = [threading.Thread(target=one, args=(fault,), daemon=True) for fault in plan.faults]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return wrong

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from tests.faults.fleet import COORDINATOR
 
 AGENTS = 3
-SPREAD_S = 10.0
-"""Seconds from the start of a run within which its faults begin."""
+ROUNDS = 8.0
+"""of a run, within which its faults begin"""
 WITHIN_THE_LEASE_S, BEYOND_THE_LEASE_S = (0.5, 6.0), (4.0, 10.0)
 FOREIGN = (200, 302, 403, 404, 413, 502)
 BLOBS = ("flipped", "missing", "empty", "torn")
@@ -35,7 +35,7 @@ ONCE = frozenset({"kill trainer", "full disk", "few files"})
 @dataclass(frozen=True)
 class Fault:
     at: float
-    """seconds after the start of the run"""
+    """rounds that are done by then"""
     kind: str
     target: str
     """the coordinator, an agent, or the wire of an agent"""
@@ -45,7 +45,7 @@ class Fault:
 
     def __str__(self) -> str:
         more = "".join(f" {part}" for part in (self.how, self.amount or "", f"{self.seconds:.1f} s" if self.seconds else "") if part)
-        return f"{self.at:4.1f} s {self.target}: {self.kind}{more}"
+        return f"round {self.at:.1f}: {self.target}: {self.kind}{more}"
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ def draw(seed: int) -> Plan:
     return Plan(seed, flavour, postgresql, sorted(faults, key=lambda f: f.at))
 
 
-def draw_few(seed: int, point: str) -> Plan:
+def draw_few(seed: int, point: str, agents: int) -> Plan:
     """For CI: a short run, with a death at a point and two faults that are soon over."""
     chosen = random.Random(seed)
     faults = [Fault(0.0, "point", "whoever comes there", how=point)]
     for kind, target in chosen.sample([*((k, COORDINATOR) for k in OF_THE_COORDINATOR), *((k, "wire") for k in OF_THE_WIRE)], 2):
-        fault = _fault(chosen, kind, target if target == COORDINATOR else f"{target}-{chosen.randrange(AGENTS)}", "short")
-        faults.append(replace(fault, at=fault.at / 4, seconds=min(fault.seconds, 2.0)))
+        fault = _fault(chosen, kind, target if target == COORDINATOR else f"{target}-{chosen.randrange(agents)}", "short")
+        faults.append(replace(fault, at=fault.at / 3, seconds=min(fault.seconds, 2.0)))
     return Plan(seed, "short", False, sorted(faults, key=lambda f: f.at))
 
 
 def _fault(chosen: random.Random, kind: str, target: str, flavour: str) -> Fault:
-    fault = Fault(round(chosen.uniform(0.2, SPREAD_S), 2), kind, target)
+    fault = Fault(round(chosen.uniform(0.0, ROUNDS / 2 if flavour == "wave" else ROUNDS), 2), kind, target)
     whose = target.split("-", maxsplit=1)[0]
     span = BEYOND_THE_LEASE_S if flavour == "wave" and whose != COORDINATOR else WITHIN_THE_LEASE_S
     seconds = round(chosen.uniform(*span), 1)

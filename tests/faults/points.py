@@ -53,7 +53,10 @@ class Pointer:
 
     def _one(self, point: str) -> None:
         self._fleet.arm(point)
-        if not self._reached(point):
+        began = time.monotonic()
+        reached = self._reached(point)
+        print(f"{time.monotonic() - began:5.1f} s {'' if reached else 'not reached: '}{point}", flush=True)
+        if not reached:
             self.killed.not_reached.append(point)
             return
         self._since.append(point)
@@ -143,4 +146,5 @@ class Pointer:
         else:
             wrong = [*outcome.lost, *outcome.doubled, *outcome.different, *outcome.wedged]
             self.killed.failed |= dict.fromkeys(self._since, wrong)
+            print("\n    ".join(["WRONG after", *self._since, *wrong]), flush=True)
         self._run_id, self._since = "", []

@@ -37,6 +37,6 @@ def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = Non
         schedule |= {"cycles": 2, "blocks": ["layers.0", "layers.1"]}
     return {
         "name": name, "model": "tiny", "task": {"kind": "text-classification", "labels": 2, "max_length": 16}, "schedule": schedule,
-        "train": {"steps": 16 if flavour == "short" else 40, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"},
+        "train": {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "precision": "float32"},
         "seed": seed, "lease_s": 4 if flavour == "wave" else LEASE_S, **more,
     }  # fmt: skip

@@ -2,11 +2,13 @@
 
 import re
 
+import pytest
+
 from tests.faults.chaos import started
 from tests.faults.judged import disturbed
 from tests.faults.plan import Plan, draw_few
 
-SEED = 100
+SEED, AGENTS = 100, 2
 IMPORTANT = [
     r"web coordinator\.services\.path\.submit:\S+ commit after",
     r"web coordinator\.jobs\.taking:Queue\.complete\(apply\) commit before",
@@ -21,15 +23,17 @@ IMPORTANT = [
 ]
 
 
+@pytest.mark.timeout(900)  # on a machine with other work
 def test_what_is_killed_cut_stopped_or_spoilt_changes_no_bit() -> None:
-    with started() as fleet:
+    with started(agents=AGENTS) as fleet:
         assert disturbed(fleet, Plan(SEED, "short", False, ())).identical  # nothing happens to it
         points = sorted(fleet.points())
         wrong = []
         for number, pattern in enumerate(IMPORTANT):
             point = next((p for p in points if re.fullmatch(pattern, p)), None)
             assert point, f"no point is called {pattern}; there are:\n" + "\n".join(points)
-            outcome = disturbed(fleet, draw_few(SEED + 1 + number, point))
+            outcome = disturbed(fleet, draw_few(SEED + 1 + number, point, AGENTS))
+            print(f"{outcome.seconds:.1f} s: {'; '.join(outcome.faults)}")
             if not outcome.well:
                 wrong.append(outcome)
         assert wrong == []
