@@ -26,7 +26,7 @@ from fedcybgd.agent.settings import Home, template
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host import started
-from fedcybgd.shared.host.addresses import address_of
+from fedcybgd.shared.host.addresses import address_of, check_way
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
 
@@ -58,14 +58,18 @@ def enroll(
     runs: Annotated[
         list[str] | None, typer.Option(help="Name of a run that may use these rows; * and ? are wildcards. Give it once for each.")
     ] = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Let http:// go beyond this machine: the network itself is trusted.")
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Get an identity and a key, and write a first agent.toml."""
     place = Home(home)
     enrolment.check_new(place)
     address = address_of(url)
+    check_way(address, plain_http, "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
-    settings = template(address, str(data.expanduser().resolve()) if data else None, consented)
+    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http)
     answer = enrolment.enrol(place, address, token, name, settings)
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:

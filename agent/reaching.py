@@ -7,7 +7,7 @@ from fedcybgd.agent.credentials import Credentials
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.policy import Policy, authority_of, load_policy
 from fedcybgd.agent.settings import Config, Home
-from fedcybgd.shared.host.addresses import is_loopback
+from fedcybgd.shared.host.addresses import check_way, is_loopback
 
 
 def load(home: Home) -> tuple[Config, Policy]:
@@ -21,6 +21,7 @@ def load(home: Home) -> tuple[Config, Policy]:
         raise ConfigError(f"policy.toml allows no http:// beyond this machine (coordinator.plain_http): {config.coordinator}")
     if parts.scheme != "https" and rule.authority is not None:
         raise ConfigError(f"policy.toml names a certificate authority, and {config.coordinator} has no certificate: use https://")
+    check_way(config.coordinator, config.plain_http, "write plain_http = true at the top of agent.toml, above [data]")
     limits = config.limits
     disk, memory = (limits.disk_gb, policy.most.disk_gb), (limits.memory_gb, policy.most.memory_gb)
     lower = {"disk_gb": min(n for n in disk if n is not None), "memory_gb": min((n for n in memory if n is not None), default=None)}

@@ -59,6 +59,10 @@ class LimitsSection(SettingsSection):
 
 class Config(SettingsSection):
     coordinator: str = Field(pattern=r"^https?://", description="URL of the coordinator")
+    plain_http: bool = Field(
+        False,
+        description="true: http:// beyond this machine, too; whoever is on the way reads the key and every delta, and can answer instead",
+    )
     data: dict[DataName, DataSection] = Field(min_length=1)
     device: DeviceSection = DeviceSection()
     limits: LimitsSection = LimitsSection()
@@ -164,10 +168,11 @@ def within_hours(hours: list[str], now: datetime) -> bool:
     return False
 
 
-def template(url: str, data: str | None, runs: list[str]) -> str:
+def template(url: str, data: str | None, runs: list[str], plain_http: bool = False) -> str:
     """A first agent.toml, with comments."""
     return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
+{"" if plain_http else "# "}plain_http = true             # for a network that is trusted itself: http:// beyond this machine
 
 [data.{ONLY}]                     # a name of your own; add [data.OTHER] for other rows
 path = {_quoted(data or "data.jsonl")}          # CSV, JSONL or Parquet (.gz may follow); relative to this file

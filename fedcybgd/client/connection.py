@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedcybgd.client.errors import AnswerInvalid, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
-from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
+from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 
 DEFAULT_URL = "http://127.0.0.1:8440"
 PAGE = 1000
@@ -41,6 +41,7 @@ class Connection:
             self._http = httpx.Client(base_url=self.url + API, headers=headers, timeout=timeout_s)
         except (httpx.InvalidURL, ValueError) as error:
             raise AddressInvalid(f"{self.url} is no address of a coordinator ({error}); set FEDCOORD_URL") from error
+        check_way(self.url, os.environ.get("FEDCOORD_PLAIN_HTTP") == "allowed", "set FEDCOORD_PLAIN_HTTP=allowed")
         self._has_key = bool(key)
         self._patience_s = patience_s
         self._answered = False

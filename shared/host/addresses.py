@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
 
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
@@ -13,6 +14,12 @@ class AddressInvalid(FedError):
     """What should be the address of a coordinator is none."""
 
     code = "address_invalid"
+
+
+class PlainAddress(FedError):
+    """An address without encryption, beyond this machine."""
+
+    code = "plain_http_refused"
 
 
 def address_of(text: str) -> str:
@@ -32,6 +39,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def check_way(url: str, plain_allowed: bool, how: str) -> None:
+    """Raise `PlainAddress` where a key would cross a network unencrypted, and nobody has said that this is meant; `how` tells where to say so."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise AddressInvalid(f"{one_line(url)[:120]!r} is no address of a coordinator: {error}") from error
+    if parts.scheme != "https" and not plain_allowed and not is_loopback(parts.hostname or ""):
+        raise PlainAddress(
+            f"{url} is plain HTTP: whoever is on the way reads the key and every delta, and can answer in the coordinator's place. "
+            f"Use https://; or, where the network itself is trusted, {how}"
+        )
 
 
 def hint(url: str, error: Exception) -> str:

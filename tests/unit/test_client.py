@@ -83,7 +83,7 @@ def test_what_is_no_address_is_said_in_a_line(url: str) -> None:
     assert "begins with http:// or https://" in says("fco_x", url, "status")
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://c:99999", "http://c:port"])
+@pytest.mark.parametrize("url", ["http://[::1", "https://c:99999", "https://c:port"])
 def test_nor_one_that_only_looks_like_it(url: str) -> None:
     with pytest.raises((AddressInvalid, CoordinatorAway)):
         Connection(url, "fco_x").get("/runs")

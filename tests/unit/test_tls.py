@@ -1,14 +1,20 @@
-"""What a coordinator says of a certificate and a key that it cannot serve with."""
+"""A certificate and a key that a coordinator cannot serve with, and keys that would cross a network unencrypted."""
 
 from pathlib import Path
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from typer.testing import CliRunner
 
+from fedcybgd.agent import cli as agent_cli
+from fedcybgd.agent import reaching
+from fedcybgd.agent.settings import Home
+from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.serve import certificate_of
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls.tls import TlsUnusable
+from fedcybgd.shared.host.addresses import PlainAddress
 
 
 @pytest.fixture
@@ -49,3 +55,47 @@ def test_what_cannot_be_served_with_is_named(settings: Settings, broken: str) ->
 def test_one_without_the_other_is_refused(settings: Settings, given: str) -> None:
     with pytest.raises(TlsUnusable, match="needs both"):
         certificate_of(Settings(home=settings.home, **{given: getattr(settings, given)}))
+
+
+FAR, NEAR = "http://coordinator.example:8440", "http://127.0.0.1:8440"
+
+
+@pytest.mark.parametrize(
+    "url", [FAR, "http://192.0.2.1", "http://[2001:db8::1]:8440", "http://127.0.0.1.evil.example", "http://localhost@evil.example"]
+)
+def test_an_operators_key_does_not_go_over_plain_http(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDCOORD_PLAIN_HTTP", raising=False)
+    with pytest.raises(PlainAddress, match="FEDCOORD_PLAIN_HTTP=allowed"):
+        Connection(url, "fco_x")
+    monkeypatch.setenv("FEDCOORD_PLAIN_HTTP", "allowed")
+    assert Connection(url, "fco_x").url == url
+
+
+@pytest.mark.parametrize("url", [NEAR, "http://localhost:1", "http://[::1]:8440", "https://coordinator.example"])
+def test_https_and_this_machine_need_no_word(url: str) -> None:
+    assert Connection(url, "fco_x").url == url
+
+
+def test_an_agent_speaks_no_plain_http_beyond_its_machine_unless_told(tmp_path: Path) -> None:
+    data = '[data]\npath = "rows.jsonl"\n'
+    for url, more, good in (
+        (FAR, "", False),
+        (FAR, "plain_http = true\n", True),
+        (NEAR, "", True),
+        ("https://coordinator.example", "", True),
+    ):
+        home = Home(tmp_path)
+        home.config.write_text(f'coordinator = "{url}"\n{more}{data}')
+        if good:
+            assert reaching.load(home)[0].coordinator == url
+        else:
+            with pytest.raises(PlainAddress, match="plain_http = true"):
+                reaching.load(home)
+
+
+def test_no_token_is_spent_over_plain_http(tmp_path: Path) -> None:
+    words = ["enroll", FAR, "--token", "fct_" + "x" * 43, "--home", str(tmp_path), "--runs", "x"]
+    result = CliRunner().invoke(agent_cli.app, words)
+    assert isinstance(result.exception, PlainAddress)
+    assert "--plain-http" in result.exception.message
+    assert list(tmp_path.iterdir()) == []
