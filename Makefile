@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lm test test-all unit lint types chaos docs serve clean benchmarks
+.PHONY: help setup demo demo-lm test test-all attack unit lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -39,6 +39,9 @@ test-all: setup lint types ## The same with every test on both databases, for a 
 
 chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, or POINTS=all to die at each named point
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)')
+
+attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
+	$(BIN)/python -m tests.attack $(JSON_OPTION)
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
