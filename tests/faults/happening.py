@@ -4,6 +4,7 @@ import contextlib
 import random
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ class Happening:
         self._fleet, self._run_id, self._postgres = fleet, run_id, postgres
         self._chosen = random.Random(seed)
         self.taken: dict[Path, Path] = {}
+        self._one_database = threading.Lock()
 
     def do(self, fault: Fault) -> None:
         """Returns when the fault is over."""
@@ -144,5 +146,5 @@ class Happening:
     def _database(self, fault: Fault) -> None:
         assert self._postgres is not None
         act = self._postgres.killed if fault.kind == "kill database" else self._postgres.frozen
-        with act():
+        with self._one_database, act():  # what is dead cannot be frozen
             time.sleep(fault.seconds)
