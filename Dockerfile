@@ -4,9 +4,10 @@ FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/data
 RUN useradd --create-home --home-dir /data --uid 1000 fed
 WORKDIR /app
-# TORCH may name a build for your accelerator.
-ARG TORCH=torch==2.13.0
-RUN pip install "$TORCH"
+COPY requirements requirements
+# Every package by version and hash (`make locks`). TORCH may name a lock file of your own, for another build of torch.
+ARG TORCH=requirements/torch.lock
+RUN pip install --require-hashes -r "$TORCH"
 COPY pyproject.toml README.md LICENSE ./
 COPY fedcybgd fedcybgd
 COPY shared shared
@@ -15,7 +16,7 @@ COPY coordinator coordinator
 COPY agent agent
 
 FROM base AS coordinator
-RUN pip install '.[coordinator,postgresql,parquet,hub]'
+RUN pip install --require-hashes -r requirements/coordinator.lock && pip install --no-deps --no-build-isolation .
 USER fed
 ENV FEDCOORD_HOME=/data/fedcoord FEDCOORD_HOST=0.0.0.0
 VOLUME /data
@@ -26,7 +27,7 @@ ENTRYPOINT ["fedcoord"]
 CMD ["serve"]
 
 FROM base AS agent
-RUN pip install '.[parquet]'
+RUN pip install --require-hashes -r requirements/agent.lock && pip install --no-deps --no-build-isolation .
 USER fed
 ENV FEDAGENT_HOME=/data/fedagent
 VOLUME /data

@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lm test test-all attack unit lint types chaos docs serve clean benchmarks
+.PHONY: help locks sbom setup demo demo-lm test test-all attack unit lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -55,6 +55,15 @@ types: setup
 
 docs: setup ## Generate the parts of docs/ that come from the code
 	$(BIN)/python -m docs.generate
+
+locks: setup ## Write requirements/*.lock anew: what the images install, by version and hash
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py
+
+sbom: setup ## Write sbom-coordinator.json and sbom-agent.json (CycloneDX): what is in the images
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
+	for image in coordinator agent; do cat requirements/torch.lock requirements/$$image.lock \
+		| $(BIN)/cyclonedx-py requirements --output-format JSON --output-file sbom-$$image.json - || exit 1; done
 
 benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a quiet machine); docs/benchmarks.md has the others
 	$(BIN)/python -m benchmarks.overhead
