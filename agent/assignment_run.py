@@ -82,12 +82,14 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
 
     tools = replace(tools, told=told)
     remember(Progress(phase="fetching"))
-    with Heartbeat(tools.client, assignment, lambda: latest[-1], lambda: tools.trainer.stop(visit_name(assignment))) as heartbeat:
+    with Heartbeat(
+        tools.client, assignment, lambda: moving(tools, latest[-1]), lambda: tools.trainer.stop(visit_name(assignment))
+    ) as heartbeat:
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.
             while True:
                 entry = tools.outbox.find(assignment) or keep(tools, assignment, make(tools, assignment, heartbeat, remember))
-                remember(latest[-1].model_copy(update={"phase": "sending", "trouble": None}))
+                remember(latest[-1].model_copy(update={"phase": "sending", "moved": None, "trouble": None}))
                 try:
                     return send(tools, assignment, entry[0], entry[1])
                 except DeltaDamaged as error:
@@ -100,6 +102,12 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
             if heartbeat.taken_again:
                 raise TakenAgain(error.message) from error
             raise
+
+
+def moving(tools: Tools, progress: Progress) -> Progress:
+    """With what has crossed the wire, while something does: else nobody could tell a slow line from a dead one."""
+    moved = {"fetching": tools.cache.bytes_fetched, "sending": tools.client.bytes_sent}.get(progress.phase)
+    return progress if moved is None else progress.model_copy(update={"moved": moved})
 
 
 def make(tools: Tools, assignment: LeasedAssignment, heartbeat: Heartbeat, report: Callable[[Progress], None]) -> TrainMetrics:
@@ -216,8 +224,8 @@ def train(
     request = TrainRequest(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
-        dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), train=assignment.train, data=tools.data,
-        delta_path=str(tools.outbox.delta_path(assignment)),
+        dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), stall_s=assignment.stall_s, train=assignment.train,
+        data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
         delta_codec=assignment.delta_codec, residuals=fetched.residuals,
         new_residuals=str(tools.outbox.left_path(assignment)) if assignment.error_feedback else None,
     )  # fmt: skip

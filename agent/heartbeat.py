@@ -58,7 +58,7 @@ class Heartbeat:
                 answer = self._client.renew(self._assignment.assignment_id, request)
                 renewed = time.monotonic()
                 if not answer.go_on:
-                    self._lose("the run has ended")
+                    self._lose(answer.reason or "the run has ended")
                     return
             except CoordinatorSaid as error:
                 if error.code in LOST:

@@ -83,6 +83,8 @@ class TrainRequest(BaseModel):
     dropped: list[str] = []
     """blocks of layers that this emulator does without"""
     bounds: Bounds | None = None
+    stall_s: float | None = None
+    """seconds without progress after which the coordinator takes the visit back"""
     train: TrainSettings
     data: DataSource
     delta_path: str
@@ -129,6 +131,8 @@ class TrainerEvent(BaseModel):
     visit: str = ""
     progress: Progress | None = None
     metrics: TrainMetrics | None = None
+    cpu_s: float | None = None
+    """processor seconds that the process has used, when it says that it lives"""
     reason: ReturnReason | None = None
     message: str = ""
     """for the agent's own log: it may quote a row"""

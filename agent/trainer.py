@@ -33,6 +33,7 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
     orders = Orders()
     threading.Thread(target=_listen, args=(commands, orders), daemon=True).start()
     busy = threading.Event()
+    busy.set()  # to import torch may take long
     threading.Thread(target=_live, args=(out, busy), daemon=True).start()
     if memory_limit:
         _limit_memory(memory_limit)
@@ -59,6 +60,7 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
     with contextlib.suppress(Exception):  # the first visit says what is wrong
         visitor()
     gc.freeze()  # what was imported stays: the collection after each visit need not look through it
+    busy.clear()
     _say(out, TrainerEvent(event="ready"))
     while True:
         request = orders.requests.get()
@@ -91,11 +93,11 @@ def _listen(lines: TextIO, orders: Orders) -> None:
 
 
 def _live(out: TextIO, busy: threading.Event) -> None:
-    """Say during a visit that this process runs, also while a step takes long."""
+    """Say during a visit, and before the first, that this process runs, also while a step takes long; and what it uses of the processor."""
     while True:
         busy.wait()
         time.sleep(ALIVE_EVERY_S)
-        _say(out, TrainerEvent(event="alive"))
+        _say(out, TrainerEvent(event="alive", cpu_s=time.process_time()))
 
 
 def _visit(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, should_stop: Callable[[], bool]) -> TrainerEvent:

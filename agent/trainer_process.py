@@ -27,32 +27,58 @@ from fedcybgd.shared.contract.training import TrainMetrics
 
 log = logging.getLogger("fedagent.trainer")
 LOOK_EVERY_S = 1.0
-SILENT_S = 300.0
+AWAY_S = 10.0
+"""Looks that are so far apart are not a training process that hangs, but a daemon that did."""
+SILENT_S = 90.0
 """The process says that it lives every few seconds; one that says nothing for so long is stopped, or its machine is."""
+BEFORE_THAT = 0.75
+"""When a visit is given up here, of the time after which the coordinator takes it back: then the reason is known."""
+WORKED_S = 0.05
+"""Processor seconds between two signs of life, from which on the process does something: less takes no work"""
 STOP_WITHIN_S = 20.0
 """A process that heeds no stop is ended then: the next visit pays for it with a start."""
 END_WITHIN_S = 3.0
 """The same where the agent itself ends: nothing is lost then."""
 
 
+def is_beside_training(progress: Progress) -> bool:
+    """Before the first step and after the last there are none to count."""
+    return progress.phase == "loading" or 0 < progress.steps <= progress.step
+
+
 class Watch:
     """Whether the training process still gets somewhere. Time that the machine sleeps does not count."""
 
-    def __init__(self, stall_s: float, most_s: float = math.inf) -> None:
+    def __init__(self, stall_s: float, given_s: float | None = None, most_s: float = math.inf) -> None:
+        """`stall_s` is the owner's limit. `given_s` is after how long the coordinator takes the visit back: it is told before that."""
         self._stall_s, self._most_s = stall_s, most_s
-        self._began = self._heard = self._moved = time.monotonic()
+        self._still_s = min(stall_s, BEFORE_THAT * given_s) if given_s is not None else stall_s
+        self._began = self._heard = self._moved = self._said = self._looked = time.monotonic()
         self._asked: float | None = None
+        self._beside, self._cpu_s = True, 0.0
 
-    def heard(self, event: TrainerEvent) -> None:
+    def heard(self, event: TrainerEvent) -> bool:
+        """Whether the process gets somewhere by what it says: where it has no steps to count, also by what it uses of the processor."""
         self._heard = time.monotonic()
-        if event.event != "alive":
-            self._moved = self._heard
+        if event.event == "alive":
+            used, self._cpu_s = (event.cpu_s or 0.0) - self._cpu_s, event.cpu_s or 0.0
+            if not self._beside or used < WORKED_S:
+                return False
+        else:
+            self._beside, self._said = event.progress is None or is_beside_training(event.progress), self._heard
+        self._moved = self._heard
+        return True
 
     def stalled(self) -> float | None:
         """For how many seconds nothing has moved, if that is too long; None while all is well."""
         now = time.monotonic()
+        away, self._looked = now - self._looked, now
+        if away > AWAY_S:  # this process was stopped itself: what was said meanwhile is still to be read
+            self._heard, self._moved, self._said = self._heard + away, self._moved + away, self._said + away
         silent, still = now - self._heard, now - self._moved
-        return max(silent, still) if silent > min(SILENT_S, self._stall_s) or still > self._stall_s else None
+        if now - self._said > self._stall_s:  # it may use the processor and come to nothing
+            still = now - self._said
+        return max(silent, still) if silent > min(SILENT_S, self._still_s) or still > self._still_s else None
 
     def check_time(self) -> None:
         """Raises `PolicyRefused` when the visit takes longer than it may."""
@@ -142,7 +168,8 @@ class TrainerProcess:
         self._send(Command(op="train", request=request))
         if self._ending.is_set() or lost.is_set():
             self.stop(request.visit)  # asked for a moment ago: the visit that was just begun does not know it
-        watch = Watch(self._stall_s, request.bounds.seconds if request.bounds is not None else math.inf)
+        watch = Watch(self._stall_s, request.stall_s, request.bounds.seconds if request.bounds is not None else math.inf)
+        at = Progress(phase="loading")
         while True:
             try:
                 event = self._events.get(timeout=LOOK_EVERY_S)
@@ -152,7 +179,9 @@ class TrainerProcess:
             if event is None:
                 code = self._process.wait() if self._process is not None else 0
                 raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
-            watch.heard(event)
+            if watch.heard(event) and event.event == "alive":
+                at = at.model_copy(update={"moved": int(1000 * (event.cpu_s or 0))})
+                report(at)
             if event.event in ("walled", "ready", "alive", "progress") or event.visit != request.visit:
                 self._look_after(watch, lost)
             if event.visit != request.visit:
@@ -160,7 +189,7 @@ class TrainerProcess:
             match event.event:
                 case "progress":
                     assert event.progress is not None
-                    report(event.progress)
+                    report(at := event.progress)
                 case "done":
                     assert event.metrics is not None
                     return event.metrics
@@ -187,7 +216,7 @@ class TrainerProcess:
             raise
         if (seconds := watch.stalled()) is not None:
             self.kill()
-            text = f"no step ended for {seconds:.0f} s (limits.stall_s); the training process was ended, and a new one is started"
+            text = f"no step ended for {seconds:.0f} s; the training process was ended, and a new one is started"
             raise VisitFailed("stalled", text)
 
     def stop(self, visit: str | None = None) -> None:

@@ -30,6 +30,7 @@ def train(visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: Pre
     stepper = Stepper(groups, visit.settings, visit.compute.device)
     told = _Told(visit)
     steps = len(visit.order)
+    visit.report(Progress(phase="training", step=0, steps=steps))
     try:
         for step, indices in enumerate(visit.order):
             if visit.should_stop():

@@ -25,12 +25,18 @@ class TakenBack(StrEnum):
     NO_CONSENT = "consent_withdrawn"
     RUN_ENDED = "run_ended"
     BEYOND_BUDGET = "exposure_budget"
+    STILL = "no_progress"
+    TOO_LONG = "visit_too_long"
 
 
 ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET})
 """Reasons that are nobody's failure, and tell nothing that an operator should look after."""
 BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented", "policy_refused"}
 """Reasons that are no failure of the visit."""
+
+
+LEFT_TO_OTHERS: frozenset[str] = frozenset({"stalled", TakenBack.STILL, TakenBack.TOO_LONG})
+"""Reasons after which a visit is anybody's at once: another try of the same agent may take as long again."""
 
 
 def is_held_against(reason: str) -> bool:

@@ -38,6 +38,9 @@ class LeasedAssignment(BaseModel):
     delta_codec: DeltaCodec = "float32"
     error_feedback: bool = Field(False, description="carry what the codec left out to the next visit of the same block")
     max_delta_bytes: Count
+    stall_s: float | None = Field(
+        None, ge=1, le=366 * 86_400, description="seconds without progress after which it is taken back; null: none are said"
+    )
     carried: list[AddedDelta] = Field(
         default_factory=list,
         max_length=MOST_BLOCKS,
@@ -62,6 +65,9 @@ class Progress(AgentMessage):
     loss: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: Count | None = None
+    moved: Count | None = Field(
+        None, description="a number that changes while something is done in a phase: bytes fetched or sent, processor time while loading"
+    )
     trouble: Annotated[Trouble | None, or_else(None)] = None
 
 
@@ -72,7 +78,8 @@ class RenewRequest(AgentMessage):
 
 class RenewAnswer(BaseModel):
     lease_seconds: LeaseSeconds
-    go_on: bool = Field(description="false: stop training and give the assignment back (the run has ended)")
+    go_on: bool = Field(description="false: stop training and give the assignment back")
+    reason: Word | None = Field(None, description="why: null where the run has ended; no_progress, visit_too_long: it was taken back")
 
 
 class DeltaSubmission(AgentMessage):

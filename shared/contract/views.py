@@ -81,6 +81,7 @@ class AssignmentView(BaseModel):
     leased_at: datetime | None
     submitted_at: datetime | None
     judged_at: datetime | None
+    progressed_at: datetime | None = Field(None, description="when its agent was last seen to get on")
     progress: Progress | None
     metrics: TrainMetrics | None
     delta_digest: str | None
@@ -202,6 +203,7 @@ class LeaseView(BaseModel):
     agent: str
     attempt: int
     expires_at: datetime | None
+    progressed_at: datetime | None = Field(None, description="when it was last seen to get on")
     progress: Progress | None
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.coordinator.domain.assignment import LEFT_TO_OTHERS
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS, ReturnReason
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
@@ -44,7 +45,7 @@ def test_a_renewal_extends_the_lease_and_shows_the_progress(live: LiveCoordinato
         left = pass_by(live, assignment.assignment_id, timedelta(seconds=45))
         assert left < timedelta(seconds=16)
         answer = hand.renew(assignment, phase="training", step=step, steps=4, loss=1.5).json()
-        assert answer == {"lease_seconds": 60.0, "go_on": True}
+        assert answer == {"lease_seconds": 60.0, "go_on": True, "reason": None}
         sweep(live)
     assert pass_by(live, assignment.assignment_id, timedelta()) > timedelta(seconds=50)
     visit = last_visit(live, run)
@@ -135,7 +136,8 @@ def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     assert (given["state"], given["reason"], given["attempt"]) == ("pending", reason, 1)
     refused(hand.give_back(first, reason), 409, "lease_lost")
     lasting = reason in LASTING_REASONS
-    assert last_visit(live, run)["meant_for"] == (None if lasting else hand.name)
+    anybodys = lasting or reason in LEFT_TO_OTHERS
+    assert last_visit(live, run)["meant_for"] == (None if anybodys else hand.name)
     assert (reason in events(live, run)) == (reason != "stopping")
     agent = next(a for a in live.operator.every("/agents") if a["name"] == hand.name)
     assert agent["last_error"] == (None if reason == "stopping" else f"{reason}: a message")

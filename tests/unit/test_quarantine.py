@@ -40,5 +40,6 @@ def test_what_is_held_against_an_agent() -> None:
     against = {reason for reason in (*get_args(ReturnReason), *TakenBack) if is_held_against(reason)}
     assert against == {
         "stopping", "disk_full", "shard_corrupt", "trainer_died", "stalled", "bug", "disk_unwritable", "other", "lease_lapsed", "wave_deadline",
+        "no_progress", "visit_too_long",
     }  # fmt: skip
     assert not against & LASTING_REASONS, "it says itself that it never can: it is not asked again anyway"

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
 from fedcybgd.agent.messages import Bounds, DataSource, TrainingOptions, TrainRequest
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
 
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
@@ -92,7 +94,7 @@ def test_a_process_that_stands_still_is_ended_and_said_to_stand_still(monkeypatc
     monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
     child = Child(SAY + READ + "while True: say('alive'); time.sleep(0.05)")
     child._stall_s = 0.5
-    with pytest.raises(VisitFailed, match=r"limits\.stall_s") as failed:
+    with pytest.raises(VisitFailed, match="no step ended for") as failed:
         visited(child)
     assert failed.value.reason == "stalled"
     assert child._process is not None
@@ -102,8 +104,49 @@ def test_a_process_that_stands_still_is_ended_and_said_to_stand_still(monkeypatc
 def test_a_stopped_process_is_noticed_though_it_may_stand_still_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(trainer_process, "SILENT_S", 0.5)
-    with pytest.raises(VisitFailed, match="stall") as failed:
+    with pytest.raises(VisitFailed, match="no step ended") as failed:
         visited(Child(SAY + READ + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", stall_s=3600))
+    assert failed.value.reason == "stalled"
+
+
+def test_a_process_that_hangs_is_given_up_before_the_coordinator_takes_its_visit_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    child = Child(SAY + READ + "while True: say('alive', cpu_s=1.0); time.sleep(0.05)", stall_s=3600)
+    began = time.monotonic()
+    try:
+        with pytest.raises(VisitFailed) as failed:
+            child.train(REQUEST.model_copy(update={"visit": "asg/1", "stall_s": 1.0}), lambda _: None, threading.Event())
+    finally:
+        child.close()
+    assert failed.value.reason == "stalled"
+    assert time.monotonic() - began > 0.7
+
+
+def test_what_has_no_steps_to_count_moves_by_what_it_uses_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    work = "for n in range(20): say('alive', cpu_s=n * 0.1); time.sleep(0.1)\n"
+    told: list[Progress] = []
+    child = Child(SAY + READ + work + DONE + "sys.stdin.read()", stall_s=3600)
+    try:
+        metrics = child.train(REQUEST.model_copy(update={"visit": "asg/1", "stall_s": 1.0}), told.append, threading.Event())
+    finally:
+        child.close()
+    assert metrics == METRICS
+    assert len({progress.moved for progress in told}) > 10
+    assert {progress.phase for progress in told} == {"loading"}
+
+
+def test_steps_count_for_more_than_the_processor_while_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is gone is waited for at full speed."""
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    first = "say('progress', visit=visit, progress={'phase': 'training', 'step': 0, 'steps': 9})\n"
+    spin = "for n in range(1000): say('alive', cpu_s=n * 0.1); time.sleep(0.05)"
+    child = Child(SAY + READ + first + spin, stall_s=3600)
+    try:
+        with pytest.raises(VisitFailed) as failed:
+            child.train(REQUEST.model_copy(update={"visit": "asg/1", "stall_s": 1.0}), lambda _: None, threading.Event())
+    finally:
+        child.close()
     assert failed.value.reason == "stalled"
 
 

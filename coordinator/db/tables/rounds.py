@@ -63,6 +63,12 @@ class Assignment(Base):
     """ids of agents that are not asked (again) in this round"""
     agent_id: Mapped[str | None] = mapped_column(ForeignKey("agent.id"))
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    progressed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """when the agent that has it, or had it, was last seen to get on"""
+    patience_s: Mapped[float | None]
+    """for how long it may show no progress"""
+    ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """when the attempt is over, whatever it shows of progress"""
     waiting_since: Mapped[datetime] = mapped_column(UtcDateTime)
     leased_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     submitted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

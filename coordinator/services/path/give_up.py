@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
-from fedcybgd.coordinator.domain.assignment import BLAMELESS, ON_PURPOSE, AssignmentEvent, is_held_against
+from fedcybgd.coordinator.domain.assignment import BLAMELESS, LEFT_TO_OTHERS, ON_PURPOSE, AssignmentEvent, is_held_against
 from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.outlook import at
 from fedcybgd.coordinator.domain.quarantine import is_strike, passed_over
@@ -36,6 +36,8 @@ def failed_attempt(
     why = f"{reason}: {message}" if message else reason
     if reason not in BLAMELESS:
         assignment.failures += 1
+    if reason in LEFT_TO_OTHERS:
+        assignment.meant_for = None
     if agent_id is not None and is_held_against(reason):
         hold_against(session, run, assignment, agent_id, reason, now)
     if reason in LASTING_REASONS and agent_id is not None:

@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
     AssignmentState,
@@ -16,15 +16,26 @@ from fedcybgd.coordinator.domain.assignment import (
     check_lease,
 )
 from fedcybgd.coordinator.domain.compression import Plan
+from fedcybgd.coordinator.domain.progress import Attempt
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import troubles
-from fedcybgd.coordinator.services.emulators import choose
+from fedcybgd.coordinator.services.emulators import choose, pace
 from fedcybgd.coordinator.services.path import carried, give_up, openings, trained
 from fedcybgd.coordinator.services.records import manifests, run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
+
+RENEWED = select(
+    Assignment.run_id,
+    Assignment.progress,
+    Assignment.leased_at,
+    Assignment.progressed_at,
+    Assignment.patience_s,
+    Assignment.ends_at,
+    Run.state,
+).join(Run, Run.id == Assignment.run_id)
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,17 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, pla
         return None
     spec = run.spec
     lease = timedelta(seconds=spec.lease_s)
-    states.lease(assignment, agent_id, manifests.store(session, manifest), now, lease)
+    most = trained.limit_of(session, assignment)
+    limits = pace.limits(session, run, assignment, session.get_one(Agent, agent_id), manifest, most)
+    states.lease(assignment, agent_id, manifests.store(session, manifest), now, lease, limits.patience, limits.life)
     settings = assignment.train
     return Leased(assignments.LeasedAssignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
         round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
         manifest=manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
-        max_delta_bytes=trained.limit_of(session, assignment),
+        max_delta_bytes=most,
         carried=carried.of(session, assignment, agent_id) if spec.delta.error_feedback else [],
+        stall_s=limits.patience.total_seconds(),
     ))  # fmt: skip
 
 
@@ -73,11 +87,12 @@ def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments
 
 def renew(session: Session, assignment_id: str, agent_id: str, request: RenewRequest, now: datetime) -> RenewAnswer:
     """Hold it for another lease: one update without a lock on the run, which many agents renew at the same time."""
-    row = session.execute(
-        select(Assignment.run_id, Run.state).join(Run, Run.id == Assignment.run_id).where(Assignment.id == assignment_id)
-    ).one_or_none()
+    row = session.execute(RENEWED.where(Assignment.id == assignment_id)).one_or_none()
     if row is None:
         raise NotFound(f"there is no assignment {assignment_id!r}")
+    attempt = Attempt(row.leased_at, row.progressed_at, row.patience_s, row.ends_at, row.progress)
+    if (why := attempt.over(request.progress, now)) is not None:
+        return _take_from(session, assignment_id, agent_id, request, why, now)
     lease_s = run_files.of(session, row.run_id).lease_s
     if request.progress is not None and request.progress.trouble is not None:
         assignment = session.get_one(Assignment, assignment_id)
@@ -86,14 +101,25 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
     values: dict[str, object] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
     if request.progress is not None:
         values["progress"] = request.progress
-    attempt = request.attempt if abs(request.attempt) < 2**31 else 0  # what no column can hold is no attempt, as 0 is none
-    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == attempt)
+    if attempt.got_on(request.progress) or row.progressed_at is None:
+        values["progressed_at"] = now
+    number = request.attempt if abs(request.attempt) < 2**31 else 0  # what no column can hold is no attempt, as 0 is none
+    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == number)
     held = this & (Assignment.state == AssignmentState.LEASED)
     if session.scalar(update(Assignment).where(held).values(values).returning(Assignment.id)) is None:
         assignment = session.get_one(Assignment, assignment_id)
         check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
         raise LeaseLost("you do not hold this assignment any more; ask for work again")
     return RenewAnswer(lease_seconds=lease_s, go_on=not RUN.is_final(row.state))
+
+
+def _take_from(
+    session: Session, assignment_id: str, agent_id: str, request: RenewRequest, why: tuple[TakenBack, str], now: datetime
+) -> RenewAnswer:
+    assignment, run = locked(session, assignment_id)
+    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
+    take_back(session, assignment, run, *why, now)
+    return RenewAnswer(lease_seconds=run_files.of(session, run.id).lease_s, go_on=False, reason=why[0])
 
 
 def give_back(session: Session, assignment_id: str, agent_id: str, request: ReturnRequest, now: datetime) -> Assignment:

@@ -32,7 +32,7 @@ IS_LEASED = Assignment.state == AssignmentState.LEASED
 LEASES = (
     select(
         Run.name.label("run"), Assignment.round, Assignment.blocks, Agent.name.label("agent"), Assignment.attempt,
-        Assignment.lease_expires_at.label("expires_at"), Assignment.progress,
+        Assignment.lease_expires_at.label("expires_at"), Assignment.progressed_at, Assignment.progress,
     )
     .join(Run, Run.id == Assignment.run_id).join(Agent, Agent.id == Assignment.agent_id)
     .where(IS_LEASED).order_by(Assignment.id).limit(SHOWN)

@@ -7,12 +7,15 @@ from fedcybgd.coordinator.domain.assignment import ASSIGNMENT, AssignmentEvent
 from fedcybgd.shared.contract.training import TrainMetrics
 
 
-def lease(row: Assignment, agent_id: str, manifest_digest: str, now: datetime, holds: timedelta) -> None:
+def lease(
+    row: Assignment, agent_id: str, manifest_digest: str, now: datetime, holds: timedelta, patience: timedelta, life: timedelta
+) -> None:
     """An agent has it, under the next attempt and with the emulator of this manifest."""
     _go(row, AssignmentEvent.CLAIM)
     row.attempt += 1
     row.agent_id, row.manifest_digest = agent_id, manifest_digest
     row.leased_at, row.lease_expires_at = now, now + holds
+    row.progressed_at, row.patience_s, row.ends_at = now, patience.total_seconds(), now + life
     row.reason, row.progress = None, None
 
 
@@ -21,6 +24,7 @@ def take_back(row: Assignment, event: AssignmentEvent, reason: str, now: datetim
     _go(row, event)
     holder = row.agent_id
     row.agent_id, row.lease_expires_at, row.progress = None, None, None
+    row.progressed_at, row.patience_s, row.ends_at = None, None, None
     row.delta_digest, row.delta_size, row.manifest_digest = None, None, None
     row.waiting_since, row.reason = now, reason
     return holder

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.progress import LEAST_LIFE_S, MOST_LIFE_S
 from fedcybgd.coordinator.domain.quarantine import LONGEST
 from fedcybgd.coordinator.services.records import job_leases
 
@@ -27,6 +28,10 @@ def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     extended = session.execute(leased.order_by(Run.id, Assignment.id)).all()
     for assignment, run in extended:
         assignment.lease_expires_at = now + timedelta(seconds=run.spec.lease_s)
+        assignment.progressed_at = now
+        if assignment.ends_at is not None:
+            ends_at = max(assignment.ends_at + lost, now + timedelta(seconds=LEAST_LIFE_S))
+            assignment.ends_at = min(ends_at, now + timedelta(seconds=MOST_LIFE_S))
     for assignment in session.scalars(select(Assignment).where(Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)):
         assignment.waiting_since = min(assignment.waiting_since + lost, now)
     accepted = select(Assignment).where(Assignment.state == AssignmentState.ACCEPTED, ~Assignment.applied).order_by(Assignment.id)
