@@ -52,7 +52,13 @@ def common(
 @app.command()
 def enroll(
     url: Annotated[str, typer.Argument(help="URL of the coordinator.")],
-    token: Annotated[str, typer.Option(help="One-time token from the operator (fedcoord agents token).")],
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="FEDAGENT_TOKEN",
+            help="One-time token from the operator (fedcoord agents token). The variable is in no list of processes.",
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of this agent; default: the host's name.")] = None,
     data: Annotated[Path | None, typer.Option(help="File with this agent's rows.")] = None,
     runs: Annotated[

@@ -66,7 +66,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     app.include_router(v1)
     app.include_router(pages.router)
     app.include_router(files.router)
-    app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names)
+    app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names, through_proxies=settings.through_proxies)
     app.add_middleware(Headed)
     app.add_middleware(Versioned)
     app.add_middleware(Identified)

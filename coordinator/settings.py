@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         return frozenset(name.strip().lower() for name in (self.hosts or "").split(",") if name.strip())
 
     @property
+    def through_proxies(self) -> bool:
+        """Whether other machines reach it through its proxies alone."""
+        return self.proxies is not None and self.tls_certificate is None and self.plain_http == "refused"
+
+    @property
     def url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'coordinator.db'}"
 

@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",
         SERVICES, "coordinator.engine"},
-    "coordinator.walls": {"shared.contract", "coordinator.errors"},
+    "coordinator.walls": {"shared.contract", "shared.host", "coordinator.errors"},
     "coordinator.api": DATA | {"coordinator.attendance", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.walls.connections import neighbourhood
 from fedcybgd.coordinator.walls.rates import Buckets
 from fedcybgd.coordinator.walls.rules import Door, HowOften, Rule, rule_for
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host.addresses import is_loopback
 
 Headings = dict[bytes, bytes]
 Recognise = Callable[[Scope], Awaitable[str | None]]
@@ -33,17 +34,23 @@ class HostUnknown(CoordinatorError):
     status = 421
 
 
+class WayRefused(CoordinatorError):
+    code = "https_needed"
+    status = 403
+
+
 class FormRefused(CoordinatorError):
     code = "form_refused"
     status = 415
 
 
 class Doorkeeper:
-    def __init__(self, app: ASGIApp, recognise: Recognise, bounds: HowOften, hosts: frozenset[str]) -> None:
-        """`hosts`: the names by which this coordinator may be called; empty: by any."""
+    def __init__(self, app: ASGIApp, recognise: Recognise, bounds: HowOften, hosts: frozenset[str], through_proxies: bool) -> None:
+        """`hosts`: the names by which this coordinator may be called; empty: by any. `through_proxies`: others reach it through these alone."""
         self._app = app
         self._recognise = recognise
         self._hosts = hosts
+        self._through_proxies = through_proxies
         self._failures, self._calls, self._costly = Buckets(bounds.failures), Buckets(bounds.calls), Buckets(bounds.costly)
         self._few = asyncio.Semaphore(TRIED_AT_ONCE)
 
@@ -59,6 +66,8 @@ class Doorkeeper:
         answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or b"authorization" in headings)
         try:
             self._check_host(headings)
+            if self._through_proxies and rule.door is not Door.OPEN:
+                _check_way(scope)
             if rule.door is Door.KEY and (b"authorization" in headings or not body.whole):
                 async with self._few if slowed else contextlib.nullcontext():
                     caller = await self._recognise(scope)
@@ -108,6 +117,15 @@ class Doorkeeper:
             return
         if wait := (self._costly if rule.costly else self._calls).take(caller, time.monotonic()):
             raise _too_many(wait, "too many calls with this key")
+
+
+def _check_way(scope: Scope) -> None:
+    """Refuse who comes from another machine, and not by HTTPS through a proxy that is named."""
+    client = scope.get("client")
+    if scope["scheme"] != "https" and not (client and is_loopback(client[0])):
+        raise WayRefused(
+            "this coordinator is reached by HTTPS through its proxy alone (FEDCOORD_PROXIES); the proxy must send X-Forwarded-Proto"
+        )
 
 
 def _too_many(wait: int, what: str) -> TooMany:

@@ -68,8 +68,12 @@ def long_bodies(scene: Scene) -> str:
     flood = Answer(200, b"\0" * (200 << 20))
     with scene.victim(Taken(bodies=flood), "[limits]\ndisk_gb = 0.02\n") as victim:
         victim.until(lambda: victim.taken.returned, 30)
-        largest = victim.size()
-    return held(largest < 25_000_000, f"{largest / 1e6:.1f} MB on the disk of at most 20")
+        largest, told = victim.size(), [r["reason"] for r in victim.taken.returned]
+        asked = [a.path for a in victim.server.asked if "/shards/" in a.path]
+    return held(
+        asked and told and largest < 25_000_000,
+        f"{largest / 1e6:.1f} MB on the disk of at most 20, {len(asked)} floods, given back as {told}",
+    )
 
 
 @attack("A5", "work without end, which one SIGTERM does not stop")

@@ -181,6 +181,16 @@ def test_only_by_its_names(coordinators: Callable[..., LiveCoordinator]) -> None
         refused(httpx.get(f"{live.url}/v1/health", headers={"Host": name}), 421, "host_unknown")
 
 
+def test_others_come_by_https_through_the_proxy_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(proxies="127.0.0.1")
+    client, far = wire(live, live.operator_key), {"X-Forwarded-For": "192.0.2.7"}
+    assert client.get("/status").status_code == 200
+    assert client.get("/status", headers={**far, "X-Forwarded-Proto": "https"}).status_code == 200
+    for headings in (far, {**far, "X-Forwarded-Proto": "http"}):
+        refused(client.get("/status", headers=headings), 403, "https_needed")
+    assert client.get("/health", headers=far).status_code == 200
+
+
 def test_what_is_not_allowed_says_what_is(live: LiveCoordinator) -> None:
     for method, path in (("DELETE", "/v1/runs"), ("PUT", "/v1/health"), ("PATCH", "/admin"), ("POST", "/openapi.json")):
         answer = httpx.request(method, live.url + path)

@@ -36,6 +36,11 @@ class Answer:
         return cls(status, b"<html><h1>%d</h1></html>" % status, {"Content-Type": "text/html", **headers})
 
 
+class Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A caller that has had enough is none of its business."""
+
+
 class FakeServer:
     def __init__(self, answer: Callable[[Asked], Answer]) -> None:
         self.asked: list[Asked] = []
@@ -70,7 +75,7 @@ class FakeServer:
 
             do_GET = do_POST = do_PUT = handle_one
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = Quiet(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

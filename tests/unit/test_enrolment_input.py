@@ -108,3 +108,10 @@ def test_what_is_wrong_is_refused_before_the_token_is_spent(tmp_path: Path) -> N
         assert server.asked == []
     with pytest.raises(ConfigError):
         enrolment.agent_name("")
+
+
+def test_a_token_may_stand_where_no_list_of_processes_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDAGENT_TOKEN", TOKEN)
+    with serving(coordinator) as server:
+        assert enroll(tmp_path, server.url, "--runs", "x") is None
+        assert json.loads(server.asked[-1].body)["token"] == TOKEN
