@@ -18,6 +18,7 @@ from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
 from fedcybgd.agent.rooms import asking
 from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
+from fedcybgd.agent.telling import what_deltas_tell
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.files.tables import Row, read_rows
@@ -35,6 +36,8 @@ class Finding:
     what: str
     found: str
     advice: str = ""
+    note: bool = False
+    """what its owner should know before the rows are lent"""
 
 
 def check(home: Home) -> Iterator[Finding]:
@@ -74,6 +77,8 @@ def check(home: Home) -> Iterator[Finding]:
     verdicts = [judge(home, config, policy, run) for run in me.runs]
     for run, verdict in zip(me.runs, verdicts, strict=True):
         yield _run(home, config, run, verdict, client)
+        if verdict.reason != "not_consented":
+            yield from (Finding(None, f"run {run.name}", sentence, note=True) for sentence in what_deltas_tell(run))
     try:
         report(client, config, verdicts)
     except AgentError as error:

@@ -102,7 +102,9 @@ def check(home: HomeOption = None) -> None:
 
     wrong = 0
     for finding in findings(Home(home)):
-        mark = {True: Text("ok   ", "green"), False: Text("wrong", "red"), None: Text("no   ", "dim")}[finding.ok]
+        mark = {True: Text("ok   ", "green"), False: Text("wrong", "red"), None: Text("note " if finding.note else "no   ", "dim")}[
+            finding.ok
+        ]
         terminal.print(mark, end=" ")
         terminal.say(f"{finding.what}: {one_line(finding.found)}")
         if finding.ok is False:

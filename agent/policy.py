@@ -118,6 +118,8 @@ def check_offer(policy: Policy, run: RunOffer) -> None:
     _check_run(policy, run.name)
     _check_task(policy, run.task)
     _check_model(policy, run.files)
+    if run.visits is not None:
+        _check_steps(policy, run.visits.steps, run.visits.batch_size)
 
 
 def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | None) -> None:
@@ -125,17 +127,14 @@ def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | N
 
     `rows` are those of the data, where they were counted. How many different rows are used is looked at once more, before the first step.
     """
-    train, most, least = assignment.train, policy.most, policy.least
+    train, least = assignment.train, policy.least
     _check_run(policy, assignment.run_name)
     _check_task(policy, train.task)
     _check_model(policy, assignment.manifest.files)
     for block in train.trained:
         if found := next((pattern for pattern in policy.work.never_train if touches(pattern, block)), None):
             raise PolicyRefused("work.never_train", f"block {block} would be trained", f"no block that {found} means to be trained")
-    if train.batch_size < least.batch_size:
-        raise PolicyRefused("least.batch_size", f"a batch of {train.batch_size}", f"no batch of less than {least.batch_size}")
-    if train.steps is not None and train.steps > most.steps:
-        raise PolicyRefused("most.steps", f"{train.steps} steps", f"{most.steps}")
+    _check_steps(policy, train.steps, train.batch_size)
     used = None if train.steps is None else train.steps * train.batch_size
     if train.task == "text-classification" and rows is not None:
         used = rows if used is None else min(used, rows)
@@ -163,6 +162,14 @@ def _check_run(policy: Policy, name: str) -> None:
 def _check_task(policy: Policy, task: str) -> None:
     if task not in policy.work.tasks:
         raise PolicyRefused("work.tasks", f"task {task}", ", ".join(policy.work.tasks) or "none")
+
+
+def _check_steps(policy: Policy, steps: int | None, batch_size: int) -> None:
+    least, most = policy.least.batch_size, policy.most.steps
+    if batch_size < least:
+        raise PolicyRefused("least.batch_size", f"a batch of {batch_size}", f"no batch of less than {least}")
+    if steps is not None and steps > most:
+        raise PolicyRefused("most.steps", f"{steps} steps", f"{most}")
 
 
 def _check_model(policy: Policy, files: list[FileRef]) -> None:

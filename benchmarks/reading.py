@@ -27,6 +27,7 @@ TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
     "policy": "int8", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
+    "delta_patches": False,
 }  # fmt: skip
 ELSEWHERE = {"name", "model", "agents", "evaluate", "admission", "lease_s"}
 """Sections that change no weights of a run in which nothing is rejected."""

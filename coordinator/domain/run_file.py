@@ -124,6 +124,10 @@ class CompressionSection(Section):
     below_floor: Literal["upgrade", "refuse"] = Field(
         "upgrade", description="a plan under the floor becomes more faithful, or pauses the run"
     )
+    delta_patches: bool = Field(
+        False,
+        description="an agent may fetch the delta of another where that is the cheapest way to a block; it says more of the other's rows",
+    )
     calibration_rows: int = Field(64, ge=0, le=100_000, description="held-out rows on which emulators are measured; 0: never")
 
 

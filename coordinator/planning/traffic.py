@@ -138,7 +138,8 @@ def simulate(
                 continue
             held = state.held.setdefault(agent, set())
             down = 0 if held else file_bytes
-            down += sum(_fetch(state, held, block, plan[block.name], model) for block in now if plan[block.name] != DROPPED)
+            others = spec.compression.delta_patches
+            down += sum(_fetch(state, held, block, plan[block.name], model, others) for block in now if plan[block.name] != DROPPED)
             up = change.delta(b for b in now if b.name in trained)
             held.add((str(seat.number), number, "delta"))
             for name in trained:
@@ -149,8 +150,8 @@ def simulate(
         )
 
 
-def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape) -> int:
-    """Bytes that the block costs an agent that holds `held`; it holds the block afterwards."""
+def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> int:
+    """Bytes that the block costs an agent that holds `held`; it holds the block afterwards. `others`: their deltas may be steps."""
     wanted = (block.name, block.version, codec)
     state.codecs.setdefault((block.name, block.version), set()).add(codec)
     if wanted in held:
@@ -162,6 +163,8 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
     for count in range(1, MAX_STEPS + 1):
         step = state.steps.get(target)
         if step is None or (cost := cost + step.size) >= whole:
+            break
+        if step.made_of is not None and step.made_of not in held and not others:
             break
         paid += 0 if step.made_of in held else step.size
         target = (block.name, block.version - count, codec)

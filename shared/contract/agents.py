@@ -9,7 +9,7 @@ from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import MOST_FILES, AgentMessage, Count, Id, Name, Word
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, Count, Id, Name, Word
 
 
 class DeviceInfo(AgentMessage):
@@ -48,6 +48,15 @@ FieldNames = Annotated[str, StringConstraints(pattern=r"^[a-z_]+( and [a-z_]+)*$
 """Fields of a task that stand for each other, or belong together"""
 
 
+class VisitOffer(BaseModel):
+    """How the visits of a run train: what an owner wants to know before rows are lent to it."""
+
+    blocks: list[Name] = Field(max_length=MOST_BLOCKS, description="all that are trained in some visit, along with others or not")
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="null: passes over the rows instead")
+    batch_size: int = Field(ge=1, le=65536)
+    delta_patches: bool = Field(description="whether other agents may fetch this agent's deltas")
+
+
 class RunOffer(BaseModel):
     """A run that this agent may take part in, with what its data must look like."""
 
@@ -61,6 +70,7 @@ class RunOffer(BaseModel):
     label_names: list[LabelName] | None = Field(max_length=100_000)
     max_length: int = Field(ge=1, le=1 << 20)
     files: list[FileRef] = Field(max_length=MOST_FILES, description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+    visits: VisitOffer | None = None
 
 
 UnfitReason = Literal[

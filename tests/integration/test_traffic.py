@@ -21,7 +21,7 @@ from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import fresh, run_file, settled
 
-DEFAULTS: dict[str, Any] = {"compression": {"policy": "int8"}, "delta": {"codec": "int8"}}
+DEFAULTS: dict[str, Any] = {"compression": {"policy": "int8", "delta_patches": True}, "delta": {"codec": "int8"}}
 _seeds = itertools.count(30_000)
 
 
@@ -116,10 +116,34 @@ def test_a_chain_of_two_steps_leads_to_the_present_shard(live: LiveCoordinator, 
     assert digest_of_file(late.cache.path(ref.digest)) == ref.digest
 
 
+def test_the_delta_of_another_is_no_step_unless_the_run_file_says_so(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    one, other = pair(live, tmp_path)
+    schedule = {"cycles": 3, "blocks": ["layers.0"], "agents": "first_come"}
+    run = begin(live, model, [one, other], schedule=schedule, compression={"policy": "int8"})
+    for agent in (one, other):
+        agent.trainer.scale = 1e-5
+    deltas = []
+    for agent in (one, one, other):
+        settled(live, run)
+        assignment = agent.claim(run, 20)
+        assert assignment is not None
+        ref = next(b for b in assignment.manifest.blocks if b.block == "layers.0")
+        whose = [deltas.index(p.digest) for p in ref.patches]
+        assert whose == {0: [], 1: [0], 2: []}[len(deltas)], "its own delta is a step, and that of another is none"
+        assert assignment.manifest.digests().isdisjoint(deltas) is (not whose)
+        agent.visit(assignment)
+        settled(live, run)
+        deltas.append(live.operator.get(f"/runs/{run}/assignments")[len(deltas)]["delta_digest"])
+    assert {p.kind for b in assignment.manifest.blocks for p in b.patches} <= {"difference"}
+    assert not set(deltas[:2]) & set(other.fetched)
+
+
 def test_a_delta_that_leads_to_several_blocks_is_in_the_exposure_of_all(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
     one, other = pair(live, tmp_path)
     schedule = {"always": ["head", "embeddings"], "cycles": 2, "agents": "first_come"}
-    run = begin(live, model, [one, other], schedule=schedule, compression={"policy": "none"}, delta={"codec": "int4"})
+    run = begin(
+        live, model, [one, other], schedule=schedule, compression={"policy": "none", "delta_patches": True}, delta={"codec": "int4"}
+    )
     one.visit(next_visit(live, run, [one])[1])
     _, left = next_visit(live, run, [other])
     for shard in fetch(other.tools, left).shards:  # it fetches all, and stops

@@ -24,6 +24,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
     EncodedRef,
     EncodePayload,
     EncodeResult,
+    PatchMade,
     PreparePayload,
     PrepareResult,
 )
@@ -248,12 +249,14 @@ class Story:
 
     def _apply(self, job: Job) -> ApplyResult:
         payload = ApplyPayload.model_validate(job.payload)
-        blocks, shards = [], []
+        blocks, shards, patches = [], [], []
         for change in payload.changes:
             digest = digest_of(f"{change.block.digest} {payload.round}".encode())
+            term = change.terms[0]
+            patches.append(PatchMade(kind="delta", target=digest, base=change.block.digest, digest=term.digest, size=9, weight=term.weight))
             blocks.append(change.block.model_copy(update={"version": change.block.version + 1, "digest": digest}))
             shards += [_made(digest, codec) for codec in sorted({"exact", *change.codecs})]
-        return ApplyResult(blocks=blocks, shards=shards)
+        return ApplyResult(blocks=blocks, shards=shards, patches=patches)
 
 
 def _made(source: str, codec: str) -> EncodedRef:

@@ -69,6 +69,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "compression.prune_ratio": ("assignment", 0.5, {"compression.policy": "hybrid"}),
     "compression.floor": ("assignment", 0.9, {"compression.policy": "int4"}),
     "compression.below_floor": ("end", "refuse", {"compression.policy": "int4", "compression.floor": 0.9}),
+    "compression.delta_patches": ("assignment", True, {}),
     "compression.calibration_rows": ("fidelity", 8, {}),
     "delta.codec": ("assignment", "int4", {}),
     "delta.error_feedback": ("assignment", True, {}),

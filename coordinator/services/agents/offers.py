@@ -7,7 +7,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Run
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.errors import NotFound
-from fedcybgd.shared.contract.agents import AgentSelf, RunOffer
+from fedcybgd.shared.contract.agents import AgentSelf, RunOffer, VisitOffer
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.files.tables import FIELDS
 
@@ -40,10 +40,14 @@ def is_open_to(run: Run, agent: Agent) -> bool:
 
 
 def _offer(run: Run) -> RunOffer:
-    task = run.spec.task
+    task, train = run.spec.task, run.spec.train
     fields = FIELDS[task.kind]
+    visits = VisitOffer(
+        blocks=list(dict.fromkeys([*run.trained_blocks, *run.spec.schedule.always])), steps=train.steps, batch_size=train.batch_size,
+        delta_patches=run.spec.compression.delta_patches,
+    )  # fmt: skip
     return RunOffer(
         run_id=run.id, name=run.name, state=run.state,
         fields=[" and ".join(a) for a in fields.alternatives], optional_fields=list(fields.optional),
-        **dict(task.spec), files=run.files,
+        **dict(task.spec), files=run.files, visits=visits,
     )  # fmt: skip

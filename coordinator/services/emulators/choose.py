@@ -28,10 +28,10 @@ def plan_of(session: Session, run: Run, assignment: Assignment, agent: Agent) ->
     return plan_for(run.spec, blocks, trained_in(assignment), agent, known, config)
 
 
-def manifest_of(session: Session, run: Run, assignment: Assignment, plan: Plan, now: datetime) -> Manifest | None:
-    """The emulator of a plan, from the present versions; None while shards of it are made, or its fidelity is measured. Both are requested."""
+def manifest_of(session: Session, run: Run, assignment: Assignment, plan: Plan, agent_id: str, now: datetime) -> Manifest | None:
+    """The emulator of a plan for an agent, from the present versions; None while shards of it are made, or its fidelity is measured. Both are requested."""
     blocks, _ = for_plan(session, run, run.spec)
-    manifest = shards.manifest(session, run, blocks, plan, now)
+    manifest = shards.manifest(session, run, blocks, plan, agent_id, now)
     if manifest is not None and not fidelity.is_measured(session, run, assignment, plan, manifest, now):
         return None
     return manifest

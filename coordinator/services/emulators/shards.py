@@ -19,15 +19,18 @@ MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
 
 
-def manifest(session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str], now: datetime) -> Manifest | None:
-    """The present versions of all blocks in these codecs; None, and they are being made, while some are not there yet."""
+def manifest(
+    session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str], agent_id: str, now: datetime
+) -> Manifest | None:
+    """The present versions of all blocks in these codecs, for one agent; None, and they are being made, while some are not there yet."""
     wanted = [ShardRef(block=b.name, version=b.version, codec=c, digest=b.digest, size=b.size)
               for b in blocks if (c := codecs[b.name]) != DROPPED]  # fmt: skip
     known = _known(session, [b.digest for b in blocks])
     if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
         request(session, run, missing, now)
         return None
-    ways = _ways(session, {made.digest: made for ref in wanted if (made := known[ref.digest, ref.codec])})
+    own = None if run.spec.compression.delta_patches else agent_id
+    ways = _ways(session, {made.digest: made for ref in wanted if (made := known[ref.digest, ref.codec])}, own)
     refs = [_ref(ref, known[ref.digest, ref.codec], ways) for ref in wanted]
     return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == DROPPED])
 
@@ -39,12 +42,19 @@ def _ref(source: ShardRef, made: EncodedRef, ways: Mapping[str, list[PatchRef]])
     )  # fmt: skip
 
 
-def _ways(session: Session, shards: Mapping[str, EncodedRef]) -> dict[str, list[PatchRef]]:
-    """The way back from each of these shards through older ones, as long as it costs less than the whole: a step of all in one query."""
+def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | None) -> dict[str, list[PatchRef]]:
+    """The way back from each of these shards through older ones, as long as it costs less than the whole: a step of all in one query.
+
+    `only_of` is the one agent whose deltas may be steps; None: anybody's.
+    """
     ways: dict[str, list[PatchRef]] = {digest: [] for digest in shards}
     at = {digest: digest for digest in shards}
     for _ in range(MAX_STEPS):
-        rows = session.scalars(select(Patch).where(Patch.target.in_(set(at.values()))).order_by(Patch.size.desc(), Patch.base.desc()))
+        steps = select(Patch).where(Patch.target.in_(set(at.values())))
+        if only_of is not None:
+            own = select(Assignment.id).where(Assignment.agent_id == only_of, Assignment.applied, Assignment.delta_digest == Patch.digest)
+            steps = steps.where((Patch.kind != "delta") | own.exists())
+        rows = session.scalars(steps.order_by(Patch.size.desc(), Patch.base.desc()))
         cheapest = {row.target: row for row in rows}
         reached = {digest: cheapest[target] for digest, target in at.items() if target in cheapest}
         at = {}

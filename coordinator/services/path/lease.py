@@ -47,7 +47,7 @@ class Leased:
 
 def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, plan: Plan, now: datetime) -> Leased | None:
     """Lease it with the emulator of this plan; None, and nothing is changed, while that is being made."""
-    manifest = choose.manifest_of(session, run, assignment, plan, now)
+    manifest = choose.manifest_of(session, run, assignment, plan, agent_id, now)
     if manifest is None:
         return None
     spec = run.spec

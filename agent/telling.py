@@ -1,0 +1,30 @@
+"""What the deltas of a run can tell of the rows that they were trained on, as far as is known: said before consent."""
+
+from fedcybgd.shared.contract.agents import RunOffer
+
+FEW_ROWS = 64
+"""Rows of a visit, below which single rows stand out."""
+
+
+def what_deltas_tell(run: RunOffer) -> list[str]:
+    """Sentences for the owner of rows; docs/running-an-agent.md has the measurements behind them."""
+    visit = run.visits
+    if visit is None:
+        return ["its coordinator does not say which blocks are trained and how: reckon with all tokens and labels of the rows"]
+    found = []
+    if "embeddings" in visit.blocks:
+        found.append(
+            "a delta of the embeddings names every token of the rows that a visit used, and position rows say how long the longest is"
+        )
+        if run.task == "causal-lm":
+            found.append("where the output matrix is tied to the embeddings all rows of it move, and most tokens can still be told")
+    if "head" in visit.blocks and run.task == "text-classification":
+        found.append("the bias of the head says which labels occur; of a visit with one row, which it is")
+    rows = None if visit.steps is None else visit.steps * visit.batch_size
+    if visit.batch_size == 1:
+        found.append("steps are on single rows (batch_size 1): what is learned of one row is not mixed with others")
+    if rows is not None and rows <= FEW_ROWS:
+        found.append(f"a visit uses {rows} rows at the most: they can all but be read from what it names")
+    if visit.delta_patches:
+        found.append("other agents may fetch this agent's deltas, not only the coordinator (compression.delta_patches)")
+    return found or ["of its blocks no way is known to read single tokens or labels from a delta; it is made from your rows all the same"]
