@@ -118,15 +118,15 @@ def race(scene: Scene) -> str:
 @attack("C3", "an agent that renews for ever, and does nothing")
 def for_ever(scene: Scene) -> str:
     mallory, honest = scene.hand(), scene.hand()
-    name = begun(scene, [mallory, honest], schedule={"lease_s": 2, "reassign_after_s": 0})
+    name = begun(scene, [mallory, honest], lease_s=2, schedule={"reassign_after_s": 0})
     assignment = mallory.take(name)
-    end, others = time.monotonic() + 45, None
+    end, others = time.monotonic() + 120, None
     while time.monotonic() < end and others is None:
         mallory.renew(assignment, phase="training", step=0, steps=100)
         found = honest.claim(name, wait=1)
         others = found if found is not None and found.block == assignment.block else others
     end_of(scene, name)
-    return held(others is not None, "the work is in other hands" if others else "after 45 s without a step it still holds the work")
+    return held(others is not None, "the work is in other hands" if others else "after two minutes without a step it still holds the work")
 
 
 @attack("C3-returns", "an agent that gives everything back pauses the run")

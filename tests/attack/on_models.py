@@ -34,7 +34,8 @@ def links(scene: Scene) -> str:
     def linked(name: str, target: object) -> Callable[[Path], object]:
         return lambda folder: ((folder / name).unlink(missing_ok=True), (folder / name).symlink_to(str(target)))
 
-    kinds = {"vocab.txt": secret, "merges.txt": "/proc/self/environ", "special_tokens_map.json": secret, "tokenizer.json": "/dev/zero"}
+    kinds = {"vocab.txt": secret, "merges.txt": "/proc/self/environ", "special_tokens_map.json": secret, "tokenizer.json": "/dev/zero",
+             "config.json": secret, "model.safetensors": secret}  # fmt: skip
     for name, target in kinds.items():
         state, reason, _ = spoilt(scene, linked(name, target))
         held(state == "failed", f"{name} → {target}: {state} {reason}")

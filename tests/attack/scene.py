@@ -61,12 +61,12 @@ class Scene:
     def add_model(self, name: str, source: Path) -> Any:
         """The model, when it is ready or has failed."""
         self.operator.post("/models", {"name": name, "source": str(source)})
-        return self.operator.wait(lambda: self.operator.get(f"/models/{name}"), lambda m: m["state"] != "adding", every=0.1, limit=90)
+        return self.operator.wait(lambda: self.operator.get(f"/models/{name}"), lambda m: m["state"] != "adding", every=0.1, limit=300)
 
     def create_run(self, spec: dict[str, Any], start: bool = False) -> Any:
         run = self.operator.post("/runs", spec)
         run = self.operator.wait(
-            lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.1, limit=90
+            lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.1, limit=300
         )
         return self.operator.post(f"/runs/{run['id']}/start") if start else run
 
