@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from getpass import getpass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +22,7 @@ import psutil
 import typer
 from rich.text import Text
 
-from fedcybgd.agent import credentials, enrolment, policy, reaching
+from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
 from fedcybgd.agent.errors import AgentError, ConfigError
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.shared.contract.errors import FedError
@@ -32,6 +34,10 @@ from fedcybgd.shared.host.terminal import Terminal, log_plainly
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 terminal = Terminal()
+GIVEN = (
+    "Token from the operator. Who lists this machine's processes reads it here: rather use FEDAGENT_TOKEN, a file, or type it when asked."
+)
+TokenFile = Annotated[str | None, typer.Option(help="File with the token; - is standard input.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
 
 
@@ -52,13 +58,8 @@ def common(
 @app.command()
 def enroll(
     url: Annotated[str, typer.Argument(help="URL of the coordinator.")],
-    token: Annotated[
-        str,
-        typer.Option(
-            envvar="FEDAGENT_TOKEN",
-            help="One-time token from the operator (fedcoord agents token). The variable is in no list of processes.",
-        ),
-    ],
+    token: Annotated[str | None, typer.Option(envvar="FEDAGENT_TOKEN", help=GIVEN)] = None,
+    token_file: TokenFile = None,
     name: Annotated[str | None, typer.Option(help="Name of this agent; default: the host's name.")] = None,
     data: Annotated[Path | None, typer.Option(help="File with this agent's rows.")] = None,
     runs: Annotated[
@@ -76,11 +77,17 @@ def enroll(
     check_way(address, plain_http, "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
     settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http)
-    answer = enrolment.enrol(place, address, token, name, settings)
+    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings)
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:
         terminal.say("no run may use your data yet: name runs in it, under `runs`")
     terminal.say("next: fedagent check, then fedagent run" if data and consented else "next: complete it, then fedagent check")
+
+
+def _typed_token() -> str:
+    if not _somebody_is_there():
+        raise ConfigError("a token is needed: in FEDAGENT_TOKEN, in a file (--token-file, - is standard input), or by --token")
+    return getpass("token from the operator (it is not shown): ")
 
 
 def _asked(data: Path | None) -> list[str]:
@@ -135,8 +142,10 @@ def run(
     if until_eof:
         started.stop_at_eof()
     with _only_one(place):
+        speak = partial(reaching.client, place, config, rules)
+        keys.settle_in_time(place, speak)
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
-        Worker(place, config, reaching.client(place, config, rules, mine)).run()
+        Worker(place, config, speak(credentials.load(place))).run()
 
 
 @contextmanager
@@ -181,13 +190,26 @@ def status(home: HomeOption = None) -> None:
 
 
 @app.command()
-def rotate_key(home: HomeOption = None) -> None:
-    """Get a new key under the same identity; the old one is void at once. Start the agent again afterwards."""
+def rotate_key(
+    token: Annotated[str | None, typer.Option(envvar="FEDAGENT_TOKEN", help=f"{GIVEN} Only where the operator has made one.")] = None,
+    token_file: TokenFile = None,
+    home: HomeOption = None,
+) -> None:
+    """Get a new key under the same identity; the old one is void at once. Start the agent again afterwards.
+
+    Where the operator has taken the old one away (fedcoord agents rotate), his token is needed.
+    """
     place = Home(home)
+    config, rules = reaching.load(place)
     mine = credentials.load(place)
     with _only_one(place):
-        key = reaching.client(place, *reaching.load(place), mine).rotate_key()
-        credentials.save(place, replace(mine, key=key))
+        if token is not None or token_file is not None:
+            given = enrolment.token_of(token, token_file, _typed_token)
+            enrolment.enrol_again(place, reaching.client(place, config, rules, replace(mine, key=None, private_key=None)), given)
+        else:
+            speak = partial(reaching.client, place, config, rules)
+            keys.settle(place, speak)
+            keys.change(place, speak)
     terminal.say(f"agent {mine.name} has a new key")
 
 

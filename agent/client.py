@@ -22,15 +22,19 @@ from fedcybgd.agent.errors import (
     ManifestInvalid,
     NotTheCoordinator,
     ProxyBodyLimit,
+    SignatureRefused,
     Unreachable,
     VersionRefused,
 )
+from fedcybgd.agent.signing import Signer
+from fedcybgd.shared.contract import versions
 from fedcybgd.shared.contract.agents import (
     AgentSelf,
     ClaimRequest,
     EnrolAnswer,
     EnrolRequest,
     Health,
+    KeyRequest,
     NewKey,
     ReadinessReport,
     RunReadiness,
@@ -46,7 +50,7 @@ from fedcybgd.shared.contract.assignments import (
     UploadOffset,
 )
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.contract.versions import SPOKEN, VERSION
+from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION, Version
 from fedcybgd.shared.contract.words import COORDINATOR, OFFERS, Id
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
@@ -59,7 +63,11 @@ ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-enc
 """Headings that say how a body came; it is plain by the time anybody reads it."""
 ENDS = frozenset({"unauthorized", "agent_revoked"})
 """The two things that a coordinator can say to end an agent."""
-KINDS: dict[str, type[CoordinatorSaid]] = {**dict.fromkeys(ENDS, KeyRefused), "version_unsupported": VersionRefused}
+NOT_NOW = frozenset({"signature_stale", "signature_repeated", "signature_wrong"})
+"""A request that is signed again may be another one: a clock was wrong, or something on the way has changed or doubled it."""
+KINDS: dict[str, type[CoordinatorSaid]] = {
+    **dict.fromkeys(ENDS, KeyRefused), **dict.fromkeys(NOT_NOW, SignatureRefused), "version_unsupported": VersionRefused
+}  # fmt: skip
 T = TypeVar("T", bound=BaseModel)
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 _ATTEMPT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=1, lt=2**31)])
@@ -68,7 +76,7 @@ _ATTEMPT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=1,
 class Client:
     """One connection pool; safe to use from several threads. Every call may be repeated."""
 
-    def __init__(self, url: str, key: str = "", coordinator: str | None = None, authority: Path | None = None) -> None:
+    def __init__(self, url: str, key: str | Signer = "", coordinator: str | None = None, authority: Path | None = None) -> None:
         self._http = connect(url, key, authority)
         self.url = url
         self.offers: str | None = None
@@ -79,6 +87,8 @@ class Client:
         """Bytes of an upload that something on the way lets through at once, once that was found out"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
+        self.takes_signatures = False
+        """Whether the coordinator does, by its last good answer"""
 
     def close(self) -> None:
         self._http.close()
@@ -97,8 +107,10 @@ class Client:
     def say_ready(self, runs: list[RunReadiness]) -> None:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
 
-    def rotate_key(self) -> str:
-        return self._model(NewKey, "POST", "/agents/me/key").key
+    def rotate_key(self, public_key: str | None = None) -> str | None:
+        """Another key: the secret, or None where the coordinator has taken the public key."""
+        body = None if public_key is None else KeyRequest(public_key=public_key).model_dump()
+        return self._model(NewKey, "POST", "/agents/me/key", json=body).key
 
     def run_file(self, run_id: str, name: str) -> bytes:
         return self._call("GET", f"/runs/{run_id}/files/{name}", limit=MOST_FILE).content
@@ -183,6 +195,7 @@ class Client:
             self._raise(answer.status_code, answer.headers, content, sends)
         if self.coordinator is None:
             self.coordinator = _identity(answer.headers)
+        self.takes_signatures = _speaks(answer.headers, SIGNING)
         headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
         return httpx.Response(answer.status_code, headers=headers, content=content)
 
@@ -266,6 +279,13 @@ def _identity(headers: httpx.Headers) -> str | None:
         return _ID.validate_python(said) if said else None
     except ValidationError:
         return None
+
+
+def _speaks(headers: httpx.Headers, least: Version) -> bool:
+    try:
+        return versions.read(headers.get(VERSION)) >= least
+    except ValueError:
+        return False
 
 
 def _object(content: bytes) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.addresses import hint
@@ -21,16 +22,21 @@ ADVICE = {
 }
 
 
-def connect(url: str, key: str, authority: Path | None = None) -> httpx.Client:
+def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx.Client:
     """A pool of connections. Redirects are not followed: a key goes to the address that a person wrote, and to no other.
 
     `authority` is the PEM file of the only certificate authority that is believed; None: those of this machine.
     """
     # As it is: shards are resumed at a byte, and what unpacks itself may be large.
-    headers = {"Accept-Encoding": "identity", VERSION: str(SPOKEN)} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Accept-Encoding": "identity", VERSION: str(SPOKEN)}
+    if isinstance(key, str) and key:
+        headers["Authorization"] = f"Bearer {key}"
     try:
         verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else True
-        return httpx.Client(base_url=url.rstrip("/") + API, headers=headers, timeout=TIMEOUT, follow_redirects=False, verify=verify)
+        auth = key if isinstance(key, Signer) else None
+        return httpx.Client(
+            base_url=url.rstrip("/") + API, headers=headers, auth=auth, timeout=TIMEOUT, follow_redirects=False, verify=verify
+        )  # fmt: skip
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
         raise ConfigError(
             f"the connection cannot be set up ({error}): look at the URL, SSL_CERT_FILE, HTTPS_PROXY and HTTP_PROXY"

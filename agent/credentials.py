@@ -12,9 +12,14 @@ from fedcybgd.agent.settings import Home
 class Credentials:
     agent_id: str
     name: str
-    key: str
+    key: str | None
+    """the secret of an agent that does not sign its requests"""
     coordinator: str | None = None
     """identity of the coordinator that gave the key"""
+    private_key: str | None = None
+    """with which it signs"""
+    next_private_key: str | None = None
+    """with which it will sign, once the coordinator has taken it; nobody knows yet whether it has"""
 
 
 def save(home: Home, credentials: Credentials) -> None:

@@ -2,7 +2,10 @@
 
 import platform
 import re
+import sys
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,12 +14,15 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError
 from fedcybgd.agent.settings import Home, RunPattern
+from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import Name
 
 TOKEN = re.compile(r"fct_[A-Za-z0-9_-]{43}")
 TOKEN_LENGTH = 47
+MOST_TOKEN = 4096
+"""Characters that are read of a file that should be a token"""
 CHARACTERS = "letters of A to Z and a to z, digits, and . _ - (not first), 100 at the most"
 
 
@@ -59,13 +65,40 @@ def check_new(home: Home) -> None:
 def enrol(home: Home, url: str, token: str, name: str | None, settings: str) -> EnrolAnswer:
     """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can."""
     check_new(home)
-    request = EnrolRequest(token=whole_token(token), name=agent_name(name), device=find_device(), version=version("fedcybgd"))
-    home.ready()
-    client = Client(url)
-    answer = client.enrol(request)
-    credentials.save(home, credentials.Credentials(answer.agent_id, answer.name, answer.key, client.coordinator))
+    answer = _spend(home, Client(url), token, agent_name(name))
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     if not home.policy.exists():
         home.policy.write_text(policy.template(), encoding="utf-8")
+    return answer
+
+
+def enrol_again(home: Home, client: Client, token: str) -> None:
+    """Spend a token that the operator has made for this agent on another key. The agent stays the same."""
+    _spend(home, client, token, credentials.load(home).name)
+
+
+def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str:
+    """The token as it was given: in a file, or in one that is standard input (`-`), else by word or environment, else as a person types it."""
+    if file is None:
+        return ask() if given is None else given
+    try:
+        return (sys.stdin if file == "-" else Path(file).expanduser().open(encoding="utf-8")).read(MOST_TOKEN)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the token cannot be read from {file}: {error}") from error
+
+
+def _spend(home: Home, client: Client, token: str, name: str) -> EnrolAnswer:
+    """The private key is made here and stays here."""
+    private_key = new_private_key()
+    request = EnrolRequest(
+        token=whole_token(token), name=name, device=find_device(), version=version("fedcybgd"), public_key=Signer(private_key).public_key
+    )  # fmt: skip
+    home.ready()
+    answer = client.enrol(request)
+    # A coordinator that is older than signatures gives a secret instead.
+    mine = credentials.Credentials(
+        answer.agent_id, answer.name, answer.key, client.coordinator, private_key if answer.key is None else None
+    )  # fmt: skip
+    credentials.save(home, mine)
     return answer

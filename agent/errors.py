@@ -6,7 +6,8 @@ FedError (shared)
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
     │   ├── KeyRefused      its key is void: no use to go on
-    │   └── VersionRefused  it speaks another version: one of the two has to be updated
+    │   ├── VersionRefused  it speaks another version: one of the two has to be updated
+    │   └── SignatureRefused    this request cannot be taken as it came; signed again, the next one may be
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
@@ -50,6 +51,10 @@ class KeyRefused(CoordinatorSaid):
 
 
 class VersionRefused(CoordinatorSaid):
+    pass
+
+
+class SignatureRefused(CoordinatorSaid):
     pass
 
 

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.credentials import Credentials
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.keys import secret_of
 from fedcybgd.agent.policy import Policy, authority_of, load_policy
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.host.addresses import check_way, is_loopback
@@ -31,4 +32,4 @@ def load(home: Home) -> tuple[Config, Policy]:
 def client(home: Home, config: Config, policy: Policy, mine: Credentials | None) -> Client:
     """A client with this agent's key, or without one before there is one."""
     known = policy.coordinator.id or (mine.coordinator if mine is not None else None)
-    return Client(config.coordinator, mine.key if mine is not None else "", known, authority_of(home, policy))
+    return Client(config.coordinator, secret_of(mine) if mine is not None else "", known, authority_of(home, policy))

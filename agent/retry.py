@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import httpx
 
-from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable
+from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, SignatureRefused, Unreachable
 
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
@@ -24,7 +24,7 @@ LONG_WAIT_S = 300.0
 def is_retryable(error: Exception) -> bool:
     """No answer, or an answer that may be another one later. Everything else stays as it is, however often it is asked."""
     if isinstance(error, CoordinatorSaid):
-        return error.status in RETRYABLE_STATUS
+        return error.status in RETRYABLE_STATUS or isinstance(error, SignatureRefused)
     return isinstance(error, (Unreachable, httpx.TransportError))
 
 

@@ -33,6 +33,7 @@ from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import home_id
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
+from fedcybgd.coordinator.replays import Replays
 from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.services.upkeep import missing
@@ -95,6 +96,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     waiting = app.state.waiting = WaitingRoom(waiting_for_an_agent)
     waiting.open()
     attendance = app.state.attendance = Attendance(database)
+    app.state.replays = Replays()
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
     migrate.upgrade(database.engine)

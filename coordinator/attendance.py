@@ -1,6 +1,7 @@
 """Who is there: the keys that were shown lately, and the signs of life that are not written yet. Idle agents cost no database."""
 
 import asyncio
+import base64
 import threading
 import time
 from collections import OrderedDict
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from anyio import CapacityLimiter, to_thread
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
 from fedcybgd.coordinator.services.agents import identity, presence
-from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
 MOST_KNOWN = 100_000
@@ -38,6 +39,8 @@ class Known:
     may_hold: bool
     """whether it may hold a lease, so that its claim has to look"""
     until: float
+    public_key: Ed25519PublicKey | None
+    """with which it signs"""
 
 
 class Attendance:
@@ -53,9 +56,8 @@ class Attendance:
         self._signs: dict[str, datetime] = {}
         self._written_at = time.monotonic()
 
-    async def who(self, key: str, lane: CapacityLimiter | None = None) -> Known:
-        """The agent whose key this is; raises `Unauthorized` and `AgentRevoked`. One that is not known yet is looked up by a thread of `lane`."""
-        hashed = keys.key_hash(key)
+    async def who(self, hashed: str, lane: CapacityLimiter | None = None) -> Known:
+        """The agent whose key has this hash; raises `Unauthorized` and `AgentRevoked`. One that is not known yet is looked up by a thread of `lane`."""
         with self._lock:
             known = self._known.get(hashed)
             if known is not None and known.until > time.monotonic():
@@ -75,6 +77,7 @@ class Attendance:
             found.last_seen_at,
             found.holds,
             time.monotonic() + KNOWN_FOR_S,
+            Ed25519PublicKey.from_public_bytes(base64.b64decode(found.public_key)) if found.public_key else None,
         )
         with self._lock:
             if forgotten == self._forgotten:  # else it may be of before a revocation

@@ -13,12 +13,16 @@ FedError (shared)                       what both sides know
     └── storage: BlobMissing 404, BlobCorrupt 422, BlobDamaged 503, StoreFull 507
 """
 
+from collections.abc import Mapping
+
 from fedcybgd.shared.contract.errors import FedError
 
 
 class CoordinatorError(FedError):
     code = "bad_request"
     status = 400
+    headers: Mapping[str, str] | None = None
+    """of the answer"""
 
 
 class NotFound(CoordinatorError):

@@ -3,22 +3,22 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
-from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.db.models import Agent, EnrolmentToken
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.upkeep import refusals
-from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, NewKey, ReadinessReport
-from fedcybgd.shared.contract.operators import TokenAnswer, TokenRequest
+from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
+from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.views import AgentView, ExposureView
-from fedcybgd.shared.contract.words import OFFERS
+from fedcybgd.shared.contract.words import ID, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 
@@ -28,9 +28,27 @@ router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
     responses=errors(401, 403, 422), dependencies=[OwnerDep],
 )  # fmt: skip
 def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
-    """A token with which one agent may enrol once, before it expires."""
-    token, expires_at = enrolment.create_token(session, now(), timedelta(seconds=body.expires_in_s))
-    return TokenAnswer(token=token, expires_at=expires_at)
+    """A token with which one agent, or so many, may enrol before it expires."""
+    return _token(*enrolment.create_token(session, now(), timedelta(seconds=body.expires_in_s), body.uses))
+
+
+@router.get(
+    "/enrolment-tokens", summary="List enrolment tokens", response_model=list[TokenView],
+    responses={200: PAGED, **errors(401, 403, 422)}, dependencies=[OwnerDep],
+)  # fmt: skip
+def list_tokens(session: ReadDep, page: PageDep, response: Response) -> list[TokenView]:
+    """All tokens, those that are spent too, the newest first, in pages; never their secrets."""
+    return paged(response, lists.tokens(session, page))
+
+
+@router.post(
+    "/enrolment-tokens/{token_id}/withdraw", summary="Withdraw an enrolment token", status_code=204, response_class=Response,
+    responses=errors(401, 403, 404, 422), dependencies=[OwnerDep],
+)  # fmt: skip
+def withdraw(token_id: Annotated[str, Path(pattern=ID)], session: WriteDep) -> Response:
+    """Nobody enrols with it any more; who has, stays."""
+    enrolment.withdraw(session, token_id, now())
+    return Response(status_code=204)
 
 
 @router.post(
@@ -64,10 +82,10 @@ def say_ready(body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Resp
     return Response(status_code=204)
 
 
-@router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403))
-def rotate_own_key(agent: AgentDep, session: WriteDep) -> NewKey:
-    """A new key under the same identity; the old one is void at once."""
-    return NewKey(key=identity.rotate_key(session, agent.id))
+@router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403, 422))
+def rotate_own_key(agent: AgentDep, session: WriteDep, body: KeyRequest | None = None) -> NewKey:
+    """A new key under the same identity; the old one is void at once. With a public key the agent signs from now on."""
+    return NewKey(key=identity.rotate_key(session, agent.id, body.public_key if body is not None else None))
 
 
 @router.get(
@@ -98,12 +116,21 @@ def revoke(name: str, session: WriteDep) -> Agent:
     "/agents/{name}/release",
     summary="Release an agent from quarantine",
     response_model=AgentView,
-    responses=errors(401, 404, 422),
+    responses=errors(401, 403, 404, 422),
     dependencies=[OperatorDep],
 )
 def release(name: str, session: WriteDep) -> Agent:
     """Hold nothing against an agent any more, and ask it for work again at once."""
     return let_out(session, name, now())
+
+
+@router.post(
+    "/agents/{name}/reissue", summary="Give an agent another key", status_code=201, response_model=TokenAnswer,
+    responses=errors(401, 403, 404, 422), dependencies=[OwnerDep],
+)  # fmt: skip
+def reissue(name: str, body: AgentKeyRequest, session: WriteDep) -> TokenAnswer:
+    """Its key is void at once, whoever has it; the token lets its owner enrol it again as the same agent."""
+    return _token(*enrolment.reissue(session, name, now(), timedelta(seconds=body.expires_in_s)))
 
 
 @router.get(
@@ -121,3 +148,7 @@ def exposure(
 ) -> list[ExposureView]:
     """Which agent has received which block at which version and codec, newest first, in pages."""
     return paged(response, lists.exposure(session, agent, page))
+
+
+def _token(row: EnrolmentToken, token: str) -> TokenAnswer:
+    return TokenAnswer(token=token, token_id=row.id, expires_at=row.expires_at)

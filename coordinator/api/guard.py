@@ -8,14 +8,19 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.concurrency import run_in_threadpool
 
+from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.domain.caller import NOBODY, Caller
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT
 
-_scheme = HTTPBearer(auto_error=False, description="an operator's key (fco_…) or an agent's (fca_…)")
+_scheme = HTTPBearer(
+    auto_error=False, description="an operator's key (fco_…), or the secret of an agent that does not sign its requests (fca_…)"
+)
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]
 
 
@@ -42,14 +47,22 @@ class Anyone(Guard):
 
 
 class AnAgent(Guard):
-    """Needs an agent's key."""
+    """Needs an agent's signature, or the secret of one that does not sign yet. `streams`: the route takes a body as it comes."""
 
     word = "agent"
+
+    def __init__(self, streams: bool = False) -> None:
+        self._streams = streams
 
     async def admit(self, request: Request) -> None:
         # A transaction of its own, if any, closed before the route begins: a long poll must not hold one.
         attendance: Attendance = request.app.state.attendance
-        known = await attendance.who(bearer(request))
+        if SIGNATURE_INPUT in request.headers:
+            known = await signed.admit(request, attendance, request.app.state.replays, self._streams)
+        else:
+            known = await attendance.who(keys.key_hash(bearer(request)))
+            if known.public_key is not None:
+                raise signed.SignatureMissing("this agent signs its requests, and this one is not signed")
         request.state.agent, request.state.caller = known, Caller("agent", known.name, address=address_of(request))
 
     async def __call__(self, request: Request, _given: Given) -> Known:

@@ -4,11 +4,13 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import Scope
 
+from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.errors import Forbidden
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT
 
 AT_ONCE = 4
 """Keys that are looked up at the same time; the threads of the routes are not for strangers."""
@@ -22,13 +24,18 @@ class Recognition:
 
     async def __call__(self, scope: Scope) -> str | None:
         """A name for the owner of the key, None for one that was shut out. Raises `Unauthorized`."""
-        key = bearer(Request(scope))
-        state = scope["app"].state
+        request, state = Request(scope), scope["app"].state
+        if SIGNATURE_INPUT in request.headers:
+            try:
+                return str((await signed.recognise(request, state.attendance, self._lane)).id)
+            except Forbidden:
+                return None
+        key = bearer(request)
         if key.startswith(keys.OPERATOR):
             await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
             return keys.key_hash(key)
         try:
-            known = await state.attendance.who(key, self._lane)
+            known = await state.attendance.who(keys.key_hash(key), self._lane)
         except Forbidden:
             return None
         return str(known.id)

@@ -50,7 +50,7 @@ class DatabaseRoute(APIRoute):
         return _guarded(guard_of(self), self._handler())
 
     def _handler(self) -> Handler:
-        kinds = [p.annotation for p in inspect.signature(self.endpoint).parameters.values()]
+        kinds = [kind for p in inspect.signature(self.endpoint).parameters.values() for kind in (p.annotation, *get_args(p.annotation))]
         said = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, AgentMessage)), None)
         handler = super().get_route_handler()
         return handler if said is None else understanding(said, handler)

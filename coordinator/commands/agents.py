@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.output import moment, say_json
+from fedcybgd.shared.contract.operators import TokenView
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import AgentView
 from fedcybgd.shared.host.terminal import Terminal
@@ -21,14 +22,48 @@ terminal = Terminal()
 @app.command()
 def token(
     expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600,
+    uses: Annotated[int, typer.Option(help="How many agents may enrol with it.", min=1)] = 1,
 ) -> None:
-    """Make a token with which one agent can enrol, once."""
+    """Make a token with which one agent can enrol, or so many."""
     client = Client()
-    made = client.agents.token(expires_in_s=expires_in)
+    made = client.agents.token(expires_in_s=expires_in, uses=uses)
     terminal.say(made.token)
     Terminal(stderr=True).say(
-        f"\nOn the agent's machine, before {moment(made.expires_at)} UTC:\n"
-        f"  fedagent enroll {client.url} --token {made.token} --name NAME --data FILE --runs RUN"
+        f"\nOn the agent's machine, before {moment(made.expires_at)} UTC (it asks for the token):\n"
+        f"  fedagent enroll {client.url} --name NAME --data FILE --runs RUN"
+    )
+
+
+@app.command()
+def tokens(as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False) -> None:
+    """All tokens, those that are spent too; never their secrets."""
+    found = list(Client().agents.tokens())
+    if as_json:
+        say_json(list[TokenView], found)
+        return
+    table = Table("token", "made", "expires", "used", "withdrawn", "for")
+    for one in found:
+        for_whom = f"another key of {one.agent}" if one.agent else "new agents"
+        row = (one.id, moment(one.created_at), moment(one.expires_at), f"{one.used} of {one.uses}", moment(one.withdrawn_at), for_whom)
+        table.add_row(*row)
+    terminal.table(table)
+
+
+@app.command()
+def withdraw(token_id: Annotated[str, typer.Argument(help="As `fedcoord agents tokens` shows it.")]) -> None:
+    """Let nobody enrol with a token any more."""
+    Client().agents.withdraw(token_id)
+    terminal.say(f"token {token_id} is withdrawn")
+
+
+@app.command()
+def rotate(name: str, expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600) -> None:
+    """Take an agent's key away at once, and make a token with which its owner gets another one."""
+    made = Client().agents.reissue(name, expires_in_s=expires_in)
+    terminal.say(made.token)
+    Terminal(stderr=True).say(
+        f"\n{name} has no key now. On its machine, before {moment(made.expires_at)} UTC:\n"
+        "  fedagent rotate-key --token-file FILE      # --token-file - reads it from standard input"
     )
 
 

@@ -16,4 +16,6 @@ def answer_of(error: FedError) -> JSONResponse:
     status = error.status if isinstance(error, CoordinatorError) else 422
     wait = error.detail.get("retry_after_s")
     headings = {} if wait is None else {"Retry-After": str(wait)}
+    if isinstance(error, CoordinatorError):
+        headings |= error.headers or {}
     return answer(status, error.code, error.message, error.detail, **headings)

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.walls.connections import neighbourhood
 from fedcybgd.coordinator.walls.rates import Buckets
 from fedcybgd.coordinator.walls.rules import Door, HowOften, Rule, rule_for
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT, TIME
 from fedcybgd.shared.host.addresses import is_loopback
 
 Headings = dict[bytes, bytes]
@@ -63,12 +64,12 @@ class Doorkeeper:
         body = Body(headings, receive, rule.most)
         place = neighbourhood(scope["client"][0]) if scope.get("client") else ""
         slowed = self._failures.empty_for(place, time.monotonic())
-        answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or b"authorization" in headings)
+        answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or _shows_a_key(headings))
         try:
             self._check_host(headings)
             if self._through_proxies and rule.door is not Door.OPEN:
                 _check_way(scope)
-            if rule.door is Door.KEY and (b"authorization" in headings or not body.whole):
+            if rule.door is Door.KEY and (_shows_a_key(headings) or not body.whole):
                 async with self._few if slowed else contextlib.nullcontext():
                     caller = await self._recognise(scope)
                 if caller is not None:
@@ -93,7 +94,7 @@ class Doorkeeper:
             if replaced:
                 return
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and tried:
+                if message["status"] == 401 and tried and not _says_the_time(message):
                     self._failures.take(place, time.monotonic())
                     if slowed:
                         replaced = True
@@ -126,6 +127,15 @@ def _check_way(scope: Scope) -> None:
         raise WayRefused(
             "this coordinator is reached by HTTPS through its proxy alone (FEDCOORD_PROXIES); the proxy must send X-Forwarded-Proto"
         )
+
+
+def _shows_a_key(headings: Headings) -> bool:
+    return b"authorization" in headings or SIGNATURE_INPUT.lower().encode() in headings
+
+
+def _says_the_time(message: Message) -> bool:
+    """A signature that is good but old: no secret was wrong, and whoever made it is to make another."""
+    return any(name == TIME.lower().encode() for name, _ in message["headers"])
 
 
 def _too_many(wait: int, what: str) -> TooMany:

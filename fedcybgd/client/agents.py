@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fedcybgd.client.connection import Connection, segment
-from fedcybgd.shared.contract.operators import TokenAnswer, TokenRequest
+from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.views import AgentView
 
 
@@ -11,9 +11,25 @@ class Agents:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def token(self, *, expires_in_s: float = 3600) -> TokenAnswer:
-        """A token with which one agent can enrol, once, within so many seconds."""
-        return self._connection.do(TokenAnswer, "/enrolment-tokens", TokenRequest.model_construct(expires_in_s=expires_in_s))
+    def token(self, *, expires_in_s: float = 3600, uses: int = 1) -> TokenAnswer:
+        """A token with which one agent, or so many, can enrol within so many seconds."""
+        # A coordinator that is older knows no number of uses.
+        said = {"expires_in_s"} if uses == 1 else None
+        return self._connection.do(
+            TokenAnswer, "/enrolment-tokens", TokenRequest.model_construct(said, expires_in_s=expires_in_s, uses=uses)
+        )
+
+    def tokens(self) -> Iterator[TokenView]:
+        """All tokens, the newest first; never their secrets."""
+        return self._connection.pages(TokenView, "/enrolment-tokens")
+
+    def withdraw(self, token_id: str) -> None:
+        """Nobody enrols with this token any more. Raises `Refused`."""
+        self._connection.send("POST", f"/enrolment-tokens/{segment(token_id)}/withdraw")
+
+    def reissue(self, name: str, *, expires_in_s: float = 3600) -> TokenAnswer:
+        """Take an agent's key away at once; with the token its owner enrols it again as the same agent. Raises `Refused`."""
+        return self._connection.do(TokenAnswer, f"/agents/{segment(name)}/reissue", AgentKeyRequest(expires_in_s=expires_in_s))
 
     def list(self) -> Iterator[AgentView]:
         """All agents by name."""

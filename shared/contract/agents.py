@@ -7,9 +7,13 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import PlainText
+from fedcybgd.shared.contract.signatures import PUBLIC_KEY
 from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
 from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, Count, Id, Name, Word
+
+PublicKey = Annotated[str, StringConstraints(pattern=PUBLIC_KEY)]
+Secret = Annotated[str, StringConstraints(max_length=200, pattern=r"^[!-~]+$")]
 
 
 class DeviceInfo(AgentMessage):
@@ -27,16 +31,21 @@ class EnrolRequest(AgentMessage):
     name: Name
     device: DeviceInfo = DeviceInfo()
     version: PlainText = Field("", max_length=40)
+    public_key: PublicKey | None = Field(None, description="Ed25519, in base64; with it the agent signs its requests, and gets no secret")
 
 
 class EnrolAnswer(BaseModel):
     agent_id: Id
     name: Name
-    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the coordinator keeps a hash of it only")
+    key: Secret | None = Field(description="shown this once; the coordinator keeps a hash of it only; null: the agent signs")
+
+
+class KeyRequest(AgentMessage):
+    public_key: PublicKey | None = Field(None, description="Ed25519, in base64; the agent signs with it from now on")
 
 
 class NewKey(BaseModel):
-    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="shown this once; the old one is void")
+    key: Secret | None = Field(description="shown this once; null: the agent signs. The old one is void")
 
 
 class Health(BaseModel):

@@ -15,11 +15,30 @@ KeyHolds = Annotated[
 
 class TokenRequest(Message):
     expires_in_s: float = Field(3600, gt=0, le=31 * 86_400, description="seconds until the token expires unused")
+    uses: int = Field(1, ge=1, le=1000, description="how many agents may enrol with it")
+
+
+class AgentKeyRequest(Message):
+    expires_in_s: float = Field(3600, gt=0, le=31 * 86_400, description="seconds until the token expires unused")
 
 
 class TokenAnswer(BaseModel):
     token: str = Field(description="shown this once")
+    token_id: str
     expires_at: datetime
+
+
+class TokenView(BaseModel):
+    """A token, without its secret."""
+
+    id: str
+    created_at: datetime
+    expires_at: datetime
+    uses: int = Field(description="how many agents may enrol with it")
+    used: int
+    used_at: datetime | None = Field(description="the last time")
+    withdrawn_at: datetime | None
+    agent: str | None = Field(description="for whom alone it is: an agent that gets another key")
 
 
 class ModelRequest(Message):

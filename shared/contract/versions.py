@@ -21,7 +21,9 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 1)
+SPOKEN = Version(1, 2)
+SIGNING = Version(1, 2)
+"""From this one on a coordinator takes public keys."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

@@ -131,7 +131,9 @@ def test_neither_web_process_nor_daemon_has_loaded_torch(federation: Federation)
 
 
 def test_no_key_in_any_log(federation: Federation) -> None:
-    keys = [json.loads((a.home / "credentials.json").read_text())["key"] for a in federation.agents]
+    keys = [json.loads((a.home / "credentials.json").read_text())["private_key"] for a in federation.agents]
+    assert all(keys)
+    keys.append(federation.coordinator.key)
     logs = [a.log.read_text() for a in federation.agents] + [federation.coordinator.log.read_text()]
     assert not any(key in log for key in keys for log in logs)
     shown = federation.coordinator.log.read_text().count(federation.coordinator.key)

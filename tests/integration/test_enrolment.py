@@ -169,3 +169,32 @@ def test_enrolment_says_what_it_got(live: LiveCoordinator) -> None:
     assert answer.json()["name"] == name
     view = next(a for a in live.operator.every("/agents") if a["name"] == name)
     assert (view["state"], view["version"], view["last_seen_at"]) == ("enrolled", "1.2.3", None)
+
+
+# ---- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_listed_without_their_secrets_and_withdrawn(live: LiveCoordinator) -> None:
+    made = live.operator.post("/enrolment-tokens", {"uses": 2})
+    secret, which = made["token"], made["token_id"]
+    assert enrol(live, secret, fresh("first")).status_code == 201
+    listed = next(t for t in live.operator.every("/enrolment-tokens") if t["id"] == which)
+    assert (listed["used"], listed["uses"], listed["withdrawn_at"], listed["agent"]) == (1, 2, None, None)
+    assert secret not in str(listed)
+    assert key_hash(secret) not in str(listed)
+    assert operator(live).post(f"/enrolment-tokens/{which}/withdraw").status_code == 204
+    refused(enrol(live, secret, fresh("late")), 401, "token_withdrawn")
+    refused(operator(live).post("/enrolment-tokens/tok_0123456789abcdef/withdraw"), 404, "not_found")
+
+
+@pytest.mark.database_decides
+def test_a_token_of_three_makes_three_agents(live: LiveCoordinator) -> None:
+    three, name = live.operator.post("/enrolment-tokens", {"uses": 3})["token"], fresh("several")
+    answers = together(8, lambda i: enrol(live, three, f"{name}-{i}"))
+    assert sorted(a.status_code for a in answers) == [201] * 3 + [409] * 5
+    assert {a.json()["code"] for a in answers if a.status_code == 409} == {"token_used"}
+
+
+@pytest.mark.parametrize("uses", [0, -1, 1001, 1.5])
+def test_a_token_has_a_number_of_uses(live: LiveCoordinator, uses: float) -> None:
+    refused(operator(live).post("/enrolment-tokens", json={"uses": uses}), 422, "invalid_request")

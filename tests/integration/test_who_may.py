@@ -40,11 +40,12 @@ TABLE = {
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
     "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "POST /v1/operators/me/rotate": "viewer",
-    "POST /v1/agents/{name}/revoke": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
+    "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
     "POST /v1/runs": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",
     "POST /v1/runs/{run}/resume": "operator", "POST /v1/runs/{run}/cancel": "operator", "POST /v1/runs/{run}/exports": "operator",
     "GET /v1/runs/{run}/exports/{export_id}/{name}": "operator",
-    "POST /v1/enrolment-tokens": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",
+    "POST /v1/enrolment-tokens": "owner", "GET /v1/enrolment-tokens": "owner",
+    "POST /v1/enrolment-tokens/{token_id}/withdraw": "owner", "POST /v1/agents/{name}/reissue": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",
     "POST /v1/operators/{name}/rotate": "owner", "POST /v1/operators/{name}/revoke": "owner",
     "GET /admin": "open", "POST /admin": "form", "GET /admin/live": "login", "POST /admin/logout": "login and form",
 }  # fmt: skip
@@ -84,7 +85,12 @@ def party(live: LiveCoordinator, model: str) -> Party:
 def knock(caller: httpx.Client, live: LiveCoordinator, route: str, assignment: str) -> str:
     """Ask with a body that is never right: who is let in is told so, and nothing is done."""
     method, _, path = route.partition(" ")
-    for name, value in {"assignment_id": assignment, "digest": "0" * 64, "export_id": f"exp_{'0' * 16}"}.items():
+    for name, value in {
+        "assignment_id": assignment,
+        "digest": "0" * 64,
+        "token_id": f"tok_{'0' * 16}",
+        "export_id": f"exp_{'0' * 16}",
+    }.items():
         path = path.replace(f"{{{name}}}", value)
     path = path.replace("{run}", "no-such").replace("{name}", "no-such")
     body = b"{" if method in ("POST", "PUT") else None

@@ -110,8 +110,28 @@ def test_what_is_wrong_is_refused_before_the_token_is_spent(tmp_path: Path) -> N
         enrolment.agent_name("")
 
 
-def test_a_token_may_stand_where_no_list_of_processes_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDAGENT_TOKEN", TOKEN)
+@pytest.mark.parametrize("way", ["file", "stdin", "environment", "typed", "word"])
+def test_a_token_need_not_be_where_others_read_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    words = {"file": ["--token-file", str(file)], "stdin": ["--token-file", "-"], "word": ["--token", TOKEN]}.get(way, [])
+    monkeypatch.setattr(cli, "_somebody_is_there", lambda: way == "typed")
+    monkeypatch.setattr(cli, "getpass", lambda _: TOKEN)
+    environment = {"FEDAGENT_TOKEN": TOKEN} if way == "environment" else {}
     with serving(coordinator) as server:
-        assert enroll(tmp_path, server.url, "--runs", "x") is None
-        assert json.loads(server.asked[-1].body)["token"] == TOKEN
+        words = ["enroll", server.url, "--home", str(tmp_path / "home"), "--name", "laptop", "--runs", "x", *words]
+        result = CliRunner().invoke(cli.app, words, env=environment, input=TOKEN + "\n" if way == "stdin" else None)
+        assert result.exit_code == 0, result.output
+        (asked,) = server.asked
+    assert json.loads(asked.body)["token"] == TOKEN
+    assert TOKEN not in result.output
+
+
+def test_a_missing_token_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_somebody_is_there", lambda: False)
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--name", "laptop", "--runs", "x")
+    assert error is not None
+    assert "FEDAGENT_TOKEN" in error.message
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--name", "laptop", "--runs", "x", "--token-file", str(tmp_path / "none"))
+    assert error is not None
+    assert "cannot be read" in error.message

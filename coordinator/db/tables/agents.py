@@ -16,7 +16,16 @@ class EnrolmentToken(Base):
     token_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    agent_id: Mapped[str | None] = mapped_column(ForeignKey("agent.id"))
+    """for whom it is, where an agent that is there gets another key; null: for new ones"""
+    uses: Mapped[int] = mapped_column(default=1)
+    """how many may enrol with it"""
+    used: Mapped[int] = mapped_column(default=0)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """the last time"""
+    withdrawn_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index("ix_enrolment_token_created", "created_at", "id"),)
 
 
 class Agent(Base):
@@ -24,6 +33,9 @@ class Agent(Base):
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
     name: Mapped[str] = mapped_column(String(100), unique=True)
     key_hash: Mapped[str] = mapped_column(DIGEST, unique=True)
+    """of its public key, else of the secret that it sends"""
+    public_key: Mapped[str | None] = mapped_column(String(60))
+    """Ed25519, in base64; null: it does not sign its requests yet"""
     state: Mapped[str] = mapped_column(String(20))
     device: Mapped[DeviceInfo] = mapped_column(Typed(DeviceInfo))
     limits: Mapped[DeclaredLimits] = mapped_column(Typed(DeclaredLimits))

@@ -10,13 +10,17 @@ from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.errors import Forbidden, Unauthorized
+from fedcybgd.coordinator.errors import Forbidden, Invalid, Unauthorized
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
 
 class AgentRevoked(Forbidden):
     code = "agent_revoked"
+
+
+class PublicKeyNeeded(Invalid):
+    code = "public_key_needed"
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,15 @@ class Identity:
     last_seen_at: datetime | None
     holds: bool
     """it holds a lease"""
+    public_key: str | None
 
 
 def look_up(session: Session, key_hash: str) -> Identity:
     holds = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
-    columns = (Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, holds)
+    columns = (Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, holds, Agent.public_key)
     row = session.execute(select(*columns).where(Agent.key_hash == key_hash)).one_or_none()
     if row is None:
-        raise Unauthorized("this needs an agent's key (Authorization: Bearer fca_…); enrol with `fedagent enroll`")
+        raise Unauthorized("this needs an agent's key, and this one is not known (any more); enrol with `fedagent enroll`")
     found = Identity(*row)
     admit(found)
     return found
@@ -50,10 +55,29 @@ def admit(agent: Identity | Agent) -> None:
         raise AgentRevoked(f"agent {agent.name} was revoked by the operator")
 
 
-def rotate_key(session: Session, agent_id: str) -> str:
-    """A new key for an agent; the old one is void at once."""
-    key = keys.new_key(keys.AGENT)
-    session.get_one(Agent, agent_id).key_hash = keys.key_hash(key)
-    signals.forget(session, agent_id)
-    signals.let_go(session, agent_id)  # a claim that waits was made with the old one
-    return key
+def rotate_key(session: Session, agent_id: str, public_key: str | None) -> str | None:
+    """Another key for an agent, as `give_key` gives it. One that signs goes on signing: it must name its next public key."""
+    agent = session.get_one(Agent, agent_id)
+    if public_key is None and agent.public_key is not None:
+        raise PublicKeyNeeded("this agent signs its requests: name the public key that it will sign with")
+    return give_key(session, agent, public_key)
+
+
+def give_key(session: Session, agent: Agent, public_key: str | None) -> str | None:
+    """Know an agent by a public key from now on, else by a secret, which is returned. What was before is void at once."""
+    secret = None if public_key is not None else keys.new_key(keys.AGENT)
+    agent.public_key = public_key
+    agent.key_hash = keys.key_hash(secret or public_key or "")
+    _is_another(session, agent)
+    return secret
+
+
+def lose_key(session: Session, agent: Agent) -> None:
+    """Nobody is this agent until it gets another key."""
+    agent.public_key, agent.key_hash = None, keys.nobodys()
+    _is_another(session, agent)
+
+
+def _is_another(session: Session, agent: Agent) -> None:
+    signals.forget(session, agent.id)
+    signals.let_go(session, agent.id)  # a claim that waits was made with the old one

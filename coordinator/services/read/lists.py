@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Base
-from fedcybgd.coordinator.db.models import Agent, Assignment, Exposure, Model, Operator, Round, Run, Traffic
+from fedcybgd.coordinator.db.models import Agent, Assignment, EnrolmentToken, Exposure, Model, Operator, Round, Run, Traffic
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.shared.contract.operators import OperatorView
+from fedcybgd.shared.contract.operators import OperatorView, TokenView
 from fedcybgd.shared.contract.views import (
     AgentView,
     AssignmentView,
@@ -26,6 +26,7 @@ from fedcybgd.shared.contract.views import (
 )
 
 AGENTS, MODELS, OPERATORS = Order(Agent.name), Order(Model.name), Order(Operator.name)
+TOKENS = Order(EnrolmentToken.created_at, EnrolmentToken.id, newest_first=True)
 RUNS = Order(Run.created_at, Run.id, newest_first=True)
 ROUNDS = Order(Round.number, newest_first=True)
 ASSIGNMENTS = Order(Assignment.round, Assignment.waiting_since, Assignment.id)
@@ -41,6 +42,9 @@ def _columns(table: type[Base], view: type[BaseModel], *others: str) -> list[Any
 
 # Made once: to make a statement costs more than to ask it.
 AGENT_ROWS = select(*_columns(Agent, AgentView))
+TOKEN_ROWS = select(*_columns(EnrolmentToken, TokenView, "agent"), Agent.name.label("agent")).join(
+    Agent, Agent.id == EnrolmentToken.agent_id, isouter=True
+)
 OPERATOR_ROWS = select(*_columns(Operator, OperatorView))
 MODEL_ROWS = select(*_columns(Model, ModelView))
 RUN_ROWS = select(*_columns(Run, RunSummary, "model"), Model.name.label("model")).join(Model, Model.id == Run.model_id)
@@ -57,6 +61,11 @@ EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.la
 def agents(session: Session, page: Page) -> Listed[AgentView]:
     """By name."""
     return AGENTS.page(session, AGENT_ROWS, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
+
+
+def tokens(session: Session, page: Page) -> Listed[TokenView]:
+    """The newest first."""
+    return TOKENS.page(session, TOKEN_ROWS, page).map(lambda row: TokenView.model_validate(row, from_attributes=True))
 
 
 def operators(session: Session, page: Page) -> Listed[OperatorView]:

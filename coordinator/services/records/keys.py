@@ -18,5 +18,10 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def nobodys() -> str:
+    """A hash in the place of a key that there is none of."""
+    return key_hash(new_key(AGENT))
+
+
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(8)}"

@@ -1,0 +1,73 @@
+"""Requests that agents sign: whose signature it is, that it is good, and that it is made now and for this request alone."""
+
+import re
+from typing import cast
+
+from anyio import CapacityLimiter
+from cryptography.exceptions import InvalidSignature
+from fastapi import Request
+
+from fedcybgd.coordinator.attendance import Attendance, Known
+from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.replays import Replays
+from fedcybgd.shared.contract.signatures import (
+    CONTENT_DIGEST,
+    SIGNATURE,
+    SIGNATURE_INPUT,
+    SignatureParameters,
+    digest_heading,
+    read_parameters,
+    read_signature,
+    signed_text,
+)
+
+
+class SignatureMissing(Unauthorized):
+    code = "signature_missing"
+
+
+class SignatureWrong(Unauthorized):
+    code = "signature_wrong"
+
+
+async def recognise(request: Request, attendance: Attendance, lane: CapacityLimiter | None = None) -> Known:
+    """The agent whose signature this is, and good, whatever the body may be. Raises `Unauthorized`, and `AgentRevoked`."""
+    if (known := getattr(request.state, "signer", None)) is not None:  # it was looked at by the walls
+        return cast(Known, known)
+    try:
+        said, signature = read_parameters(request.headers[SIGNATURE_INPUT]), read_signature(request.headers.get(SIGNATURE, ""))
+    except ValueError as error:
+        raise SignatureWrong(str(error)) from error
+    known = await attendance.who(said.key_id, lane)
+    if known.public_key is None:
+        raise SignatureWrong("this agent has no public key here")
+    digest = request.headers.get(CONTENT_DIGEST)
+    if said.with_body and digest is None:
+        raise SignatureWrong(f"the signature is over {CONTENT_DIGEST}, which is missing")
+    try:
+        known.public_key.verify(signature, _text(request, said, digest))
+    except (InvalidSignature, UnicodeEncodeError) as error:
+        raise SignatureWrong("the signature is not that of this request, or something has changed the request on its way") from error
+    request.state.signer, request.state.signature = known, said
+    return known
+
+
+async def admit(request: Request, attendance: Attendance, replays: Replays, streams: bool) -> Known:
+    """The agent that has signed a request, now and this once. Raises `Unauthorized`, and `AgentRevoked`.
+
+    The body is read after the rest was found good. Where it `streams`, digest and offset in the path stand for it.
+    """
+    known = await recognise(request, attendance)
+    said: SignatureParameters = request.state.signature
+    if not streams:
+        body = await request.body()
+        if (request.headers.get(CONTENT_DIGEST) if said.with_body else None) != (digest_heading(body) if body else None):
+            raise SignatureWrong(f"the body is not the one that was signed ({CONTENT_DIGEST})")
+    replays.admit(said)  # last: a request that somebody has changed must not spend the one that the agent makes
+    return known
+
+
+def _text(request: Request, said: SignatureParameters, digest: str | None) -> bytes:
+    path = cast(bytes, request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
+    query: bytes = request.scope["query_string"]
+    return signed_text(said, request.method, re.sub(r"\?.*", "", path), query.decode("latin-1"), digest)

@@ -1,0 +1,70 @@
+"""How an agent signs a request: HTTP message signatures (RFC 9421) with Ed25519, and the digest of the body (RFC 9530), in one fixed form.
+
+Both sides make the same text from a request, byte for byte, and the signature is over that.
+"""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+
+SIGNATURE, SIGNATURE_INPUT, CONTENT_DIGEST = "Signature", "Signature-Input", "Content-Digest"
+TIME = "FedCyBGD-Time"
+"""Heading of a refusal of a signature: the coordinator's clock, in whole seconds, for whoever's own goes wrong."""
+WINDOW_S = 60
+"""Seconds that the time of a signature may lie in the past."""
+AHEAD_S = 5
+"""And in the future: what lies there could be signed before a restart, and sent again after it."""
+PUBLIC_KEY = r"^[A-Za-z0-9+/]{43}=$"
+_PARAMETERS = re.compile(
+    r'\("@method" "@path" "@query"(?P<body> "content-digest")?\)'
+    r';created=(?P<created>[0-9]{1,12});nonce="(?P<nonce>[A-Za-z0-9_-]{22,64})";keyid="(?P<key_id>[0-9a-f]{64})";alg="ed25519"'
+)
+_SIGNATURE = re.compile(r"sig1=:([A-Za-z0-9+/]{86}==):")
+
+
+@dataclass(frozen=True)
+class SignatureParameters:
+    """What a signature says of itself."""
+
+    key_id: str
+    created: int
+    nonce: str
+    with_body: bool
+    """whether the digest of the body is signed, too"""
+
+    def text(self) -> str:
+        covered = '("@method" "@path" "@query"' + (' "content-digest")' if self.with_body else ")")
+        return f'{covered};created={self.created};nonce="{self.nonce}";keyid="{self.key_id}";alg="ed25519"'
+
+
+def key_id(public_key: str) -> str:
+    """The name of a key: the sha256 of its text."""
+    return hashlib.sha256(public_key.encode()).hexdigest()
+
+
+def digest_heading(body: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def signed_text(parameters: SignatureParameters, method: str, path: str, query: str, digest: str | None) -> bytes:
+    """What is signed. `path` begins with /v1: what a proxy puts before it is not signed. `query` is without its question mark."""
+    lines = [f'"@method": {method}', f'"@path": {path}', f'"@query": ?{query}']
+    lines += [f'"content-digest": {digest}'] if parameters.with_body else []
+    return "\n".join([*lines, f'"@signature-params": {parameters.text()}']).encode("latin-1")
+
+
+def read_parameters(heading: str) -> SignatureParameters:
+    """Raises `ValueError` for any other form than the one."""
+    found = _PARAMETERS.fullmatch(heading.removeprefix("sig1="))
+    if found is None or not heading.startswith("sig1="):
+        raise ValueError(f"{SIGNATURE_INPUT} has not the form of docs/protocol.md")
+    return SignatureParameters(found["key_id"], int(found["created"]), found["nonce"], found["body"] is not None)
+
+
+def read_signature(heading: str) -> bytes:
+    """Raises `ValueError`."""
+    found = _SIGNATURE.fullmatch(heading)
+    if found is None:
+        raise ValueError(f"{SIGNATURE} has not the form of docs/protocol.md")
+    return base64.b64decode(found[1], validate=True)

@@ -1,0 +1,96 @@
+"""Signatures: what the protocol shows is what both sides make, byte for byte."""
+
+import base64
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedcybgd.agent import signing
+from fedcybgd.agent.signing import Signer
+from fedcybgd.coordinator.replays import Replays, SignatureRepeated, SignatureStale
+from fedcybgd.shared.contract import signatures
+from fedcybgd.shared.contract.signatures import AHEAD_S, TIME, WINDOW_S, SignatureParameters
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+
+
+def shown(language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)\n```", PAGE, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def test_the_worked_example_is_what_an_agent_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    private, public = re.findall(r"`([A-Za-z0-9+/]{43}=)`", PAGE)
+    request_line, body = shown("http").split("\n\n")
+    method, target = request_line.split()
+    headings = dict(line.split(": ", 1) for line in shown("signature").splitlines())
+    nonce = re.findall(r'nonce="([^"]*)"', headings["Signature-Input"])[0]
+    monkeypatch.setattr(signing.time, "time", lambda: 1767225600.9)
+    monkeypatch.setattr(signing.secrets, "token_urlsafe", lambda _: nonce)
+    request = httpx.Request(method, f"http://host.example/some/prefix{target}", content=body.encode())
+    signer = Signer(private)
+    assert signer.public_key == public
+    signer._sign(request)
+    assert {name: request.headers[name] for name in headings} == headings
+    # And with nothing of ours: the text as the page shows it, under the key as the page shows it.
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public))
+    key.verify(base64.b64decode(headings["Signature"].removeprefix("sig1=:").removesuffix(":")), shown("signed").encode())
+    said = signatures.read_parameters(headings["Signature-Input"])
+    path, _, query = target.partition("?")
+    assert signatures.signed_text(said, method, path, query, headings["Content-Digest"]).decode() == shown("signed")
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["", "sig1=", "sig1=()", 'sig1=("@method");created=1;nonce="n";keyid="k";alg="ed25519"', "sig1=" + "(" * 10_000, 'sig1=("@method" "@path" "@query");created=-1'],
+)  # fmt: skip
+def test_any_other_form_is_none(heading: str) -> None:
+    with pytest.raises(ValueError, match="form"):
+        signatures.read_parameters(heading)
+    with pytest.raises(ValueError, match="form"):
+        signatures.read_signature(heading)
+
+
+def said(created: float, nonce: str) -> SignatureParameters:
+    return SignatureParameters("k", int(created), nonce, with_body=False)
+
+
+def test_a_nonce_is_remembered_for_as_long_as_it_could_be_used() -> None:
+    seconds = 0.0
+    replays = Replays(lambda: seconds)
+    began = replays.now()
+    with pytest.raises(SignatureStale) as stale:
+        replays.admit(said(began - 1, "before"))
+    assert int((stale.value.headers or {})[TIME]) >= began
+    seconds = 1000.0
+    created = began + seconds + AHEAD_S - 1
+    replays.admit(said(created, "early"))
+    while replays.now() <= created + WINDOW_S:  # as long as its time is good
+        with pytest.raises(SignatureRepeated):
+            replays.admit(said(created, "early"))
+        replays.admit(said(replays.now(), f"another at {seconds}"))
+        seconds += 7
+    with pytest.raises(SignatureStale):
+        replays.admit(said(created, "early"))
+
+
+def test_what_is_remembered_is_forgotten_again() -> None:
+    seconds = 0.0
+    replays = Replays(lambda: seconds)
+    for number in range(5000):
+        seconds += 0.5
+        replays.admit(said(replays.now() + 1, str(number)))
+    assert len(replays._now) + len(replays._before) <= 2 * 2 * (WINDOW_S + AHEAD_S) + 2
+
+
+def test_the_time_of_an_answer_that_is_no_refusal_is_not_believed() -> None:
+    signer = Signer(signing.new_private_key())
+    for status, time in ((200, "1"), (401, "yesterday"), (401, "-5"), (401, "9" * 13), (401, "")):
+        flow = signer.auth_flow(httpx.Request("GET", "http://host.example/v1/agents/me"))
+        next(flow)
+        with pytest.raises(StopIteration):
+            flow.send(httpx.Response(status, headers={TIME: time}))
+        assert signer._ahead == 0
