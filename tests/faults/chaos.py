@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -56,7 +57,7 @@ def group(plans: Sequence[Plan]) -> list[Outcome]:
         while left := plans[len(outcomes) :]:
             with started(server.new_database() if server else None) as fleet:
                 for plan in left:
-                    outcomes.append(disturbed(fleet, plan, server))
+                    outcomes.append(attempted(fleet, plan, server))
                     say(outcomes[-1])
                     if not outcomes[-1].well:
                         break
@@ -64,6 +65,14 @@ def group(plans: Sequence[Plan]) -> list[Outcome]:
         if server is not None:
             server.stop()
     return outcomes
+
+
+def attempted(fleet: Fleet, plan: Plan, server: PostgresServer | None) -> Outcome:
+    try:
+        return disturbed(fleet, plan, server)
+    except Exception:
+        wrong = ["the harness itself:", *traceback.format_exc().splitlines()]
+        return Outcome(plan.seed, plan.flavour, [str(fault) for fault in plan.faults], wedged=wrong)
 
 
 def say(outcome: Outcome) -> None:

@@ -171,11 +171,6 @@ class Fleet:
     def view(self, run_id: str) -> dict[str, Any]:
         return dict(self.operator.get(f"/runs/{run_id}"))  # type: ignore[call-overload]
 
-    def events(self, run_id: str) -> list[str]:
-        """What happened, for whoever reads why a run went wrong."""
-        found = self.operator.patiently(lambda: self.operator.get(f"/runs/{run_id}/events"), limit=60)
-        return [f"{e['level']} {e['code']}: {e['message']}" for e in found]  # type: ignore[attr-defined]
-
     # ---- points -------------------------------------------------------------------------------------------------------------
 
     def points(self) -> set[str]:

@@ -87,7 +87,7 @@ def judge(outcome: Outcome, fleet: Fleet, run_id: str, view: dict[str, Any], exp
     """Say what is wrong with a run that has ended; `exact` where its bits must be those that are expected."""
     if view["state"] != "completed":
         progress = f"{view['rounds_done']} of {view['rounds_total']} rounds"
-        outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *fleet.events(run_id)[:EVENTS]]
+        outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *told(view)]
     database = fleet.database_url or str(fleet.folder / COORDINATOR / "coordinator.db")
     found = chain.check(chain.opened(database), fleet.blobs, run_id)
     outcome.lost += found.lost if view["state"] == "completed" else []  # else they may still come
@@ -155,6 +155,11 @@ def ended(fleet: Fleet, run_id: str, troubles: Troubles | None = None) -> dict[s
                 view["state"], troubles.over = "running", False
         time.sleep(0.1)
     return view
+
+
+def told(view: dict[str, Any]) -> list[str]:
+    """What happened, for whoever reads why a run went wrong."""
+    return [f"{e['at']} {e['level']} {e['code']}: {e['message']}" for e in view.get("events", ())[:EVENTS]]
 
 
 def digests_of(view: dict[str, Any]) -> Digests:
