@@ -76,7 +76,7 @@ def attempted(fleet: Fleet, plan: Plan, server: PostgresServer | None) -> Outcom
 
 
 def say(outcome: Outcome) -> None:
-    verdict = "identical" if outcome.identical else "replays" if outcome.well else "WRONG"
+    verdict = ("identical" if outcome.identical else "replays") if outcome.well else "WRONG"
     print(f"seed {outcome.seed:4} {outcome.flavour:9} {outcome.seconds:5.1f} s  {outcome.restarts} restarts  {verdict}", flush=True)
     if not outcome.well:
         lines = [*outcome.faults, *outcome.lost, *outcome.doubled, *outcome.different, *outcome.wedged]
