@@ -19,6 +19,8 @@ WAIT_FIRST_S = 0.2
 WAIT_MAX_S = 60.0
 JITTER_S = 1.0
 LONG_WAIT_S = 300.0
+BELIEVED_AFTER = 3
+"""So often a proxy says that even the smallest piece is too large before it is believed: a backend that was away for a moment says it, too."""
 
 
 def is_retryable(error: Exception) -> bool:
@@ -56,7 +58,7 @@ def patiently(
 
 def _wait(error: Exception, failures: int) -> float:
     """Seconds to wait after a failure, when there were so many before: growing, and not the same for all agents."""
-    if isinstance(error, ProxyBodyLimit):  # it stays until a person has raised the limit
+    if isinstance(error, ProxyBodyLimit) and failures >= BELIEVED_AFTER:  # it stays until a person has raised the limit
         return random.uniform(0.8, 1.2) * LONG_WAIT_S  # noqa: S311 - jitter
     growing = WAIT_FIRST_S * 2.0 ** min(failures, 30)
     return max(min(WAIT_MAX_S, growing), _asked(error)) + random.uniform(0, JITTER_S)  # noqa: S311

@@ -114,8 +114,9 @@ def test_a_wait_that_raises_ends_the_waiting() -> None:
 
 def test_the_limit_of_a_proxy_is_waited_for_long() -> None:
     slept: list[float] = []
-    assert patiently(Flaky(ProxyBodyLimit("413", 7)), pause=slept.append) == "answer"
-    assert 240 <= slept[0] <= 360
+    assert patiently(Flaky(*(ProxyBodyLimit("413", 7) for _ in range(4))), pause=slept.append) == "answer"
+    assert max(slept[:3]) < 3, "a moment of it is weather"
+    assert 240 <= slept[3] <= 360
 
 
 def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
