@@ -51,6 +51,8 @@ class Fleet:
         self._watching, self._kept_down = threading.Event(), set[str]()
         self._keepers: list[threading.Thread] = []
         self.restarts = {COORDINATOR: 0}
+        self.answers_since = 0.0
+        """since when the present coordinator answers, by `time.monotonic`"""
         self.restarted_in: list[float] = []
         """seconds from the death of a coordinator until it answers"""
         self.held_out = held_out
@@ -94,7 +96,8 @@ class Fleet:
             with contextlib.suppress(LocalError, OSError):  # killed again while it started: once more
                 process.start() if isinstance(process, Coordinator) else process.start(wait=False)
                 if isinstance(process, Coordinator):
-                    self.restarted_in.append(time.monotonic() - died)
+                    self.answers_since = time.monotonic()
+                    self.restarted_in.append(self.answers_since - died)
 
     @contextlib.contextmanager
     def kept_down(self, name: str) -> Iterator[None]:

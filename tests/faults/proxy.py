@@ -46,6 +46,8 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = port
         self._rules: list[Rule] = []
+        self.asked_at = self.answered_at = 0.0
+        """when a request reached the coordinator last, and when an answer of it came, by `time.monotonic`"""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         threading.Thread(target=self._serve, name="proxy", daemon=True).start()
@@ -142,6 +144,7 @@ class Proxy:
         try:
             ours.write(request)
             await ours.drain()
+            self.asked_at = time.monotonic()
             if not whole:
                 return b""
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -149,6 +152,7 @@ class Proxy:
                 raise Cut
             if not answer.result():
                 raise Cut
+            self.answered_at = time.monotonic()
             return answer.result()
         finally:
             gone.cancel()
