@@ -20,6 +20,7 @@ from fedcybgd.coordinator.api import agents, assignments, held_out, models, oper
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.recognise import Recognition
 from fedcybgd.coordinator.api.responses import errors
+from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.dashboard import files, pages
@@ -38,6 +39,7 @@ from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.sweeper import sweep
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.coordinator.walls.answers import answer as _answer
@@ -60,7 +62,9 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     )  # fmt: skip
     app.state.settings = settings
     app.state.make_parts = parts
-    app.state.outages = OutageLog()
+    disks = app.state.disks = FullDisks(settings.blobs)
+    app.state.outages = OutageLog(lambda: disks.lack(settings.home / "database"))
+    answer_shortages(app)
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
@@ -108,7 +112,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         wait_alone(session.connection())
         app.state.identity = instance.identity(session, utcnow())
         missing.tell(session, parts.store, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica)
+    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say)
 
     def heard(signals: Signals) -> None:
         if signals.forgotten:
@@ -126,7 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database.after_commit = parts.wakes.tell
     jobs.start()
     sweeper = asyncio.create_task(
-        sweep(settings, database, parts.store, parts.uploads, app.state.outages, absence, waiting, attendance, replica)
+        sweep(settings, database, parts.store, parts.uploads, app.state.outages, app.state.disks, absence, waiting, attendance, replica)
     )
     try:
         yield

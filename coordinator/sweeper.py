@@ -14,11 +14,15 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import job_leases, replicas
+from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore, Uploads
+from fedcybgd.coordinator.storage import BlobStore, StoreFull, Uploads
+from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.shared.files.disk import says_full
+from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 60 * 86_400
@@ -33,6 +37,7 @@ async def sweep(
     store: BlobStore,
     uploads: Uploads,
     outages: OutageLog,
+    disks: FullDisks,
     absence: Absence,
     waiting: WaitingRoom,
     attendance: Attendance,
@@ -40,6 +45,7 @@ async def sweep(
 ) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
     tidied = beaten = time.monotonic()
+    stumbles = Rarely()
     while True:
         await asyncio.sleep(settings.sweep_every_s)
         try:
@@ -50,6 +56,7 @@ async def sweep(
                 await run_in_threadpool(beat, database, replica)
             await run_in_threadpool(sweep_leases, settings, database, absence)
             await run_in_threadpool(discard_uploads, database, uploads)
+            await run_in_threadpool(tell_of_disks, database, disks)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
@@ -59,8 +66,19 @@ async def sweep(
         except Exception as error:
             if is_away(error):
                 outages.say(error)
-            else:
+            elif isinstance(error, StoreFull) or says_full(error):
+                disks.say(error if isinstance(error, StoreFull) else StoreFull(str(error)))
+            elif stumbles.is_due():
                 log.exception("the sweeper failed; it tries again")
+
+
+def tell_of_disks(database: Database, disks: FullDisks) -> None:
+    """Write down which became full, and which have room again."""
+    if news := disks.look():
+        with database.transaction() as session:
+            for one in news:
+                record(session, utcnow(), one.level, one.code, one.text)
+        disks.told(news)
 
 
 def beat(database: Database, replica: str) -> None:

@@ -10,7 +10,7 @@ from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.shared.contract.assignments import Progress, ReturnReason
 from fedcybgd.shared.contract.errors import DataError, HeaderError, PartitionError
 from fedcybgd.shared.files.configuration import ModelUnknown
-from fedcybgd.shared.files.disk import disk_reason
+from fedcybgd.shared.files.disk import WORDS, disk_reason
 from fedcybgd.shared.files.lossless import PackedError
 from fedcybgd.shared.models.layers import AssemblyError
 from fedcybgd.shared.models.tokens import TokenizerUnusable
@@ -27,7 +27,6 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((MemoryError,), "out_of_memory"),
 )
 MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "os error 12")
-DISK = ("no space left", "disk quota", "file too large", "os error 28", "os error 122", "os error 27")
 READ_ONLY = ("read-only file system", "permission denied", "input/output error", "os error 30", "os error 13", "os error 5)")
 
 
@@ -57,7 +56,7 @@ def reason_of(error: BaseException) -> ReturnReason:
             return "out_of_memory"
     # Libraries say it in words: safetensors has a class of its own, torch a RuntimeError.
     text = str(error).lower()
-    for words, reason in ((MEMORY, "out_of_memory"), (DISK, "disk_full"), (READ_ONLY, "disk_unwritable")):
+    for words, reason in ((MEMORY, "out_of_memory"), (WORDS, "disk_full"), (READ_ONLY, "disk_unwritable")):
         if any(word in text for word in words):
             return reason
     return "bug"

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
+from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 
 
@@ -29,6 +30,11 @@ async def _uploads(request: Request) -> Uploads:
     return uploads
 
 
+async def _disks(request: Request) -> FullDisks:
+    disks: FullDisks = request.app.state.disks
+    return disks
+
+
 async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -46,6 +52,7 @@ async def _attendance(request: Request) -> Attendance:
 
 DatabaseDep = Annotated[Database, Depends(_database)]
 StoreDep = Annotated[BlobStore, Depends(_store)]
+DisksDep = Annotated[FullDisks, Depends(_disks)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]

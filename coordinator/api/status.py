@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 
-from fedcybgd.coordinator.api.deps import OpenDep, ViewerDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import DisksDep, OpenDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.services.read import status
@@ -21,6 +21,6 @@ def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
 
 
 @router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400), dependencies=[OpenDep])
-async def health() -> Health:
+async def health(disks: DisksDep) -> Health:
     """For load balancers and `fedagent check`; needs no key. It waits for no thread and asks no database."""
-    return Health(status="ok", version=version("fedcybgd"))
+    return Health(status="ok", version=version("fedcybgd"), full_disks=disks.names)

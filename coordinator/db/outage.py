@@ -2,12 +2,15 @@
 
 import logging
 import sqlite3
-import time
+from collections.abc import Callable
 
 from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
 
+from fedcybgd.shared.host.rarely import Rarely
+
 log = logging.getLogger("fedcoord.database")
-SAID_EVERY_S = 10.0
+DISK_FULL = "53100"
+"""PostgreSQL's code"""
 OVERTAKEN = frozenset({"40001", "40P01"})
 """PostgreSQL's codes of a transaction that stood in another's way: serialization failure, deadlock."""
 
@@ -37,13 +40,21 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class OutageLog:
-    """Says that the database is away once in ten seconds, however many ask it for something: its disk may be the full one."""
+def is_full(error: BaseException) -> bool:
+    """Whether it is away because its disk is full."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == DISK_FULL
 
-    def __init__(self) -> None:
-        self._said_at = -SAID_EVERY_S
+
+class OutageLog:
+    """Says that the database is away, ever more rarely, however many ask it for something: its disk may be the full one."""
+
+    def __init__(self, full: Callable[[], None]) -> None:
+        """`full` is called where that is why."""
+        self._rarely, self._full = Rarely(), full
 
     def say(self, error: BaseException) -> None:
-        if time.monotonic() - self._said_at >= SAID_EVERY_S:
-            self._said_at = time.monotonic()
+        if is_full(error):
+            self._full()
+        if self._rarely.is_due():
             log.warning("the database is away (%s); whoever asked tries again", reason(error))

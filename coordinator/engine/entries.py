@@ -9,7 +9,8 @@ from typing import cast
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
-from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.coordinator.storage import EngineStore, StoreFull
+from fedcybgd.shared.files.disk import says_full
 
 ENTRIES: Mapping[JobKind, str] = {
     JobKind.ADMIT: "admit:admit",
@@ -57,7 +58,12 @@ def _return_freed_memory() -> None:
 
 def run(kind: str, payload: BaseModel, store: EngineStore) -> BaseModel:
     """Do one job: `payload` and the answer are of the types of its kind (domain/jobs/registry.py)."""
-    return _function(JobKind(kind))(store, payload)
+    try:
+        return _function(JobKind(kind))(store, payload)
+    except Exception as error:
+        if says_full(error) and not isinstance(error, StoreFull):
+            raise StoreFull("a disk of the coordinator is full") from error
+        raise
 
 
 def _function(kind: JobKind) -> Callable[[EngineStore, BaseModel], BaseModel]:

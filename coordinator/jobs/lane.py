@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
+from fedcybgd.coordinator.storage import StoreFull
 from fedcybgd.shared.contract.errors import FedError
 
 log = logging.getLogger("fedcoord.jobs")
@@ -31,8 +33,9 @@ CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
 class LaneThread:
     """One thread and one engine; jobs wait in the database and survive both."""
 
-    def __init__(self, name: str, database: Database, new_engine: NewEngine, owner: str) -> None:
-        self._name, self._new_engine = name, new_engine
+    def __init__(self, name: str, database: Database, new_engine: NewEngine, owner: str, full: Callable[[StoreFull], None]) -> None:
+        """`full` hears of a disk that is."""
+        self._name, self._new_engine, self._full = name, new_engine, full
         self._work, self._patience = threading.Event(), Patience(f"lane {name}")
         self._queue = Queue(name, database, self._patience, owner)
         self._engine: Engine | None = new_engine()
@@ -131,7 +134,15 @@ class LaneThread:
         self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject, utcnow()))
 
     def _run_once(self, job: Taken) -> BaseModel:
-        """Raises what the engine raised, `BrokenExecutor` if it died of the job."""
+        """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk is waited for: that is nobody's failure."""
+        return self._patience.take(f"write what job {job.id} ({job.kind}) makes", lambda: self._result(job), self._is_full)
+
+    def _is_full(self, error: Exception) -> bool:
+        if isinstance(error, StoreFull):
+            self._full(error)
+        return isinstance(error, StoreFull)
+
+    def _result(self, job: Taken) -> BaseModel:
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
         self._under_way = running
         return running.result()

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.jobs.lease import RENEW_EVERY_S
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.lane import LaneThread
 from fedcybgd.coordinator.services.records import job_leases
+from fedcybgd.coordinator.storage import StoreFull
 
 log = logging.getLogger("fedcoord.jobs")
 
@@ -18,9 +19,10 @@ log = logging.getLogger("fedcoord.jobs")
 class LocalJobs:
     """One thread and one engine a lane, and one thread that renews the leases of all."""
 
-    def __init__(self, database: Database, new_engine: NewEngine, owner: str) -> None:
+    def __init__(self, database: Database, new_engine: NewEngine, owner: str, full: Callable[[StoreFull], None]) -> None:
+        """`full` hears of a disk that is, and for which a job waits."""
         self._database = database
-        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner) for lane in kinds.Lane}
+        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner, full) for lane in kinds.Lane}
         self._stopping = threading.Event()
         self._renewing = threading.Thread(target=self._renew_all, name="job-leases", daemon=True)
 

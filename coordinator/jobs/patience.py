@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fedcybgd.coordinator.db.outage import reason
+from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.jobs")
 T = TypeVar("T")
@@ -21,7 +22,7 @@ class Patience:
     """Of one lane, until it is stopped."""
 
     def __init__(self, who: str) -> None:
-        self._who, self._stopping = who, threading.Event()
+        self._who, self._stopping, self._rarely = who, threading.Event(), Rarely()
 
     def end(self) -> None:
         self._stopping.set()
@@ -41,7 +42,8 @@ class Patience:
                     raise
                 if self.ended:
                     raise LaneStopped from error
-                log.warning("%s cannot %s yet (%s); it tries again", self._who, what, reason(error))
+                if self._rarely.is_due():
+                    log.warning("%s cannot %s yet (%s); it tries again", self._who, what, reason(error))
             if self._stopping.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
                 raise LaneStopped
             wait = min(2 * wait, LONGEST_WAIT_S)

@@ -1,6 +1,5 @@
 """Keeps blobs as files in a directory, named by their digest."""
 
-import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +11,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from fedcybgd.coordinator.storage import scratch
-from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, StoreFull
+from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing
+from fedcybgd.coordinator.storage.full import full_disk_told
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.files.verified import Verifier
 from fedcybgd.shared.files.volumes import move, settle
@@ -33,6 +33,10 @@ class LocalBlobStore:
         self._aside = root / "incoming"
         self._aside.mkdir(parents=True, exist_ok=True)
         self._sweep_aside()
+
+    @property
+    def root(self) -> Path:
+        return self._root
 
     def has(self, digest: str) -> bool:
         return self._place(digest).is_file()
@@ -88,7 +92,7 @@ class LocalBlobStore:
         actual = digest_of_file(path)
         if actual != digest:
             raise BlobCorrupt(f"the bytes have digest {actual}, not {digest}", expected=digest, actual=actual)
-        with _full_disk_told(), path.open("rb") as file:
+        with full_disk_told(self._root, path.stat().st_size), path.open("rb") as file:
             os.fsync(file.fileno())
             os.utime(path)  # as young as any blob just written: its last byte may have arrived long ago
             self.publish(path, digest)
@@ -173,11 +177,11 @@ class LocalBlobWriter:
         self.digest = ""
         self.size = 0
         self._store, self._path, self._hash = store, path, hashlib.sha256()
-        with _full_disk_told():
+        with full_disk_told(store.root, 1):
             self._file = path.open("wb")
 
     def write(self, data: bytes | memoryview) -> None:
-        with _full_disk_told():
+        with full_disk_told(self._store.root, self.size + len(data)):
             self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
@@ -188,7 +192,7 @@ class LocalBlobWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                with _full_disk_told():
+                with full_disk_told(self._store.root, self.size):
                     self._file.flush()
                     os.fsync(self._file.fileno())
                     self._file.close()
@@ -200,13 +204,3 @@ class LocalBlobWriter:
             except OSError:
                 pass  # the error that matters is on its way
             self._path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull("the coordinator's disk is full; nothing was lost, free space and try again") from error
-        raise

@@ -1,6 +1,5 @@
 """Keeps uploads as files in a directory beside the blobs. Its locks are the system's, so it may be several processes'."""
 
-import errno
 import fcntl
 import os
 import re
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fedcybgd.coordinator.storage.base import StoreFull
+from fedcybgd.coordinator.storage.full import full_disk_told
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 
@@ -48,7 +47,7 @@ class LocalUploads:
                 raise Elsewhere(size)
             if not part.exists():
                 self._discard(key.place)
-            with _full_disk_told(), os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            with full_disk_told(self._folder, len(data)), os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                 file.seek(at)
                 file.write(data)
 
@@ -112,7 +111,7 @@ class LocalUploads:
     def _alone(self, place: str) -> Iterator[None]:
         """Nobody else looks after the files of a place meanwhile; it is for moments, not for reading through a file."""
         locks = self._folder / "locks"
-        with _full_disk_told():
+        with full_disk_told(self._folder, 1):
             locks.mkdir(parents=True, exist_ok=True)
             lock = os.open(locks / f"{zlib.crc32(place.encode()) % LOCKS:02}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -134,7 +133,7 @@ class LocalTaken:
 
     def keep(self) -> None:
         # Noted first: were the process to die between the two, what is put back is checked again; a blob without a note would be lost.
-        with _full_disk_told():
+        with full_disk_told(self._kept.parent, 1):
             self._kept.touch()
         try:
             self._store.adopt(self._path, self._digest)
@@ -167,13 +166,3 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
-
-
-@contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull("the coordinator's disk is full; what arrived is kept, try again later") from error
-        raise

@@ -51,6 +51,9 @@ class NewKey(BaseModel):
 class Health(BaseModel):
     status: str
     version: str = Field(description="of the program, not of the protocol")
+    full_disks: list[Word] = Field(
+        default_factory=list, description="what cannot be written until there is space: blobs, uploads, database"
+    )
 
 
 FieldNames = Annotated[str, StringConstraints(pattern=r"^[a-z_]+( and [a-z_]+)*$", max_length=200)]

@@ -276,7 +276,7 @@ def play(kind, payload):
     print("began", flush=True)
     threading.Event().wait()
 
-LocalJobs(Database(sys.argv[1]), lambda: PlayedEngine(play), "rep_killed").start()
+LocalJobs(Database(sys.argv[1]), lambda: PlayedEngine(play), "rep_killed", print).start()
 threading.Event().wait()
 """
 
@@ -289,7 +289,7 @@ def test_a_killed_process_leaves_its_job_to_the_living(database: Database) -> No
     with subprocess.Popen([sys.executable, "-c", OWNER, database.url], stdout=subprocess.PIPE, text=True) as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "began\n"
-        living = LocalJobs(database, lambda: PlayedEngine(done), "rep_living")
+        living = LocalJobs(database, lambda: PlayedEngine(done), "rep_living", print)
         living.start()
         killed.kill()
     assert job(database, job_id).owner == "rep_killed"

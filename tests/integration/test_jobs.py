@@ -1,5 +1,6 @@
 """Heavy work outside the web process: done again after a death, paused for when it fails, and never half-applied."""
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import fedcybgd.coordinator.engine.admit
 import fedcybgd.coordinator.engine.apply
 import fedcybgd.coordinator.engine.export
 import fedcybgd.coordinator.engine.import_model
-from fedcybgd.coordinator.db.models import EnrolmentToken, Job
-from fedcybgd.coordinator.storage import StoreFull
+import fedcybgd.coordinator.storage.full
+from fedcybgd.coordinator.db.models import EnrolmentToken, Event, Job
+from fedcybgd.coordinator.storage.local import LocalBlobWriter
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, versions, wire
@@ -108,37 +110,40 @@ def test_no_lease_ends_because_the_coordinator_was_away(coordinators: Coordinato
 
 
 def full(*_: Any, **__: Any) -> Any:
-    raise StoreFull("the coordinator's disk is full; nothing was lost, free space and try again")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def told(live: LiveCoordinator) -> list[str]:
+    with live.database.reading() as session:
+        return list(session.scalars(select(Event.code).where(Event.code.like("disk_%")).order_by(Event.id)))
 
 
 @pytest.mark.parametrize("module", [fedcybgd.coordinator.engine.apply, fedcybgd.coordinator.engine.admit])
-def test_a_full_disk_pauses_the_run_and_resume_completes_it(
-    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch, module: Any
+def test_a_full_disk_is_waited_for_and_said(
+    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch, module: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = start_run(live, model, [hand], schedule={"blocks": ["layers.0"]})
     blocks = state_of(live, run)["blocks"]
     with monkeypatch.context() as patch:
         patch.setattr(module, module.__name__.rpartition(".")[2], full)
+        patch.setattr(fedcybgd.coordinator.storage.full, "_free", lambda _: 1000)
         hand.deliver(hand.take(run))
-        wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
-    view = live.operator.get(f"/runs/{run}")
-    assert "disk is full" in view["reason"]
-    assert "disk_full" in events(live, run)
-    assert (state_of(live, run)["blocks"], view["rounds_done"]) == (blocks, 0)
-    assert hand.claim(run) is None
-    live.operator.post(f"/runs/{run}/resume")
+        wait_for(lambda: live.operator.get("/health")["full_disks"] == ["blobs"])
+        view = live.operator.get(f"/runs/{run}")
+        assert (state_of(live, run)["blocks"], view["state"], view["rounds_done"]) == (blocks, "running", 0)
     view = settled(live, run)
-    assert (view["state"], view["reason"], view["rounds_done"]) == ("completed", None, 1)
+    assert (view["state"], view["rounds_done"]) == ("completed", 1)
     assert versions(live, run)["layers.0"] == 1
+    wait_for(lambda: live.operator.get("/health")["full_disks"] == [])
+    wait_for(lambda: told(live)[-2:] == ["disk_full", "disk_free"])
+    said = [line for line in caplog.messages if "the disk of" in line and "is full" in line]
+    assert len(said) <= 1
+    assert not [record for record in caplog.records if record.exc_info and record.name == "fedcoord.jobs"]
 
 
 def test_a_disk_that_fills_while_a_shard_is_written_leaves_no_half_of_one(
     live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
-    from fedcybgd.coordinator.storage.local import LocalBlobWriter
-
     run = start_run(live, model, [hand])
     assignment = hand.take(run)
     tensors = hand.delta(assignment)
@@ -148,20 +153,16 @@ def test_a_disk_that_fills_while_a_shard_is_written_leaves_no_half_of_one(
         written.append(len(data))
         if len(written) > 3:
             self._file.close()
-            raise_full()
+            full()
         real(self, data)
-
-    def raise_full() -> None:
-        raise StoreFull("the coordinator's disk is full") from OSError(errno.ENOSPC, "No space left on device")
 
     before = {p for p in live.settings.blobs.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(LocalBlobWriter, "write", write)
         receipt = hand.deliver(assignment, tensors)
-        wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
-    after = {p for p in live.settings.blobs.rglob("*") if p.is_file()}
+        wait_for(lambda: len(written) > 4)
+        after = {p for p in live.settings.blobs.rglob("*") if p.is_file() and p.suffix != ".part"}
     assert {p.name for p in after - before} == {receipt.digest}
-    live.operator.post(f"/runs/{run}/resume")
     assert settled(live, run)["rounds_done"] == 1
 
 
