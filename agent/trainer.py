@@ -120,8 +120,10 @@ def _outcome(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, sho
         return TrainerEvent(event="stopped")
     except Exception as error:
         # Whatever it is: the process lives, and says what happened and where.
-        traceback.print_exc()
-        return failure_of(error, at[-1] if at else None)
+        event = failure_of(error, at[-1] if at else None)
+        if event.reason != "disk_full":  # which may be that of the log, and is no riddle
+            traceback.print_exc()
+        return event
 
 
 def _limit_memory(limit: int) -> None:

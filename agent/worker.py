@@ -1,13 +1,10 @@
 """The loop of the daemon: ask for work, do it, ask again. One failed assignment never ends it."""
 
-import json
 import logging
 import os
 import random
 import time
-import traceback
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fedcybgd.agent import credentials, reaching
@@ -27,18 +24,21 @@ from fedcybgd.agent.errors import (
     TakenAgain,
     VisitFailed,
 )
-from fedcybgd.agent.messages import DataSource, Facts
+from fedcybgd.agent.failing import told_of, told_to_coordinator
+from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, load_policy
 from fedcybgd.agent.readiness import Stamp, Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, within_hours
+from fedcybgd.agent.shortage import Shortage, is_short, what_is_short, write_status
 from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, Progress, ReturnRequest
-from fedcybgd.shared.files.disk import disk_reason
+from fedcybgd.shared.files.disk import disk_reason, says_full
+from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedagent")
 WAIT_S = 25.0
@@ -48,20 +48,6 @@ REFUSED_PAUSE_S = 30.0
 AT_ONCE_S = 0.5
 STOPPING_S = 3.0
 """For how long an agent that stops tries to give its work back."""
-PLAIN_REASONS = frozenset(
-    {
-        "memory_limit",
-        "disk_limit",
-        "disk_full",
-        "shard_corrupt",
-        "trainer_died",
-        "stalled",
-        "delta_refused",
-        "manifest_invalid",
-        "policy_refused",
-    }
-)
-"""Reasons whose messages are our own words and numbers. Any other may quote a row of the data or agent.toml: that stays here."""
 
 
 class Worker:
@@ -75,6 +61,7 @@ class Worker:
         self._stop = Stop(lambda: self._trainer.end(), self._leave)
         self._done = 0
         self._aside = Aside()
+        self._shortage, self._unwritten = Shortage(home.path), Rarely()
         self._written = 0.0
 
     def _stamps(self) -> tuple[Stamp, Stamp]:
@@ -131,7 +118,12 @@ class Worker:
         self._trainer.start()
         try:
             while not self._stop.asked:
-                self._one()
+                try:
+                    self._one()
+                except (OSError, MemoryError) as error:
+                    if not is_short(error):
+                        raise
+                    self._short(what_is_short(error))
         except StopRequested:
             pass
         finally:
@@ -187,6 +179,7 @@ class Worker:
         try:
             run_assignment(self._tools(source), assignment, lambda progress: self._report(assignment, progress))
             self._done, self._aside = self._done + 1, Aside()
+            self._shortage.over()
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)
         except TakenAgain as error:
             self._stand_aside(error)
@@ -202,6 +195,10 @@ class Worker:
         except VisitFailed as error:
             self._failed(assignment, error.reason, error.message, error.told)
         except Exception as error:
+            if is_short(error):
+                reason = "disk_full" if says_full(error) else "other"
+                self._failed(assignment, reason, what_is_short(error), "this machine has nothing to give for now", short=True)
+                return
             log.exception("round %d: %s failed", assignment.round, assignment.block)
             disk = disk_reason(error) if isinstance(error, OSError) else None
             self._failed(assignment, disk or "bug", f"{type(error).__name__}: {error}", told_of(error))
@@ -251,15 +248,26 @@ class Worker:
             self._stop.pause(random.uniform(0.2, 1))  # noqa: S311 - whoever answers without waiting is not asked without waiting
         return found
 
-    def _failed(self, assignment: LeasedAssignment, reason: Any, message: str, told: str | None = None) -> None:
+    def _failed(self, assignment: LeasedAssignment, reason: Any, message: str, told: str | None = None, short: bool = False) -> None:
         log.error("round %d: %s: %s: %s", assignment.round, assignment.block, reason, message)
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
             self._standing.refuse(assignment.run_id, assignment.run_name, reason, message)
         self._give_back(assignment.assignment_id, assignment.attempt, reason, told_to_coordinator(reason, message, told))
         self._note(f"{reason}: {message}")
+        if short or reason == "disk_full":
+            self._short(message, said=True)
+            return
         self._write_status("waiting after a failure")
         self._stop.pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    def _short(self, message: str, said: bool = False) -> None:
+        """Pause until this machine may have more to give."""
+        if not said:
+            log.error("%s", message)
+            self._note(message)
+        self._write_status("paused")
+        self._shortage.wait(self._stop.pause)
 
     def _fail(self, state: str, message: str) -> None:
         if self._error.get("error") != message:
@@ -291,29 +299,11 @@ class Worker:
 
     def _write_status(self, state: str, **more: Any) -> None:
         self._written = time.monotonic()
-        aside = self._home.status.with_suffix(".part")
         status = {"state": state, "at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "visits": self._done, **self._error, **more}
         status["walls"] = self._trainer.walls
         status["takes_no_work_of"] = [{"run": v.run, "reason": v.reason, "message": v.message} for v in self._standing.without]
         try:
-            aside.write_text(json.dumps(status))
-            aside.replace(self._home.status)
+            write_status(self._home.status, status)
         except OSError as error:
-            log.warning("status not written: %s", error)
-
-
-def told_to_coordinator(reason: str, message: str, facts: str | None) -> str:
-    """What the coordinator reads of a failure: facts, and nothing that a row or agent.toml holds."""
-    if reason == "not_consented":
-        return "its owner has tied no data to this run"
-    if facts is not None and reason != "policy_refused":
-        return f"{facts}; the agent's own log says more"
-    return message if reason in PLAIN_REASONS else "the agent's own log says more"
-
-
-def told_of(error: Exception) -> str:
-    """The class of an unexpected error, and the last line of our own that it came through."""
-    root = Path(__file__).parents[1]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(root / "agent")]
-    place = f"{Path(frames[-1].filename).relative_to(root)}:{frames[-1].lineno}" if frames else None
-    return Facts(error=type(error).__name__, place=place).text()
+            if self._unwritten.is_due():
+                log.warning("status not written: %s", error)

@@ -65,7 +65,7 @@ class RowStore:
         else:
             assert self._file is not None
             data = kept.contiguous().view(torch.uint8).numpy().tobytes()
-            os.pwrite(self._file.fileno(), data, begin * kept.shape[1] * kept.element_size())
+            _write(self._file.fileno(), data, begin * kept.shape[1] * kept.element_size())
 
     def batch(self, rows: Sequence[int], mask: Tensor) -> Tensor:
         """(rows, tokens, hidden) on the device of `mask` (rows, tokens), zero where that is zero."""
@@ -89,6 +89,14 @@ class RowStore:
         self._flat = None
         if self._file is not None:
             self._file.close()
+
+
+def _write(file: int, data: bytes, at: int) -> None:
+    """All of it: a disk that is nearly full takes a part first, and says that it is full only when it is asked again."""
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(file, left, at)
+        left, at = left[written:], at + written
 
 
 class Prefix(NamedTuple):

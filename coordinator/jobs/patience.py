@@ -22,7 +22,7 @@ class Patience:
     """Of one lane, until it is stopped."""
 
     def __init__(self, who: str) -> None:
-        self._who, self._stopping, self._rarely = who, threading.Event(), Rarely()
+        self._who, self._stopping = who, threading.Event()
 
     def end(self) -> None:
         self._stopping.set()
@@ -33,7 +33,7 @@ class Patience:
 
     def take(self, what: str, step: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
         """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `LaneStopped` in between."""
-        wait = FIRST_WAIT_S
+        wait, rarely = FIRST_WAIT_S, Rarely()
         while True:
             try:
                 return step()
@@ -42,7 +42,7 @@ class Patience:
                     raise
                 if self.ended:
                     raise LaneStopped from error
-                if self._rarely.is_due():
+                if rarely.is_due():
                     log.warning("%s cannot %s yet (%s); it tries again", self._who, what, reason(error))
             if self._stopping.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
                 raise LaneStopped

@@ -52,7 +52,9 @@ class FullDisks:
         self._default, self._lock = default, threading.Lock()
         self._needed: dict[Path, int] = {}
         self._news: list[News] = []
-        self._rarely = Rarely()
+        self._rarely: dict[Path, Rarely] = {}
+        self._said: set[Path] = set()
+        """of which it was said that they are full, and not yet that they are not"""
 
     @property
     def names(self) -> list[str]:
@@ -67,19 +69,22 @@ class FullDisks:
     def lack(self, place: Path, needed: int = LEAST) -> None:
         text = f"the disk of {place} is full: {_free(place)} bytes are free, {needed} or more are needed; free space, then all goes on by itself"
         with self._lock:
-            if place not in self._needed:
+            if due := self._rarely.setdefault(place, Rarely()).is_due():
+                log.error("%s", text)
+            if due and place not in self._said:
+                self._said.add(place)
                 self._news.append(News("error", "disk_full", text))
             self._needed[place] = max(needed, self._needed.get(place, 0))
-        if self._rarely.is_due():
-            log.error("%s", text)
 
     def look(self) -> list[News]:
         """What is new since it was `told`; disks that have room again are forgotten."""
         with self._lock:
             for place in [place for place, needed in self._needed.items() if _free(place) >= max(needed, LEAST)]:
                 del self._needed[place]
-                self._news.append(News("info", "disk_free", f"the disk of {place} has room again"))
-                log.warning("%s", self._news[-1].text)
+                if place in self._said:
+                    self._said.remove(place)
+                    self._news.append(News("info", "disk_free", f"the disk of {place} has room again"))
+                    log.warning("%s", self._news[-1].text)
             return list(self._news)
 
     def told(self, news: list[News]) -> None:

@@ -49,7 +49,7 @@ def owner(request: pytest.FixtureRequest, database: Database) -> Iterator[Owner]
     started: list[Jobs] = []
 
     def start(name: str, play: Any = lambda *_: IMPORTED, engine: Callable[[Any], PlayedEngine] = PlayedEngine) -> Jobs:
-        made = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name)
+        made = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name, print)
         made.start()
         started.append(made)
         return made

@@ -16,6 +16,7 @@ import fedcybgd.coordinator.engine.export
 import fedcybgd.coordinator.engine.import_model
 import fedcybgd.coordinator.storage.full
 from fedcybgd.coordinator.db.models import EnrolmentToken, Event, Job
+from fedcybgd.coordinator.storage import BlobMissing
 from fedcybgd.coordinator.storage.local import LocalBlobWriter
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -188,13 +189,17 @@ def test_an_export_that_fails_says_so_and_the_run_goes_on(
     live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start_run(live, model, [hand])
+
+    def missing(*_: Any) -> Any:
+        raise BlobMissing("a shard of layers.0 is missing")
+
     with monkeypatch.context() as patch:
-        patch.setattr(fedcybgd.coordinator.engine.export, "export", full)
+        patch.setattr(fedcybgd.coordinator.engine.export, "export", missing)
         export = live.operator.post(f"/runs/{run}/exports")["export_id"]
         settled(live, run)
     error = refused(operator(live).get(f"/runs/{run}/exports/{export}"), 409, "conflict")
-    assert "disk is full" in error.message
-    assert "disk_full" in events(live, run)
+    assert "is missing" in error.message
+    assert "blob_missing" in events(live, run)
     assert live.operator.get(f"/runs/{run}")["state"] == "running"
 
 

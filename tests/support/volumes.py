@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,28 @@ def _within(one: Path, other: Path, call: Any) -> Any:
         return call(source, target, *args, **more)
 
     return checked
+
+
+@contextmanager
+def small_volume(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of its own with so many bytes; a test that needs one is skipped where this user may not make it."""
+    place = folder / "small"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(volume: Path) -> Path:
+    """Take all the space that is left; deleting the file gives it back."""
+    ballast = volume / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for chunk in (1 << 16, 4096):
+            with suppress(OSError):
+                while file.write(b"\0" * chunk) == chunk:
+                    pass
+    return ballast

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from fedcybgd.agent import trainer
 from fedcybgd.agent.assignment_run import visit_name
+from fedcybgd.agent.failing import told_of, told_to_coordinator
 from fedcybgd.agent.messages import TrainerEvent
 from fedcybgd.agent.training.compute import choose_device
 from fedcybgd.agent.training.errors import NonFinite
@@ -23,7 +24,6 @@ from fedcybgd.agent.training.failures import reason_of
 from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.agent.training.visitor import Visitor
-from fedcybgd.agent.worker import told_of, told_to_coordinator
 from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.words import MOST_STEPS
