@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help locks sbom setup demo demo-lm test test-all attack unit lint types chaos docs serve clean benchmarks
+.PHONY: help locks sbom setup demo demo-lm test test-all attack unit model lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -42,6 +42,8 @@ chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour):
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)
+model: setup ## Search the states of rounds, visits and jobs for a broken promise, for 20 minutes
+	MODEL_SECONDS=$${MODEL_SECONDS:-1200} $(BIN)/python -m pytest -s --timeout 7200 tests/model
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
