@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help locks sbom setup demo demo-lm test test-all attack unit model lint types chaos docs serve clean benchmarks
+.PHONY: help locks sbom setup demo demo-lm test test-all attack unit model fuzz lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -44,6 +44,9 @@ attack: setup ## Try every attack of docs/threat-model.md on live processes (abo
 	$(BIN)/python -m tests.attack $(JSON_OPTION)
 model: setup ## Search the states of rounds, visits and jobs for a broken promise, for 20 minutes
 	MODEL_SECONDS=$${MODEL_SECONDS:-1200} $(BIN)/python -m pytest -s --timeout 7200 tests/model
+
+fuzz: setup ## The whole API as each role, a hundred times as many calls as in the tests (about half an hour)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-400} $(BIN)/python -m pytest -s --timeout 7200 tests/fuzz
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py
