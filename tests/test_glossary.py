@@ -18,7 +18,7 @@ GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 ROOMS = ("shared/contract", "coordinator/domain", "coordinator/db")
 # What a class is of the thing that it is named after.
 FORMS = {
-    "answer", "facts", "info", "kind", "made", "message", "metrics", "moved", "new", "numbers", "offer", "offset", "payload", "receipt",
+    "accepted", "answer", "facts", "info", "kind", "made", "message", "metrics", "moved", "new", "numbers", "offer", "offset", "payload", "receipt",
     "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "spec", "state", "stored", "submission", "summary",
     "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "kept", "twice", "unlike", "invalid", "low", "too", "small",
 }  # fmt: skip

@@ -108,7 +108,16 @@ class EvaluateSection(TableFormat, Section):
 
 class AdmissionSection(Section):
     max_relative_norm: float | None = Field(
-        10.0, gt=0, description="a delta whose norm is more than this many times its block's is rejected; not for blocks trained along"
+        10.0,
+        gt=0,
+        description="a delta whose norm is more than this many times its block's is rejected; not for blocks trained along. "
+        "null: no norm is too large, nor out of the band",
+    )
+    norm_band: float | None = Field(
+        5.0,
+        gt=1,
+        description="a delta is rejected that goes this many times as far as this run's deltas of such blocks usually do, farther than "
+        "its steps can go, or against them; blocks trained along too. null: never",
     )
 
 

@@ -7,9 +7,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
+from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.shards import shard_header
+from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.delta_layout import DeltaCodecError
 from fedcybgd.shared.contract.errors import HeaderError
@@ -25,30 +27,30 @@ OVERFLOWS = 1e74
 def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
     """Read the delta some rows at a time; memory holds a few MB."""
     numbers: dict[str, BlockNumbers] = {}
+    deltas: dict[str, BlockDelta] = {}
     bases = {block.block: (block.digest, shard_header(store, block.digest)) for block in payload.blocks}
     try:
         with open_delta(store, payload.delta, limit_of(header for _, header in bases.values())) as delta:
             for block, (digest, header) in bases.items():
                 with store.localised(digest) as path:
-                    numbers[block] = _measure(delta, path, header)
+                    numbers[block], deltas[block] = _measure(delta, path, header)
     # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
     except (CodecError, DeltaCodecError) as error:
-        return AdmitResult(rejected_because=f"codec: {error.message}", norms={})
+        return AdmitResult(rejected_because=f"codec: {error.message}")
     except (PackedError, HeaderError) as error:
-        return AdmitResult(rejected_because=f"malformed: {error.message}", norms={})
-    except SafetensorError as error:
-        return AdmitResult(rejected_because=f"malformed: {error}", norms={})
+        return AdmitResult(rejected_because=f"malformed: {error.message}")
+    except (SafetensorError, ValueError, LookupError, OverflowError) as error:
+        return AdmitResult(rejected_because=f"malformed: {error}")
     reason = judge_numbers(numbers, frozenset(payload.always), payload.rules)
-    norms = {block: found.norm for block, found in numbers.items() if math.isfinite(found.norm)}
-    return AdmitResult(rejected_because=reason, norms=norms)
+    return AdmitResult(rejected_because=reason, deltas={block: found for block, found in deltas.items() if math.isfinite(found.norm)})
 
 
-def _measure(delta: DeltaFile, path: Path, header: Header) -> BlockNumbers:
-    non_finite, squares, base_squares = [], 0.0, 0.0
+def _measure(delta: DeltaFile, path: Path, header: Header) -> tuple[BlockNumbers, BlockDelta]:
+    non_finite, squares, base_squares, size, sketcher = [], 0.0, 0.0, 0, Sketcher()
     for name, tensor in header.tensors.items():
         if name not in delta.names:
             continue
-        finite = True
+        finite, size = True, size + tensor.numel
         for rows in row_slices(tensor.shape):
             with safe_open(path, framework="pt") as base:
                 old = some_rows(base, name, rows)
@@ -56,11 +58,14 @@ def _measure(delta: DeltaFile, path: Path, header: Header) -> BlockNumbers:
             square, base_square = _square(change), _square(old)
             if not square + base_square < OVERFLOWS and not _finite(old, change):
                 finite = False
+            start = (rows.start if rows is not None else 0) * math.prod(tensor.shape[1:])
+            sketcher.add(name, tensor.numel, start, change)
             squares += square
             base_squares += base_square
         if not finite:
             non_finite.append(name)
-    return BlockNumbers(non_finite, math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(base_squares))
+    norm, base_norm = math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(base_squares)
+    return BlockNumbers(non_finite, norm, base_norm), BlockDelta(norm=norm, base_norm=base_norm, size=size, sketch=sketcher.packed())
 
 
 def _finite(base: torch.Tensor, delta: torch.Tensor) -> bool:
@@ -68,5 +73,5 @@ def _finite(base: torch.Tensor, delta: torch.Tensor) -> bool:
 
 
 def _square(tensor: torch.Tensor) -> float:
-    # The norm of float32 is summed pairwise and exact enough here; NaN and infinity come through.
-    return float(torch.linalg.vector_norm(tensor.float())) ** 2
+    # In float64, where the square of no float32 number is infinite; NaN and infinity come through.
+    return float(torch.linalg.vector_norm(tensor.float(), dtype=torch.float64)) ** 2

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
+from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluateResult, FidelityPayload, FidelityResult, InfluenceResult
 from fedcybgd.coordinator.domain.jobs.payloads import (
@@ -245,7 +246,11 @@ class Story:
     def _admit(self, job: Job) -> AdmitResult:
         payload = AdmitPayload.model_validate(job.payload)
         numbers = {ref.block: BlockNumbers([], norm=5.0, base_norm=1.0) for ref in payload.blocks}
-        return AdmitResult(rejected_because=judge_numbers(numbers, frozenset(payload.always), payload.rules), norms={})
+        # From its fourth version on a block that is trained along moves three times as far.
+        deltas = {
+            ref.block: BlockDelta(norm=0.003 if ref.version > 3 else 0.001, base_norm=1.0, size=10_000, sketch="") for ref in payload.blocks
+        }
+        return AdmitResult(rejected_because=judge_numbers(numbers, frozenset(payload.always), payload.rules), deltas=deltas)
 
     def _apply(self, job: Job) -> ApplyResult:
         payload = ApplyPayload.model_validate(job.payload)

@@ -179,13 +179,13 @@ class Hand:
 def run_file(model: str, agents: list[Hand] | str, **more: Any) -> dict[str, Any]:
     """A run that trains the layers of a BERT with three labels; `more` replaces sections, and adds to `schedule`.
 
-    Nothing is compressed unless `more` says so: hands read shards and write deltas as they are.
+    Nothing is compressed unless `more` says so: hands read shards and write deltas as they are, and go as far as they like.
     """
     schedule = {"blocks": ["layers"], "always": ["head"], **more.pop("schedule", {})}
     return {
         "name": fresh("run"), "model": model, "agents": agents if isinstance(agents, str) else [a.name for a in agents],
         "task": {"kind": "text-classification", "labels": 3, "max_length": 32}, "schedule": schedule,
-        "compression": {"policy": "none"}, "delta": {"codec": "float32"}, **more,
+        "compression": {"policy": "none"}, "delta": {"codec": "float32"}, "admission": {"norm_band": None}, **more,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.seat import Seat, called
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import Manifest
@@ -80,6 +81,8 @@ class Assignment(Base):
     metrics: Mapped[TrainMetrics | None] = mapped_column(Typed(TrainMetrics))
     delta_digest: Mapped[str | None] = mapped_column(DIGEST)
     delta_size: Mapped[int | None] = mapped_column(BigInteger)
+    measured: Mapped[dict[str, BlockDelta] | None] = mapped_column(Typed(dict[str, BlockDelta]))
+    """of its delta, by block"""
     applied: Mapped[bool] = mapped_column(default=False)
     """its delta is part of the present blocks"""
 

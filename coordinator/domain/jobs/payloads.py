@@ -3,6 +3,7 @@
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
@@ -53,7 +54,8 @@ class AdmitPayload(BaseModel):
 
 class AdmitResult(BaseModel):
     rejected_because: str | None
-    norms: dict[str, float]
+    deltas: dict[str, BlockDelta] = {}
+    """what was measured of each block whose norm is a number"""
 
 
 class Term(BaseModel):

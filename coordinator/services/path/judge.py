@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.coordinator.services.path import apply_round, give_up, open_round, trained
+from fedcybgd.coordinator.services.path import apply_round, compare, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents, assignments
@@ -49,9 +49,14 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     if RUN.is_final(run.state):
         assignments.reject(assignment, f"run_{run.state}", now)
         return
-    if result.rejected_because is not None:
-        _reject(session, run, assignment, result.rejected_because, now)
+    assignment.measured = compare.measured(assignment, result.deltas)
+    if (reason := result.rejected_because or compare.reason_against(session, run, assignment)) is not None:
+        _reject(session, run, assignment, reason, now)
         return
+    if (sign := compare.no_work(session, run, assignment)) is not None:
+        name = queries.agent_name(session, assignment.agent_id)
+        text = f"{name} may not have trained for round {assignment.round}: {sign}"
+        record(session, now, "warning", "free_rider", text, run_id=run.id, agent_id=assignment.agent_id)
     assignments.accept(assignment, now)
     if assignment.agent_id is not None:
         agents.absolve(session.get_one(Agent, assignment.agent_id))

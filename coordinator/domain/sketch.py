@@ -1,0 +1,32 @@
+"""A delta's direction in 256 numbers: two sketches say whether deltas point the same way, long after the deltas are gone."""
+
+import base64
+import math
+from array import array
+from collections.abc import Sequence
+
+WIDTH = 256
+HIGHEST = 127
+
+
+def packed(values: Sequence[float]) -> str:
+    """`WIDTH` sums, of which the direction counts and nothing else; empty where there is none."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if not 0 < largest < math.inf:
+        return ""
+    return base64.b64encode(array("b", [round(HIGHEST * value / largest) for value in values]).tobytes()).decode()
+
+
+def unpacked(sketch: str) -> list[float]:
+    """Of length 1, or zeros where there is no direction."""
+    if not sketch:
+        return [0.0] * WIDTH
+    values = array("b", base64.b64decode(sketch))
+    length = math.sqrt(sum(value * value for value in values)) or 1.0
+    return [value / length for value in values]
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """0 where either has no direction."""
+    lengths = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
+    return sum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0

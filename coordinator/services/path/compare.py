@@ -1,0 +1,54 @@
+"""Compares a delta that was measured with those that its run accepted before."""
+
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Assignment, Block, Run
+from fedcybgd.coordinator.domain import band
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta
+
+
+def measured(assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
+    """What was measured, with what the visit could have come to."""
+    steps = assignment.metrics.steps if assignment.metrics is not None else 1
+    return {
+        block: delta.model_copy(update={"reach": band.reach(assignment.train, block, delta, steps)})
+        for block, delta in found.items()
+        if block in assignment.train.trained
+    }
+
+
+def reason_against(session: Session, run: Run, assignment: Assignment) -> str | None:
+    """Why a delta is out of line with its run's, if it is."""
+    kinds, past = _kinds(session, run.id), _past(session, run.id)
+    reasons = (
+        band.out_of_band(block, kinds[block], delta, past, run.spec.admission) for block, delta in (assignment.measured or {}).items()
+    )
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def no_work(session: Session, run: Run, assignment: Assignment) -> str | None:
+    """What tells that the visited blocks were not trained at all."""
+    past = _past(session, run.id)
+    signs = [band.no_work(block, delta, past) for block, delta in (assignment.measured or {}).items() if block in assignment.blocks]
+    found = [sign for sign in signs if sign is not None]
+    return found[0] if found and len(found) == len(signs) else None
+
+
+def _kinds(session: Session, run_id: str) -> dict[str, str]:
+    return {row.name: row.kind for row in session.execute(select(Block.name, Block.kind).where(Block.run_id == run_id))}
+
+
+def _past(session: Session, run_id: str) -> list[AcceptedDelta]:
+    kinds = _kinds(session, run_id)
+    accepted = (Assignment.run_id == run_id) & (Assignment.state == AssignmentState.ACCEPTED) & Assignment.measured.is_not(None)
+    newest = select(Assignment.round, Assignment.agent_id, Assignment.measured).where(accepted)
+    rows = session.execute(newest.order_by(Assignment.round.desc(), Assignment.seat.desc()).limit(band.REMEMBERED)).all()
+    return [
+        AcceptedDelta(block, kinds[block], row.round, row.agent_id or "", delta)
+        for row in rows
+        for block, delta in (row.measured or {}).items()
+    ]

@@ -1,0 +1,169 @@
+"""Deltas are compared with what their run accepted before; what is expected is worked out here with numpy, or by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedcybgd.coordinator.domain import sketch
+from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta, no_work, out_of_band, reach
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.coordinator.engine.sketches import Sketcher
+from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+
+RULES = AdmissionSection()
+DRAW = np.random.default_rng(0)
+SIZE = 5000
+
+
+def sketched(values: np.ndarray, piece: int = 777) -> str:
+    """As the engine reads a tensor: some numbers at a time."""
+    sketcher, tensor = Sketcher(), torch.tensor(values, dtype=torch.float32)
+    for start in range(0, len(tensor), piece):
+        sketcher.add("w", len(tensor), start, tensor[start : start + piece])
+    return sketcher.packed()
+
+
+def delta(values: np.ndarray, base_norm: float = 10.0, reach: float = 1e9) -> BlockDelta:
+    norm = float(np.linalg.norm(values))
+    return BlockDelta(norm=norm, base_norm=base_norm, size=len(values), sketch=sketched(values), reach=reach)
+
+
+def of_norm(norm: float, reach: float = 1e9, base_norm: float = 10.0) -> BlockDelta:
+    values = DRAW.standard_normal(SIZE)
+    return delta(values / np.linalg.norm(values) * norm, base_norm, reach)
+
+
+def accepted(*deltas: BlockDelta, block: str = "layers.0", kind: str = "layer") -> list[AcceptedDelta]:
+    return [AcceptedDelta(block, kind, number, "ann", found) for number, found in enumerate(deltas)]
+
+
+def judged(found: BlockDelta, past: list[AcceptedDelta], rules: AdmissionSection = RULES, kind: str = "layer") -> str | None:
+    return out_of_band("layers.0", kind, found, past, rules)
+
+
+class TestSketch:
+    @pytest.mark.parametrize("piece", [1, 100, 4096, 5000])
+    def test_it_is_the_same_however_many_rows_are_read_at_once(self, piece: int) -> None:
+        values = DRAW.standard_normal(SIZE)
+        apart = sketch.cosine(sketch.unpacked(sketched(values, piece)), sketch.unpacked(sketched(values)))
+        assert apart > 0.9999
+
+    @pytest.mark.parametrize("angle", [0, 20, 60, 90, 120, 180])
+    def test_cosines_of_sketches_are_those_of_the_deltas(self, angle: int) -> None:
+        one, other = DRAW.standard_normal((2, 200_000))
+        other -= (other @ one) / (one @ one) * one
+        turned = np.cos(np.radians(angle)) * one / np.linalg.norm(one) + np.sin(np.radians(angle)) * other / np.linalg.norm(other)
+        found = sketch.cosine(sketch.unpacked(sketched(one, 50_000)), sketch.unpacked(sketched(turned, 50_000)))
+        assert found == pytest.approx(np.cos(np.radians(angle)), abs=0.2)  # three deviations of 256 sums
+
+    @pytest.mark.parametrize("values", [np.zeros(10), np.full(10, np.nan), np.full(10, np.inf), np.full(10, 3e38)])
+    def test_what_has_no_direction_is_like_nothing(self, values: np.ndarray) -> None:
+        found = sketched(values)
+        assert np.isfinite(sketch.unpacked(found)).all()
+
+
+def settings(steps: int | None, rate: float, decay: float = 0.0) -> TrainSettings:
+    groups = [ParameterGroup(blocks=["layers.0"], learning_rate=rate), ParameterGroup(blocks=["head"], learning_rate=10 * rate)]
+    return TrainSettings(task="causal-lm", max_length=8, steps=steps, weight_decay=decay, groups=groups, seed=0)
+
+
+@pytest.mark.parametrize("gradients", ["steady", "noisy", "rare", "growing"])
+@pytest.mark.parametrize("steps", [1, 7, 60])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_no_visit_of_adamw_goes_beyond_its_reach(gradients: str, steps: int, decay: float) -> None:
+    """The real optimizer, on gradients made to move it far."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(500))
+    before, optimizer = weight.detach().clone(), torch.optim.AdamW([weight], lr=0.01, weight_decay=decay)
+    for step in range(steps):
+        noise = torch.randn(500)
+        weight.grad = {
+            "steady": torch.ones(500),
+            "noisy": noise,
+            "rare": noise * (step == steps - 1),
+            "growing": 1.5**step * torch.ones(500),
+        }[gradients]
+        optimizer.step()
+    found = delta((weight.detach() - before).numpy(), float(before.norm()))
+    bound = reach(settings(steps, 0.01, decay), "layers.0", found, 10**9)
+    assert found.norm <= 1.2 * bound, "and twice that is allowed"
+    assert out_of_band("layers.0", "layer", found.model_copy(update={"reach": bound}), [], RULES) is None
+
+
+def test_steps_are_the_run_files_where_it_says_them_and_else_the_agents() -> None:
+    found = of_norm(1.0)
+    assert reach(settings(10, 0.01), "layers.0", found, 10**9) == pytest.approx(0.1 * SIZE**0.5)
+    assert reach(settings(10, 0.01), "head", found, 1) == pytest.approx(1.0 * SIZE**0.5)
+    assert reach(settings(None, 0.01), "layers.0", found, 20) == pytest.approx(0.2 * SIZE**0.5)
+    assert reach(settings(None, 0.01), "layers.0", found, 0) == pytest.approx(0.01 * SIZE**0.5)
+
+
+def test_what_no_visit_can_reach_is_out_before_there_is_a_history() -> None:
+    for kind in ("layer", "head", "norm"):
+        assert judged(of_norm(2.0, reach=1.01), [], kind=kind) is None
+        assert str(judged(of_norm(2.0, reach=0.99), [], kind=kind)).startswith("norm: the delta of layers.0 has norm 2; its steps")
+
+
+def test_the_band_is_that_of_blocks_of_the_kind_once_there_are_four() -> None:
+    usual = [of_norm(norm, reach=10) for norm in (1.0, 1.1, 0.9, 1.05)]
+    far, near = of_norm(6.0, reach=10), of_norm(4.9, reach=10)
+    assert judged(far, accepted(*usual)) is not None
+    assert judged(near, accepted(*usual)) is None
+    assert judged(far, accepted(*usual[:3])) is None
+    assert judged(far, accepted(*usual, kind="head")) is None
+    assert judged(far, accepted(*usual, block="layers.7")) is not None
+    assert judged(near, accepted(*usual), AdmissionSection(norm_band=3)) is not None
+
+
+def test_a_visit_of_more_steps_or_of_few_long_ones_is_in_line() -> None:
+    """Agents have unlike numbers of rows: a long visit goes far, a short one goes straight."""
+    usual = accepted(*[of_norm(norm, reach=10) for norm in (1.0, 1.1, 0.9, 1.05)])
+    assert judged(of_norm(20.0, reach=200), usual) is None
+    assert judged(of_norm(0.5, reach=0.5), usual) is None
+
+
+def test_where_norms_are_unlike_the_band_is_wide() -> None:
+    """Beyond six deviations only: median 1, the median of the distances from it 0.9."""
+    usual = accepted(*[of_norm(norm, reach=10) for norm in (0.1, 0.1, 1.0, 2.0, 3.0)])
+    limit = 1.0 + 6 * 1.4826 * 0.9
+    assert judged(of_norm(limit - 0.1, reach=10), usual) is None
+    assert judged(of_norm(limit + 0.1, reach=10), usual) is not None
+
+
+@pytest.mark.parametrize("rules", [AdmissionSection(norm_band=None), AdmissionSection(max_relative_norm=None)])
+def test_who_wants_no_band_has_none(rules: AdmissionSection) -> None:
+    usual = accepted(*[of_norm(1.0, reach=10) for _ in range(5)])
+    assert judged(of_norm(1e30, reach=1e-9), usual, rules) is None
+
+
+def test_an_earlier_delta_turned_round_is_out_and_one_repeated_is_told() -> None:
+    values = DRAW.standard_normal(SIZE)
+    past = accepted(of_norm(1.0), delta(values))
+    for factor in (-1.0, -0.3):
+        assert judged(delta(factor * values), past) == "direction: the delta of layers.0 is that of round 1, turned round"
+        assert no_work("layers.0", delta(factor * values), past) is not None
+    for factor in (1.0, 3.7):
+        assert judged(delta(factor * values), past) is None
+        assert no_work("layers.0", delta(factor * values), past) == "the delta of layers.0 is a multiple of that of round 1"
+    assert no_work("layers.1", delta(values), past) is None, "of another block"
+    assert no_work("layers.0", delta(np.zeros(SIZE)), past) == "the delta of layers.0 changes nothing"
+    assert no_work("layers.0", delta(values + 0.2 * DRAW.standard_normal(SIZE)), past) is None
+    small = values[:8]
+    assert no_work("layers.0", delta(small), accepted(delta(2 * small))) is None, "eight numbers are soon alike"
+
+
+def test_what_points_against_all_others_is_out_where_they_have_a_direction() -> None:
+    common = DRAW.standard_normal(SIZE)
+
+    def toward(factor: float, noise: float = 1.0) -> BlockDelta:
+        return delta(factor * common + noise * DRAW.standard_normal(SIZE))
+
+    agreeing = accepted(*[toward(1.0) for _ in range(6)])
+    assert judged(toward(1.0), agreeing) is None
+    assert judged(toward(0.0), agreeing) is None
+    assert str(judged(toward(-1.0), agreeing)).startswith("direction: the delta of layers.0 points against this run's")
+    assert judged(toward(-1.0), agreeing[:4]) is None
+    scattered = accepted(*[toward(0.0) for _ in range(6)])
+    assert judged(toward(-1.0), scattered) is None
+    turning = accepted(*[toward(sign) for sign in (1, 1, 1, 1, -1, 1, -1)])
+    assert judged(toward(-1.0), turning) is None, "this run turns round now and then"
