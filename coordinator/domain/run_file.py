@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedcybgd.coordinator.domain.aggregate import Average
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
@@ -119,6 +120,7 @@ class AdmissionSection(Section):
         description="a delta is rejected that goes this many times as far as this run's deltas of such blocks usually do, farther than "
         "its steps can go, or against them; blocks trained along too. null: never",
     )
+    average: Average = Field("mean", description="how a block is changed that three or more agents trained in a round")
 
 
 class CompressionSection(Section):

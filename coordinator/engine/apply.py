@@ -14,7 +14,7 @@ from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, Header, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 
@@ -55,9 +55,9 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
     """The next version of a block, some rows at a time: of an embedding, memory would hold base, sum, and every delta in float32."""
     block, aggregate = change.block, AGGREGATES[change.aggregate]
     header = shard_header(store, block.digest)
-    terms = {
-        name: [(deltas[term.digest], term.weight) for term in change.terms if name in deltas[term.digest].names] for name in header.tensors
-    }
+    files = [deltas[term.digest] for term in change.terms]
+    weights = aggregate.weigh([term.weight for term in change.terms], _rows(header, files))
+    terms = {name: [(file, weight) for file, weight in zip(files, weights, strict=True) if name in file.names] for name in header.tensors}
     with store.localised(block.digest) as path, store.writer() as writer:
         writer.write(pack_header([(n, "F32" if terms[n] else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()]))
         for name, tensor in header.tensors.items():
@@ -72,6 +72,14 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
                 new = aggregate.changed(base, [(delta.tensor(name, tensor.shape, rows), weight) for delta, weight in terms[name]])
                 writer.write(new.contiguous().flatten().view(torch.uint8).numpy().data)
     return ShardRef(block=block.block, version=block.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
+
+
+def _rows(header: Header, files: Sequence[DeltaFile]) -> Iterator[list[torch.Tensor]]:
+    """All that several deltas have in common, some rows at a time."""
+    for name, tensor in header.tensors.items():
+        if all(name in file.names for file in files):
+            for rows in row_slices(tensor.shape):
+                yield [file.tensor(name, tensor.shape, rows) for file in files]
 
 
 def _encode(

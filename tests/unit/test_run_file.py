@@ -67,6 +67,7 @@ evaluate:
 admission:
   max_relative_norm: null
   norm_band: 3.0
+  average: median
 agents: [ann, bob]
 lease_s: 30
 seed: 7
@@ -183,6 +184,7 @@ WRONG = [
     ("  quotes:", "  quotes: 2", "evaluate.quotes"),
     ("  first_label: 1", "  first_label: 2", "evaluate.first_label"),
     ("  max_relative_norm:", "  max_relative_norm: -2", "admission.max_relative_norm"),
+    ("  average:", "  average: mode", "admission.average"),
     ("  norm_band:", "  norm_band: 1.0", "admission.norm_band"),
     ("agents: [ann, bob]", "agents: everybody", "agents"),
     ("agents: [ann, bob]", "agents: [ann, 'b b']", "agents.1"),

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.domain.aggregate import chosen
 from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.domain.methods.method import Delivered
@@ -82,7 +83,8 @@ def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assig
             of = [a for a, _ in trainers[ref.block]]
             weights = method.weights(spec, ref.block, [Delivered(a.seat, a.metrics) for a in of])
             terms = [Term(digest=a.delta_digest or "", weight=weight, visit=a.id) for a, weight in zip(of, weights, strict=True)]
-            changes.append(Change(block=ref, terms=terms, aggregate=method.aggregate, codecs=codecs[ref.block]))
+            aggregate = chosen(method.aggregate, spec.admission.average, len(terms))
+            changes.append(Change(block=ref, terms=terms, aggregate=aggregate, codecs=codecs[ref.block]))
     return changes
 
 
