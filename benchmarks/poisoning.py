@@ -31,6 +31,7 @@ from benchmarks import reference
 from benchmarks.reading import Order
 from benchmarks.report import finish
 from examples.demo.tasks import EXAMPLES, banking77, shakespeare
+from examples.demo.tasks import _read as demo_rows
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain import band, gate
 from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta
@@ -288,7 +289,7 @@ def honest(folder: Path, options: argparse.Namespace) -> dict[str, float]:
                 )
             else:
                 demo, partitions = banking77(place / "rows")
-                spec, model, held_out = _banking_spec(seed), demo.model, next((place / "rows").glob("*held*"))
+                spec, model, held_out = _banking_spec(seed), demo.model, _held_out(place / "rows" / "held-out.jsonl")
             trial = begin(place, model, spec, partitions, held_out)
             train(trial, options.rounds, Visitor("cpu"), held.append)
             visits += options.rounds
@@ -307,6 +308,12 @@ def honest(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     print(f"\n{visits} honest visits; held against them: {len(held)}")
     print("\n".join(held))
     return {"honest_visits": float(visits), "honest_held_against": float(len(held))}
+
+
+def _held_out(path: Path) -> Path:
+    rows = demo_rows(EXAMPLES / "banking77" / "banking77_test.jsonl.gz")
+    path.write_text("".join(json.dumps({"text": r["text"], "label": r["label"]}) + "\n" for r in rows))
+    return path
 
 
 def _banking_spec(seed: int) -> dict[str, Any]:
