@@ -68,6 +68,8 @@ ASSIGNMENT = Machine(
         (AssignmentState.LEASED, AssignmentEvent.SUBMIT): AssignmentState.SUBMITTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.ACCEPT): AssignmentState.ACCEPTED,
         (AssignmentState.SUBMITTED, AssignmentEvent.REJECT): AssignmentState.REJECTED,
+        # The held-out loss would have risen out of all proportion.
+        (AssignmentState.ACCEPTED, AssignmentEvent.REJECT): AssignmentState.REJECTED,
         # The coordinator's disk has spoilt the delta before it was applied: it is trained again, and nobody is blamed.
         (AssignmentState.SUBMITTED, AssignmentEvent.LOSE): AssignmentState.PENDING,
         (AssignmentState.ACCEPTED, AssignmentEvent.LOSE): AssignmentState.PENDING,

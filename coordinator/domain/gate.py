@@ -11,6 +11,8 @@ from statistics import median
 
 from fedcybgd.coordinator.domain.band import SIGMA
 
+REMEMBERED = 64
+"""Rounds by which the next are judged."""
 ENOUGH = 5
 """Changes of the loss from which on a run's own noise is known."""
 
@@ -33,6 +35,11 @@ def verdicts(losses: Sequence[float]) -> list[GateVerdict]:
         if found[-1] == GateVerdict.FINE:
             changes.append(change)
     return found
+
+
+def verdict(losses: Sequence[float], after: float | None) -> GateVerdict:
+    """Of a round after which the loss would be `after` (None: no number), by the losses until then."""
+    return verdicts([*losses, math.inf if after is None else after])[-1]
 
 
 def _verdict(change: float, before: float, highest: float, changes: Sequence[float]) -> GateVerdict:

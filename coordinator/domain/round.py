@@ -19,6 +19,7 @@ class RoundEvent(StrEnum):
     APPLIED = "applied"
     PARTLY_APPLIED = "partly_applied"
     LOSE = "lose"
+    REFUSE = "refuse"
 
 
 ROUND = Machine(
@@ -29,6 +30,8 @@ ROUND = Machine(
         (RoundState.APPLYING, RoundEvent.APPLIED): RoundState.CLOSED,
         # One of its deltas is lost, and is trained again.
         (RoundState.APPLYING, RoundEvent.LOSE): RoundState.OPEN,
+        # What they make of the model did not pass the gate.
+        (RoundState.APPLYING, RoundEvent.REFUSE): RoundState.OPEN,
         # Some members came too late to be applied with the others: they are trained from the new versions.
         (RoundState.APPLYING, RoundEvent.PARTLY_APPLIED): RoundState.OPEN,
     },

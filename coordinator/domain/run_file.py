@@ -120,6 +120,11 @@ class AdmissionSection(Section):
         description="a delta is rejected that goes this many times as far as this run's deltas of such blocks usually do, farther than "
         "its steps can go, or against them; blocks trained along too. null: never",
     )
+    gate: Literal["off", "warn", "enforce"] = Field(
+        "warn",
+        description="when the held-out loss rises out of all proportion to what it does in this run. warn: an event, and a pause when the "
+        "model is damaged; enforce: a round is scored before it counts, and is halved or refused",
+    )
     average: Average = Field("mean", description="how a block is changed that three or more agents trained in a round")
 
 

@@ -15,6 +15,7 @@ from fedcybgd.shared.files.disk import says_full
 ENTRIES: Mapping[JobKind, str] = {
     JobKind.ADMIT: "admit:admit",
     JobKind.APPLY: "apply:apply",
+    JobKind.GATE: "gate:gate",
     JobKind.ENCODE: "encode:encode",
     JobKind.IMPORT: "import_model:import_model",
     JobKind.PREPARE: "prepare:prepare",

@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed,
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare
-from fedcybgd.coordinator.services.path import close_round, give_up, judge, lost_delta
+from fedcybgd.coordinator.services.path import close_round, gate, gated, give_up, judge, lost_delta
 from fedcybgd.coordinator.services.states import jobs as states
 
 P = TypeVar("P", bound=BaseModel)
@@ -55,13 +55,14 @@ def _nothing_more(session: Session, done: Done[BaseModel, BaseModel]) -> None:
 OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.ADMIT: Outcome(registry.ADMIT, judge.judged, lost_delta.judging_failed),
     JobKind.APPLY: Outcome(registry.APPLY, close_round.applied, lost_delta.judging_failed),
+    JobKind.GATE: Outcome(registry.GATE, gated.decided, lost_delta.judging_failed),
     JobKind.ENCODE: Outcome(registry.ENCODE, shards.encoded, give_up.engine_failed),
     JobKind.IMPORT: Outcome(registry.IMPORT, models.imported, models.import_failed),
     JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),
     JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),
     JobKind.EXPORT: Outcome(registry.EXPORT, _nothing_more, exports.report_failed),
     JobKind.EVALUATE: Outcome(registry.EVALUATE, scores.scored, scores.score_failed),
-    JobKind.LOSS: Outcome(registry.LOSS, scores.loss_measured, scores.loss_failed),
+    JobKind.LOSS: Outcome(registry.LOSS, gate.loss_measured, gate.loss_failed),
     JobKind.FIDELITY: Outcome(registry.FIDELITY, fidelity.fidelity_measured, fidelity.fidelity_failed),
 }
 

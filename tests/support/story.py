@@ -25,6 +25,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
     EncodedRef,
     EncodePayload,
     EncodeResult,
+    GateResult,
     PatchMade,
     PreparePayload,
     PrepareResult,
@@ -251,6 +252,9 @@ class Story:
             ref.block: BlockDelta(norm=0.003 if ref.version > 3 else 0.001, base_norm=1.0, size=10_000, sketch="") for ref in payload.blocks
         }
         return AdmitResult(rejected_because=judge_numbers(numbers, frozenset(payload.always), payload.rules), deltas=deltas)
+
+    def _gate(self, job: Job) -> GateResult:
+        return GateResult(losses=[1.0], after=1.0)
 
     def _apply(self, job: Job) -> ApplyResult:
         payload = ApplyPayload.model_validate(job.payload)

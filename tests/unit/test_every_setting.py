@@ -75,6 +75,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "delta.error_feedback": ("assignment", True, {}),
     "exposure.max_exact_blocks": ("assignment", 4, {}),
     "admission.max_relative_norm": ("end", 3.0, {}),
+    "admission.gate": ("gate", "enforce", {}),
     "admission.average": ("apply", "median", {"schedule.wave": 3}),
     "admission.norm_band": ("assignment", 1.5, {}),
     "agents": ("participants", ["ann", "bob"], {}),

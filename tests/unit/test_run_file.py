@@ -67,6 +67,7 @@ evaluate:
 admission:
   max_relative_norm: null
   norm_band: 3.0
+  gate: enforce
   average: median
 agents: [ann, bob]
 lease_s: 30
@@ -184,6 +185,7 @@ WRONG = [
     ("  quotes:", "  quotes: 2", "evaluate.quotes"),
     ("  first_label: 1", "  first_label: 2", "evaluate.first_label"),
     ("  max_relative_norm:", "  max_relative_norm: -2", "admission.max_relative_norm"),
+    ("  gate:", "  gate: maybe", "admission.gate"),
     ("  average:", "  average: mode", "admission.average"),
     ("  norm_band:", "  norm_band: 1.0", "admission.norm_band"),
     ("agents: [ann, bob]", "agents: everybody", "agents"),

@@ -24,14 +24,14 @@ EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = 
     }),
     "round": (ROUND, "open", {
         "open": {"all_accepted": "applying", "deadline": "applying"},
-        "applying": {"applied": "closed", "partly_applied": "open", "lose": "open"},
+        "applying": {"applied": "closed", "partly_applied": "open", "lose": "open", "refuse": "open"},
         "closed": {},
     }),
     "assignment": (ASSIGNMENT, "pending", {
         "pending": {"claim": "leased"},
         "leased": {"claim": "leased", "lapse": "pending", "give_back": "pending", "withdraw": "pending", "submit": "submitted"},
         "submitted": {"accept": "accepted", "reject": "rejected", "lose": "pending"},
-        "accepted": {"lose": "pending"},
+        "accepted": {"lose": "pending", "reject": "rejected"},
         "rejected": {},
     }),
     "model": (MODEL, "adding", {

@@ -14,6 +14,7 @@ class JobKind(StrEnum):
     INFLUENCE = "influence"
     FIDELITY = "fidelity"
     LOSS = "loss"
+    GATE = "gate"
     MEND = "mend"
     """a blob that another job found missing or damaged"""
 

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.band import BlockDelta
-from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
+from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
@@ -116,12 +116,36 @@ class ApplyPayload(BaseModel):
     task: Task | None = None
     before: list[EncodedRef] = []
     """the blocks as they are, in every codec that agents may hold: the new version is made in each of them, with patches"""
+    halved: bool = False
+    """it was applied whole before, and the gate found it too much"""
 
 
 class ApplyResult(BaseModel):
     blocks: list[ShardRef]
     shards: list[EncodedRef] = []
     patches: list[PatchMade] = []
+
+
+class GatePayload(Calibration):
+    """A round whose deltas were applied aside: `blocks` are the present versions."""
+
+    applied: ApplyPayload
+    made: ApplyResult
+    members: dict[str, str]
+    """assignment → digest of its delta"""
+    losses: list[float]
+    """before and after the rounds so far, the oldest first"""
+    known: bool
+    """the last of them is that of the present versions"""
+
+
+class GateResult(BaseModel):
+    losses: list[float]
+    """to that of the present versions"""
+    after: float | None
+    """None: no number"""
+    alone: dict[str, float | None] = {}
+    """where that is out of proportion and there are several deltas: after each of them alone"""
 
 
 class ExportPayload(BaseModel):

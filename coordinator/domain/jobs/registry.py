@@ -29,6 +29,8 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
     EncodeResult,
     ExportPayload,
     ExportResult,
+    GatePayload,
+    GateResult,
     ImportPayload,
     ImportResult,
     PreparePayload,
@@ -84,6 +86,7 @@ class Failed(Generic[P]):
 
 ADMIT = JobType(JobKind.ADMIT, Lane.QUICK, AdmitPayload, AdmitResult, OnFailure.REPEATED)
 APPLY = JobType(JobKind.APPLY, Lane.QUICK, ApplyPayload, ApplyResult, OnFailure.REPEATED)
+GATE = JobType(JobKind.GATE, Lane.QUICK, GatePayload, GateResult, OnFailure.REPEATED)
 ENCODE = JobType(JobKind.ENCODE, Lane.QUICK, EncodePayload, EncodeResult, OnFailure.PAUSES)
 IMPORT = JobType(JobKind.IMPORT, Lane.SLOW, ImportPayload, ImportResult, OnFailure.ENDS)
 PREPARE = JobType(JobKind.PREPARE, Lane.SLOW, PreparePayload, PrepareResult, OnFailure.ENDS)
@@ -95,7 +98,7 @@ FIDELITY = JobType(JobKind.FIDELITY, Lane.SLOW, FidelityPayload, FidelityResult,
 MEND = JobType(JobKind.MEND, None, MendPayload, MendResult, OnFailure.ENDS)
 
 JOBS: Mapping[JobKind, JobType[BaseModel, BaseModel]] = {
-    job.kind: job for job in (ADMIT, APPLY, ENCODE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, MEND)
+    job.kind: job for job in (ADMIT, APPLY, GATE, ENCODE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, MEND)
 }
 
 

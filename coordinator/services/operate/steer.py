@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.measure import calibration, scores
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
 from fedcybgd.coordinator.services.path import give_up, open_round
 from fedcybgd.coordinator.services.records import jobs
@@ -39,10 +39,22 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
     run.participants = _participants(session, run, spec, anyway)
     common = exposure_budget.common(spec, queries.blocks_of(session, run.id))
     method_of(spec).check(spec, run.trained_blocks, common, len(run.participants))
-    record(session, now, "info", "run_started", f"run {run.name} started with {len(run.participants)} agents", run_id=run.id)
+    record(
+        session,
+        now,
+        "info",
+        "run_started",
+        f"run {run.name} started with {len(run.participants)} agents{_without_gate(session, run)}",
+        run_id=run.id,
+    )
     scores.evaluate_if_due(session, run, 0, now)
     open_round.open_next(session, run, now)
     return run
+
+
+def _without_gate(session: Session, run: Run) -> str:
+    there = run.spec.admission.gate == "off" or calibration.calibration_of(session, run, run.spec) is not None
+    return "" if there else "; the gate is off, for it has no calibration rows: no held-out loss says whether a delta does harm"
 
 
 def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> list[str]:

@@ -1,5 +1,7 @@
 """Step 8: makes the new versions the present ones, closes the round and opens the next."""
 
+from datetime import datetime
+
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
@@ -10,7 +12,7 @@ from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import scores
-from fedcybgd.coordinator.services.path import apply_round, open_round
+from fedcybgd.coordinator.services.path import apply_round, gate, open_round
 from fedcybgd.coordinator.services.records import versions
 from fedcybgd.coordinator.services.states import rounds
 
@@ -18,13 +20,20 @@ from fedcybgd.coordinator.services.states import rounds
 def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     """The new versions are stored: make them the present ones, close the round and open the next, all in one transaction.
 
-    A round of which members came too late for its deadline opens again for them instead.
+    A round of which members came too late for its deadline opens again for them instead. Where the run file wants it, the held-out loss is
+    asked before.
     """
     payload, result, now = done.payload, done.result, done.now
     run = session.get_one(Run, done.subject, with_for_update=True)
     round = session.get_one(Round, (run.id, payload.round))
     if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return  # applied already, or nobody wants it any more
+    if not gate.ask_before(session, run, payload, result, now):
+        take_over(session, run, round, payload, result, now)
+
+
+def take_over(session: Session, run: Run, round: Round, payload: ApplyPayload, result: ApplyResult, now: datetime) -> None:
+    """Make what the engine made of a round that is being applied the present model."""
     before = {change.block.block: change.block for change in payload.changes}
     shards.keep_made(session, result.shards, result.patches)
     for ref in result.blocks:

@@ -64,6 +64,12 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
 
 
 def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
+    reject(session, run, assignment, reason, now)
+    apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone
+
+
+def reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
+    """Its delta is of no use: another agent is asked for what it trained."""
     assignments.reject(assignment, reason, now)
     name = queries.agent_name(session, assignment.agent_id)
     record(
@@ -85,4 +91,3 @@ def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now
     there = readiness.there(session, run.id, [seat.agent] if seat.agent is not None else [])
     again = open_round.assign(session, run, spec, seat, now, there, assignment.failures + 1, excluded, assignment.failed)
     give_up.pause_if_hopeless(session, run, again, f"block {assignment.called} was rejected: {reason}", now)
-    apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone
