@@ -57,6 +57,8 @@ from fedcybgd.shared.host.bodies import BodyInvalid, whole
 CHUNK = 1 << 20
 MOST_JSON = 16 << 20
 """Bytes of an answer in JSON; a manifest of thousands of blocks and patches has one or two million."""
+WITHIN_S = 600.0
+"""An answer that is not there by then drips."""
 MOST_FILE = 256 << 20
 """Bytes of a tokenizer; the largest that are published have some 40 million."""
 ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-encoding"})
@@ -270,7 +272,7 @@ class _ErrorBody(BaseModel):
 
 
 def _body(answer: httpx.Response, limit: int) -> bytes:
-    return whole(answer.iter_raw(), answer.headers.get("content-encoding", ""), limit)
+    return whole(answer.iter_raw(), answer.headers.get("content-encoding", ""), limit, WITHIN_S)
 
 
 def _identity(headers: httpx.Headers) -> str | None:

@@ -1,5 +1,7 @@
 """Bodies of HTTP answers, read no further than they may be long, whatever coding something on the way gave them."""
 
+import math
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 
@@ -33,11 +35,14 @@ def plain_chunks(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
         raise BodyInvalid(f"the answer is said to be {coding[:40]}, and is not: {error}") from error
 
 
-def whole(chunks: Iterable[bytes], coding: str, limit: int) -> bytes:
-    """A whole body. Raises `BodyInvalid` as soon as it has more than `limit` bytes, as it came or unpacked."""
+def whole(chunks: Iterable[bytes], coding: str, limit: int, seconds: float = math.inf) -> bytes:
+    """A whole body. Raises `BodyInvalid` as soon as it has more than `limit` bytes, as it came or unpacked, or takes longer than `seconds`."""
     found = bytearray()
+    began = time.monotonic()
     for piece in plain_chunks(_bounded(chunks, limit), coding):
         found += piece
+        if time.monotonic() - began > seconds:
+            raise BodyInvalid(f"the answer has come for more than {seconds:g} s, and has no end yet")
         if len(found) > limit:
             raise BodyInvalid(f"the answer has more than {limit} bytes")
     return bytes(found)

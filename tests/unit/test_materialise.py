@@ -216,6 +216,25 @@ def test_a_bomb_in_a_packed_shard_is_not_unpacked(tmp_path: Path) -> None:
     assert {f.name for f in tmp_path.iterdir()} == {"plain", "packed", "claims"}
 
 
+def test_a_bomb_in_a_delta_stops_at_the_size_of_its_shard(tmp_path: Path) -> None:
+    base, bomb = tmp_path / "base", tmp_path / "bomb"
+    save_file({"w": torch.zeros(64, 64)}, base)
+    save_file({"w": torch.zeros(4096, 4096)}, tmp_path / "plain")  # 64 MiB that pack to some kilobytes
+    bomb.write_bytes(b"".join(lossless.pack(tmp_path / "plain")))
+    (tmp_path / "plain").unlink()
+    assert bomb.stat().st_size < 1 << 20
+    step = LocalPatch(kind="delta", path=str(bomb), weight=1.0, digest="a" * 64, target=str(tmp_path / "out"))
+    shard = LocalShard(
+        block="b", digest="a" * 64, codec="exact", path=str(tmp_path / "out"), size=base.stat().st_size, base=str(base), patches=[step]
+    )
+    with pytest.raises(PackedError, match="unpacks to more than"):
+        materialise(shard)
+    save_file({"w": torch.zeros(64, 64)}, bomb)
+    with pytest.raises(ShardCorrupt, match="makes more than"):
+        materialise(shard.model_copy(update={"size": 1000}))
+    assert {f.name for f in tmp_path.iterdir()} == {"base", "bomb"}
+
+
 def test_without_anything_to_make_it_of(tmp_path: Path) -> None:
     with pytest.raises(ShardCorrupt, match=r"layers\.0"):
         materialise(LocalShard(block="layers.0", digest=digest_of(b""), codec="exact", path=str(tmp_path / "x"), size=5))

@@ -1,21 +1,25 @@
 """What the owner's policy forbids is refused before anything is fetched, with the rule and the value; bounds hold without one too."""
 
 import json
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from fedcybgd.agent import policy, reaching
+from fedcybgd.agent import lengths, policy, reaching
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.messages import Bounds
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, fingerprint, load_policy
+from fedcybgd.agent.rooms import asking
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
 from fedcybgd.agent.training.errors import PolicyBroken
 from fedcybgd.shared.contract.assignments import LeasedAssignment
+from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
 SAMPLE = json.loads((Path(__file__).parents[1] / "wire" / "samples" / "LeasedAssignment.json").read_text())["full"]
 
@@ -247,3 +251,30 @@ def test_the_name_of_a_block_hides_nothing() -> None:
     check_tensors(bounds, {"layers.0": ["layers.0.w"], "head": ["head.w"]}, homes)
     with pytest.raises(PolicyBroken, match=r"embeddings\.word\.weight.* as layers\.0"):
         check_tensors(bounds, {"layers.0": ["layers.0.w", "embeddings.word.weight"]}, homes)
+
+
+# ---- answers and tokenizers without an end --------------------------------------------------------------------------------
+
+
+def test_an_answer_that_drips_is_given_up() -> None:
+    def dripping() -> Iterator[bytes]:
+        while True:
+            time.sleep(0.05)
+            yield b" "
+
+    with pytest.raises(BodyInvalid, match="no end yet"):
+        whole(dripping(), "", 1 << 20, 0.3)
+
+
+def test_a_tokenizer_without_an_end_does_not_hold_up_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "SECONDS", 5.0)
+    slow = {
+        "version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "^(\\w+\\s?)*$"}, "behavior": "Isolated", "invert": False},
+    }  # fmt: skip
+    walls = asking(Home(tmp_path))
+    with pytest.raises(lengths.TokenizerSlow, match="did not come to an end"):
+        lengths.token_lengths(walls, json.dumps(slow), ["a" * 60 + "!"])
+    monkeypatch.setattr(lengths, "SECONDS", 60.0)
+    with pytest.raises(lengths.TokenizerSlow, match="cannot be used"):
+        lengths.token_lengths(walls, "{}", ["a"])
