@@ -24,6 +24,8 @@ BOOTSTRAP = Path(__file__).parent / "bootstrap"
 RESTART_AFTER_S = 0.2
 LOOK_EVERY_S = 0.05
 COORDINATOR = "coordinator"
+LINES = 12
+"""of each log"""
 
 
 def environment(folder: Path, name: str) -> dict[str, str]:
@@ -173,6 +175,14 @@ class Fleet:
 
     def view(self, run_id: str) -> dict[str, Any]:
         return dict(self.operator.get(f"/runs/{run_id}"))  # type: ignore[call-overload]
+
+    def last_words(self) -> list[str]:
+        """The ends of all logs, for whoever reads why a run went wrong."""
+        lines: list[str] = []
+        for process in [self.coordinator, *self.agents]:
+            written = process.log.read_text(errors="replace").splitlines() if process.log.exists() else []
+            lines += [f"-- {process.log}", *(line[:300] for line in written[-LINES:])]
+        return lines
 
     # ---- points -------------------------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def judge(outcome: Outcome, fleet: Fleet, run_id: str, view: dict[str, Any], exp
     """Say what is wrong with a run that has ended; `exact` where its bits must be those that are expected."""
     if view["state"] != "completed":
         progress = f"{view['rounds_done']} of {view['rounds_total']} rounds"
-        outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *told(view)]
+        outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *told(view), *fleet.last_words()]
     database = fleet.database_url or str(fleet.folder / COORDINATOR / "coordinator.db")
     found = chain.check(chain.opened(database), fleet.blobs, run_id)
     outcome.lost += found.lost if view["state"] == "completed" else []  # else they may still come
