@@ -19,7 +19,7 @@ IMPORTANT = [
     r"daemon agent\.outbox:Outbox\.put replace before",
     r"daemon agent\.outbox:Outbox\.put replace after",
     r"daemon agent\.client:Client\.submit request after",
-    r"trainer agent\.training\.delta:\S+ replace before",
+    r"daemon agent\.cache:ShardCache\.get replace before",
 ]
 
 
