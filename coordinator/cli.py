@@ -34,8 +34,10 @@ app.add_typer(models.app, name="models")
 app.add_typer(agents.app, name="agents")
 app.add_typer(runs.app, name="run")
 app.command()(plan.plan)
+key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operators.app, name="operators")
+app.add_typer(key_app, name="key")
 app.add_typer(db_app, name="db")
 terminal = Terminal()
 Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
@@ -136,6 +138,8 @@ def status() -> None:
     view = Client().status()
     active = sum(agent.state == "active" for agent in view.agents)
     terminal.say(f"{active} of {len(view.agents)} agents active, {view.waiting_claims} waiting, {len(view.leases)} training")
+    if view.signing_key is not None:
+        terminal.say(f"signing key {view.signing_key}")
     for run in view.runs[:10]:
         why = f" – {one_line(run.reason)}" if run.reason else ""
         terminal.say(f"run {run.name}: {run.state}, round {run.rounds_done} of {run.rounds_total}{why}")
@@ -162,17 +166,42 @@ def backup(
 
 @app.command()
 def verify(
-    run: Annotated[str, typer.Argument(help="Name or id of the run.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|FILE", help="Name or id of a run of this machine's coordinator, or a provenance file.")
+    ],
     home: Home = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Look at rows and digests only; make no version again.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Of a run: look at rows and digests only; make no version again.")] = False,
+    key: Annotated[str | None, typer.Option(help="Of a file: the coordinator's public key, or its fingerprint.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Of a file: the directory of the export.", exists=True, file_okay=False)] = None,
+    deltas: Annotated[
+        Path | None, typer.Option(help="Of a file: a directory of shards and deltas by their digests.", exists=True, file_okay=False)
+    ] = None,
 ) -> None:
     """Make every version of a run again of its deltas; say that the model is what the log says, or what is wrong first (status 1).
 
-    Run this on the coordinator's machine, also while it works; with --home on a backup.
+    Of a run: on the coordinator's machine, also while it works; with --home on a backup. Of a provenance file: anywhere.
     """
+    from fedcybgd.coordinator.provenance import check
     from fedcybgd.coordinator.verify import verify as look
 
-    terminal.say(f"run {run}: {look(_settings(home=home), run, quick)}")
+    if key is not None or export is not None or deltas is not None or what.endswith(".json"):
+        terminal.say(str(check(Path(what), key, export, deltas)))
+    else:
+        terminal.say(f"run {what}: {look(_settings(home=home), what, quick)}")
+
+
+@key_app.command()
+def renew(home: Home = None) -> None:
+    """Make a new signing key, if it became known or its secret is lost. Run this on the coordinator's machine: it works on the database itself."""
+    from fedcybgd.coordinator.db.base import utcnow
+    from fedcybgd.coordinator.home import existing_database, signing_secret
+    from fedcybgd.coordinator.services.records import signing
+
+    settings = _settings(home=home)
+    with existing_database(settings).transaction() as session:
+        made = signing.renew(session, signing_secret(settings, make=True), utcnow())
+        said = f"signing key {made.fingerprint}; what was signed before is checked with the key before"
+    terminal.say(said)
 
 
 @operators.app.command()

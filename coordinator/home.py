@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal, overload
 
 from alembic.util import CommandError
 from sqlalchemy import make_url
@@ -88,6 +89,36 @@ def home_id(home: Path) -> str:
         part.write_text(f"{name}\n")
         part.replace(file)
         return name
+
+
+def write_secret(file: Path, secret: str) -> None:
+    """A file that its owner alone may read, from the start on."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
+        opened.write(secret + "\n")
+
+
+@overload
+def signing_secret(settings: Settings, make: Literal[True]) -> bytes: ...
+@overload
+def signing_secret(settings: Settings) -> bytes | None: ...
+def signing_secret(settings: Settings, make: bool = False) -> bytes | None:
+    """The secret of this home under which the signing key is sealed; it is in no backup. None: it has none, and none is to be made."""
+    try:
+        text = settings.signing_secret.read_text().strip()
+    except FileNotFoundError:
+        if not make:
+            return None
+        write_secret(settings.signing_secret, text := secrets.token_hex(32))
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise HomeUnusable(
+            f"{settings.signing_secret} is no secret of 64 hexadecimal digits; put it back, or delete it and have a new key made"
+        )
+    return secret
 
 
 def sqlite_file(settings: Settings) -> Path | None:

@@ -4,11 +4,9 @@ import errno
 import gc
 import ipaddress
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +19,9 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import understood
+from fedcybgd.coordinator.home import signing_secret, understood, write_secret
 from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls.connections import Connections
 from fedcybgd.coordinator.walls.gate import Gate
@@ -95,6 +94,8 @@ def prepare_home(settings: Settings) -> str | None:
             migrate.upgrade(database.engine)
             with database.transaction() as session:
                 wait_alone(session.connection())
+                if signing.newest(session) is None:
+                    signing.renew(session, signing_secret(settings, make=True), utcnow())
                 return _first_key(settings, session)
         finally:
             database.close()
@@ -106,13 +107,6 @@ def _first_key(settings: Settings, session: Session) -> str | None:
     if key is not None:
         write_secret(settings.first_key, key)
     return key
-
-
-def write_secret(file: Path, secret: str) -> None:
-    """A file that its owner alone may read, from the start on."""
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
-        opened.write(secret + "\n")
 
 
 def bind(host: str, port: int) -> socket.socket:

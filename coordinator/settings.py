@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         return self.home / "operator.key"
 
     @property
+    def signing_secret(self) -> Path:
+        """File of the secret under which the signing key is sealed."""
+        return self.home / "signing.secret"
+
+    @property
     def blobs(self) -> Path:
         return self.home / "blobs"
 

@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",
         SERVICES, "coordinator.engine"},
     "coordinator.walls": {"shared.contract", "shared.host", "coordinator.errors"},
-    "coordinator.api": DATA | {"shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
+    "coordinator.api": DATA | {"coordinator.home", "shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
@@ -80,7 +80,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.jobs", SERVICES, "coordinator.settings"},
+    "coordinator.provenance": DATA | {"coordinator.jobs"},
     "coordinator.cli": DATA | {
+        "coordinator.provenance",
         "coordinator.verify",
         "shared.host", "coordinator.backup", "coordinator.commands", "coordinator.home", "client", "coordinator.serve",
         SERVICES, "coordinator.settings",

@@ -2,20 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, StoreDep, ViewerDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, SettingsDep, StoreDep, ViewerDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
+from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
-from fedcybgd.coordinator.services.operate import exports, prepare, steer
+from fedcybgd.coordinator.services.operate import exports, prepare, provenance, steer
 from fedcybgd.coordinator.services.read import lists, status
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import ExportRequested, StartRequest
+from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from fedcybgd.shared.contract.words import ID
 
@@ -154,6 +156,24 @@ def export_file(request: Request, run: str, export_id: ExportId, name: str, sess
         if file.name == name:
             return blob_response(request, store, file.digest)
     raise NotFound(f"the export has no file {name!r} (yet)")
+
+
+@router.get(
+    "/{run}/provenance",
+    summary="How the model came to be, signed",
+    response_model=Provenance,
+    responses=errors(404, 409),
+    dependencies=viewer,
+)
+def get_provenance(
+    run: str,
+    session: WriteDep,
+    settings: SettingsDep,
+    export: Annotated[str | None, Query(pattern=ID, description="whose digests it has; made not long ago")] = None,
+    names: Annotated[bool, Query(description="of agents, instead of pseudonyms")] = False,
+) -> Provenance:
+    """From the base model by every delta to the present versions, and to an export: a file that anybody can check."""
+    return provenance.of_run(session, run, export, names, signing_secret(settings), now())
 
 
 @router.get(

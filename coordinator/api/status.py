@@ -1,4 +1,4 @@
-"""`/v1/status` and `/v1/health`."""
+"""`/v1/status`, `/v1/health` and `/v1/key`."""
 
 from importlib.metadata import version
 
@@ -9,6 +9,7 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.services.read import status
 from fedcybgd.shared.contract.agents import Health
+from fedcybgd.shared.contract.provenance import SigningKeyView
 from fedcybgd.shared.contract.views import StatusView
 
 router = APIRouter(route_class=DatabaseRoute, tags=["status"])
@@ -24,3 +25,15 @@ def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
 async def health(disks: DisksDep) -> Health:
     """For load balancers and `fedagent check`; needs no key. It waits for no thread and asks no database."""
     return Health(status="ok", version=version("fedcybgd"), full_disks=disks.names)
+
+
+@router.get(
+    "/key",
+    summary="The key that provenance files are signed with",
+    response_model=SigningKeyView,
+    responses=errors(404),
+    dependencies=[OpenDep],
+)
+def key(session: ReadDep) -> SigningKeyView:
+    """Public, and to be compared by another way: what is signed with it was signed by this coordinator."""
+    return status.signing_key(session)

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.client.client import Client
-from fedcybgd.client.errors import ClientError, CoordinatorAway, RunStopped
+from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import FINAL, has_ended
 from fedcybgd.coordinator.commands.output import moment, say_json
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
+from fedcybgd.shared.contract.provenance import fingerprint
 from fedcybgd.shared.contract.views import RunSummary, RunView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -137,3 +138,18 @@ def export(
     """Write the run's present model as a directory that transformers loads."""
     view = Client().runs.export(run, directory, force=force)
     terminal.say(f"model after {view.after_rounds} rounds in {directory}: {', '.join(f.name for f in view.files)}")
+
+
+@app.command()
+def provenance(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", dir_okay=False)],
+    names: Annotated[bool, typer.Option("--names", help="Name agents as they are called here, instead of by pseudonyms.")] = False,
+) -> None:
+    """Write how the present model came to be, signed by the coordinator; `fedcoord verify FILE` checks it."""
+    made = Client().runs.provenance(run, names=names)
+    try:
+        output.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileUnusable(f"{output}: {error.strerror or error}; choose another file") from error
+    terminal.say(f"{len(made.versions)} versions in {output}, signed with {fingerprint(made.key)}")

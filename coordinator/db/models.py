@@ -1,7 +1,7 @@
 """All tables, by whatever name they are in. Migrations build them; a test compares the two."""
 
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
-from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Login, Operator, Replica
+from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Login, Operator, Replica, SigningKey
 from fedcybgd.coordinator.db.tables.history import BlockVersion
 from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
@@ -33,6 +33,7 @@ __all__ = [
     "Replica",
     "Round",
     "Run",
+    "SigningKey",
     "StoredManifest",
     "Traffic",
     "TrafficTotal",

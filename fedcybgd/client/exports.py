@@ -9,10 +9,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from fedcybgd.client.connection import DAY_S, Connection, segment
-from fedcybgd.client.errors import AnswerInvalid, CoordinatorAway, DirectoryTaken, FileUnusable
+from fedcybgd.client.errors import AnswerInvalid, CoordinatorAway, DirectoryTaken, FileUnusable, Refused
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import ExportView, FileRef
 from fedcybgd.shared.contract.operators import ExportRequested
+from fedcybgd.shared.contract.provenance import FILE, Provenance
 from fedcybgd.shared.contract.views import RunSummary
 from fedcybgd.shared.files.paths import UnsafeName, inside, open_for_appending
 
@@ -45,6 +46,19 @@ def claim(directory: Path, run: RunSummary, force: bool) -> None:
 def write_card(directory: Path, run: RunSummary, after_rounds: int | None, files: list[FileRef]) -> None:
     card = Card(run=run.name, run_id=run.id, model=run.model, after_rounds=after_rounds, files={f.name: f.digest for f in files})
     inside(directory, CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def write_provenance(directory: Path, connection: Connection, run_id: str, export_id: str) -> None:
+    """Put the signed file beside the export. Of a coordinator that signs none the export is whole without it."""
+    place = inside(directory, FILE)
+    try:
+        made = connection.read(Provenance, f"/runs/{segment(run_id)}/provenance", {"export": export_id})
+        place.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except Refused as error:
+        place.unlink(missing_ok=True)
+        connection.notice(f"the export has no {FILE}: {error.message}")
+    except OSError as error:
+        raise _unusable(directory, error) from error
 
 
 def export(connection: Connection, run_id: str, directory: Path, timeout_s: float) -> ExportView:

@@ -11,6 +11,7 @@ from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import StartRequest
 from fedcybgd.shared.contract.plans import PlanView
+from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
@@ -144,4 +145,9 @@ class Runs:
         exports.claim(directory, made_by, force)
         view = exports.export(self._connection, made_by.id, directory, timeout_s)
         exports.write_card(directory, made_by, view.after_rounds, view.files)
+        exports.write_provenance(directory, self._connection, made_by.id, view.export_id)
         return view
+
+    def provenance(self, run: str, *, names: bool = False) -> Provenance:
+        """How the present model came to be, signed by the coordinator; agents have pseudonyms, unless `names` is given. Raises `Refused`."""
+        return self._connection.read(Provenance, f"/runs/{segment(run)}/provenance", {"names": names})

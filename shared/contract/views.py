@@ -221,6 +221,7 @@ class JobView(BaseModel):
 
 class StatusView(BaseModel):
     version: str
+    signing_key: str | None = Field(None, description="fingerprint of the key that provenance files are signed with")
     now: datetime
     waiting_claims: int = Field(description="agents that wait for work right now")
     runs: list[RunSummary] = Field(description="the newest fifty")

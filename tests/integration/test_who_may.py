@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 TABLE = {
     "GET /openapi.json": "open", "HEAD /openapi.json": "open", "GET /docs": "open",
     "GET /docs/files/{name}": "open", "GET /admin/files/{name}": "open",
-    "GET /v1/health": "open", "POST /v1/agents": "open",
+    "GET /v1/health": "open", "GET /v1/key": "open", "POST /v1/agents": "open",
     "GET /v1/agents/me": "agent", "PUT /v1/agents/me/readiness": "agent", "POST /v1/agents/me/key": "agent",
     "GET /v1/runs/{run}/files/{name}": "agent", "POST /v1/assignments/claim": "agent",
     "GET /v1/assignments/{assignment_id}": "holder", "POST /v1/assignments/{assignment_id}/renew": "holder",
@@ -38,7 +38,7 @@ TABLE = {
     "GET /v1/status": "viewer", "GET /v1/agents": "viewer", "GET /v1/exposure": "viewer", "POST /v1/plan": "viewer",
     "GET /v1/models": "viewer", "GET /v1/models/{name}": "viewer", "GET /v1/runs": "viewer", "GET /v1/runs/{run}": "viewer",
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
-    "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
+    "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "POST /v1/operators/me/rotate": "viewer",
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
     "POST /v1/runs": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",

@@ -69,3 +69,15 @@ class Event(Base):
     agent_id: Mapped[str | None] = mapped_column(KEY)
 
     __table_args__ = (Index("ix_event_level", "level", "id"), Index("ix_event_run", "run_id", "id"))
+
+
+class SigningKey(Base):
+    """A key that the coordinators on this database sign with: the newest one, and those before it. The private half is sealed."""
+
+    __tablename__ = "signing_key"
+    fingerprint: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    public: Mapped[str] = mapped_column(String(60))
+    """base64"""
+    sealed: Mapped[str] = mapped_column(Text)
+    """base64 of nonce and ciphertext: only who has the secret of a home can open it, and no backup has that"""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

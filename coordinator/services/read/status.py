@@ -15,10 +15,12 @@ from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.seat import called
+from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.read.working import running_jobs
-from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.services.records import ledgers, signing
+from fedcybgd.shared.contract.provenance import SigningKeyView
 from fedcybgd.shared.contract.views import BlockView, BytesView, EvaluationView, EventView, LeaseView, RunView, StatusView
 
 RUNS_SHOWN, ROUNDS_SHOWN, EVENTS_SHOWN, TROUBLES_SHOWN = 50, 12, 10, 20
@@ -74,7 +76,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
 
 def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView:
     return StatusView(
-        version=version("fedcybgd"), now=now, waiting_claims=waiting_claims,
+        version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now, waiting_claims=waiting_claims,
         runs=list(lists.runs(session, Page(limit=RUNS_SHOWN)).items),
         agents_by_state={row[0]: row[1] for row in session.execute(AGENT_STATES)},
         agents=list(lists.agents(session, Page(limit=AGENTS_SHOWN)).items),
@@ -84,6 +86,13 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
         jobs=queries.jobs_by_state(session), running_jobs=running_jobs(session, now),
         last_errors=_events(queries.last_troubles(session, TROUBLES_SHOWN)),
     )  # fmt: skip
+
+
+def signing_key(session: Session) -> SigningKeyView:
+    row = signing.newest(session)
+    if row is None:
+        raise NotFound("this coordinator has no signing key: `fedcoord key renew` makes one")
+    return SigningKeyView(key=row.public, fingerprint=row.fingerprint)
 
 
 def _bytes(by_kind: dict[str, int]) -> BytesView:

@@ -1,0 +1,202 @@
+"""Checks a provenance file without the database that it comes from: signature, chain, and whatever bytes there are."""
+
+import base64
+import binascii
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import ValidationError
+
+from fedcybgd.coordinator.domain.history import VersionFacts
+from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
+from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_chains, check_once, lineages
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.jobs import recomputing
+from fedcybgd.coordinator.storage import EngineStore, OverlayStore
+from fedcybgd.shared.contract.codec import EXACT
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.provenance import Provenance, ProvenanceVersion, fingerprint
+from fedcybgd.shared.files.safetensors_header import header_of
+
+WEIGHTS = "model.safetensors"
+LARGEST = 1 << 28
+CHUNK = 1 << 20
+
+
+class ProvenanceInvalid(CoordinatorError):
+    """The file is no provenance file, or does not agree with itself."""
+
+    code = "provenance_invalid"
+
+
+class SignatureInvalid(CoordinatorError):
+    """The file is not as it was when it was signed."""
+
+    code = "signature_invalid"
+
+
+class SigningKeyUnlike(CoordinatorError):
+    """The file is signed with another key than the one that is expected."""
+
+    code = "signing_key_differs"
+
+
+class ExportUnlike(CoordinatorError):
+    """The directory is not the export that the file is about."""
+
+    code = "export_differs"
+
+
+@dataclass(frozen=True)
+class Checked:
+    file: Provenance
+    made_again: int
+    export_checked: bool
+    key_was_given: bool
+
+    def __str__(self) -> str:
+        key = f"signed with {'the given key' if self.key_was_given else fingerprint(self.file.key) + ', which is to be compared with the coordinator'}"
+        made = f"{self.made_again} of {len(self.file.versions)} versions made again"
+        export = "the export is the one that it names" if self.export_checked else "no export was looked at"
+        return f"run {self.file.run.name}: the file agrees with itself; {key}; {made}; {export}"
+
+
+def check(path: Path, key: str | None = None, export: Path | None = None, blobs: Path | None = None) -> Checked:
+    """`key`: the coordinator's, in base64 or by its fingerprint. `export`: a directory. `blobs`: shards and deltas by their digests.
+
+    Raises the first thing that is wrong.
+    """
+    file = read(path)
+    check_signature(file, key)
+    versions = _versions(file)
+    check_chains(versions, {block: (version, versions[block][version].digest) for block, version in file.present.items()})
+    for line in lineages(versions, list(file.present.items())).values():
+        check_once(line)
+    if export is not None:
+        _check_export(file, export)
+    made = 0
+    with tempfile.TemporaryDirectory(prefix="fedcoord-provenance-") as aside:
+        if blobs is not None:
+            store = OverlayStore(Path(aside), [blobs])
+            rows = recomputing.made_of(_with_bytes(store, versions))
+            recomputing.recompute(store, rows)
+            made = len(rows)
+            if export is not None:
+                _check_weights(file, versions, store, export / WEIGHTS)
+    return Checked(file, made, export is not None, key is not None)
+
+
+def read(path: Path) -> Provenance:
+    """Raises `ProvenanceInvalid`."""
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise ProvenanceInvalid(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        return Provenance.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ProvenanceInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}") from error
+    except ValueError as error:
+        raise ProvenanceInvalid(f"{path}: {error}") from error
+
+
+def check_signature(file: Provenance, key: str | None) -> None:
+    try:
+        public = base64.b64decode(file.key, validate=True)
+        if key is not None and key.strip() not in (file.key, hashlib.sha256(public).hexdigest()):
+            raise SigningKeyUnlike(f"the file is signed with {fingerprint(file.key)}, and not with the key that was given")
+        Ed25519PublicKey.from_public_bytes(public).verify(base64.b64decode(file.signature, validate=True), file.signed())
+    except (InvalidSignature, ValueError, binascii.Error) as error:
+        raise SignatureInvalid("the signature is not one of this file: something in it was changed after it was signed") from error
+
+
+def _versions(file: Provenance) -> Versions:
+    found: dict[str, dict[int, KeptVersion]] = {}
+    for entry in file.versions:
+        if entry.version in found.setdefault(entry.block, {}):
+            raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: it is there twice")
+        found[entry.block][entry.version] = _row(entry, found[entry.block])
+    for block, version in [*file.present.items(), *(file.export.versions.items() if file.export else ())]:
+        if version not in found.get(block, {}):
+            raise ProvenanceInvalid(f"block {block}, version {version}: it is named, and nothing is said of it")
+    return found
+
+
+def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersion:
+    facts = VersionFacts(entry.block, entry.version, entry.origin, entry.parent, entry.round, exact=False)
+    parent = before.get(entry.parent) if entry.parent is not None else None
+    change = None
+    try:
+        if parent is not None and entry.terms and entry.aggregate is not None:
+            base = ShardRef(block=entry.block, version=parent.facts.version, codec=EXACT, digest=parent.digest, size=parent.size)
+            terms = [Term(digest=term.delta, weight=float(term.weight), visit=term.visit) for term in entry.terms]
+            change = Change.model_validate({"block": base, "terms": terms, "aggregate": entry.aggregate})
+    except ValueError as error:  # pydantic's are, too
+        raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
+    return KeptVersion(facts, entry.digest, entry.size, change, kept=False)
+
+
+def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
+    """Of the versions, which can be made again of what is there."""
+    found: dict[str, dict[int, KeptVersion]] = {}
+    for block, known in versions.items():
+        made = found.setdefault(block, {})
+        for version, row in sorted(known.items()):
+            parent = made.get(row.facts.parent) if row.facts.parent is not None else None
+            follows = parent is not None and parent.kept
+            given = row.change is None or all(store.has(term.digest) for term in row.change.terms)
+            made[version] = KeptVersion(row.facts, row.digest, row.size, row.change, kept=store.has(row.digest) or (follows and given))
+    return {
+        block: {v: row if row.change is None or all(store.has(t.digest) for t in row.change.terms) else _bare(row) for v, row in known.items()}
+        for block, known in found.items()
+    }  # fmt: skip
+
+
+def _bare(row: KeptVersion) -> KeptVersion:
+    return KeptVersion(row.facts, row.digest, row.size, None, row.kept)
+
+
+def _check_export(file: Provenance, directory: Path) -> None:
+    if file.export is None:
+        raise ExportUnlike("the file names no export: one that lies beside an export does")
+    for ref in file.export.files:
+        place = directory / ref.name
+        if not place.is_file():
+            raise ExportUnlike(f"{place} is not there")
+        if digest_of_file(place) != ref.digest:
+            raise ExportUnlike(f"{place}: its bytes are others than were exported ({ref.digest})")
+    known = {ref.name for ref in file.export.files}
+    if extra := sorted(path.name for path in directory.glob("*.safetensors") if path.name not in known):
+        raise ExportUnlike(f"{directory / extra[0]} is no part of the export")
+
+
+def _check_weights(file: Provenance, versions: Versions, store: EngineStore, weights: Path) -> None:
+    """The tensors of an export are those of the blocks, one after another in the order of the model; their names alone are others."""
+    assert file.export is not None
+    rows = [versions[block][file.export.versions[block]] for block in file.run.blocks if block in file.export.versions]
+    if not all(store.has(row.digest) for row in rows):
+        return
+    sum_of = hashlib.sha256()
+    for row in rows:
+        with store.localised(row.digest) as path:
+            _add_tensors(path, sum_of)
+    found = hashlib.sha256()
+    _add_tensors(weights, found)
+    if sum_of.digest() != found.digest():
+        raise ExportUnlike(f"{weights}: its tensors are not those of the versions that the file names")
+
+
+def _add_tensors(path: Path, to: "hashlib._Hash") -> None:
+    with path.open("rb") as opened:
+        opened.seek(header_of(opened, str(path)).data_start)
+        while chunk := opened.read(CHUNK):
+            to.update(chunk)

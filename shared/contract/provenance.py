@@ -1,0 +1,109 @@
+"""The provenance file: from which model, by which deltas and over which versions an export came to be; signed by its coordinator.
+
+docs/provenance.md says what is in it, for whoever writes a checker of his own. It has no number but whole ones: canonical JSON of it is
+the same wherever it is made.
+"""
+
+import base64
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.words import JsonObject
+
+FORMAT = "fedcybgd-provenance-1"
+FILE = "provenance.json"
+"""Its name beside an export"""
+
+
+class ProvenanceSection(BaseModel):
+    """What is signed has nothing beside it that nobody has read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ProvenanceTerm(ProvenanceSection):
+    delta: Digest
+    weight: str = Field(max_length=40, description="a decimal number; its nearest double is meant")
+    agent: str = Field(max_length=200, description="its name, or a pseudonym that is the same in the whole file")
+    visit: str = Field(max_length=100, description="id of the assignment: the same delta may have been given twice")
+
+
+class ProvenanceVersion(ProvenanceSection):
+    block: str
+    version: int = Field(ge=0)
+    origin: str = Field(description="base, applied, restored or found")
+    digest: Digest = Field(description="of its safetensors file")
+    size: int
+    parent: int | None = Field(description="the version that it was made of, or whose bytes it has")
+    round: int | None
+    aggregate: str | None = Field(description="the rule by which the deltas were put together")
+    terms: list[ProvenanceTerm] = Field(description="in the order in which they were added")
+
+
+class ProvenanceBlock(ProvenanceSection):
+    name: str
+    digest: Digest
+
+
+class ProvenanceModel(ProvenanceSection):
+    name: str
+    files: list[FileRef]
+    blocks: list[ProvenanceBlock]
+
+
+class ProvenanceRun(ProvenanceSection):
+    id: str
+    name: str
+    run_file: str = Field(description="canonical JSON")
+    rounds_done: int
+    blocks: list[str] = Field(description="in the order of the model")
+
+
+class ProvenanceExport(ProvenanceSection):
+    after_rounds: int
+    files: list[FileRef]
+    versions: dict[str, int] = Field(description="block: version, of what the weights are joined from")
+
+
+class Provenance(ProvenanceSection):
+    format: Literal["fedcybgd-provenance-1"] = FORMAT  # type: ignore[assignment]
+    coordinator: str = Field(description="id of its database")
+    made_at: str
+    model: ProvenanceModel
+    run: ProvenanceRun
+    versions: list[ProvenanceVersion]
+    present: dict[str, int] = Field(description="block: its version when this was made")
+    export: ProvenanceExport | None
+    key: str = Field(description="the coordinator's Ed25519 public key, base64 of 32 bytes")
+    signature: str = Field(description="base64, of the canonical JSON of all but this field")
+
+    def signed(self) -> bytes:
+        """What the signature is of."""
+        return canonical(self.model_dump(mode="json", exclude={"signature"}))
+
+
+class SigningKeyView(BaseModel):
+    """The public key that a coordinator signs with."""
+
+    algorithm: Literal["ed25519"] = "ed25519"
+    key: str = Field(description="base64 of 32 bytes")
+    fingerprint: str = Field(description="sha256 of these bytes")
+
+
+def canonical(value: JsonObject) -> bytes:
+    """JSON with sorted names, nothing between its parts, in UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def text_of(model: BaseModel) -> str:
+    """The canonical JSON of a model."""
+    return canonical(model.model_dump(mode="json")).decode()
+
+
+def fingerprint(key: str) -> str:
+    return hashlib.sha256(base64.b64decode(key)).hexdigest()
