@@ -14,6 +14,8 @@ from fedcybgd.shared.contract.training import Training
 from fedcybgd.shared.contract.words import DeltaCodec, Name, Task
 from fedcybgd.shared.files.table_format import TableFormat
 
+DEEPEST = 50
+
 
 class RunFileInvalid(Invalid):
     code = "run_file_invalid"
@@ -175,10 +177,19 @@ class RunFile(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")
 
 
+class _Loader(yaml.SafeLoader):
+    """Gives up where brackets stand deeper in each other than in any run file: for each more the scanner takes longer, up to minutes."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= DEEPEST:
+            raise RecursionError(f"more than {DEEPEST} brackets in each other")
+        super().fetch_flow_collection_start(token)
+
+
 def parse_run_file(text: str, source: str = "run file") -> RunFile:
     """Read a YAML run file. Raises `RunFileInvalid`; its message has one line for each wrong field, with the line in the file."""
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.compose(text, Loader=_Loader)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
