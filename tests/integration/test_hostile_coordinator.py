@@ -77,6 +77,8 @@ class TakenOver:
         if path.endswith("/return"):
             self.returned.append(json.loads(asked.body))
             return Answer.json({"assignment_id": WORK, "state": "pending", "reason": None, "attempt": 1})
+        if path.endswith("/health"):
+            return Answer.json({"status": "ok", "version": "1"})
         if path.endswith("/renew"):
             return Answer.json({"lease_seconds": 60, "go_on": True})
         return Answer.json({"code": "not_found", "message": "there is no such thing", "detail": {}}, 404)
