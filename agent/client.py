@@ -6,6 +6,7 @@ coordinator) is `Unreachable`, on every call.
 
 import contextlib
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -51,7 +52,7 @@ from fedcybgd.shared.contract.assignments import (
 )
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION, Version
-from fedcybgd.shared.contract.words import COORDINATOR, OFFERS, Id
+from fedcybgd.shared.contract.words import COORDINATOR, DAEMON, OFFERS, Id
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
 CHUNK = 1 << 20
@@ -94,6 +95,10 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+    def as_daemon(self) -> None:
+        """Say with every call from now on which start of the daemon asks: what another one is told is not for this one."""
+        self._http.headers[DAEMON] = secrets.token_hex(8)
 
     def health(self) -> Health:
         return self._model(Health, "GET", "/health")

@@ -115,6 +115,7 @@ class Worker:
     def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `KeyRefused` when the coordinator does not know this agent (any more)."""
         self._stop.listen()
+        self._client.as_daemon()
         self._trainer.start()
         try:
             while not self._stop.asked:

@@ -41,6 +41,8 @@ class Known:
     until: float
     public_key: Ed25519PublicKey | None
     """with which it signs"""
+    daemon: str | None
+    """the word of the daemon that asks with the key"""
 
 
 class Attendance:
@@ -78,6 +80,7 @@ class Attendance:
             found.holds,
             time.monotonic() + KNOWN_FOR_S,
             Ed25519PublicKey.from_public_bytes(base64.b64decode(found.public_key)) if found.public_key else None,
+            found.daemon,
         )
         with self._lock:
             if forgotten == self._forgotten:  # else it may be of before a revocation

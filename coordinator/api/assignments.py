@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SendingAgentDep, StoreDep, UploadsDep, WaitingDep, now
@@ -11,6 +11,7 @@ from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.opening import Claimant
+from fedcybgd.coordinator.services.agents import copies
 from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, receive, serve, submit
 from fedcybgd.coordinator.services.path.lease import Leased
@@ -27,7 +28,7 @@ from fedcybgd.shared.contract.assignments import (
     UploadOffset,
 )
 from fedcybgd.shared.contract.digests import Digest
-from fedcybgd.shared.contract.words import ID, MAX_WAIT_S, OFFERS
+from fedcybgd.shared.contract.words import DAEMON, ID, MAX_WAIT_S, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 WRITE_CHUNK = 1 << 20
@@ -38,7 +39,7 @@ AssignmentId = Annotated[str, Path(pattern=ID)]
     "/claim",
     summary="Ask for work",
     response_model=LeasedAssignment,
-    responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(422, 503)},
+    responses={204: {"description": "No work came up within `wait` seconds; ask again"}, **errors(409, 422, 503)},
 )
 async def claim(
     request: Request,
@@ -49,12 +50,18 @@ async def claim(
     waiting: WaitingDep,
     response: Response,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
+    daemon: Annotated[
+        str | None, Header(alias=DAEMON, pattern="^[0-9a-f]{16}$", description="which start of the agent's daemon asks")
+    ] = None,
 ) -> LeasedAssignment | Response:
     """Long poll: answers at once when there is work, else as soon as there is some. The heading says whether other runs are offered."""
     offers = waiting.offers
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
     await attendance.sign_in(agent, now())
+    if daemon is not None and daemon != agent.daemon:
+        await run_in_threadpool(copies.came, database, agent.id, daemon, now)
+        agent.daemon = daemon
     if waiting.stale:
         await waiting.refresh()
     place = waiting.enter(Claimant(agent.id, agent.name, body))

@@ -13,6 +13,8 @@ OFFERS = "FedCyBGD-Offers"
 """Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
 COORDINATOR = "FedCyBGD-Coordinator"
 """Heading of every answer: the id that the coordinator's database got when it was made."""
+DAEMON = "FedCyBGD-Daemon"
+"""Heading of what a daemon asks: a random word that it takes at its start. Two that take turns are two copies of one agent's home."""
 NEXT = "FedCyBGD-Next"
 """Heading of a page of a list: `after` for the next one. The last page has none."""
 MOST_STEPS = 100_000

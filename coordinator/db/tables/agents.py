@@ -43,6 +43,10 @@ class Agent(Base):
     version: Mapped[str] = mapped_column(String(40))
     enrolled_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    daemon: Mapped[str | None] = mapped_column(KEY)
+    """the word of the daemon that asks with its key; null: it says none"""
+    former_daemons: Mapped[dict[str, bool]] = mapped_column(Typed(dict[str, bool]), default=dict)
+    """words of the last ones before it → whether it was said that one is still there"""
     strikes: Mapped[int] = mapped_column(default=0)
     """visits at which it was passed over since it last sent a good delta"""
     quarantines: Mapped[int] = mapped_column(default=0)

@@ -33,6 +33,8 @@ class Identity:
     limits: DeclaredLimits
     """as the agent declared them last"""
     last_seen_at: datetime | None
+    daemon: str | None
+    """the word of the daemon that asks with the key"""
     holds: bool
     """it holds a lease"""
     public_key: str | None
@@ -40,7 +42,7 @@ class Identity:
 
 def look_up(session: Session, key_hash: str) -> Identity:
     holds = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
-    columns = (Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, holds, Agent.public_key)
+    columns = (Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, Agent.daemon, holds, Agent.public_key)
     row = session.execute(select(*columns).where(Agent.key_hash == key_hash)).one_or_none()
     if row is None:
         raise Unauthorized("this needs an agent's key, and this one is not known (any more); enrol with `fedagent enroll`")
