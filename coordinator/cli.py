@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, models, operators, plan, runs
+from fedcybgd.coordinator.commands import agents, audit, models, operators, plan, runs
 from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
@@ -37,6 +37,7 @@ app.command()(plan.plan)
 key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operators.app, name="operators")
+app.add_typer(audit.app, name="audit")
 app.add_typer(key_app, name="key")
 app.add_typer(db_app, name="db")
 terminal = Terminal()
@@ -212,6 +213,7 @@ def recover(
     from fedcybgd.coordinator.db.base import utcnow
     from fedcybgd.coordinator.home import existing_database
     from fedcybgd.coordinator.services.agents import operators as services
+    from fedcybgd.coordinator.services.records import audit as log
 
     try:
         OperatorRequest(name=name, role="owner")
@@ -219,6 +221,7 @@ def recover(
         raise SettingsInvalid(f"{name!r} is no name for an operator: {error.errors()[0]['msg']}") from error
     with existing_database(_settings(home=home)).transaction() as session:
         key = services.recover(session, name, utcnow())
+        log.write(session, utcnow(), log.MACHINE, "fedcoord operators recover", name)
     terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
 
 

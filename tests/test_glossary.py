@@ -19,6 +19,7 @@ ROOMS = ("shared/contract", "coordinator/domain", "coordinator/db")
 # What a class is of the thing that it is named after.
 FORMS = {
     "accepted", "answer", "facts", "info", "kind", "made", "message", "metrics", "moved", "new", "numbers", "offer", "offset", "payload", "receipt",
+    "broken", "entry",
     "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "spec", "state", "stored", "submission", "summary",
     "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "kept", "twice", "unlike", "invalid", "low", "too", "small",
 }  # fmt: skip

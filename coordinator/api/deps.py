@@ -20,6 +20,10 @@ async def _database(request: Request) -> Database:
     return database
 
 
+async def _request(request: Request) -> Request:
+    return request
+
+
 async def _store(request: Request) -> BlobStore:
     store: BlobStore = request.app.state.store
     return store
@@ -51,6 +55,8 @@ async def _attendance(request: Request) -> Attendance:
 
 
 DatabaseDep = Annotated[Database, Depends(_database)]
+RequestDep = Annotated[Request, Depends(_request)]
+"""For what stands around an endpoint, which may have a parameter of that kind itself"""
 StoreDep = Annotated[BlobStore, Depends(_store)]
 DisksDep = Annotated[FullDisks, Depends(_disks)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]

@@ -8,7 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.concurrency import run_in_threadpool
 
-from fedcybgd.coordinator.api import signed
+from fedcybgd.coordinator.api import acts, signed
 from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.domain.caller import NOBODY, Caller
@@ -78,7 +78,13 @@ class AnOperator(Guard):
 
     async def admit(self, request: Request) -> None:
         key, database = bearer(request), request.app.state.database
-        request.state.caller = await run_in_threadpool(operators.enter, database, key, self.role, address_of(request), utcnow())
+        who = await run_in_threadpool(operators.enter, database, key, address_of(request), utcnow())
+        try:
+            request.state.caller = operators.admitted(who, self.role)
+        except operators.RoleTooLow as error:
+            act = f"{request.method} {request.url.path}"
+            await run_in_threadpool(acts.note_refusal, database, who, act, "", error.code)
+            raise
 
     async def __call__(self, _given: Given) -> None: ...
 

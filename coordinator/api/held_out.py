@@ -5,6 +5,7 @@ import hashlib
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from fedcybgd.coordinator.api import acts
 from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute
@@ -47,6 +48,7 @@ async def put(
     def save() -> None:
         with database.transaction() as session:
             held_out.keep(session, digest, name, writer.size, now())
+            acts.upload(session, request, f"{digest} {name}")
 
     await run_in_threadpool(save)
     return HeldOutAnswer(digest=digest, size=writer.size)

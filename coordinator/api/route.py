@@ -11,11 +11,13 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.api.deps import DatabaseDep
+from fedcybgd.coordinator.api import acts
+from fedcybgd.coordinator.api.deps import DatabaseDep, RequestDep
 from fedcybgd.coordinator.api.guard import Guard
 from fedcybgd.coordinator.api.versions import Handler, understanding
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.outage import was_overtaken
+from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import AgentMessage
 
 TRIES = 3
@@ -83,11 +85,18 @@ def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Call
     if inspect.iscoroutinefunction(endpoint):
         raise TypeError(f"{endpoint.__qualname__} is a coroutine: it would hold its transaction while it waits; make it a plain function")
 
-    def job(_database: Database, **values: Any) -> Any:
+    def job(_database: Database, _request: Request, **values: Any) -> Any:
         for tries_left in reversed(range(TRIES)):
             try:
                 with _database.transaction() if access is Access.WRITE else _database.reading() as session:
-                    return endpoint(**values, **{name: session})
+                    answer = endpoint(**values, **{name: session})
+                    if access is Access.WRITE:
+                        acts.done(session, _request, values)
+                    return answer
+            except FedError as error:
+                if access is Access.WRITE:
+                    acts.refused(_database, _request, values, error)
+                raise
             except Exception as error:
                 if not was_overtaken(error) or not tries_left:
                     raise
@@ -98,7 +107,8 @@ def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Call
     given = inspect.signature(endpoint)
     asked = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given.parameters.values() if p.name != name]
     database = inspect.Parameter("_database", inspect.Parameter.KEYWORD_ONLY, annotation=DatabaseDep)
-    made.__signature__ = given.replace(parameters=[database, *asked])
+    request = inspect.Parameter("_request", inspect.Parameter.KEYWORD_ONLY, annotation=RequestDep)
+    made.__signature__ = given.replace(parameters=[database, request, *asked])
     return job
 
 

@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
 from starlette.concurrency import run_in_threadpool
 
+from fedcybgd.coordinator.api import acts
 from fedcybgd.coordinator.api.deps import OpenDep, WaitingDep, now
 from fedcybgd.coordinator.api.guard import Guard, address_of
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -65,11 +66,13 @@ def login(request: Request, session: WriteDep, key: Annotated[str, Form()] = "",
     if not logins.is_form_token(form, request.cookies.get(FORM_COOKIE, "")):
         return _login_form(request, "This form was not this page's, or has grown old. Try again.", 403)
     try:
-        _, token = logins.begin(session, key.strip(), address_of(request), now())
+        caller, token = logins.begin(session, key.strip(), address_of(request), now())
     except Unauthorized as error:
+        acts.login(session, request.state.caller, error.code)
         told = "That is not the key of an operator." if type(error) is Unauthorized else f"{error.message}."
         return _login_form(request, told, 401)
     logins.end(session, request.cookies.get(COOKIE, ""))
+    acts.login(session, caller)
     answer = RedirectResponse(PATH, status_code=303)
     _set(request, answer, COOKIE, token, int(logins.HOLDS.total_seconds()))
     answer.delete_cookie(FORM_COOKIE, path=PATH)

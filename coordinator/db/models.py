@@ -1,6 +1,7 @@
 """All tables, by whatever name they are in. Migrations build them; a test compares the two."""
 
 from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
+from fedcybgd.coordinator.db.tables.audit import Audit
 from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Login, Operator, Replica, SigningKey
 from fedcybgd.coordinator.db.tables.history import BlockVersion
 from fedcybgd.coordinator.db.tables.jobs import Job
@@ -13,6 +14,7 @@ from fedcybgd.coordinator.db.tables.shards import EncodedShard, Garbage, Patch
 __all__ = [
     "Agent",
     "Assignment",
+    "Audit",
     "Block",
     "BlockVersion",
     "EncodedShard",

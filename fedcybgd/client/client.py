@@ -10,6 +10,7 @@ from fedcybgd.client.models import Models
 from fedcybgd.client.operators import Operators
 from fedcybgd.client.runs import Runs
 from fedcybgd.shared.contract.agents import Health
+from fedcybgd.shared.contract.operators import AuditEntry
 from fedcybgd.shared.contract.views import ExposureView, StatusView
 
 T = TypeVar("T")
@@ -48,6 +49,10 @@ class Client:
     def exposure(self, agent: str | None = None) -> Iterator[ExposureView]:
         """Which agent has received which block, at which version and codec, the newest first; of one agent, by name or id."""
         return self.connection.pages(ExposureView, "/exposure", {"agent": agent})
+
+    def audit(self) -> Iterator[AuditEntry]:
+        """Who did what, the oldest first."""
+        return self.connection.pages(AuditEntry, "/audit")
 
     def wait(self, look: Callable[[], T], until: Callable[[T], bool], *, timeout_s: float = DAY_S, every_s: float = 0.2) -> T:
         """What `look` gives, once `until` holds of it. Raises `TimedOut` after `timeout_s` seconds."""

@@ -1,10 +1,14 @@
 """What operators send, and the answers that are no view of anything."""
 
-from datetime import datetime
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import Id, Message, Name
 
 KeyHolds = Annotated[
@@ -96,3 +100,47 @@ class OperatorKeyAnswer(BaseModel):
     role: str
     key: str = Field(description="shown this once; the coordinator keeps a hash of it only")
     expires_at: datetime | None
+
+
+class AuditEntry(BaseModel):
+    """One act, chained to the one before: whoever changes, removes or adds one afterwards would have to change all that follow."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    seq: int
+    at: datetime
+    caller: str = Field(description="operator, agent, nobody (no key), machine (a command on the coordinator's own machine)")
+    name: str
+    role: str = Field(description="of an operator, at that time")
+    address: str
+    act: str = Field(description="method and path of a route, or the name of a command")
+    subject: str = Field(description="what it was done to")
+    outcome: str = Field(description="done, or the code of the refusal")
+    previous: str = Field(description="hash of the entry before; 64 zeros for the first")
+    hash: str = Field(description="sha256 of all other fields as JSON: names in order, no spaces, the time in UTC to the microsecond")
+
+    def own_hash(self) -> str:
+        fields = self.model_dump(exclude={"hash", "at"}) | {"at": self.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+FIRST_HASH = "0" * 64
+
+
+class AuditBroken(FedError):
+    code = "audit_broken"
+
+
+def check_audit(entries: Iterable[AuditEntry]) -> tuple[int, str]:
+    """How many entries there are, and the hash of the last. Raises `AuditBroken` at the first that is not as it was written.
+
+    Entries that are missing at the end are not noticed by this alone: keep the last hash elsewhere.
+    """
+    seq, last = 0, FIRST_HASH
+    for entry in entries:
+        if entry.seq != seq + 1 or entry.previous != last:
+            raise AuditBroken(f"the audit log is broken: entry {entry.seq} does not follow entry {seq}", seq=entry.seq)
+        if entry.own_hash() != entry.hash:
+            raise AuditBroken(f"the audit log is broken: entry {entry.seq} was changed", seq=entry.seq)
+        seq, last = entry.seq, entry.hash
+    return seq, last

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Login, Operator
 from fedcybgd.coordinator.domain.caller import Caller
-from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
@@ -29,7 +28,7 @@ def begin(session: Session, key: str, address: str, now: datetime) -> tuple[Call
     session.execute(delete(Login).where(Login.token_hash.in_(session.scalars(mine.offset(MOST - 1)).all())))
     session.add(Login(token_hash=keys.key_hash(token), operator_id=operator.id, began_at=now, expires_at=now + HOLDS))
     operator.last_used_at = now
-    return operators.admitted(operator, Role.VIEWER, address), token
+    return operators.caller_of(operator, address), token
 
 
 def known(session: Session, token: str, address: str, now: datetime) -> Caller:
@@ -39,7 +38,7 @@ def known(session: Session, token: str, address: str, now: datetime) -> Caller:
     if operator is None:
         raise Unauthorized("this browser is not logged in: open /admin and give an operator's key")
     operators.check(operator, now)
-    return operators.admitted(operator, Role.VIEWER, address)
+    return operators.caller_of(operator, address)
 
 
 def end(session: Session, token: str) -> None:

@@ -98,14 +98,14 @@ def by_name(session: Session, name: str) -> Operator:
     return operator
 
 
-def enter(database: Database, key: str, needed: Role, address: str, now: datetime) -> Caller:
-    """Whose key this is. Raises `Unauthorized`, or `RoleTooLow` where its operator may not do what needs the role `needed`."""
+def enter(database: Database, key: str, address: str, now: datetime) -> Caller:
+    """Whose key this is. Raises `Unauthorized`."""
     with database.reading() as session:
         operator = known(session, key, now)
     if operator.last_used_at is None or now - operator.last_used_at >= USE_NOTED_EVERY:
         with database.transaction() as session:
             session.get_one(Operator, operator.id).last_used_at = now
-    return admitted(operator, needed, address)
+    return caller_of(operator, address)
 
 
 def known(session: Session, key: str, now: datetime) -> Operator:
@@ -125,12 +125,15 @@ def check(operator: Operator, now: datetime) -> None:
         raise OperatorKeyExpired(f"the key of operator {operator.name} has expired; an owner makes a new one: fedcoord operators rotate")
 
 
-def admitted(operator: Operator, needed: Role, address: str) -> Caller:
-    """Raises `RoleTooLow`."""
-    role = Role(operator.role)
-    if not role.may_act_as(needed):
-        raise RoleTooLow(f"this needs the role {needed}; {operator.name} is {role}", role=role, needed=needed)
-    return Caller("operator", operator.name, role, address)
+def caller_of(operator: Operator, address: str) -> Caller:
+    return Caller("operator", operator.name, Role(operator.role), address)
+
+
+def admitted(caller: Caller, needed: Role) -> Caller:
+    """Raises `RoleTooLow` for an operator who may not do what needs the role `needed`."""
+    if caller.role is None or not caller.role.may_act_as(needed):
+        raise RoleTooLow(f"this needs the role {needed}; {caller.name} is {caller.role}", role=caller.role, needed=needed)
+    return caller
 
 
 def _new_key(session: Session, operator: Operator, holds: timedelta | None, now: datetime) -> str:

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Base
-from fedcybgd.coordinator.db.models import Agent, Assignment, EnrolmentToken, Exposure, Model, Operator, Round, Run, Traffic
+from fedcybgd.coordinator.db.models import Agent, Assignment, Audit, EnrolmentToken, Exposure, Model, Operator, Round, Run, Traffic
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.shared.contract.operators import OperatorView, TokenView
+from fedcybgd.shared.contract.operators import AuditEntry, OperatorView, TokenView
 from fedcybgd.shared.contract.views import (
     AgentView,
     AssignmentView,
@@ -26,6 +26,7 @@ from fedcybgd.shared.contract.views import (
 )
 
 AGENTS, MODELS, OPERATORS = Order(Agent.name), Order(Model.name), Order(Operator.name)
+ACTS = Order(Audit.seq)
 TOKENS = Order(EnrolmentToken.created_at, EnrolmentToken.id, newest_first=True)
 RUNS = Order(Run.created_at, Run.id, newest_first=True)
 ROUNDS = Order(Round.number, newest_first=True)
@@ -42,6 +43,7 @@ def _columns(table: type[Base], view: type[BaseModel], *others: str) -> list[Any
 
 # Made once: to make a statement costs more than to ask it.
 AGENT_ROWS = select(*_columns(Agent, AgentView))
+ACT_ROWS = select(*_columns(Audit, AuditEntry))
 TOKEN_ROWS = select(*_columns(EnrolmentToken, TokenView, "agent"), Agent.name.label("agent")).join(
     Agent, Agent.id == EnrolmentToken.agent_id, isouter=True
 )
@@ -61,6 +63,11 @@ EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.la
 def agents(session: Session, page: Page) -> Listed[AgentView]:
     """By name."""
     return AGENTS.page(session, AGENT_ROWS, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
+
+
+def acts(session: Session, page: Page) -> Listed[AuditEntry]:
+    """The oldest first."""
+    return ACTS.page(session, ACT_ROWS, page).map(lambda row: AuditEntry.model_validate(row, from_attributes=True))
 
 
 def tokens(session: Session, page: Page) -> Listed[TokenView]:

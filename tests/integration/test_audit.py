@@ -1,0 +1,126 @@
+"""The audit log: who did what, in the transaction that did it, and nothing of it can be changed unnoticed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from fedcybgd.client.client import Client
+from fedcybgd.coordinator import cli
+from fedcybgd.coordinator.api import acts
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.services.records import audit
+from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
+from tests.support.browser import browser, logged_in, sent
+from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand, fresh, operator, refused, together, wire
+
+
+def log(live: LiveCoordinator) -> list[AuditEntry]:
+    return list(Client(live.url, live.operator_key).audit())
+
+
+def since(live: LiveCoordinator, before: int) -> list[tuple[str, str, str, str, str]]:
+    return [(e.caller, e.name, e.act, e.subject, e.outcome) for e in log(live) if e.seq > before]
+
+
+def test_acts_and_refusals_say_who_what_and_what_became_of_it(live: LiveCoordinator) -> None:
+    hand, name, before = Hand(live), fresh("vera"), len(log(live))
+    key = live.operator.post("/operators", {"name": name, "role": "viewer"})["key"]
+    refused(wire(live, key).post("/runs/x/pause"), 403, "role_too_low")
+    refused(operator(live).post("/runs/no-such/pause"), 404, "not_found")
+    token = live.operator.post("/enrolment-tokens", {})["token_id"]
+    live.operator._http.post(f"/enrolment-tokens/{token}/withdraw")
+    assert hand.http.post("/agents/me/key").status_code == 200
+    wire(live).post("/agents", json={"token": "fct_wrong-token", "name": "somebody"})
+    assert operator(live).get("/runs").status_code == 200
+    data = b'{"text": "a"}\n'
+    from fedcybgd.shared.contract.digests import digest_of
+
+    assert operator(live).put(f"/held-out/{digest_of(data)}", params={"name": "rows.jsonl"}, content=data).status_code == 200
+    sent(browser(live), key="fco_wrong")
+    logged_in(live, key)
+    assert since(live, before) == [
+        ("operator", "owner", "POST /v1/operators", name, "done"),
+        ("operator", name, "POST /v1/runs/x/pause", "", "role_too_low"),
+        ("operator", "owner", "POST /v1/runs/{run}/pause", "no-such", "not_found"),
+        ("operator", "owner", "POST /v1/enrolment-tokens", "", "done"),
+        ("operator", "owner", "POST /v1/enrolment-tokens/{token_id}/withdraw", token, "done"),
+        ("agent", hand.name, "POST /v1/agents/me/key", "", "done"),
+        ("nobody", "", "POST /v1/agents", "somebody", "token_unknown"),
+        ("operator", "owner", "PUT /v1/held-out/{digest}", f"{digest_of(data)} rows.jsonl", "done"),
+        ("nobody", "", "POST /admin", "", "unauthorized"),
+        ("operator", name, "POST /admin", "", "done"),
+    ]
+    assert {e.address for e in log(live)} <= {"127.0.0.1", ""}
+    assert not any(secret in str(log(live)) for secret in (key, live.operator_key, "fct_wrong-token"))
+
+
+@pytest.mark.database_decides
+def test_many_at_once_make_one_chain(live: LiveCoordinator) -> None:
+    before, name = len(log(live)), fresh("many")
+    together(12, lambda i: operator(live).post("/operators", json={"name": f"{name}-{i % 6}", "role": "viewer"}))
+    entries = log(live)
+    assert len(entries) == before + 12
+    assert check_audit(entries) == (len(entries), entries[-1].hash)
+    with live.database.reading() as session:
+        assert audit.check(session) == (len(entries), entries[-1].hash)
+
+
+CHANGES = {
+    "another name": "UPDATE audit SET name = 'mallory' WHERE seq = 2",
+    "another time": "UPDATE audit SET at = '2020-01-01 00:00:00' WHERE seq = 2",
+    "taken out": "DELETE FROM audit WHERE seq = 2",
+    "the first one gone": "DELETE FROM audit WHERE seq = 1",
+    "another hash": "UPDATE audit SET hash = previous WHERE seq = 3",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_is_found(coordinators: Callable[..., LiveCoordinator], tmp_path: Path, change: str) -> None:
+    live = coordinators()
+    for number in range(3):
+        live.operator.post("/operators", {"name": f"o{number}", "role": "viewer"})
+    environment = {"FEDCOORD_URL": live.url, "FEDCOORD_OPERATOR_KEY": live.operator_key, "COLUMNS": "200"}
+
+    def command(*words: str) -> Any:
+        return CliRunner().invoke(cli.app, ["audit", *words], env=environment)
+
+    file = tmp_path / "audit.jsonl"
+    assert "3 entries" in command("export", str(file)).output
+    assert "each as it was written" in command("verify").output
+    assert "each as it was written" in command("verify", str(file)).output
+    assert "POST /v1/operators" in command("list").output
+    with live.database.transaction() as session:
+        session.execute(text(CHANGES[change]))
+    assert isinstance(command("verify").exception, AuditBroken)
+    with live.database.reading() as session, pytest.raises(AuditBroken):
+        audit.check(session)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"subject": "x"}), lines[2]]))
+    assert isinstance(command("verify", str(file)).exception, AuditBroken)
+
+
+def test_an_act_that_is_undone_leaves_no_entry(live: LiveCoordinator) -> None:
+    before = len(log(live))
+
+    def undone() -> None:
+        with live.database.transaction() as session:
+            audit.write(session, utcnow(), audit.MACHINE, "an act")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        undone()
+    assert len(log(live)) == before
+
+
+def test_whoever_is_refused_for_ever_does_not_fill_it(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acts, "_bound", audit.Bound(most=3))
+    before = len(log(live))
+    for _ in range(9):
+        sent(browser(live), key="fco_wrong")
+    assert len(log(live)) == before + 3
