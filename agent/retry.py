@@ -18,6 +18,10 @@ RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 WAIT_FIRST_S = 0.2
 WAIT_MAX_S = 60.0
 JITTER_S = 1.0
+RESTARTS_S = 3.0
+RESTARTS_TRIES = 13
+"""A coordinator that does not answer at all may just be starting again: so many tries, about half a minute, are no further apart than that.
+A thousand agents are 290 refused connections a second then; while it is down those cost nothing, and when it is up each asks once."""
 LONG_WAIT_S = 300.0
 BELIEVED_AFTER = 3
 """So often a proxy says that even the smallest piece is too large before it is believed: a backend that was away for a moment says it, too."""
@@ -60,8 +64,15 @@ def _wait(error: Exception, failures: int) -> float:
     """Seconds to wait after a failure, when there were so many before: growing, and not the same for all agents."""
     if isinstance(error, ProxyBodyLimit) and failures >= BELIEVED_AFTER:  # it stays until a person has raised the limit
         return random.uniform(0.8, 1.2) * LONG_WAIT_S  # noqa: S311 - jitter
-    growing = WAIT_FIRST_S * 2.0 ** min(failures, 30)
+    growing = WAIT_FIRST_S * 2.0 ** min(failures, 30) if isinstance(error, CoordinatorSaid) else _unheard(failures)
     return max(min(WAIT_MAX_S, growing), _asked(error)) + random.uniform(0, JITTER_S)  # noqa: S311
+
+
+def _unheard(failures: int) -> float:
+    """Seconds where no coordinator has answered: few while it may be restarting, growing once it is away for longer."""
+    if failures < RESTARTS_TRIES:
+        return min(RESTARTS_S, WAIT_FIRST_S * 1.5**failures)
+    return RESTARTS_S * 2.0 ** min(failures - RESTARTS_TRIES + 1, 30)
 
 
 def _asked(error: Exception) -> float:

@@ -10,6 +10,7 @@ from fedcybgd.agent.errors import (
     KeyRefused,
     LeaseGone,
     NotEnrolled,
+    NotTheCoordinator,
     ProxyBodyLimit,
     StopRequested,
     Unreachable,
@@ -119,18 +120,46 @@ def test_the_limit_of_a_proxy_is_waited_for_long() -> None:
     assert 240 <= slept[3] <= 360
 
 
-def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
-    def waits() -> list[float]:
-        slept: list[float] = []
-        assert patiently(Flaky(*(Unreachable("x") for _ in range(12))), pause=slept.append) == "answer"
-        return slept
+def waits(times: int, error: Exception) -> list[float]:
+    """Seconds after each of so many failures."""
+    slept: list[float] = []
+    assert patiently(Flaky(*(error for _ in range(times))), pause=slept.append) == "answer"
+    return slept
 
-    first, second = waits(), waits()
-    assert len(first) == 12
+
+def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
+    first, second = waits(20, Unreachable("x")), waits(20, Unreachable("x"))
     assert first != second, "jitter"
     assert max(first[:2]) < 2
     assert max(first) <= 61
-    assert first[-1] > 20
+    assert first[-1] >= 60
+
+
+UNHEARD = [Unreachable("x"), httpx.ConnectError("refused"), NotTheCoordinator("bad gateway", 502)]
+
+
+@pytest.mark.parametrize("error", UNHEARD, ids=lambda e: type(e).__name__)
+def test_a_coordinator_that_starts_again_is_asked_again_within_four_seconds(error: Exception) -> None:
+    slept = waits(20, error)
+    within = [wait for at, wait in enumerate(slept) if sum(slept[:at]) < 25]
+    assert max(within) <= 4
+    assert max(slept[:5]) < 2.1, "it is up again after some seconds, mostly"
+
+
+def test_one_that_answers_and_is_overburdened_is_left_alone_sooner() -> None:
+    assert max(waits(8, CoordinatorSaid(503, "busy", "later"))) >= 12.8
+
+
+def test_a_thousand_agents_come_back_one_after_another() -> None:
+    """All lose the coordinator at once, and it is back after 10 seconds: in none of those that follow do more than half of them ask."""
+    asked: list[float] = []
+    for _ in range(1000):
+        at, failures = 0.0, iter(waits(20, Unreachable("x")))
+        while at < 10:
+            at += next(failures)
+        asked.append(at)
+    assert max(asked) <= 14
+    assert max(sum(second <= at < second + 1 for at in asked) for second in range(10, 15)) < 500
 
 
 @pytest.mark.parametrize(("asked", "least"), [(7, 7), (1.5, 1.5), (10**9, 300), (-5, 0), ("soon", 0), (None, 0)])
