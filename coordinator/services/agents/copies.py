@@ -22,7 +22,7 @@ class AgentCopied(Conflict):
 def came(database: Database, agent_id: str, daemon: str, clock: Callable[[], datetime]) -> None:
     """A daemon asks for work that is not known to have the key: it is new, and has it from now on. Raises `AgentCopied` for one that had it before."""
     with database.transaction() as session:
-        agent = session.get_one(Agent, agent_id, with_for_update=True)
+        agent = session.get_one(Agent, agent_id, with_for_update={"key_share": True})
         former = dict(agent.former_daemons)
         is_former, name = daemon in former, agent.name
         if is_former and not former[daemon]:

@@ -17,9 +17,7 @@ MEANINGS = {
 
 
 def tell(session: Session, assignment: Assignment, trouble: Trouble, now: datetime) -> None:
-    """Make it an event of the run and the agent's last error, unless it was known before."""
-    if assignment.progress is not None and assignment.progress.trouble is not None:
-        return
+    """Make it an event of the run and the agent's last error."""
     agent = session.get_one(Agent, assignment.agent_id)
     facts = [f"status {trouble.status}"] if trouble.status is not None else []
     facts += [f"{trouble.bytes:,} bytes"] if trouble.bytes is not None else []

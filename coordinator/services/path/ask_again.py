@@ -19,16 +19,16 @@ def declare(session: Session, agent: Agent, limits: DeclaredLimits, now: datetim
     """Note what an agent allows training to take, as it says with each claim. What did not fit it may fit now."""
     if agent.limits == limits:
         return
-    agent.limits = limits
     for row in session.scalars(select(Readiness).where(Readiness.agent_id == agent.id).order_by(Readiness.run_id)).all():
         if row.refused and row.fits is not False:
             ask_again(session, session.get_one(Run, row.run_id), agent, row, now)
+    agent.limits = limits  # last: rows of runs are locked before those of agents
 
 
 def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: datetime) -> None:
     """Let it have what it was passed over for; a run that was paused because nobody was left goes on."""
     session.flush()
-    session.refresh(run, with_for_update=True)
+    session.refresh(run, with_for_update={"key_share": True})  # rows of others that refer to it hold nobody up
     for assignment_id in row.refused:
         assignment = session.get(Assignment, assignment_id, with_for_update=True, populate_existing=True)
         if assignment is not None and assignment.state == AssignmentState.PENDING and agent.id in assignment.excluded:

@@ -94,10 +94,6 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
     if (why := attempt.over(request.progress, now)) is not None:
         return _take_from(session, assignment_id, agent_id, request, why, now)
     lease_s = run_files.of(session, row.run_id).lease_s
-    if request.progress is not None and request.progress.trouble is not None:
-        assignment = session.get_one(Assignment, assignment_id)
-        check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-        troubles.tell(session, assignment, request.progress.trouble, now)
     values: dict[str, object] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
     if request.progress is not None:
         values["progress"] = request.progress
@@ -110,6 +106,9 @@ def renew(session: Session, assignment_id: str, agent_id: str, request: RenewReq
         assignment = session.get_one(Assignment, assignment_id)
         check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
         raise LeaseLost("you do not hold this assignment any more; ask for work again")
+    if request.progress is not None and request.progress.trouble is not None and (row.progress is None or row.progress.trouble is None):
+        # The agent's row after the assignment's, as those do who judge a visit or take it back.
+        troubles.tell(session, session.get_one(Assignment, assignment_id), request.progress.trouble, now)
     return RenewAnswer(lease_seconds=lease_s, go_on=not RUN.is_final(row.state))
 
 

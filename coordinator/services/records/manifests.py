@@ -11,8 +11,8 @@ def store(session: Session, manifest: Manifest) -> str:
     """Its digest, by which an assignment refers to it."""
     digest = manifest.digest
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(StoredManifest)
-    # One that is there is written again: so nobody deletes it as unused before it is referred to.
-    session.execute(
-        insert.values(digest=digest, content=manifest).on_conflict_do_update(index_elements=["digest"], set_={"digest": digest})
-    )
+    row = insert.values(digest=digest, content=manifest)
+    # One that is there is written again: so nobody deletes it as unused before it is referred to. Its key is left alone: to write that
+    # would wait for all who have changed an assignment that refers to it, and they may be waiting for the one that we hold.
+    session.execute(row.on_conflict_do_update(index_elements=["digest"], set_={"content": row.excluded.content}))
     return digest

@@ -13,7 +13,7 @@ from fedcybgd.coordinator.services.states import agents as states
 
 def end(session: Session, now: datetime) -> None:
     """Let those out whose time has come: each may try once more."""
-    over = session.scalars(select(Agent).where(Agent.quarantined_until <= now).order_by(Agent.id).with_for_update()).all()
+    over = session.scalars(select(Agent).where(Agent.quarantined_until <= now).order_by(Agent.id).with_for_update(key_share=True)).all()
     for agent in over:
         states.out_of_quarantine(agent)
         record(session, now, "info", "quarantine_over", f"{agent.name} may try again; if it fails, for longer", agent_id=agent.id)

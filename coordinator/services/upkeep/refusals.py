@@ -39,7 +39,7 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str, now: datet
     if run.state != RunState.RUNNING:
         return
     session.flush()
-    session.refresh(run, with_for_update=True)
+    session.refresh(run, with_for_update={"key_share": True})  # rows of others that refer to it hold nobody up
     text = f"{agent.name} takes no work of run {run.name}: {reason}"
     record(session, now, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
     for assignment in queries.pending_in(session, run.id, lock=True):

@@ -1,0 +1,52 @@
+"""Rows that many refer to are changed without waiting for those who refer to them: PostgreSQL locks them for every reference."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.services.agents import copies
+from fedcybgd.coordinator.services.records import manifests
+from fedcybgd.coordinator.services.upkeep import quarantine
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
+from fedcybgd.shared.contract.manifests import Manifest
+from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture
+def impatient(postgres: PostgresServer) -> Iterator[Database]:
+    """Who waits for a lock for longer than a second gets an error."""
+    database = Database(postgres.new_database() + "?options=-c%20lock_timeout%3D1s")
+    migrate.upgrade(database.engine)
+    yield database
+    database.close()
+
+
+def test_a_manifest_is_given_to_the_next_while_another_changes_a_visit_that_has_it(impatient: Database) -> None:
+    manifest = Manifest(files=[], blocks=[])
+    with impatient.transaction() as session:
+        manifests.store(session, manifest)
+    with impatient.transaction() as referring, impatient.transaction() as session:
+        referring.execute(text("SELECT 1 FROM manifest FOR KEY SHARE"))
+        assert manifests.store(session, manifest) == manifest.digest
+
+
+def test_an_agent_is_let_out_of_quarantine_and_comes_anew_while_its_rows_are_written(impatient: Database) -> None:
+    with impatient.transaction() as session:
+        session.add(
+            Agent(id="agt_1", name="one", key_hash="a" * 64, state="active", device=DeviceInfo(name="d", cores=1, memory_bytes=1), version="1",
+                  limits=DeclaredLimits(), enrolled_at=utcnow(), quarantined_until=utcnow() - timedelta(seconds=1))
+        )  # fmt: skip
+    with impatient.transaction() as referring:
+        referring.execute(text("SELECT 1 FROM agent FOR KEY SHARE"))
+        with impatient.transaction() as session:
+            quarantine.end(session, utcnow())
+        copies.came(impatient, "agt_1", "a" * 16, utcnow)
+    with impatient.reading() as session:
+        agent = session.get_one(Agent, "agt_1")
+        assert agent.quarantined_until is None
+        assert agent.daemon == "a" * 16
