@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import CoordinatorSaid, LeaseGone, TakenAgain, Unreachable, VisitFailed
+from fedcybgd.agent.errors import CoordinatorSaid, LeaseGone, Unreachable, VisitFailed
 from fedcybgd.agent.fetching import Recipe, cheapest
-from fedcybgd.agent.heartbeat import TAKEN_AGAIN, Heartbeat
+from fedcybgd.agent.heartbeat import Heartbeat
 from fedcybgd.agent.messages import Bounds, DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.policy import Policy, check_fetch, check_send
@@ -63,7 +63,7 @@ class Fetched:
 def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[[Progress], None]) -> DeltaReceipt:
     """Steps 3 to 5 of the straight path.
 
-    Raises `VisitFailed` when it should be given back with a reason, `LeaseGone` when it is somebody else's by now (`TakenAgain` where he has our key), and
+    Raises `VisitFailed` when it should be given back with a reason, `LeaseGone` when it is somebody else's by now, and
     `StopRequested`.
     """
     latest: list[Progress] = []
@@ -96,11 +96,7 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
                     log.warning("%s; the work is done again", error)
         except CoordinatorSaid as error:
             if error.code in LEASE_CODES:
-                raise (TakenAgain if error.code == TAKEN_AGAIN else LeaseGone)(error.message) from error
-            raise
-        except LeaseGone as error:
-            if heartbeat.taken_again:
-                raise TakenAgain(error.message) from error
+                raise LeaseGone(error.message) from error
             raise
 
 

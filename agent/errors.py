@@ -13,7 +13,6 @@ FedError (shared)
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
     │   └── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
     ├── LeaseGone           the work is not ours any more
-    │   └── TakenAgain      another process with our key has it
     ├── VisitFailed         a visit came to nothing, with the reason to report
     └── StopRequested       SIGTERM or SIGINT
 """
@@ -127,12 +126,6 @@ class LeaseGone(AgentError):
     """The lease is not ours any more: leave the work alone."""
 
     code = "lease_gone"
-
-
-class TakenAgain(LeaseGone):
-    """Somebody with our own key has asked for the work that we are at: another process, from a copy of our home."""
-
-    code = "taken_again"
 
 
 class StopRequested(AgentError):

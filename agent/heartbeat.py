@@ -14,8 +14,6 @@ PROGRESS_EVERY_S = 2.0
 SHORTEST_S = 0.1
 LOST = frozenset({"stale_attempt", "lease_lost", "not_found", "unauthorized", "agent_revoked"})
 """What the coordinator says where the lease is gone; any other refusal may be over at the next renewal."""
-TAKEN_AGAIN = "stale_attempt"
-"""The work is still this agent's, under a later attempt. We did not ask for that: a daemon asks for nothing while it is at work."""
 FIRST_S = 0.5
 """Whoever watches sees soon that a visit has begun."""
 
@@ -34,8 +32,6 @@ class Heartbeat:
         self._stop = threading.Event()
         self._ending = threading.Lock()
         self.lost = threading.Event()
-        self.taken_again = False
-        """whether it is gone because somebody with our own key has asked for the same work"""
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -62,7 +58,6 @@ class Heartbeat:
                     return
             except CoordinatorSaid as error:
                 if error.code in LOST:
-                    self.taken_again = error.code == TAKEN_AGAIN
                     self._lose(error.message)
                     return
                 log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedcybgd.agent import credentials, reaching
-from fedcybgd.agent.aside import TWICE, Aside
 from fedcybgd.agent.assignment_run import Tools, run_assignment
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
@@ -21,7 +20,6 @@ from fedcybgd.agent.errors import (
     LeaseGone,
     ManifestInvalid,
     StopRequested,
-    TakenAgain,
     VisitFailed,
 )
 from fedcybgd.agent.failing import told_of, told_to_coordinator
@@ -60,7 +58,6 @@ class Worker:
         """the last error, and when it was"""
         self._stop = Stop(lambda: self._trainer.end(), self._leave)
         self._done = 0
-        self._aside = Aside()
         self._shortage, self._unwritten = Shortage(home.path), Rarely()
         self._written = 0.0
 
@@ -179,11 +176,9 @@ class Worker:
         log.info("round %d: training %s of %s (attempt %d)", assignment.round, assignment.block, assignment.run_name, assignment.attempt)
         try:
             run_assignment(self._tools(source), assignment, lambda progress: self._report(assignment, progress))
-            self._done, self._aside = self._done + 1, Aside()
+            self._done += 1
             self._shortage.over()
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)
-        except TakenAgain as error:
-            self._stand_aside(error)
         except LeaseGone as error:
             log.warning("round %d: %s dropped: %s", assignment.round, assignment.block, error.message)
             self._give_back(assignment.assignment_id, assignment.attempt, "stopping", "")
@@ -203,12 +198,6 @@ class Worker:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
             disk = disk_reason(error) if isinstance(error, OSError) else None
             self._failed(assignment, disk or "bug", f"{type(error).__name__}: {error}", told_of(error))
-
-    def _stand_aside(self, error: TakenAgain) -> None:
-        log.error("%s (%s)", TWICE, error.message)
-        self._note(TWICE)
-        self._write_status("leaves its work to another process with its key")
-        self._stop.pause(self._aside.next_s())
 
     def _refresh(self) -> None:
         """Say of each run whether its data fit, where that may be another than before."""

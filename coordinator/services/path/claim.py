@@ -24,7 +24,6 @@ from fedcybgd.coordinator.services.agents import identity, offers, readiness
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings, outlook
 from fedcybgd.coordinator.services.path.lease import Leased
-from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.agents import ClaimRequest
 
 
@@ -99,16 +98,7 @@ def _held(session: Session, assignment_id: str, agent: Agent, request: ClaimRequ
         return Nothing(frozenset(), holds=False)
     if isinstance(chosen, TurnedDown):
         return Nothing(frozenset(), holds=True)
-    leased = lease.lease(session, held, run, agent.id, chosen, now)
-    if leased is not None and _is_told(held.attempt):
-        text = f"{agent.name} asks for {held.called} again while it has it (attempt {held.attempt}): its daemon is killed again and again, or two"
-        record(session, now, "warning", "taken_again", f"{text} processes have its key; was its home copied?", run.id, agent.id)
-    return leased or Nothing(frozenset({assignment_id}), holds=True)
-
-
-def _is_told(attempt: int) -> bool:
-    """At the 4th attempt, the 8th, the 16th, and so on: what goes on for long is not written down each time."""
-    return attempt >= 4 and attempt.bit_count() == 1
+    return lease.lease(session, held, run, agent.id, chosen, now) or Nothing(frozenset({assignment_id}), holds=True)
 
 
 def _plan(session: Session, run: Run, assignment: Assignment, agent: Agent) -> Plan | TurnedDown | None:
