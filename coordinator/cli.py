@@ -265,7 +265,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Terminal(stderr=True).say(f"error: {error}", "red")
+        Terminal(stderr=True).say(f"error: {error} [{error.code}]", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

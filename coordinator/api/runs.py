@@ -13,10 +13,10 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
-from fedcybgd.coordinator.services.operate import exports, prepare, provenance, steer
+from fedcybgd.coordinator.services.operate import exports, prepare, provenance, rollback, steer
 from fedcybgd.coordinator.services.read import lists, status
 from fedcybgd.shared.contract.manifests import ExportView
-from fedcybgd.shared.contract.operators import ExportRequested, StartRequest
+from fedcybgd.shared.contract.operators import AgentRequest, ExportRequested, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from fedcybgd.shared.contract.words import ID
@@ -115,6 +115,32 @@ def resume(run: str, session: WriteDep) -> RunView:
 def cancel(run: str, session: WriteDep) -> RunView:
     """End a run for good; what was applied stays and can be exported."""
     return status.run_view(session, steer.cancel(session, run, now()), now())
+
+
+@router.post(
+    "/{run}/rollback",
+    summary="Take rounds back",
+    status_code=202,
+    response_model=RunView,
+    responses=errors(404, 409),
+    dependencies=operator,
+)
+def take_back(run: str, body: RollbackRequest, session: WriteDep) -> RunView:
+    """Pause the run, and have its model made again as it was after some rounds; what came after is undone. Resume it then."""
+    return status.run_view(session, rollback.rollback(session, run, body.after_rounds, now()), now())
+
+
+@router.post(
+    "/{run}/without",
+    summary="Take an agent's deltas out",
+    status_code=202,
+    response_model=RunView,
+    responses=errors(404, 409),
+    dependencies=operator,
+)
+def without(run: str, body: AgentRequest, session: WriteDep) -> RunView:
+    """Pause the run, and have its model made again without an agent's deltas: as far as those of others did not build on them."""
+    return status.run_view(session, rollback.without(session, run, body.agent, now()), now())
 
 
 @router.post(

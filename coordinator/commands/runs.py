@@ -81,6 +81,22 @@ def cancel(run: Run) -> None:
     _say_state(Client().runs.cancel(run))
 
 
+@app.command()
+def rollback(run: Run, rounds: Annotated[int, typer.Argument(help="After how many rounds; 0: as it was prepared.", min=0)]) -> None:
+    """Take the model back to what it was after some rounds; the run is paused, and `resume` goes on from there."""
+    _say_why(Client().runs.rollback(run, rounds))
+
+
+@app.command()
+def without(run: Run, agent: Annotated[str, typer.Argument(help="Name of the agent.")]) -> None:
+    """Take an agent's deltas out of the model; what others built on them is trained again. The run is paused; `resume` goes on."""
+    _say_why(Client().runs.without(run, agent))
+
+
+def _say_why(view: RunView) -> None:
+    terminal.say(f"run {view.name} is {view.state}: {view.reason}")
+
+
 def _say_state(view: RunView) -> None:
     terminal.say(f"run {view.name} is {view.state}")
 

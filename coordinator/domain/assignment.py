@@ -14,6 +14,11 @@ class AssignmentState(StrEnum):
     SUBMITTED = "submitted"
     ACCEPTED = "accepted"
     REJECTED = "rejected"
+    UNDONE = "undone"
+
+
+NOT_COUNTED = (AssignmentState.REJECTED, AssignmentState.UNDONE)
+"""Of a seat that has such an assignment another one counts, or none."""
 
 
 class TakenBack(StrEnum):
@@ -27,6 +32,7 @@ class TakenBack(StrEnum):
     BEYOND_BUDGET = "exposure_budget"
     STILL = "no_progress"
     TOO_LONG = "visit_too_long"
+    ROLLED_BACK = "rolled_back"
 
 
 ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET})
@@ -53,6 +59,7 @@ class AssignmentEvent(StrEnum):
     ACCEPT = "accept"
     REJECT = "reject"
     LOSE = "lose"
+    UNDO = "undo"
 
 
 ASSIGNMENT = Machine(
@@ -73,6 +80,11 @@ ASSIGNMENT = Machine(
         # The coordinator's disk has spoilt the delta before it was applied: it is trained again, and nobody is blamed.
         (AssignmentState.SUBMITTED, AssignmentEvent.LOSE): AssignmentState.PENDING,
         (AssignmentState.ACCEPTED, AssignmentEvent.LOSE): AssignmentState.PENDING,
+        # Its round is undone, or its delta is taken out of the model.
+        (AssignmentState.PENDING, AssignmentEvent.UNDO): AssignmentState.UNDONE,
+        (AssignmentState.LEASED, AssignmentEvent.UNDO): AssignmentState.UNDONE,
+        (AssignmentState.SUBMITTED, AssignmentEvent.UNDO): AssignmentState.UNDONE,
+        (AssignmentState.ACCEPTED, AssignmentEvent.UNDO): AssignmentState.UNDONE,
     },
 )  # fmt: skip
 

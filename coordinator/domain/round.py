@@ -20,6 +20,7 @@ class RoundEvent(StrEnum):
     PARTLY_APPLIED = "partly_applied"
     LOSE = "lose"
     REFUSE = "refuse"
+    UNDO = "undo"
 
 
 ROUND = Machine(
@@ -32,6 +33,10 @@ ROUND = Machine(
         (RoundState.APPLYING, RoundEvent.LOSE): RoundState.OPEN,
         # What they make of the model did not pass the gate.
         (RoundState.APPLYING, RoundEvent.REFUSE): RoundState.OPEN,
+        # Some of its deltas are taken out again; the others stay, or are applied anew.
+        (RoundState.OPEN, RoundEvent.UNDO): RoundState.OPEN,
+        (RoundState.APPLYING, RoundEvent.UNDO): RoundState.OPEN,
+        (RoundState.CLOSED, RoundEvent.UNDO): RoundState.OPEN,
         # Some members came too late to be applied with the others: they are trained from the new versions.
         (RoundState.APPLYING, RoundEvent.PARTLY_APPLIED): RoundState.OPEN,
     },

@@ -22,6 +22,7 @@ class RunEvent(StrEnum):
     FINISH = "finish"
     FAIL = "fail"
     CANCEL = "cancel"
+    UNDO = "undo"
 
 
 RUN = Machine(
@@ -36,6 +37,9 @@ RUN = Machine(
         (RunState.RUNNING, RunEvent.FINISH): RunState.COMPLETED,
         (RunState.RUNNING, RunEvent.FAIL): RunState.FAILED,
         (RunState.RUNNING, RunEvent.CANCEL): RunState.CANCELLED,
+        # Its model is an older one again, and somebody says when it goes on.
+        (RunState.RUNNING, RunEvent.UNDO): RunState.PAUSED,
+        (RunState.PAUSED, RunEvent.UNDO): RunState.PAUSED,
         (RunState.PAUSED, RunEvent.RESUME): RunState.RUNNING,
         # What was submitted before the pause is still applied, and may have been the last of the run.
         (RunState.PAUSED, RunEvent.FINISH): RunState.COMPLETED,

@@ -16,7 +16,7 @@ from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
 from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed, JobType
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
-from fedcybgd.coordinator.services.operate import exports, models, prepare
+from fedcybgd.coordinator.services.operate import exports, models, prepare, undo
 from fedcybgd.coordinator.services.path import close_round, gate, gated, give_up, judge, lost_delta
 from fedcybgd.coordinator.services.states import jobs as states
 
@@ -57,6 +57,7 @@ OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.APPLY: Outcome(registry.APPLY, close_round.applied, lost_delta.judging_failed),
     JobKind.GATE: Outcome(registry.GATE, gated.decided, lost_delta.judging_failed),
     JobKind.ENCODE: Outcome(registry.ENCODE, shards.encoded, give_up.engine_failed),
+    JobKind.RESTORE: Outcome(registry.RESTORE, undo.restored, undo.failed),
     JobKind.IMPORT: Outcome(registry.IMPORT, models.imported, models.import_failed),
     JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),
     JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),

@@ -9,7 +9,7 @@ from fedcybgd.client.errors import FileUnusable, RunStopped
 from fedcybgd.client.run_files import Given, read
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import ExportView
-from fedcybgd.shared.contract.operators import StartRequest
+from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
@@ -87,6 +87,24 @@ class Runs:
     def cancel(self, run: str) -> RunView:
         """End a run for good; its model so far can still be exported. Raises `Refused`."""
         return self._connection.do(RunView, f"/runs/{segment(run)}/cancel")
+
+    def rollback(self, run: str, after_rounds: int, *, wait_s: float = DAY_S) -> RunView:
+        """Take a run back to what it was after some rounds: it is paused, and `reason` says what was done. `resume` goes on from there.
+
+        Raises `Refused` (`round_unknown`, `versions_not_kept`, …), `TimedOut`.
+        """
+        return self._taken_back(
+            self._connection.do(RunView, f"/runs/{segment(run)}/rollback", RollbackRequest(after_rounds=after_rounds)), wait_s
+        )
+
+    def without(self, run: str, agent: str, *, wait_s: float = DAY_S) -> RunView:
+        """Take an agent's deltas out of a run: it is paused, and `reason` says what was done. Raises `Refused` (`nothing_to_undo`, …), `TimedOut`."""
+        return self._taken_back(self._connection.do(RunView, f"/runs/{segment(run)}/without", AgentRequest(agent=agent)), wait_s)
+
+    def _taken_back(self, run: RunView, wait_s: float) -> RunView:
+        if wait_s:
+            self._connection.wait(lambda: self.get(run.id), lambda view: not view.pending_jobs, limit=wait_s)
+        return self.get(run.id)  # once more: a view is not one snapshot
 
     # ---- looking ------------------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,16 @@ class StartRequest(Message):
     anyway: bool = Field(False, description="count all agents in from the start, whether they are there or not")
 
 
+class RollbackRequest(Message):
+    after_rounds: int = Field(
+        ge=0, le=2**31 - 1, description="the model goes back to what it was after so many rounds; 0: as it was prepared"
+    )
+
+
+class AgentRequest(Message):
+    agent: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$", description="whose deltas are taken out")
+
+
 class ExportRequested(BaseModel):
     export_id: Id
 

@@ -55,6 +55,15 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     exported = fedcoord(federation, "run", "export", "by-hand", str(tmp_path / "out"))
     assert exported.returncode == 0, exported.stderr
 
+    home = federation.coordinator.home
+    for what in (
+        ("by-hand", "--home", home),
+        (tmp_path / "out" / "provenance.json", "--export", tmp_path / "out", "--deltas", home / "blobs"),
+    ):
+        verified = fedcoord(federation, "verify", *map(str, what))
+        assert verified.returncode == 0, verified.stderr
+        assert "made again" in verified.stdout
+
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     encoder = RowEncoder(tmp_path / "out", TaskSpec(task="text-classification", max_length=16))
     rows = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]

@@ -43,6 +43,7 @@ TABLE = {
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
     "POST /v1/runs": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",
     "POST /v1/runs/{run}/resume": "operator", "POST /v1/runs/{run}/cancel": "operator", "POST /v1/runs/{run}/exports": "operator",
+    "POST /v1/runs/{run}/rollback": "operator", "POST /v1/runs/{run}/without": "operator",
     "GET /v1/runs/{run}/exports/{export_id}/{name}": "operator",
     "POST /v1/enrolment-tokens": "owner", "GET /v1/enrolment-tokens": "owner",
     "POST /v1/enrolment-tokens/{token_id}/withdraw": "owner", "POST /v1/agents/{name}/reissue": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",

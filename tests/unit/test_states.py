@@ -16,23 +16,24 @@ from fedcybgd.coordinator.domain.run import RUN
 EXPECTED: dict[str, tuple[Machine[Any, Any], str, dict[str, dict[str, str]]]] = {
     "run": (RUN, "draft", {
         "draft": {"prepare": "draft", "start": "running", "fail": "failed", "cancel": "cancelled"},
-        "running": {"pause": "paused", "finish": "completed", "fail": "failed", "cancel": "cancelled"},
-        "paused": {"resume": "running", "finish": "completed", "fail": "failed", "cancel": "cancelled"},
+        "running": {"pause": "paused", "finish": "completed", "fail": "failed", "cancel": "cancelled", "undo": "paused"},
+        "paused": {"resume": "running", "finish": "completed", "fail": "failed", "cancel": "cancelled", "undo": "paused"},
         "completed": {},
         "failed": {},
         "cancelled": {},
     }),
     "round": (ROUND, "open", {
-        "open": {"all_accepted": "applying", "deadline": "applying"},
-        "applying": {"applied": "closed", "partly_applied": "open", "lose": "open", "refuse": "open"},
-        "closed": {},
+        "open": {"all_accepted": "applying", "deadline": "applying", "undo": "open"},
+        "applying": {"applied": "closed", "partly_applied": "open", "lose": "open", "refuse": "open", "undo": "open"},
+        "closed": {"undo": "open"},
     }),
     "assignment": (ASSIGNMENT, "pending", {
-        "pending": {"claim": "leased"},
-        "leased": {"claim": "leased", "lapse": "pending", "give_back": "pending", "withdraw": "pending", "submit": "submitted"},
-        "submitted": {"accept": "accepted", "reject": "rejected", "lose": "pending"},
-        "accepted": {"lose": "pending", "reject": "rejected"},
+        "pending": {"claim": "leased", "undo": "undone"},
+        "leased": {"claim": "leased", "lapse": "pending", "give_back": "pending", "withdraw": "pending", "submit": "submitted", "undo": "undone"},
+        "submitted": {"accept": "accepted", "reject": "rejected", "lose": "pending", "undo": "undone"},
+        "accepted": {"lose": "pending", "reject": "rejected", "undo": "undone"},
         "rejected": {},
+        "undone": {},
     }),
     "model": (MODEL, "adding", {
         "adding": {"imported": "ready", "fail": "failed"},

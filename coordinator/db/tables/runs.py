@@ -58,6 +58,8 @@ class Run(Base):
     trained_blocks: Mapped[list[str]]
     participants: Mapped[list[str]] = mapped_column(deferred=True)
     """ids of the agents that take part: those of the start, then those who came later"""
+    without: Mapped[list[str]] = mapped_column(default=list)
+    """ids of the agents whose deltas were taken out: they take no part any more"""
     waits_for_agents: Mapped[bool] = mapped_column(default=False)
     """it is paused because nobody was left to ask, and goes on by itself when somebody is"""
     rounds_total: Mapped[int] = mapped_column(default=0)

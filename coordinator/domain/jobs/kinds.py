@@ -15,6 +15,8 @@ class JobKind(StrEnum):
     FIDELITY = "fidelity"
     LOSS = "loss"
     GATE = "gate"
+    RESTORE = "restore"
+    """older versions of blocks, as the present ones"""
     MEND = "mend"
     """a blob that another job found missing or damaged"""
 

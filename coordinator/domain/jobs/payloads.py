@@ -148,6 +148,39 @@ class GateResult(BaseModel):
     """where that is out of proportion and there are several deltas: after each of them alone"""
 
 
+class Restoration(BaseModel):
+    """A block that becomes an older version again."""
+
+    present: ShardRef
+    target: ShardRef
+    """the older version, exact"""
+    way: list[Change] = []
+    """what leads to it from a version whose bytes are there"""
+    replay: Change | None = None
+    """what is added to it then"""
+
+
+class RestorePayload(BaseModel):
+    after_rounds: int
+    versions: dict[str, int]
+    """of all blocks, when this was decided"""
+    blocks: list[Restoration]
+    without: str | None = None
+    """id of the agent whose deltas are taken out"""
+    replayed: list[str] = []
+    """ids of the visits whose deltas are added again without those"""
+    config: FileRef | None = None
+    task: Task | None = None
+    before: list[EncodedRef] = []
+
+
+class RestoreResult(BaseModel):
+    replayed: list[ShardRef]
+    """of the blocks that have a replay, what came of it"""
+    shards: list[EncodedRef] = []
+    patches: list[PatchMade] = []
+
+
 class ExportPayload(BaseModel):
     after_rounds: int
     task: Task

@@ -35,6 +35,8 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
     ImportResult,
     PreparePayload,
     PrepareResult,
+    RestorePayload,
+    RestoreResult,
 )
 
 P = TypeVar("P", bound=BaseModel, covariant=True)
@@ -88,6 +90,7 @@ ADMIT = JobType(JobKind.ADMIT, Lane.QUICK, AdmitPayload, AdmitResult, OnFailure.
 APPLY = JobType(JobKind.APPLY, Lane.QUICK, ApplyPayload, ApplyResult, OnFailure.REPEATED)
 GATE = JobType(JobKind.GATE, Lane.QUICK, GatePayload, GateResult, OnFailure.REPEATED)
 ENCODE = JobType(JobKind.ENCODE, Lane.QUICK, EncodePayload, EncodeResult, OnFailure.PAUSES)
+RESTORE = JobType(JobKind.RESTORE, Lane.QUICK, RestorePayload, RestoreResult, OnFailure.ENDS)
 IMPORT = JobType(JobKind.IMPORT, Lane.SLOW, ImportPayload, ImportResult, OnFailure.ENDS)
 PREPARE = JobType(JobKind.PREPARE, Lane.SLOW, PreparePayload, PrepareResult, OnFailure.ENDS)
 INFLUENCE = JobType(JobKind.INFLUENCE, Lane.SLOW, InfluencePayload, InfluenceResult, OnFailure.ENDS)
@@ -98,7 +101,7 @@ FIDELITY = JobType(JobKind.FIDELITY, Lane.SLOW, FidelityPayload, FidelityResult,
 MEND = JobType(JobKind.MEND, None, MendPayload, MendResult, OnFailure.ENDS)
 
 JOBS: Mapping[JobKind, JobType[BaseModel, BaseModel]] = {
-    job.kind: job for job in (ADMIT, APPLY, GATE, ENCODE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, MEND)
+    job.kind: job for job in (ADMIT, APPLY, GATE, ENCODE, RESTORE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, MEND)
 }
 
 

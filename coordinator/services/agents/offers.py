@@ -33,7 +33,7 @@ def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
 
 def is_open_to(run: Run, agent: Agent) -> bool:
     """Whether the run file lets this agent take part, and the run has not ended."""
-    if run.state not in OPEN_STATES or not run.prepared:
+    if run.state not in OPEN_STATES or not run.prepared or agent.id in run.without:
         return False
     chosen = run.spec.agents
     return chosen == "all" or agent.name in chosen

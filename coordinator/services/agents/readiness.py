@@ -147,7 +147,12 @@ def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
     of_agent = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Agent.quarantined_until)
     columns = (*of_agent, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
     said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
-    query = select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(Agent.state != AgentState.REVOKED)
+    query = (
+        select(*columns)
+        .select_from(Agent)
+        .join(Readiness, said, isouter=True)
+        .where(Agent.state != AgentState.REVOKED, Agent.id.not_in(run.without))
+    )
     return query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents))
 
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -97,5 +98,6 @@ def _no_score(why: Failure) -> Score:
 
 
 def _keep_score(session: Session, run_id: str, after_rounds: int, score: Score, now: datetime) -> None:
-    if session.get(Evaluation, (run_id, after_rounds)) is None:
+    undone = session.scalar(select(Run.rounds_done).where(Run.id == run_id, Run.rounds_done < after_rounds)) is not None
+    if not undone and session.get(Evaluation, (run_id, after_rounds)) is None:
         session.add(Evaluation(run_id=run_id, after_rounds=after_rounds, metrics=score, created_at=now))

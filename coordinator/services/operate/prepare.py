@@ -42,7 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     method_of(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,
-        files=[], notes=[], trained_blocks=[], participants=[], created_at=now,
+        files=[], notes=[], trained_blocks=[], participants=[], without=[], created_at=now,
     )  # fmt: skip
     session.add(run)
     session.flush()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.aggregate import chosen
-from fedcybgd.coordinator.domain.assignment import AssignmentEvent, AssignmentState, TakenBack
+from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of
@@ -52,7 +52,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
 def members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:
     """The assignments that count, one a seat, in the order of seats: never in that of their arrival."""
     query = select(Assignment).where(
-        Assignment.run_id == round.run_id, Assignment.round == round.number, Assignment.state != AssignmentState.REJECTED
+        Assignment.run_id == round.run_id, Assignment.round == round.number, Assignment.state.not_in(NOT_COUNTED)
     )
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)

@@ -11,6 +11,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
+    NOT_COUNTED,
     AssignmentState,
     TakenBack,
     may_take,
@@ -144,6 +145,8 @@ def _decided_by(assignment: Assignment) -> tuple[object, ...]:
 
 def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, now: datetime) -> bool:
     # Whoever came after the start may stand in for another.
+    if agent.id in run.without:
+        return False
     if agent.id not in run.participants and not offers.is_open_to(run, agent):
         return False
     schedule = run.spec.schedule
@@ -158,7 +161,7 @@ def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, 
 def _others_have_no_part(session: Session, assignment: Assignment, run: Run, agent_id: str) -> bool:
     """Whether an agent has a part in this wave already while active participants, who could take this one, have none."""
     members = queries.assignments_of(session, run.id, assignment.round)
-    busy = {a.agent_id for a in members if a.state != AssignmentState.REJECTED}
+    busy = {a.agent_id for a in members if a.state not in NOT_COUNTED}
     free = set(run.participants) - busy - set(assignment.excluded) - passed_over(assignment.failed)
     return agent_id in busy and bool(readiness.there(session, run.id, free))
 

@@ -25,15 +25,19 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     """
     payload, result, now = done.payload, done.result, done.now
     run = session.get_one(Run, done.subject, with_for_update=True)
-    round = session.get_one(Round, (run.id, payload.round))
-    if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
+    round = session.get(Round, (run.id, payload.round))
+    if round is None or round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return  # applied already, or nobody wants it any more
+    mine = {member.id for member in apply_round.members(session, round, lock=True)}
+    if not set(payload.assignments) <= mine:
+        return  # its round was undone meanwhile, and began anew
     if not gate.ask_before(session, run, payload, result, now):
         take_over(session, run, round, payload, result, now)
 
 
 def take_over(session: Session, run: Run, round: Round, payload: ApplyPayload, result: ApplyResult, now: datetime) -> None:
     """Make what the engine made of a round that is being applied the present model."""
+    members = apply_round.members(session, round, lock=True)
     before = {change.block.block: change.block for change in payload.changes}
     shards.keep_made(session, result.shards, result.patches)
     for ref in result.blocks:
@@ -43,7 +47,6 @@ def take_over(session: Session, run: Run, round: Round, payload: ApplyPayload, r
         block.changes += 1
     versions.applied(session, run.id, payload, result.blocks, now)
     session.flush()
-    members = apply_round.members(session, round, lock=True)
     for member in members:
         member.applied = member.applied or member.id in payload.assignments
     if late := [member for member in members if not member.applied]:

@@ -18,9 +18,11 @@ def decided(session: Session, done: Done[GatePayload, GateResult]) -> None:
     """Exactly once, whatever is repeated: a round that is not being applied any more has been decided on."""
     payload, result, now = done.payload, done.result, done.now
     run = session.get_one(Run, done.subject, with_for_update=True)
-    round = session.get_one(Round, (run.id, payload.applied.round))
-    if round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
+    round = session.get(Round, (run.id, payload.applied.round))
+    if round is None or round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
         return
+    if not set(payload.applied.assignments) <= {member.id for member in apply_round.members(session, round, lock=True)}:
+        return  # its round was undone meanwhile, and began anew
     found = verdict(result.losses, result.after)
     if found == GateVerdict.FINE:
         round.loss_before = round.loss_before if round.loss_before is not None else result.losses[-1]

@@ -1,14 +1,14 @@
 """The history of blocks: each version is written down in the transaction that makes it the present one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Block, BlockVersion
-from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload
+from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
 from fedcybgd.shared.contract.manifests import ShardRef
 
 FACTS = (BlockVersion.block, BlockVersion.version, BlockVersion.origin, BlockVersion.parent, BlockVersion.round, BlockVersion.exact)
@@ -35,6 +35,32 @@ def applied(session: Session, run_id: str, payload: ApplyPayload, made: Sequence
             change=changes[ref.block].model_copy(update={"codecs": []}), kept=True, exact=False, made_at=now,
         )
         for ref in made
+    )  # fmt: skip
+
+
+def restored(session: Session, run_id: str, block: Block, known: Mapping[int, VersionFacts], target: ShardRef, now: datetime) -> None:
+    """The present version of a block has the bytes of an older one: under the next number, for a number stands for the same bytes for ever."""
+    block.version, block.digest, block.size = block.version + 1, target.digest, target.size
+    line = lineage(known, target.version)
+    block.changes = sum(f.origin == VersionOrigin.APPLIED for f in line) + sum(f.version for f in line if f.origin == VersionOrigin.FOUND)
+    session.add(
+        BlockVersion(
+            run_id=run_id, block=block.name, version=block.version, origin=VersionOrigin.RESTORED, digest=target.digest, size=target.size,
+            parent=target.version, round=None, change=None, kept=True, exact=False, made_at=now,
+        )
+    )  # fmt: skip
+
+
+def replayed(session: Session, run_id: str, block: Block, change: Change, made: ShardRef, round: int, now: datetime) -> None:
+    """What was added to a version that was restored."""
+    base = change.block.model_copy(update={"version": block.version})
+    block.version, block.digest, block.size, block.changes = block.version + 1, made.digest, made.size, block.changes + 1
+    session.add(
+        BlockVersion(
+            run_id=run_id, block=block.name, version=block.version, origin=VersionOrigin.APPLIED, digest=made.digest, size=made.size,
+            parent=block.version - 1, round=round, change=change.model_copy(update={"block": base, "codecs": []}), kept=True, exact=False,
+            made_at=now,
+        )
     )  # fmt: skip
 
 

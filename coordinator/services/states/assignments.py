@@ -46,5 +46,12 @@ def reject(row: Assignment, reason: str, now: datetime) -> None:
     row.judged_at, row.reason = now, reason
 
 
+def undo(row: Assignment, reason: str, now: datetime) -> None:
+    """What it gave, or was to give, is no part of the model; who holds it learns it when the lease is renewed."""
+    _go(row, AssignmentEvent.UNDO)
+    row.applied, row.reason, row.lease_expires_at, row.progress = False, reason, None, None
+    row.judged_at = row.judged_at or now
+
+
 def _go(row: Assignment, event: AssignmentEvent) -> None:
     row.state = ASSIGNMENT.after(row.state, event)

@@ -16,6 +16,12 @@ def reopen(row: Round, event: RoundEvent) -> None:
     _go(row, event)
 
 
+def undo(row: Round) -> None:
+    """Some of its seats are trained again."""
+    _go(row, RoundEvent.UNDO)
+    row.closed_at = row.loss_after = None
+
+
 def finish(row: Round, now: datetime) -> None:
     _go(row, RoundEvent.APPLIED)
     row.closed_at = now

@@ -28,6 +28,12 @@ def resume(row: Run) -> None:
     row.reason, row.waits_for_agents = None, False
 
 
+def undo(row: Run, rounds_done: int, reason: str) -> None:
+    """It is where it was after so many rounds, and waits for somebody who resumes it."""
+    _go(row, RunEvent.UNDO)
+    row.rounds_done, row.reason, row.waits_for_agents = rounds_done, reason, False
+
+
 def finish(row: Run, now: datetime) -> None:
     _go(row, RunEvent.FINISH)
     row.reason, row.ended_at = None, now

@@ -6,7 +6,7 @@ from sqlalchemy import delete, exists, null, select, update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Job, StoredManifest
-from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
 
@@ -23,7 +23,7 @@ def shorten(session: Session, before: datetime) -> int:
     jobs = session.scalars(select(Job.id).where(Job.payload_json.is_not(None), Job.ended_at < before, over).limit(TOGETHER)).all()
     if jobs:
         session.execute(update(Job).where(Job.id.in_(jobs)).values(payload_json=null()))
-    judged = (Assignment.state == AssignmentState.REJECTED) | ((Assignment.state == AssignmentState.ACCEPTED) & Assignment.applied)
+    judged = Assignment.state.in_(NOT_COUNTED) | ((Assignment.state == AssignmentState.ACCEPTED) & Assignment.applied)
     with_manifest = select(Assignment.id).where(Assignment.manifest_digest.is_not(None), Assignment.judged_at < before, judged)
     visits = session.scalars(with_manifest.limit(TOGETHER)).all()
     if visits:

@@ -4,7 +4,7 @@ from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Block, BlockVersion, Run
-from fedcybgd.coordinator.domain.history import lineage, to_keep
+from fedcybgd.coordinator.domain.history import VersionOrigin, lineage, to_keep
 from fedcybgd.coordinator.services.records import versions
 
 TOGETHER = 200
@@ -26,7 +26,10 @@ def forget(session: Session, run_id: str, rounds: int) -> int:
     keep = to_keep({name: lineage(known.get(name, {}), version) for name, version in present}, run.rounds_done, rounds)
     this = BlockVersion.run_id == run_id
     rows = session.execute(select(BlockVersion.block, BlockVersion.version, BlockVersion.exact).where(this, BlockVersion.kept)).all()
-    gone = [(row.block, row.version) for row in rows if (row.block, row.version) not in keep.kept]
+    kept = set(keep.kept)
+    for name, rows_of in known.items():  # that have only the bytes of a kept one cost nothing
+        kept |= {(name, f.version) for _, f in sorted(rows_of.items()) if f.origin == VersionOrigin.RESTORED and (name, f.parent) in kept}
+    gone = [(row.block, row.version) for row in rows if (row.block, row.version) not in kept]
     exact = [(row.block, row.version) for row in rows if not row.exact and (row.block, row.version) in keep.exact]
     _set(session, run_id, exact, exact=True)
     _set(session, run_id, gone, kept=False, exact=False)

@@ -1,0 +1,42 @@
+"""Makes older versions of blocks again, in the codecs that agents hold, with the steps from the present ones to them."""
+
+from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, PatchMade, Restoration, RestorePayload, RestoreResult
+from fedcybgd.coordinator.engine.apply import add_deltas
+from fedcybgd.coordinator.engine.encode import ShardEncoder
+from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
+from fedcybgd.shared.contract.codec import EXACT
+
+
+def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
+    """Deterministic to the bit. Raises `BlobMissing` or `BlobDamaged` for what it would take and is not there."""
+    encoder = ShardEncoder(store, payload.config, payload.task)
+    result = RestoreResult(replayed=[])
+    for block in payload.blocks:
+        _make(store, block)
+        new = block.target.digest
+        if block.replay is not None:
+            replayed = add_deltas(store, block.replay)
+            result.replayed.append(replayed)
+            new = replayed.digest
+        for old in (ref for ref in payload.before if ref.source == block.present.digest):
+            _encode(encoder, old, new, result)
+    return result
+
+
+def _make(store: EngineStore, block: Restoration) -> None:
+    if not store.has(block.target.digest):
+        for change in block.way:
+            add_deltas(store, change)
+    if block.way and not store.has(block.target.digest):
+        name = f"block {block.target.block}, version {block.target.version}"
+        raise BlobDamaged(f"{name}: its deltas make something else now; `fedcoord verify` says more", digest=block.target.digest)
+    store.check(block.target.digest)
+    store.touch(block.target.digest)
+
+
+def _encode(encoder: ShardEncoder, old: EncodedRef, source: str, result: RestoreResult) -> None:
+    shard = encoder.encode(source, old.codec)
+    result.shards.append(shard)
+    patch: PatchMade | None = encoder.difference(old, shard) if old.codec != EXACT else None
+    if patch is not None:
+        result.patches.append(patch)

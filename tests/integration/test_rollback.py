@@ -1,0 +1,223 @@
+"""Taking rounds back, and an agent's deltas out: the model is the older one to the byte, goes on as if nothing had been, and is verified."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedcybgd.coordinator.engine.apply
+from fedcybgd import Client
+from fedcybgd.client.errors import Refused
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.sweeper import tidy
+from fedcybgd.coordinator.verify import verify
+from tests.support.light import LightAgent
+from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand, refused, run_file, settled, shard_tensors
+
+INT8: dict[str, Any] = {"compression": {"policy": "int8"}, "delta": {"codec": "int8", "error_feedback": True}, "schedule": {"cycles": 2}}
+
+
+@pytest.fixture
+def live(coordinators: Callable[..., LiveCoordinator], bert: Path) -> LiveCoordinator:
+    made = coordinators()
+    made.add_model("bert", bert)
+    return made
+
+
+def runs(live: LiveCoordinator) -> Any:
+    return Client(live.url, live.operator_key).runs
+
+
+def digests(live: LiveCoordinator, run: str) -> dict[str, str]:
+    return {b["name"]: b["digest"] for b in live.operator.get(f"/runs/{run}")["blocks"]}
+
+
+def work(live: LiveCoordinator, agent: LightAgent, run: str, rounds: int) -> list[dict[str, str]]:
+    """Do so many rounds more; the blocks after each."""
+    found = []
+    for _ in range(rounds):
+        assignment = agent.claim(run, wait=30)
+        assert assignment is not None
+        agent.visit(assignment)
+        settled(live, run)
+        found.append(digests(live, run))
+    return found
+
+
+def begin(live: LiveCoordinator, folder: Path, **more: Any) -> tuple[LightAgent, str]:
+    agent = LightAgent(live, folder)
+    run = live.create_run({**run_file("bert", [], **INT8 | {"seed": 5} | more), "agents": [agent.name]}, start=True)
+    return agent, run["name"]
+
+
+@pytest.mark.database_decides
+def test_a_run_that_was_taken_back_ends_in_the_same_bytes(live: LiveCoordinator, tmp_path: Path) -> None:
+    """Also from versions that are deleted by then, with error feedback, and twice over."""
+    agent, run = begin(live, tmp_path / "one")
+    models = [digests(live, run), *work(live, agent, run, 4)]
+    assert live.operator.get(f"/runs/{run}")["state"] == "completed"
+    refused(live.operator._http.post(f"/runs/{run}/rollback", json={"after_rounds": 1}), 409, "invalid_transition")
+
+    agent, run = begin(live, tmp_path / "two")
+    assert work(live, agent, run, 3) == models[1:4]
+    for hours in (2, 4):
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=hours))
+    assert not live.store.has(models[1]["head"])
+    held = agent.claim(run, wait=30)
+    assert held is not None
+    for rounds in (1, 0):
+        view = runs(live).rollback(run, rounds)
+        assert (view.state, view.rounds_done) == ("paused", rounds)
+        assert view.reason is not None
+        assert f"after {rounds} rounds" in view.reason
+        assert digests(live, run) == models[rounds]
+        assert verify(live.settings, run).rounds == rounds
+        runs(live).resume(run)
+        if rounds:
+            state = agent.client.state(held.assignment_id)
+            assert (state.state, state.reason) == ("undone", "rolled_back")
+            assert work(live, agent, run, 1) == [models[2]]
+    assert work(live, agent, run, 4) == models[1:]
+    end = settled(live, run)
+    assert end["state"] == "completed"
+    assert {b["name"]: b["version"] for b in end["blocks"]}["head"] > 4, "a number stands for the same bytes for ever"
+    found = verify(live.settings, run)
+    assert (found.rounds, found.deltas) == (4, 4), "the same deltas, given anew"
+    events = [e["code"] for e in end["events"]]
+    assert events.count("run_rolled_back") == 2
+
+
+def test_what_is_under_way_is_undone_and_what_comes_of_it_too_late_is_nothing(live: LiveCoordinator) -> None:
+    hands = [Hand(live), Hand(live)]
+    run = live.create_run(run_file("bert", hands, seed=3, schedule={"cycles": 3, "wave": 2}), start=True)["name"]
+    before = digests(live, run)
+    for hand in hands:
+        hand.deliver(hand.take(run))
+    settled(live, run)
+    first, second = (hand.take(run) for hand in hands)
+    hands[0].deliver(first)
+    settled(live, run)
+    view = runs(live).rollback(run, 0)
+    assert (view.rounds_done, digests(live, run)) == (0, before)
+    refused(hands[1].renew(second), 409, "lease_lost")
+    assert [a["state"] for a in live.operator.get(f"/runs/{run}/assignments")] == ["undone"] * 4
+    assert live.operator.get(f"/runs/{run}/rounds") == []
+    runs(live).resume(run)
+    for hand in hands:
+        hand.deliver(hand.take(run))
+    assert settled(live, run)["rounds_done"] == 1
+    assert verify(live.settings, run).rounds == 1
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+def test_a_job_that_failed_before_is_done_again_for_nobody(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that failed; the run is taken back, and resumed: failed jobs are repeated then."""
+    hand = Hand(live)
+    run = live.create_run(run_file("bert", [hand], seed=4, schedule={"cycles": 2}), start=True)["name"]
+    before = digests(live, run)
+    hand.deliver(hand.take(run))
+    settled(live, run)
+
+    def full(*_: Any) -> Any:
+        raise ValueError("a shape that nobody knows")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fedcybgd.coordinator.engine.apply, "apply", full)
+        hand.deliver(hand.take(run))
+        assert settled(live, run)["state"] == "paused"
+    assert runs(live).rollback(run, 0).rounds_done == 0
+    runs(live).resume(run)
+    assert settled(live, run)["state"] == "running"
+    assert digests(live, run) == before
+    hand.deliver(hand.take(run))
+    assert settled(live, run)["rounds_done"] == 1
+    assert verify(live.settings, run).rounds == 1
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+def test_a_round_that_is_not_there_or_not_kept_is_refused_and_nothing_changes(live: LiveCoordinator) -> None:
+    live.settings.keep_versions = 1
+    hand = Hand(live)
+    run = live.create_run(run_file("bert", [hand], schedule={"cycles": 4}), start=True)["name"]
+    client = live.operator._http
+    for number in range(5):
+        hand.deliver(hand.take(run))
+        settled(live, run)
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=2 * number))
+    now = digests(live, run)
+    refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 6}), 404, "round_unknown")
+    refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 1}), 409, "versions_not_kept")
+    refused(client.post(f"/runs/{run}/without", json={"agent": "nobody"}), 404, "not_found")
+    refused(client.post(f"/runs/{run}/without", json={"agent": Hand(live).name}), 409, "nothing_to_undo")
+    refused(client.post(f"/runs/{run}/without", json={"agent": hand.name}), 409, "versions_not_kept")
+    assert digests(live, run) == now
+    assert live.operator.get(f"/runs/{run}")["state"] == "running", "what was refused has paused nothing"
+    assert runs(live).rollback(run, 4).rounds_done == 4
+    assert verify(live.settings, run).rounds == 4
+    runs(live).resume(run)
+    for number in range(5, 8):  # of what went back the way stays known, too
+        hand.deliver(hand.take(run))
+        settled(live, run)
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=2 * number))
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=2 * number + 1.5))
+        assert verify(live.settings, run).made_again
+    assert runs(live).rollback(run, 6).rounds_done == 6
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+def test_what_cannot_be_made_again_leaves_the_run_as_it_is(live: LiveCoordinator, tmp_path: Path) -> None:
+    agent, run = begin(live, tmp_path)
+    work(live, agent, run, 2)
+    for hours in (2, 4):
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=hours))
+    first = live.operator.get(f"/runs/{run}/assignments")[0]["delta_digest"]
+    live.store.path(first).unlink()
+    now = digests(live, run)
+    view = runs(live).rollback(run, 1)
+    assert view.reason is not None
+    assert first in view.reason
+    assert (view.state, view.rounds_done, digests(live, run)) == ("paused", 2, now)
+    with pytest.raises(Refused):
+        runs(live).rollback(run, 9)
+
+
+def test_without_an_agent_the_others_of_its_first_round_stay_and_the_rest_is_trained_again(live: LiveCoordinator) -> None:
+    hands = [Hand(live), Hand(live), Hand(live)]
+    good, bad, third = hands
+    spec = run_file("bert", hands, seed=9, schedule={"cycles": 3, "wave": 2, "reassign_after_s": 0})
+    run = live.create_run(spec, start=True)["name"]
+    base = digests(live, run)
+    given: dict[str, Any] = {}
+    for hand in (good, bad):
+        assignment = hand.take(run)
+        given[hand.name] = (assignment.block, hand.delta(assignment))
+        hand.deliver(assignment, given[hand.name][1])
+    settled(live, run)
+    after_first = digests(live, run)
+    for hand in (good, third):
+        hand.deliver(hand.take(run))
+    settled(live, run)
+
+    view = runs(live).without(run, bad.name)
+    assert (view.state, view.rounds_done) == ("paused", 0)
+    assert view.reason is not None
+    assert bad.name in view.reason
+    now, (mine, delta), (its, _) = digests(live, run), given[good.name], given[bad.name]
+    assert now[mine] == after_first[mine], "nobody else had a part in it"
+    assert now[its] == base[its]
+    head, old = (shard_tensors(live, found["head"]) for found in (now, base))
+    assert all((head[name] == old[name] + delta[name]).all() for name in head), "averaged over those that are left"
+    assert verify(live.settings, run).rounds == 0
+    runs(live).resume(run)
+    assert bad.claim(run) is None, "it takes no part any more"
+    while live.operator.get(f"/runs/{run}")["state"] == "running":
+        for hand in (good, third):
+            if (assignment := hand.claim(run, wait=0.3)) is not None:
+                hand.deliver(assignment)
+    view = settled(live, run)
+    assert view["state"] == "completed"
+    assert bad.name not in {a["agent"] for a in live.operator.get(f"/runs/{run}/assignments") if a["applied"]}
+    assert verify(live.settings, run).rounds == 3
