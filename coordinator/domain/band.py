@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from fedcybgd.coordinator.domain import sketch
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.words import MOST_STEPS
 
 REMEMBERED = 64
 """Accepted deltas of a run that the next are compared with."""
@@ -17,6 +18,8 @@ ENOUGH, ENOUGH_DIRECTIONS = 4, 5
 """Deltas by which a usual norm, or a usual direction, is known."""
 BEYOND_OPTIMIZER = 2.0
 """AdamW moves a number by about its learning rate in a step at the most, and by twice that in no visit."""
+FASTEST = 1000.0
+"""Steps of a second that an agent is believed: to look after the smallest model's step alone takes longer than a millisecond."""
 DEVIATIONS = 6.0
 SIGMA = 1.4826
 """of a normal distribution, in units of its median deviation"""
@@ -62,10 +65,14 @@ class AcceptedDelta:
     delta: BlockDelta
 
 
-def reach(settings: TrainSettings, block: str, delta: BlockDelta, claimed_steps: int) -> float:
-    """The norm that a visit can give the delta of a block. Where a run counts epochs, steps are what the agent says."""
+def believed_steps(settings: TrainSettings, claimed: int, seconds: float) -> int:
+    """Steps of a visit. Where a run counts epochs the agent says how many, and is believed what can be done in that time."""
+    return settings.steps or max(1, min(claimed, MOST_STEPS, math.ceil(seconds * FASTEST)))
+
+
+def reach(settings: TrainSettings, block: str, delta: BlockDelta, steps: int) -> float:
+    """The norm that a visit of so many steps can give the delta of a block."""
     rate = next(group.learning_rate for group in settings.groups if block in group.blocks)
-    steps = settings.steps or max(1, claimed_steps)
     return rate * steps * (math.sqrt(delta.size) + settings.weight_decay * delta.base_norm)
 
 

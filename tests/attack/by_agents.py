@@ -30,10 +30,14 @@ def end_of(scene: Scene, name: str) -> dict[str, object]:
     return view  # type: ignore[no-any-return]
 
 
-def rejected(scene: Scene, spoil: object, times: int = 1) -> tuple[bool, str]:
-    """Whether no version of the model came of deltas that were spoilt, and what the run says."""
+MANY = 2**62
+"""Steps that an agent may say it did."""
+
+
+def rejected(scene: Scene, spoil: object, times: int = 1, steps: int = 1, **more: object) -> tuple[bool, str]:
+    """Whether no version of the model came of deltas that were spoilt, and what the run says; admission is as run files have it by default."""
     hand = scene.hand()
-    name = begun(scene, [hand])
+    name = begun(scene, [hand], admission={}, **more)
     before = versions(scene, name)
     said = []
     for _ in range(times):
@@ -41,7 +45,7 @@ def rejected(scene: Scene, spoil: object, times: int = 1) -> tuple[bool, str]:
         if assignment is None:
             break
         base: Tensors = {n: t for tensors in hand.base(assignment).values() for n, t in tensors.items()}
-        said.append(str(hand.send(assignment, save(spoil(base))).status_code))  # type: ignore[operator]
+        said.append(str(hand.send(assignment, save(spoil(base)), steps).status_code))  # type: ignore[operator]
     scene.operator.wait(lambda: scene.operator.get(f"/runs/{name}"), lambda r: not r["pending_jobs"], every=0.1, limit=60)
     unchanged = versions(scene, name) == before
     view = end_of(scene, name)
@@ -65,14 +69,21 @@ def gross(scene: Scene) -> str:
              "1e30 on the head": with_head(1e30), "100 times": lambda base: {n: (100 * t).float() for n, t in base.items()}}  # fmt: skip
     told = ""
     for word, spoil in kinds.items():
-        unchanged, told = rejected(scene, spoil)
-        held(unchanged, f"{word} was applied: {told}")
+        for steps in (1, MANY) if "head" in word else (1,):
+            unchanged, told = rejected(scene, spoil, steps=steps)
+            held(unchanged, f"{word}, said to be of {steps} steps, was applied: {told}")
     return f"{len(kinds)} kinds rejected; {told}"
 
 
-@attack("C1-wrecker", "deltas of −2 w, which wreck a model within the norm of a block")
+@attack("C1-wrecker", "deltas of −2 w, farther than a visit of 20 steps goes")
 def wrecker(scene: Scene) -> str:
-    unchanged, told = rejected(scene, minus_two)
+    unchanged, told = rejected(scene, minus_two, steps=MANY, train={"steps": 20})
+    return held(unchanged, f"−2 w {'rejected' if unchanged else 'applied'}: {told}")
+
+
+@attack("C1-long", "deltas of −2 w, where visits have so many steps that honest ones might go as far")
+def long_visit(scene: Scene) -> str:
+    unchanged, told = rejected(scene, minus_two, train={"steps": 5000})
     return held(unchanged, f"−2 w {'rejected' if unchanged else 'applied'}: {told}")
 
 

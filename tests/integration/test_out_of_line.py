@@ -60,6 +60,20 @@ def test_what_no_visit_can_do_is_rejected_from_the_first_round_on(
     assert settled(live, run)["rounds_done"] == 1
 
 
+@pytest.mark.parametrize("value", [3e38, 1e30, 1e4])
+def test_who_says_that_it_did_many_steps_goes_no_farther_than_the_time_allows(
+    live: LiveCoordinator, model: str, hand: Hand, value: float
+) -> None:
+    """A run file that says nothing of steps counts epochs, and only the agent knows its rows."""
+    run = start_run(live, model, [hand], admission={})
+    tensors = honest(hand, assignment := hand.take(run))
+    only("classifier", lambda w: torch.full_like(w, value))(hand, assignment, tensors)
+    hand.deliver(assignment, tensors, steps=2**62)
+    view = settled(live, run)
+    assert view["rounds_done"] == 0
+    assert live.operator.get(f"/runs/{run}/assignments")[0]["reason"].startswith("norm: the delta of head has norm")
+
+
 def test_with_time_the_band_is_that_of_the_run_itself(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     """Ten times as far as others is within reach of the step here, and out of line all the same; so is an earlier delta turned round."""
     run = start_run(live, model, [hand, other], schedule={"agents": "first_come", "cycles": 4}, admission={})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedcybgd.coordinator.domain import sketch
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta, no_work, out_of_band, reach
+from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta, believed_steps, no_work, out_of_band, reach
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
@@ -85,17 +85,32 @@ def test_no_visit_of_adamw_goes_beyond_its_reach(gradients: str, steps: int, dec
         }[gradients]
         optimizer.step()
     found = delta((weight.detach() - before).numpy(), float(before.norm()))
-    bound = reach(settings(steps, 0.01, decay), "layers.0", found, 10**9)
+    bound = reach(settings(steps, 0.01, decay), "layers.0", found, steps)
     assert found.norm <= 1.2 * bound, "and twice that is allowed"
     assert out_of_band("layers.0", "layer", found.model_copy(update={"reach": bound}), [], RULES) is None
 
 
-def test_steps_are_the_run_files_where_it_says_them_and_else_the_agents() -> None:
-    found = of_norm(1.0)
-    assert reach(settings(10, 0.01), "layers.0", found, 10**9) == pytest.approx(0.1 * SIZE**0.5)
-    assert reach(settings(10, 0.01), "head", found, 1) == pytest.approx(1.0 * SIZE**0.5)
-    assert reach(settings(None, 0.01), "layers.0", found, 20) == pytest.approx(0.2 * SIZE**0.5)
-    assert reach(settings(None, 0.01), "layers.0", found, 0) == pytest.approx(0.01 * SIZE**0.5)
+def test_a_block_reaches_as_far_as_its_rate_and_the_steps_go() -> None:
+    assert reach(settings(10, 0.01), "layers.0", of_norm(1.0), 10) == pytest.approx(0.1 * SIZE**0.5)
+    assert reach(settings(10, 0.01), "head", of_norm(1.0), 10) == pytest.approx(1.0 * SIZE**0.5)
+
+
+@pytest.mark.parametrize(
+    ("told", "claimed", "seconds", "believed"),
+    [
+        (10, 10**9, 10**9, 10),
+        (10, 1, 0.0, 10),
+        (None, 20, 1.0, 20),
+        (None, 0, 1.0, 1),
+        (None, 2**62, 0.5, 500),
+        (None, 2**62, 10**9, 100_000),
+        (None, 20, -3600.0, 1),
+    ],
+)
+def test_steps_are_the_run_files_and_else_what_an_agent_can_have_done(
+    told: int | None, claimed: int, seconds: float, believed: int
+) -> None:
+    assert believed_steps(settings(told, 0.01), claimed, seconds) == believed
 
 
 def test_what_no_visit_can_reach_is_out_before_there_is_a_history() -> None:

@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Assignment, Block, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain import band
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta
 
 
-def measured(assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
+def measured(session: Session, assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
     """What was measured, with what the visit could have come to."""
-    steps = assignment.metrics.steps if assignment.metrics is not None else 1
+    claimed = assignment.metrics.steps if assignment.metrics is not None else 1
+    # From the round on, not from the lease: an agent may send under a later lease what it trained under an earlier one.
+    opened, came = session.get_one(Round, (assignment.run_id, assignment.round)).opened_at, assignment.submitted_at
+    seconds = (came - opened).total_seconds() if came is not None else 0.0
+    steps = band.believed_steps(assignment.train, claimed, seconds)
     return {
         block: delta.model_copy(update={"reach": band.reach(assignment.train, block, delta, steps)})
         for block, delta in found.items()

@@ -49,7 +49,7 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     if RUN.is_final(run.state):
         assignments.reject(assignment, f"run_{run.state}", now)
         return
-    assignment.measured = compare.measured(assignment, result.deltas)
+    assignment.measured = compare.measured(session, assignment, result.deltas)
     if (reason := result.rejected_because or compare.reason_against(session, run, assignment)) is not None:
         _reject(session, run, assignment, reason, now)
         return
