@@ -42,7 +42,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "schedule.wave": ("assignment", 3, {}),
     "schedule.damping": ("apply", 0.5, {}),
     "schedule.wave_deadline_s": ("deadline", 60, {"schedule.wave": 3}),
-    "schedule.max_attempts": ("attempts", 2, {}),
+    "schedule.max_attempts": ("attempts", 9, {}),  # fewer than six make no difference: each of three agents is asked twice
     "train.steps": ("assignment", 5, {}),
     "train.epochs": ("assignment", 2.0, {"train.steps": None}),
     "train.batch_size": ("assignment", 8, {}),
