@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from fedcybgd.coordinator.db import signals
+from fedcybgd.coordinator.db import promises, signals
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.db.typed import Typed
 
@@ -78,10 +78,12 @@ class Database:
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
-            said = signals.of(session)
+            said, promised = signals.of(session), promises.promised(session)
         self.after_transaction()
         if self.after_commit is not None and said != Signals():
             self.after_commit(said)
+        if promised:
+            promises.keep(self.engine)  # others may write meanwhile
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

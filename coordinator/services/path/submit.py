@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import promises
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.coordinator.domain.assignment import (
@@ -65,6 +66,7 @@ def submit(session: Session, assignment_id: str, agent_id: str, submission: Delt
     assignment, run = lease.locked(session, assignment_id)
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
         return done
+    promises.promise(session)  # the agent forgets its delta when it has the receipt
     assignments.submit(assignment, submission.digest, size, submission.metrics, now)
     judge.judge(session, run, assignment, now)
     return _receipt(assignment)

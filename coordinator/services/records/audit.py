@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import promises
 from fedcybgd.coordinator.db.alone import AUDITING, wait_alone
 from fedcybgd.coordinator.db.models import Audit
 from fedcybgd.coordinator.domain.caller import Caller
@@ -18,6 +19,7 @@ TOGETHER = 1000
 
 def write(session: Session, now: datetime, caller: Caller, act: str, subject: str = "", outcome: str = "done") -> None:
     """Add an entry. Call it last of all: until the commit, whoever else writes one waits."""
+    promises.promise(session)
     session.flush()
     wait_alone(session.connection(), AUDITING)
     last = session.execute(select(Audit.seq, Audit.hash).order_by(Audit.seq.desc()).limit(1)).one_or_none()

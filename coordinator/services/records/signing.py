@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import promises
 from fedcybgd.coordinator.db.models import SigningKey
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.shared.contract.provenance import fingerprint
@@ -38,6 +39,7 @@ def renew(session: Session, secret: bytes, now: datetime) -> SigningKey:
     row = SigningKey(fingerprint=fingerprint(public), public=public, sealed=base64.b64encode(sealed).decode(), created_at=now)
     session.add(row)
     session.flush()
+    promises.promise(session)
     return row
 
 
