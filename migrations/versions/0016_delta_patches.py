@@ -25,5 +25,7 @@ def downgrade() -> None:
 def _each(changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     connection = op.get_bind()
     for run_id, spec in connection.execute(sa.select(RUN.c.id, RUN.c.spec)).all():
-        new = {**spec, "compression": changed(spec.get("compression") or {})}
+        compression = changed(spec.get("compression") or {})
+        rest = {name: value for name, value in spec.items() if name != "compression"}
+        new = {**spec, "compression": compression} if compression else rest
         connection.execute(RUN.update().where(RUN.c.id == run_id).values(spec=new))
