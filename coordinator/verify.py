@@ -1,4 +1,4 @@
-"""Verifies a run: every row, every digest, and every version made again of its parent and its deltas; on a home, or on a backup of one."""
+"""Verifies a run, on a home or on a backup of one: every row, the audit log, every digest, every version made again of parent and deltas."""
 
 import contextlib
 import tempfile
@@ -13,6 +13,7 @@ from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.home import DatabaseUnusable, existing_database, understood
 from fedcybgd.coordinator.jobs import recomputing
 from fedcybgd.coordinator.services.read import history as histories
+from fedcybgd.coordinator.services.records import audit
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, OverlayStore, open_store
 from fedcybgd.shared.contract.manifests import FileRef
@@ -33,10 +34,15 @@ class Verified:
     """of these, those that were made again of their parents and deltas; the others were taken as they are"""
     deltas: int
     rounds: int
+    acts: int
+    """entries of the audit log, which is the coordinator's and not of the run alone"""
+    last_hash: str
+    """of the audit log: to be compared with one that was kept elsewhere"""
 
     def __str__(self) -> str:
         blocks = f"{self.versions} versions, {self.made_again} of them made again of {self.deltas} deltas in {self.rounds} rounds"
-        return f"the model is what the log says: {blocks}"
+        acts = f"the {self.acts} acts of the audit log are as they were written, the last with hash {self.last_hash}"
+        return f"the model is what the log says: {blocks}; {acts}"
 
 
 def verify(settings: Settings, name: str, quick: bool = False) -> Verified:
@@ -48,14 +54,17 @@ def verify(settings: Settings, name: str, quick: bool = False) -> Verified:
     with contextlib.closing(database), _undeleted(settings.blobs), tempfile.TemporaryDirectory(prefix="fedcoord-verify-") as aside:
         files, history = _read(settings, database, name)
         check_rows(history)
+        with understood(settings), database.reading() as session:
+            acts, last_hash = audit.check(session)
         store = OverlayStore(Path(aside), [settings.blobs])
         for file in files:
             with _named(f"{file.name} of run {history.run}"):
                 store.check(file.digest)
-        return check_bytes(store, history, quick)
+        return Verified(*_check_bytes(store, history, quick), history.rounds_done, acts, last_hash)
 
 
-def check_bytes(store: OverlayStore, history: History, quick: bool) -> Verified:
+def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[int, int, int]:
+    """How many versions there are, how many of them were made again, and of how many deltas."""
     rows = [row for known in history.versions.values() for row in known.values()]
     again = recomputing.made_of(history.versions)
     present = {digest for _, digest in history.present.values()}
@@ -66,7 +75,7 @@ def check_bytes(store: OverlayStore, history: History, quick: bool) -> Verified:
     deltas = _check_deltas(store, again)
     if not quick:
         recomputing.recompute(store, again)
-    return Verified(len(rows), 0 if quick else len(again), deltas, history.rounds_done)
+    return len(rows), 0 if quick else len(again), deltas
 
 
 def _check_deltas(store: OverlayStore, rows: Iterable[KeptVersion]) -> int:

@@ -14,6 +14,8 @@ from fedcybgd.shared.contract.words import API
 OF_AGENTS = {f"POST {API}/agents", f"POST {API}/agents/me/key"}
 """The rest of what agents do, and they ask all day, is in the runs' own history."""
 LOGIN = "POST /admin"
+NAMING = ("name", "agent", "after_rounds")
+"""Fields of a body that say what is meant, and are no secret"""
 _bound = audit.Bound()
 
 
@@ -64,6 +66,6 @@ def _act(request: Request) -> str:
 
 
 def _subject(request: Request, values: Mapping[str, object]) -> str:
-    """What stands in the path, else the name in the body."""
-    named = getattr(values.get("body"), "name", None)
-    return " ".join([*map(str, request.path_params.values()), *([named] if isinstance(named, str) else [])])
+    """What stands in the path, and what the body names."""
+    named = (getattr(values.get("body"), field, None) for field in NAMING)
+    return " ".join([*map(str, request.path_params.values()), *(str(value) for value in named if isinstance(value, str | int))])

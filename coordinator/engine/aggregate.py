@@ -1,6 +1,7 @@
 """The one place where the deltas of agents become a change of a block."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
 from typing import Protocol
 
 import torch
@@ -50,7 +51,7 @@ class MiddleMean(Sum):
         out = (len(deltas) - 1) // 2 if self._median else min(trimmed(len(deltas)), (len(deltas) - 1) // 2)
         middle = ordered[out : len(deltas) - out]
         mean = add_decoded(torch.zeros_like(base), [(values, 1 / len(middle)) for values in middle])
-        return add_decoded(base, [(mean, sum(weight for _, weight in deltas))])
+        return add_decoded(base, [(mean, fsum(weight for _, weight in deltas))])
 
 
 class GeometricMedian(Sum):

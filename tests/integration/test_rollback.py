@@ -1,5 +1,6 @@
 """Taking rounds back, and an agent's deltas out: the model is the older one to the byte, goes on as if nothing had been, and is verified."""
 
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +14,12 @@ from fedcybgd.client.errors import Refused
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
+from tests.integration.test_methods import blocks_of, drawn
+from tests.support import provenance_checker
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
-from tests.support.visits import Hand, refused, run_file, settled, shard_tensors
+from tests.support.methods import all_averaged
+from tests.support.visits import Hand, refused, run_file, settled, shard_tensors, wire
 
 INT8: dict[str, Any] = {"compression": {"policy": "int8"}, "delta": {"codec": "int8", "error_feedback": True}, "schedule": {"cycles": 2}}
 
@@ -156,6 +160,10 @@ def test_a_round_that_is_not_there_or_not_kept_is_refused_and_nothing_changes(li
     assert digests(live, run) == now
     assert live.operator.get(f"/runs/{run}")["state"] == "running", "what was refused has paused nothing"
     assert runs(live).rollback(run, 4).rounds_done == 4
+    acts = [(a.act.rpartition("/")[2], a.subject, a.outcome) for a in Client(live.url, live.operator_key).audit()]
+    assert ("rollback", f"{run} 1", "versions_not_kept") in acts
+    assert ("without", f"{run} {hand.name}", "versions_not_kept") in acts
+    assert acts[-1] == ("rollback", f"{run} 4", "done")
     assert verify(live.settings, run).rounds == 4
     runs(live).resume(run)
     for number in range(5, 8):  # of what went back the way stays known, too
@@ -221,3 +229,41 @@ def test_without_an_agent_the_others_of_its_first_round_stay_and_the_rest_is_tra
     assert view["state"] == "completed"
     assert bad.name not in {a["agent"] for a in live.operator.get(f"/runs/{run}/assignments") if a["applied"]}
     assert verify(live.settings, run).rounds == 3
+
+
+@pytest.mark.parametrize("average", ["trimmed_mean", "median", "geometric_median"])
+def test_a_robust_mean_is_taken_anew_without_an_agent_and_a_stranger_finds_the_same(
+    live: LiveCoordinator, tmp_path: Path, average: str
+) -> None:
+    hands = [Hand(live) for _ in range(5)]
+    with all_averaged() as method:
+        spec = run_file(
+            "bert",
+            hands,
+            method=method,
+            admission={"average": average, "max_relative_norm": None},
+            schedule={"cycles": 2, "reassign_after_s": 0},
+        )
+        run = live.create_run(spec, start=True)["name"]
+        base, deltas = blocks_of(live, run), []
+        for number, hand in enumerate(hands):
+            assignment = hand.take(run)
+            deltas.append(drawn(hand, assignment, number))
+            hand.deliver(assignment, deltas[-1])
+        settled(live, run)
+        for gone in hands[:1:-1]:
+            assert verify(live.settings, run).made_again
+            assert "run_rolled_back" in [e["code"] for e in live.operator.get(f"/runs/{run}")["events"]] or gone is hands[-1]
+            runs(live).without(run, gone.name)
+        now = blocks_of(live, run)
+        for name, old in base["head"].items():
+            assert (now["head"][name] == old + 0.5 * deltas[0][name] + 0.5 * deltas[1][name]).all(), "of two, the mean"
+        assert verify(live.settings, run).rounds == 0
+        said = runs(live).provenance(run)
+        live.operator.post(f"/runs/{run}/cancel")
+    assert [v.aggregate for v in said.versions if v.block == "head" and v.terms] == [average] * 3 + ["sum"]
+    (tmp_path / "provenance.json").write_text(said.model_dump_json())
+    for digest, _ in live.store.stored():
+        shutil.copy(live.store.path(digest), tmp_path / digest)
+    key = wire(live).get("/key").json()["key"]
+    assert provenance_checker.check(tmp_path / "provenance.json", key, tmp_path, tmp_path) == 4 * 3

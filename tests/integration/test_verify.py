@@ -203,6 +203,16 @@ def more_done(settings: Settings) -> str:
     return "round 2"
 
 
+def changed_act(settings: Settings) -> str:
+    rows(settings, "UPDATE audit SET outcome = 'refused' WHERE seq = 2")
+    return "entry 2"
+
+
+def act_taken_out(settings: Settings) -> str:
+    rows(settings, "DELETE FROM audit WHERE seq = 1")
+    return "entry 2"
+
+
 FAULTS: list[tuple[Callable[[Settings], str], str]] = [
     (flipped_delta, "blob_damaged"),
     (missing_delta, "blob_missing"),
@@ -219,6 +229,8 @@ FAULTS: list[tuple[Callable[[Settings], str], str]] = [
     (foreign_delta, "delta_not_accepted"),
     (open_round, "round_differs"),
     (more_done, "round_differs"),
+    (changed_act, "audit_broken"),
+    (act_taken_out, "audit_broken"),
 ]
 
 

@@ -3,11 +3,16 @@
 import base64
 import hashlib
 import json
+from math import fsum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors.numpy import load
+
+Tensor = np.ndarray[Any, Any]
+Tensors = dict[str, Tensor]
 
 
 def check(path: Path, key: str, export: Path, blobs: Path) -> int:
@@ -31,16 +36,50 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
             assert version["digest"] == versions[block, version["parent"]]["digest"]
             made[block, number] = made[block, version["parent"]]
         else:
-            tensors = dict(made[block, version["parent"]])
+            deltas = []
             for term in version["terms"]:
                 data = (blobs / term["delta"]).read_bytes()
                 assert hashlib.sha256(data).hexdigest() == term["delta"]
-                delta = load(data)
-                tensors = {n: t + delta[n] * np.float32(term["weight"]) if n in delta else t for n, t in tensors.items()}
-            made[block, number] = tensors
+                deltas.append(load(data))
+            weights = [float(term["weight"]) for term in version["terms"]]
+            made[block, number] = together(version["aggregate"], made[block, version["parent"]], deltas, weights)
     for block, number in file["present"].items():
         stored = load((blobs / versions[block, number]["digest"]).read_bytes())
         assert all(np.array_equal(stored[name], tensor) for name, tensor in made[block, number].items()), block
-    for ref in file["export"]["files"]:
+    for ref in file["export"]["files"] if file["export"] else []:
         assert hashlib.sha256((export / ref["name"]).read_bytes()).hexdigest() == ref["digest"]
     return sum(v["origin"] == "applied" for v in versions.values())
+
+
+def together(aggregate: str, parent: Tensors, deltas: list[Tensors], weights: list[float]) -> Tensors:
+    """The new version of a block."""
+    if aggregate == "geometric_median":
+        weights = nearest([np.concatenate([d[n].ravel() for n in parent if n in d]).astype(np.float64) for d in deltas], weights)
+    new = {}
+    for name, old in parent.items():
+        rows = [delta[name] for delta in deltas if name in delta]
+        if rows and aggregate in ("trimmed_mean", "median"):
+            most = (len(rows) - 1) // 2
+            out = most if aggregate == "median" else min(max(1, len(rows) // 4), most)
+            middle = np.sort(np.stack(rows), axis=0)[out : len(rows) - out]
+            old = old + added(np.zeros_like(old), list(middle), [1 / len(middle)] * len(middle)) * np.float32(fsum(weights))
+        else:
+            old = added(old, rows, weights) if rows else old
+        new[name] = old
+    return new
+
+
+def added(old: Tensor, rows: list[Tensor], weights: list[float]) -> Tensor:
+    for row, weight in zip(rows, weights, strict=True):
+        old = old + row * np.float32(weight)
+    return old
+
+
+def nearest(deltas: list[Tensor], weights: list[float]) -> list[float]:
+    given, products = np.array(weights), np.array([[a @ b for b in deltas] for a in deltas])
+    shares = given / given.sum()
+    for _ in range(200):
+        squares = products.diagonal() - 2 * products @ shares + shares @ products @ shares
+        pulls = given / np.sqrt(np.maximum(squares, 1e-12 * max(products.diagonal().max(), 1e-300)))
+        shares = pulls / pulls.sum()
+    return [float(given.sum()) * round(float(share), 6) for share in shares]

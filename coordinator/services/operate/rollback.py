@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, BlockVersion, EncodedShard, Run
+from fedcybgd.coordinator.domain.aggregate import chosen
 from fedcybgd.coordinator.domain.history import lineage
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Restoration, RestorePayload, Term
 from fedcybgd.coordinator.domain.jobs.registry import RESTORE
@@ -173,20 +174,22 @@ def _replays(
     And the visits of that round that stay: those, and what was applied of it before. A block whose change is the same without the agent
     stays as it is.
     """
-    method, others = (
-        method_of(run.spec),
-        {a.id: a for a in queries.assignments_of(session, run.id, first[0]) if a.applied and a.agent_id != agent_id},
-    )
+    method, members = method_of(run.spec), {a.id: a for a in queries.assignments_of(session, run.id, first[0]) if a.applied}
+
+    def weights(block: str, terms: Sequence[Term]) -> list[float]:
+        return method.weights(run.spec, block, [Delivered(members[t.visit].seat, members[t.visit].metrics) for t in terms])
+
     replays, stay = dict[str, Change](), set[str]()
     for name, line in lines.items():
         for row in line:
             if row.change is None or row.round != first[0] or (row.round, row.made_at) > first:
                 continue
-            terms = [term for term in row.change.terms if term.visit in others]
+            terms = [term for term in row.change.terms if members[term.visit].agent_id != agent_id]
             stay |= {term.visit for term in terms}
             if (row.round, row.made_at) == first and terms:
-                weights = method.weights(run.spec, name, [Delivered(others[t.visit].seat, others[t.visit].metrics) for t in terms])
-                again = [Term(digest=t.digest, weight=weight, visit=t.visit) for t, weight in zip(terms, weights, strict=True)]
+                scale = row.change.terms[0].weight / weights(name, row.change.terms)[0]  # 1, or what the gate made of it
+                again = [Term(digest=t.digest, weight=w * scale, visit=t.visit) for t, w in zip(terms, weights(name, terms), strict=True)]
                 if again != row.change.terms:
-                    replays[name] = row.change.model_copy(update={"terms": again})
+                    aggregate = chosen(method.aggregate, run.spec.admission.average, len(again))
+                    replays[name] = row.change.model_copy(update={"terms": again, "aggregate": aggregate})
     return replays, stay
