@@ -32,7 +32,7 @@ from benchmarks.report import arguments
 from benchmarks.system import ENVIRONMENT
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.words import API
 
@@ -205,6 +205,8 @@ def claims(bench: Bench, database: Database, seeded: Seeded, options: Any, free:
         return answer
 
     def give_back() -> bytes:
+        with database.transaction() as session:  # else it would be passed over for the visit after the second time
+            session.execute(update(Assignment).where(Assignment.id == held["assignment_id"]).values(failed={}))
         given_back = {"attempt": held["attempt"], "reason": "stopping"}
         return call("POST", f"/assignments/{held['assignment_id']}/return", given_back, owner)
 
