@@ -84,11 +84,11 @@ PLANTS: dict[str, tuple[Plant, Begin, frozenset[str], str]] = {
         running("admit"), JOBS, "who lost a job ended it",
     ),
     "a round closes with a seat open": (
-        planted(close_round, "applied", ("[member for member in members if not member.applied]", "[]")),
+        planted(close_round, "take_over", ("[member for member in members if not member.applied]", "[]")),
         states("accepted", "leased"), JOBS, "closed without|stands still|stumbles",
     ),
     "the next round is not opened": (
-        planted(close_round, "applied", ("    open_round.open_next(session, run, now)\n", "")),
+        planted(close_round, "take_over", ("    open_round.open_next(session, run, now)\n", "")),
         running("apply"), JOBS, "stands still",
     ),
     "an accepted delta is not applied": (
