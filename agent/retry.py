@@ -3,9 +3,9 @@
 Whatever is not the coordinator's own answer is `Unreachable`, and is tried again for as long as it takes.
 """
 
-import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,8 +44,8 @@ def patiently(
 
     `waited` hears of every failure that is tried again. `pause` waits between two calls, and may raise to end the waiting.
     """
-    began = time.monotonic()
-    for failures in itertools.count():
+    began, failures = time.monotonic(), Counter[str]()
+    while True:
         try:
             return call()
         except Exception as error:
@@ -55,13 +55,21 @@ def patiently(
                 waited(error)
             if timeout is not None and time.monotonic() - began >= timeout:
                 raise
-            wait = _wait(error, failures)
+            kind = _kind(error)
+            wait = _wait(error, failures[kind])
+            failures[kind] += 1
         pause(wait)
-    raise AssertionError("unreachable")
+
+
+def _kind(error: Exception) -> str:
+    """What is waited for: a coordinator that is just up again, and asks for another signature, is not left alone for its absence."""
+    if isinstance(error, ProxyBodyLimit):
+        return "limit"
+    return "said" if isinstance(error, CoordinatorSaid) else "unheard"
 
 
 def _wait(error: Exception, failures: int) -> float:
-    """Seconds to wait after a failure, when there were so many before: growing, and not the same for all agents."""
+    """Seconds to wait after a failure, when there were so many of its kind before: growing, and not the same for all agents."""
     if isinstance(error, ProxyBodyLimit) and failures >= BELIEVED_AFTER:  # it stays until a person has raised the limit
         return random.uniform(0.8, 1.2) * LONG_WAIT_S  # noqa: S311 - jitter
     growing = WAIT_FIRST_S * 2.0 ** min(failures, 30) if isinstance(error, CoordinatorSaid) else _unheard(failures)

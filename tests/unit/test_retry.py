@@ -12,6 +12,7 @@ from fedcybgd.agent.errors import (
     NotEnrolled,
     NotTheCoordinator,
     ProxyBodyLimit,
+    SignatureRefused,
     StopRequested,
     Unreachable,
     VisitFailed,
@@ -148,6 +149,15 @@ def test_a_coordinator_that_starts_again_is_asked_again_within_four_seconds(erro
 
 def test_one_that_answers_and_is_overburdened_is_left_alone_sooner() -> None:
     assert max(waits(8, CoordinatorSaid(503, "busy", "later"))) >= 12.8
+
+
+@pytest.mark.parametrize(
+    "answer", [SignatureRefused(401, "signature_stale", "no"), CoordinatorSaid(503, "starting", "no"), ProxyBodyLimit("413", 7)]
+)
+def test_a_first_answer_after_a_long_absence_does_not_count_for_more(answer: Exception) -> None:
+    slept: list[float] = []
+    assert patiently(Flaky(*(Unreachable("x") for _ in range(9)), answer), pause=slept.append) == "answer"
+    assert slept[-1] < 1.3
 
 
 def test_a_thousand_agents_come_back_one_after_another() -> None:
