@@ -231,6 +231,7 @@ def test_scales_that_are_none_are_rejected_and_the_model_stays(
     assert said in visit["reason"]
     assert (view["state"], view["blocks"]) == ("paused", blocks), "its only agent would send the same again"
     live.operator.post(f"/runs/{run}/resume")
+    live.operator.post(f"/agents/{hand.name}/release")  # so many in a row would shut it away
 
 
 def test_a_row_of_zeros_may_have_a_scale_of_zero(live: LiveCoordinator, model: str, hand: Hand) -> None:

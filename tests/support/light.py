@@ -31,6 +31,8 @@ from tests.support.visits import METRICS, fresh
 class LightTrainer:
     """Makes the shards, reads them as what they say they are, and leaves a delta of small random values."""
 
+    walls = "none: it is no process"
+
     def __init__(self, scale: float = 1e-4) -> None:
         self.scale = scale
         self.requests: list[TrainRequest] = []
