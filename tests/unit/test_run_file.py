@@ -49,6 +49,7 @@ compression:
   prune_ratio: 0.3
   floor: 0.8
   below_floor: refuse
+  delta_patches: true
   calibration_rows: 32
 delta:
   codec: int4
@@ -169,6 +170,7 @@ WRONG = [
     ("  prune_ratio:", "  prune_ratio: 1", "compression.prune_ratio"),
     ("  floor:", "  floor: 1.1", "compression.floor"),
     ("  below_floor:", "  below_floor: shrug", "compression.below_floor"),
+    ("  delta_patches:", "  delta_patches: perhaps", "compression.delta_patches"),
     ("  calibration_rows:", "  calibration_rows: -1", "compression.calibration_rows"),
     ("  codec: int4", "  codec: int2", "delta.codec"),
     ("  error_feedback:", "  error_feedback: perhaps", "delta.error_feedback"),

@@ -225,9 +225,9 @@ def test_check_says_which_run_meets_which_data_and_lifts_what_was_refused(scene:
         return result.exit_code, [line for line in result.output.splitlines() if " run " in line or " data " in line or " consent" in line]
 
     status, lines = check()
-    assert [line[:14] for line in lines] == ["ok    data a: ", "ok    run mine", "no    run othe"]
+    assert [line[:14] for line in lines] == ["ok    data a: ", "ok    run mine", "note  run mine", "no    run othe"]
     assert "1 rows of data a fit" in lines[1]
-    assert 'add "other" to `runs` of [data.a]' in lines[2]
+    assert 'add "other" to `runs` of [data.a]' in lines[3]
     assert scene.coordinator.told[-1][RUN]["fits"] is True
     scene.worker._one()
     assert RUN not in scene.coordinator.claims[-1]["refuses"]
