@@ -19,7 +19,10 @@ def run(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> str:
 
 PATHS = [
     "/agents",
+    "/audit",
+    "/enrolment-tokens",
     "/models",
+    "/operators",
     "/runs",
     "/exposure",
     "/runs/{run}/rounds",

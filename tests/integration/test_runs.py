@@ -68,9 +68,9 @@ def test_what_is_no_run_file_makes_no_run(live: LiveCoordinator, body: str) -> N
 
 
 def test_a_body_that_cannot_be_parsed_is_the_callers_mistake(live: LiveCoordinator) -> None:
-    for body in ('{"a":' * 5000, '{"seed": ' + "9" * 5000 + "}", "\xff"):
+    for body, code in (('{"a":' * 5000, "too_deep"), ('{"seed": ' + "9" * 5000 + "}", "http_error"), ("\xff", "http_error")):
         answer = operator(live).post("/runs", content=body.encode("latin-1"), headers={"Content-Type": "application/json"})
-        refused(answer, 400, "http_error")
+        refused(answer, 400, code)
 
 
 def test_an_unknown_model_makes_no_run(live: LiveCoordinator) -> None:
