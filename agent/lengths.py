@@ -56,7 +56,7 @@ def _process(walls: Walls, work: str) -> str:
 
 def main() -> None:
     dies_with_its_parent(int(sys.argv[2]))
-    print(raise_walls(Walls.model_validate_json(sys.argv[1])).model_dump_json(), flush=True)
+    _answer(raise_walls(Walls.model_validate_json(sys.argv[1])).model_dump_json())
     if text := sys.stdin.read():
         work = json.loads(text)
         from tokenizers import Tokenizer
@@ -64,7 +64,13 @@ def main() -> None:
         tokenizer = Tokenizer.from_str(work["tokenizer"])
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        print(json.dumps([len(encoding.ids) for encoding in tokenizer.encode_batch(work["texts"])]))
+        _answer(json.dumps([len(encoding.ids) for encoding in tokenizer.encode_batch(work["texts"])]))
+
+
+def _answer(line: str) -> None:
+    """A line for the process that started this one; no terminal is at its other end."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

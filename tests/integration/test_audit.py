@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator import cli
 from fedcybgd.coordinator.api import acts
+from fedcybgd.coordinator.commands import audit as commands
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.services.records import audit
 from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
@@ -87,11 +88,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_was_changed_is_found(coordinators: Callable[..., LiveCoordinator], tmp_path: Path, change: str) -> None:
+def test_what_was_changed_is_found(
+    coordinators: Callable[..., LiveCoordinator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     live = coordinators()
+    monkeypatch.setattr(commands.terminal, "_width", 200)  # COLUMNS is read when a terminal is made, and another test may have made it
     for number in range(3):
         live.operator.post("/operators", {"name": f"o{number}", "role": "viewer"})
-    environment = {"FEDCOORD_URL": live.url, "FEDCOORD_OPERATOR_KEY": live.operator_key, "COLUMNS": "200"}
+    environment = {"FEDCOORD_URL": live.url, "FEDCOORD_OPERATOR_KEY": live.operator_key}
 
     def command(*words: str) -> Any:
         return CliRunner().invoke(cli.app, ["audit", *words], env=environment)

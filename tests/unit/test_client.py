@@ -196,6 +196,8 @@ def exporting(run: dict[str, Any]) -> Any:
             return Answer.json({"export_id": EXPORT})
         if asked.path.endswith(f"/exports/{EXPORT}"):
             return Answer.json({"export_id": EXPORT, "ready": True, "after_rounds": 3, "files": [file]})
+        if "/provenance" in asked.path:
+            return Answer.json({"code": "not_found", "message": "there is no such route"}, 404)
         return Answer(200, DATA) if asked.path.endswith("config.json") else Answer.json(run)
 
     return serving(answer)

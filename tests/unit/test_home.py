@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,15 @@ def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
     assert (agents_served(512, 40), agents_served(1024, 40), agents_served(64, 40)) == (258, 770, 0)
 
 
+@pytest.fixture
+def ctrl_c_heeded() -> Iterator[None]:
+    """Tests that a shell has in its background ignore it, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_heeded")
 @pytest.mark.parametrize("command", [("serve", "--port", "0"), ("status",)])
 @pytest.mark.parametrize("after_s", [0.15, 0.6])
 def test_ctrl_c_in_the_first_seconds_ends_it_without_a_word(tmp_path: Path, command: tuple[str, ...], after_s: float) -> None:
