@@ -1,13 +1,16 @@
 """A blob is damaged or gone, on either side: it is named, made or fetched again where it can be, and nobody else is blamed."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import EncodedShard, Patch
+from fedcybgd.coordinator.db.models import Assignment, EncodedShard, Patch, Run
+from fedcybgd.coordinator.services.path import judge
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent
@@ -147,7 +150,7 @@ def test_what_cannot_be_made_again_pauses_the_run_by_name_until_it_is_put_back(
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_delta_that_is_lost_before_it_is_judged_is_trained_again(
+def test_a_delta_that_is_lost_before_it_is_taken_is_sent_again(
     live: LiveCoordinator, model: str, tmp_path: Path, harm: Harm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adopt = LocalBlobStore.adopt
@@ -165,10 +168,33 @@ def test_a_delta_that_is_lost_before_it_is_judged_is_trained_again(
     assert harmed
     assert view["state"] == "completed", view["reason"]
     assert {name: version for name, (version, _) in blocks(live, run).items() if version} == {"layers.0": 2, "layers.1": 2, "head": 4}
+    assert len(agent.trainer.requests) == 4, "nothing was trained twice"
+    assert not {"delta_rejected", "blob_damaged", "blob_missing"} & {code for code, _ in told(live, run)}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_delta_that_is_lost_before_it_is_judged_is_trained_again(
+    live: LiveCoordinator, model: str, tmp_path: Path, harm: Harm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_judge = judge.judge
+    harmed: list[str] = []
+
+    def harm_and_judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> None:
+        assert assignment.delta_digest is not None
+        if not harmed:
+            harmed.append(assignment.delta_digest)
+            harm(place(live, assignment.delta_digest))
+        to_judge(session, run, assignment, now)
+
+    monkeypatch.setattr(judge, "judge", harm_and_judge)
+    agent, run = begin(live, model, tmp_path, seed=200 + HARMS.index(harm))
+    view = work(live, agent, run)
+    assert harmed
+    assert view["state"] == "completed", view["reason"]
+    assert {name: version for name, (version, _) in blocks(live, run).items() if version} == {"layers.0": 2, "layers.1": 2, "head": 4}
     codes = [code for code, _ in told(live, run)]
     assert "delta_rejected" not in codes
-    # Where it is gone at once, its size cannot be told, and the agent sends it again by itself.
-    assert harm is Path.unlink or "blob_damaged" in codes
+    assert ("blob_missing" if harm is Path.unlink else "blob_damaged") in codes
 
 
 @pytest.mark.parametrize("harm", HARMS)
