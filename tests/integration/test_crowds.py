@@ -44,36 +44,48 @@ def writing() -> set[str]:
 
 def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
     """Route → a request to it, each of which gets as far as its transaction."""
-    hand, rotating = Hand(live), Hand(live)
+    hand, rotating, owner = Hand(live), Hand(live), fresh("owner")
+    # Nobody has more than a hundred connections with one key.
+    keys = itertools.cycle([live.operator.post("/operators", {"name": f"{owner}-{n}", "role": "owner"})["key"] for n in range(4)])
+    rotated = live.operator.post("/operators", {"name": f"{owner}-rotated", "role": "owner"})["key"]
     run = start_run(live, model, [hand])
     draft = live.create_run(run_file(model, [hand]))["id"]
     held = hand.take(run)
     delta = save(hand.delta(held))
-    place, op = f"/assignments/{held.assignment_id}", live.operator_key
+    place = f"/assignments/{held.assignment_id}"
     submission = {"attempt": held.attempt, "digest": digest_of(delta), "metrics": METRICS.model_dump(mode="json")}
     rows = b'{"text": "a", "label": 0}\n'
     given = {
-        "POST /enrolment-tokens": ("/enrolment-tokens", op, {"json": {}}),
+        "POST /enrolment-tokens": ("/enrolment-tokens", next(keys), {"json": {}}),
         "POST /agents": ("/agents", "", {"json": {"token": "fct_" + "x" * 43, "name": fresh("agent")}}),
         "GET /agents/me": ("/agents/me", hand.key, {}),
         "PUT /agents/me/readiness": ("/agents/me/readiness", hand.key, {"json": {"runs": []}}),
         "POST /agents/me/key": ("/agents/me/key", rotating.key, {}),
-        "POST /agents/{name}/revoke": ("/agents/nobody/revoke", op, {}),
-        "POST /agents/{name}/release": ("/agents/nobody/release", op, {}),
+        "POST /enrolment-tokens/{token_id}/withdraw": ("/enrolment-tokens/tok_0000000000000000/withdraw", next(keys), {}),
+        "POST /operators": ("/operators", next(keys), {"json": {"name": f"{owner}-0", "role": "viewer"}}),
+        "POST /operators/me/rotate": ("/operators/me/rotate", rotated, {"json": {}}),
+        "POST /operators/{name}/rotate": ("/operators/nobody/rotate", next(keys), {"json": {}}),
+        "POST /operators/{name}/revoke": ("/operators/nobody/revoke", next(keys), {}),
+        "POST /agents/{name}/reissue": ("/agents/nobody/reissue", next(keys), {"json": {}}),
+        "POST /agents/{name}/revoke": ("/agents/nobody/revoke", next(keys), {}),
+        "POST /agents/{name}/release": ("/agents/nobody/release", next(keys), {}),
         "POST /assignments/claim": ("/assignments/claim?wait=0", hand.key, {"json": {"runs": ["nothing"]}}),
         "POST /assignments/{assignment_id}/renew": (f"{place}/renew", hand.key, {"json": {"attempt": held.attempt}}),
         "POST /assignments/{assignment_id}/return": (f"{place}/return", hand.key, {"json": {"attempt": 9, "reason": "other"}}),
         "PUT /assignments/{assignment_id}/upload/{digest}": (f"{place}/upload/{digest_of(delta)}", hand.key, {"content": delta}),
         "POST /assignments/{assignment_id}/delta": (f"{place}/delta", hand.key, {"json": {**submission, "attempt": 9}}),
-        "POST /models": ("/models", op, {"json": {"name": model, "source": "/nowhere"}}),
-        "POST /plan": ("/plan", op, {"json": run_file(model, [hand])}),
-        "POST /runs": ("/runs", op, {"json": {**run_file(model, [hand]), "name": live.operator.get(f"/runs/{run}")["name"]}}),
-        "POST /runs/{run}/start": (f"/runs/{run}/start", op, {}),
-        "POST /runs/{run}/pause": (f"/runs/{draft}/pause", op, {}),
-        "POST /runs/{run}/resume": (f"/runs/{draft}/resume", op, {}),
-        "POST /runs/{run}/cancel": (f"/runs/{draft}/cancel", op, {}),
-        "POST /runs/{run}/exports": (f"/runs/{run}/exports", op, {}),
-        "PUT /held-out/{digest}": (f"/held-out/{digest_of(rows)}?name=rows.jsonl", op, {"content": rows}),
+        "POST /models": ("/models", next(keys), {"json": {"name": model, "source": "/nowhere"}}),
+        "POST /plan": ("/plan", next(keys), {"json": run_file(model, [hand])}),
+        "POST /runs": ("/runs", next(keys), {"json": {**run_file(model, [hand]), "name": live.operator.get(f"/runs/{run}")["name"]}}),
+        "POST /runs/{run}/start": (f"/runs/{run}/start", next(keys), {}),
+        "POST /runs/{run}/pause": (f"/runs/{draft}/pause", next(keys), {}),
+        "POST /runs/{run}/resume": (f"/runs/{draft}/resume", next(keys), {}),
+        "POST /runs/{run}/cancel": (f"/runs/{draft}/cancel", next(keys), {}),
+        "POST /runs/{run}/rollback": (f"/runs/{draft}/rollback", next(keys), {"json": {"after_rounds": 9}}),
+        "POST /runs/{run}/without": (f"/runs/{draft}/without", next(keys), {"json": {"agent": "nobody"}}),
+        "POST /runs/{run}/exports": (f"/runs/{run}/exports", next(keys), {}),
+        "GET /runs/{run}/provenance": (f"/runs/{run}/provenance", next(keys), {}),
+        "PUT /held-out/{digest}": (f"/held-out/{digest_of(rows)}?name=rows.jsonl", next(keys), {"content": rows}),
     }  # fmt: skip
     return {
         route: (route.split()[0], path, {"headers": {"Authorization": f"Bearer {key}"} if key else {}, **more})
@@ -98,8 +110,9 @@ def test_two_hundred_writers_of_every_kind_at_once_are_all_answered(live: LiveCo
 
 
 def test_two_hundred_of_one_kind_at_once_are_all_answered(live: LiveCoordinator, model: str) -> None:
-    call = all_kinds(live, model)["GET /agents/me"]
-    assert {a.status_code for a in asyncio.run(crowd(live, [call] * CROWD))} == {200}
+    hands = [Hand(live) for _ in range(4)]
+    calls: list[Call] = [("GET", "/agents/me", {"headers": {"Authorization": f"Bearer {hand.key}"}}) for hand in hands]
+    assert {a.status_code for a in asyncio.run(crowd(live, calls * (CROWD // len(calls))))} == {200}
 
 
 @contextmanager
