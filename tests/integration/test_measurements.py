@@ -183,6 +183,7 @@ def test_of_measurements_that_wait_the_newest_wins(
         for number in range(4):
             for block in blocks:
                 block.digest = f"{number}{block.position}".ljust(64, "0")
+            row.rounds_done = number
             session.flush()
             scores.evaluate_if_due(session, row, number, utcnow())
             assignment.round = number
