@@ -3,13 +3,15 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, defer
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Round, Run
+from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState, OnFailure
 from fedcybgd.coordinator.domain.jobs.registry import kinds_that
+from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -102,6 +104,12 @@ def assignments_of(session: Session, run_id: str, round: int) -> Sequence[Assign
 def agents(session: Session) -> Sequence[Agent]:
     """All agents by name."""
     return session.scalars(select(Agent).order_by(Agent.name)).all()
+
+
+def is_open_to(run: Run, spec: RunFile) -> ColumnElement[bool]:
+    """Whether a run is open to an agent: one that its file names, that is not revoked, and that was not taken out."""
+    may = and_(Agent.state != AgentState.REVOKED, Agent.id.not_in(run.without))
+    return may if spec.agents == "all" else and_(may, Agent.name.in_(spec.agents))
 
 
 def agent_name(session: Session, agent_id: str | None) -> str:

@@ -106,6 +106,19 @@ def test_what_was_fetched_counts_although_it_was_given_back(live: LiveCoordinato
     live.operator.post(f"/runs/{run}/cancel")
 
 
+def test_an_agent_that_was_taken_out_is_nobody_who_may_see_a_block(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = budgeted(live, model, [hand, other], 2, agents="fixed", cycles=2, reassign_after_s=0)
+    for agent in (hand, other):
+        agent.deliver(agent.take(run))
+        settled(live, run)
+    live.operator.post(f"/runs/{run}/without", {"agent": other.name})
+    assert settled(live, run)["rounds_done"] == 1
+    view = live.operator.post(f"/runs/{run}/resume")
+    assert view["state"] == "paused", "the one has seen too much, the other takes no part"
+    assert "no agent is left that may see block layers.1 within max_exact_blocks of 2" in view["reason"]
+    live.operator.post(f"/runs/{run}/cancel")
+
+
 def test_a_run_open_to_all_goes_on_when_somebody_new_may_see_the_block(coordinators: Callable[..., LiveCoordinator], bert: Path) -> None:
     live = coordinators()
     live.add_model("bert", bert)

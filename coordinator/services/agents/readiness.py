@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Readiness, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -147,13 +148,7 @@ def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
     of_agent = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Agent.quarantined_until)
     columns = (*of_agent, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
     said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
-    query = (
-        select(*columns)
-        .select_from(Agent)
-        .join(Readiness, said, isouter=True)
-        .where(Agent.state != AgentState.REVOKED, Agent.id.not_in(run.without))
-    )
-    return query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents))
+    return select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(queries.is_open_to(run, spec))
 
 
 def _fits() -> Any:

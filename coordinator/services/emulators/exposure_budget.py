@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sqlalchemy import Text, cast, select, text
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Exposure, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, Plan
@@ -70,7 +71,7 @@ def somebody_may(session: Session, run: Run, spec: RunFile, assignment: Assignme
 def who_may(session: Session, run: Run, spec: RunFile, assignment: Assignment, there: bool = False) -> Iterator[str]:
     """Ids of those whom the budget lets have it, of all who take part, or may stand in, and were not excluded."""
     limit, got = spec.exposure.max_exact_blocks, exact_blocks_seen(session, run, spec)
-    for agent in _candidates(session, spec, assignment):
+    for agent in _candidates(session, run, spec, assignment):
         is_there = agent.state == AgentState.ACTIVE and agent.quarantined_until is None
         if (is_there or not there) and may_see(got[agent.id], coming(session, run, assignment, agent), limit):
             yield agent.id
@@ -81,9 +82,8 @@ def common(spec: RunFile, blocks: Sequence[Block]) -> set[str]:
     return common_blocks(spec, [b.name for b in blocks], _exact(choose.plan_for(spec, blocks, set(), None)))
 
 
-def _candidates(session: Session, spec: RunFile, assignment: Assignment) -> Iterable[Agent]:
-    query = select(Agent).where(Agent.state != AgentState.REVOKED, Agent.id.not_in(assignment.excluded))
-    return session.scalars(query if spec.agents == "all" else query.where(Agent.name.in_(spec.agents)))
+def _candidates(session: Session, run: Run, spec: RunFile, assignment: Assignment) -> Iterable[Agent]:
+    return session.scalars(select(Agent).where(queries.is_open_to(run, spec), Agent.id.not_in(assignment.excluded)))
 
 
 def _exact(plan: dict[str, str] | DoesNotFit) -> set[str]:
