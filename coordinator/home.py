@@ -16,6 +16,7 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.files.volumes import settle
 
 LOCK = "coordinator.lock"
 
@@ -92,10 +93,13 @@ def home_id(home: Path) -> str:
 
 
 def write_secret(file: Path, secret: str) -> None:
-    """A file that its owner alone may read, from the start on."""
+    """A file that its owner alone may read, from the start on; it outlasts a power cut, as what the database says under it does."""
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
         opened.write(secret + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+    settle(file.parent)
 
 
 @overload

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from fedcybgd.coordinator.cli import _say_hello
-from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied
+from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied, write_secret
 from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
 from fedcybgd.coordinator.settings import Settings
 
@@ -169,3 +169,15 @@ def test_the_first_key_is_in_a_file_of_its_owner_and_nowhere_else(tmp_path: Path
     assert key not in said.out + said.err
     assert "operator.key" in said.out
     assert prepare_home(settings) is None, "there is one first key"
+
+
+def test_a_secret_and_its_name_are_on_the_disk_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[Path, bytes]] = []
+
+    def noted(descriptor: int) -> None:
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((place, place.read_bytes() if place.is_file() else b""))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_secret(tmp_path / "secret", "x")
+    assert synced == [(tmp_path / "secret", b"x\n"), (tmp_path, b"")]
