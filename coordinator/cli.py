@@ -196,11 +196,13 @@ def renew(home: Home = None) -> None:
     """Make a new signing key, if it became known or its secret is lost. Run this on the coordinator's machine: it works on the database itself."""
     from fedcybgd.coordinator.db.base import utcnow
     from fedcybgd.coordinator.home import existing_database, signing_secret
+    from fedcybgd.coordinator.services.records import audit as log
     from fedcybgd.coordinator.services.records import signing
 
     settings = _settings(home=home)
     with existing_database(settings).transaction() as session:
         made = signing.renew(session, signing_secret(settings, make=True), utcnow())
+        log.write(session, utcnow(), log.MACHINE, "fedcoord key renew", made.fingerprint)
         said = f"signing key {made.fingerprint}; what was signed before is checked with the key before"
     terminal.say(said)
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
+from typer.testing import CliRunner
 
-from fedcybgd.coordinator.cli import _say_hello
+from fedcybgd.coordinator.cli import _say_hello, app
+from fedcybgd.coordinator.db.models import Audit, SigningKey
 from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied, write_secret
 from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
 from fedcybgd.coordinator.settings import Settings
@@ -181,3 +183,13 @@ def test_a_secret_and_its_name_are_on_the_disk_when_it_is_told(tmp_path: Path, m
     monkeypatch.setattr(os, "fsync", noted)
     write_secret(tmp_path / "secret", "x")
     assert synced == [(tmp_path / "secret", b"x\n"), (tmp_path, b"")]
+
+
+def test_keys_that_are_made_on_the_machine_are_in_the_audit_log(tmp_path: Path) -> None:
+    prepare_home(Settings(home=tmp_path))
+    for command in (("key", "renew"), ("operators", "recover", "ada")):
+        assert CliRunner().invoke(app, [*command, "--home", str(tmp_path)]).exit_code == 0
+    with existing_database(Settings(home=tmp_path)).reading() as session:
+        newest = session.scalars(select(SigningKey.fingerprint).order_by(SigningKey.created_at.desc())).first()
+        entries = session.execute(select(Audit.caller, Audit.act, Audit.subject).order_by(Audit.seq)).all()
+    assert entries == [("machine", "fedcoord key renew", newest), ("machine", "fedcoord operators recover", "ada")]
