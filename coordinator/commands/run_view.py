@@ -113,6 +113,8 @@ def _standing(member: MemberView) -> str:
             return f"no data that fit ({member.reason}); `fedagent check` on its machine says more"
         case "silent":
             return f"silent, last seen {moment(member.last_seen_at)} UTC"
+        case "quarantined":
+            return "in quarantine: it is asked for nothing for a while; `fedcoord agents release` ends that"
         case _:
             return "never seen: `fedagent run` was not started there yet"
 

@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.coordinator.commands import run_view
+from fedcybgd.coordinator.domain.standing import Standing
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress, ReturnRequest
 from fedcybgd.shared.contract.plain import one_line, plain
+from fedcybgd.shared.contract.views import MemberView
 from fedcybgd.shared.contract.words import ErrorBody
 from fedcybgd.shared.host.terminal import PlainFormatter, Terminal
 
@@ -114,6 +116,17 @@ def test_a_visit_that_says_little_is_drawn() -> None:
     assert run_view._far(progress) == ", step 0 of 5"
     assert run_view._far(progress.model_copy(update={"loss": 1.0, "tokens_per_s": 1000.0})) == ", step 0 of 5, loss 1.000, 1,000 tokens/s"
     assert run_view._far(Progress(phase="training")) == ", training"
+
+
+def test_every_standing_has_words_of_its_own() -> None:
+    said = {
+        standing: run_view.members_in_words(
+            [MemberView(agent="ann", standing=standing, takes_part=False, reason="too_small", rows=1, exact=True, last_seen_at=None)]
+        )[1]
+        for standing in Standing
+    }
+    assert len(set(said.values())) == len(Standing)
+    assert said[Standing.NEVER_SEEN] == "  ann: never seen: `fedagent run` was not started there yet"
 
 
 # ---- the rule, for all code that is there or will be ------------------------------------------------------------------
