@@ -36,7 +36,9 @@ def load(home: Home) -> Credentials:
     try:
         return Credentials(**json.loads(home.credentials.read_text()))
     except FileNotFoundError as error:
-        raise NotEnrolled(f"this agent is not enrolled ({home.credentials} is not there); run `fedagent enroll URL --token …`") from error
+        raise NotEnrolled(
+            f"this agent is not enrolled ({home.credentials} is not there); run `fedagent enroll URL`, which asks for the token"
+        ) from error
     except (ValueError, TypeError) as error:
         raise NotEnrolled(f"{home.credentials} is damaged; enrol again under another name") from error
 

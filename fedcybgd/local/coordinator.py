@@ -103,7 +103,7 @@ class Coordinator:
                 self._key = (self.home / KEY).read_text().strip()
             except OSError as error:
                 raise KeyUnknown(
-                    f"the operator's key of {self.home} was shown when it was made; give it as key=…, or make a new one: "
+                    f"no operator's key can be read from {self.home / KEY}; give one as key=…, or make a new one: "
                     f"fedcoord operators recover --home {self.home}"
                 ) from error
         return self._key

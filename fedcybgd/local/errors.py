@@ -6,7 +6,7 @@ FedError (shared)
     ├── ProcessEnded        a process is not there any more
     ├── SettingUnknown      the coordinator has no setting of that name
     ├── ExtraMissing        the packages of a coordinator are not installed
-    └── KeyUnknown          the home is older than this program, which was not told its operator's key
+    └── KeyUnknown          the home has no operator.key, and the program was not told a key
 """
 
 from fedcybgd.shared.contract.errors import FedError

@@ -52,6 +52,7 @@ def test_a_key_that_nobody_told_is_asked_for(tmp_path: Path) -> None:
             with pytest.raises(FedError) as unknown:
                 second.token()
             assert unknown.value.code == "operator_key_unknown"
+            assert "home/operator.key;" in unknown.value.message, "where the first key is written"
         with Coordinator.local(tmp_path / "home", key=key) as third:
             assert third.token().startswith("fct_")
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedcybgd.agent import cli, enrolment
-from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent import cli, credentials, enrolment
+from fedcybgd.agent.errors import ConfigError, NotEnrolled
 from fedcybgd.agent.settings import Home
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host.addresses import address_of
@@ -135,3 +135,10 @@ def test_a_missing_token_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.M
     error = enroll(tmp_path, "http://127.0.0.1:1", "--name", "laptop", "--runs", "x", "--token-file", str(tmp_path / "none"))
     assert error is not None
     assert "cannot be read" in error.message
+
+
+def test_who_is_not_enrolled_is_not_told_to_write_a_token_where_others_read_it(tmp_path: Path) -> None:
+    with pytest.raises(NotEnrolled) as caught:
+        credentials.load(Home(tmp_path))
+    assert "`fedagent enroll URL`" in caught.value.message
+    assert "--token" not in caught.value.message
