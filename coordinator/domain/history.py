@@ -1,6 +1,6 @@
 """The history of a run's blocks: how each version came to be, which versions led to which, and how far back it is kept."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,11 +43,6 @@ def lineage(versions: Mapping[int, VersionFacts], last: int) -> list[VersionFact
             found.append(facts)
         at = facts.parent if facts.parent is not None and facts.parent < at else None
     return found
-
-
-def after_rounds(line: Iterable[VersionFacts], rounds: int) -> VersionFacts | None:
-    """Of a lineage, the version that was the present one after so many rounds. None: nothing is known of that time."""
-    return next((facts for facts in line if facts.round is None or facts.round < rounds), None)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The history of blocks: what a version is made of, which was the present one at a time, and how far back it is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, after_rounds, lineage, to_keep
+from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage, to_keep
 
 B, A, R = VersionOrigin.BASE, VersionOrigin.APPLIED, VersionOrigin.RESTORED
 
@@ -13,6 +13,11 @@ def history(*rows: tuple[VersionOrigin, int | None, int | None], exact: Sequence
         version: VersionFacts(block, version, origin, parent, round, version in exact)
         for version, (origin, parent, round) in enumerate(rows)
     }
+
+
+def after_rounds(line: Iterable[VersionFacts], rounds: int) -> VersionFacts | None:
+    """Of a lineage, the version that was the present one after so many rounds. None: nothing is known of that time."""
+    return next((facts for facts in line if facts.round is None or facts.round < rounds), None)
 
 
 STRAIGHT = history((B, None, None), (A, 0, 0), (A, 1, 2), (A, 2, 4))
