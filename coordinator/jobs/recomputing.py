@@ -1,6 +1,6 @@
 """Has versions made again outside of any coordinator: in the process of a command, from files that are left as they are."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, VersionUnlike
@@ -23,7 +23,7 @@ def _is_kept(known: Mapping[int, KeptVersion], row: KeptVersion) -> bool:
     return parent is not None and parent.kept
 
 
-def recompute(store: EngineStore, rows: Sequence[KeptVersion], made: Callable[[KeptVersion], None] = lambda _: None) -> None:
+def recompute(store: EngineStore, rows: Sequence[KeptVersion]) -> None:
     """Make these versions again. Raises `VersionUnlike` for the first that comes out as something else."""
     from fedcybgd.coordinator.engine.recompute import recompute as run
 
@@ -38,4 +38,3 @@ def recompute(store: EngineStore, rows: Sequence[KeptVersion], made: Callable[[K
             raise VersionUnlike(
                 f"{row.called}: its parent and its deltas make {digest}, and the history says {row.digest}", digest=row.digest
             )
-        made(row)
