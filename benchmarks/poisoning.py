@@ -98,7 +98,7 @@ class Trial:
         return band.no_work(order.block, found[order.block], self.past) if order.block in found else None
 
     def accept(self, found: dict[str, BlockDelta], round: int) -> None:
-        self.past = [AcceptedDelta(block, self.kinds[block], round, "a", delta) for block, delta in found.items()] + self.past
+        self.past = [AcceptedDelta(block, self.kinds[block], round, delta) for block, delta in found.items()] + self.past
         self.past = self.past[: band.REMEMBERED]
 
 

@@ -61,7 +61,6 @@ class AcceptedDelta:
     block: str
     kind: str
     round: int
-    agent: str
     delta: BlockDelta
 
 

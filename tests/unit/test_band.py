@@ -34,7 +34,7 @@ def of_norm(norm: float, reach: float = 1e9, base_norm: float = 10.0) -> BlockDe
 
 
 def accepted(*deltas: BlockDelta, block: str = "layers.0", kind: str = "layer") -> list[AcceptedDelta]:
-    return [AcceptedDelta(block, kind, number, "ann", found) for number, found in enumerate(deltas)]
+    return [AcceptedDelta(block, kind, number, found) for number, found in enumerate(deltas)]
 
 
 def judged(found: BlockDelta, past: list[AcceptedDelta], rules: AdmissionSection = RULES, kind: str = "layer") -> str | None:

@@ -49,10 +49,6 @@ def _kinds(session: Session, run_id: str) -> dict[str, str]:
 def _past(session: Session, run_id: str) -> list[AcceptedDelta]:
     kinds = _kinds(session, run_id)
     accepted = (Assignment.run_id == run_id) & (Assignment.state == AssignmentState.ACCEPTED) & Assignment.measured.is_not(None)
-    newest = select(Assignment.round, Assignment.agent_id, Assignment.measured).where(accepted)
+    newest = select(Assignment.round, Assignment.measured).where(accepted)
     rows = session.execute(newest.order_by(Assignment.round.desc(), Assignment.seat.desc()).limit(band.REMEMBERED)).all()
-    return [
-        AcceptedDelta(block, kinds[block], row.round, row.agent_id or "", delta)
-        for row in rows
-        for block, delta in (row.measured or {}).items()
-    ]
+    return [AcceptedDelta(block, kinds[block], row.round, delta) for row in rows for block, delta in (row.measured or {}).items()]
