@@ -12,8 +12,6 @@ NAMED = 5
 
 
 class OutlookKind(StrEnum):
-    IN_HANDS = "in_hands"
-    """somebody holds it, or its delta is judged"""
     AWAITED = "awaited"
     """it waits for a certain agent until a certain time"""
     OPEN = "open"
@@ -52,27 +50,24 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is to be expected of a piece of work."""
+    """What is to be expected of a piece of work that waits."""
 
     kind: OutlookKind
     text: str = ""
     """for people: whom it waits for, or what is needed"""
-    until: datetime | None = None
 
 
-def outlook(held: bool, candidates: Sequence[Candidate], own_until: datetime | None) -> Outlook:
-    """Of work that is `held` by somebody, or that these could take; until `own_until` it is only for whom it is meant for."""
-    if held:
-        return Outlook(OutlookKind.IN_HANDS)
+def outlook(candidates: Sequence[Candidate], own_until: datetime | None) -> Outlook:
+    """Of work that these could take; until `own_until` it is only for whom it is meant for."""
     able = [c for c in candidates if c.can]
     if own_until is not None and (own := [c for c in able if c.meant]):
-        return Outlook(OutlookKind.AWAITED, f"waits for {own[0].name} until {at(own_until)}", own_until)
+        return Outlook(OutlookKind.AWAITED, f"waits for {own[0].name} until {at(own_until)}")
     if able:
         return Outlook(OutlookKind.OPEN, f"open to {len(able)}")
     back = [c for c in candidates if c.comes_back and c.quarantined_until is not None]
     if back:
         first = min(c.quarantined_until for c in back if c.quarantined_until is not None)
-        return Outlook(OutlookKind.AWAITED, f"waits for agents in quarantine, until {at(first)}: {_why_not(candidates)}", first)
+        return Outlook(OutlookKind.AWAITED, f"waits for agents in quarantine, until {at(first)}: {_why_not(candidates)}")
     return Outlook(OutlookKind.STUCK, f"{_why_not(candidates) or 'nobody may take it'}; {_needed(candidates)}")
 
 

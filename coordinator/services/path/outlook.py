@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Run
-from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.outlook import Candidate, Outlook, OutlookKind, outlook
 from fedcybgd.coordinator.domain.quarantine import passed_over
 from fedcybgd.coordinator.services.agents import readiness
@@ -15,9 +14,7 @@ from fedcybgd.coordinator.services.emulators import exposure_budget
 
 
 def of(session: Session, run: Run, assignment: Assignment, now: datetime) -> Outlook:
-    """What is to be expected of an assignment that is not over."""
-    if assignment.state != AssignmentState.PENDING:
-        return outlook(True, (), None)
+    """What is to be expected of an assignment that waits."""
     spec, excluded = run.spec, set(assignment.excluded)
     if readiness.somebody_there(session, run, spec, excluded) and exposure_budget.somebody_may(session, run, spec, assignment, there=True):
         return Outlook(OutlookKind.OPEN)
@@ -31,7 +28,7 @@ def of(session: Session, run: Run, assignment: Assignment, now: datetime) -> Out
         for m in readiness.members(session, run, spec)
     ]  # fmt: skip
     own_until = assignment.waiting_since + timedelta(seconds=spec.schedule.reassign_after_s)
-    return outlook(False, candidates, own_until if now < own_until else None)
+    return outlook(candidates, own_until if now < own_until else None)
 
 
 def stuck(session: Session, run: Run, now: datetime) -> str | None:
