@@ -35,7 +35,9 @@ class TakenBack(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-ON_PURPOSE: frozenset[str] = frozenset({"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET})
+ON_PURPOSE: frozenset[str] = frozenset(
+    {"stopping", TakenBack.REVOKED, TakenBack.NO_CONSENT, TakenBack.RUN_ENDED, TakenBack.BEYOND_BUDGET, TakenBack.ROLLED_BACK}
+)
 """Reasons that are nobody's failure, and tell nothing that an operator should look after."""
 BLAMELESS: frozenset[str] = ON_PURPOSE | {"not_consented", "policy_refused"}
 """Reasons that are no failure of the visit."""
