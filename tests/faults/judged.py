@@ -75,6 +75,7 @@ def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) 
     outcome.wedged += [f"the harness itself: {text}" for text in troubles.wrong]
     if fleet.disarm():
         outcome.wedged.append("the harness itself: nobody came to the point at which one was to die")
+    troubles.happening.put_back()  # what nobody has had to read since is spoilt still, by the harness alone
     judge(outcome, fleet, run_id, view, undisturbed(fleet.model, fleet.partitions, values), plan.exact)
     outcome.restarts, outcome.restarted_in = sum(fleet.restarts.values()) - restarts, fleet.restarted_in[restarted:]
     outcome.seconds = time.monotonic() - began
