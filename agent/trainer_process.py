@@ -9,7 +9,6 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,74 +21,16 @@ from fedcybgd.agent.policy import PolicyRefused
 from fedcybgd.agent.rooms import ISOLATED, identity, prepare, walls_of
 from fedcybgd.agent.sandbox.walls import environment
 from fedcybgd.agent.settings import Config, Home
+from fedcybgd.agent.watch import Watch
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.training import TrainMetrics
 
 log = logging.getLogger("fedagent.trainer")
 LOOK_EVERY_S = 1.0
-AWAY_S = 10.0
-"""Looks that are so far apart are not a training process that hangs, but a daemon that did."""
-SILENT_S = 90.0
-"""The process says that it lives every few seconds; one that says nothing for so long is stopped, or its machine is."""
-BEFORE_THAT = 0.75
-"""When a visit is given up here, of the time after which the coordinator takes it back: then the reason is known."""
-WORKED_S = 0.05
-"""Processor seconds between two signs of life, from which on the process does something: less takes no work"""
 STOP_WITHIN_S = 20.0
 """A process that heeds no stop is ended then: the next visit pays for it with a start."""
 END_WITHIN_S = 3.0
 """The same where the agent itself ends: nothing is lost then."""
-
-
-def is_beside_training(progress: Progress) -> bool:
-    """Before the first step and after the last there are none to count."""
-    return progress.phase == "loading" or 0 < progress.steps <= progress.step
-
-
-class Watch:
-    """Whether the training process still gets somewhere. Time that the machine sleeps does not count."""
-
-    def __init__(self, stall_s: float, given_s: float | None = None, most_s: float = math.inf) -> None:
-        """`stall_s` is the owner's limit. `given_s` is after how long the coordinator takes the visit back: it is told before that."""
-        self._stall_s, self._most_s = stall_s, most_s
-        self._still_s = min(stall_s, BEFORE_THAT * given_s) if given_s is not None else stall_s
-        self._began = self._heard = self._moved = self._said = self._looked = time.monotonic()
-        self._asked: float | None = None
-        self._beside, self._cpu_s = True, 0.0
-
-    def heard(self, event: TrainerEvent) -> bool:
-        """Whether the process gets somewhere by what it says: where it has no steps to count, also by what it uses of the processor."""
-        self._heard = time.monotonic()
-        if event.event == "alive":
-            used, self._cpu_s = (event.cpu_s or 0.0) - self._cpu_s, event.cpu_s or 0.0
-            if not self._beside or used < WORKED_S:
-                return False
-        else:
-            self._beside, self._said = event.progress is None or is_beside_training(event.progress), self._heard
-        self._moved = self._heard
-        return True
-
-    def stalled(self) -> float | None:
-        """For how many seconds nothing has moved, if that is too long; None while all is well."""
-        now = time.monotonic()
-        away, self._looked = now - self._looked, now
-        if away > AWAY_S:  # this process was stopped itself: what was said meanwhile is still to be read
-            self._heard, self._moved, self._said = self._heard + away, self._moved + away, self._said + away
-        silent, still = now - self._heard, now - self._moved
-        if now - self._said > self._stall_s:  # it may use the processor and come to nothing
-            still = now - self._said
-        return max(silent, still) if silent > min(SILENT_S, self._still_s) or still > self._still_s else None
-
-    def check_time(self) -> None:
-        """Raises `PolicyRefused` when the visit takes longer than it may."""
-        if time.monotonic() - self._began > self._most_s:
-            raise PolicyRefused("most.seconds", f"training took longer than {self._most_s:g} s and was ended", f"{self._most_s:g}")
-
-    def heeds_no_stop(self, within_s: float) -> bool:
-        """Whether a stop that was asked for is overdue; asking counts from the first call."""
-        if self._asked is None:
-            self._asked = time.monotonic()
-        return time.monotonic() - self._asked > within_s
 
 
 class TrainerProcess:
@@ -116,6 +57,7 @@ class TrainerProcess:
         self._stall_s = config.limits.stall_s
         self._process: subprocess.Popen[str] | None = None
         self._events: queue.Queue[TrainerEvent | None] = queue.Queue()
+        self._starting = False
         self._ending = threading.Event()
         self._data: tuple[object, ...] = ()
         self.walls: str | None = None
@@ -138,6 +80,7 @@ class TrainerProcess:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, start_new_session=True,
             cwd=self._walls.work,
         )  # fmt: skip
+        self._starting = True
         threading.Thread(target=self._listen, args=(self._process, self._events), daemon=True).start()
 
     def _let_read(self, rows: Path) -> None:
@@ -168,7 +111,8 @@ class TrainerProcess:
         self._send(Command(op="train", request=request))
         if self._ending.is_set() or lost.is_set():
             self.stop(request.visit)  # asked for a moment ago: the visit that was just begun does not know it
-        watch = Watch(self._stall_s, request.stall_s, request.bounds.seconds if request.bounds is not None else math.inf)
+        most_s = request.bounds.seconds if request.bounds is not None else math.inf
+        watch = Watch(self._stall_s, request.stall_s, most_s, starting=self._starting)
         at = Progress(phase="loading")
         while True:
             try:
@@ -179,7 +123,9 @@ class TrainerProcess:
             if event is None:
                 code = self._process.wait() if self._process is not None else 0
                 raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
-            if watch.heard(event) and event.event == "alive":
+            moved = watch.heard(event)
+            self._starting = watch.starting
+            if moved and event.event == "alive":
                 at = at.model_copy(update={"moved": int(1000 * (event.cpu_s or 0))})
                 report(at)
             if event.event in ("walled", "ready", "alive", "progress") or event.visit != request.visit:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcybgd.agent import trainer_process
+from fedcybgd.agent import trainer_process, watch
 from fedcybgd.agent.errors import LeaseGone, StopRequested, VisitFailed
 from fedcybgd.agent.messages import Bounds, DataSource, TrainingOptions, TrainRequest
 from fedcybgd.agent.settings import Config, Home
@@ -74,7 +74,7 @@ class Child(TrainerProcess):
 
 
 SAY = "def say(event, **more): print(json.dumps({'event': event, **more}), flush=True)\n"
-READ = "order = json.loads(sys.stdin.readline())\nvisit = order['request']['visit']\n"
+READ = "say('ready')\norder = json.loads(sys.stdin.readline())\nvisit = order['request']['visit']\n"
 DONE = "say('done', visit=visit, metrics=" + repr(json.loads(METRICS.model_dump_json())) + ")\n"
 
 
@@ -101,9 +101,21 @@ def test_a_process_that_stands_still_is_ended_and_said_to_stand_still(monkeypatc
     assert child._process.poll() is not None
 
 
+def test_only_the_first_visit_of_a_process_waits_for_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
+    child = Child(SAY + "time.sleep(0.6)\n" + READ + DONE + "while True: say('alive'); time.sleep(0.05)")
+    child._stall_s = 0.3
+    try:
+        assert child.train(REQUEST.model_copy(update={"visit": "asg/1"}), lambda _: None, threading.Event()) == METRICS
+        with pytest.raises(VisitFailed, match="no step ended for"):
+            child.train(REQUEST.model_copy(update={"visit": "asg/2"}), lambda _: None, threading.Event())
+    finally:
+        child.close()
+
+
 def test_a_stopped_process_is_noticed_though_it_may_stand_still_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_process, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(trainer_process, "SILENT_S", 0.5)
+    monkeypatch.setattr(watch, "SILENT_S", 0.5)
     with pytest.raises(VisitFailed, match="no step ended") as failed:
         visited(Child(SAY + READ + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", stall_s=3600))
     assert failed.value.reason == "stalled"
