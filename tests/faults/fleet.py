@@ -1,6 +1,7 @@
 """A coordinator and agents as real processes, each agent behind a proxy of its own, started again whenever they die, as a service manager would."""
 
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -20,7 +21,9 @@ from tests.e2e.conftest import write_rows
 from tests.faults.proxy import Proxy
 from tests.support.processes import ENVIRONMENT
 
-BOOTSTRAP = Path(__file__).parent / "bootstrap"
+BOOTSTRAP = Path(__file__).parent / "bootstrap" / "sitecustomize.py"
+LONGEST_POINT = 1000
+"""bytes"""
 RESTART_AFTER_S = 0.2
 LOOK_EVERY_S = 0.05
 COORDINATOR = "coordinator"
@@ -29,9 +32,12 @@ LINES = 12
 
 
 def environment(folder: Path, name: str) -> dict[str, str]:
-    """Of a process under test: Python loads what stands in `bootstrap` first."""
-    path = os.pathsep.join(filter(None, [str(BOOTSTRAP), os.environ.get("PYTHONPATH", "")]))
-    return {**ENVIRONMENT, "PYTHONPATH": path, "FAULTS_FOLDER": str(folder), "FAULTS_NAME": name}
+    """Of a process under test: Python loads what stands in `bootstrap` first, which knows by its own place what it is to do."""
+    place = folder / "faults" / f"as.{name}"
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copy(BOOTSTRAP, place)
+    path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
+    return {**ENVIRONMENT, "PYTHONPATH": path}
 
 
 class Fleet:
@@ -39,7 +45,11 @@ class Fleet:
         self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None
     ) -> None:
         self.folder, self.model, self.database_url = folder, model, database_url
-        folder.mkdir(parents=True, exist_ok=True)
+        self.faults.mkdir(parents=True, exist_ok=True)
+        (self.faults / "seen").touch()
+        (self.faults / "armed").write_bytes(bytes(LONGEST_POINT))
+        with (self.faults / "armed").open("r+b") as file:
+            self._armed = mmap.mmap(file.fileno(), 0)
         port = free_port()
         settings: dict[str, Any] = {"database_url": database_url} if database_url else {}
         self.coordinator = Coordinator.local(
@@ -186,26 +196,25 @@ class Fleet:
 
     # ---- points -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def faults(self) -> Path:
+        """The folder by which processes are told what is to happen to them."""
+        return self.folder / "faults"
+
     def points(self) -> set[str]:
         """Every point that was passed so far."""
-        seen = self.folder / "seen"
-        return set(seen.read_text().splitlines()) if seen.exists() else set()
+        return set((self.faults / "seen").read_text().splitlines())
 
     def arm(self, point: str) -> None:
-        aside = self.folder / "armed.part"
-        aside.write_text(point)
-        aside.replace(self.folder / "armed")
+        self._armed[: len(point) + 1] = point.encode() + b"\0"
 
     def disarm(self) -> bool:
         """Whether it was still armed: nobody has come there."""
-        try:
-            (self.folder / "armed").unlink()
-            return True
-        except FileNotFoundError:
-            return False
+        was, self._armed[0] = self._armed[0], 0
+        return bool(was)
 
     def hit(self) -> bool:
-        return not (self.folder / "armed").exists()
+        return not self._armed[0]
 
 
 def free_port() -> int:

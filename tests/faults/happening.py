@@ -85,7 +85,7 @@ class Happening:
     @contextlib.contextmanager
     def _noted(self, name: str, text: str) -> Iterator[None]:
         """A file that the processes look at; its folder is theirs alone."""
-        note = self._fleet.folder / name
+        note = self._fleet.faults / name
         aside = note.with_name(note.name + ".new")
         aside.write_text(text)
         aside.replace(note)

@@ -1,17 +1,20 @@
 """Loaded by Python in every process of a system under test: names the points where it may die, and can kill it at one of them.
 
-It stands on PYTHONPATH of the children only; the product knows nothing of it. A point is (role of the process, the module and function
-of ours that is at work, operation, before or after). What is to happen is said by files in FAULTS_FOLDER:
+A copy stands on PYTHONPATH of the children only, in a folder FAULTS/as.NAME, for a training process keeps no other variable; the product
+knows nothing of it. A point is (role of the process, the module and function of ours that is at work, operation, before or after). What
+is to happen is said by files in FAULTS. The first two are opened before a training process raises its walls:
 
     seen          every point that was passed, a line each
-    armed         the point at which the first process that reaches it dies; it becomes hit.PID then
+    armed         the point at which the first process that reaches it dies, up to a zero; nothing when it is dead
     full.NAME     while it is there, the disk of the processes of that FAULTS_NAME is full
     clock.NAME    seconds that their clock is wrong by
 """
 
 import builtins
 import errno
+import fcntl
 import io
+import mmap
 import os
 import re
 import shutil  # noqa: F401 - it looks at os.unlink when it is imported: before that is wrapped
@@ -23,8 +26,7 @@ import threading
 import time
 from importlib.machinery import PathFinder
 
-FOLDER = os.environ.get("FAULTS_FOLDER", "")
-NAME = os.environ.get("FAULTS_NAME", "")
+FOLDER, _, NAME = __file__.rpartition("/")[0].rpartition("/as.")
 ROLES = {
     "fedcybgd.coordinator.cli": "web", "fedcybgd.agent.cli": "daemon", "fedcybgd.agent.trainer": "trainer", "multiprocessing.spawn": "engine",
 }  # fmt: skip
@@ -36,7 +38,7 @@ BELOW = (
 )  # fmt: skip
 """What others do their writing with: a point has the name of those others."""
 WRITES = re.compile(r"\s*(INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b", re.IGNORECASE)
-exists, rename, now, opened = os.path.exists, os.rename, time.time, io.open
+exists, now, opened = os.path.exists, time.time, io.open
 seen: set[str] = set()
 transaction = threading.local()
 
@@ -74,21 +76,20 @@ def module_of(frame: object) -> str | None:
 
 def point(where: str, operation: str, when: str) -> None:
     name = f"{ROLE} {where} {operation} {when}"
-    armed = f"{FOLDER}/armed"
-    try:
-        if name not in seen:
-            with opened(f"{FOLDER}/seen", "a") as file:
-                file.write(name + "\n")
-            seen.add(name)
-        if not exists(armed):
-            return
-        with opened(armed) as file:
-            wanted = file.read()
-        if wanted == name:
-            rename(armed, f"{FOLDER}/hit.{os.getpid()}")  # one process alone does this
-            os.kill(os.getpid(), signal.SIGKILL)
-    except OSError:
-        pass  # another one was here first, or no file can be opened: this module adds no fault of its own
+    if name not in seen:
+        seen.add(name)
+        os.write(SEEN, (name + "\n").encode())
+    if not is_armed(name):
+        return
+    fcntl.flock(ARMED, fcntl.LOCK_EX)  # one process alone dies
+    if is_armed(name):
+        armed[0] = 0
+        os.kill(os.getpid(), signal.SIGKILL)
+    fcntl.flock(ARMED, fcntl.LOCK_UN)
+
+
+def is_armed(name: str) -> bool:
+    return armed[: len(name) + 1] == name.encode() + b"\0"
 
 
 def wrapped(call, operation, applies=lambda *args, **more: True, fills=True):
@@ -210,6 +211,9 @@ class After:
         return spec
 
 
-if FOLDER and ROLE:
+if ROLE:
+    SEEN = os.open(f"{FOLDER}/seen", os.O_WRONLY | os.O_APPEND)
+    ARMED = os.open(f"{FOLDER}/armed", os.O_RDWR)
+    armed = mmap.mmap(ARMED, 0)
     watch_files()
     sys.meta_path.insert(0, After())
