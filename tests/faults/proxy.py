@@ -48,6 +48,8 @@ class Proxy:
         self._rules: list[Rule] = []
         self.asked_at = self.answered_at = 0.0
         """when a request reached the coordinator last, and when an answer of it came, by `time.monotonic`"""
+        self.passed: list[tuple[str, int, int]] = []
+        """of each request METHOD and path, and how many bytes of its body and of its answer's went on"""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         threading.Thread(target=self._serve, name="proxy", daemon=True).start()
@@ -71,7 +73,7 @@ class Proxy:
         self._loop.run_forever()
 
     def _rule(self, line: bytes) -> Rule | None:
-        text = " ".join(line.decode("latin-1").split(" ")[:2])
+        text = what(line)
         for rule in self._rules:
             if not rule.over() and re.search(rule.path, text):
                 rule.met += 1
@@ -134,11 +136,14 @@ class Proxy:
                 await writer.drain()
                 await asyncio.sleep(0 if rule.over() else 1024 / rule.amount)
             return
-        writer.write(answer[: rule.amount] if rule.kind == "cut_down" else answer)
+        passed = answer[: rule.amount] if rule.kind == "cut_down" else answer
+        self.passed[-1] = (*self.passed[-1][:2], body_of(passed))
+        writer.write(passed)
         await writer.drain()
 
     async def _forwarded(self, request: bytes, reader: asyncio.StreamReader, whole: bool = True) -> bytes:
         """What the coordinator answers, all of it. An agent that goes away meanwhile takes its request with it."""
+        self.passed.append((what(request), body_of(request), 0))
         theirs, ours = await asyncio.open_connection("127.0.0.1", self._target)
         answer, gone = asyncio.ensure_future(theirs.read(-1)), asyncio.ensure_future(reader.read(1))
         try:
@@ -158,3 +163,12 @@ class Proxy:
             gone.cancel()
             answer.cancel()
             ours.close()
+
+
+def what(head: bytes) -> str:
+    return " ".join(head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[:2])
+
+
+def body_of(message: bytes) -> int:
+    """Bytes after the head."""
+    return len(message.partition(b"\r\n\r\n")[2])

@@ -1,5 +1,6 @@
 """Agents that fetch, patch and send as real ones do, but instead of training only move their blocks a little: no process, no steps."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ class LightTrainer:
 
 
 class LightAgent:
-    def __init__(self, live: LiveCoordinator, home: Path, name: str | None = None) -> None:
+    def __init__(self, live: LiveCoordinator, home: Path, name: str | None = None, url: str = "") -> None:
         self.name = name or fresh("light")
-        self.client: Client = live.enrol(self.name)
+        self.client: Client = live.enrol(self.name, url)
         self.home = home
         self.start()
         self.fetched: list[str] = []
@@ -86,13 +87,13 @@ class LightAgent:
 
         self.client.shard = shard  # type: ignore[method-assign]
 
-    def start(self) -> None:
+    def start(self, pause: Callable[[float], None] = time.sleep) -> None:
         """As a new process on its home does: it knows what lies there, and nothing else."""
         self.trainer = LightTrainer()
         residuals = Residuals(self.home / "residuals")
         self.cache = ShardCache(self.home / "cache", 1 << 30)
         outbox, data = Outbox(self.home / "outbox"), DataSource(path="none.jsonl")
-        self.tools = Tools(self.client, self.cache, outbox, self.trainer, data, residuals)  # type: ignore[arg-type]
+        self.tools = Tools(self.client, self.cache, outbox, self.trainer, data, residuals, pause=pause)  # type: ignore[arg-type]
 
     def claim(self, run: str, wait: float = 0.3) -> LeasedAssignment | None:
         return self.client.claim(ClaimRequest(runs=[run]), wait)
