@@ -175,8 +175,8 @@ def get_export(run: str, export_id: ExportId, session: ReadDep) -> ExportView:
     "/{run}/exports/{export_id}/{name}", summary="One file of an export", response_class=Response,
     responses={200: {"description": "The bytes", "content": {"application/octet-stream": {}}}, **errors(404, 409)}, dependencies=operator,
 )  # fmt: skip
-def export_file(request: Request, run: str, export_id: ExportId, name: str, session: ReadDep, store: StoreDep) -> Response:
-    """The bytes of one file; `Range` resumes."""
+def export_file(request: Request, run: str, export_id: ExportId, name: str, session: WriteDep, store: StoreDep) -> Response:
+    """The bytes of one file; `Range` resumes. Who took a model away stands in the audit log."""
     found = exports.export_of(session, run, export_id)
     for file in found.files if found else []:
         if file.name == name:

@@ -138,6 +138,8 @@ def test_an_exported_file_is_resumed_and_verified(live: LiveCoordinator, model: 
     (tmp_path / ".model.safetensors.part").write_bytes(whole[:5000])
     download(live.operator, f"/runs/{run}/exports/{made}/model.safetensors", target, weights["digest"], weights["size"])
     assert digest_of_file(target) == weights["digest"]
+    taken = [e for e in Client(live.url, live.operator_key).audit() if e.subject.endswith(f"{made} model.safetensors")]
+    assert [(e.name, e.act, e.outcome) for e in taken] == [("owner", "GET /v1/runs/{run}/exports/{export_id}/{name}", "done")] * 2
 
 
 def test_exports_that_are_none(live: LiveCoordinator, model: str) -> None:
