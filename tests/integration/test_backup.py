@@ -83,7 +83,7 @@ def test_a_backup_of_a_busy_coordinator_is_restored_and_goes_on(
         assert "blobs_missing" not in [e["code"] for e in restored.operator.get("/status")["last_errors"]]
         agent.client._http.base_url = restored.url + API
         while restored.operator.get(f"/runs/{run}")["state"] == "running":
-            if (assignment := agent.claim(run, wait=5)) is not None:
+            if (assignment := agent.claim(run, wait=0.3)) is not None:
                 agent.visit(assignment)
         view = settled(restored, run)
         assert (view["state"], view["rounds_done"]) == ("completed", 6)

@@ -25,7 +25,7 @@ def play(live: LiveCoordinator, model: str, **more: Any) -> str:
     run = start_run(live, model, hands, **{"schedule": {"cycles": 2, "wave": 2}, **more})
     while live.operator.get(f"/runs/{run}")["state"] == "running":
         for hand in hands:
-            if (assignment := hand.claim(run, wait=1)) is not None:
+            if (assignment := hand.claim(run, wait=0.2)) is not None:
                 hand.deliver(assignment)
     settled(live, run)
     return run

@@ -24,7 +24,7 @@ def test_a_run_across_volumes(kind: str, bert: Path, tmp_path: Path, monkeypatch
         spec = run_file("bert", [], schedule={"cycles": 2}, compression={"policy": "int8"}, delta={"codec": "int4", "error_feedback": True})
         run = live.create_run(spec | {"agents": [agent.name]}, start=True)["name"]
         while live.operator.get(f"/runs/{run}")["state"] == "running":
-            if (assignment := agent.claim(run, wait=5)) is not None:
+            if (assignment := agent.claim(run, wait=0.3)) is not None:
                 agent.visit(assignment)
         view = live.operator.get(f"/runs/{run}")
         live.stop()
