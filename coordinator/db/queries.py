@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, defer
@@ -133,6 +134,13 @@ def names_of(session: Session, ids: Collection[str]) -> dict[str, str]:
 def events_of(session: Session, run_id: str, limit: int) -> Sequence[Event]:
     """The newest events of a run, the newest first."""
     return session.scalars(select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(limit)).all()
+
+
+def who_reported(session: Session, run_id: str, code: str, agents: Collection[str], since: datetime) -> list[str]:
+    """Names of those of some agents of whom a run has an event with this code."""
+    told = (Event.run_id == run_id) & (Event.code == code) & (Event.at >= since)
+    query = select(Agent.name).join(Event, Event.agent_id == Agent.id).where(told, Agent.id.in_(agents))
+    return list(session.scalars(query.distinct().order_by(Agent.name)))
 
 
 def last_troubles(session: Session, limit: int) -> list[Event]:

@@ -119,7 +119,9 @@ LASTING_REASONS: frozenset[str] = frozenset(
 
 
 COORDINATORS_OWN: frozenset[str] = frozenset({"model_mismatch"})
-"""Reasons that no agent can mend: the run is paused at once, and no other agent is asked."""
+"""Reasons that no agent can mend, where they are true: this agent is not asked again in this round, and others are. When another says the same,
+or nobody else is left, the run is paused.
+"""
 
 
 class ReturnRequest(AgentMessage):

@@ -125,7 +125,7 @@ def test_an_assignment_that_is_none(hand: Hand, name: str, status: int, code: st
         refused(hand.http.post(f"/assignments/{name}/{path}", json=body), status, code)
 
 
-@pytest.mark.parametrize("reason", [reason for reason in get_args(ReturnReason) if reason not in COORDINATORS_OWN])
+@pytest.mark.parametrize("reason", get_args(ReturnReason))
 def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     given = hand.give_back(first, reason, "a message").json()
     assert (given["state"], given["reason"], given["attempt"]) == ("pending", reason, 1)
     refused(hand.give_back(first, reason), 409, "lease_lost")
-    lasting = reason in LASTING_REASONS
+    lasting = reason in LASTING_REASONS | COORDINATORS_OWN
     anybodys = lasting or reason in LEFT_TO_OTHERS
     assert last_visit(live, run)["meant_for"] == (None if anybodys else hand.name)
     assert (reason in events(live, run)) == (reason != "stopping")

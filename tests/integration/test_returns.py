@@ -4,20 +4,43 @@ import pytest
 
 from tests.integration.conftest import Hand
 from tests.support.live import LiveCoordinator
-from tests.support.visits import events, last_visit, start_run
+from tests.support.visits import events, settled, start_run
+
+FACT = "AssemblyError at shared/layers.py:20, phase loading; the agent's own log says more"
 
 
-def test_what_no_agent_can_mend_pauses_the_run_at_once_with_the_fact(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
-    run = start_run(live, model, [hand, other])
-    assignment = hand.claim(run) or other.take(run)
-    holder = hand if last_visit(live, run)["agent"] == hand.name else other
-    fact = "AssemblyError at shared/layers.py:20, phase loading; the agent's own log says more"
-    assert holder.give_back(assignment, "model_mismatch", fact).status_code == 200
+def test_what_no_agent_can_mend_pauses_the_run_when_two_say_it(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    """One alone is believed of itself: it is passed over at the visit, and after each resume as well."""
+    third = Hand(live)
+    run = start_run(live, model, [hand, other, third], schedule={"agents": "first_come", "max_attempts": 9})
+    for _ in range(2):
+        assert hand.give_back(hand.take(run), "model_mismatch", FACT).status_code == 200
+        assert live.operator.get(f"/runs/{run}")["state"] == "running"
+        assert hand.claim(run) is None, "it would be the same again"
+        live.operator.post(f"/runs/{run}/pause")
+        live.operator.post(f"/runs/{run}/resume")
+    hand.give_back(hand.take(run), "model_mismatch", FACT)
+    other.give_back(other.take(run), "bug", "another matter")
+    assert live.operator.get(f"/runs/{run}")["state"] == "running"
+    other.give_back(other.take(run), "model_mismatch", FACT)
     view = live.operator.get(f"/runs/{run}")
     assert view["state"] == "paused"
     assert "model_mismatch: AssemblyError at shared/layers.py:20" in view["reason"]
-    assert last_visit(live, run)["attempt"] == 1, "nobody was asked again"
+    assert f"so says {' and '.join(sorted([hand.name, other.name]))}, and no agent can mend it" in view["reason"]
     assert {"model_mismatch", "run_paused"} <= set(events(live, run))
+    live.operator.post(f"/runs/{run}/resume")
+    third.deliver(third.take(run))
+    assert settled(live, run)["rounds_done"] == 1
+    hand.give_back(hand.take(run), "model_mismatch", FACT)
+    assert live.operator.get(f"/runs/{run}")["state"] == "running", "what was said of a visit before counts no more"
+
+
+def test_what_no_agent_can_mend_pauses_a_run_that_has_nobody_else(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand])
+    hand.give_back(hand.take(run), "model_mismatch", FACT)
+    view = live.operator.get(f"/runs/{run}")
+    assert view["state"] == "paused"
+    assert f"model_mismatch: {FACT}; so says {hand.name}" in view["reason"]
 
 
 @pytest.mark.parametrize("reason", ["bug", "stalled", "disk_unwritable"])

@@ -95,7 +95,7 @@ def _held(session: Session, assignment_id: str, agent: Agent, request: ClaimRequ
     why = _why_not(run, request)
     chosen = _plan(session, run, held, agent) if why is None else None
     if chosen is None:
-        lease.take_back(session, held, run, why or TakenBack.BEYOND_BUDGET, "", now)
+        give_up.failed_attempt(session, run, held, why or TakenBack.BEYOND_BUDGET, "", now)
         return Nothing(frozenset(), holds=False)
     if isinstance(chosen, TurnedDown):
         return Nothing(frozenset(), holds=True)

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
-from fedcybgd.coordinator.db.models import Agent, Assignment, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import BLAMELESS, LEFT_TO_OTHERS, ON_PURPOSE, AssignmentEvent, is_held_against
 from fedcybgd.coordinator.domain.jobs.registry import Failed
 from fedcybgd.coordinator.domain.outlook import at
@@ -19,7 +19,7 @@ from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
-from fedcybgd.shared.contract.assignments import LASTING_REASONS
+from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS
 
 
 def failed_attempt(
@@ -40,7 +40,7 @@ def failed_attempt(
         assignment.meant_for = None
     if agent_id is not None and is_held_against(reason):
         hold_against(session, run, assignment, agent_id, reason, now)
-    if reason in LASTING_REASONS and agent_id is not None:
+    if reason in LASTING_REASONS | COORDINATORS_OWN and agent_id is not None:
         assignment.excluded = [*assignment.excluded, agent_id]
         if reason in MENDABLE_REASONS:
             readiness.refused(session, run.id, agent_id, assignment.id, reason, now)
@@ -51,7 +51,17 @@ def failed_attempt(
         agent.last_error, agent.last_error_at = why, now
         record(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
     signals.offer(session, assignment.id)
+    if reason in COORDINATORS_OWN:
+        _pause_if_agreed(session, run, assignment, reason, why, now)
     pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
+
+
+def _pause_if_agreed(session: Session, run: Run, assignment: Assignment, reason: str, why: str, now: datetime) -> None:
+    """What no agent can mend is believed when several of them say it of a visit, or nobody is left who could say otherwise."""
+    opened = session.get_one(Round, (run.id, assignment.round)).opened_at
+    said = queries.who_reported(session, run.id, reason, assignment.excluded, opened)
+    if len(said) > 1 or not readiness.somebody_able(session, run, run.spec, assignment.excluded):
+        pause(session, run, f"block {assignment.called}: {why}; so says {' and '.join(said)}, and no agent can mend it", now)
 
 
 def hold_against(session: Session, run: Run, assignment: Assignment, agent_id: str, reason: str, now: datetime) -> None:

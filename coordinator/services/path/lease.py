@@ -25,7 +25,7 @@ from fedcybgd.coordinator.services.path import carried, give_up, openings, train
 from fedcybgd.coordinator.services.records import manifests, run_files
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
-from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, RenewAnswer, RenewRequest, ReturnRequest
+from fedcybgd.shared.contract.assignments import RenewAnswer, RenewRequest, ReturnRequest
 
 RENEWED = select(
     Assignment.run_id,
@@ -117,21 +117,15 @@ def _take_from(
 ) -> RenewAnswer:
     assignment, run = locked(session, assignment_id)
     check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-    take_back(session, assignment, run, *why, now)
+    give_up.failed_attempt(session, run, assignment, *why, now)
     return RenewAnswer(lease_seconds=run_files.of(session, run.id).lease_s, go_on=False, reason=why[0])
 
 
 def give_back(session: Session, assignment_id: str, agent_id: str, request: ReturnRequest, now: datetime) -> Assignment:
     assignment, run = locked(session, assignment_id)
     check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-    take_back(session, assignment, run, request.reason, request.message, now)
+    give_up.failed_attempt(session, run, assignment, request.reason, request.message, now)
     return assignment
-
-
-def take_back(session: Session, assignment: Assignment, run: Run, reason: str, message: str, now: datetime) -> None:
-    give_up.failed_attempt(session, run, assignment, reason, message, now)
-    if reason in COORDINATORS_OWN:
-        give_up.pause(session, run, f"block {assignment.called}: {reason}: {message}; no agent can mend it", now)
 
 
 def lapse(session: Session, now: datetime) -> None:
@@ -149,7 +143,7 @@ def release_all(session: Session, agent_id: str, now: datetime) -> None:
     for assignment_id in queries.leased_to(session, agent_id):
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED:
-            take_back(session, assignment, run, TakenBack.REVOKED, "", now)
+            give_up.failed_attempt(session, run, assignment, TakenBack.REVOKED, "", now)
     openings.leave_to_others(session, [agent_id])
 
 
