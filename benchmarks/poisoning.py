@@ -90,15 +90,16 @@ class Trial:
             block: delta.model_copy(update={"reach": band.reach(settings, block, delta, steps)}) for block, delta in result.deltas.items()
         }
 
-    def against(self, found: dict[str, BlockDelta], past: list[AcceptedDelta]) -> str | None:
-        reasons = [band.out_of_band(block, self.kinds[block], delta, past, RULES) for block, delta in found.items()]
-        return next((reason for reason in reasons if reason is not None), None)
+    def against(self, found: dict[str, BlockDelta], past: list[AcceptedDelta], agent: str) -> str | None:
+        among = len(self.partitions)
+        results = [band.out_of_band(block, self.kinds[block], delta, past, RULES, agent, among) for block, delta in found.items()]
+        return next((result.reason for result in results if result is not None), None)
 
     def told(self, found: dict[str, BlockDelta], order: Order) -> str | None:
         return band.no_work(order.block, found[order.block], self.past) if order.block in found else None
 
-    def accept(self, found: dict[str, BlockDelta], round: int) -> None:
-        self.past = [AcceptedDelta(block, self.kinds[block], round, delta) for block, delta in found.items()] + self.past
+    def accept(self, found: dict[str, BlockDelta], round: int, agent: str) -> None:
+        self.past = [AcceptedDelta(block, self.kinds[block], round, agent, delta) for block, delta in found.items()] + self.past
         self.past = self.past[: band.REMEMBERED]
 
 
@@ -122,10 +123,10 @@ def train(trial: Trial, rounds: int, visitor: Visitor, said: Callable[[str], Non
         reference.run(trial.run, trial.partitions, trial.folder / "scratch", rounds=1, visitors=[visitor] * len(trial.partitions))
         now, trial.run.blocks = trial.run.blocks, reference_blocks  # it is judged by what it was trained from
         refused, found = trial.measured(trial.run.deltas[-1], order)
-        reason = refused or trial.against(found, trial.past)
+        reason = refused or trial.against(found, trial.past, str(order.agent))
         trial.run.blocks = now
         trial.losses.append(trial.loss())
-        trial.accept(found, order.round)
+        trial.accept(found, order.round, str(order.agent))
         verdict = gate.verdicts(trial.losses)[-1]
         if said is not None and (reason is not None or verdict != gate.GateVerdict.FINE):
             said(f"round {order.round}, {order.block}: {reason or 'admitted'}; gate: {verdict}")
@@ -247,7 +248,7 @@ def _try(trial: Trial, order: Order, name: str, tensors: Tensors) -> dict[str, i
     save_file(tensors, path, metadata={"codec": "float32"})
     digest = reference._store_file(trial.run.store, path)
     old, found = trial.measured(digest, order)
-    first, now = old or trial.against(found, []), old or trial.against(found, trial.past)
+    first, now = (old or trial.against(found, past, str(order.agent)) for past in ([], trial.past))
     blocks = list(trial.run.blocks)
     if not any(torch.isnan(t).any() for t in tensors.values()):
         for i, block in enumerate(blocks):

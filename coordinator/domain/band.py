@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +17,12 @@ REMEMBERED = 64
 """Accepted deltas of a run that the next are compared with."""
 ENOUGH, ENOUGH_DIRECTIONS = 4, 5
 """Deltas by which a usual norm, or a usual direction, is known."""
+MANY = 8
+"""Of so many agents, or more, the majority of so many is enough to tell what is usual."""
+NOTHING = 1e-3
+"""Share of what was in reach under which a delta is as good as none: it tells nothing of how far such deltas go, nor where to."""
+LITTLE = 0.05
+"""Share of what was in reach that is never too far: so far a visit goes whose every step points anywhere, if it has 400 of them."""
 BEYOND_OPTIMIZER = 2.0
 """AdamW moves a number by about its learning rate in a step at the most, and by twice that in no visit."""
 FASTEST = 1000.0
@@ -61,7 +68,17 @@ class AcceptedDelta:
     block: str
     kind: str
     round: int
+    agent: str
     delta: BlockDelta
+
+
+class BandResult(NamedTuple):
+    """What there is against a delta."""
+
+    reason: str
+    """to reject it: `norm …` or `direction …`"""
+    blamed: bool
+    """whether its agent is to blame: no visit does that, or most agents of the run have shown what is usual"""
 
 
 def believed_steps(settings: TrainSettings, claimed: int, seconds: float) -> int:
@@ -75,48 +92,106 @@ def reach(settings: TrainSettings, block: str, delta: BlockDelta, steps: int) ->
     return rate * steps * (math.sqrt(delta.size) + settings.weight_decay * delta.base_norm)
 
 
-def out_of_band(block: str, kind: str, delta: BlockDelta, past: Sequence[AcceptedDelta], rules: AdmissionSection) -> str | None:
-    """None, or the reason to reject it: `norm …` or `direction …`."""
-    if rules.max_relative_norm is not None and rules.norm_band is not None:
-        if delta.norm > BEYOND_OPTIMIZER * delta.reach:
-            return f"norm: the delta of {block} has norm {delta.norm:.4g}; its steps at their learning rate come to {delta.reach:.4g} at the most"
-        if (limit := _limit([p.delta for p in past if p.kind == kind], delta, rules.norm_band)) is not None:
-            return f"norm: the delta of {block} has {delta.relative:.3g} times its block's norm, beyond the {limit:.3g} that this run's bear out"
-        return _against(block, delta, [p for p in past if p.block == block])
+def out_of_band(
+    block: str, kind: str, delta: BlockDelta, past: Sequence[AcceptedDelta], rules: AdmissionSection, agent: str, among: int
+) -> BandResult | None:
+    """What there is against a delta of `agent`, one of the `among` agents that take part."""
+    if rules.max_relative_norm is None or rules.norm_band is None:
+        return None
+    if delta.norm > BEYOND_OPTIMIZER * delta.reach:
+        far = f"the delta of {block} has norm {delta.norm:.4g}; its steps at their learning rate come to {delta.reach:.4g} at the most"
+        return BandResult(f"norm: {far}", blamed=True)
+    if (turned := next((p for p, cosine in _same(delta, [p for p in past if p.block == block]) if cosine < 0), None)) is not None:
+        return BandResult(f"direction: the delta of {block} is that of round {turned.round}, turned round", blamed=True)
+    telling = [p for p in past if p.delta.share >= NOTHING]
+    of_kind, of_block = (
+        _pool(of, agent, among) for of in ([p for p in telling if p.kind == kind], [p for p in telling if p.block == block])
+    )
+    if (limit := _limit(of_kind, delta, rules.norm_band)) is not None:
+        far = f"{delta.relative:.3g} times its block's norm, beyond the {limit:.3g} that {of_kind.whose} bear out"
+        return BandResult(f"norm: the delta of {block} has {far}", of_kind.blamed)
+    if (against := _against(of_block, delta)) is not None:
+        found, usual = against
+        return BandResult(
+            f"direction: the delta of {block} points against {of_block.whose} (cosine {found:.2f}, where {usual:.2f} is usual)",
+            of_block.blamed,
+        )
     return None
 
 
-def _limit(past: Sequence[BlockDelta], delta: BlockDelta, factor: float) -> float | None:
+@dataclass(frozen=True)
+class _Pool:
+    """Deltas that tell what is usual. Each agent counts once, however many it handed in."""
+
+    deltas: dict[str, list[BlockDelta]]
+    """by agent"""
+    rank: int
+    """agents whose values lie beyond the one that counts: half of those that take part, so that no minority narrows a band"""
+    whose: str
+
+    @property
+    def blamed(self) -> bool:
+        return len(self.deltas) > 1
+
+    @property
+    def number(self) -> int:
+        return sum(len(mine) for mine in self.deltas.values())
+
+    def upper(self, values: dict[str, list[float]]) -> float:
+        """The upper median of the agents' own medians; those of whom nothing is known count as higher."""
+        return sorted(median(mine) for mine in values.values())[self.rank]
+
+    def lower(self, values: dict[str, list[float]]) -> float:
+        """The lower median; those of whom nothing is known count as lower."""
+        return sorted((median(mine) for mine in values.values()), reverse=True)[self.rank]
+
+
+def _pool(past: Sequence[AcceptedDelta], agent: str, among: int) -> _Pool:
+    """Those of all, where most of the agents have handed some in; else the agent's own, which nobody else has made."""
+    by_agent: dict[str, list[BlockDelta]] = {}
+    for p in past:
+        by_agent.setdefault(p.agent, []).append(p.delta)
+    rank = max(len(by_agent), min(among, MANY)) // 2
+    if len(by_agent) > rank:
+        return _Pool(by_agent, rank, "this run's")
+    return _Pool({agent: by_agent[agent]} if agent in by_agent else {}, 0, "its agent's")
+
+
+def _limit(pool: _Pool, delta: BlockDelta, factor: float) -> float | None:
     """The limit that a delta is beyond: both of its block's norm and of what was in reach, for visits are of unlike length."""
-    if len(past) < ENOUGH:
+    if pool.number < ENOUGH or delta.share <= LITTLE:
         return None
-    limits = [_robust_limit([p.relative for p in past], factor), _robust_limit([p.share for p in past], factor)]
-    beyond = delta.relative > limits[0] and delta.share > limits[1]
-    return limits[0] if beyond else None
+    relative = _robust_limit(pool, {agent: [d.relative for d in mine] for agent, mine in pool.deltas.items()}, factor)
+    share = _robust_limit(pool, {agent: [d.share for d in mine] for agent, mine in pool.deltas.items()}, factor)
+    return relative if delta.relative > relative and delta.share > share else None
 
 
-def _robust_limit(values: Sequence[float], factor: float) -> float:
-    middle = median(values)
+def _robust_limit(pool: _Pool, values: dict[str, list[float]], factor: float) -> float:
+    middle = pool.upper(values)
     if not math.isfinite(middle):
         return math.inf
-    spread = SIGMA * median(abs(value - middle) for value in values)
+    spread = SIGMA * pool.upper({agent: [abs(value - middle) for value in mine] for agent, mine in values.items()})
     return max(factor * middle, middle + DEVIATIONS * spread)
 
 
-def _against(block: str, delta: BlockDelta, past: Sequence[AcceptedDelta]) -> str | None:
-    if (turned := next((p for p, cosine in _same(delta, past) if cosine < 0), None)) is not None:
-        return f"direction: the delta of {block} is that of round {turned.round}, turned round"
-    if len(past) < ENOUGH_DIRECTIONS or not delta.sketch:
+def _against(pool: _Pool, delta: BlockDelta) -> tuple[float, float] | None:
+    """Cosine of a delta that points against the others, and the usual one."""
+    if pool.number < ENOUGH_DIRECTIONS or not delta.sketch:
         return None
-    units = [sketch.unpacked(p.delta.sketch) for p in past]
-    total = [sum(column) for column in zip(*units, strict=True)]
-    usual = [sketch.cosine(unit, [t - u for t, u in zip(total, unit, strict=True)]) for unit in units]
-    middle = median(usual)
-    spread = SIGMA * median(abs(value - middle) for value in usual)
+    units = {agent: [sketch.unpacked(d.sketch) for d in mine] for agent, mine in pool.deltas.items()}
+    parts = {agent: [[u / len(mine) for u in unit] for unit in mine] for agent, mine in units.items()}
+    total = [sum(column) for column in zip(*(part for mine in parts.values() for part in mine), strict=True)]
+    usual = {
+        agent: [
+            sketch.cosine(unit, [t - p for t, p in zip(total, part, strict=True)]) for unit, part in zip(mine, parts[agent], strict=True)
+        ]
+        for agent, mine in units.items()
+    }
+    middle, least = pool.lower(usual), min(min(mine) for mine in usual.values())
+    spread = SIGMA * pool.upper({agent: [abs(value - middle) for value in mine] for agent, mine in usual.items()})
     found = sketch.cosine(sketch.unpacked(delta.sketch), total)
-    if middle >= USUAL and found <= min(AGAINST, min(usual) - SIGMA * spread, middle - max(AWAY, DEVIATIONS * spread)):
-        return f"direction: the delta of {block} points against this run's (cosine {found:.2f}, where {middle:.2f} is usual)"
-    return None
+    beyond = found <= min(AGAINST, least - SIGMA * spread, middle - max(AWAY, DEVIATIONS * spread))
+    return (found, middle) if middle >= USUAL and beyond else None
 
 
 def _same(delta: BlockDelta, past: Sequence[AcceptedDelta]) -> Iterator[tuple[AcceptedDelta, float]]:

@@ -99,6 +99,29 @@ def test_with_time_the_band_is_that_of_the_run_itself(live: LiveCoordinator, mod
     )
 
 
+def test_next_to_nothing_from_one_agent_makes_no_band_for_another(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "first_come", "cycles": 6}, admission={})
+    for number in range(8):
+        agent = other if number > 4 else hand
+        agent.deliver(assignment := agent.take(run), honest(agent, assignment, 0.1 if agent is other else 1e-8))
+        assert settled(live, run)["rounds_done"] == number + 1
+
+
+def test_who_is_out_of_line_with_its_own_deltas_alone_is_asked_for_the_next(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand
+) -> None:
+    """One strike more would be a quarantine; where nobody else has shown what is usual it is none."""
+    run = start_run(live, model, [hand, other], schedule={"agents": "first_come", "cycles": 6}, admission={})
+    for number in range(6):
+        hand.deliver(assignment := hand.take(run), honest(hand, assignment, 0.1 if number < 4 else 1.0))
+        view = settled(live, run)
+        if number >= 4:
+            other.deliver(assignment := other.take(run), honest(other, assignment, 0.001))
+            view = settled(live, run)
+        assert view["rounds_done"] == number + 1
+    assert [a["quarantined_until"] for a in live.operator.get("/agents?limit=1000") if a["name"] == hand.name] == [None]
+
+
 def test_who_seems_not_to_have_trained_is_told_of_and_accepted(live: LiveCoordinator, model: str, hand: Hand) -> None:
     run = start_run(live, model, [hand], schedule={"cycles": 3}, admission={})
     tensors = honest(hand, assignment := hand.take(run))

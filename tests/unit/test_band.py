@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedcybgd.coordinator.domain import sketch
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta, believed_steps, no_work, out_of_band, reach
+from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta, believed_steps, no_work, out_of_band, reach
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
@@ -23,22 +23,31 @@ def sketched(values: np.ndarray, piece: int = 777) -> str:
     return sketcher.packed()
 
 
-def delta(values: np.ndarray, base_norm: float = 10.0, reach: float = 1e9) -> BlockDelta:
+def delta(values: np.ndarray, base_norm: float = 10.0, reach: float = 1000.0) -> BlockDelta:
     norm = float(np.linalg.norm(values))
     return BlockDelta(norm=norm, base_norm=base_norm, size=len(values), sketch=sketched(values), reach=reach)
 
 
-def of_norm(norm: float, reach: float = 1e9, base_norm: float = 10.0) -> BlockDelta:
+def of_norm(norm: float, reach: float = 1000.0, base_norm: float = 10.0) -> BlockDelta:
     values = DRAW.standard_normal(SIZE)
     return delta(values / np.linalg.norm(values) * norm, base_norm, reach)
 
 
-def accepted(*deltas: BlockDelta, block: str = "layers.0", kind: str = "layer") -> list[AcceptedDelta]:
-    return [AcceptedDelta(block, kind, number, found) for number, found in enumerate(deltas)]
+def accepted(*deltas: BlockDelta, block: str = "layers.0", kind: str = "layer", agents: str = "a") -> list[AcceptedDelta]:
+    """`agents` hand them in by turns, a letter each."""
+    return [AcceptedDelta(block, kind, number, agents[number % len(agents)], found) for number, found in enumerate(deltas)]
+
+
+def result(
+    found: BlockDelta, past: list[AcceptedDelta], agent: str = "a", among: int = 1, rules: AdmissionSection = RULES, kind: str = "layer"
+) -> BandResult | None:
+    return out_of_band("layers.0", kind, found, past, rules, agent, among)
 
 
 def judged(found: BlockDelta, past: list[AcceptedDelta], rules: AdmissionSection = RULES, kind: str = "layer") -> str | None:
-    return out_of_band("layers.0", kind, found, past, rules)
+    """By a run of one agent, whose history is its own."""
+    against = result(found, past, rules=rules, kind=kind)
+    return against.reason if against is not None else None
 
 
 class TestSketch:
@@ -87,7 +96,7 @@ def test_no_visit_of_adamw_goes_beyond_its_reach(gradients: str, steps: int, dec
     found = delta((weight.detach() - before).numpy(), float(before.norm()))
     bound = reach(settings(steps, 0.01, decay), "layers.0", found, steps)
     assert found.norm <= 1.2 * bound, "and twice that is allowed"
-    assert out_of_band("layers.0", "layer", found.model_copy(update={"reach": bound}), [], RULES) is None
+    assert judged(found.model_copy(update={"reach": bound}), []) is None
 
 
 def test_a_block_reaches_as_far_as_its_rate_and_the_steps_go() -> None:
@@ -145,10 +154,76 @@ def test_where_norms_are_unlike_the_band_is_wide() -> None:
     assert judged(of_norm(limit + 0.1, reach=10), usual) is not None
 
 
+@pytest.mark.parametrize(
+    ("agents", "judge", "among"),
+    [
+        ("m", "h", 2),
+        ("mh", "h", 2),
+        ("mhi", "h", 3),
+        ("mnh", "i", 5),
+        ("mn", "h", 5),
+        ("mmmmmmmh", "h", 2),
+        ("mnohijk", "k", 7),
+        ("mno", "h", 100),
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 0.01])
+def test_a_minority_of_the_agents_narrows_no_band(agents: str, judge: str, among: int, scale: float) -> None:
+    """m, n and o hand in deltas that are next to nothing, as many as they like; those of the others go as far as they do."""
+    small, usual = of_norm(10 * scale, reach=10), of_norm(2.0, reach=10)
+    past = accepted(*[small if agents[n % len(agents)] in "mno" else usual for n in range(64)], agents=agents)
+    assert result(of_norm(3.0, reach=10), past, judge, among) is None
+
+
+@pytest.mark.parametrize(("agents", "among"), [("mh", 2), ("mhi", 3), ("mnhij", 5)])
+def test_who_goes_far_beyond_most_of_the_others_is_to_blame(agents: str, among: int) -> None:
+    past = accepted(*[of_norm(1.0, reach=10) for _ in range(20)], agents=agents)
+    against = result(of_norm(6.0, reach=10), past, "m", among)
+    assert against is not None
+    assert against.blamed
+    assert "that this run's bear out" in against.reason
+
+
+def test_one_agent_among_others_widens_no_band_for_itself() -> None:
+    past = accepted(*[of_norm(norm, reach=10) for _ in range(12) for norm in (9.0, 1.0, 1.1)], agents="mhi")
+    assert result(of_norm(9.0, reach=10), past, "m", 3) is not None
+
+
+def test_who_alone_has_a_history_is_held_to_it_without_blame() -> None:
+    past = accepted(*[of_norm(1.0, reach=10) for _ in range(20)], agents="m")
+    against = result(of_norm(6.0, reach=10), past, "m", 5)
+    assert against is not None
+    assert not against.blamed
+    assert "that its agent's bear out" in against.reason
+    assert result(of_norm(6.0, reach=10), past, "h", 5) is None, "nobody else has made it"
+
+
+def test_what_goes_a_little_of_the_way_is_never_too_far_and_next_to_nothing_tells_nothing() -> None:
+    narrow = accepted(*[of_norm(0.02, reach=10) for _ in range(8)], agents="hi")
+    assert result(of_norm(0.49, reach=10), narrow, "h", 2) is None
+    assert result(of_norm(0.51, reach=10), narrow, "h", 2) is not None
+    nothing = accepted(*[of_norm(0.009, reach=10) for _ in range(8)], agents="hi")
+    assert result(of_norm(9.0, reach=10), nothing, "h", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("agents", "judge", "among"), [("m", "h", 2), ("mmmmmmmh", "h", 2), ("mhi", "h", 3), ("mn", "h", 5), ("mnhij", "h", 5)]
+)
+def test_a_minority_of_the_agents_gives_a_run_no_direction(agents: str, judge: str, among: int) -> None:
+    """m and n hand in what points against all that the others will train."""
+    common = DRAW.standard_normal(SIZE)
+
+    def of(agent: str) -> BlockDelta:
+        return delta((-common if agent in "mn" else common) + DRAW.standard_normal(SIZE))
+
+    past = accepted(*[of(agents[n % len(agents)]) for n in range(40)], agents=agents)
+    assert result(of(judge), past, judge, among) is None
+
+
 @pytest.mark.parametrize("rules", [AdmissionSection(norm_band=None), AdmissionSection(max_relative_norm=None)])
 def test_who_wants_no_band_has_none(rules: AdmissionSection) -> None:
     usual = accepted(*[of_norm(1.0, reach=10) for _ in range(5)])
-    assert judged(of_norm(1e30, reach=1e-9), usual, rules) is None
+    assert judged(of_norm(1e30, reach=1e-9), usual, rules=rules) is None
 
 
 def test_an_earlier_delta_turned_round_is_out_and_one_repeated_is_told() -> None:
@@ -182,3 +257,7 @@ def test_what_points_against_all_others_is_out_where_they_have_a_direction() -> 
     assert judged(toward(-1.0), scattered) is None
     turning = accepted(*[toward(sign) for sign in (1, 1, 1, 1, -1, 1, -1)])
     assert judged(toward(-1.0), turning) is None, "this run turns round now and then"
+    shared = accepted(*[toward(1.0) for _ in range(6)], agents="ab")
+    against = result(toward(-1.0), shared, "a", 2)
+    assert against is not None
+    assert against.blamed

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain import band
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta
+from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta
 
 
 def measured(session: Session, assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
@@ -25,13 +25,16 @@ def measured(session: Session, assignment: Assignment, found: Mapping[str, Block
     }
 
 
-def reason_against(session: Session, run: Run, assignment: Assignment) -> str | None:
-    """Why a delta is out of line with its run's, if it is."""
-    kinds, past = _kinds(session, run.id), _past(session, run.id)
-    reasons = (
-        band.out_of_band(block, kinds[block], delta, past, run.spec.admission) for block, delta in (assignment.measured or {}).items()
-    )
-    return next((reason for reason in reasons if reason is not None), None)
+def found_against(session: Session, run: Run, assignment: Assignment) -> BandResult | None:
+    """What there is against a delta, by those that its run accepted; what its agent is to blame for comes first."""
+    kinds, past, agent = _kinds(session, run.id), _past(session, run.id), assignment.agent_id or ""
+    among = len({*run.participants, agent})
+    found = [
+        result
+        for block, delta in (assignment.measured or {}).items()
+        if (result := band.out_of_band(block, kinds[block], delta, past, run.spec.admission, agent, among)) is not None
+    ]
+    return min(found, key=lambda result: not result.blamed, default=None)
 
 
 def no_work(session: Session, run: Run, assignment: Assignment) -> str | None:
@@ -49,6 +52,10 @@ def _kinds(session: Session, run_id: str) -> dict[str, str]:
 def _past(session: Session, run_id: str) -> list[AcceptedDelta]:
     kinds = _kinds(session, run_id)
     accepted = (Assignment.run_id == run_id) & (Assignment.state == AssignmentState.ACCEPTED) & Assignment.measured.is_not(None)
-    newest = select(Assignment.round, Assignment.measured).where(accepted)
+    newest = select(Assignment.round, Assignment.agent_id, Assignment.measured).where(accepted)
     rows = session.execute(newest.order_by(Assignment.round.desc(), Assignment.seat.desc()).limit(band.REMEMBERED)).all()
-    return [AcceptedDelta(block, kinds[block], row.round, delta) for row in rows for block, delta in (row.measured or {}).items()]
+    return [
+        AcceptedDelta(block, kinds[block], row.round, row.agent_id or "", delta)
+        for row in rows
+        for block, delta in (row.measured or {}).items()
+    ]

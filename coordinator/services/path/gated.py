@@ -36,11 +36,14 @@ def decided(session: Session, done: Done[GatePayload, GateResult]) -> None:
         jobs.enqueue(session, APPLY, run.id, _halved(payload.applied), now)
         return
     alone = {member: verdict(result.losses, loss) for member, loss in result.alone.items()}
-    wrong = [member for member, one in alone.items() if one != GateVerdict.FINE] or payload.applied.assignments
+    shown_wrong = [member for member, one in alone.items() if one != GateVerdict.FINE]
+    wrong = shown_wrong or payload.applied.assignments
+    # Where several do harm only together, one of them may have meant to: the others are not to blame.
+    blamed = bool(shown_wrong) or len(wrong) == 1
     rounds.reopen(round, RoundEvent.REFUSE)
     session.flush()
     for member in wrong:
-        judge.reject(session, run, session.get_one(Assignment, member, with_for_update=True), f"gate: {text}", now)
+        judge.reject(session, run, session.get_one(Assignment, member, with_for_update=True), f"gate: {text}", now, blamed)
     session.flush()
     apply_round.apply_if_due(session, run, round.number, now)
 

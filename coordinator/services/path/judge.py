@@ -50,8 +50,11 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
         assignments.reject(assignment, f"run_{run.state}", now)
         return
     assignment.measured = compare.measured(session, assignment, result.deltas)
-    if (reason := result.rejected_because or compare.reason_against(session, run, assignment)) is not None:
-        _reject(session, run, assignment, reason, now)
+    if result.rejected_because is not None:
+        _reject(session, run, assignment, result.rejected_because, now)
+        return
+    if (against := compare.found_against(session, run, assignment)) is not None:
+        _reject(session, run, assignment, against.reason, now, against.blamed)
         return
     if (sign := compare.no_work(session, run, assignment)) is not None:
         name = queries.agent_name(session, assignment.agent_id)
@@ -63,13 +66,13 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     apply_round.apply_if_due(session, run, assignment.round, now)
 
 
-def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
-    reject(session, run, assignment, reason, now)
+def _reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime, blamed: bool = True) -> None:
+    reject(session, run, assignment, reason, now, blamed)
     apply_round.apply_if_due(session, run, assignment.round, now)  # the others may have waited for this judgement alone
 
 
-def reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime) -> None:
-    """Its delta is of no use: another agent is asked for what it trained."""
+def reject(session: Session, run: Run, assignment: Assignment, reason: str, now: datetime, blamed: bool = True) -> None:
+    """Its delta is of no use: another agent is asked for what it trained. `blamed`: and it counts against the one that sent it."""
     assignments.reject(assignment, reason, now)
     name = queries.agent_name(session, assignment.agent_id)
     record(
@@ -87,6 +90,7 @@ def reject(session: Session, run: Run, assignment: Assignment, reason: str, now:
     excluded = list(assignment.excluded)
     if assignment.agent_id is not None:
         excluded.append(assignment.agent_id)
+    if assignment.agent_id is not None and blamed:
         give_up.strike(session, run, assignment.agent_id, "delta_rejected", now)
     there = readiness.there(session, run.id, [seat.agent] if seat.agent is not None else [])
     again = open_round.assign(session, run, spec, seat, now, there, assignment.failures + 1, excluded, assignment.failed)
