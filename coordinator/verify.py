@@ -9,20 +9,14 @@ from pathlib import Path
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.domain.verification import History, KeptVersion, check_rows
-from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.home import DatabaseUnusable, existing_database, understood
 from fedcybgd.coordinator.jobs import recomputing
+from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
 from fedcybgd.coordinator.services.read import history as histories
 from fedcybgd.coordinator.services.records import audit
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, OverlayStore, open_store
 from fedcybgd.shared.contract.manifests import FileRef
-
-
-class NothingToVerify(Conflict):
-    """The run has no model yet."""
-
-    code = "run_not_prepared"
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ def _read(settings: Settings, database: Database, name: str) -> tuple[list[FileR
         with database.reading() as session:
             run, history = histories.of_name(session, name)
             if not run.prepared:
-                raise NothingToVerify(f"run {run.name} has no model yet")
+                raise RunNotPrepared(f"run {run.name} has no model yet")
             return list(run.files), history
 
 
