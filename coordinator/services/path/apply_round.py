@@ -10,7 +10,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.aggregate import chosen
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
-from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, Term
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
@@ -47,6 +47,18 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         record(session, now, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
     shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted), now)
+
+
+def being_applied(session: Session, run: Run, payload: ApplyPayload) -> Round | None:
+    """The round that these deltas are being added for. The run is locked, and so are the members of the round from here on.
+
+    None where nobody waits for them any more: they were applied already, the round was undone and began anew, or the run has ended.
+    """
+    round = session.get(Round, (run.id, payload.round))
+    if round is None or round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
+        return None
+    mine = {member.id for member in members(session, round, lock=True)}
+    return round if set(payload.assignments) <= mine else None
 
 
 def members(session: Session, round: Round, lock: bool = False) -> list[Assignment]:

@@ -8,8 +8,7 @@ from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Block, Round, Run
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult
 from fedcybgd.coordinator.domain.jobs.registry import Done
-from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
-from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.domain.round import RoundEvent
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import apply_round, gate, open_round
@@ -25,13 +24,8 @@ def applied(session: Session, done: Done[ApplyPayload, ApplyResult]) -> None:
     """
     payload, result, now = done.payload, done.result, done.now
     run = session.get_one(Run, done.subject, with_for_update=True)
-    round = session.get(Round, (run.id, payload.round))
-    if round is None or round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
-        return  # applied already, or nobody wants it any more
-    mine = {member.id for member in apply_round.members(session, round, lock=True)}
-    if not set(payload.assignments) <= mine:
-        return  # its round was undone meanwhile, and began anew
-    if not gate.ask_before(session, run, payload, result, now):
+    round = apply_round.being_applied(session, run, payload)
+    if round is not None and not gate.ask_before(session, run, payload, result, now):
         take_over(session, run, round, payload, result, now)
 
 

@@ -2,12 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Assignment, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Run
 from fedcybgd.coordinator.domain.gate import GateVerdict, verdict
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, GatePayload, GateResult
 from fedcybgd.coordinator.domain.jobs.registry import APPLY, Done
-from fedcybgd.coordinator.domain.round import RoundEvent, RoundState
-from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.domain.round import RoundEvent
 from fedcybgd.coordinator.services.path import apply_round, close_round, judge
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -18,11 +17,9 @@ def decided(session: Session, done: Done[GatePayload, GateResult]) -> None:
     """Exactly once, whatever is repeated: a round that is not being applied any more has been decided on."""
     payload, result, now = done.payload, done.result, done.now
     run = session.get_one(Run, done.subject, with_for_update=True)
-    round = session.get(Round, (run.id, payload.applied.round))
-    if round is None or round.state != RoundState.APPLYING or run.state in (RunState.CANCELLED, RunState.FAILED):
+    round = apply_round.being_applied(session, run, payload.applied)
+    if round is None:
         return
-    if not set(payload.applied.assignments) <= {member.id for member in apply_round.members(session, round, lock=True)}:
-        return  # its round was undone meanwhile, and began anew
     found = verdict(result.losses, result.after)
     if found == GateVerdict.FINE:
         round.loss_before = round.loss_before if round.loss_before is not None else result.losses[-1]
