@@ -18,7 +18,7 @@ from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs import recomputing
 from fedcybgd.coordinator.storage import EngineStore, OverlayStore
 from fedcybgd.shared.contract.codec import EXACT
-from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.provenance import Provenance, ProvenanceVersion, fingerprint
 from fedcybgd.shared.files.safetensors_header import header_of
@@ -112,7 +112,7 @@ def read(path: Path) -> Provenance:
 def check_signature(file: Provenance, key: str | None) -> None:
     try:
         public = base64.b64decode(file.key, validate=True)
-        if key is not None and key.strip() not in (file.key, hashlib.sha256(public).hexdigest()):
+        if key is not None and key.strip() not in (file.key, digest_of(public)):
             raise SigningKeyUnlike(f"the file is signed with {fingerprint(file.key)}, and not with the key that was given")
         Ed25519PublicKey.from_public_bytes(public).verify(base64.b64decode(file.signature, validate=True), file.signed())
     except (InvalidSignature, ValueError, binascii.Error) as error:

@@ -1,6 +1,5 @@
 """What operators send, and the answers that are no view of anything."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -8,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import Id, Message, Name
 
@@ -131,7 +131,7 @@ class AuditEntry(BaseModel):
 
     def own_hash(self) -> str:
         fields = self.model_dump(exclude={"hash", "at"}) | {"at": self.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return digest_of(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
 
 
 FIRST_HASH = "0" * 64

@@ -5,13 +5,12 @@ the same wherever it is made.
 """
 
 import base64
-import hashlib
 import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import JsonObject
 
@@ -106,4 +105,4 @@ def text_of(model: BaseModel) -> str:
 
 
 def fingerprint(key: str) -> str:
-    return hashlib.sha256(base64.b64decode(key)).hexdigest()
+    return digest_of(base64.b64decode(key))

@@ -8,6 +8,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from fedcybgd.shared.contract.digests import digest_of
+
 SIGNATURE, SIGNATURE_INPUT, CONTENT_DIGEST = "Signature", "Signature-Input", "Content-Digest"
 TIME = "FedCyBGD-Time"
 """Heading of a refusal of a signature: the coordinator's clock, in whole seconds, for whoever's own goes wrong."""
@@ -40,7 +42,7 @@ class SignatureParameters:
 
 def key_id(public_key: str) -> str:
     """The name of a key: the sha256 of its text."""
-    return hashlib.sha256(public_key.encode()).hexdigest()
+    return digest_of(public_key.encode())
 
 
 def digest_heading(body: bytes) -> str:

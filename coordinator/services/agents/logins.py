@@ -1,6 +1,5 @@
 """Browsers that are logged in at /admin: each is a row, so that its end is its end."""
 
-import hashlib
 import hmac
 import secrets
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ from fedcybgd.coordinator.domain.caller import Caller
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
+from fedcybgd.shared.contract.digests import digest_of
 
 HOLDS = timedelta(hours=12)
 MOST = 20
@@ -48,7 +48,7 @@ def end(session: Session, token: str) -> None:
 
 def form_token(secret: str) -> str:
     """What a form sends along, so that no other site can send it: of the cookie, but not the cookie."""
-    return hashlib.sha256(f"form:{secret}".encode()).hexdigest()
+    return digest_of(f"form:{secret}".encode())
 
 
 def is_form_token(given: str, secret: str) -> bool:

@@ -1,6 +1,5 @@
 """The provenance file of a run: what its database knows of how the model came to be, signed."""
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime
 
@@ -15,6 +14,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared, export_of
 from fedcybgd.coordinator.services.records import instance, signing, versions
+from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.provenance import (
     Provenance,
     ProvenanceBlock,
@@ -67,7 +67,7 @@ def _agents(session: Session, run_id: str, names: bool) -> Callable[[str], str]:
 
 def pseudonym(run_id: str, agent_id: str) -> str:
     """The same in all files of a run; who does not know the id, which is random, learns nothing of it."""
-    return f"agent-{hashlib.sha256(f'{run_id}:{agent_id}'.encode()).hexdigest()[:16]}"
+    return f"agent-{digest_of(f'{run_id}:{agent_id}'.encode())[:16]}"
 
 
 def _without_names(session: Session, run: Run) -> RunFile:

@@ -1,7 +1,8 @@
 """Random keys that are shown once and kept as hashes only."""
 
-import hashlib
 import secrets
+
+from fedcybgd.shared.contract.digests import digest_of
 
 OPERATOR = "fco_"
 AGENT = "fca_"
@@ -15,7 +16,7 @@ def new_key(prefix: str) -> str:
 
 def key_hash(key: str) -> str:
     """Sha256 is enough for keys of 256 random bits, and costs nothing at every poll."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return digest_of(key.encode())
 
 
 def nobodys() -> str:
