@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
+from fedcybgd.coordinator.domain.outlook import at
 from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
@@ -20,20 +21,13 @@ def silence(session: Session, now: datetime, after: timedelta) -> None:
         return
     if len(found) <= NAMED:
         for agent in found:
-            record(
-                session,
-                now,
-                "warning",
-                "agent_silent",
-                f"agent {agent.name} has not been seen since {agent.last_seen_at:%Y-%m-%d %H:%M:%S} UTC",
-                agent_id=agent.id,
-            )
+            assert agent.last_seen_at is not None, "who was never seen is not missed"
+            text = f"agent {agent.name} has not been seen since {at(agent.last_seen_at)}"
+            record(session, now, "warning", "agent_silent", text, agent_id=agent.id)
     else:
         names = ", ".join(agent.name for agent in found[:NAMED])
         first = min(seen for agent in found if (seen := agent.last_seen_at))
-        text = (
-            f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {first:%Y-%m-%d %H:%M:%S} UTC or later"
-        )
+        text = f"{len(found)} agents are silent, {names} and {len(found) - NAMED} more: not seen since {at(first)} or later"
         record(session, now, "warning", "agent_silent", text)
     signals.forget(session, *(agent.id for agent in found))
     openings.leave_to_others(session, [agent.id for agent in found])
