@@ -84,9 +84,13 @@ def environment(walls: Walls, of: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(ours), "PYTHONUSERBASE": site.getuserbase(), "HOME": work, "TMPDIR": work}
 
 
+def _package() -> Path:
+    return Path(fedcybgd.__path__[0]).absolute()
+
+
 def package_root() -> Path:
-    """Where Python finds `fedcybgd`."""
-    return Path(fedcybgd.__path__[0]).absolute().parent
+    """Where Python finds `fedcybgd`: its files may be somebody's own."""
+    return _package().parent
 
 
 def dies_with_its_parent(parent: int) -> None:
@@ -104,7 +108,7 @@ def raise_walls(walls: Walls) -> WallsRaised:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # rather this process than another of this machine
     try:
-        landlock = files.leave(_listed(), [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices())
+        landlock = files.leave([package_root()], [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices())
     except OSError:
         landlock = 0
     standing = WallsRaised(network=network.take(walls.local_sockets), landlock=landlock)
@@ -119,23 +123,14 @@ def _lower(which: int, most: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def _listed() -> list[Path]:
-    """Folders in which Python looks for modules, but whose files may be somebody's own."""
-    return [package_root()]
-
-
 def _python(walls: Walls) -> list[Path]:
     """Where the interpreter and its packages lie, ours among them."""
-    ours = [path for name in ("", "agent", "shared") for path in _package(name)]
+    package = _package()
+    ours = [package, *((package / linked).resolve() for linked in ("agent", "shared"))]
     private = [path.parent for path in (*walls.write, *walls.read)]
     others = [Path(entry).resolve() for entry in (*sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix) if entry]
     # What would open a folder with the agent's own files is left out: a checkout that an agent's home lies in, say.
     return [*ours, *(path for path in others if not any(place.is_relative_to(path) for place in private))]
-
-
-def _package(name: str) -> list[Path]:
-    root = Path(fedcybgd.__path__[0])
-    return [root if not name else (root / name).resolve()]
 
 
 def _devices() -> list[Path]:
