@@ -3,18 +3,18 @@
 from datetime import datetime
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import Base
 from fedcybgd.coordinator.db.models import Exposure, Traffic, TrafficTotal
+from fedcybgd.coordinator.db.upsert import upsert
 from fedcybgd.shared.contract.manifests import ShardRef
 
 
 def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
     """Write down that an agent gets a block, before it does."""
-    insert = _insert(session, Exposure)
-    values = insert.values(agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now)
+    values = upsert(session, Exposure).values(
+        agent_id=agent_id, run_id=run_id, block=ref.block, version=ref.version, codec=ref.codec, first_at=now
+    )
     session.execute(values.on_conflict_do_nothing())
 
 
@@ -22,15 +22,11 @@ def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, a
     """Add bytes that crossed the wire."""
     if amount <= 0:
         return
-    sent = _insert(session, Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
+    sent = upsert(session, Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
     keys = ["run_id", "round", "agent_id", "kind"]
     session.execute(sent.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
-    total = _insert(session, TrafficTotal).values(run_id=run_id, kind=kind, bytes=amount)
+    total = upsert(session, TrafficTotal).values(run_id=run_id, kind=kind, bytes=amount)
     session.execute(total.on_conflict_do_update(index_elements=["run_id", "kind"], set_={"bytes": TrafficTotal.bytes + amount}))
-
-
-def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(table) if session.get_bind().dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def totals(session: Session, run_id: str | None = None) -> dict[str, int]:
