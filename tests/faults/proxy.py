@@ -52,7 +52,8 @@ class Proxy:
         """of each request METHOD and path, and how many bytes of its body and of its answer's went on"""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        threading.Thread(target=self._serve, name="proxy", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
+        self._thread.start()
         assert self._ready.wait(10)
 
     def set(self, rule: Rule) -> Rule:
@@ -63,7 +64,10 @@ class Proxy:
         self._rules = []
 
     def close(self) -> None:
+        """Nothing of it is left then: no handler, no connection, no thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -71,6 +75,20 @@ class Proxy:
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._ready.set()
         self._loop.run_forever()
+        server.close()
+        self._loop.run_until_complete(self._end_all())
+        self._loop.close()
+
+    @staticmethod
+    async def _end_all() -> None:
+        """End the handlers where they are: one that is thrown away with its loop would be closed by nobody."""
+        tasks = asyncio.all_tasks()
+        while len(tasks) > 1:  # this is one of them; a connection that was just taken becomes another
+            for task in tasks - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+            tasks = asyncio.all_tasks()
+        await asyncio.sleep(0)  # for the connections that they closed
 
     def _rule(self, line: bytes) -> Rule | None:
         text = what(line)
@@ -86,7 +104,7 @@ class Proxy:
             rule = self._rule(head.split(b"\r\n", 1)[0])
             body = await self._body(reader, head)
             await self._answer(rule or Rule("none"), self._request(head, body), reader, writer)
-        except (Cut, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (Cut, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass
         finally:
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()

@@ -3,12 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
 from tests.faults.proxy import FOREIGN, Proxy, Rule
+from tests.support.processes import wait_for
 
 ANSWER = b"the coordinator's own words" * 100
 
@@ -44,6 +46,7 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -103,6 +106,17 @@ def test_it_is_slow(proxy: Proxy, kind: str, amount: int, least_s: float) -> Non
     else:
         assert post(proxy).content == ANSWER
     assert time.monotonic() - began >= least_s
+
+
+def test_what_it_is_at_ends_with_it(server: Server) -> None:
+    proxy = Proxy(server.server_address[1])
+    held = proxy.set(Rule("black_hole", seconds=60))
+    with ThreadPoolExecutor(1) as one:
+        asked = one.submit(post, proxy)
+        wait_for(lambda: held.met)
+        proxy.close()
+        with pytest.raises(httpx.TransportError):
+            asked.result(5)
 
 
 def test_a_rule_is_for_the_paths_that_it_names(proxy: Proxy) -> None:
