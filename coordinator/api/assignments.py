@@ -58,10 +58,10 @@ async def claim(
     offers = waiting.offers
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
-    await attendance.sign_in(agent, now())
     if daemon is not None and daemon != agent.daemon:
         await run_in_threadpool(copies.came, database, agent.id, daemon, now)
         agent.daemon = daemon
+    await attendance.sign_in(agent, now())
     if waiting.stale:
         await waiting.refresh()
     place = waiting.enter(Claimant(agent.id, agent.name, body))

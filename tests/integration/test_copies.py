@@ -1,9 +1,14 @@
 """Two copies of one agent's home: noticed, said once, and no lease goes back and forth."""
 
-import pytest
+from datetime import timedelta
 
+import pytest
+from sqlalchemy import select
+
+from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.shared.contract.words import DAEMON
 from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
 from tests.support.visits import Hand, last_visit, refused, settled, start_run
 
 pytestmark = pytest.mark.database_decides
@@ -32,6 +37,22 @@ def test_of_two_copies_the_one_that_came_last_works_on(live: LiveCoordinator, mo
     assert claim(hand, run, "c").status_code == 200, "the older one, started again"
     refused(claim(hand, run, "b"), 409, "agent_copied")
     assert told(live, hand) == 2
+
+
+def test_a_copy_that_is_gone_leaves_the_work_to_the_one_that_is_there(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    """What is refused is no sign of life: else the agent would never be silent, and its work waited for for ever."""
+    run = start_run(live, model, [hand])
+    claim(hand, run, "a")
+    claim(hand, run, "b")
+    refused(claim(hand, run, "a"), 409, "agent_copied")
+    with live.database.transaction() as session:
+        row = session.scalars(select(Agent).where(Agent.name == hand.name)).one()
+        assert row.last_seen_at is not None
+        row.last_seen_at -= timedelta(seconds=live.settings.silent_after_s - 1)
+    refused(claim(hand, run, "a"), 409, "agent_copied")
+    found = wait_for(lambda: (answer := claim(hand, run, "a")).status_code == 200 and answer)
+    assert found.json()["attempt"] == 3
+    refused(claim(hand, run, "b"), 409, "agent_copied")
 
 
 def test_restarts_are_no_copies(live: LiveCoordinator, model: str, hand: Hand) -> None:
