@@ -12,7 +12,7 @@ from fedcybgd.coordinator.walls.answers import answer_of
 from fedcybgd.coordinator.walls.body import Body, check_depth
 from fedcybgd.coordinator.walls.connections import neighbourhood
 from fedcybgd.coordinator.walls.rates import Buckets
-from fedcybgd.coordinator.walls.rules import Door, HowOften, Rule, rule_for
+from fedcybgd.coordinator.walls.rules import Door, HowOften, Rule, check_path, rule_for
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT, TIME
 from fedcybgd.shared.host.addresses import is_loopback
@@ -66,6 +66,7 @@ class Doorkeeper:
         slowed = self._failures.empty_for(place, time.monotonic())
         answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or _shows_a_key(headings))
         try:
+            check_path(scope["path"])
             self._check_host(headings)
             if self._through_proxies and rule.door is not Door.OPEN:
                 _check_way(scope)

@@ -4,13 +4,19 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.shared.contract.words import API
 
 JSON_AT_MOST = 1 << 20
 """The longest honest message is a run file or a report on a thousand runs, with some 100 KB."""
 FORM_AT_MOST = 16 << 10
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 ENROLMENT_AT_MOST = 64 << 10
+
+
+class PathRefused(CoordinatorError):
+    code = "path_refused"
 
 
 class Door(Enum):
@@ -49,6 +55,12 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("POST", r"/admin/.*", FORM),
 )
 _RULES = tuple((method, re.compile(path), rule) for method, path, rule in RULES)
+
+
+def check_path(path: str) -> None:
+    """Raise `PathRefused` for a path that a route's pattern could take for another than `rule_for` does: `$` also stands before a last newline."""
+    if CONTROL.search(path):
+        raise PathRefused("no path has control characters in it")
 
 
 def rule_for(method: str, path: str) -> Rule:

@@ -1,15 +1,22 @@
 """What is refused before anything of it is parsed, over real sockets: strangers, floods, bodies without end, heads that never end."""
 
+import re
 import socket
 import time
+import unicodedata
 from collections.abc import Callable
+from urllib.parse import quote
 
 import httpx
 import pytest
+from starlette.routing import compile_path
 
+from fedcybgd.coordinator.dashboard.pages import FORM_COOKIE
+from fedcybgd.coordinator.services.agents.logins import form_token
 from fedcybgd.coordinator.walls import connections
 from fedcybgd.coordinator.walls.rates import Rate
-from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, HowOften
+from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, HowOften, PathRefused, check_path, rule_for
+from tests.integration.test_who_may import TABLE
 from tests.support.browser import browser, sent
 from tests.support.live import OFTEN, LiveCoordinator
 from tests.support.visits import Hand, refused, wire
@@ -189,6 +196,69 @@ def test_others_come_by_https_through_the_proxy_alone(coordinators: Callable[...
     for headings in (far, {**far, "X-Forwarded-Proto": "http"}):
         refused(client.get("/status", headers=headings), 403, "https_needed")
     assert client.get("/health", headers=far).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "spelled", ["/admin%0A", "/admin%0a", "/admin/%0A", "/%0Aadmin", "/admin%00", "/admin%0D", "/admin%C2%85", "/admin%7F"]
+)
+def test_no_other_spelling_of_the_login_goes_round_its_walls(live: LiveCoordinator, spelled: str) -> None:
+    """The pattern of a route may end before a newline, and the walls would take it for another page: no count, no form, no bound."""
+    form = {"Cookie": f"{FORM_COOKIE}=x"}, {"form": form_token("x"), "key": live.operator_key}
+    answer = httpx.post(live.url + spelled, headers=form[0], data=form[1])
+    refused(answer, 400, "path_refused")
+    assert "set-cookie" not in answer.headers
+    assert httpx.post(f"{live.url}/admin", headers=form[0], data=form[1]).status_code == 303
+
+
+ODD = [
+    "\n",
+    "\r",
+    "\0",
+    "\x1f",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "/",
+    "//",
+    "/.",
+    "/..",
+    ".",
+    ";a",
+    "?a",
+    "#",
+    "%2f",
+    "%0A",
+    " ",
+    "\\",
+    "é",
+    "\ufffd",
+]
+
+
+def spellings(plain: str) -> list[str]:
+    """Of a path: with something odd before it, behind it and within its last part, in other letters, with other slashes."""
+    first, _, last = plain.rpartition("/")
+    found = [spelled for odd in ODD for spelled in (odd + plain, plain + odd, f"{first}/{last[:1]}{odd}{last[1:]}")]
+    return [*found, plain.upper(), plain.title(), plain.replace("/", "//"), plain.replace("/", "/./"), f"/x/..{plain}"]
+
+
+def test_the_walls_know_a_path_as_the_router_does(live: LiveCoordinator) -> None:
+    alike = 0
+    with httpx.Client(base_url=live.url) as client:
+        for route in TABLE:
+            method, _, template = route.partition(" ")
+            pattern, plain = compile_path(template)[0], re.sub("{[a-z_]+}", "x", template)
+            for path in (path for path in spellings(plain) if pattern.match(path)):
+                if any(unicodedata.category(c) == "Cc" for c in path):
+                    with pytest.raises(PathRefused):
+                        check_path(path)
+                else:
+                    alike += 1
+                    assert rule_for(method, path) == rule_for(method, plain), path
+            assert client.request(method, quote(plain + "\n")).status_code == 400, route
+            for other in {"HEAD", "OPTIONS"} - {known.split()[0] for known in TABLE if known.endswith(f" {template}")}:
+                assert client.request(other, plain).status_code == 405, route
+    assert alike > 50, "those with something odd in a name"
 
 
 def test_what_is_not_allowed_says_what_is(live: LiveCoordinator) -> None:
