@@ -38,16 +38,26 @@ class Replays:
     def now(self) -> float:
         return self._began + self._clock() - self._zero
 
-    def admit(self, said: SignatureParameters) -> None:
+    def check(self, said: SignatureParameters) -> None:
         """Raises `SignatureStale` with the time here, and `SignatureRepeated`. Ask only for a signature that is good."""
         now = self.now()
         if not now - WINDOW_S <= said.created <= now + AHEAD_S or said.created <= self._began:
             raise SignatureStale(now)
         with self._lock:
+            self._look(said)
+
+    def admit(self, said: SignatureParameters) -> None:
+        """As `check`, and it does not count another time."""
+        self.check(said)
+        now = self.now()
+        with self._lock:
             # So long a signature is good at the most, from its first second to its last.
             if now - self._turned > WINDOW_S + AHEAD_S:
                 self._before, self._now, self._turned = self._now, set(), now
-            one = (said.key_id, said.nonce)
-            if one in self._now or one in self._before:
-                raise SignatureRepeated("this very request was made already; sign it again, with another nonce")
-            self._now.add(one)
+            self._look(said)
+            self._now.add((said.key_id, said.nonce))
+
+    def _look(self, said: SignatureParameters) -> None:
+        one = (said.key_id, said.nonce)
+        if one in self._now or one in self._before:
+            raise SignatureRepeated("this very request was made already; sign it again, with another nonce")

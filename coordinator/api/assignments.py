@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SendingAgentDep, StoreDep, UploadsDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -175,7 +175,7 @@ async def upload(
     request: Request,
     assignment_id: AssignmentId,
     digest: Digest,
-    agent: SendingAgentDep,
+    agent: AgentDep,
     database: DatabaseDep,
     uploads: UploadsDep,
     offset: Annotated[int, Query(ge=0, description="where these bytes belong; must be what has arrived")] = 0,

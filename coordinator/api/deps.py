@@ -66,6 +66,4 @@ AttendanceDep = Annotated[Attendance, Depends(_attendance)]
 OpenDep = Depends(Anyone())
 ViewerDep, OperatorDep, OwnerDep = (Depends(AnOperator(role)) for role in Role)
 AgentDep = Annotated[Known, Depends(AnAgent())]
-SendingAgentDep = Annotated[Known, Depends(AnAgent(streams=True))]
-"""Of a route whose body comes in its own time"""
 now = utcnow

@@ -15,7 +15,6 @@ from fedcybgd.coordinator.domain.caller import NOBODY, Caller
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
-from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT
 
 _scheme = HTTPBearer(
@@ -47,22 +46,17 @@ class Anyone(Guard):
 
 
 class AnAgent(Guard):
-    """Needs an agent's signature, or the secret of one that does not sign yet. `streams`: the route takes a body as it comes."""
+    """Needs an agent's signature, or the secret of one that does not sign yet."""
 
     word = "agent"
-
-    def __init__(self, streams: bool = False) -> None:
-        self._streams = streams
 
     async def admit(self, request: Request) -> None:
         # A transaction of its own, if any, closed before the route begins: a long poll must not hold one.
         attendance: Attendance = request.app.state.attendance
         if SIGNATURE_INPUT in request.headers:
-            known = await signed.admit(request, attendance, request.app.state.replays, self._streams)
+            known = await signed.admitted(request, attendance)
         else:
-            known = await attendance.who(keys.key_hash(bearer(request)))
-            if known.public_key is not None:
-                raise signed.SignatureMissing("this agent signs its requests, and this one is not signed")
+            known = await signed.by_secret(bearer(request), attendance)
         request.state.agent, request.state.caller = known, Caller("agent", known.name, address=address_of(request))
 
     async def __call__(self, request: Request, _given: Given) -> Known:

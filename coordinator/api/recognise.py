@@ -1,5 +1,9 @@
 """Whose key a request shows, asked before anything else of it is read."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import Scope
@@ -16,29 +20,38 @@ AT_ONCE = 4
 """Keys that are looked up at the same time; the threads of the routes are not for strangers."""
 
 
+@dataclass(frozen=True)
+class Recognised:
+    """Who seems to call, and how he proves it where the key alone does not."""
+
+    caller: str
+    prove: Callable[[bytes | None], None] | None = None
+
+
 class Recognition:
     """What the walls ask: is this somebody's key? What its owner may do, the route says."""
 
     def __init__(self) -> None:
         self._lane = CapacityLimiter(AT_ONCE)
 
-    async def __call__(self, scope: Scope) -> str | None:
+    async def __call__(self, scope: Scope) -> Recognised | None:
         """A name for the owner of the key, None for one that was shut out. Raises `Unauthorized`."""
         request, state = Request(scope), scope["app"].state
         if SIGNATURE_INPUT in request.headers:
             try:
-                return str((await signed.recognise(request, state.attendance, self._lane)).id)
+                known = await signed.recognise(request, state.attendance, self._lane)
             except Forbidden:
                 return None
+            state.replays.check(request.state.signature)
+            return Recognised(str(known.id), partial(signed.prove, request, state.replays))
         key = bearer(request)
         if key.startswith(keys.OPERATOR):
             await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
-            return keys.key_hash(key)
+            return Recognised(keys.key_hash(key))
         try:
-            known = await state.attendance.who(keys.key_hash(key), self._lane)
+            return Recognised((await signed.by_secret(key, state.attendance, self._lane)).id)
         except Forbidden:
             return None
-        return str(known.id)
 
 
 def _operator(database: Database, key: str) -> None:

@@ -10,6 +10,7 @@ from fastapi import Request
 from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.replays import Replays
+from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.signatures import (
     CONTENT_DIGEST,
     SIGNATURE,
@@ -52,18 +53,31 @@ async def recognise(request: Request, attendance: Attendance, lane: CapacityLimi
     return known
 
 
-async def admit(request: Request, attendance: Attendance, replays: Replays, streams: bool) -> Known:
-    """The agent that has signed a request, now and this once. Raises `Unauthorized`, and `AgentRevoked`.
+async def by_secret(key: str, attendance: Attendance, lane: CapacityLimiter | None = None) -> Known:
+    """The agent whose secret this is, of those that do not sign yet. Raises `Unauthorized`, and `AgentRevoked`."""
+    known = await attendance.who(keys.key_hash(key), lane)
+    if known.public_key is not None:  # a public key is no secret
+        raise SignatureMissing("this agent signs its requests, and this one is not signed")
+    return known
 
-    The body is read after the rest was found good. Where it `streams`, digest and offset in the path stand for it.
+
+def prove(request: Request, replays: Replays, body: bytes | None) -> None:
+    """That a request whose signature is good was made now, this once, with this body. Raises `Unauthorized`.
+
+    None: it streams, and digest and offset in the path stand for it.
     """
-    known = await recognise(request, attendance)
     said: SignatureParameters = request.state.signature
-    if not streams:
-        body = await request.body()
-        if (request.headers.get(CONTENT_DIGEST) if said.with_body else None) != (digest_heading(body) if body else None):
-            raise SignatureWrong(f"the body is not the one that was signed ({CONTENT_DIGEST})")
+    if body is not None and (request.headers.get(CONTENT_DIGEST) if said.with_body else None) != (digest_heading(body) if body else None):
+        raise SignatureWrong(f"the body is not the one that was signed ({CONTENT_DIGEST})")
     replays.admit(said)  # last: a request that somebody has changed must not spend the one that the agent makes
+    request.state.proven = True
+
+
+async def admitted(request: Request, attendance: Attendance) -> Known:
+    """The agent that has signed a request, as the walls have found it. Raises `Unauthorized`, and `AgentRevoked`."""
+    known = await recognise(request, attendance)
+    if not getattr(request.state, "proven", False):
+        raise SignatureWrong("nobody has looked whether this request was made now, and this once")
     return known
 
 

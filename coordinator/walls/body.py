@@ -29,17 +29,16 @@ class Body:
         """nothing of it is still to come"""
         self._kept: Message | None = None
 
-    async def collect(self) -> bytes:
-        """All of it, which `receive` gives once more. Raises `TooLarge` before the first byte where its length was announced."""
+    async def collect(self) -> bytes | None:
+        """All of it, which `receive` gives once more; None: whoever asked has gone. Raises `TooLarge` before the first byte where its length was announced."""
         assert self._most is not None
         if self._announced > self._most:
             raise self._too_large()
         data = bytearray()
         while not self.whole:
             message = await self._receive()
-            if message["type"] != "http.request":  # whoever asked is gone
-                self._kept = message
-                return b""
+            if message["type"] != "http.request":
+                return None
             data += message.get("body", b"")
             if len(data) > self._most:
                 raise self._too_large()

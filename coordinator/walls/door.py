@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,7 +19,21 @@ from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT, TIME
 from fedcybgd.shared.host.addresses import is_loopback
 
 Headings = dict[bytes, bytes]
-Recognise = Callable[[Scope], Awaitable[str | None]]
+CALLS = "too many calls with this key"
+
+
+class Shown(Protocol):
+    """Who seems to call. What is counted against him, and done for him, waits until he has proved it: else a stranger spends it."""
+
+    @property
+    def caller(self) -> str: ...
+
+    @property
+    def prove(self) -> Callable[[bytes | None], None] | None:
+        """Looks at the body, or None where it streams, and raises `FedError`; None: the key was the proof."""
+
+
+Recognise = Callable[[Scope], Awaitable[Shown | None]]
 """Who calls, by a good key; None: somebody who was shut out, whom the route tells so. Raises `FedError` where there is none."""
 TRIED_AT_ONCE = 2
 """Secrets that are tried at the same time for addresses from which many wrong ones came"""
@@ -63,7 +78,7 @@ class Doorkeeper:
         rule = rule_for(scope["method"], scope["path"])
         body = Body(headings, receive, rule.most)
         place = neighbourhood(scope["client"][0]) if scope.get("client") else ""
-        slowed = self._failures.empty_for(place, time.monotonic())
+        slowed, shown, data = self._failures.empty_for(place, time.monotonic()), None, None
         answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or _shows_a_key(headings))
         try:
             check_path(scope["path"])
@@ -72,14 +87,19 @@ class Doorkeeper:
                 _check_way(scope)
             if rule.door is Door.KEY and (_shows_a_key(headings) or not body.whole):
                 async with self._few if slowed else contextlib.nullcontext():
-                    caller = await self._recognise(scope)
-                if caller is not None:
-                    self._count(caller, rule)
-                    if (guest := scope.get("state", {}).get("guest")) is not None:
-                        guest.prove(caller)
+                    shown = await self._recognise(scope)
+            if shown is not None and shown.prove is None:
+                self._enter(scope, shown, rule)
             if rule.most is not None:
+                if shown is not None and shown.prove is not None:
+                    self._check_rate(shown, rule)
                 _check_form(headings, rule)
-                check_depth(await body.collect())
+                if (data := await body.collect()) is None:
+                    return
+            if shown is not None and shown.prove is not None:
+                shown.prove(data)
+                self._enter(scope, shown, rule)
+            check_depth(data or b"")
         except FedError as error:
             await answer_of(error)(scope, receive, answered)
             return
@@ -95,9 +115,9 @@ class Doorkeeper:
             if replaced:
                 return
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and tried and not _says_the_time(message):
+                if message["status"] == 401 and tried:
                     self._failures.take(place, time.monotonic())
-                    if slowed:
+                    if slowed and not _says_the_time(message):
                         replaced = True
                         await answer_of(_too_many(slowed, "too many wrong keys came from this address"))(scope, receive, send)
                         return
@@ -114,11 +134,20 @@ class Doorkeeper:
             if (name if name.endswith("]") else name.rsplit(":", 1)[0]) not in self._hosts:
                 raise HostUnknown("this coordinator is not called by that name; FEDCOORD_HOSTS lists the names that it has")
 
-    def _count(self, caller: str, rule: Rule) -> None:
-        if rule.most is None:
-            return
-        if wait := (self._costly if rule.costly else self._calls).take(caller, time.monotonic()):
-            raise _too_many(wait, "too many calls with this key")
+    def _enter(self, scope: Scope, shown: Shown, rule: Rule) -> None:
+        """It is he: his call is counted, and his connection is his."""
+        if rule.most is not None and (wait := self._bucket(rule).take(shown.caller, time.monotonic())):
+            raise _too_many(wait, CALLS)
+        if (guest := scope.get("state", {}).get("guest")) is not None:
+            guest.prove(shown.caller)
+
+    def _check_rate(self, shown: Shown, rule: Rule) -> None:
+        """Whoever has had too much already is told so before his body is read."""
+        if wait := self._bucket(rule).empty_for(shown.caller, time.monotonic()):
+            raise _too_many(wait, CALLS)
+
+    def _bucket(self, rule: Rule) -> Buckets:
+        return self._costly if rule.costly else self._calls
 
 
 def _check_way(scope: Scope) -> None:
@@ -135,7 +164,7 @@ def _shows_a_key(headings: Headings) -> bool:
 
 
 def _says_the_time(message: Message) -> bool:
-    """A signature that is good but old: no secret was wrong, and whoever made it is to make another."""
+    """A signature that is good but old: whoever made it is to make another, by the time that he is told."""
     return any(name == TIME.lower().encode() for name, _ in message["headers"])
 
 

@@ -16,6 +16,8 @@ from fedcybgd.coordinator.services.agents.logins import form_token
 from fedcybgd.coordinator.walls import connections
 from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, HowOften, PathRefused, check_path, rule_for
+from fedcybgd.shared.contract.signatures import WINDOW_S
+from tests.integration.test_signatures import again, enrolled, signed
 from tests.integration.test_who_may import TABLE
 from tests.support.browser import browser, sent
 from tests.support.live import OFTEN, LiveCoordinator
@@ -171,6 +173,37 @@ def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoo
     seen = {hand.http.get("/agents/me").status_code for _ in range(20)}
     assert seen == {200, 429}
     assert other.http.get("/agents/me").status_code == 200
+
+
+@pytest.mark.parametrize("shown", ["sent again", "old", "of another body", "the public key"])
+def test_what_is_no_proof_spends_the_rate_of_its_address_and_not_of_its_agent(
+    coordinators: Callable[..., LiveCoordinator], shown: str
+) -> None:
+    live = coordinators(bounds=HowOften(Rate(5, 0.001), Rate(10, 0.001), OFTEN.costly))
+    _, signer, _ = enrolled(live)
+    http, _ = signed(live, signer)
+    claim = httpx.Request("POST", f"{live.url}/v1/assignments/claim?wait=0", json={"runs": ["none-such"]})
+    claim.read()
+    if shown == "old":
+        signer._ahead -= WINDOW_S + 10
+    signer._sign(claim)
+    signer._ahead = 1.5
+    if shown == "sent again":
+        assert again(live, claim).status_code == 204
+    thief = wire(live, signer.public_key)
+
+    def tried() -> httpx.Response:
+        if shown == "the public key":
+            return thief.get("/agents/me")
+        return again(live, claim, **({"content": b"{}"} if shown == "of another body" else {}))
+
+    assert [tried().status_code for _ in range(5)] == [401] * 5
+    # Of wrong keys from there only when to come back is said. Whose clock goes wrong is told the time all the same.
+    refused(thief.get("/agents/me"), 429, "too_many_requests")
+    refused(tried(), *((401, "signature_stale") if shown == "old" else (429, "too_many_requests")))
+    for _ in range(20):
+        tried()
+    assert {http.get("/agents/me").status_code for _ in range(8)} == {200}
 
 
 def test_costly_calls_are_counted_apart(coordinators: Callable[..., LiveCoordinator]) -> None:
