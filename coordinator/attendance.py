@@ -30,6 +30,7 @@ class Known:
 
     id: str
     name: str
+    key_hash: str
     there: bool
     """it counts as active"""
     limits: DeclaredLimits
@@ -74,6 +75,7 @@ class Attendance:
         known = Known(
             found.id,
             found.name,
+            hashed,
             found.state == AgentState.ACTIVE,
             found.limits,
             found.last_seen_at,

@@ -85,7 +85,7 @@ def say_ready(body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Resp
 @router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403, 422))
 def rotate_own_key(agent: AgentDep, session: WriteDep, body: KeyRequest | None = None) -> NewKey:
     """A new key under the same identity; the old one is void at once. With a public key the agent signs from now on."""
-    return NewKey(key=identity.rotate_key(session, agent.id, body.public_key if body is not None else None))
+    return NewKey(key=identity.rotate_key(session, agent.id, agent.key_hash, body.public_key if body is not None else None))
 
 
 @router.get(

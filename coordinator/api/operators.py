@@ -5,6 +5,7 @@ from datetime import timedelta
 from fastapi import APIRouter, Request, Response
 
 from fedcybgd.coordinator.api.deps import OwnerDep, SettingsDep, ViewerDep, now
+from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -40,8 +41,12 @@ def me(request: Request, session: ReadDep) -> Operator:
 
 @router.post("/me/rotate", summary="Replace the operator's own key", response_model=OperatorKeyAnswer, dependencies=[ViewerDep])
 def rotate_own(body: OperatorKeyRequest, request: Request, session: WriteDep, settings: SettingsDep) -> OperatorKeyAnswer:
-    """A new key; the old one is void at once, and so is every browser that was logged in with it."""
-    return _answer(*operators.rotate(session, request.state.caller.name, _holds(body.expires_in_s, settings), now()))
+    """A new key; the old one is void at once, and so is every browser that was logged in with it.
+
+    The new one ends when the old one would have, at the latest; only an owner gets more, if he asks for it.
+    """
+    default = _holds(None, settings)
+    return _answer(*operators.rotate_own(session, bearer(request), _span(body.expires_in_s), default, now()))
 
 
 @router.post(
@@ -59,7 +64,10 @@ def revoke(name: str, session: WriteDep) -> Operator:
 
 
 def _holds(given: float | None, settings: Settings) -> timedelta | None:
-    seconds = settings.operator_keys_hold_s if given is None else given
+    return _span(settings.operator_keys_hold_s if given is None else given)
+
+
+def _span(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 

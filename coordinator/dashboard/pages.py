@@ -65,8 +65,9 @@ def page(request: Request, session: ReadDep) -> Response:
 def login(request: Request, session: WriteDep, key: Annotated[str, Form()] = "", form: Annotated[str, Form()] = "") -> Response:
     if not logins.is_form_token(form, request.cookies.get(FORM_COOKIE, "")):
         return _login_form(request, "This form was not this page's, or has grown old. Try again.", 403)
+    began = now()
     try:
-        caller, token = logins.begin(session, key.strip(), address_of(request), now())
+        caller, token, ends = logins.begin(session, key.strip(), address_of(request), began)
     except Unauthorized as error:
         acts.login(session, request.state.caller, error.code)
         told = "That is not the key of an operator." if type(error) is Unauthorized else f"{error.message}."
@@ -74,7 +75,7 @@ def login(request: Request, session: WriteDep, key: Annotated[str, Form()] = "",
     logins.end(session, request.cookies.get(COOKIE, ""))
     acts.login(session, caller)
     answer = RedirectResponse(PATH, status_code=303)
-    _set(request, answer, COOKIE, token, int(logins.HOLDS.total_seconds()))
+    _set(request, answer, COOKIE, token, int((ends - began).total_seconds()))
     answer.delete_cookie(FORM_COOKIE, path=PATH)
     return answer
 

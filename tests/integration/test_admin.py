@@ -1,12 +1,14 @@
 """The page at /admin: live, behind an operator's key, and without a secret in it."""
 
+import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from fedcybgd.coordinator.dashboard.pages import COOKIE, FORM_COOKIE
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Login
 from fedcybgd.coordinator.services.agents import logins, operators
 from fedcybgd.coordinator.services.agents.logins import form_token
 from fedcybgd.coordinator.services.records.keys import key_hash
@@ -93,6 +95,16 @@ def test_a_cookie_grows_old(live: LiveCoordinator, monkeypatch: pytest.MonkeyPat
     client = logged_in(live)
     token = client.cookies[COOKIE]
     wait_for(lambda: browser(live).get("/admin/live", headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401, limit=5)
+
+
+def test_a_cookie_does_not_outlive_its_key(live: LiveCoordinator) -> None:
+    made = live.operator.post("/operators", {"name": fresh("temp"), "role": "viewer", "expires_in_s": 60})
+    answer = sent(browser(live), key=made["key"])
+    most = int(re.search(r"max-age=([0-9]+)", answer.headers["set-cookie"].lower())[1])  # type: ignore[index]
+    assert 30 < most <= 60
+    with live.database.reading() as session:
+        login = session.get_one(Login, key_hash(answer.cookies[COOKIE]))
+        assert login.expires_at == datetime.fromisoformat(made["expires_at"])
 
 
 def test_logging_out_ends_it(live: LiveCoordinator) -> None:

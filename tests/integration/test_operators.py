@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import Refused
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from tests.support.live import LiveCoordinator
 from tests.support.visits import fresh, operator, refused, together, wire
@@ -53,6 +56,32 @@ def test_a_key_ends_by_itself(live: LiveCoordinator, call: str) -> None:
     time.sleep(0.6)
     refused(status(live, made.key), 401, "operator_key_expired")
     assert status(live, owner.operators.rotate(name).key).status_code == 200
+
+
+@pytest.mark.parametrize("asked", [None, 3600.0, 10.0])
+@pytest.mark.parametrize("role", ["viewer", "operator", "owner"])
+def test_his_own_rotation_makes_no_key_outlive_the_one_that_was_given(live: LiveCoordinator, role: Any, asked: float | None) -> None:
+    made = client_of(live).operators.add(fresh("contractor"), role, expires_in_s=60)
+    assert made.expires_at is not None
+    hers = client_of(live, client_of(live, made.key).operators.rotate(expires_in_s=asked).key)
+    ends = hers.operators.me().expires_at
+    assert ends is not None
+    if role == "owner" and asked is not None:  # who may extend everybody's may his own, if he says so
+        assert abs((ends - utcnow()).total_seconds() - asked) < 5
+    elif asked == 10:
+        assert ends < made.expires_at - timedelta(seconds=40)
+    else:
+        assert ends == made.expires_at
+    later = client_of(live).operators.rotate(made.name, expires_in_s=7200).expires_at
+    assert later is not None
+    assert later > made.expires_at + timedelta(hours=1), "an owner may"
+
+
+def test_a_key_that_has_just_become_void_makes_no_other(live: LiveCoordinator) -> None:
+    made = client_of(live).operators.add(fresh("late"), "operator")
+    client_of(live).operators.rotate(made.name)  # between the look at his key and his own rotation
+    with live.database.transaction() as session, pytest.raises(Unauthorized):
+        operators.rotate_own(session, made.key, None, None, utcnow())
 
 
 def test_keys_end_by_the_setting_where_nothing_else_is_said(coordinators: Callable[..., LiveCoordinator]) -> None:

@@ -17,6 +17,8 @@ from fedcybgd.agent.errors import CoordinatorSaid, KeyRefused, Unreachable
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.services.agents import identity
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.signatures import AHEAD_S, SIGNATURE, SIGNATURE_INPUT, TIME, WINDOW_S
@@ -271,7 +273,13 @@ def test_the_operator_gives_the_owner_another_key_and_the_thief_none(live: LiveC
     assert wire(live, key).post("/agents/me/key", json={"public_key": thiefs.public_key}).status_code == 200
     with pytest.raises(KeyRefused):
         speak(credentials.load(home)).me()
+    earlier = live.operator.post(f"/agents/{name}/reissue", {})
     made = live.operator.post(f"/agents/{name}/reissue", {})
+    again_with = {"token": earlier["token"], "name": name, "public_key": thiefs.public_key}
+    refused(wire(live).post("/agents", json=again_with), 401, "token_withdrawn")
+    # His key was looked at a moment before it was taken away, and he makes another with it a moment after.
+    with live.database.transaction() as session, pytest.raises(Unauthorized):
+        identity.rotate_key(session, credentials.load(home).agent_id, thiefs.key_id, Signer(new_private_key()).public_key)
     with pytest.raises(KeyRefused):
         Client(live.url, thiefs).me()
     request = {"token": made["token"], "name": fresh("somebody"), "public_key": thiefs.public_key}

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -51,10 +51,13 @@ def create_token(session: Session, now: datetime, holds: timedelta, uses: int = 
 
 
 def reissue(session: Session, name_or_id: str, now: datetime, holds: timedelta) -> tuple[EnrolmentToken, str]:
-    """Take an agent's key away at once, and make a token with which its owner, and nobody else, gets another for it."""
+    """Take an agent's key away at once, and make a token with which its owner, and nobody else, gets another for it; an earlier one is withdrawn."""
     agent = queries.agent_by_name(session, name_or_id)
     identity.admit(agent)
     identity.lose_key(session, agent)
+    # Whoever has one of before has it from where the key was lost.
+    earlier = update(EnrolmentToken).where(EnrolmentToken.agent_id == agent.id, EnrolmentToken.withdrawn_at.is_(None))
+    session.execute(earlier.where(EnrolmentToken.used < EnrolmentToken.uses).values(withdrawn_at=now))
     row, token = create_token(session, now, holds)
     row.agent_id = agent.id
     record(session, now, "warning", "agent_key_void", f"agent {agent.name} has no key until its owner enrols it again", agent_id=agent.id)

@@ -57,9 +57,15 @@ def admit(agent: Identity | Agent) -> None:
         raise AgentRevoked(f"agent {agent.name} was revoked by the operator")
 
 
-def rotate_key(session: Session, agent_id: str, public_key: str | None) -> str | None:
-    """Another key for an agent, as `give_key` gives it. One that signs goes on signing: it must name its next public key."""
-    agent = session.get_one(Agent, agent_id)
+def rotate_key(session: Session, agent_id: str, key_hash: str, public_key: str | None) -> str | None:
+    """Another key for an agent that has shown the one of this hash, as `give_key` gives it. One that signs goes on signing: it must name its next public key.
+
+    Raises `Unauthorized` where the key has become void since it was looked at.
+    """
+    agent = session.scalar(select(Agent).where(Agent.id == agent_id, Agent.key_hash == key_hash).with_for_update(key_share=True))
+    if agent is None:
+        raise Unauthorized("the key of this agent was taken away, or changed, a moment ago")
+    admit(agent)
     if public_key is None and agent.public_key is not None:
         raise PublicKeyNeeded("this agent signs its requests: name the public key that it will sign with")
     return give_key(session, agent, public_key)

@@ -19,16 +19,17 @@ MOST = 20
 """Browsers of one operator; one more, and the oldest is logged out"""
 
 
-def begin(session: Session, key: str, address: str, now: datetime) -> tuple[Caller, str]:
-    """Log a browser in with an operator's key: who that is, and its cookie, which is new at every login. Raises `Unauthorized`."""
+def begin(session: Session, key: str, address: str, now: datetime) -> tuple[Caller, str, datetime]:
+    """Log a browser in with an operator's key: who that is, its cookie, which is new at every login, and until when. Raises `Unauthorized`."""
     operator = operators.known(session, key, now)
     token = secrets.token_urlsafe(32)
     session.execute(delete(Login).where(Login.expires_at <= now))
     mine = select(Login.token_hash).where(Login.operator_id == operator.id).order_by(Login.began_at.desc())
     session.execute(delete(Login).where(Login.token_hash.in_(session.scalars(mine.offset(MOST - 1)).all())))
-    session.add(Login(token_hash=keys.key_hash(token), operator_id=operator.id, began_at=now, expires_at=now + HOLDS))
+    ends = now + HOLDS if operator.expires_at is None else min(now + HOLDS, operator.expires_at)
+    session.add(Login(token_hash=keys.key_hash(token), operator_id=operator.id, began_at=now, expires_at=ends))
     operator.last_used_at = now
-    return operators.caller_of(operator, address), token
+    return operators.caller_of(operator, address), token, ends
 
 
 def known(session: Session, token: str, address: str, now: datetime) -> Caller:

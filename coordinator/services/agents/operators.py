@@ -64,7 +64,19 @@ def rotate(session: Session, name: str, holds: timedelta | None, now: datetime) 
     operator = by_name(session, name)
     if operator.revoked_at is not None:
         raise OperatorRevoked(f"operator {name} was revoked; add one under another name")
-    return operator, _new_key(session, operator, holds, now)
+    return operator, _new_key(session, operator, _until(now, holds), now)
+
+
+def rotate_own(session: Session, key: str, asked: timedelta | None, default: timedelta | None, now: datetime) -> tuple[Operator, str]:
+    """A new key for whoever has this one. It ends when that would have, at the latest; an owner's may hold for longer, if he asks for it.
+
+    Raises `Unauthorized` where the key has become void since it was looked at.
+    """
+    operator = known(session, key, now, lock=True)
+    ends = _until(now, default if asked is None else asked)
+    if operator.expires_at is not None and (asked is None or operator.role != Role.OWNER):
+        ends = operator.expires_at if ends is None else min(ends, operator.expires_at)
+    return operator, _new_key(session, operator, ends, now)
 
 
 def revoke(session: Session, name: str, now: datetime) -> Operator:
@@ -108,9 +120,10 @@ def enter(database: Database, key: str, address: str, now: datetime) -> Caller:
     return caller_of(operator, address)
 
 
-def known(session: Session, key: str, now: datetime) -> Operator:
+def known(session: Session, key: str, now: datetime, lock: bool = False) -> Operator:
     """The operator whose key this is. Raises `Unauthorized`."""
-    operator = session.scalar(select(Operator).where(Operator.key_hash == keys.key_hash(key)))
+    found = select(Operator).where(Operator.key_hash == keys.key_hash(key))
+    operator = session.scalar(found.with_for_update() if lock else found)
     if operator is None:
         raise Unauthorized("this needs an operator's key (Authorization: Bearer fco_…); `fedcoord operators recover` makes a new one")
     check(operator, now)
@@ -136,9 +149,9 @@ def admitted(caller: Caller, needed: Role) -> Caller:
     return caller
 
 
-def _new_key(session: Session, operator: Operator, holds: timedelta | None, now: datetime) -> str:
+def _new_key(session: Session, operator: Operator, ends: datetime | None, now: datetime) -> str:
     key = keys.new_key(keys.OPERATOR)
-    operator.key_hash, operator.rotated_at, operator.expires_at = keys.key_hash(key), now, _until(now, holds)
+    operator.key_hash, operator.rotated_at, operator.expires_at = keys.key_hash(key), now, ends
     _log_out(session, operator)
     return key
 
