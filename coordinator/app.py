@@ -37,10 +37,11 @@ from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.replays import Replays
 from fedcybgd.coordinator.services.path import openings
 from fedcybgd.coordinator.services.records import instance, replicas
+from fedcybgd.coordinator.services.records.audit import Bound
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage.full import FullDisks
-from fedcybgd.coordinator.sweeper import sweep
+from fedcybgd.coordinator.sweeper import sweep, tell_of_refusals
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.coordinator.walls.answers import answer as _answer
 from fedcybgd.coordinator.walls.answers import answer_of
@@ -62,6 +63,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     )  # fmt: skip
     app.state.settings = settings
     app.state.make_parts = parts
+    app.state.refusals = Bound()
     disks = app.state.disks = FullDisks(settings.blobs)
     app.state.outages = OutageLog(lambda: disks.lack(settings.home / "database"))
     answer_shortages(app)
@@ -130,7 +132,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database.after_commit = parts.wakes.tell
     jobs.start()
     sweeper = asyncio.create_task(
-        sweep(settings, database, parts.store, parts.uploads, app.state.outages, app.state.disks, absence, waiting, attendance, replica)
+        sweep(
+            settings,
+            database,
+            parts.store,
+            parts.uploads,
+            app.state.outages,
+            app.state.disks,
+            absence,
+            waiting,
+            attendance,
+            replica,
+            app.state.refusals,
+        )
     )
     try:
         yield
@@ -139,6 +153,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         waiting.close()
         with contextlib.suppress(Exception):  # a database that is away now is told at the next start who is there
             await attendance.write()
+        with contextlib.suppress(Exception):
+            tell_of_refusals(database, app.state.refusals, at_once=True)
         jobs.stop()
         _leave(database, replica)
         parts.wakes.close()

@@ -13,7 +13,7 @@ from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.path import apply_round, lease
-from fedcybgd.coordinator.services.records import job_leases, replicas
+from fedcybgd.coordinator.services.records import audit, job_leases, replicas
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
@@ -42,6 +42,7 @@ async def sweep(
     waiting: WaitingRoom,
     attendance: Attendance,
     replica: str,
+    refusals: audit.Bound,
 ) -> None:
     """Run until cancelled; a sweep that fails is tried again."""
     tidied = beaten = time.monotonic()
@@ -57,6 +58,7 @@ async def sweep(
             await run_in_threadpool(sweep_leases, settings, database, absence)
             await run_in_threadpool(discard_uploads, database, uploads)
             await run_in_threadpool(tell_of_disks, database, disks)
+            await run_in_threadpool(tell_of_refusals, database, refusals)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
@@ -79,6 +81,18 @@ def tell_of_disks(database: Database, disks: FullDisks) -> None:
             for one in news:
                 record(session, utcnow(), one.level, one.code, one.text)
         disks.told(news)
+
+
+def tell_of_refusals(database: Database, refusals: audit.Bound, at_once: bool = False) -> None:
+    """Write down how many were not written down."""
+    now = utcnow()
+    if unlisted := refusals.take(now, at_once):
+        try:
+            with database.transaction() as session:
+                audit.write_unlisted(session, now, unlisted)
+        except BaseException:
+            refusals.give_back(unlisted, now)
+            raise
 
 
 def beat(database: Database, replica: str) -> None:

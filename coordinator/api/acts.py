@@ -16,7 +16,6 @@ OF_AGENTS = {f"POST {API}/agents", f"POST {API}/agents/me/key"}
 LOGIN = "POST /admin"
 NAMING = ("name", "agent", "after_rounds")
 """Fields of a body that say what is meant, and are no secret"""
-_bound = audit.Bound()
 
 
 def done(session: Session, request: Request, values: Mapping[str, object]) -> None:
@@ -27,23 +26,23 @@ def done(session: Session, request: Request, values: Mapping[str, object]) -> No
 
 
 def refused(database: Database, request: Request, values: Mapping[str, object], error: FedError) -> None:
-    """Note that something was asked for and not done; of too many in a minute only how many there were."""
+    """Note that something was asked for and not done; of too many of one caller in a minute only how many there were."""
     caller, act = _caller(request), _act(request)
     if caller.kind == "operator" or act in OF_AGENTS:
-        note_refusal(database, caller, act, _subject(request, values), error.code)
+        note_refusal(database, request, caller, act, _subject(request, values), error.code)
 
 
-def note_refusal(database: Database, caller: Caller, act: str, subject: str, code: str) -> None:
+def note_refusal(database: Database, request: Request, caller: Caller, act: str, subject: str, code: str) -> None:
     now = utcnow()
-    if (outcome := _bound.outcome(code, now)) is not None:
+    if (outcome := _bound(request).outcome(caller, code, now)) is not None:
         with database.transaction() as session:
             audit.write(session, now, caller, act, subject, outcome)
 
 
-def login(session: Session, caller: Caller, code: str | None = None) -> None:
+def login(session: Session, request: Request, caller: Caller, code: str | None = None) -> None:
     """Note that a browser was logged in, or, with a `code`, that it was not."""
     now = utcnow()
-    outcome = "done" if code is None else _bound.outcome(code, now)
+    outcome = "done" if code is None else _bound(request).outcome(caller, code, now)
     if outcome is not None:
         audit.write(session, now, caller, LOGIN, outcome=outcome)
 
@@ -51,6 +50,11 @@ def login(session: Session, caller: Caller, code: str | None = None) -> None:
 def upload(session: Session, request: Request, name: str) -> None:
     """Note a file that came as a stream."""
     audit.write(session, utcnow(), _caller(request), _act(request), name)
+
+
+def _bound(request: Request) -> audit.Bound:
+    bound: audit.Bound = request.app.state.refusals
+    return bound
 
 
 def _caller(request: Request) -> Caller:

@@ -77,7 +77,7 @@ class AnOperator(Guard):
             request.state.caller = operators.admitted(who, self.role)
         except operators.RoleTooLow as error:
             act = f"{request.method} {request.url.path}"
-            await run_in_threadpool(acts.note_refusal, database, who, act, "", error.code)
+            await run_in_threadpool(acts.note_refusal, database, request, who, act, "", error.code)
             raise
 
     async def __call__(self, _given: Given) -> None: ...

@@ -69,11 +69,11 @@ def login(request: Request, session: WriteDep, key: Annotated[str, Form()] = "",
     try:
         caller, token, ends = logins.begin(session, key.strip(), address_of(request), began)
     except Unauthorized as error:
-        acts.login(session, request.state.caller, error.code)
+        acts.login(session, request, request.state.caller, error.code)
         told = "That is not the key of an operator." if type(error) is Unauthorized else f"{error.message}."
         return _login_form(request, told, 401)
     logins.end(session, request.cookies.get(COOKIE, ""))
-    acts.login(session, caller)
+    acts.login(session, request, caller)
     answer = RedirectResponse(PATH, status_code=303)
     _set(request, answer, COOKIE, token, int((ends - began).total_seconds()))
     answer.delete_cookie(FORM_COOKIE, path=PATH)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,16 @@ from typer.testing import CliRunner
 
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator import cli
-from fedcybgd.coordinator.api import acts
 from fedcybgd.coordinator.commands import audit as commands
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.domain.caller import Caller
+from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.services.records import audit
 from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
 from tests.support.browser import browser, logged_in, sent
 from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, together, wire
-
-
-@pytest.fixture(autouse=True)
-def refused_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests were refused in this minute does not count here."""
-    monkeypatch.setattr(acts, "_bound", audit.Bound())
 
 
 def log(live: LiveCoordinator) -> list[AuditEntry]:
@@ -36,6 +33,7 @@ def since(live: LiveCoordinator, before: int) -> list[tuple[str, str, str, str, 
 
 
 def test_acts_and_refusals_say_who_what_and_what_became_of_it(live: LiveCoordinator) -> None:
+    live.app.state.refusals.take(utcnow(), at_once=True)  # what other tests were refused in this minute does not count here
     hand, name, before = Hand(live), fresh("vera"), len(log(live))
     key = live.operator.post("/operators", {"name": name, "role": "viewer"})["key"]
     refused(wire(live, key).post("/runs/x/pause"), 403, "role_too_low")
@@ -128,9 +126,66 @@ def test_an_act_that_is_undone_leaves_no_entry(live: LiveCoordinator) -> None:
     assert len(log(live)) == before
 
 
+def bounded(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, **bounds: Any) -> None:
+    live.app.state.refusals.take(utcnow(), at_once=True)
+    for name, value in bounds.items():
+        monkeypatch.setattr(live.app.state.refusals, f"_{name}", value)
+
+
 def test_whoever_is_refused_for_ever_does_not_fill_it(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acts, "_bound", audit.Bound(most=3))
+    bounded(live, monkeypatch, most=3)
     before = len(log(live))
     for _ in range(9):
         sent(browser(live), key="fco_wrong")
     assert len(log(live)) == before + 3
+    monkeypatch.setattr(live.app.state.refusals, "_within", timedelta(0))
+    wait_for(lambda: len(log(live)) == before + 4)
+    assert since(live, before + 3) == [("nobody", "", "refused", "", "6 more are not listed")]
+    assert log(live)[-1].address == "127.0.0.1"
+
+
+@pytest.mark.parametrize("spent", ["most", "of_strangers"])
+def test_what_strangers_are_refused_hides_nobody_who_is_known(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, spent: str) -> None:
+    bounded(live, monkeypatch, **{spent: 2})
+    names = [fresh("vera"), fresh("vera")]
+    keys = [live.operator.post("/operators", {"name": name, "role": "viewer"})["key"] for name in names]
+    before = len(log(live))
+    for number in range(9):
+        wire(live).post(
+            "/agents", json={"token": "fct_wrong-token", "name": "somebody"}, headers={"X-Forwarded-For": f"192.0.2.{number % 2}"}
+        )
+    assert wire(live, keys[0]).post("/runs/x/pause").status_code == 403
+    for _ in range(9 if spent == "most" else 0):
+        wire(live, keys[0]).post("/runs/x/pause")
+    assert wire(live, keys[1]).post("/runs/x/pause").status_code == 403
+    listed = [name for _, name, *_ in since(live, before)]
+    assert [listed.count(name) for name in ("", *names)] == ([4, 2, 1] if spent == "most" else [2, 1, 1])
+    assert wire(live, live.operator_key).get("/status").status_code == 200
+
+
+def test_what_is_not_listed_is_counted_for_whom_it_is() -> None:
+    now, bound = utcnow(), audit.Bound(most=2, of_strangers=5)
+    vera = Caller("operator", "vera", Role.VIEWER, "192.0.2.1")
+    strangers = [Caller("nobody", address=f"192.0.2.{n}") for n in range(9)]
+    for one in (vera, strangers[0], strangers[1]):
+        assert [bound.outcome(one, "no", now) for _ in range(4)] == ["no", "no", None, None]
+    assert [bound.outcome(one, "no", now) for one in strangers[2:]] == ["no", *[None] * 6]
+    assert len(bound._whiles) == 5, "nothing is kept of each stranger who is not listed"
+    assert bound.take(now + timedelta(seconds=60)) == []
+    later = now + timedelta(seconds=61)
+    assert bound.outcome(vera, "no", later) == "no; 2 more are not listed"
+    left = bound.take(later)
+    assert [(one.caller.address, one.number) for one in left] == [("", 6), ("192.0.2.0", 2), ("192.0.2.1", 2)]
+    bound.give_back(left, later)
+    assert [one.number for one in bound.take(later, at_once=True)] == [6, 2, 2]
+    assert bound.take(later, at_once=True) == []
+    assert [bound.outcome(vera, "no", at) for at in (later, later, later, now)] == ["no", "no", None, "no; 1 more are not listed"]
+
+
+def test_what_is_not_listed_is_said_before_a_stop(coordinators: Callable[..., LiveCoordinator], monkeypatch: pytest.MonkeyPatch) -> None:
+    live = coordinators()
+    bounded(live, monkeypatch, most=1)
+    for _ in range(3):
+        wire(live).post("/agents", json={"token": "fct_wrong-token", "name": "somebody"})
+    live.stop()
+    assert log(coordinators())[-1].outcome == "2 more are not listed"

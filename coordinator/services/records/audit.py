@@ -1,7 +1,8 @@
 """Writes down who did what, in the transaction that does it: it is there if and only if the act is."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import promises
 from fedcybgd.coordinator.db.alone import AUDITING, wait_alone
 from fedcybgd.coordinator.db.models import Audit
-from fedcybgd.coordinator.domain.caller import Caller
+from fedcybgd.coordinator.domain.caller import NOBODY, Caller
 from fedcybgd.shared.contract.operators import FIRST_HASH, AuditEntry, check_audit
 
 MACHINE = Caller("machine")
@@ -47,23 +48,76 @@ def _plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\x00", "?")
 
 
+def write_unlisted(session: Session, now: datetime, refusals: Iterable["Unlisted"]) -> None:
+    """Say how many refusals are not in the log, and whose."""
+    for one in refusals:
+        write(session, now, one.caller, "refused", outcome=f"{one.number} more are not listed")
+
+
+@dataclass(frozen=True)
+class Unlisted:
+    """Refusals that were not written down: of one caller, or of strangers from too many addresses."""
+
+    key: str
+    caller: Caller
+    number: int
+
+
+@dataclass
+class _While:
+    caller: Caller
+    since: datetime
+    written: int = 0
+    left_out: int = 0
+
+
 class Bound:
-    """How many refusals are written in a while: whoever is refused for ever does not fill the log."""
+    """How many refusals of each caller are written in a while: who is refused for ever does not fill the log, and hides nobody else's.
 
-    def __init__(self, most: int = 30, within: timedelta = timedelta(minutes=1)) -> None:
-        self._most, self._within = most, within
+    Whoever has a name is known by it, a stranger by his address; all strangers together have a bound, too.
+    """
+
+    def __init__(self, most: int = 30, of_strangers: int = 60, within: timedelta = timedelta(minutes=1)) -> None:
+        self._most, self._of_strangers, self._within = most, of_strangers, within
         self._lock = threading.Lock()
-        self._since: datetime | None = None
-        self._written = self._left_out = 0
+        self._whiles: dict[str, _While] = {}
 
-    def outcome(self, code: str, now: datetime) -> str | None:
-        """What to write, with the number of those that were left out before; None: this one is left out."""
+    def outcome(self, caller: Caller, code: str, now: datetime) -> str | None:
+        """What to write, with the number of those of this caller that were left out before; None: this one is left out."""
         with self._lock:
-            if self._since is None or now - self._since > self._within:
-                self._since, self._written = now, 0
-            if self._written >= self._most:
-                self._left_out += 1
+            strangers = None if caller.name else self._while("strangers", NOBODY, now)
+            if strangers is not None and strangers.written >= self._of_strangers:
+                strangers.left_out += 1
                 return None
-            more, self._left_out = self._left_out, 0
-            self._written += 1
+            own = self._while(f"{caller.kind} {caller.name or caller.address}", caller, now)
+            if own.written >= self._most:
+                own.left_out += 1
+                return None
+            own.written += 1
+            if strangers is not None:
+                strangers.written += 1
+            more, own.left_out = own.left_out, 0
         return f"{code}; {more} more are not listed" if more else code
+
+    def take(self, now: datetime, at_once: bool = False) -> list[Unlisted]:
+        """What was left out in every while that is over, to be written down; `at_once`: in those that go on, too."""
+        with self._lock:
+            over = {key: one for key, one in self._whiles.items() if at_once or not self._goes_on(one, now)}
+            for key in over:
+                del self._whiles[key]
+        return [Unlisted(key, one.caller, one.left_out) for key, one in over.items() if one.left_out]
+
+    def give_back(self, refusals: Iterable[Unlisted], now: datetime) -> None:
+        """They could not be written down for now."""
+        with self._lock:
+            for one in refusals:
+                self._while(one.key, one.caller, now).left_out += one.number
+
+    def _while(self, key: str, caller: Caller, now: datetime) -> _While:
+        known = self._whiles.get(key)
+        if known is None or not self._goes_on(known, now):
+            known = self._whiles[key] = _While(caller, now, left_out=known.left_out if known else 0)
+        return known
+
+    def _goes_on(self, one: _While, now: datetime) -> bool:
+        return timedelta(0) <= now - one.since <= self._within  # it is over, too, where the clock was set back
