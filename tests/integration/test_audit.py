@@ -17,7 +17,7 @@ from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.domain.caller import Caller
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.services.records import audit
-from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
+from fedcybgd.shared.contract.operators import FIRST_HASH, AuditBroken, AuditEntry, check_audit
 from tests.support.browser import browser, logged_in, sent
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -111,6 +111,30 @@ def test_what_was_changed_is_found(
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"subject": "x"}), lines[2]]))
     assert isinstance(command("verify", str(file)).exception, AuditBroken)
+
+
+def test_an_entry_that_was_made_over_with_a_hash_of_its_own_is_found() -> None:
+    fields = {
+        "at": utcnow(),
+        "caller": "operator",
+        "name": "ada",
+        "role": "owner",
+        "address": "",
+        "act": "x",
+        "subject": "",
+        "outcome": "done",
+    }
+    chain: list[AuditEntry] = []
+    for seq in range(1, 4):
+        made = AuditEntry.model_validate(fields | {"seq": seq, "previous": chain[-1].hash if chain else FIRST_HASH, "hash": ""})
+        chain.append(made.model_copy(update={"hash": made.own_hash()}))
+    assert check_audit(chain) == (3, chain[-1].hash)
+    for place in (0, 1):
+        other = chain[place].model_copy(update={"name": "mallory"})
+        changed = [*chain]
+        changed[place] = other.model_copy(update={"hash": other.own_hash()})
+        with pytest.raises(AuditBroken):
+            check_audit(changed)
 
 
 def test_an_act_that_is_undone_leaves_no_entry(live: LiveCoordinator) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, select, text
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from fedcybgd.coordinator.cli import _say_hello, app
+from fedcybgd.coordinator.db.base import open_engine
 from fedcybgd.coordinator.db.models import Audit, SigningKey
 from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied, write_secret
 from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
@@ -114,6 +116,14 @@ def test_a_database_out_of_reach_is_one_line_without_the_password(tmp_path: Path
         prepare_home(Settings(home=tmp_path, database_url=url))
     assert "secret" not in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_an_error_of_the_database_quotes_no_value(tmp_path: Path) -> None:
+    """A log that is shown to somebody holds no hash, no name, no row of what was asked."""
+    assert open_engine("postgresql://me@127.0.0.1:9/none", 2).hide_parameters
+    with open_engine(f"sqlite:///{tmp_path / 'one.db'}", 2).connect() as connection, pytest.raises(OperationalError) as caught:
+        connection.execute(text("INSERT INTO nowhere VALUES (:key)"), {"key": "fco_secret"})
+    assert "fco_secret" not in str(caught.value)
 
 
 def test_no_coordinator_in_an_empty_database(tmp_path: Path) -> None:

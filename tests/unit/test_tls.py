@@ -1,7 +1,12 @@
 """A certificate and a key that a coordinator cannot serve with, and keys that would cross a network unencrypted."""
 
+import contextlib
+import socket
+import ssl
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
@@ -9,6 +14,7 @@ from typer.testing import CliRunner
 
 from fedcybgd.agent import cli as agent_cli
 from fedcybgd.agent import reaching
+from fedcybgd.agent.connection import connect
 from fedcybgd.agent.settings import Home
 from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.serve import certificate_of
@@ -99,3 +105,27 @@ def test_no_token_is_spent_over_plain_http(tmp_path: Path) -> None:
     assert isinstance(result.exception, PlainAddress)
     assert "--plain-http" in result.exception.message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("believed", ["its own", "another", "those of this machine"])
+def test_an_agent_believes_the_authority_that_is_named_and_no_other(tmp_path: Path, believed: str) -> None:
+    theirs, context, file = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "ca.pem"
+    theirs.issue_cert("localhost").configure_cert(context)
+    (theirs if believed == "its own" else trustme.CA()).cert_pem.write_to_path(file)
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        with contextlib.suppress(OSError), context.wrap_socket(sock, server_side=True) as spoken:
+            spoken.recv(65536)
+            spoken.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        http = connect(f"https://localhost:{listener.getsockname()[1]}", "", None if believed == "those of this machine" else file)
+        if believed == "its own":
+            assert http.get("/health").status_code == 204
+        else:
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                http.get("/health")
+        thread.join(10)
