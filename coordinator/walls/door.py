@@ -79,7 +79,9 @@ class Doorkeeper:
         body = Body(headings, receive, rule.most)
         place = neighbourhood(scope["client"][0]) if scope.get("client") else ""
         slowed, shown, data = self._failures.empty_for(place, time.monotonic()), None, None
-        answered = self._answering(scope, receive, send, body, place, slowed, rule.door is Door.TRIED or _shows_a_key(headings))
+        # What is asked with a token that is spent gets 409, and was no better a secret.
+        wrong = {401, 409} if rule.door is Door.TRIED else {401} if _shows_a_key(headings) else set()
+        answered = self._answering(scope, receive, send, body, place, slowed, wrong)
         try:
             check_path(scope["path"])
             self._check_host(headings)
@@ -106,7 +108,7 @@ class Doorkeeper:
         async with self._few if slowed and rule.door is Door.TRIED else contextlib.nullcontext():
             await self._app(scope, body.receive, answered)
 
-    def _answering(self, scope: Scope, receive: Receive, send: Send, body: Body, place: str, slowed: int, tried: bool) -> Send:
+    def _answering(self, scope: Scope, receive: Receive, send: Send, body: Body, place: str, slowed: int, wrong: set[int]) -> Send:
         """Counts wrong secrets, and does not say of one too many that it is wrong: only when to come back."""
         replaced = False
 
@@ -115,7 +117,7 @@ class Doorkeeper:
             if replaced:
                 return
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and tried:
+                if message["status"] in wrong:
                     self._failures.take(place, time.monotonic())
                     if slowed and not _says_the_time(message):
                         replaced = True

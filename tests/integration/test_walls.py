@@ -167,6 +167,13 @@ def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[...,
     assert wrong.get("/status").status_code == 401
 
 
+def test_a_token_that_is_spent_is_a_wrong_one(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=HowOften(Rate(3, 0.01), OFTEN.calls, OFTEN.costly))
+    token = live.operator.post("/enrolment-tokens", {})["token"]
+    asked = [wire(live).post("/agents", json={"token": token, "name": f"agent-{number}"}).status_code for number in range(6)]
+    assert asked == [201, 409, 409, 409, 429, 429]
+
+
 def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
     live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly))
     hand, other = Hand(live), Hand(live)
