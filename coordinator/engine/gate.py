@@ -18,12 +18,13 @@ def gate(store: EngineStore, payload: GatePayload) -> GateResult:
         losses.append(evaluate(store, _scoring(payload, payload.blocks)).loss)
     after = _loss(store, payload, payload.made.blocks)
     alone: dict[str, float | None] = {}
-    if len(payload.members) > 1 and verdict(losses, after) != GateVerdict.FINE:
-        for member, digest in payload.members.items():
+    members = payload.applied.assignments
+    if len(members) > 1 and verdict(losses, after) != GateVerdict.FINE:
+        for member in members:
             changes = [
                 change.model_copy(update={"terms": mine, "aggregate": "sum"})
                 for change in payload.applied.changes
-                if (mine := [term for term in change.terms if term.digest == digest])
+                if (mine := [term for term in change.terms if term.visit == member])
             ]
             alone[member] = _loss(store, payload, [add_deltas(store, change) for change in changes])
     return GateResult(losses=losses, after=after, alone=alone)

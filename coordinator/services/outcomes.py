@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed,
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare, undo
-from fedcybgd.coordinator.services.path import close_round, gate, gated, give_up, judge, lost_delta
+from fedcybgd.coordinator.services.path import close_round, gated, give_up, harm, judge, lost_delta
 from fedcybgd.coordinator.services.states import jobs as states
 
 P = TypeVar("P", bound=BaseModel)
@@ -63,7 +63,7 @@ OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),
     JobKind.EXPORT: Outcome(registry.EXPORT, _nothing_more, exports.report_failed),
     JobKind.EVALUATE: Outcome(registry.EVALUATE, scores.scored, scores.score_failed),
-    JobKind.LOSS: Outcome(registry.LOSS, gate.loss_measured, gate.loss_failed),
+    JobKind.LOSS: Outcome(registry.LOSS, harm.loss_measured, harm.loss_failed),
     JobKind.FIDELITY: Outcome(registry.FIDELITY, fidelity.fidelity_measured, fidelity.fidelity_failed),
 }
 

@@ -131,8 +131,6 @@ class GatePayload(Calibration):
 
     applied: ApplyPayload
     made: ApplyResult
-    members: dict[str, str]
-    """assignment → digest of its delta"""
     losses: list[float]
     """before and after the rounds so far, the oldest first"""
     known: bool

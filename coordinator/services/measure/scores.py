@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Evaluation, Round, Run
+from fedcybgd.coordinator.domain.gate import REMEMBERED
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
 from fedcybgd.coordinator.domain.jobs.registry import EVALUATE, LOSS, Done, Failed
 from fedcybgd.coordinator.domain.methods.registry import method_of
@@ -62,6 +63,17 @@ def loss_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
     for round in _rounds_at(session, failed.subject, failed.payload):
         if round is not None:
             round.loss_failed = why
+
+
+def losses_until(session: Session, run_id: str, rounds: int) -> tuple[list[float], bool]:
+    """The losses until after so many rounds, and whether the last of them is known."""
+    query = select(Round.loss_before, Round.loss_after).where(Round.run_id == run_id, Round.number < rounds)
+    rows = session.execute(query.order_by(Round.number.desc()).limit(REMEMBERED)).all()[::-1]
+    if not rows:
+        now = session.scalar(select(Round.loss_before).where(Round.run_id == run_id, Round.number == rounds))
+        return ([] if now is None else [now]), now is not None
+    found = [rows[0].loss_before, *(row.loss_after for row in rows)]
+    return [loss for loss in found if loss is not None], found[-1] is not None
 
 
 def _rounds_at(session: Session, run_id: str, payload: EvaluatePayload) -> tuple[Round | None, Round | None]:

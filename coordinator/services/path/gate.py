@@ -1,23 +1,14 @@
-"""The gate: what the held-out loss says of a round, before it counts (`enforce`) or while the next is trained (`warn`)."""
+"""The gate: has the held-out loss of a round asked for before it counts, where the run file wants that."""
 
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Round, Run
-from fedcybgd.coordinator.domain import gate
-from fedcybgd.coordinator.domain.gate import GateVerdict
-from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
+from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, GatePayload
-from fedcybgd.coordinator.domain.jobs.registry import GATE, Done, Failed
+from fedcybgd.coordinator.domain.jobs.registry import GATE
 from fedcybgd.coordinator.services.measure import calibration, scores
-from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records import jobs
-from fedcybgd.coordinator.services.records.events import record
-
-NO_NUMBER = "loss_not_finite"
 
 
 def ask_before(session: Session, run: Run, payload: ApplyPayload, made: ApplyResult, now: datetime) -> bool:
@@ -25,55 +16,7 @@ def ask_before(session: Session, run: Run, payload: ApplyPayload, made: ApplyRes
     measured_on = calibration.calibration_of(session, run, run.spec) if run.spec.admission.gate == "enforce" else None
     if measured_on is None:
         return False
-    members = select(Assignment.id, Assignment.delta_digest).where(Assignment.id.in_(payload.assignments)).order_by(Assignment.seat)
-    losses, known = _losses(session, run.id, payload.round)
-    asked = GatePayload(
-        **dict(measured_on), applied=payload, made=made, members={row.id: row.delta_digest or "" for row in session.execute(members)},
-        losses=losses, known=known,
-    )  # fmt: skip
+    losses, known = scores.losses_until(session, run.id, payload.round)
+    asked = GatePayload(**dict(measured_on), applied=payload, made=made, losses=losses, known=known)
     jobs.enqueue(session, GATE, run.id, asked, now)
     return True
-
-
-def loss_measured(session: Session, done: Done[EvaluatePayload, EvaluateResult]) -> None:
-    """Keep a loss, and look whether the rounds since the one before did harm."""
-    run = session.get_one(Run, done.subject, with_for_update=True)
-    scores.loss_measured(session, done)
-    session.flush()
-    losses, known = _losses(session, run.id, done.payload.after_rounds)
-    if run.spec.admission.gate == "off" or not known or len(losses) < 2:
-        return
-    if (found := gate.verdicts(losses)[-1]) != GateVerdict.FINE:
-        _tell(session, run, done.payload.after_rounds, found, f"the held-out loss rose from {losses[-2]:.4g} to {losses[-1]:.4g}", done.now)
-
-
-def loss_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
-    """A model that has no loss any more is damaged; another failure says nothing of it."""
-    run = session.get_one(Run, failed.subject, with_for_update=True)
-    scores.loss_failed(session, failed)
-    if failed.code == NO_NUMBER and failed.payload.after_rounds and run.spec.admission.gate != "off":
-        _tell(session, run, failed.payload.after_rounds, GateVerdict.GROSS, "the held-out loss is no number any more", failed.now)
-
-
-def _tell(session: Session, run: Run, after_rounds: int, found: GateVerdict, what: str, now: datetime) -> None:
-    by = select(Assignment.agent_id, Assignment.blocks).where(
-        Assignment.run_id == run.id, Assignment.round == after_rounds - 1, Assignment.applied
-    )
-    who = ", ".join(f"{row.blocks[0]} by {queries.agent_name(session, row.agent_id)}" for row in session.execute(by))
-    text = f"{what} with round {after_rounds - 1} ({who}), out of all proportion to what it did before"
-    record(session, now, "warning", "held_out_worse", text, run_id=run.id)
-    if found == GateVerdict.GROSS:
-        give_up.pause(
-            session, run, f"{text}: the model seems to be damaged; look at these deltas, go back to an earlier round, or resume", now
-        )
-
-
-def _losses(session: Session, run_id: str, rounds: int) -> tuple[list[float], bool]:
-    """The losses until after so many rounds, and whether the last of them is known."""
-    query = select(Round.loss_before, Round.loss_after).where(Round.run_id == run_id, Round.number < rounds)
-    rows = session.execute(query.order_by(Round.number.desc()).limit(gate.REMEMBERED)).all()[::-1]
-    if not rows:
-        now = session.scalar(select(Round.loss_before).where(Round.run_id == run_id, Round.number == rounds))
-        return ([] if now is None else [now]), now is not None
-    found = [rows[0].loss_before, *(row.loss_after for row in rows)]
-    return [loss for loss in found if loss is not None], found[-1] is not None
