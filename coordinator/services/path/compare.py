@@ -1,6 +1,7 @@
 """Compares a delta that was measured with those that its run accepted before."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,32 +26,35 @@ def measured(session: Session, assignment: Assignment, found: Mapping[str, Block
     }
 
 
-def found_against(session: Session, run: Run, assignment: Assignment) -> BandResult | None:
-    """What there is against a delta, by those that its run accepted; what its agent is to blame for comes first."""
-    kinds, past, agent = _kinds(session, run.id), _past(session, run.id), assignment.agent_id or ""
-    among = len({*run.participants, agent})
-    found = [
+@dataclass(frozen=True)
+class Compared:
+    """What the accepted deltas of a run say of one that was measured."""
+
+    against: BandResult | None
+    """what there is against it; what its agent is to blame for comes first"""
+    no_work: str | None
+    """what tells that the visited blocks were not trained at all"""
+
+
+def with_accepted(session: Session, run: Run, assignment: Assignment) -> Compared:
+    """Read the deltas that the run accepted, once, and look at this one beside them."""
+    found, agent = assignment.measured or {}, assignment.agent_id or ""
+    kinds = {row.name: row.kind for row in session.execute(select(Block.name, Block.kind).where(Block.run_id == run.id))}
+    past, among = _past(session, run.id, kinds), len({*run.participants, agent})
+    against = [
         result
-        for block, delta in (assignment.measured or {}).items()
+        for block, delta in found.items()
         if (result := band.out_of_band(block, kinds[block], delta, past, run.spec.admission, agent, among)) is not None
     ]
-    return min(found, key=lambda result: not result.blamed, default=None)
+    signs = [band.no_work(block, delta, past) for block, delta in found.items() if block in assignment.blocks]
+    said = [sign for sign in signs if sign is not None]
+    return Compared(
+        against=min(against, key=lambda result: not result.blamed, default=None),
+        no_work=said[0] if said and len(said) == len(signs) else None,
+    )
 
 
-def no_work(session: Session, run: Run, assignment: Assignment) -> str | None:
-    """What tells that the visited blocks were not trained at all."""
-    past = _past(session, run.id)
-    signs = [band.no_work(block, delta, past) for block, delta in (assignment.measured or {}).items() if block in assignment.blocks]
-    found = [sign for sign in signs if sign is not None]
-    return found[0] if found and len(found) == len(signs) else None
-
-
-def _kinds(session: Session, run_id: str) -> dict[str, str]:
-    return {row.name: row.kind for row in session.execute(select(Block.name, Block.kind).where(Block.run_id == run_id))}
-
-
-def _past(session: Session, run_id: str) -> list[AcceptedDelta]:
-    kinds = _kinds(session, run_id)
+def _past(session: Session, run_id: str, kinds: Mapping[str, str]) -> list[AcceptedDelta]:
     accepted = (Assignment.run_id == run_id) & (Assignment.state == AssignmentState.ACCEPTED) & Assignment.measured.is_not(None)
     newest = select(Assignment.round, Assignment.agent_id, Assignment.measured).where(accepted)
     rows = session.execute(newest.order_by(Assignment.round.desc(), Assignment.seat.desc()).limit(band.REMEMBERED)).all()

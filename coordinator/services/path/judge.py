@@ -53,12 +53,13 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     if result.rejected_because is not None:
         _reject(session, run, assignment, result.rejected_because, now)
         return
-    if (against := compare.found_against(session, run, assignment)) is not None:
+    compared = compare.with_accepted(session, run, assignment)
+    if (against := compared.against) is not None:
         _reject(session, run, assignment, against.reason, now, against.blamed)
         return
-    if (sign := compare.no_work(session, run, assignment)) is not None:
+    if compared.no_work is not None:
         name = queries.agent_name(session, assignment.agent_id)
-        text = f"{name} may not have trained for round {assignment.round}: {sign}"
+        text = f"{name} may not have trained for round {assignment.round}: {compared.no_work}"
         record(session, now, "warning", "free_rider", text, run_id=run.id, agent_id=assignment.agent_id)
     assignments.accept(assignment, now)
     if assignment.agent_id is not None:
