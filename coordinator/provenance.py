@@ -20,11 +20,12 @@ from fedcybgd.coordinator.storage import EngineStore, OverlayStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.contract.provenance import Provenance, ProvenanceVersion, fingerprint
+from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceVersion, fingerprint
 from fedcybgd.shared.files.safetensors_header import header_of
 
 WEIGHTS = "model.safetensors"
 LARGEST = 1 << 28
+MOST_NAMED = 20
 CHUNK = 1 << 20
 
 
@@ -78,7 +79,7 @@ def check(path: Path, key: str | None = None, export: Path | None = None, blobs:
     for line in lineages(versions, list(file.present.items())).values():
         check_once(line)
     if export is not None:
-        _check_export(file, export)
+        _check_export(file, export, path)
     made = 0
     with tempfile.TemporaryDirectory(prefix="fedcoord-provenance-") as aside:
         if blobs is not None:
@@ -165,7 +166,8 @@ def _bare(row: KeptVersion) -> KeptVersion:
     return KeptVersion(row.facts, row.digest, row.size, None, row.kept)
 
 
-def _check_export(file: Provenance, directory: Path) -> None:
+def _check_export(file: Provenance, directory: Path, path: Path) -> None:
+    """`path` is where the file lies."""
     if file.export is None:
         raise ExportUnlike("the file names no export: one that lies beside an export does")
     for ref in file.export.files:
@@ -174,9 +176,11 @@ def _check_export(file: Provenance, directory: Path) -> None:
             raise ExportUnlike(f"{place} is not there")
         if digest_of_file(place) != ref.digest:
             raise ExportUnlike(f"{place}: its bytes are others than were exported ({ref.digest})")
-    known = {ref.name for ref in file.export.files}
-    if extra := sorted(path.name for path in directory.glob("*.safetensors") if path.name not in known):
-        raise ExportUnlike(f"{directory / extra[0]} is no part of the export")
+    # Whatever lies there may be loaded with it: weights under other names, adapters, templates, code.
+    known = {directory / name for name in (*(ref.name for ref in file.export.files), FILE, CARD)} | {path}
+    if extra := sorted(str(found) for found in directory.rglob("*") if found not in known and (found.is_symlink() or not found.is_dir())):
+        more = f" and {len(extra) - MOST_NAMED} more" if len(extra) > MOST_NAMED else ""
+        raise ExportUnlike(f"no part of the export, and to be taken out of it: {', '.join(extra[:MOST_NAMED])}{more}", files=extra)
 
 
 def _check_weights(file: Provenance, versions: Versions, store: EngineStore, weights: Path) -> None:

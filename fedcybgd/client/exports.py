@@ -13,12 +13,9 @@ from fedcybgd.client.errors import AnswerInvalid, CoordinatorAway, DirectoryTake
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import ExportView, FileRef
 from fedcybgd.shared.contract.operators import ExportRequested
-from fedcybgd.shared.contract.provenance import FILE, Provenance
+from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance
 from fedcybgd.shared.contract.views import RunSummary
 from fedcybgd.shared.files.paths import UnsafeName, inside, open_for_appending
-
-CARD = "fedcybgd.json"
-"""Says which run made a directory; transformers does not look at it"""
 
 
 class Card(BaseModel):

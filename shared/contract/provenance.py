@@ -16,6 +16,8 @@ from fedcybgd.shared.contract.words import JsonObject
 
 FORMAT = "fedcybgd-provenance-1"
 FILE = "provenance.json"
+CARD = "fedcybgd.json"
+"""Says which run made a directory; transformers does not look at it"""
 """Its name beside an export"""
 
 

@@ -183,6 +183,39 @@ def test_spoilt_bytes_and_another_key_are_named(made: Made, tmp_path: Path) -> N
         assert told(error) == "provenance_invalid"
 
 
+FOREIGN = (
+    "adapter_config.json",
+    "adapter_model.bin",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+    "sub/model.safetensors",
+    ".hidden",
+)
+
+
+def test_every_file_that_an_export_does_not_have_is_named(made: Made, tmp_path: Path) -> None:
+    """transformers would load some of them with it, and others tomorrow."""
+    export = Path(shutil.copytree(made.export, tmp_path / "export"))
+    path = (export / FILE).rename(export / "mine.json")
+    (export / "empty").mkdir()
+    assert check(path, export=export).export_checked
+    path = path.rename(tmp_path / FILE)
+    for names in (*[(name,) for name in FOREIGN], FOREIGN, ("mine.json",), ("link",)):
+        for name in names:
+            (export / name).parent.mkdir(exist_ok=True)
+            if name == "link":
+                (export / name).symlink_to(made.blobs)
+            else:
+                (export / name).write_text("{}")
+        with pytest.raises(FedError) as error:
+            check(path, export=export)
+        assert told(error) == "export_differs"
+        assert error.value.detail["files"] == sorted(str(export / name) for name in names)
+        assert all(name in error.value.message for name in names)
+        for name in names:
+            (export / name).unlink()
+
+
 def test_a_backup_has_the_key_sealed_and_not_its_secret(made: Made, tmp_path: Path) -> None:
     backup(made.live.settings, tmp_path / "backup")
     secret = made.live.settings.signing_secret.read_text().strip()
