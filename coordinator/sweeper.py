@@ -123,8 +123,8 @@ def discard_uploads(database: Database, uploads: Uploads) -> None:
     if keys := uploads.keys():
         with database.reading() as session:
             over = arrivals.over(session, keys)
-        for place in over:
-            uploads.discard(place)
+        for key in over:
+            uploads.discard(key)
 
 
 def shorten(settings: Settings, database: Database, now: datetime) -> None:

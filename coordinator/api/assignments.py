@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
+from fedcybgd.coordinator.api.guard import still_an_agent
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.opening import Claimant
@@ -190,6 +191,7 @@ async def upload(
     async def write() -> None:
         data = bytes(buffer)
         buffer.clear()  # before it is written: what could not be written must not be tried again, at another offset
+        await still_an_agent(request)
         await run_in_threadpool(receiving.append, data)
 
     try:

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import acts, signed
@@ -62,6 +63,21 @@ class AnAgent(Guard):
     async def __call__(self, request: Request, _given: Given) -> Known:
         known: Known = request.state.agent
         return known
+
+
+async def still_an_agent(request: Request) -> None:
+    """Raises as the guard did not if the key has become void since: a body that comes in its own time may outlast it."""
+    attendance: Attendance = request.app.state.attendance
+    if SIGNATURE_INPUT in request.headers:
+        await attendance.who(request.state.signature.key_id)
+    else:
+        await signed.by_secret(bearer(request), attendance)
+
+
+def still_an_operator(session: Session, request: Request, needed: Role) -> None:
+    """The same, of an operator who could do what needs the role `needed`."""
+    caller = operators.caller_of(operators.known(session, bearer(request), utcnow()), address_of(request))
+    operators.admitted(caller, needed)
 
 
 class AnOperator(Guard):

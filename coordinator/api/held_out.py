@@ -7,8 +7,10 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import acts
 from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
+from fedcybgd.coordinator.api.guard import still_an_operator
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute
+from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import TooLarge
 from fedcybgd.coordinator.services.operate import held_out
 from fedcybgd.coordinator.storage import BlobCorrupt
@@ -47,6 +49,7 @@ async def put(
 
     def save() -> None:
         with database.transaction() as session:
+            still_an_operator(session, request, Role.OPERATOR)  # else the bytes are garbage: no row names them
             held_out.keep(session, digest, name, writer.size, now())
             acts.upload(session, request, f"{digest} {name}")
 

@@ -5,7 +5,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -37,16 +37,18 @@ class LocalUploads:
             checked = not self._file(key, PART).exists() and not self._file(key, TAKEN).exists()
             return checked and self._file(key, KEPT).exists()
 
-    def append(self, key: UploadKey, at: int, data: bytes) -> None:
+    def append(self, key: UploadKey, at: int, data: bytes, may: Callable[[], None]) -> None:
         part, taken = self._file(key, PART), self._file(key, TAKEN)
         with self._alone(key.place):
+            may()
             _put_back(part, taken)
             if taken.exists():
                 raise Elsewhere(_size(taken))
             if at > (size := _size(part)):
                 raise Elsewhere(size)
             if not part.exists():
-                self._discard(key.place)
+                for path in self._folder.glob(f"{key.place}-*"):
+                    path.unlink(missing_ok=True)
             with full_disk_told(self._folder, len(data)), os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                 file.seek(at)
                 file.write(data)
@@ -80,13 +82,10 @@ class LocalUploads:
                 raise BeingChecked(key)
             time.sleep(LOOK_EVERY_S)
 
-    def discard(self, place: str) -> None:
-        with self._alone(place):
-            self._discard(place)
-
-    def _discard(self, place: str) -> None:
-        for path in self._folder.glob(f"{place}-*"):
-            path.unlink(missing_ok=True)
+    def discard(self, key: UploadKey) -> None:
+        with self._alone(key.place):
+            for suffix in (PART, TAKEN, KEPT):
+                self._file(key, suffix).unlink(missing_ok=True)
 
     def keys(self) -> Collection[UploadKey]:
         return {UploadKey(*path.stem.split("-")) for path in self._files()}

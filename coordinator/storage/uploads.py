@@ -1,6 +1,6 @@
 """What has arrived of blobs that agents send, until they are whole; `tests/contract` runs one test class over every implementation."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -55,8 +55,11 @@ class Uploads(Protocol):
         """Whether all of it arrived under this key and became a blob."""
         ...
 
-    def append(self, key: UploadKey, at: int, data: bytes) -> None:
+    def append(self, key: UploadKey, at: int, data: bytes, may: Callable[[], None]) -> None:
         """Write `data` from byte `at` on; the first byte discards whatever else the place had.
+
+        `may` raises for what must not be written, and nothing is changed. While it looks nobody else does anything to the place: whoever
+        has the place next writes after these bytes, or they are not written.
 
         `at` is where the upload ends, or before: a repeat overtakes a request that still hangs, and writes the same bytes to the same
         place. Raises `Elsewhere` beyond the end, and of what is being checked. On `StoreFull` what arrived before is kept.
@@ -70,8 +73,8 @@ class Uploads(Protocol):
         """
         ...
 
-    def discard(self, place: str) -> None:
-        """All that is known of a place."""
+    def discard(self, key: UploadKey) -> None:
+        """All that is known of it, and of nobody else's at its place."""
         ...
 
     def keys(self) -> Collection[UploadKey]: ...

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +75,10 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Backing:
     return BACKINGS[request.param](tmp_path)
 
 
+def granted() -> None:
+    """Anybody may write."""
+
+
 def arrived(uploads: Uploads, key: UploadKey = KEY) -> bytes:
     with uploads.take(key) as taken, taken.open() as file:
         return file.read()
@@ -91,38 +95,38 @@ class TestUploads:
         assert (uploads.offset(KEY), set(uploads.keys())) == (0, set())
         with pytest.raises(NothingArrived), uploads.take(KEY):
             pass
-        uploads.append(KEY, 0, DATA[:10])
+        uploads.append(KEY, 0, DATA[:10], granted)
         assert (uploads.offset(KEY), arrived(uploads), set(uploads.keys())) == (10, DATA[:10], {KEY})
         for other in (KEY._replace(place="asg_2"), KEY._replace(owner="agt_2"), KEY._replace(digest=OTHER)):
             assert uploads.offset(other) == 0
 
     def test_it_goes_on_in_another_process(self, backing: Backing) -> None:
-        backing.open()[0].append(KEY, 0, DATA[:1000])
+        backing.open()[0].append(KEY, 0, DATA[:1000], granted)
         uploads, store = backing.open()
         assert uploads.offset(KEY) == 1000
-        uploads.append(KEY, 1000, DATA[1000:])
+        uploads.append(KEY, 1000, DATA[1000:], granted)
         finish(uploads)
         with store.open(DIGEST) as blob:
             assert blob.read() == DATA
 
     def test_a_repeat_writes_the_same_bytes_to_the_same_place(self, backing: Backing) -> None:
         uploads, _ = backing.open()
-        uploads.append(KEY, 0, DATA[:3000])
-        uploads.append(KEY, 1000, DATA[1000:2000])
+        uploads.append(KEY, 0, DATA[:3000], granted)
+        uploads.append(KEY, 1000, DATA[1000:2000], granted)
         assert arrived(uploads) == DATA[:3000]
-        uploads.append(KEY, 2000, DATA[2000:5000])
+        uploads.append(KEY, 2000, DATA[2000:5000], granted)
         assert arrived(uploads) == DATA[:5000]
 
     @pytest.mark.parametrize("at", [1, 11, 10**9])
     def test_bytes_beyond_the_end_are_not_written(self, backing: Backing, at: int) -> None:
         uploads, _ = backing.open()
         with pytest.raises(Elsewhere) as nothing:
-            uploads.append(KEY, at, b"x")
+            uploads.append(KEY, at, b"x", granted)
         assert (nothing.value.offset, uploads.offset(KEY)) == (0, 0)
-        uploads.append(KEY, 0, DATA[:10])
+        uploads.append(KEY, 0, DATA[:10], granted)
         if at > 10:
             with pytest.raises(Elsewhere) as some:
-                uploads.append(KEY, at, b"x")
+                uploads.append(KEY, at, b"x", granted)
             assert some.value.offset == 10
         assert arrived(uploads) == DATA[:10]
 
@@ -130,15 +134,43 @@ class TestUploads:
     def test_the_first_byte_of_another_one_discards_what_the_place_had(self, backing: Backing, other: UploadKey) -> None:
         uploads, _ = backing.open()
         elsewhere = KEY._replace(place="asg_2")
-        uploads.append(elsewhere, 0, DATA[:5])
-        uploads.append(KEY, 0, DATA[:10])
-        uploads.append(other, 0, DATA[:7])
+        uploads.append(elsewhere, 0, DATA[:5], granted)
+        uploads.append(KEY, 0, DATA[:10], granted)
+        uploads.append(other, 0, DATA[:7], granted)
         assert (uploads.offset(KEY), uploads.offset(other), uploads.offset(elsewhere)) == (0, 7, 5)
         assert set(uploads.keys()) == {other, elsewhere}
 
+    @pytest.mark.parametrize("key", [KEY, KEY._replace(owner="agt_2")])
+    def test_what_may_not_be_written_changes_nothing(self, backing: Backing, key: UploadKey) -> None:
+        uploads, _ = backing.open()
+        uploads.append(KEY, 0, DATA[:10], granted)
+
+        def denied() -> None:
+            raise PermissionError
+
+        for at in (0, 10):
+            with pytest.raises(PermissionError):
+                uploads.append(key, at, b"late", denied)
+        assert (arrived(uploads), set(uploads.keys())) == (DATA[:10], {KEY})
+
+    def test_who_has_the_place_next_writes_after_what_was_granted_before(self, backing: Backing) -> None:
+        uploads, _ = backing.open()
+        other = KEY._replace(owner="agt_2")
+        with ThreadPoolExecutor(1) as thread:
+            following: list[Future[None]] = []
+
+            def granted_at_last() -> None:
+                following.append(thread.submit(backing.open()[0].append, other, 0, DATA[:7], granted))
+                with pytest.raises(TimeoutError):
+                    following[0].result(timeout=0.2)
+
+            uploads.append(KEY, 0, DATA, granted_at_last)
+            following[0].result()
+        assert (uploads.offset(KEY), uploads.offset(other)) == (0, 7)
+
     def test_a_finished_upload_is_a_blob_and_nothing_else(self, backing: Backing) -> None:
         uploads, store = backing.open()
-        uploads.append(KEY, 0, DATA)
+        uploads.append(KEY, 0, DATA, granted)
         assert not store.has(DIGEST)
         finish(uploads)
         assert store.has(DIGEST)
@@ -147,13 +179,13 @@ class TestUploads:
             finish(uploads)
         assert backing.open()[0].is_kept(KEY), "it is remembered whose it was"
         assert not uploads.is_kept(KEY._replace(owner="agt_2"))
-        uploads.discard(KEY.place)
+        uploads.discard(KEY)
         assert (uploads.is_kept(KEY), set(uploads.keys()), store.has(DIGEST)) == (False, set(), True)
 
     @pytest.mark.parametrize("wrong", [DATA[:-1], DATA + b"\0", b"\1" + DATA[1:]])
     def test_bytes_of_another_digest_become_no_blob(self, backing: Backing, wrong: bytes) -> None:
         uploads, store = backing.open()
-        uploads.append(KEY, 0, wrong)
+        uploads.append(KEY, 0, wrong, granted)
         with pytest.raises(BlobCorrupt):
             finish(uploads)
         assert (list(store.stored()), uploads.is_kept(KEY)) == ([], False)
@@ -165,32 +197,32 @@ class TestUploads:
 
     def test_what_is_being_checked_cannot_be_changed(self, backing: Backing) -> None:
         uploads, store = backing.open()
-        uploads.append(KEY, 0, DATA)
+        uploads.append(KEY, 0, DATA, granted)
         with uploads.take(KEY) as taken:
             assert (uploads.offset(KEY), uploads.is_kept(KEY)) == (len(DATA), False)
             for at in (0, 10, len(DATA)):
                 with pytest.raises(Elsewhere):
-                    backing.open()[0].append(KEY, at, b"late")
+                    backing.open()[0].append(KEY, at, b"late", granted)
             with taken.open() as file:
                 assert file.read() == DATA
             taken.keep()
         with store.open(DIGEST) as blob:
             assert blob.read() == DATA
         with pytest.raises(Elsewhere):
-            uploads.append(KEY, len(DATA), b"late")
+            uploads.append(KEY, len(DATA), b"late", granted)
 
     def test_a_discarded_upload_is_gone_also_for_whoever_checks_it(self, backing: Backing) -> None:
         uploads, store = backing.open()
-        uploads.append(KEY, 0, DATA)
+        uploads.append(KEY, 0, DATA, granted)
         with uploads.take(KEY) as taken:
-            uploads.discard(KEY.place)
+            uploads.discard(KEY)
             with pytest.raises(NothingArrived):
                 taken.keep()
         assert (store.has(DIGEST), uploads.is_kept(KEY), uploads.offset(KEY)) == (False, False, 0)
 
     def test_one_after_another_has_it(self, backing: Backing) -> None:
         uploads, store = backing.open()
-        uploads.append(KEY, 0, DATA)
+        uploads.append(KEY, 0, DATA, granted)
         with ThreadPoolExecutor(1) as thread:
             with uploads.take(KEY) as taken:
                 other = thread.submit(finish, backing.open()[0])
@@ -203,20 +235,20 @@ class TestUploads:
 
     def test_what_arrived_before_there_was_no_room_is_kept(self, backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
         uploads, _ = backing.open()
-        uploads.append(KEY, 0, DATA[:1000])
+        uploads.append(KEY, 0, DATA[:1000], granted)
         with monkeypatch.context() as patch:
             backing.full(patch)
             with pytest.raises(StoreFull):
-                uploads.append(KEY, 1000, DATA[1000:])
+                uploads.append(KEY, 1000, DATA[1000:], granted)
         assert arrived(uploads) == DATA[:1000]
-        uploads.append(KEY, 1000, DATA[1000:])
+        uploads.append(KEY, 1000, DATA[1000:], granted)
         finish(uploads)
 
     def test_what_nobody_goes_on_with_is_swept_away(self, backing: Backing) -> None:
         uploads, _ = backing.open()
         old, young = KEY._replace(place="old"), KEY._replace(place="young")
         for key in (old, young):
-            uploads.append(key, 0, DATA)
+            uploads.append(key, 0, DATA, granted)
         backing.age(old, 1000)
         backing.age(young, 10)
         uploads.sweep(100)
@@ -238,7 +270,7 @@ with open_uploads(folder / "uploads", open_store(folder / "blobs")).take(UploadK
 def test_what_a_killed_process_had_taken_has_arrived_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it had noted already that a blob came of it."""
     uploads, store = LocalBacking(tmp_path).open()
-    uploads.append(KEY, 0, DATA)
+    uploads.append(KEY, 0, DATA, granted)
     with subprocess.Popen([sys.executable, "-c", CHECKER, tmp_path, *KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"

@@ -1,7 +1,8 @@
 """Operators by name: their keys come, change, expire and go, at once and one by one."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import Refused
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import HeldOut
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.storage.local import LocalBlobStore
+from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
 from tests.support.visits import fresh, operator, refused, together, wire
 
@@ -135,3 +139,27 @@ def test_one_name_asked_for_by_four_at_once_goes_to_one(live: LiveCoordinator) -
     name = fresh("wanted")
     answers = together(4, lambda _: operator(live).post("/operators", json={"name": name, "role": "viewer"}))
     assert sorted(a.status_code for a in answers) == [201, 409, 409, 409]
+
+
+@pytest.mark.parametrize(("call", "code"), [("revoke", "operator_revoked"), ("rotate", "unauthorized")])
+def test_a_file_counts_only_if_the_key_that_began_it_is_good_at_its_end(
+    live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, call: str, code: str
+) -> None:
+    owner, name, data = client_of(live), fresh("slow"), fresh("row").encode()
+    key, writer, begun = owner.operators.add(name, "operator").key, LocalBlobStore.writer, threading.Event()
+
+    def begins(store: LocalBlobStore) -> object:
+        begun.set()
+        return writer(store)
+
+    def body() -> Iterator[bytes]:
+        yield data[:1]
+        assert begun.wait(20)
+        getattr(owner.operators, call)(name)
+        yield data[1:]
+
+    monkeypatch.setattr(LocalBlobStore, "writer", begins)
+    digest = digest_of(data)
+    refused(wire(live, key).put(f"/held-out/{digest}", params={"name": "rows.csv"}, content=body()), 401, code)
+    with live.database.reading() as session:
+        assert session.get(HeldOut, digest) is None

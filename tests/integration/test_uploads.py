@@ -3,13 +3,10 @@
 import http.client
 import os
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,13 +14,12 @@ import torch
 from safetensors.torch import save
 
 from fedcybgd.coordinator.db.models import Assignment
-from fedcybgd.coordinator.services.path import receive
 from fedcybgd.coordinator.services.path.trained import DeltaForm
 from fedcybgd.coordinator.sweeper import discard_uploads
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from tests.support.live import LiveCoordinator
-from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, state_of, together, unchanged, versions, wire
+from tests.support.visits import Hand, last_visit, refused, settled, shard_tensors, start_run, state_of, together, unchanged, versions
 
 
 @contextmanager
@@ -250,42 +246,6 @@ def test_the_store_tells_nobody_what_it_has(live: LiveCoordinator, model: str, h
         for digest in (*known, digest_of(b"nobody has this")):
             assert other.offset(next_one, digest) == {"offset": 0, "complete": False}
             refused(other.submit(next_one, digest), 409, "upload_incomplete")
-
-
-def test_bytes_that_follow_while_it_is_checked_are_not_taken(
-    live: LiveCoordinator, hand: Hand, run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request that was begun before hangs until the delta is checked, and then sends other bytes."""
-    assignment = hand.take(run)
-    data = save(hand.delta(assignment))
-    digest, begun, wait, checked = digest_of(data), threading.Event(), threading.Event(), threading.Event()
-    begin = receive.begin
-
-    def begins(*arguments: Any) -> receive.Receiving:
-        receiving = begin(*arguments)
-        begun.set()
-        return receiving
-
-    def late() -> Iterator[bytes]:
-        wait.wait(20)
-        yield b"x" * len(data)
-
-    def check(form: DeltaForm, *_: object) -> None:
-        wait.set()
-        answer.result(20)
-        checked.set()
-
-    with ThreadPoolExecutor(1) as thread, wire(live, hand.key) as http:
-        monkeypatch.setattr(receive, "begin", begins)
-        answer = thread.submit(http.put, path(assignment, digest), content=late())
-        assert begun.wait(20)
-        hand.put(assignment, data)
-        monkeypatch.setattr("fedcybgd.coordinator.services.path.upload.check_structure", check)
-        assert hand.submit(assignment, digest).status_code == 202
-        refused(answer.result(), 409, "offset_mismatch")
-    assert checked.is_set()
-    assert live.store.path(digest).read_bytes() == data
-    assert settled(live, run)["rounds_done"] == 1
 
 
 def test_what_was_uploaded_under_a_lease_that_ended_goes_on_under_the_next(live: LiveCoordinator, hand: Hand, run: str) -> None:

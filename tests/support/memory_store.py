@@ -4,7 +4,7 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -158,8 +158,9 @@ class MemoryUploads:
     def is_kept(self, key: UploadKey) -> bool:
         return key in self.memory.kept
 
-    def append(self, key: UploadKey, at: int, data: bytes) -> None:
+    def append(self, key: UploadKey, at: int, data: bytes, may: Callable[[], None]) -> None:
         with self.memory.alone:
+            may()
             if key in self.memory.taken:
                 raise Elsewhere(len(self.memory.taken[key]))
             before = self._arrived(key)
@@ -167,7 +168,8 @@ class MemoryUploads:
                 raise Elsewhere(len(before))
             self.memory.no_room("write")
             if key not in self.memory.uploads:
-                self.discard(key.place)
+                for other in [other for other in self.keys() if other.place == key.place]:
+                    self.discard(other)
             self.memory.uploads[key] = (before[:at] + data + before[at + len(data) :], time.time())
 
     @contextmanager
@@ -193,11 +195,11 @@ class MemoryUploads:
             self.memory.taken[key] = self.memory.uploads.pop(key)[0]
             return True
 
-    def discard(self, place: str) -> None:
+    def discard(self, key: UploadKey) -> None:
         with self.memory.alone:
-            self.memory.uploads = {key: found for key, found in self.memory.uploads.items() if key.place != place}
-            self.memory.taken = {key: found for key, found in self.memory.taken.items() if key.place != place}
-            self.memory.kept = {key for key in self.memory.kept if key.place != place}
+            self.memory.uploads.pop(key, None)
+            self.memory.taken.pop(key, None)
+            self.memory.kept.discard(key)
 
     def keys(self) -> Collection[UploadKey]:
         return {*self.memory.uploads, *self.memory.taken, *self.memory.kept}
@@ -205,7 +207,7 @@ class MemoryUploads:
     def sweep(self, older_than_s: float) -> None:
         for key, (_, at) in list(self.memory.uploads.items()):
             if time.time() - at > older_than_s:
-                self.discard(key.place)
+                self.discard(key)
 
     def _arrived(self, key: UploadKey) -> bytes:
         return self.memory.uploads.get(key, (b"", 0))[0]

@@ -82,7 +82,7 @@ def test_the_store_says_which_disk_and_how_much(tmp_path: Path, monkeypatch: pyt
 def test_uploads_say_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads = open_uploads(tmp_path / "uploads", open_store(tmp_path / "blobs"))
     key = UploadKey("asg_1", "agt_1", "ab" * 32)
-    uploads.append(key, 0, b"x")
+    uploads.append(key, 0, b"x", lambda: None)
     real = os.fdopen
 
     def fdopen(*args: object, **more: object) -> object:
@@ -90,7 +90,7 @@ def test_uploads_say_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(os, "fdopen", fdopen)
     with pytest.raises(StoreFull) as caught:
-        uploads.append(key, 1, b"y" * 300)
+        uploads.append(key, 1, b"y" * 300, lambda: None)
     monkeypatch.setattr(os, "fdopen", real)
     assert (caught.value.detail["place"], caught.value.detail["needed"]) == (str(tmp_path / "uploads"), 300)
     assert uploads.offset(key) == 1

@@ -66,12 +66,12 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, pla
     ))  # fmt: skip
 
 
-def held(session: Session, assignment_id: str, agent_id: str) -> Assignment:
-    """The assignment if this agent holds its lease; raises `NotFound` or `LeaseLost`."""
+def held(session: Session, assignment_id: str, agent_id: str, attempt: int | None = None) -> Assignment:
+    """The assignment if this agent holds its lease, of this attempt where one is given; raises `NotFound`, `LeaseLost` or `StaleAttempt`."""
     assignment = session.get(Assignment, assignment_id)
     if assignment is None:
         raise NotFound(f"there is no assignment {assignment_id!r}")
-    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, assignment.attempt)
+    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, assignment.attempt if attempt is None else attempt)
     return assignment
 
 

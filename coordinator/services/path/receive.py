@@ -3,6 +3,7 @@
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.models import Assignment
 from fedcybgd.coordinator.services.path import lease, trained
 from fedcybgd.coordinator.services.path.upload import Upload
 from fedcybgd.coordinator.services.records import ledgers
@@ -11,16 +12,21 @@ from fedcybgd.shared.contract.assignments import UploadOffset
 
 
 class Receiving:
-    """One request that appends bytes to a delta; what arrived before a cut is kept."""
+    """One request that appends bytes to a delta, as long as the lease lasts under which it began; what arrived before a cut is kept."""
 
-    def __init__(self, database: Database, upload: Upload, run_id: str, round: int, agent_id: str) -> None:
+    def __init__(self, database: Database, upload: Upload, assignment: Assignment, agent_id: str) -> None:
         self._database, self._upload = database, upload
-        self._place = (run_id, round, agent_id)
+        self._assignment_id, self._attempt, self._agent_id = assignment.id, assignment.attempt, agent_id
+        self._place = (assignment.run_id, assignment.round, agent_id)
         self._arrived = 0
 
     def append(self, data: bytes) -> None:
         self._arrived += len(data)
-        self._upload.append(data)
+        self._upload.append(data, self._may)
+
+    def _may(self) -> None:
+        with self._database.reading() as session:
+            lease.held(session, self._assignment_id, self._agent_id, self._attempt)
 
     def end(self) -> UploadOffset:
         """Write down what crossed the wire; it is to be called whatever happened."""
@@ -37,7 +43,7 @@ def begin(
         assignment = lease.held(session, assignment_id, agent_id)
         upload = Upload(uploads, assignment_id, agent_id, digest, trained.limit_of(session, assignment))
     upload.check(offset, length)
-    return Receiving(database, upload, assignment.run_id, assignment.round, agent_id)
+    return Receiving(database, upload, assignment, agent_id)
 
 
 def offset(session: Session, store: BlobStore, uploads: Uploads, assignment_id: str, agent_id: str, digest: str) -> UploadOffset:

@@ -47,9 +47,10 @@ def take(
         if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
             return done
         form = trained.form_of(session, lease.held(session, assignment_id, agent_id))
+    upload = Upload(uploads, assignment_id, agent_id, submission.digest, form.limit)
     # Hashing takes its time: outside of any transaction.
     try:
-        size = Upload(uploads, assignment_id, agent_id, submission.digest, form.limit).finish(store, form)
+        size = upload.finish(store, form)
     except UploadIncomplete:
         with database.reading() as session:  # a repeat was faster
             if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
@@ -57,7 +58,7 @@ def take(
         raise
     with database.transaction() as session:
         taken = submit(session, assignment_id, agent_id, submission, size, clock())
-    uploads.discard(assignment_id)
+    upload.discard()
     return taken
 
 

@@ -1,6 +1,6 @@
 """Deltas on their way: appended to what has arrived, resumable at the byte where they stopped."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
@@ -56,13 +56,13 @@ class Upload:
         if length is not None and offset + length > self._limit:
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes, not {offset + length}", limit=self._limit)
 
-    def append(self, data: bytes) -> None:
-        """Write the bytes that follow. A repeat that overtakes a request which still hangs writes the same bytes to the same place."""
+    def append(self, data: bytes, may: Callable[[], None]) -> None:
+        """Write the bytes that follow, unless `may` raises. A repeat that overtakes a request which still hangs writes the same bytes to the same place."""
         if self._at + len(data) > self._limit:
-            self._uploads.discard(self._key.place)
+            self.discard()
             raise UploadTooLarge(f"a delta of this assignment has at most {self._limit} bytes", limit=self._limit)
         try:
-            self._uploads.append(self._key, self._at, data)
+            self._uploads.append(self._key, self._at, data, may)
         except Elsewhere as error:
             raise _from(error.offset) from error
         self._at += len(data)
@@ -92,8 +92,12 @@ class Upload:
             store.check(self.digest)
             return store.size(self.digest)
         except (BlobMissing, BlobDamaged):
-            self._uploads.discard(self._key.place)
+            self.discard()
             raise UploadIncomplete(NOTHING, offset=0) from None
+
+    def discard(self) -> None:
+        """Keep nothing of it here; what the store has of it stays."""
+        self._uploads.discard(self._key)
 
     def _check(self, form: DeltaForm, file: BinaryIO) -> None:
         try:

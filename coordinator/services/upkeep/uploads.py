@@ -11,8 +11,8 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.storage.uploads import UploadKey
 
 
-def over(session: Session, keys: Collection[UploadKey]) -> set[str]:
-    """The places whose uploads nobody goes on with. An agent that lost its lease may get it again, unless another has it now."""
+def over(session: Session, keys: Collection[UploadKey]) -> set[UploadKey]:
+    """The uploads that nobody goes on with. An agent that lost its lease may get it again, unless another has it now."""
     places = {key.place for key in keys}
     rows = {row.id: row for row in session.execute(
         select(Assignment.id, Assignment.state, Assignment.agent_id).where(Assignment.id.in_(places))
@@ -20,10 +20,10 @@ def over(session: Session, keys: Collection[UploadKey]) -> set[str]:
     owners = select(Agent.id).where(Agent.id.in_({key.owner for key in keys}), Agent.state != AgentState.REVOKED)
     known = set(session.scalars(owners))
     mine = {
-        key.place
+        key
         for key in keys
         if key.owner in known
         and (row := rows.get(key.place)) is not None
         and (row.state == AssignmentState.PENDING or (row.state == AssignmentState.LEASED and row.agent_id == key.owner))
     }
-    return places - mine
+    return set(keys) - mine
