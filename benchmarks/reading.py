@@ -16,8 +16,10 @@ TRAIN: dict[str, Any] = {
 }  # fmt: skip
 """What an agent is told as it is written."""
 RATES: dict[str, Any] = {
-    "learning_rate": 3e-4, "learning_rate_decay": 1.0, "always_learning_rate": None, "always_learning_rate_decay": 1.0,
+    "label_skew": None, "learning_rate": 3e-4, "learning_rate_decay": 1.0, "always_learning_rate": None, "always_learning_rate_decay": 1.0,
 }  # fmt: skip
+LABEL_SKEW = {"text-classification": "logit_adjustment"}
+"""What the loss does where `train.label_skew` is left out, by kind of task."""
 SCHEDULE: dict[str, Any] = {
     "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
 }  # fmt: skip
@@ -116,6 +118,7 @@ class Reading:
         return told | {
             "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
             "max_length": self.task.max_length, "groups": groups, "seed": seed,
+            "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
         }  # fmt: skip
 
     def weight(self, trainers: int) -> float:

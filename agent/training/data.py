@@ -51,6 +51,11 @@ class Packed(Sequence[Features]):
         segments = self._segments[begin:end].tolist() if self._segmented else None
         return Features(self._ids[begin:end].tolist(), labels, segments)
 
+    @property
+    def labels(self) -> Sequence[int]:
+        """Of all rows, one after another."""
+        return self._labels
+
     def length(self, index: int) -> int:
         """Tokens of one row."""
         return self._ends[index + 1] - self._ends[index]
@@ -73,6 +78,13 @@ class Partition:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.encoder.collate([self.features[i] for i in indices])
+
+    def label_counts(self, num_labels: int) -> list[int]:
+        """How many rows have which label; they stay in this process. Of a classification task."""
+        counts = [0] * num_labels
+        for label in self.features.labels:
+            counts[label] += 1
+        return counts
 
     def tokens(self, order: Sequence[Sequence[int]]) -> set[int]:
         """The ids of all tokens that occur in these batches, padding with them."""

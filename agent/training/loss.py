@@ -1,5 +1,6 @@
 """The loss of one batch; for large vocabularies without ever holding all logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fedcybgd.agent.training.frozen import QuantizedLinear, multiplied_in, parts, quantized_weight
 from fedcybgd.agent.training.overrides import forwards
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.words import LabelSkew, Task
 from fedcybgd.shared.models.batches import IGNORED, Batch, forward_logits, loss_sum, plain_forward
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
@@ -17,7 +18,35 @@ WORTHWHILE = 1 << 23
 """Logits (tokens × vocabulary) from which they are computed in chunks: 32 MB in float32, and the plain way holds them three times."""
 CHUNK = 1 << 23
 """Logits that exist at a time."""
+FEDLC_TAU = 1.0
+"""Strength of FedLC's calibration, its τ."""
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_scale")
+
+
+def label_offsets(label_skew: LabelSkew, counts: Sequence[int]) -> Tensor:
+    """What is added to the logits of each label before the softmax of the training loss, float32; `counts` are those of one agent's rows.
+
+    With n_c rows of label c, and n in all:
+
+    none:              0;
+    mask:              0, and no softmax over labels without rows (as FedRS restricts it, Li and Zhan, KDD 2021);
+    logit_adjustment:  log(n_c / n), so that logits need not learn how frequent a label is here (Menon et al., ICLR 2021; between agents
+                       Legate et al., CoLLAs 2023);
+    fedlc:             -τ · n_c^(-1/4), a margin that is the wider the fewer rows (Zhang et al., ICML 2022).
+
+    A label without rows has minus infinity in all but the first: it has no part in the loss, so this agent unlearns nothing of it.
+    """
+    rows = torch.tensor(counts, dtype=torch.float64)
+    match label_skew:
+        case "none":
+            return torch.zeros(len(counts))
+        case "mask":
+            offsets = torch.zeros_like(rows)
+        case "logit_adjustment":
+            offsets = (rows / rows.sum()).log()
+        case "fedlc":
+            offsets = -FEDLC_TAU * rows.pow(-0.25)
+    return offsets.masked_fill(rows == 0, -torch.inf).float()
 
 
 class Loss:
@@ -25,13 +54,23 @@ class Loss:
 
     Chunked logits need a language model that returns what its output head gives, unchanged. Whether it does is tried out,
     with two tokens: the head hands on its input for once, and the model must return that very tensor.
+    `offsets` (see `label_offsets`) are added to the logits of a classifier, in float32.
     """
 
-    def __init__(self, model: nn.Module, task: Task, precision: torch.dtype, chunked: str = "off", probe: Batch | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        precision: torch.dtype,
+        chunked: str = "off",
+        probe: Batch | None = None,
+        offsets: Tensor | None = None,
+    ) -> None:
         self._model = model
         self._task = task
         self._precision = precision
         self._chunked = chunked
+        self._offsets = offsets
         self._head = _plain_head(model, probe, precision) if task == "causal-lm" and chunked != "off" and probe is not None else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
@@ -40,7 +79,7 @@ class Loss:
             if self._head is not None and self._is_worthwhile(batch, self._head):
                 return self._in_chunks(batch, self._head)
             logits = forward_logits(self._model, batch)
-        return loss_sum(logits, batch, self._task)
+        return loss_sum(logits if self._offsets is None else logits + self._offsets, batch, self._task)
 
     def _in_chunks(self, batch: Batch, head: nn.Linear) -> tuple[Tensor, int]:
         hidden, _ = _before_head(self._model, head, batch)

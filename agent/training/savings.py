@@ -21,7 +21,8 @@ def savings(visit: Visit, options: TrainingOptions, limit: int) -> Iterator[tupl
     `limit` is what training may take, in bytes; 0 for no limit.
     """
     settings, layers, config = visit.settings, visit.emulator.layers, visit.model.config
-    loss_of = Loss(visit.model, settings.task, visit.compute.precision, options.chunked_logits, visit.batch(visit.order[0]))
+    first = visit.batch(visit.order[0])
+    loss_of = Loss(visit.model, settings.task, visit.compute.precision, options.chunked_logits, first, visit.label_offsets)
     cache = _prefix_cache(visit, loss_of, options.prefix_cache, limit)
     width = max(max(visit.partition.features.length(i) for i in indices) for indices in visit.order)
     each = activation_bytes(config, settings.batch_size * width, width)

@@ -14,6 +14,7 @@ from fedcybgd.agent.training.compute import Compute
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, TrainedBlock, unchanged, write_delta
 from fedcybgd.agent.training.emulator import Emulator
+from fedcybgd.agent.training.loss import label_offsets
 from fedcybgd.agent.training.memory import PeakMemory
 from fedcybgd.agent.training.order import visit_order
 from fedcybgd.shared.contract.assignments import Progress
@@ -55,6 +56,14 @@ class Visit:
     def order(self) -> list[list[int]]:
         """The rows of every step."""
         return visit_order(self.partition, self.settings)
+
+    @cached_property
+    def label_offsets(self) -> torch.Tensor | None:
+        """What the loss adds to the logits, by the labels of the agent's own rows; None: nothing."""
+        if self.settings.label_skew == "none" or self.settings.num_labels is None:
+            return None
+        counts = self.partition.label_counts(self.settings.num_labels)
+        return label_offsets(self.settings.label_skew, counts).to(self.compute.device)
 
     @property
     def lowest(self) -> int:

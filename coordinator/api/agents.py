@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
@@ -17,6 +17,7 @@ from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
 from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
+from fedcybgd.shared.contract.versions import VERSION, read
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.contract.words import ID, OFFERS
 
@@ -76,9 +77,9 @@ def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, response: Respon
     "/agents/me/readiness", summary="Say of runs whether the agent's data fit", status_code=204, response_class=Response,
     responses=errors(401, 403, 422),
 )  # fmt: skip
-def say_ready(body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Response:
+def say_ready(request: Request, body: ReadinessReport, agent: AgentDep, session: WriteDep) -> Response:
     """Facts of a check, for runs that are open to the agent. What fits again is asked for again."""
-    refusals.report(session, agent.id, body.runs, now())
+    refusals.report(session, agent.id, body.runs, now(), read(request.headers.get(VERSION)))
     return Response(status_code=204)
 
 

@@ -29,6 +29,7 @@ from fedcybgd.shared.contract.assignments import (
     UploadOffset,
 )
 from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.versions import VERSION, read
 from fedcybgd.shared.contract.words import DAEMON, ID, MAX_WAIT_S, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
@@ -65,7 +66,8 @@ async def claim(
     await attendance.sign_in(agent, now())
     if waiting.stale:
         await waiting.refresh()
-    place = waiting.enter(Claimant(agent.id, agent.name, body))
+    speaks = read(request.headers.get(VERSION))
+    place = waiting.enter(Claimant(agent.id, agent.name, body, speaks))
     look = agent.may_hold or agent.limits != body.limits or waiting.has_something_for(place, patient=wait > 0)
     failed = False
     try:
@@ -73,7 +75,7 @@ async def claim(
             if look:
                 waiting.looks(place)
                 failed = True
-                found = await run_in_threadpool(decide.ask, database, agent.id, body, now)
+                found = await run_in_threadpool(decide.ask, database, agent.id, body, now, speaks)
                 failed = False
                 agent.limits, agent.may_hold = body.limits, isinstance(found, Leased) or found.holds
                 if isinstance(found, Leased):

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.versions import LABEL_SKEW, SPOKEN, Version
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class Claimant:
     id: str
     name: str
     request: ClaimRequest
+    speaks: Version
+    """the version of the protocol that it asks in"""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,26 @@ class Opening:
     """names of the agents that its run is open to; None: all"""
     shared: bool
     """it is of a wave: whether an agent may have it depends on who else has a part"""
+    needs: Version
+    """the version of the protocol in which all is known that its agent is told"""
 
     def is_for(self, claimant: Claimant) -> bool:
         """Whether this agent might get it. What else is asked before a lease (the exposure budget, say) only the database knows."""
+        if claimant.speaks < self.needs:
+            return False
         if self.meant_for is not None and self.meant_for != claimant.id and not self.overdue:
             return False
         if claimant.id in self.excluded or (self.open_to is not None and claimant.name not in self.open_to):
             return False
         return consents(claimant.request, self.run_id, self.run_name)
+
+
+FIRST = Version(SPOKEN.major, 0)
+
+
+def needed(spec: RunFile) -> Version:
+    """The version of the protocol that an agent must know to train as the run file says: an earlier one would leave out what is new."""
+    return FIRST if spec.label_skew == "none" else LABEL_SKEW
 
 
 def consents(request: ClaimRequest, run_id: str, run_name: str) -> bool:

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
-from fedcybgd.shared.contract.words import DeltaCodec, Name, Task
+from fedcybgd.shared.contract.words import DeltaCodec, LabelSkew, Name, Task
 from fedcybgd.shared.files.table_format import TableFormat
 
 DEEPEST = 50
@@ -92,6 +92,10 @@ class TrainSection(Training, Section):
     learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from cycle to cycle")
     always_learning_rate: float | None = Field(None, gt=0, lt=10, description="of the blocks trained along; default: learning_rate")
     always_learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the same factor for the blocks trained along")
+    label_skew: LabelSkew | None = Field(
+        None,
+        description="what the loss does where agents have different labels; default: logit_adjustment for text-classification, else none",
+    )
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "TrainSection":
@@ -175,6 +179,18 @@ class RunFile(Section):
     )
     lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")
+
+    @property
+    def label_skew(self) -> LabelSkew:
+        """What visits are told. It costs nothing where shares are equal."""
+        usual: LabelSkew = "logit_adjustment" if self.task.kind == "text-classification" else "none"
+        return self.train.label_skew or usual
+
+    @model_validator(mode="after")
+    def _labels_are_there(self) -> "RunFile":
+        if self.task.kind != "text-classification" and self.label_skew != "none":
+            raise ValueError(f"train.label_skew: {self.task.kind} has no labels; leave it out, or say none (not {self.label_skew!r})")
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_STEPS, AgentMessage, Count, Name, Optimizer, Precision
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_STEPS, AgentMessage, Count, LabelSkew, Name, Optimizer, Precision
 
 
 class ParameterGroup(BaseModel):
@@ -37,6 +37,7 @@ class TrainSettings(Training, TaskSpec):
     """One visit: which blocks are trained, and how."""
 
     groups: list[ParameterGroup] = Field(max_length=MOST_BLOCKS)
+    label_skew: LabelSkew = Field("none", description="what the loss does about labels that the agent's rows have seldom or never")
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
     @property

@@ -21,9 +21,11 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 2)
+SPOKEN = Version(1, 3)
 SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
+LABEL_SKEW = Version(1, 3)
+"""From this one on an agent knows `train.label_skew`; an earlier one would leave it out, and train by another loss than the others."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

@@ -33,6 +33,8 @@ Codec = Annotated[str, AfterValidator(_known_codec)]
 DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 """How a delta travels."""
 Optimizer = Literal["adamw", "adamw-8bit"]
+LabelSkew = Literal["none", "mask", "logit_adjustment", "fedlc"]
+"""What the training loss of a classifier does about labels that an agent has few rows of, or none."""
 Task = Literal["text-classification", "causal-lm"]
 
 

@@ -37,10 +37,11 @@ def test_what_only_a_newer_agent_knows_is_left_out_and_of_others_is_a_mistake(
     live: LiveCoordinator, model: str, version: str | None
 ) -> None:
     hand = Hand(live)
+    del hand.http.headers[VERSION]
     if version is not None:
         hand.http.headers[VERSION] = version
     newer = version == NEWER
-    run = start_run(live, model, [hand])
+    run = start_run(live, model, [hand], train={"label_skew": "none"})
     run_id = live.operator.get(f"/runs/{run}")["id"]
     token = live.operator.post("/enrolment-tokens", {})["token"]
     enrolling = {"token": token, "name": fresh("late"), "device": {"kind": "cpu", "cores": 2}}
@@ -73,6 +74,25 @@ def test_what_only_a_newer_agent_knows_is_left_out_and_of_others_is_a_mistake(
     given = grown_call(hand, "POST", f"/assignments/{second.assignment_id}/return", {"attempt": second.attempt, "reason": "a_new_one"})
     assert given.status_code == 200, given.text
     assert given.json()["reason"] == "other"
+
+
+def test_an_agent_of_before_label_skew_is_told_of_and_gets_no_work_that_it_would_do_otherwise(
+    live: LiveCoordinator, model: str, hand: Hand
+) -> None:
+    old = Hand(live)
+    old.http.headers[VERSION] = "1.2"
+    run = live.create_run(run_file(model, [old, hand], schedule={"agents": "fixed"}), start=True)
+    plain = start_run(live, model, [old], train={"label_skew": "none"})
+    assert last_visit(live, run["name"])["meant_for"] == old.name
+    assert old.claim(run["name"]) is None
+    fits = {"runs": [{"run_id": run["id"], "fits": True}]}
+    assert old.http.put("/agents/me/readiness", json=fits).status_code == 204
+    assert hand.take(run["name"]).train.label_skew == "logit_adjustment", "what was meant for the old one is anybody's at once"
+    [said] = [e["message"] for e in live.operator.get(f"/runs/{run['id']}")["events"] if e["code"] == "agent_unfit"]
+    assert old.name in said
+    assert "1.2" in said
+    assert "update it" in said
+    assert old.take(plain).train.label_skew == "none"
 
 
 def test_the_claim_of_a_newer_agent_that_is_gone_takes_no_work(live: LiveCoordinator, model: str, hand: Hand) -> None:

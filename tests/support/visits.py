@@ -17,6 +17,7 @@ from fedcybgd.shared.contract.agents import AgentSelf
 from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API, ErrorBody
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -101,6 +102,7 @@ class Hand:
         self.name = name or fresh("agent")
         token = live.operator.post("/enrolment-tokens", {})["token"]
         self.http = wire(live)
+        self.http.headers[VERSION] = str(SPOKEN)
         answer = self.http.post("/agents", json={"token": token, "name": self.name})
         assert answer.status_code == 201, answer.text
         self.key: str = answer.json()["key"]

@@ -43,6 +43,7 @@ train:
   max_grad_norm: null
   precision: bfloat16
   optimizer: adamw-8bit
+  label_skew: fedlc
 compression:
   policy: hybrid
   drop_ratio: 0.4
@@ -190,6 +191,7 @@ WRONG = [
     ("  gate:", "  gate: maybe", "admission.gate"),
     ("  average:", "  average: mode", "admission.average"),
     ("  norm_band:", "  norm_band: 1.0", "admission.norm_band"),
+    ("  label_skew:", "  label_skew: prior", "train.label_skew"),
     ("agents: [ann, bob]", "agents: everybody", "agents"),
     ("agents: [ann, bob]", "agents: [ann, 'b b']", "agents.1"),
     ("agents: [ann, bob]", "agents: []", "agents"),

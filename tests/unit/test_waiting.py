@@ -7,14 +7,23 @@ from dataclasses import replace
 
 import pytest
 
-from fedcybgd.coordinator.domain.opening import Claimant, Opening
+from fedcybgd.coordinator.domain.opening import FIRST, Claimant, Opening
 from fedcybgd.coordinator.wakes import waiting_room
 from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingClaim, WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.versions import LABEL_SKEW, SPOKEN, Version
 
 
 def opening(name: str = "work", meant_for: str | None = None, **more: object) -> Opening:
-    known = {"run_id": "run_0", "run_name": "run", "excluded": frozenset(), "overdue": False, "open_to": None, "shared": False}
+    known = {
+        "run_id": "run_0",
+        "run_name": "run",
+        "excluded": frozenset(),
+        "overdue": False,
+        "open_to": None,
+        "shared": False,
+        "needs": FIRST,
+    }
     return Opening(assignment_id=name, meant_for=meant_for, **{**known, **more})  # type: ignore[arg-type]
 
 
@@ -30,8 +39,8 @@ class Room(WaitingRoom):
         self.reads += 1
         return list(self.open_now)
 
-    def come(self, name: str, runs: str = "*") -> WaitingClaim:
-        return self.enter(Claimant(name, name, ClaimRequest(runs=[runs])))
+    def come(self, name: str, runs: str = "*", speaks: Version = SPOKEN) -> WaitingClaim:
+        return self.enter(Claimant(name, name, ClaimRequest(runs=[runs]), speaks))
 
     async def opens(self, *openings: Opening, offered: Sequence[str] = ()) -> None:
         self.open_now = list(openings)
@@ -69,6 +78,13 @@ async def test_only_the_agent_is_asked_that_work_is_meant_for(room: Room) -> Non
     ann, bob = room.come("ann"), room.come("bob")
     await room.opens(opening(meant_for="bob"))
     assert asked(ann, bob) == ["bob"]
+
+
+@in_room
+async def test_an_agent_of_an_earlier_protocol_is_not_asked_for_what_it_does_not_know(room: Room) -> None:
+    old, new = room.come("old", speaks=Version(1, 2)), room.come("new", speaks=LABEL_SKEW)
+    await room.opens(opening(meant_for="old", overdue=True, needs=LABEL_SKEW))
+    assert asked(old, new) == ["new"]
 
 
 @in_room

@@ -26,6 +26,7 @@ from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openings, outlook
 from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.versions import SPOKEN, Version
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,20 @@ class Nothing:
     """whether it holds a lease: it may wait for the emulator of what it holds"""
 
 
-def ask(database: Database, agent_id: str, request: ClaimRequest, clock: Callable[[], datetime]) -> Leased | Nothing:
+def ask(
+    database: Database, agent_id: str, request: ClaimRequest, clock: Callable[[], datetime], speaks: Version = SPOKEN
+) -> Leased | Nothing:
     """What an agent gets that asks for work. That it was turned down is written in a transaction of its own, which locks in the usual order."""
     while True:
         with database.transaction() as session:
-            found = claim(session, agent_id, request, clock())
+            found = claim(session, agent_id, request, clock(), speaks)
         if not isinstance(found, TurnedDown):
             return found
         with database.transaction() as session:
             turned_down(session, found, clock())
 
 
-def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime) -> Leased | TurnedDown | Nothing:
+def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime, speaks: Version = SPOKEN) -> Leased | TurnedDown | Nothing:
     """Lease an assignment to an agent: its own unfinished one again (attempt + 1), or one meant for it, or that waits longest."""
     agent = session.get_one(Agent, agent_id)
     identity.admit(agent)  # it may have been revoked while it waited
@@ -71,7 +74,7 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime)
         awaited, holds = awaited | held.awaited, holds or held.holds
     if agent.quarantined_until is not None:
         return Nothing(frozenset(awaited), holds)
-    claimant = Claimant(agent_id, agent.name, request)
+    claimant = Claimant(agent_id, agent.name, request, speaks)
     found = [opening for opening in openings.waiting(session, now) if opening.is_for(claimant)]
     # A stand-in does its own part first.
     for opening in sorted(found, key=lambda opening: opening.meant_for != agent_id):

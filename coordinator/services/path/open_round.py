@@ -106,5 +106,6 @@ def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
     return TrainSettings(
-        **{name: getattr(spec.train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups, seed=seat.seed,
+        **{name: getattr(spec.train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups,
+        label_skew=spec.label_skew, seed=seat.seed,
     )  # fmt: skip

@@ -7,21 +7,29 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Run
+from fedcybgd.coordinator.domain.opening import needed
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import ask_again, give_up
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.agents import RunReadiness
+from fedcybgd.shared.contract.versions import SPOKEN, Version
 
 
-def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: datetime) -> None:
-    """Write down what an agent says of the runs that are open to it; what it says of others is not kept."""
+def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: datetime, speaks: Version = SPOKEN) -> None:
+    """Write down what an agent says of the runs that are open to it; what it says of others is not kept.
+
+    One that speaks an earlier version of the protocol than a run needs is not fit for it, whatever its data are.
+    """
     agent = session.get_one(Agent, agent_id)
     # In one order, so that two reports cannot wait for each other.
     for word in sorted(said, key=lambda word: word.run_id):
         run = session.get(Run, word.run_id)
         if run is None or not offers.is_open_to(run, agent):
             continue
+        outdated = speaks < (needs := needed(run.spec))
+        if outdated:
+            word = RunReadiness(run_id=run.id, fits=False, reason="manifest_invalid")
         row = readiness.row_of(session, run.id, agent_id, now)
         before, news = row.fits, (word.fits, word.reason, word.rows, word.exact)
         if (row.fits, row.reason, row.rows, row.exact) != news:
@@ -31,7 +39,8 @@ def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: d
         if word.fits and (row.refused or run.waits_for_agents):
             ask_again.ask_again(session, run, agent, row, now)
         elif not word.fits and before is not False:
-            _pass_over(session, run, agent, word.reason or "unfit", now)
+            why = f"it speaks version {speaks} of the protocol, the run needs {needs} (train.label_skew): update it"
+            _pass_over(session, run, agent, why if outdated else word.reason or "unfit", now)
 
 
 def _pass_over(session: Session, run: Run, agent: Agent, reason: str, now: datetime) -> None:
