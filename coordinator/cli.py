@@ -267,7 +267,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Terminal(stderr=True).say(f"error: {error} [{error.code}]", "red")
+        Terminal(stderr=True).say(f"error: {error.message} [{error.code}]", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -58,6 +58,16 @@ def test_without_a_key_it_says_which_variable_is_missing(key: str | None) -> Non
         assert "set FEDCOORD_OPERATOR_KEY" in says(key, server.url, "run", "list")
 
 
+def test_a_refusal_is_a_line_with_its_code_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda _: Answer.json({"code": "not_found", "message": "there is no run 'x'"}, 404)) as server:
+        monkeypatch.setenv("FEDCOORD_URL", server.url)
+        monkeypatch.setenv("FEDCOORD_OPERATOR_KEY", "fco_right")
+        monkeypatch.setattr("sys.argv", ["fedcoord", "run", "status", "x"])
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()
+    assert capsys.readouterr().err == "error: there is no run 'x' [not_found]\n"
+
+
 @pytest.mark.parametrize("key", ["fco_ü", "fco_a\nb", "fco_a b", "“fco_x”", "fco_\x00x"])
 def test_a_key_that_is_none_is_said_in_a_line(key: str) -> None:
     with pytest.raises(KeyInvalid, match="characters that no key has"):
