@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
     keep_blobs_s: float = Field(
-        3600, ge=60, description="seconds that a blob is kept once nothing needs it: superseded shards, applied deltas, old exports"
+        3600,
+        ge=60,
+        description="seconds that a blob is kept once nothing needs it: superseded shards, deltas that no history needs, old exports",
     )
     keep_versions: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         "all",

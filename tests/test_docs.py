@@ -173,6 +173,37 @@ def commands(command: object) -> Iterator[str]:
             yield name
 
 
+NAMED = re.compile(r"(?<!of )\b(fedcoord|fedagent) ([a-z][a-z-]+)(?: ([a-z][a-z-]+))?([^`#\n]*)")
+
+
+@pytest.mark.parametrize("folder", ["pages", "code"])
+def test_every_command_that_is_named_exists_with_its_options(folder: str) -> None:
+    real = {
+        f"{program} {name}": opts
+        for program, app in (("fedcoord", coordinator_cli.app), ("fedagent", agent_cli.app))
+        for name, opts in options_of(typer.main.get_command(app))
+    }
+    groups = {command.rsplit(" ", 1)[0] for command in real} - {"fedcoord", "fedagent"}
+    found, wrong = 0, []
+    for path in PAGES if folder == "pages" else CODE:
+        for program, first, second, rest in NAMED.findall(path.read_text()):
+            command = f"{program} {first} {second}" if f"{program} {first}" in groups else f"{program} {first}"
+            given = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", rest.split("&&")[0]))
+            found += 1
+            if command.strip() not in {*real, *groups} or given - real.get(command, given):
+                wrong.append((path.name, command, given - real.get(command, set())))
+    assert found > 20
+    assert wrong == []
+
+
+def options_of(command: object, before: str = "") -> Iterator[tuple[str, set[str]]]:
+    for name, child in command.commands.items():  # type: ignore[attr-defined]
+        if hasattr(child, "commands"):
+            yield from options_of(child, f"{before}{name} ")
+        else:
+            yield before + name, {option for parameter in child.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
 def test_run_files_that_are_shown_are_valid() -> None:
     shown = fenced(text("run-file.md"), "yaml")
     assert len(shown) == 3
@@ -214,6 +245,18 @@ def test_relative_links_resolve(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_no_page_says_a_thing_twice(page: Path) -> None:
+    """Pages are merged by union: of a paragraph that two have changed both could stay."""
+    plain = re.sub(r"<!-- table: .*?<!-- end -->|^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r"(?:^\|.*\n)+", plain, re.MULTILINE):
+        rows = [line.split("|")[1:3] for line in table.splitlines()]
+        assert [row for row in rows if rows.count(row) > 1] == []
+    lines = [re.sub(r"`[^`]*`", "", line) for line in plain.splitlines() if not line.startswith("|")]
+    sentences = [part.strip()[:40] for line in lines for part in re.split(r"(?<=[.:;]) ", line)]
+    assert [begins for begins in sentences if len(begins) == 40 and sentences.count(begins) > 1] == []
 
 
 @every_page
