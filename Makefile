@@ -42,6 +42,7 @@ chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour):
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)
+
 model: setup ## Search the states of rounds, visits and jobs for a broken promise, for 20 minutes
 	MODEL_SECONDS=$${MODEL_SECONDS:-1200} $(BIN)/python -m pytest -s --timeout 7200 tests/model
 
