@@ -32,7 +32,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-HARMS: list[Any] = [flip, empty, Path.unlink]
+HARMS: list[Any] = [flip, Path.unlink]
 
 
 def place(live: LiveCoordinator, digest: str) -> Path:
@@ -69,8 +69,7 @@ def undisturbed(live: LiveCoordinator, model: str, tmp_path_factory: pytest.Temp
     return blocks(live, run)
 
 
-@pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("harm", "packed"), [(flip, True), (empty, False), (Path.unlink, True), (Path.unlink, False)])
 def test_an_encoded_shard_is_made_again_from_the_exact_one(
     live: LiveCoordinator, model: str, tmp_path: Path, harm: Harm, packed: bool, undisturbed: dict[str, Any]
 ) -> None:
