@@ -81,6 +81,9 @@ def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) 
     outcome.seconds = time.monotonic() - began
     for proxy in fleet.proxies:
         proxy.clear()
+    for fault in plan.faults:
+        if fault.kind == "replica":  # started again it has its key at once: the next run is not to wait for it
+            fleet.process(fault.target).kill()
     return outcome
 
 
