@@ -13,6 +13,7 @@ from fedcybgd.agent.sandbox import files
 from fedcybgd.agent.sandbox.walls import Walls, environment
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.agent.trainer_process import TrainerProcess
+from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the walls are Linux's")
 TRIES = """
@@ -99,6 +100,19 @@ def test_an_account_without_rights_is_walled_in_all_the_same(tmp_path: Path) -> 
     found = tried(tmp_path, "as nobody")
     assert found["done"] == ["rows", "work", "cache"]
     assert "seccomp" in found["standing"]["network"]
+
+
+@pytest.mark.skipif(not files.version(), reason="this kernel has no Landlock")
+def test_the_training_process_that_a_daemon_starts_stands_within_them(tmp_path: Path) -> None:
+    values = {"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}}
+    process = TrainerProcess(Config.model_validate(values), Home(tmp_path))
+    try:
+        process.start()
+        assert process._process is not None
+        status = Path(f"/proc/{process._process.pid}/status")
+        wait_for(lambda: "\nSeccomp:\t2\n" in status.read_text())
+    finally:
+        process.close()
 
 
 def test_rows_that_took_the_place_of_others_are_read_by_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
