@@ -1,6 +1,7 @@
 """Looks at everything that a visit needs, before there is one, and says what to do where something is wrong."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
 from fedcybgd.agent.rooms import asking
 from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
-from fedcybgd.agent.telling import what_deltas_tell
+from fedcybgd.agent.telling import what_counts_tell, what_deltas_tell
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.files.tables import Row, read_rows
@@ -79,6 +80,7 @@ def check(home: Home) -> Iterator[Finding]:
         yield _run(home, config, run, verdict, client)
         if verdict.reason != "not_consented":
             yield from (Finding(None, f"run {run.name}", sentence, note=True) for sentence in what_deltas_tell(run))
+            yield from _counts(home, config, run, verdict)
     try:
         report(client, config, verdicts)
     except AgentError as error:
@@ -168,6 +170,14 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
     if cut and run.task == "text-classification":
         found += f"; {cut:,} rows are longer than {run.max_length} and would be cut"
     return Finding(True, what, found)
+
+
+def _counts(home: Home, config: Config, run: RunOffer, verdict: Verdict) -> Iterator[Finding]:
+    """What would be told of the labels of the rows."""
+    data = config.data.get(verdict.data)
+    if verdict.reason is None and data is not None and data.tell_labels and run.task == "text-classification":
+        rows = rows_of(source_of(home, data), run, f"[data.{verdict.data}.columns]")
+        yield Finding(None, f"run {run.name}", what_counts_tell(Counter(row["label"] for row in rows), run.num_labels), note=True)
 
 
 def _token_lengths(run: RunOffer, examples: list[Row], client: Client, walls: Walls) -> list[int] | None:

@@ -33,7 +33,7 @@ def chosen(sets: Mapping[str, DataSection], run: str) -> str:
 
 
 def source_of(home: Home, data: DataSection) -> DataSource:
-    return DataSource(path=str(home.data_path(data)), columns=data.columns, **dict(data.table_format()))
+    return DataSource(path=str(home.data_path(data)), columns=data.columns, tell_labels=data.tell_labels, **dict(data.table_format()))
 
 
 def source_for(home: Home, config: Config, run: str) -> DataSource:

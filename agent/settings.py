@@ -38,6 +38,9 @@ class DataSection(TableFormat, SettingsSection):
     tell_rows: Literal["roughly", "exactly", "no"] = Field(
         "roughly", description="what the coordinator is told of their number before a run: roughly is 1, 10, 100, … or more"
     )
+    tell_labels: bool = Field(
+        False, description="true: with each delta of a classifier goes how many rows of each label the visit trained on"
+    )
 
 
 class DeviceSection(SettingsSection):

@@ -1,5 +1,7 @@
 """What the deltas of a run can tell of the rows that they were trained on, as far as is known: said before consent."""
 
+from collections.abc import Mapping
+
 from fedcybgd.shared.contract.agents import RunOffer
 
 FEW_ROWS = 64
@@ -28,3 +30,12 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     if visit.delta_patches:
         found.append("other agents may fetch this agent's deltas, not only the coordinator (compression.delta_patches)")
     return found or ["of its blocks no way is known to read single tokens or labels from a delta; it is made from your rows all the same"]
+
+
+def what_counts_tell(counts: Mapping[object, int], labels: int | None) -> str:
+    """For the owner of rows with `tell_labels`: what the coordinator learns of them beyond the deltas."""
+    return (
+        f"tell_labels: with each delta goes how many rows of each label its visit trained on; of these rows {len(counts)} of {labels or '?'} labels, "
+        f"{min(counts.values(), default=0):,} to {max(counts.values(), default=0):,} rows each. The coordinator keeps that, and a signed provenance file may show "
+        "the shares"
+    )

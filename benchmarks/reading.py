@@ -22,6 +22,7 @@ LABEL_SKEW = {"text-classification": "logit_adjustment"}
 """What the loss does where `train.label_skew` is left out, by kind of task."""
 SCHEDULE: dict[str, Any] = {
     "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
+    "head_average": None,
 }  # fmt: skip
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 """What decides only when others wait or fail, which nobody does here."""
@@ -121,9 +122,21 @@ class Reading:
             "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
         }  # fmt: skip
 
-    def weight(self, trainers: int) -> float:
-        """The factor on each of the deltas of a block that `trainers` visits of a round trained."""
-        return float(self.schedule["damping"]) / trainers
+    def weights(self, block: str, counts: Sequence[Sequence[int] | None]) -> list[tuple[float, list[float]]]:
+        """Of each delta of a block that a round made: its factor; and those of the head's labels, where each has one of its own.
+
+        `counts` are what its agents tell of the labels that they trained on.
+        """
+        trainers = len(counts)
+        of_head = self.schedule["head_average"] or ("by_label" if self.task.kind == "text-classification" else "damped")
+        if block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
+            return [(float(self.schedule["damping"]) / trainers, [])] * trainers
+        if of_head == "mean" or trainers == 1 or None in counts:
+            return [(1.0 / trainers, [])] * trainers
+        sums = [sum(of_label) for of_label in zip(*counts, strict=True)]  # type: ignore[arg-type]
+        total = sum([1.0 / trainers] * trainers)
+        return [(1.0 / trainers, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own or [], sums, strict=True)])
+                for own in counts]  # fmt: skip
 
     def codecs(self, kinds: Mapping[str, str], trained: Collection[str]) -> dict[str, str]:
         """Block → codec, of a visit that trains `trained`; `kinds` has the kind of every block."""

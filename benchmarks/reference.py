@@ -42,6 +42,14 @@ class Holdings:
     up: int = 0
 
 
+@dataclass(frozen=True)
+class Made:
+    """A delta by its digest, and what is told of the labels that it was trained on."""
+
+    digest: str
+    labels: list[int] | None
+
+
 @dataclass
 class Reference:
     """A run in this process; `digests()` are what a coordinator must arrive at."""
@@ -60,6 +68,8 @@ class Reference:
     holdings: dict[int, Holdings] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     residuals: dict[tuple[int, str], Path] = field(default_factory=dict)
+    tell_labels: bool = False
+    """whether the agents tell how many rows of each label they trained on"""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -150,19 +160,19 @@ def run(
     first = reference.rounds_done
     last = spec.rounds(reference.trained) if rounds is None else first + rounds
     for number in range(first, last):
-        terms: dict[str, list[str]] = {}
+        terms: dict[str, list[Made]] = {}
         for order in spec.round(reference.trained, len(partitions), number):
-            delta = _visit(reference, encoder, visitors[order.agent], partitions[order.agent], order, scratch)
+            made = _visit(reference, encoder, visitors[order.agent], partitions[order.agent], order, scratch)
             for name in order.trained:
-                terms.setdefault(name, []).append(delta)
+                terms.setdefault(name, []).append(made)
         _apply(reference, number, terms)
         reference.rounds_done = number + 1
         after_round(number)
     return time.monotonic() - began
 
 
-def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> str:
-    """One visit; returns the digest of its delta, which is in the store."""
+def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> Made:
+    """One visit; its delta is in the store."""
     agent, spec, store = order.agent, reference.spec, reference.store
     trained = set(order.trained)
     codecs = reference.plan(trained)
@@ -180,20 +190,24 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     request = TrainRequest(
         assignment_id=f"{order.round}-{order.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
-        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate(order.told), data=DataSource(path=str(data)),
+        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate(order.told),
+        data=DataSource(path=str(data), tell_labels=reference.tell_labels),
         delta_path=str(delta), delta_codec=spec.delta["codec"], residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
     )  # fmt: skip
     reference.metrics.append(visitor.visit(request, lambda _: None, lambda: False))
     held.up += delta.stat().st_size
     held.digests.add(digest := _store_file(store, delta))
     reference.deltas.append(digest)
-    return digest
+    return Made(digest, reference.metrics[-1].label_counts)
 
 
-def _apply(reference: Reference, number: int, terms: dict[str, list[str]]) -> None:
+def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> None:
     spec = reference.spec
     changes = [
-        Change(block=b, terms=[Term(digest=d, weight=spec.weight(len(terms[b.block]))) for d in terms[b.block]])
+        Change(block=b, terms=[
+            Term(digest=made.digest, weight=weight, rows=rows)
+            for made, (weight, rows) in zip(terms[b.block], spec.weights(b.block, [made.labels for made in terms[b.block]]), strict=True)
+        ])
         for b in reference.blocks if b.block in terms
     ]  # fmt: skip
     sources = {change.block.digest for change in changes}

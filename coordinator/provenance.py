@@ -139,7 +139,10 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersio
     try:
         if parent is not None and entry.terms and entry.aggregate is not None:
             base = ShardRef(block=entry.block, version=parent.facts.version, codec=EXACT, digest=parent.digest, size=parent.size)
-            terms = [Term(digest=term.delta, weight=float(term.weight), visit=term.visit) for term in entry.terms]
+            terms = [
+                Term(digest=term.delta, weight=float(term.weight), visit=term.visit, rows=[float(weight) for weight in term.rows])
+                for term in entry.terms
+            ]
             change = Change.model_validate({"block": base, "terms": terms, "aggregate": entry.aggregate})
     except ValueError as error:  # pydantic's are, too
         raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error

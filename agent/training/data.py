@@ -79,11 +79,12 @@ class Partition:
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.encoder.collate([self.features[i] for i in indices])
 
-    def label_counts(self, num_labels: int) -> list[int]:
-        """How many rows have which label; they stay in this process. Of a classification task."""
+    def label_counts(self, num_labels: int, rows: Iterable[int]) -> list[int]:
+        """How many of these rows have which label, of a classification task."""
         counts = [0] * num_labels
-        for label in self.features.labels:
-            counts[label] += 1
+        labels = self.features.labels
+        for row in rows:
+            counts[labels[row]] += 1
         return counts
 
     def tokens(self, order: Sequence[Sequence[int]]) -> set[int]:

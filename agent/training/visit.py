@@ -20,6 +20,7 @@ from fedcybgd.agent.training.order import visit_order
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.words import MOST_LABELS
 from fedcybgd.shared.models.batches import Batch, plain_forward
 
 Opened = dict[str, dict[str, nn.Parameter]]
@@ -62,8 +63,16 @@ class Visit:
         """What the loss adds to the logits, by the labels of the agent's own rows; None: nothing."""
         if self.settings.label_skew == "none" or self.settings.num_labels is None:
             return None
-        counts = self.partition.label_counts(self.settings.num_labels)
+        counts = self.partition.label_counts(self.settings.num_labels, range(len(self.partition.features)))
         return label_offsets(self.settings.label_skew, counts).to(self.compute.device)
+
+    @property
+    def told_labels(self) -> list[int] | None:
+        """Of each label, on how many rows the visit trains, where the owner lets it be told."""
+        labels = self.settings.num_labels
+        if not self.request.data.tell_labels or self.settings.task != "text-classification" or labels is None or labels > MOST_LABELS:
+            return None
+        return self.partition.label_counts(labels, [row for rows in self.order for row in rows])
 
     @property
     def lowest(self) -> int:

@@ -77,7 +77,8 @@ class Visitor:
                 metrics = train(visit, groups, loss_of, cache)
             emulator.close()
             error = visit.write_delta(opened, rows, self._transform)
-            return metrics.model_copy(update={"delta_error": error, "peak_memory_bytes": memory.peak()})
+            told = {"delta_error": error, "peak_memory_bytes": memory.peak(), "label_counts": visit.told_labels}
+            return metrics.model_copy(update=told)
         finally:
             opened, groups = {}, []
             emulator.close()

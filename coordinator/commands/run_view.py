@@ -13,6 +13,9 @@ from fedcybgd.shared.contract.views import MemberView, RunView
 
 STYLES = {"running": "green", "paused": "yellow", "completed": "green", "failed": "red", "cancelled": "red", "draft": "dim"}
 
+TOLD = ("label_skew", "labels_forgotten", "single_label")
+"""Codes of events that whoever watches a run should read at once: they say what to do about its labels"""
+
 
 def draw(run: RunView) -> RenderableType:
     """The whole view of a run, from the answer of `GET /v1/runs/{run}`."""
@@ -34,6 +37,9 @@ def _heading(run: RunView) -> Text:
         text.append(f"\n{run.reason}", "red")
     for note in run.notes:
         text.append(f"\nnote: {note}", "yellow")
+    for event in reversed(run.events):
+        if event.code in TOLD:
+            text.append(f"\n{event.code}: {event.message}", "yellow")
     if run.failed_measurements:
         text.append(f"\n{run.failed_measurements} scores, losses or fidelities could not be measured; the events say why", "red")
     return text
@@ -127,5 +133,7 @@ def _evaluations(run: RunView) -> Table:
             table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"), "–", "–")
             continue
         accuracy = f"{e.accuracy:.2%}" if e.accuracy is not None else "–"
+        if e.labels_never_right:
+            accuracy += f", {e.labels_never_right} of {e.labels_held_out} labels never right"
         table.add_row(str(e.after_rounds), f"{e.loss:.4f}", accuracy, f"{e.rows:,}")
     return table

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedcybgd.coordinator.domain.aggregate import Average
+from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
@@ -73,6 +73,10 @@ class ScheduleSection(Section):
         1, ge=1, le=10_000, description="blocks of a round, trained at once by as many agents; 1: the strict cycle of the paper"
     )
     damping: float = Field(1.0, gt=0, le=1, description="factor on the deltas of a round when they are applied")
+    head_average: HeadAverage | None = Field(
+        None,
+        description="how a head is put together that a wave trains along; default: by_label for text-classification, else damped",
+    )
     wave_deadline_s: float | None = Field(
         None,
         gt=0,
@@ -186,10 +190,20 @@ class RunFile(Section):
         usual: LabelSkew = "logit_adjustment" if self.task.kind == "text-classification" else "none"
         return self.train.label_skew or usual
 
+    @property
+    def head_average(self) -> HeadAverage:
+        usual: HeadAverage = "by_label" if self.task.kind == "text-classification" else "damped"
+        return self.schedule.head_average or usual
+
     @model_validator(mode="after")
     def _labels_are_there(self) -> "RunFile":
         if self.task.kind != "text-classification" and self.label_skew != "none":
             raise ValueError(f"train.label_skew: {self.task.kind} has no labels; leave it out, or say none (not {self.label_skew!r})")
+        if self.task.kind != "text-classification" and self.head_average == "by_label":
+            raise ValueError(f"schedule.head_average: {self.task.kind} has no labels; say damped or mean (not 'by_label')")
+        if self.schedule.head_average == "by_label" and self.admission.average != "mean":
+            text = f"schedule.head_average: by_label is a mean; it does not go with admission.average {self.admission.average!r}"
+            raise ValueError(text)
         return self
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
@@ -57,7 +58,9 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
     header = shard_header(store, block.digest)
     files = [deltas[term.digest] for term in change.terms]
     weights = aggregate.weigh([term.weight for term in change.terms], _rows(header, files))
-    terms = {name: [(file, weight) for file, weight in zip(files, weights, strict=True) if name in file.names] for name in header.tensors}
+    all_terms = [_Weighed(file, weight, term.rows) for file, weight, term in zip(files, weights, change.terms, strict=True)]
+    terms = {name: [term for term in all_terms if name in term.file.names] for name in header.tensors}
+    by_label = _by_label(header, len(change.terms[0].rows))
     with store.localised(block.digest) as path, store.writer() as writer:
         writer.write(pack_header([(n, "F32" if terms[n] else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()]))
         for name, tensor in header.tensors.items():
@@ -69,9 +72,34 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
             for rows in row_slices(tensor.shape):
                 with safe_open(path, framework="pt") as file:
                     base = some_rows(file, name, rows).to(torch.float32)
-                new = aggregate.changed(base, [(delta.tensor(name, tensor.shape, rows), weight) for delta, weight in terms[name]])
+                parts = [term.part(name, tensor.shape, rows, name in by_label) for term in terms[name]]
+                new = aggregate.changed(base, parts)
                 writer.write(new.contiguous().flatten().view(torch.uint8).numpy().data)
     return ShardRef(block=block.block, version=block.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """A delta and what it counts for: all of it alike, or each label's row of a head by itself."""
+
+    file: DeltaFile
+    weight: float
+    rows: Sequence[float]
+
+    def part(self, name: str, shape: tuple[int, ...], rows: slice | None, by_label: bool) -> tuple[torch.Tensor, float]:
+        """Some rows of a tensor, and the weight that is left to give them."""
+        found = self.file.tensor(name, shape, rows)
+        if not by_label:
+            return found, self.weight
+        weights = torch.tensor(self.rows, dtype=torch.float32)[rows or slice(None)]
+        return found * weights.view(-1, *[1] * (found.ndim - 1)), 1.0
+
+
+def _by_label(header: Header, labels: int) -> frozenset[str]:
+    """The tensors of a head that have a row for each label; none where another of its layers has as many rows by chance."""
+    if not labels or any(tensor.shape == (labels, labels) for tensor in header.tensors.values()):
+        return frozenset()
+    return frozenset(name for name, tensor in header.tensors.items() if tensor.shape and tensor.shape[0] == labels)
 
 
 def _rows(header: Header, files: Sequence[DeltaFile]) -> Iterator[list[torch.Tensor]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
+from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
@@ -48,7 +49,7 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     streamed.fill(payload.blocks)
     features = encoder(examples, payload.held_out.name)[: payload.rows]
     features.sort(key=lambda f: len(f.ids))
-    total, count, right = 0.0, 0, 0
+    total, count, tally = 0.0, 0, LabelTally.empty(payload.num_labels or 0)
     with torch.inference_mode():
         for batch_indices in chunks(range(len(features)), max(1, TOKENS_A_BATCH // payload.max_length)):
             batch = encoder.collate([features[i] for i in batch_indices])
@@ -57,13 +58,16 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
             total += float(loss)
             count += predictions
             if payload.task == "text-classification":
-                right += int((logits.argmax(-1) == batch.labels).sum())
+                tally.add(batch.labels.tolist(), logits.argmax(-1).tolist())
     if not math.isfinite(total):
         raise NotFinite(f"the loss after {payload.after_rounds} rounds is {total}: the weights have grown too large, or are not finite")
-    accuracy = right / count if payload.task == "text-classification" else None
+    labelled = payload.task == "text-classification"
     return EvaluateResult(
         rows=min(len(examples), payload.rows or len(examples)),
         loss=total / max(count, 1),
-        accuracy=accuracy,
+        accuracy=tally.accuracy if labelled else None,
+        macro_f1=tally.macro_f1 if labelled else None,
+        labels_held_out=tally.held_out if labelled else None,
+        labels_never_right=tally.never_right if labelled else None,
         seconds=time.monotonic() - began,
     )

@@ -6,6 +6,9 @@ from fnmatch import fnmatchcase
 
 from fedcybgd.shared.contract.errors import PartitionError
 
+HEAD = "head"
+"""The block of what comes after the base model, for one task"""
+
 
 def block_name(kind: str, index: int, per_block: int, length: int) -> str:
     """The name of block number `index` of its kind, in a stack of `length` layers."""

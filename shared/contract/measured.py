@@ -17,6 +17,11 @@ class Score(BaseModel):
     loss: float | None
     """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
     accuracy: float | None
+    macro_f1: float | None = None
+    """of a classifier: the mean over the labels that held-out rows have"""
+    labels_held_out: int | None = None
+    labels_never_right: int | None = None
+    """of those, how many no row was right of"""
     rows: int
     seconds: float
     failed: Failure | None = None

@@ -6,19 +6,20 @@ the same wherever it is made.
 
 import base64
 import json
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
 
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.words import JsonObject
+from fedcybgd.shared.contract.words import MOST_LABELS, JsonObject
 
 FORMAT = "fedcybgd-provenance-1"
 FILE = "provenance.json"
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""
 """Its name beside an export"""
+Weight = Annotated[str, StringConstraints(max_length=40)]
 
 
 class ProvenanceSection(BaseModel):
@@ -32,6 +33,17 @@ class ProvenanceTerm(ProvenanceSection):
     weight: str = Field(max_length=40, description="a decimal number; its nearest double is meant")
     agent: str = Field(max_length=200, description="its name, or a pseudonym that is the same in the whole file")
     visit: str = Field(max_length=100, description="id of the assignment: the same delta may have been given twice")
+    rows: list[Weight] = Field(
+        [],
+        max_length=MOST_LABELS,
+        description="of a head: weights of the rows of its labels, decimal numbers; not there where all are `weight`",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_rows(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As files were before there were rows, so that an earlier checker reads those that have none."""
+        found: dict[str, Any] = plain(self)
+        return found if self.rows else {name: value for name, value in found.items() if name != "rows"}
 
 
 class ProvenanceVersion(ProvenanceSection):

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_STEPS, AgentMessage, Count, LabelSkew, Name, Optimizer, Precision
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_LABELS, MOST_STEPS, AgentMessage, Count, LabelSkew, Name, Optimizer, Precision
 
 
 class ParameterGroup(BaseModel):
@@ -62,4 +62,7 @@ class TrainMetrics(AgentMessage):
     bytes_up: Count = Field(0, description="bytes of the delta sent until it was submitted, repeats included")
     delta_error: float | None = Field(
         None, ge=0, description="norm of what the delta's codec left out, relative to the norm of what was trained"
+    )
+    label_counts: list[Count] | None = Field(
+        None, max_length=MOST_LABELS, description="of each label, on how many rows the visit trained; null: the owner does not say"
     )

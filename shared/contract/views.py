@@ -60,6 +60,9 @@ class EvaluationView(BaseModel):
     after_rounds: int
     loss: float | None
     accuracy: float | None
+    macro_f1: float | None = Field(None, description="of a classifier: the mean over the labels that held-out rows have")
+    labels_held_out: int | None = Field(None, description="how many labels held-out rows have")
+    labels_never_right: int | None = Field(None, description="of those, how many no row was right of")
     rows: int
     seconds: float
     failed: Failure | None = Field(None, description="why there is no loss")

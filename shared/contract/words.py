@@ -55,6 +55,8 @@ Size = Annotated[int, Field(ge=0, lt=2**53)]
 """Bytes of one blob: what any program counts exactly."""
 MOST_BLOCKS = 10_000
 """Blocks of a model, and so of a manifest."""
+MOST_LABELS = 4096
+"""Labels of a task up to which an agent may tell how many rows it has of each."""
 MOST_FILES = 100
 """Files of configuration and tokenizer."""
 JsonObject = dict[str, JsonValue]

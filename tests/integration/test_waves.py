@@ -38,7 +38,7 @@ from tests.support.visits import (
 pytestmark = pytest.mark.database_decides
 
 WAVE = ["embeddings", "layers.0", "layers.1"]
-SCHEDULE = {"blocks": WAVE, "wave": 3, "agents": "fixed", "damping": 0.4}
+SCHEDULE = {"blocks": WAVE, "wave": 3, "agents": "fixed", "damping": 0.4, "head_average": "damped"}
 
 
 @pytest.fixture

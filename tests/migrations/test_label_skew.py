@@ -16,7 +16,8 @@ def test_runs_that_there_are_go_on_with_their_loss(filled: Engine) -> None:  # n
     assert before
     migrate.upgrade(filled)
     after = [RunFile.model_validate(spec) for spec in specs(filled)]
-    assert [spec.label_skew for spec in after] == ["none"] * len(before)
-    assert RunFile.model_validate(SPEC).label_skew == "logit_adjustment", "what a new run gets"
+    assert [(spec.label_skew, spec.head_average) for spec in after] == [("none", "damped")] * len(before)
+    new = RunFile.model_validate(SPEC)
+    assert (new.label_skew, new.head_average) == ("logit_adjustment", "by_label"), "what a new run gets"
     migrate.downgrade(filled, BEFORE)
     assert specs(filled) == before

@@ -22,6 +22,7 @@ first_label = 1
 columns = { text = "question" }
 runs = ["bank*"]
 tell_rows = "no"
+tell_labels = true
 [device]
 kind = "cpu"
 gpu = 1

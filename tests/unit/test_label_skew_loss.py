@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcybgd.agent.training.loss import Loss, label_offsets
+from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
 from fedcybgd.shared.contract.words import LabelSkew
 from fedcybgd.shared.models.batches import Batch
@@ -94,6 +95,17 @@ def test_a_visit_leaves_the_head_of_a_label_without_rows_as_it_was(home: Home, k
     assert not moved[1].any()
     assert moved[0].any()
     assert moved[2].any()
+
+
+def test_counts_of_labels_are_told_only_where_the_owner_lets_them(home: Home) -> None:
+    request = home.request("head", label_skew="logit_adjustment", steps=3, batch_size=3)
+    telling = request.model_copy(update={"data": request.data.model_copy(update={"tell_labels": True})})
+    silent, told = (Visitor("cpu").visit(each, lambda _: None, lambda: False) for each in (request, telling))
+    assert silent.label_counts is None
+    assert told.label_counts is not None
+    assert told.label_counts[1] == 0
+    assert min(told.label_counts[0], told.label_counts[2]) > 0
+    assert sum(told.label_counts) == told.rows == 8, "two batches of three and one of two: an epoch"
 
 
 RUN = "name: r\nmodel: m\ntask: {kind: %s}\ntrain: {%s}\n"

@@ -9,22 +9,24 @@ import pytest
 
 from benchmarks import reading
 from benchmarks.reading import Reading, Unreadable
+from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
+from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path.open_round import train_settings
-from fedcybgd.shared.contract.training import TrainSettings
+from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 
 BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
 AGENTS = ["agent-0", "agent-1", "agent-2"]
 CHOICES: dict[str, dict[str, list[Any]]] = {
     "schedule": {
         "cycles": [1, 2, 3], "order": ["ascending", "descending", "random"], "agents": ["fixed", "rotating"], "damping": [0.5, 1.0],
-        "always": [[], ["head"], ["head", "layers.1"]], "wave": [1, 3], "max_attempts": [2],
+        "always": [[], ["head"], ["head", "layers.1"]], "wave": [1, 3], "max_attempts": [2], "head_average": ["damped", "mean"],
     },
     "train": {
         "batch_size": [1, 8], "warmup_steps": [0, 7], "weight_decay": [0.0, 0.1], "max_grad_norm": [None, 0.3],
         "precision": ["float32", "bfloat16"], "optimizer": ["adamw", "adamw-8bit"], "learning_rate": [1e-4], "learning_rate_decay": [0.5],
-        "always_learning_rate": [2e-3], "always_learning_rate_decay": [0.7],
+        "always_learning_rate": [2e-3], "always_learning_rate_decay": [0.7], "label_skew": ["none"],
     },
     "delta": {"codec": ["int4"]},
 }  # fmt: skip
@@ -47,6 +49,12 @@ def drawn(number: int) -> dict[str, Any]:
     return values
 
 
+def counted(number: int) -> TrainMetrics:
+    """What an agent says of a visit, its labels with it."""
+    labels = [number, 2, 0]
+    return TrainMetrics(steps=1, rows=sum(labels), tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1, label_counts=labels)
+
+
 @pytest.mark.parametrize("begin", range(0, 200, 50))
 def test_the_coordinator_tells_what_the_run_file_says(begin: int) -> None:
     for number in range(begin, begin + 50):
@@ -56,6 +64,11 @@ def test_the_coordinator_tells_what_the_run_file_says(begin: int) -> None:
         for round in range(mine.rounds(BLOCKS)):
             seats = method_of(spec).seats(spec, BLOCKS, AGENTS, round, spec.schedule.always)
             told = [(AGENTS.index(str(seat.agent)), train_settings(spec, seat).model_dump()) for seat in seats]
+            delivered = [VisitDelta("", "", Delivered(seat.number, counted(seat.number))) for seat in seats]
+            for block in spec.schedule.always:
+                terms = terms_of(spec, block, delivered)[0]
+                mine_of = mine.weights(block, [counted(seat.number).label_counts for seat in seats])
+                assert [(term.weight, term.rows) for term in terms] == mine_of, values
             assert told == [(order.agent, dict(order.told)) for order in mine.round(BLOCKS, len(AGENTS), round)], values
 
 

@@ -29,6 +29,7 @@ schedule:
   reassign_after_s: 10
   wave: 2
   damping: 0.5
+  head_average: mean
   wave_deadline_s: 60
   max_attempts: 3
 train:
@@ -148,6 +149,7 @@ WRONG = [
     ("  wave: ", "  wave: 0", "schedule.wave"),
     ("  damping:", "  damping: 0", "schedule.damping"),
     ("  damping:", "  damping: 1.5", "schedule.damping"),
+    ("  head_average:", "  head_average: median", "schedule.head_average"),
     ("  wave_deadline_s:", "  wave_deadline_s: 0", "schedule.wave_deadline_s"),
     ("  epochs:", "  epochs: 0", "train.epochs"),
     ("  epochs:", "  steps: 0", "train.steps"),

@@ -95,7 +95,7 @@ class Scene:
         self.worker = worker.Worker(self.home, self.home.load_config(), Client(server.url, "fca_x"))
         self.worker._trainer = self.trainer  # type: ignore[assignment]
 
-    def write(self, runs: str, **data: str) -> None:
+    def write(self, runs: str, **data: str | bool) -> None:
         more = "".join(f"{name} = {json.dumps(value)}\n" for name, value in data.items())
         self.home.config.write_text(f'coordinator = "{self.url}"\n[data.a]\npath = "rows.jsonl"\nruns = ["{runs}"]\n{more}')
 
@@ -240,6 +240,19 @@ def test_check_says_which_run_meets_which_data_and_lifts_what_was_refused(scene:
     status, lines = check()
     assert status == 1
     assert any(line.startswith("wrong consent: no run may use any of the data") for line in lines)
+
+
+def test_check_says_what_counts_of_labels_would_be_told_and_of_whom_none_are_nothing(scene: Scene) -> None:
+    scene.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
+
+    def said() -> list[str]:
+        result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)], env={"COLUMNS": "400"})
+        return [line for line in result.output.splitlines() if "tell_labels" in line]
+
+    assert said() == []
+    scene.write("mine", tell_labels=True)
+    [line] = said()
+    assert "1 of 2 labels, 1 to 1 rows each" in line
 
 
 def test_check_asks_which_of_two_sets_is_meant(scene: Scene) -> None:

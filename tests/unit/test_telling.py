@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_offer
-from fedcybgd.agent.telling import what_deltas_tell
+from fedcybgd.agent.telling import what_counts_tell, what_deltas_tell
 from fedcybgd.shared.contract.agents import RunOffer
 
 SAMPLE = json.loads((Path(__file__).parents[1] / "wire" / "samples" / "RunOffer.json").read_text())["full"]
@@ -48,3 +48,9 @@ def test_what_applies_is_said(run: RunOffer, words: list[str]) -> None:
 def test_a_run_that_the_policy_forbids_is_known_before_its_first_assignment(rules: Any, run: RunOffer) -> None:
     with pytest.raises(PolicyRefused, match="owner's policy"):
         check_offer(Policy.model_validate(rules), run)
+
+
+def test_what_counts_of_labels_tell_is_said_with_their_numbers() -> None:
+    said = what_counts_tell({"a": 1500, "b": 3}, 77)
+    assert "2 of 77 labels, 3 to 1,500 rows each" in said
+    assert "provenance" in said

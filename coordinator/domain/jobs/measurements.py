@@ -39,6 +39,11 @@ class EvaluateResult(BaseModel):
     loss: float
     """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
     accuracy: float | None
+    macro_f1: float | None = None
+    """mean over the labels that held-out rows have"""
+    labels_held_out: int | None = None
+    labels_never_right: int | None = None
+    """of those, how many no row was right of"""
     seconds: float
 
 

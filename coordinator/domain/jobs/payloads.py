@@ -65,6 +65,11 @@ class Term(BaseModel):
     weight: float
     visit: str = ""
     """id of the assignment whose delta it is"""
+    rows: list[float] = []
+    """weights of the rows of the tensors that have a row for each label, where they are not all `weight`"""
+
+    def scaled(self, factor: float) -> "Term":
+        return self.model_copy(update={"weight": self.weight * factor, "rows": [weight * factor for weight in self.rows]})
 
 
 class Change(BaseModel):

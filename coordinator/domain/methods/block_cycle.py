@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import cycle_order, planned, visit_seed
 from fedcybgd.coordinator.domain.seat import Seat
+from fedcybgd.shared.contract.block_names import HEAD
 
 
 class BlockCycle:
@@ -47,9 +48,11 @@ class BlockCycle:
     def recorded(self, seats: Sequence[Seat]) -> list[str]:
         return [seat.block for seat in seats]
 
-    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:  # noqa: ARG002
-        """The mean, damped: one for a visited block, so many for one that was trained along by all."""
-        return [spec.schedule.damping / len(delivered)] * len(delivered)
+    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:
+        """The mean, damped: one for a visited block, so many for one that was trained along by all. The head of a wave may be undamped."""
+        schedule = spec.schedule
+        damped = block not in schedule.always or block != HEAD or schedule.wave == 1 or spec.head_average == "damped"
+        return [(schedule.damping if damped else 1.0) / len(delivered)] * len(delivered)
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
         exposure.check_exposure(spec, visited, common, agents)

@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, Evalu
 from fedcybgd.coordinator.domain.jobs.registry import EVALUATE, LOSS, Done, Failed
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.services.measure import calibration
+from fedcybgd.coordinator.services.measure import calibration, label_skew
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.measured import Failure, Score
 
@@ -95,8 +95,10 @@ def request_score(session: Session, run: Run, spec: RunFile, after_rounds: int, 
 
 def scored(session: Session, done: Done[EvaluatePayload, EvaluateResult]) -> None:
     found = done.result
-    score = Score(loss=found.loss, accuracy=found.accuracy, rows=found.rows, seconds=found.seconds)
+    score = Score.model_validate(found, from_attributes=True)
     _keep_score(session, done.subject, done.payload.after_rounds, score, done.now)
+    session.flush()
+    label_skew.look_at_score(session, done.subject, done.payload.after_rounds, score, done.now)
 
 
 def score_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:

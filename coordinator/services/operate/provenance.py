@@ -84,7 +84,12 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
     return ProvenanceVersion(
         block=row.block, version=row.version, origin=row.origin, digest=row.digest, size=row.size, parent=row.parent, round=row.round,
         aggregate=row.change.aggregate if row.change is not None else None,
-        terms=[ProvenanceTerm(delta=term.digest, weight=repr(term.weight), agent=called(term.visit), visit=term.visit) for term in terms],
+        terms=[
+            ProvenanceTerm(
+                delta=term.digest, weight=repr(term.weight), agent=called(term.visit), visit=term.visit, rows=[repr(weight) for weight in term.rows]
+            )
+            for term in terms
+        ],
     )  # fmt: skip
 
 

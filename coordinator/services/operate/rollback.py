@@ -8,12 +8,12 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, BlockVersion, EncodedShard, Run
-from fedcybgd.coordinator.domain.aggregate import chosen
+from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.history import lineage
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Restoration, RestorePayload, Term
 from fedcybgd.coordinator.domain.jobs.registry import RESTORE
 from fedcybgd.coordinator.domain.methods.method import Delivered
-from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.emulators import shards
@@ -174,10 +174,11 @@ def _replays(
     And the visits of that round that stay: those, and what was applied of it before. A block whose change is the same without the agent
     stays as it is.
     """
-    method, members = method_of(run.spec), {a.id: a for a in queries.assignments_of(session, run.id, first[0]) if a.applied}
+    members = {a.id: a for a in queries.assignments_of(session, run.id, first[0]) if a.applied}
 
-    def weights(block: str, terms: Sequence[Term]) -> list[float]:
-        return method.weights(run.spec, block, [Delivered(members[t.visit].seat, members[t.visit].metrics) for t in terms])
+    def made_of(block: str, terms: Sequence[Term]) -> tuple[list[Term], Aggregate]:
+        deltas = [VisitDelta(t.digest, t.visit, Delivered(members[t.visit].seat, members[t.visit].metrics)) for t in terms]
+        return terms_of(run.spec, block, deltas)
 
     replays, stay = dict[str, Change](), set[str]()
     for name, line in lines.items():
@@ -187,9 +188,9 @@ def _replays(
             terms = [term for term in row.change.terms if members[term.visit].agent_id != agent_id]
             stay |= {term.visit for term in terms}
             if (row.round, row.made_at) == first and terms:
-                scale = row.change.terms[0].weight / weights(name, row.change.terms)[0]  # 1, or what the gate made of it
-                again = [Term(digest=t.digest, weight=w * scale, visit=t.visit) for t, w in zip(terms, weights(name, terms), strict=True)]
+                scale = row.change.terms[0].weight / made_of(name, row.change.terms)[0][0].weight  # 1, or what the gate made of it
+                remade, aggregate = made_of(name, terms)
+                again = [term.scaled(scale) for term in remade]
                 if again != row.change.terms:
-                    aggregate = chosen(method.aggregate, run.spec.admission.average, len(again))
                     replays[name] = row.change.model_copy(update={"terms": again, "aggregate": aggregate})
     return replays, stay

@@ -8,11 +8,10 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
-from fedcybgd.coordinator.domain.aggregate import chosen
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
 from fedcybgd.coordinator.domain.methods.method import Delivered
-from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -82,7 +81,7 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
 
 def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
     """For each block that was trained: the deltas of those who trained it, weighted by the method."""
-    method, blocks = method_of(spec), queries.blocks_of(session, run.id)
+    blocks = queries.blocks_of(session, run.id)
     trainers: dict[str, list[tuple[Assignment, ShardRef]]] = {}
     for assignment in accepted:
         for base in trained.trained_refs(assignment):
@@ -92,10 +91,8 @@ def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assig
     for ref in queries.shard_refs(blocks):
         if ref.block in trainers:
             assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
-            of = [a for a, _ in trainers[ref.block]]
-            weights = method.weights(spec, ref.block, [Delivered(a.seat, a.metrics) for a in of])
-            terms = [Term(digest=a.delta_digest or "", weight=weight, visit=a.id) for a, weight in zip(of, weights, strict=True)]
-            aggregate = chosen(method.aggregate, spec.admission.average, len(terms))
+            deltas = [VisitDelta(a.delta_digest or "", a.id, Delivered(a.seat, a.metrics)) for a, _ in trainers[ref.block]]
+            terms, aggregate = terms_of(spec, ref.block, deltas)
             changes.append(Change(block=ref, terms=terms, aggregate=aggregate, codecs=codecs[ref.block]))
     return changes
 

@@ -46,8 +46,5 @@ def decided(session: Session, done: Done[GatePayload, GateResult]) -> None:
 
 
 def _halved(applied: ApplyPayload) -> ApplyPayload:
-    changes = [
-        change.model_copy(update={"terms": [term.model_copy(update={"weight": term.weight / 2}) for term in change.terms]})
-        for change in applied.changes
-    ]
+    changes = [change.model_copy(update={"terms": [term.scaled(0.5) for term in change.terms]}) for change in applied.changes]
     return applied.model_copy(update={"changes": changes, "halved": True})

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.measure import label_skew
 from fedcybgd.coordinator.services.path import apply_round, compare, give_up, open_round, trained
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
@@ -62,6 +63,7 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
         text = f"{name} may not have trained for round {assignment.round}: {compared.no_work}"
         record(session, now, "warning", "free_rider", text, run_id=run.id, agent_id=assignment.agent_id)
     assignments.accept(assignment, now)
+    label_skew.look_at_visit(session, run, assignment, now)
     if assignment.agent_id is not None:
         agents.absolve(session.get_one(Agent, assignment.agent_id))
     apply_round.apply_if_due(session, run, assignment.round, now)

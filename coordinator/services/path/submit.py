@@ -14,6 +14,7 @@ from fedcybgd.coordinator.domain.assignment import (
     StaleAttempt,
     check_lease,
 )
+from fedcybgd.coordinator.domain.label_skew import check_counts
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.path import judge, lease, trained
 from fedcybgd.coordinator.services.path.upload import Upload, UploadIncomplete
@@ -67,6 +68,7 @@ def submit(session: Session, assignment_id: str, agent_id: str, submission: Delt
     assignment, run = lease.locked(session, assignment_id)
     if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
         return done
+    check_counts(assignment.train, submission.metrics)
     promises.promise(session)  # the agent forgets its delta when it has the receipt
     assignments.submit(assignment, submission.digest, size, submission.metrics, now)
     judge.judge(session, run, assignment, now)

@@ -122,7 +122,11 @@ def assignments_in(session: Session, run_id: str, round: int) -> list[Assignment
 
 
 def _assignment(row: Any) -> AssignmentView:
-    return AssignmentView(**row._mapping, block=row.blocks[0])
+    view = AssignmentView(**row._mapping, block=row.blocks[0])
+    if view.metrics is None or view.metrics.label_counts is None:
+        return view
+    # Told for the head to be put together by, and nobody else's to read.
+    return view.model_copy(update={"metrics": view.metrics.model_copy(update={"label_counts": None})})
 
 
 def traffic(session: Session, name: str, page: Page) -> Listed[TrafficView]:

@@ -1,0 +1,43 @@
+"""How a classifier fares label by label: what accuracy alone hides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelTally:
+    """Of each label: rows that have it, rows that were taken for it, and rows of both."""
+
+    rows: list[int]
+    guessed: list[int]
+    right: list[int]
+
+    @classmethod
+    def empty(cls, labels: int) -> "LabelTally":
+        return cls([0] * labels, [0] * labels, [0] * labels)
+
+    def add(self, labels: Sequence[int], guesses: Sequence[int]) -> None:
+        for label, guess in zip(labels, guesses, strict=True):
+            self.rows[label] += 1
+            self.guessed[guess] += 1
+            self.right[label] += label == guess
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right) / max(1, sum(self.rows))
+
+    @property
+    def held_out(self) -> int:
+        """Labels that some row has."""
+        return sum(rows > 0 for rows in self.rows)
+
+    @property
+    def never_right(self) -> int:
+        """Labels that some row has, and of which no row was right."""
+        return sum(rows > 0 and not right for rows, right in zip(self.rows, self.right, strict=True))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean, over the labels that some row has, of 2 · right / (rows + guessed)."""
+        found = [2 * right / (rows + guessed) for rows, guessed, right in zip(self.rows, self.guessed, self.right, strict=True) if rows]
+        return sum(found) / max(1, len(found))

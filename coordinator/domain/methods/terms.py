@@ -1,0 +1,34 @@
+"""What a round adds to a block: its deltas with the weights of the method, and of a head those of its labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedcybgd.coordinator.domain.aggregate import Aggregate, chosen
+from fedcybgd.coordinator.domain.jobs.payloads import Term
+from fedcybgd.coordinator.domain.label_skew import row_weights
+from fedcybgd.coordinator.domain.methods.method import Delivered
+from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.shared.contract.block_names import HEAD
+
+
+@dataclass(frozen=True)
+class VisitDelta:
+    """An accepted delta by its digest, and the visit that it is of."""
+
+    digest: str
+    visit: str
+    delivered: Delivered
+
+
+def terms_of(spec: RunFile, block: str, deltas: Sequence[VisitDelta]) -> tuple[list[Term], Aggregate]:
+    """In the order given: that of the seats."""
+    method = method_of(spec)
+    weights = method.weights(spec, block, [delta.delivered for delta in deltas])
+    aggregate = chosen(method.aggregate, spec.admission.average, len(deltas))
+    rows = None
+    if block == HEAD and aggregate == "sum" and spec.head_average == "by_label":
+        rows = row_weights([d.delivered.metrics.label_counts if d.delivered.metrics else None for d in deltas], sum(weights))
+    found = rows or [[] for _ in deltas]
+    terms = [Term(digest=d.digest, weight=w, visit=d.visit, rows=r) for d, w, r in zip(deltas, weights, found, strict=True)]
+    return terms, aggregate

@@ -1,0 +1,92 @@
+"""A run over agents with unlike labels says so, once, with what to do about it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save
+
+from fedcybgd.shared.contract.digests import digest_of
+from tests.integration.test_export import upload
+from tests.support.live import LiveCoordinator
+from tests.support.visits import METRICS, Hand, refused, settled, start_run
+
+
+@pytest.fixture
+def hands(live: LiveCoordinator) -> list[Hand]:
+    return [Hand(live) for _ in range(3)]
+
+
+def deliver(hand: Hand, run: str, counts: list[int], code: str | None = None, **more: Any) -> Any:
+    assignment = hand.take(run)
+    data = save(hand.delta(assignment))
+    assert hand.put(assignment, data).status_code == 200
+    metrics = METRICS.model_copy(update={"rows": 40, "label_counts": counts, **more}).model_dump(mode="json")
+    body = {"attempt": assignment.attempt, "digest": digest_of(data), "metrics": metrics}
+    answer = hand.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
+    if code is not None:
+        refused(answer, 422, code)
+        return hand.give_back(assignment, "other")
+    assert answer.status_code == 202, answer.text
+    return assignment
+
+
+def told(live: LiveCoordinator, run: str) -> list[tuple[str, str]]:
+    events = live.operator.get(f"/runs/{run}")["events"]
+    return [(e["code"], e["message"]) for e in reversed(events) if e["code"] in ("label_skew", "labels_forgotten", "single_label")]
+
+
+def test_unlike_labels_that_are_told_are_a_warning_with_the_remedy(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
+    run = start_run(live, model, hands, schedule={"cycles": 3, "agents": "rotating"}, train={"label_skew": "none"})
+    by_name = {hand.name: hand for hand in hands}
+    counts = {hand.name: [40 * (label == number) for label in range(3)] for number, hand in enumerate(hands)}
+    for visit in range(5):
+        view = settled(live, run)
+        name = view["current"][0]["meant_for"]
+        if visit == 1:
+            assert told(live, run) == [], "of one agent nothing can be said"
+            deliver(by_name[name], run, [39, 0, 0], code="label_counts_invalid")
+        deliver(by_name[name], run, counts[name], loss_first=0.0, loss_last=0.0)
+    settled(live, run)
+    [(code, text)] = told(live, run)
+    assert code == "label_skew"
+    assert "train.label_skew: logit_adjustment" in text
+    shown = [live.operator.get(f"/runs/{run}"), live.operator.get(f"/runs/{run}/assignments"), live.operator.get("/status")]
+    assert not re.search(r"'label_counts': \[", str(shown)), "counts are nobody's to read"
+
+
+def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
+    run = start_run(live, model, hands[:1], schedule={"cycles": 2})
+    for _ in range(2):
+        deliver(hands[0], run, [40, 0, 0], loss_first=0.0, loss_last=0.0)
+        settled(live, run)
+    [(code, text)] = told(live, run)
+    assert code == "single_label"
+    assert hands[0].name in text
+
+
+ROWS = [{"text": f"w{i}", "label": i % 3} for i in range(30)]
+
+
+def test_forgotten_labels_show_in_the_held_out_rows(live: LiveCoordinator, model: str, hands: list[Hand], tmp_path: Path) -> None:
+    """Visits that drive the head to one label, as those of agents do whose rows have no other."""
+    run = start_run(
+        live,
+        model,
+        hands[:1],
+        schedule={"cycles": 1, "blocks": ["layers.0", "layers.1"]},
+        evaluate=upload(live, ROWS, tmp_path) | {"every": "round"},
+        admission={"gate": "off", "norm_band": None},
+    )
+    for number in range(2):
+        assignment = hands[0].take(run)
+        tensors = {name: tensor * 0 for name, tensor in hands[0].delta(assignment).items()}
+        bias = next(name for name, tensor in tensors.items() if tensor.shape == (3,))
+        tensors[bias][number] += 5.0
+        tensors[next(name for name in tensors if name != bias)].view(-1)[0] += 1e-3 * (number + 1)
+        hands[0].deliver(assignment, tensors)
+        settled(live, run)
+    [(code, text)] = told(live, run)
+    assert code == "labels_forgotten"
+    assert "of 3 labels" in text
