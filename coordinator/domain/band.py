@@ -33,9 +33,11 @@ SIGMA = 1.4826
 SAME, SAME_SIZE = 0.999, 1024
 """Cosine from which on two deltas of so many numbers are one, times a factor: no two visits come so close."""
 USUAL, AGAINST, AWAY = 0.2, -0.4, 0.6
-"""Deltas of a block have a direction in common if their cosines with the others' mean are that large; what points against it, and that far
-away from what is usual, is none of them.
+"""Deltas of a block have a direction in common if their cosines with the others' mean are that large; what points against it, that far
+away from what is usual, and goes as far as is usual, is none of them: who has gone too far comes back by smaller steps.
 """
+WIDE = 10_000
+"""Numbers of a block in which honest deltas do not point against each other. Those of a small head for two labels lie on a line."""
 
 
 class BlockDelta(BaseModel):
@@ -176,7 +178,9 @@ def _robust_limit(pool: _Pool, values: dict[str, list[float]], factor: float) ->
 
 def _against(pool: _Pool, delta: BlockDelta) -> tuple[float, float] | None:
     """Cosine of a delta that points against the others, and the usual one."""
-    if pool.number < ENOUGH_DIRECTIONS or not delta.sketch:
+    if pool.number < ENOUGH_DIRECTIONS or not delta.sketch or delta.size < WIDE:
+        return None
+    if delta.norm < pool.upper({agent: [d.norm for d in mine] for agent, mine in pool.deltas.items()}):
         return None
     units = {agent: [sketch.unpacked(d.sketch) for d in mine] for agent, mine in pool.deltas.items()}
     parts = {agent: [[u / len(mine) for u in unit] for unit in mine] for agent, mine in units.items()}

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from fedcybgd.coordinator.domain import sketch
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta, believed_steps, no_work, out_of_band, reach
+from fedcybgd.coordinator.domain.band import WIDE, AcceptedDelta, BandResult, BlockDelta, believed_steps, no_work, out_of_band, reach
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 
 RULES = AdmissionSection()
 DRAW = np.random.default_rng(0)
-SIZE = 5000
+SIZE = WIDE
 
 
 def sketched(values: np.ndarray, piece: int = 777) -> str:
@@ -251,13 +251,28 @@ def test_what_points_against_all_others_is_out_where_they_have_a_direction() -> 
     agreeing = accepted(*[toward(1.0) for _ in range(6)])
     assert judged(toward(1.0), agreeing) is None
     assert judged(toward(0.0), agreeing) is None
-    assert str(judged(toward(-1.0), agreeing)).startswith("direction: the delta of layers.0 points against this run's")
-    assert judged(toward(-1.0), agreeing[:4]) is None
+    assert str(judged(toward(-1.1), agreeing)).startswith("direction: the delta of layers.0 points against this run's")
+    assert judged(toward(-1.1), agreeing[:4]) is None
     scattered = accepted(*[toward(0.0) for _ in range(6)])
-    assert judged(toward(-1.0), scattered) is None
+    assert judged(toward(-1.1), scattered) is None
     turning = accepted(*[toward(sign) for sign in (1, 1, 1, 1, -1, 1, -1)])
-    assert judged(toward(-1.0), turning) is None, "this run turns round now and then"
+    assert judged(toward(-1.1), turning) is None, "this run turns round now and then"
     shared = accepted(*[toward(1.0) for _ in range(6)], agents="ab")
-    against = result(toward(-1.0), shared, "a", 2)
+    against = result(toward(-1.1), shared, "a", 2)
     assert against is not None
     assert against.blamed
+
+
+def test_who_comes_back_by_a_smaller_step_is_in() -> None:
+    """A head that has learned what there is to learn is soon corrected against all that it has gone so far (cosine -0.9, 0.3 of the norm)."""
+    common = DRAW.standard_normal(SIZE)
+    agreeing = accepted(*[delta(common + 0.3 * DRAW.standard_normal(SIZE)) for _ in range(6)])
+    back = -common + 0.3 * DRAW.standard_normal(SIZE)
+    assert judged(delta(1.1 * back), agreeing) is not None
+    assert judged(delta(0.5 * back), agreeing) is None
+
+
+def test_two_labels_may_go_to_and_fro() -> None:
+    narrow = DRAW.standard_normal(130)
+    agreeing = accepted(*[delta(narrow + 0.3 * DRAW.standard_normal(130)) for _ in range(6)])
+    assert judged(delta(-2 * narrow), agreeing) is None
