@@ -34,6 +34,7 @@ from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
 
 ROUTE = {"cpu_ms": 20.0}
@@ -91,7 +92,7 @@ class Server:
     def call(self, method: str, path: str, body: Any = None, key: str | None = None) -> bytes:
         """The answer's body; an error ends the benchmark."""
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {key or self._key}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {key or self._key}", "Content-Type": "application/json", VERSION: str(SPOKEN)}
         status, answer, _ = self.raw(method, API + path, content, headers)
         assert status < 300, f"{method} {path}: {status} {answer[:500].decode()}"
         return answer

@@ -1,7 +1,8 @@
 """What losses and averages do where agents have unlike labels: `python -m benchmarks.label_skew`.
 
-MiniLM (22.7 M parameters) on 1,500 rows of Banking77 (77 labels; they come with the project), dealt out to six agents, 1,540 test rows held out.
-Three cycles over its six layers, a visit is one pass over an agent's rows; pooler and head along, frozen blocks and deltas in int8.
+MiniLM (22.7 M parameters) on rows of Banking77 (77 labels; they come with the project), dealt out to six agents: 1,500 rows and 20 held-out rows
+of each label, or fewer (`--rows`, `--labels`: the first ones). Three cycles over its six layers, a visit is one pass over an agent's rows; pooler and head
+along, frozen blocks and deltas in int8. All arms of a split and a seed are run one after another in one process with one thread.
 
 equal         every agent has rows of all labels
 dirichlet-A   the rows of each label are dealt out in shares drawn from a Dirichlet distribution of parameter A: 0.5 is skewed, 0.1 very
@@ -11,6 +12,7 @@ strict        one block after another (`wave: 1`)
 waves         three at once (`wave: 3`, `damping: 0.4`), the head put together as `schedule.head_average` says
 """
 
+import argparse
 import gzip
 import json
 import os
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from typing import Any
 from benchmarks.banking77 import LABELS, ROWS, minilm, tiny
 from benchmarks.report import arguments
 
-AGENTS, TRAIN_ROWS, HELD_OUT_ROWS = 6, 1500, 1540
+AGENTS, HELD_OUT_OF_A_LABEL = 6, 20
 SPLITS = ("equal", "dirichlet-0.5", "dirichlet-0.1", "disjoint")
 ARMS: dict[str, tuple[int, str, str]] = {
     # wave, head_average, label_skew
@@ -45,12 +48,12 @@ ARMS: dict[str, tuple[int, str, str]] = {
 MEASURED = ("accuracy", "macro_f1", "never_right", "loss")
 
 
-def spec_of(arm: str, seed: int) -> dict[str, Any]:
+def spec_of(arm: str, seed: int, labels: int) -> dict[str, Any]:
     """The run file of one arm."""
     wave, head_average, label_skew = ARMS[arm]
     rate = 6e-4 if wave > 1 else 4e-4
     return {
-        "name": "skew", "model": "minilm", "task": {"kind": "text-classification", "labels": LABELS, "max_length": 64},
+        "name": "skew", "model": "minilm", "task": {"kind": "text-classification", "labels": labels, "max_length": 64},
         "schedule": {"cycles": 3, "blocks": ["layers"], "always": ["pooler", "head"], "wave": wave, "damping": 0.4 if wave > 1 else 1.0,
                      "head_average": head_average},
         "train": {"epochs": 1, "batch_size": 16, "learning_rate": rate, "learning_rate_decay": 0.75, "always_learning_rate": 5e-3,
@@ -59,13 +62,13 @@ def spec_of(arm: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def deal(rows: list[dict[str, Any]], split: str, seed: int) -> list[list[dict[str, Any]]]:
+def deal(rows: list[dict[str, Any]], split: str, seed: int, labels: int) -> list[list[dict[str, Any]]]:
     """One list for each agent; the same whatever is done with them."""
     drawn = random.Random(f"{split}:{seed}")
     if split == "equal":
         return [rows[i::AGENTS] for i in range(AGENTS)]
     parts: list[list[dict[str, Any]]] = [[] for _ in range(AGENTS)]
-    order = list(range(LABELS))
+    order = list(range(labels))
     drawn.shuffle(order)
     for place, label in enumerate(order):
         of_label = [row for row in rows if row["label"] == label]
@@ -77,17 +80,17 @@ def deal(rows: list[dict[str, Any]], split: str, seed: int) -> list[list[dict[st
     return parts
 
 
-def write_rows(folder: Path, split: str, seed: int) -> tuple[list[Path], Path]:
+def write_rows(folder: Path, split: str, seed: int, rows: int, labels: int) -> tuple[list[Path], Path]:
     """A file for each agent, and the held-out one."""
     folder.mkdir(parents=True)
-    train = _read(ROWS)
+    train = [row for row in _read(ROWS) if row["label"] < labels]
     random.Random(seed).shuffle(train)
-    held_out = _read(ROWS.with_name("banking77_test.jsonl.gz"))
-    random.Random(0).shuffle(held_out)
-    files = [(folder / f"agent-{i}.jsonl", part) for i, part in enumerate(deal(train[:TRAIN_ROWS], split, seed))]
-    files.append((folder / "held-out.jsonl", held_out[:HELD_OUT_ROWS]))
-    for path, rows in files:
-        path.write_text("".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows))
+    tested = _read(ROWS.with_name("banking77_test.jsonl.gz"))
+    held_out = [row for label in range(labels) for row in [row for row in tested if row["label"] == label][:HELD_OUT_OF_A_LABEL]]
+    files = [(folder / f"agent-{i}.jsonl", part) for i, part in enumerate(deal(train[:rows], split, seed, labels))]
+    files.append((folder / "held-out.jsonl", held_out))
+    for path, part in files:
+        path.write_text("".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in part))
     return [path for path, _ in files[:-1]], files[-1][0]
 
 
@@ -96,7 +99,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def measure(split: str, arm: str, seed: int, small: bool) -> dict[str, float]:
+def measure(split: str, arm: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """One run, in this process."""
     import torch
 
@@ -106,8 +109,9 @@ def measure(split: str, arm: str, seed: int, small: bool) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory(prefix="label-skew-") as scratch:
         folder = Path(scratch)
-        partitions, held_out = write_rows(folder / "rows", split, seed)
-        run = reference.begin(folder, tiny(folder / "model") if small else minilm(), spec_of(arm, seed))
+        partitions, held_out = write_rows(folder / "rows", split, seed, options.rows, options.labels)
+        model = tiny(folder / "model") if options.tiny else minilm()
+        run = reference.begin(folder, model, spec_of(arm, seed, options.labels))
         run.tell_labels = True  # what a run makes of it, its run file says
         reference.run(run, partitions, folder / "scratch", visitors=[Visitor("cpu")] * AGENTS)
         found = run.evaluate(held_out)
@@ -123,40 +127,56 @@ def main() -> None:
     parser.add_argument("--arm", choices=list(ARMS), action="append", help="only these")
     parser.add_argument("--seeds", type=int, default=3, help="of who has which rows, of the head, and of the order of rows")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--labels", type=int, default=LABELS)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers: whether it runs at all")
-    parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
-    parser.add_argument("--one", nargs=3, metavar=("SPLIT", "ARM", "SEED"), help="one run, as JSON")
+    parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="the arms of one split and seed, in this process")
     options = parser.parse_args()
+    arms = options.arm or list(ARMS)
     if options.one:
-        split, arm, seed = options.one
-        print(json.dumps(measure(split, arm, int(seed), options.tiny)))
+        for arm in arms:
+            print(json.dumps(measure(options.one[0], arm, int(options.one[1]), options)), flush=True)
         return
-    cases = [(split, arm, s) for s in range(options.seeds) for split in options.split or SPLITS for arm in options.arm or ARMS]
+    cases = [(split, seed) for seed in range(options.seeds) for split in options.split or SPLITS]
     with ThreadPoolExecutor(options.processes) as pool:
-        found = list(pool.map(lambda case: _child(case, options.tiny, options.results), cases))
+        found = list(pool.map(lambda case: _child(*case, arms, options), cases))
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for (split, arm, _), result in zip(cases, found, strict=True):
-        runs.setdefault((split, arm), []).append(result)
+    for (split, _), results in zip(cases, found, strict=True):
+        for arm, result in zip(arms, results, strict=True):
+            runs.setdefault((split, arm), []).append(result)
     figures = report(runs)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _child(case: tuple[str, str, int], small: bool, results: Path | None) -> dict[str, float]:
-    for line in results.read_text().splitlines() if results is not None and results.exists() else ():
-        if (known := json.loads(line))["case"] == [*case]:
-            return dict(known["result"])
-    command = [sys.executable, "-m", "benchmarks.label_skew", "--one", case[0], case[1], str(case[2]), *(["--tiny"] if small else [])]
+def _child(split: str, seed: int, arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, float]]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.label_skew",
+        "--one",
+        split,
+        str(seed),
+        "--rows",
+        str(options.rows),
+        "--labels",
+        str(options.labels),
+    ]
+    command += [word for arm in arms for word in ("--arm", arm)] + (["--tiny"] if options.tiny else [])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{case} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    if results is not None:
-        with results.open("a") as file:
-            file.write(json.dumps({"case": case, "result": result}) + "\n")
-    print(f"{case[0]}, {case[1]}, seed {case[2]}: accuracy {result['accuracy']:.1f}, never right {result['never_right']:.0f}", flush=True)
-    return result
+    results: list[dict[str, float]] = []
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as child,
+    ):
+        for line in child.stdout or ():
+            results.append(json.loads(line))
+            shown = ", ".join(f"{name} {value:.2f}" for name, value in results[-1].items())
+            print(f"{split}, {arms[len(results) - 1]}, seed {seed}: {shown}", flush=True)
+        if child.wait():
+            said.seek(0)
+            raise RuntimeError(f"{split}, seed {seed} failed:\n{said.read()}")
+    return results
 
 
 def report(runs: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, float]:

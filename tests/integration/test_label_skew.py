@@ -66,6 +66,15 @@ def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, han
     assert hands[0].name in text
 
 
+def test_counts_that_a_run_file_asks_for_and_nobody_tells_are_missed_once(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
+    run = start_run(live, model, hands[:2], schedule={"wave": 2, "blocks": ["layers.0", "layers.1"], "head_average": "by_label"})
+    for hand in hands[:2]:
+        hand.deliver(hand.take(run))
+    settled(live, run)
+    codes = [e["code"] for e in live.operator.get(f"/runs/{run}")["events"]]
+    assert codes.count("label_counts_missing") == 1
+
+
 ROWS = [{"text": f"w{i}", "label": i % 3} for i in range(30)]
 
 
