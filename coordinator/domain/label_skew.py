@@ -23,7 +23,7 @@ class LabelCountsInvalid(Invalid):
 
 
 def check_counts(train: TrainSettings, metrics: TrainMetrics) -> None:
-    """Raises `LabelCountsInvalid` where counts are not of the run's labels, or not of as many rows as were trained on."""
+    """Raises `LabelCountsInvalid` where counts are not of the run's labels, or not of as many rows as were, or can have been, trained on."""
     counts = metrics.label_counts
     if counts is None:
         return
@@ -31,6 +31,8 @@ def check_counts(train: TrainSettings, metrics: TrainMetrics) -> None:
         raise LabelCountsInvalid(f"label_counts: {len(counts)} labels are counted, the run has {train.num_labels or 'none'}")
     if sum(counts) != metrics.rows:
         raise LabelCountsInvalid(f"label_counts: they count {sum(counts)} rows, the visit trained on {metrics.rows}")
+    if metrics.rows > (most := (train.steps or metrics.steps) * train.batch_size):
+        raise LabelCountsInvalid(f"label_counts: they count {metrics.rows} rows, the steps of the visit are on {most} at the most")
 
 
 def row_weights(counts: Sequence[Counts | None], total: float) -> list[list[float]] | None:

@@ -22,7 +22,7 @@ def deliver(hand: Hand, run: str, counts: list[int], code: str | None = None, **
     assignment = hand.take(run)
     data = save(hand.delta(assignment))
     assert hand.put(assignment, data).status_code == 200
-    metrics = METRICS.model_copy(update={"rows": 40, "label_counts": counts, **more}).model_dump(mode="json")
+    metrics = METRICS.model_copy(update={"rows": 16, "label_counts": counts, **more}).model_dump(mode="json")
     body = {"attempt": assignment.attempt, "digest": digest_of(data), "metrics": metrics}
     answer = hand.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
     if code is not None:
@@ -40,13 +40,13 @@ def told(live: LiveCoordinator, run: str) -> list[tuple[str, str]]:
 def test_unlike_labels_that_are_told_are_a_warning_with_the_remedy(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
     run = start_run(live, model, hands, schedule={"cycles": 3, "agents": "rotating"}, train={"label_skew": "none"})
     by_name = {hand.name: hand for hand in hands}
-    counts = {hand.name: [40 * (label == number) for label in range(3)] for number, hand in enumerate(hands)}
+    counts = {hand.name: [16 * (label == number) for label in range(3)] for number, hand in enumerate(hands)}
     for visit in range(5):
         view = settled(live, run)
         name = view["current"][0]["meant_for"]
         if visit == 1:
             assert told(live, run) == [], "of one agent nothing can be said"
-            deliver(by_name[name], run, [39, 0, 0], code="label_counts_invalid")
+            deliver(by_name[name], run, [15, 0, 0], code="label_counts_invalid")
         deliver(by_name[name], run, counts[name], loss_first=0.0, loss_last=0.0)
     settled(live, run)
     [(code, text)] = told(live, run)
@@ -59,7 +59,7 @@ def test_unlike_labels_that_are_told_are_a_warning_with_the_remedy(live: LiveCoo
 def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
     run = start_run(live, model, hands[:1], schedule={"cycles": 2})
     for _ in range(2):
-        deliver(hands[0], run, [40, 0, 0], loss_first=0.0, loss_last=0.0)
+        deliver(hands[0], run, [16, 0, 0], loss_first=0.0, loss_last=0.0)
         settled(live, run)
     [(code, text)] = told(live, run)
     assert code == "single_label"

@@ -97,7 +97,9 @@ TRAIN = TrainSettings(
 )
 
 
-@pytest.mark.parametrize(("counts", "rows"), [([1, 2, 3], 6), ([1, 2, 3, 4, 0], 10), ([1, 2, 3, 4], 9), ([1, 2, 3, 4], 11)])
+@pytest.mark.parametrize(
+    ("counts", "rows"), [([1, 2, 3], 6), ([1, 2, 3, 4, 0], 10), ([1, 2, 3, 4], 9), ([1, 2, 3, 4], 11), ([17, 0, 0, 0], 17)]
+)
 def test_counts_that_cannot_be_are_refused(counts: list[int], rows: int) -> None:
     check_counts(TRAIN, said([1, 2, 3, 4], 10))
     check_counts(TRAIN, said(None, 10))
