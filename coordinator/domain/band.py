@@ -27,6 +27,8 @@ BEYOND_OPTIMIZER = 2.0
 """AdamW moves a number by about its learning rate in a step at the most, and by twice that in no visit."""
 FASTEST = 1000.0
 """Steps of a second that an agent is believed: to look after the smallest model's step alone takes longer than a millisecond."""
+AS_FAR_AGAIN = 2.0
+"""Times what most agents' farthest went: whose rows are new to a model that has settled goes as far as all did at first."""
 DEVIATIONS = 6.0
 SIGMA = 1.4826
 """of a normal distribution, in units of its median deviation"""
@@ -173,7 +175,8 @@ def _robust_limit(pool: _Pool, values: dict[str, list[float]], factor: float) ->
     if not math.isfinite(middle):
         return math.inf
     spread = SIGMA * pool.upper({agent: [abs(value - middle) for value in mine] for agent, mine in values.items()})
-    return max(factor * middle, middle + DEVIATIONS * spread)
+    farthest = pool.upper({agent: [max(mine)] for agent, mine in values.items()})
+    return max(factor * middle, middle + DEVIATIONS * spread, AS_FAR_AGAIN * farthest)
 
 
 def _against(pool: _Pool, delta: BlockDelta) -> tuple[float, float] | None:

@@ -125,7 +125,7 @@ class AdmissionSection(Section):
         "null: no norm is too large, nor out of the band",
     )
     norm_band: float | None = Field(
-        5.0,
+        10.0,
         gt=1,
         description="a delta is rejected that goes this many times as far as this run's deltas of such blocks usually do, farther than "
         "its steps can go, or against them; blocks trained along too. null: never",

@@ -10,7 +10,7 @@ from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 
-RULES = AdmissionSection()
+RULES = AdmissionSection(norm_band=5)
 DRAW = np.random.default_rng(0)
 SIZE = WIDE
 
@@ -276,3 +276,10 @@ def test_two_labels_may_go_to_and_fro() -> None:
     narrow = DRAW.standard_normal(130)
     agreeing = accepted(*[delta(narrow + 0.3 * DRAW.standard_normal(130)) for _ in range(6)])
     assert judged(delta(-2 * narrow), agreeing) is None
+
+
+def test_whose_rows_are_new_to_a_model_that_has_settled_may_go_as_far_as_all_did_at_first() -> None:
+    """Honest runs of tiny models had 5.7 times the usual norm where another agent's turn came late."""
+    settled = accepted(*[of_norm(norm, reach=10) for norm in (2.0, 2.1, 1.9, *[0.2] * 12)], agents="abc")
+    assert judged(of_norm(3.9, reach=10), settled) is None
+    assert judged(of_norm(4.3, reach=10), settled) is not None
