@@ -150,8 +150,8 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
             return Finding(False, what, "several data sets could be meant", error.message)
         except NotConsented as error:
             return Finding(None, what, error.message)
-    if verdict.reason == "policy_refused":
-        return Finding(None, what, f"policy_refused: {verdict.message}")
+    if verdict.reason in ("policy_refused", "rows_hidden"):
+        return Finding(None, what, f"{verdict.reason}: {verdict.message}")
     data = config.data.get(verdict.data)
     if verdict.reason or data is None:
         advice = f"it needs {' or '.join(run.fields)}; correct [data.{verdict.data}] in agent.toml (columns map its fields), or the rows"

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -120,6 +121,8 @@ def check_offer(policy: Policy, run: RunOffer) -> None:
     _check_model(policy, run.files)
     if run.visits is not None:
         _check_steps(policy, run.visits.steps, run.visits.batch_size)
+        if run.visits.all_at_once:
+            _check_blocks(policy, run.visits.blocks)
 
 
 def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | None) -> None:
@@ -131,9 +134,7 @@ def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | N
     _check_run(policy, assignment.run_name)
     _check_task(policy, train.task)
     _check_model(policy, assignment.manifest.files)
-    for block in train.trained:
-        if found := next((pattern for pattern in policy.work.never_train if touches(pattern, block)), None):
-            raise PolicyRefused("work.never_train", f"block {block} would be trained", f"no block that {found} means to be trained")
+    _check_blocks(policy, train.trained)
     _check_steps(policy, train.steps, train.batch_size)
     used = None if train.steps is None else train.steps * train.batch_size
     if train.task == "text-classification" and rows is not None:
@@ -162,6 +163,12 @@ def _check_run(policy: Policy, name: str) -> None:
 def _check_task(policy: Policy, task: str) -> None:
     if task not in policy.work.tasks:
         raise PolicyRefused("work.tasks", f"task {task}", ", ".join(policy.work.tasks) or "none")
+
+
+def _check_blocks(policy: Policy, blocks: Iterable[str]) -> None:
+    for block in blocks:
+        if found := next((pattern for pattern in policy.work.never_train if touches(pattern, block)), None):
+            raise PolicyRefused("work.never_train", f"block {block} would be trained", f"no block that {found} means to be trained")
 
 
 def _check_steps(policy: Policy, steps: int | None, batch_size: int) -> None:

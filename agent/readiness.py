@@ -55,6 +55,11 @@ def judge(home: Home, config: Config, policy: Policy, run: RunOffer) -> Verdict:
         check_offer(policy, run)
     except PolicyRefused as error:
         return Verdict(run.run_id, run.name, "policy_refused", error.message, name)
+    if run.visits is not None and run.visits.weighed_by_rows and config.data[name].tell_rows == "no":
+        text = (
+            f'the run weighs deltas by rows, and [data.{name}] has tell_rows = "no": allow roughly, or ask for a run with `weights: equal`'
+        )
+        return Verdict(run.run_id, run.name, "rows_hidden", text, name)
     source = source_of(home, config.data[name])
     if not Path(source.path).is_file():
         return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)

@@ -23,6 +23,12 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     if "head" in visit.blocks and run.task == "text-classification":
         found.append("the bias of the head says which labels occur; of a visit with one row, which it is")
     rows = None if visit.steps is None else visit.steps * visit.batch_size
+    if visit.all_at_once:
+        found.append(
+            "every visit trains all of these blocks at once: the agent gets the whole model exact, and one delta tells of all blocks"
+        )
+    if visit.weighed_by_rows:
+        found.append("a delta counts by the rows that it was trained on, and says how many they are")
     if visit.batch_size == 1:
         found.append("steps are on single rows (batch_size 1): what is learned of one row is not mixed with others")
     if rows is not None and rows <= FEW_ROWS:

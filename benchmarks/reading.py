@@ -27,6 +27,7 @@ SCHEDULE: dict[str, Any] = {
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 """What decides only when others wait or fail, which nobody does here."""
 TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
+WHOLE: dict[str, Any] = {"fraction": 1.0, "weights": "rows"}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
     "policy": "int8", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
@@ -50,12 +51,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Order:
-    """One visit: its agent by number, its block, and all that its agent is told of training."""
+    """One visit: its agent by number, what it is called in its round, and all that its agent is told of training."""
 
     round: int
     agent: int
-    block: str
+    name: str
     told: Mapping[str, Any]
+
+    @property
+    def block(self) -> str:
+        return self.trained[0]
 
     @property
     def trained(self) -> list[str]:
@@ -66,16 +71,21 @@ class Reading:
     """The values of a run file, as YAML or JSON has them."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        known = {"task", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
+        known = {"task", "method", "whole", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
         if strange := set(values) - known:
             raise Unreadable(f"the sections {sorted(strange)}")
         task = _section(values, "task", TASK)
         labels = task["labels"]
         names = labels if isinstance(labels, list) else None
         self.task = Task(task["kind"], len(names) if names else labels, names, task["max_length"])
+        self.method = values.get("method", "block-cycle")
+        if self.method not in ("block-cycle", "whole"):
+            raise Unreadable(f"the method {self.method}")
+        self.whole = _section(values, "whole", WHOLE)
         self.train = _section(values, "train", TRAIN | RATES)
         self.schedule = _section(values, "schedule", SCHEDULE, OF_WAITING)
-        self.compression = _section(values, "compression", COMPRESSION)
+        usual = COMPRESSION | ({"policy": "none"} if self.method == "whole" else {})
+        self.compression = _section(values, "compression", usual)
         self.delta = _section(values, "delta", DELTA)
         self.seed: int = values.get("seed", 0)
         if (values.get("exposure") or {}).get("max_exact_blocks") is not None:
@@ -89,6 +99,11 @@ class Reading:
 
     def round(self, blocks: Sequence[str], agents: int, number: int) -> list[Order]:
         """The visits of round `number`, counted from 0."""
+        if self.method == "whole":
+            draw = random.Random(f"{self.seed}:{number}:agents")
+            count = max(1, int(self.whole["fraction"] * agents + 0.5))
+            who = sorted(draw.sample(range(agents), count))
+            return [Order(number, agent, f"seat {i}", self._told(number, number, list(blocks), f"seat {i}")) for i, agent in enumerate(who)]
         cycle, place = divmod(number, self._rounds_of_a_cycle(blocks))
         order = list(blocks)
         if self.schedule["order"] == "descending":
@@ -101,42 +116,50 @@ class Reading:
         numbers = [(list(blocks).index(block) + turn) % agents for block in members]
         if len(set(numbers)) < len(numbers):
             raise Unreadable(f"two visits of round {number} for one agent")
-        return [Order(number, agent, block, self._told(number, cycle, block)) for agent, block in zip(numbers, members, strict=True)]
+        return [
+            Order(number, agent, block, self._told(number, cycle, [block], block)) for agent, block in zip(numbers, members, strict=True)
+        ]
 
     def _rounds_of_a_cycle(self, blocks: Sequence[str]) -> int:
+        if self.method == "whole":
+            return 1
         whole, rest = divmod(len(blocks), self.schedule["wave"])
         return int(whole + bool(rest))
 
-    def _told(self, number: int, cycle: int, block: str) -> dict[str, Any]:
+    def _told(self, number: int, cycle: int, blocks: list[str], name: str) -> dict[str, Any]:
         train = self.train
         rate = train["learning_rate"] * train["learning_rate_decay"] ** cycle
-        groups = [{"blocks": [block], "learning_rate": rate}]
-        if along := [name for name in self.schedule["always"] if name != block]:
+        groups = [{"blocks": blocks, "learning_rate": rate}]
+        if along := [other for other in self.schedule["always"] if other not in blocks]:
             first = train["always_learning_rate"] or train["learning_rate"]
             groups.append({"blocks": along, "learning_rate": first * train["always_learning_rate_decay"] ** cycle})
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{number}:{block}".encode()).digest()[:8], "big") // 2
-        told = {name: train[name] for name in TRAIN}
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{number}:{name}".encode()).digest()[:8], "big") // 2
+        told = {field: train[field] for field in TRAIN}
         return told | {
             "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
             "max_length": self.task.max_length, "groups": groups, "seed": seed,
             "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
         }  # fmt: skip
 
-    def weights(self, block: str, counts: Sequence[Sequence[int] | None]) -> list[tuple[float, list[float]]]:
+    def weights(self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int]) -> list[tuple[float, list[float]]]:
         """Of each delta of a block that a round made: its factor; and those of the head's labels, where each has one of its own.
 
-        `counts` are what its agents tell of the labels that they trained on.
+        `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all.
         """
-        trainers = len(counts)
+        trainers, whole = len(counts), self.method == "whole"
         of_head = self.schedule["head_average"] or ("by_label" if self.task.kind == "text-classification" else "damped")
-        if block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
+        if whole:
+            factors = [one / sum(rows) for one in rows] if self.whole["weights"] == "rows" else [1.0 / trainers] * trainers
+        elif block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
             return [(float(self.schedule["damping"]) / trainers, [])] * trainers
-        if of_head == "mean" or trainers == 1 or None in counts:
-            return [(1.0 / trainers, [])] * trainers
+        else:
+            factors = [1.0 / trainers] * trainers
+        if block != "head" or of_head != "by_label" or trainers == 1 or None in counts:
+            return [(factor, []) for factor in factors]
         sums = [sum(of_label) for of_label in zip(*counts, strict=True)]  # type: ignore[arg-type]
-        total = sum([1.0 / trainers] * trainers)
-        return [(1.0 / trainers, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own or [], sums, strict=True)])
-                for own in counts]  # fmt: skip
+        total = sum(factors)
+        return [(factor, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own or [], sums, strict=True)])
+                for factor, own in zip(factors, counts, strict=True)]  # fmt: skip
 
     def codecs(self, kinds: Mapping[str, str], trained: Collection[str]) -> dict[str, str]:
         """Block → codec, of a visit that trains `trained`; `kinds` has the kind of every block."""

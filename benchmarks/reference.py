@@ -44,10 +44,11 @@ class Holdings:
 
 @dataclass(frozen=True)
 class Made:
-    """A delta by its digest, and what is told of the labels that it was trained on."""
+    """A delta by its digest, and what is told of the labels and rows that it was trained on."""
 
     digest: str
     labels: list[int] | None
+    rows: int
 
 
 @dataclass
@@ -188,7 +189,7 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     carried = {b: str(path) for b in trained if (path := left / f"{b}.safetensors").exists()}
     feedback = spec.delta["error_feedback"]
     request = TrainRequest(
-        assignment_id=f"{order.round}-{order.block}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
+        assignment_id=f"{order.round}-{order.name}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
         dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate(order.told),
         data=DataSource(path=str(data), tell_labels=reference.tell_labels),
@@ -198,18 +199,17 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     held.up += delta.stat().st_size
     held.digests.add(digest := _store_file(store, delta))
     reference.deltas.append(digest)
-    return Made(digest, reference.metrics[-1].label_counts)
+    return Made(digest, reference.metrics[-1].label_counts, reference.metrics[-1].rows)
 
 
 def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> None:
     spec = reference.spec
-    changes = [
-        Change(block=b, terms=[
-            Term(digest=made.digest, weight=weight, rows=rows)
-            for made, (weight, rows) in zip(terms[b.block], spec.weights(b.block, [made.labels for made in terms[b.block]]), strict=True)
-        ])
-        for b in reference.blocks if b.block in terms
-    ]  # fmt: skip
+    changes = []
+    for block in reference.blocks:
+        if found := terms.get(block.block):
+            weights = spec.weights(block.block, [made.labels for made in found], [made.rows for made in found])
+            added = [Term(digest=made.digest, weight=weight, rows=rows) for made, (weight, rows) in zip(found, weights, strict=True)]
+            changes.append(Change(block=block, terms=added))
     sources = {change.block.digest for change in changes}
     before = [ref for (source, _), ref in sorted(reference.encoded.items()) if source in sources]
     config = next(f for f in reference.file_refs if f.name == "config.json")

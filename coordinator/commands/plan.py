@@ -11,6 +11,7 @@ from rich.text import Text
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.domain.compression import plan_key
+from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.shared.contract.plans import AgentPlan, PlanView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -61,20 +62,23 @@ def _agents(agents: list[AgentPlan]) -> Table:
 
 def _visits(agents: list[AgentPlan]) -> list[RenderableType]:
     """Emulators: agents with the same one share their lines."""
-    lines: dict[tuple[str, int | None, str, str | None], list[str]] = {}
+    lines: dict[tuple[tuple[str, ...], int | None, str, str | None], list[str]] = {}
     for agent in agents:
         for visit in agent.visits:
             plan = {block: codec for codec, blocks in visit.codecs.items() for block in blocks}
             emulator = plan_key(dict(sorted(plan.items(), key=lambda item: _place(item[0])))) if plan else ""
-            lines.setdefault((visit.block, visit.memory_bytes, emulator, visit.why_not), []).append(agent.name)
+            lines.setdefault((tuple(visit.blocks), visit.memory_bytes, emulator, visit.why_not), []).append(agent.name)
     if not lines:
         return []
     table = Table("block", "peak memory", "the others in", "agents")
     for column in table.columns:
         column.overflow = "fold"
-    for (block, memory, emulator, why_not), names in sorted(lines.items(), key=lambda item: _place(item[0][0])):
+    for (blocks, memory, emulator, why_not), names in sorted(lines.items(), key=lambda item: _place(item[0][0][0])):
         table.add_row(
-            block, _mb(memory), why_not or emulator, ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            called(blocks),
+            _mb(memory),
+            why_not or emulator,
+            ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else ""),
         )
     return [table]
 

@@ -123,7 +123,7 @@ def may_take(
 ) -> bool:
     """Whether an agent may lease a pending assignment: it is meant for it, or for nobody, or its agent has not come for too long.
 
-    `leave_to_others`: the agent has a part in this wave already and others have none, so what is meant for nobody is theirs, unless
+    `leave_to_others`: the agent has a part in this round already and others have none, so what is meant for nobody is theirs, unless
     they do not come for as long.
     """
     if agent in excluded:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
@@ -83,12 +84,12 @@ def forgets(losses: Sequence[float], held_out: int, never_right: int) -> bool:
 
 def remedy(spec: RunFile, told: bool) -> str:
     """What a run file, or the owners of rows, can do about it. `told`: all agents tell how many rows of each label they trained on."""
-    found = []
+    found, shared = [], method_of(spec).is_shared(spec)
     if spec.label_skew == "none":
         found.append("train.label_skew: logit_adjustment")
-    if spec.schedule.wave > 1 and spec.head_average != "by_label":
+    if shared and spec.head_average != "by_label":
         found.append("schedule.head_average: by_label")
-    if spec.schedule.wave > 1 and not told:
+    if shared and not told:
         found.append("tell_labels = true in the agents' agent.toml, if their owners agree")
     if not found:
         return "the run file allows for it already; what is left are more cycles, or rows of more labels at each agent"

@@ -33,7 +33,7 @@ class Opening:
     open_to: frozenset[str] | None
     """names of the agents that its run is open to; None: all"""
     shared: bool
-    """it is of a wave: whether an agent may have it depends on who else has a part"""
+    """it is one of several of its round: whether an agent may have it depends on who else has a part"""
     needs: Version
     """the version of the protocol in which all is known that its agent is told"""
 

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from fedcybgd.coordinator.domain import method_fields
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
+from fedcybgd.coordinator.domain.section import Section
+from fedcybgd.coordinator.domain.whole_section import WholeSection
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
@@ -19,11 +22,6 @@ DEEPEST = 50
 
 class RunFileInvalid(Invalid):
     code = "run_file_invalid"
-
-
-class Section(BaseModel):
-    # JSON, in which runs are kept and shown, has neither NaN nor infinity.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class TaskSection(Section):
@@ -140,7 +138,8 @@ class AdmissionSection(Section):
 
 class CompressionSection(Section):
     policy: Literal["none", "hybrid", "int8", "int4", "auto"] = Field(
-        "int8", description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent"
+        "int8",
+        description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent; under `whole` none",
     )
     drop_ratio: float = Field(0.5, ge=0, le=0.9, description="hybrid: share of the layers not yet updated that is dropped at the most")
     prune_ratio: float = Field(0.25, ge=0.01, le=0.9, description="hybrid and auto: share of a layer's width that pruning removes")
@@ -171,6 +170,7 @@ class RunFile(Section):
     model: Name = Field(description="name of an added model")
     task: TaskSection = Field(description="what is learned")
     method: Name = Field("block-cycle", description="the federated method: who trains what, and what becomes of the deltas")
+    whole: WholeSection | None = Field(None, description="only under `method: whole`: who trains in a round, and what deltas weigh")
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")
@@ -182,7 +182,22 @@ class RunFile(Section):
         "all", description="who takes part: all agents, or these; who is not there at the start joins when it comes"
     )
     lease_s: float = Field(60, ge=2, le=86_400, description="seconds that a lease holds without renewal")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn: a fresh head, a random order, the order of rows")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="of everything that is drawn: a fresh head, a random order, a fraction of the agents, the order of rows",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_what_the_method_leaves_no_choice_of(cls, values: Any) -> Any:
+        return method_fields.filled(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _fields_mean_something(self) -> "RunFile":
+        method_fields.check(self.method, self)
+        return self
 
     @property
     def label_skew(self) -> LabelSkew:

@@ -33,9 +33,9 @@ class AgentFacts:
 
 @dataclass(frozen=True)
 class VisitForecast:
-    """A block that an agent is to train, at the most that it takes in any cycle."""
+    """Blocks that an agent is to train in one visit, at the most that it takes in any cycle."""
 
-    block: str
+    blocks: tuple[str, ...]
     memory: Memory | None
     """None: the visit is not for this agent"""
     codecs: Mapping[str, list[str]]
@@ -111,7 +111,7 @@ class _Planner:
     def __init__(self, spec: RunFile, model: ModelShape, agents: Mapping[str, AgentFacts]) -> None:
         self._spec, self._model, self._agents = spec, model, agents
         self._known: dict[object, Plan | DoesNotFit] = {}
-        self.refused: dict[tuple[str, str], DoesNotFit] = {}
+        self.refused: dict[tuple[str, tuple[str, ...]], DoesNotFit] = {}
 
     def __call__(self, agent: str, blocks: Sequence[BlockShape], trained: Collection[str]) -> Plan | None:
         limits = limits_of(self._spec, self._agents[agent])
@@ -121,8 +121,9 @@ class _Planner:
             self._known[key] = compression.plan(self._spec.compression, [facts_of_shape(b) for b in blocks], trained, limits, costs)
         found = self._known[key]
         if isinstance(found, DoesNotFit):
-            for name in set(trained) - set(self._spec.schedule.always) or trained:
-                self.refused[agent, name] = found
+            along = set(self._spec.schedule.always)
+            visited = tuple(b.name for b in blocks if b.name in trained and b.name not in along)
+            self.refused[agent, visited or tuple(b.name for b in blocks if b.name in trained)] = found
             return None
         return found
 
@@ -152,19 +153,22 @@ def forecast(
         return Forecast(total, list(visited), out, problems, None)
     planner = _Planner(spec, model, members)
     frozen = _frozen(spec, blocks)
-    cycles = min(spec.schedule.cycles, max(2, min(len(members) + 2, MOST_VISITS // max(1, len(visited)))))
+    common = _common(spec, frozen)
+    at_once = len(method_of(spec).seats(spec, visited, list(members), 0, common))
+    visits_per_cycle = at_once * method_of(spec).rounds_per_cycle(spec, visited)
+    cycles = min(spec.schedule.cycles, max(2, min(len(members) + 2, MOST_VISITS // max(1, visits_per_cycle))))
     transfers = list(
         simulate(
             spec, model, blocks, visited, list(members), cycles * method_of(spec).rounds_per_cycle(spec, visited), file_bytes, planner,
-            frozen, _common(spec, frozen), rows,
+            frozen, common, rows,
         )
     )  # fmt: skip
     own: dict[str, list[Transfer]] = defaultdict(list)
     for transfer in transfers:
         own[transfer.agent].append(transfer)
-    refused: dict[str, dict[str, DoesNotFit]] = defaultdict(dict)
-    for (name, block), unfit in planner.refused.items():
-        refused[name][block] = unfit
+    refused: dict[str, dict[tuple[str, ...], DoesNotFit]] = defaultdict(dict)
+    for (name, visited_blocks), unfit in planner.refused.items():
+        refused[name][visited_blocks] = unfit
     estimates, idle, found = _Estimates(spec, model, blocks, rows), {}, []
     for agent in agents:
         if agent.name in outside:
@@ -176,10 +180,10 @@ def forecast(
             if alike not in idle:
                 idle[alike] = _of_agent(spec, blocks, alike, [], {}, cycles, tokens_per_s, rows, estimates)
             found.append(replace(idle[alike], agent=agent))
-    orphans = sorted(set(visited) - {t.block for t in transfers}, key=list(visited).index)
+    orphans = sorted(set(visited) - {name for t in transfers for name in t.blocks}, key=list(visited).index)
     if orphans:
         problems.append(f"no agent can train {', '.join(orphans)} within its limits")
-    return Forecast(total, list(visited), found, problems, _hours(spec, found))
+    return Forecast(total, list(visited), found, problems, _hours(found, at_once))
 
 
 def _outside(spec: RunFile, agent: AgentFacts) -> tuple[str, str] | None:
@@ -231,10 +235,10 @@ class _Estimates:
         self._memory: dict[object, Memory] = {}
         self._disk: dict[object, int] = {}
 
-    def memory(self, plan: Plan, block: str, agent: AgentFacts) -> Memory:
-        key = (frozenset(plan.items()), block, agent.device, agent.memory_bytes)
+    def memory(self, plan: Plan, visited: tuple[str, ...], agent: AgentFacts) -> Memory:
+        key = (frozenset(plan.items()), visited, agent.device, agent.memory_bytes)
         if key not in self._memory:
-            trained = {block, *self._spec.schedule.always}
+            trained = {*visited, *self._spec.schedule.always}
             self._memory[key] = estimate(self._spec, self._model, self._blocks, plan, trained, agent.device, agent.memory_bytes, self._rows)
         return self._memory[key]
 
@@ -247,22 +251,22 @@ class _Estimates:
 
 def _of_agent(
     spec: RunFile, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer],
-    refused: Mapping[str, DoesNotFit], cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
+    refused: Mapping[tuple[str, ...], DoesNotFit], cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
 ) -> AgentForecast:  # fmt: skip
-    by_block: dict[str, list[tuple[Transfer, Memory]]] = defaultdict(list)
+    by_blocks: dict[tuple[str, ...], list[tuple[Transfer, Memory]]] = defaultdict(list)
     needed = disk = 0
     for transfer in transfers:
-        memory = estimates.memory(transfer.plan, transfer.block, agent)
-        by_block[transfer.block].append((transfer, memory))
+        memory = estimates.memory(transfer.plan, transfer.blocks, agent)
+        by_blocks[transfer.blocks].append((transfer, memory))
         needed = max(needed, memory.whole if agent.device == "cpu" else memory.peak)
         disk = max(disk, estimates.disk(transfer.plan))
     visits = []
-    for pairs in by_block.values():
+    for pairs in by_blocks.values():
         first, most = pairs[0][0], max((memory for _, memory in pairs), key=lambda m: m.peak)
-        visits.append(VisitForecast(first.block, most, compact(first.plan), first.down, first.up))
-    visits += [VisitForecast(name, None, {}, 0, 0, why.reason) for name, why in refused.items() if name not in by_block]
+        visits.append(VisitForecast(first.blocks, most, compact(first.plan), first.down, first.up))
+    visits += [VisitForecast(names, None, {}, 0, 0, why.reason) for names, why in refused.items() if names not in by_blocks]
     why_not = None
-    if refused and not by_block:
+    if refused and not by_blocks:
         why = next(iter(refused.values()))
         why_not = ("memory_limit" if why.missing_memory_bytes else "nothing_fits", why.reason)
     moved = [
@@ -277,7 +281,7 @@ def _of_agent(
     count = len(transfers) / cycles
     tokens = _tokens(spec, rows)
     return AgentForecast(
-        agent, why_not, sorted(visits, key=lambda v: [b.name for b in blocks].index(v.block)), count, needed, disk, moved[0], later, whole,
+        agent, why_not, sorted(visits, key=lambda v: [b.name for b in blocks].index(v.blocks[0])), count, needed, disk, moved[0], later, whole,
         training_hours=count * spec.schedule.cycles * tokens / tokens_per_s / 3600 if tokens and tokens_per_s else None,
         transfer_hours=(whole.down + whole.up) / agent.bytes_per_s / 3600 if agent.bytes_per_s else None,
     )  # fmt: skip
@@ -295,10 +299,10 @@ def _tokens(spec: RunFile, rows: int | None) -> float | None:
     return (train.epochs or 1.0) * rows * spec.task.max_length if rows else None
 
 
-def _hours(spec: RunFile, agents: Sequence[AgentForecast]) -> float | None:
-    """Of the whole run: visits of the strict cycle come one after another, those of a wave at once."""
+def _hours(agents: Sequence[AgentForecast], at_once: int) -> float | None:
+    """Of the whole run: visits of the strict cycle come one after another, those of one round at once."""
     able = [a for a in agents if a.visits]
     if not able or any(a.training_hours is None for a in able):
         return None
     whole = sum((a.training_hours or 0) + (a.transfer_hours or 0) for a in able)
-    return whole / min(spec.schedule.wave, len(able))
+    return whole / min(at_once, len(able))

@@ -69,10 +69,11 @@ class Movement:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One visit: who, which block, in which emulator, and the bytes that cross the wire for it."""
+    """One visit: who, which blocks, in which emulator, and the bytes that cross the wire for it."""
 
     cycle: int
-    block: str
+    blocks: tuple[str, ...]
+    """the visited ones"""
     agent: str
     plan: Plan
     down: int
@@ -144,7 +145,7 @@ def simulate(
             held.add((str(seat.number), number, "delta"))
             for name in trained:
                 trained_by.setdefault(name, []).append((str(seat.number), trained))
-            yield Transfer(seat.cycle, seat.block, agent, plan, down, up)
+            yield Transfer(seat.cycle, seat.blocks, agent, plan, down, up)
         _apply(
             state, number, trained_by, change, spec.train.learning_rate_decay ** (number // method.rounds_per_cycle(spec, visited)), model
         )

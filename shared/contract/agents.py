@@ -67,6 +67,8 @@ class VisitOffer(BaseModel):
     steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="null: passes over the rows instead")
     batch_size: int = Field(ge=1, le=65536)
     delta_patches: bool = Field(description="whether other agents may fetch this agent's deltas")
+    all_at_once: bool = Field(False, description="every visit trains all of these blocks, and its agent gets the whole model exact")
+    weighed_by_rows: bool = Field(False, description="a delta counts by the rows that it was trained on")
 
 
 class RunOffer(BaseModel):
@@ -87,7 +89,7 @@ class RunOffer(BaseModel):
 
 UnfitReason = Literal[
     "not_consented", "data_missing", "data_invalid", "out_of_memory", "memory_limit", "disk_limit", "delta_refused", "manifest_invalid",
-    "policy_refused",
+    "policy_refused", "rows_hidden",
 ]  # fmt: skip
 """Why an agent takes no work of a run until its owner has mended something."""
 MENDABLE_REASONS: frozenset[str] = frozenset(get_args(UnfitReason))

@@ -9,7 +9,8 @@ class BytesMoved(BaseModel):
 
 
 class VisitPlan(BaseModel):
-    block: str = Field(description="the visited block")
+    block: str = Field(description="the visited block, or the first of several")
+    blocks: list[str] = Field(description="all that the visit trains, but for those that are trained along in every visit")
     memory_bytes: int | None = Field(
         description="estimated peak of the training process, as a visit reports it; null: the visit is for others"
     )

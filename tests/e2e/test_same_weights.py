@@ -19,12 +19,17 @@ TRAIN: dict[str, dict[str, Any]] = {
         "epochs": 2.0, "batch_size": 6, "learning_rate": 2e-3, "warmup_steps": 0, "weight_decay": 0.05, "max_grad_norm": None,
         "precision": "bfloat16",
     },
+    "whole": {
+        "epochs": 1.5, "batch_size": 7, "learning_rate": 1e-3, "learning_rate_decay": 0.5, "warmup_steps": 2, "max_grad_norm": 0.5,
+        "precision": "float32",
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("agents", ["fixed", "rotating"])
-def test_equal_to_one_process(federation: Federation, bert: Path, tmp_path: Path, agents: str) -> None:
-    values = spec(f"equal-{agents}", agents=agents, order="random") | {"train": TRAIN[agents], "seed": 5}
+@pytest.mark.parametrize("how", ["fixed", "rotating", "whole"])
+def test_equal_to_one_process(federation: Federation, bert: Path, tmp_path: Path, how: str) -> None:
+    more: dict[str, Any] = {"method": "whole"} if how == "whole" else {}
+    values = spec(f"equal-{how}", **({} if more else {"agents": how, "order": "random"})) | {"train": TRAIN[how], "seed": 5} | more
     over_http = federation.digests(federation.start(values))
 
     threads = torch.get_num_threads()

@@ -23,12 +23,14 @@ def held_out(folder: Path) -> tuple[Path, str]:
 def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = None) -> dict[str, Any]:
     """In a `wave` others may take over what was left lying; runs of the other flavours must end bit-identical whatever happens.
 
-    `feedback` has error feedback, `full` is measured and scored besides, on held-out `rows`; `short` is over soon.
+    `whole` averages whole models; `feedback` has error feedback, `full` is measured and scored besides, on held-out `rows`; `short` is over soon.
     """
     schedule: dict[str, Any] = {"cycles": 3, "blocks": ["layers"], "always": ["pooler", "head"]}
     more: dict[str, Any] = {}
     if flavour == "wave":
         schedule |= {"wave": 2, "wave_deadline_s": 8, "reassign_after_s": 2, "max_attempts": 50}
+    if flavour == "whole":
+        schedule["cycles"], more = 5, {"method": "whole"}
     if flavour in ("feedback", "full"):
         more = {"delta": {"codec": "int8", "error_feedback": True}}
     if flavour == "full" and rows is not None:

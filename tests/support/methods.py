@@ -15,6 +15,15 @@ NAME = "all-averaged"
 class AllAveraged:
     aggregate: Aggregate = "sum"
 
+    def is_shared(self, spec: RunFile) -> bool:
+        return True
+
+    def weighs_rows(self, spec: RunFile) -> bool:
+        return False
+
+    def trains_all(self, spec: RunFile) -> bool:
+        return True
+
     def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
         return 1
 
@@ -29,7 +38,7 @@ class AllAveraged:
     def recorded(self, seats: Sequence[Seat]) -> list[str]:
         return list(seats[0].blocks)
 
-    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:
+    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:
         return [1 / len(delivered)] * len(delivered)
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None: ...

@@ -191,7 +191,10 @@ class Story:
         if (got := self._claim(agent, later)) is None:
             return False
         self._say("assignment", [agent, got.model_dump()])
-        submission = DeltaSubmission(attempt=got.attempt, digest=digest_of(f"{number} {got.block}".encode()), metrics=METRICS)
+        metrics = METRICS.model_copy(update={"rows": 1 + AGENTS.index(agent)})
+        submission = DeltaSubmission(
+            attempt=got.attempt, digest=digest_of(f"{number} {got.block} {got.train.seed}".encode()), metrics=metrics
+        )
         submit.submit(self.session, got.assignment_id, _id("agt", agent), submission, 9, utcnow())
         self._work()
         return True

@@ -153,21 +153,23 @@ class Hand:
         answer: dict[str, Any] = self.http.get(f"/assignments/{assignment.assignment_id}/upload/{digest}").json()
         return answer
 
-    def submit(self, assignment: LeasedAssignment, digest: str, attempt: int | None = None, steps: int = 1) -> httpx.Response:
-        """`steps` is what it says that it did."""
-        metrics = METRICS.model_copy(update={"steps": steps})
+    def submit(
+        self, assignment: LeasedAssignment, digest: str, attempt: int | None = None, steps: int = 1, rows: int = 1
+    ) -> httpx.Response:
+        """`steps` and `rows` are what it says that it did."""
+        metrics = METRICS.model_copy(update={"steps": steps, "rows": rows})
         body = {"attempt": attempt or assignment.attempt, "digest": digest, "metrics": metrics.model_dump(mode="json")}
         return self.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
 
-    def send(self, assignment: LeasedAssignment, data: bytes, steps: int = 1) -> httpx.Response:
+    def send(self, assignment: LeasedAssignment, data: bytes, steps: int = 1, rows: int = 1) -> httpx.Response:
         """Upload and submit."""
         answer = self.put(assignment, data)
         assert answer.status_code == 200, answer.text
-        return self.submit(assignment, digest_of(data), steps=steps)
+        return self.submit(assignment, digest_of(data), steps=steps, rows=rows)
 
-    def deliver(self, assignment: LeasedAssignment, tensors: Tensors | None = None, steps: int = 1) -> DeltaReceipt:
+    def deliver(self, assignment: LeasedAssignment, tensors: Tensors | None = None, steps: int = 1, rows: int = 1) -> DeltaReceipt:
         """Upload and submit a good delta."""
-        answer = self.send(assignment, save(self.delta(assignment) if tensors is None else tensors), steps)
+        answer = self.send(assignment, save(self.delta(assignment) if tensors is None else tensors), steps, rows)
         assert answer.status_code == 202, answer.text
         return DeltaReceipt.model_validate(answer.json())
 

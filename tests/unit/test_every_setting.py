@@ -32,6 +32,8 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "task.labels": ("assignment", ["a", "b", "c"], {}),
     "task.max_length": ("assignment", 32, {}),
     "method": ("assignment", "all-averaged", {}),
+    "whole.fraction": ("assignment", 0.4, {"method": "whole"}),
+    "whole.weights": ("apply", "equal", {"method": "whole"}),
     "schedule.cycles": ("end", 1, {}),
     "schedule.order": ("assignment", "descending", {}),
     "schedule.agents": ("assignment", "fixed", {}),

@@ -114,7 +114,7 @@ def fetched(spec: RunFile, agents: list[str], rounds: int, files: int = 0) -> li
     def plan_for(_agent: str, _blocks: object, trained: Any) -> dict[str, str]:
         return int8 | dict.fromkeys(trained, "exact")
 
-    return [(t.agent, t.block, t.down) for t in simulate(spec, MODEL, found, visited, agents, rounds, files, plan_for, int8)]
+    return [(t.agent, t.blocks[0], t.down) for t in simulate(spec, MODEL, found, visited, agents, rounds, files, plan_for, int8)]
 
 
 def test_the_first_visit_brings_all_and_later_ones_what_changed() -> None:
@@ -190,7 +190,7 @@ def test_who_has_too_little_memory_is_left_out_and_its_visits_are_named() -> Non
     code, why = found.agents[1].why_not or ("", "")
     assert code == "memory_limit"
     assert "of memory are missing" in why
-    assert {v.block for v in found.agents[1].visits} == {"layers.1", "layers.3"}
+    assert {v.blocks for v in found.agents[1].visits} == {("layers.1",), ("layers.3",)}
     assert found.problems == ["no agent can train layers.1, layers.3 within its limits"]
 
 
@@ -213,7 +213,7 @@ def test_a_slow_line_is_a_reason_and_auto_sends_less() -> None:
 def test_who_does_not_take_part_is_said_and_the_others_share_the_visits() -> None:
     found = plan(AgentFacts("a"), AgentFacts("b", revoked=True), AgentFacts("c"), agents=["a", "b"])
     assert [a.why_not and a.why_not[0] for a in found.agents] == [None, "revoked", "not_in_run"]
-    assert [v.block for v in found.agents[0].visits] == ["layers.0", "layers.1", "layers.2", "layers.3"]
+    assert [v.blocks for v in found.agents[0].visits] == [("layers.0",), ("layers.1",), ("layers.2",), ("layers.3",)]
     assert plan(agents=["nobody"]).problems == [
         "these agents of the run file are not enrolled: nobody", "no agent is enrolled that could take part",
     ]  # fmt: skip
@@ -266,6 +266,30 @@ def test_waves_shorten_the_run() -> None:
     strict, wave = plan(speed=50.0), plan(speed=50.0, schedule={"wave": 2})
     assert wave.rounds == strict.rounds / 2
     assert wave.hours == pytest.approx((strict.hours or 0) / 2)
+
+
+def test_a_visit_of_a_whole_model_takes_what_all_its_blocks_take_together() -> None:
+    agents = [AgentFacts(name) for name in "abcd"]
+    cycle, averaged = (plan(*agents, speed=50.0, schedule={"cycles": 8}, compression={"policy": "none"}, **more)
+                       for more in ({}, {"method": "whole", "whole": {"fraction": 0.5}}))  # fmt: skip
+    assert (cycle.rounds, averaged.rounds) == (32, 8)
+    assert {v.blocks for a in averaged.agents for v in a.visits} == {("layers.0", "layers.1", "layers.2", "layers.3")}
+    assert sum(a.visits_per_cycle for a in averaged.agents) == 2
+    assert averaged.hours == pytest.approx((cycle.hours or 0) / 4), "two at once, with one visit where there were four"
+    one, all_of_it = (max(v.memory.parts["moments"] for a in f.agents for v in a.visits if v.memory) for f in (cycle, averaged))
+    layer, along = (sum(b.num_parameters for b in shapes() if b.kind == kind) for kind in ("layer", "pooler"))
+    assert all_of_it - one == 8 * (layer - layer // 4)
+    assert one > 8 * (layer // 4 + along)
+
+
+def test_who_cannot_hold_a_whole_model_is_left_out_with_the_bytes_that_are_missing() -> None:
+    needed = plan(AgentFacts("a"), method="whole").agents[0].memory_needed
+    found = plan(AgentFacts("a", memory_bytes=needed), AgentFacts("b", memory_bytes=needed - 1000), method="whole")
+    assert [a.why_not[0] if a.why_not else None for a in found.agents] == [None, "memory_limit"]
+    assert found.problems == []
+    alone = plan(AgentFacts("b", memory_bytes=needed - 1000), method="whole")
+    assert alone.problems == ["no agent can train layers.0, layers.1, layers.2, layers.3 within its limits"]
+    assert [(v.blocks, v.memory) for v in alone.agents[0].visits] == [(("layers.0", "layers.1", "layers.2", "layers.3"), None)]
 
 
 @pytest.mark.parametrize("policy", ["int8", "none"])

@@ -31,8 +31,8 @@ def spec(schedule: dict[str, Any] | None = None, **sections: Any) -> RunFile:
 
 
 def terms(spec: RunFile, *counts: list[int] | None, block: str = "head") -> list[Term]:
-    deltas = [VisitDelta(f"{n}" * 64, f"asg_{n}", Delivered(n, said(c))) for n, c in enumerate(counts)]
-    return terms_of(spec, block, deltas)[0]
+    deltas = [VisitDelta(f"{n}" * 64, f"asg_{n}", Delivered(n, said(c), 1)) for n, c in enumerate(counts)]
+    return terms_of(spec, block, deltas, len(deltas))[0]
 
 
 COUNTS: list[list[int]] = [[6, 0, 0, 1], [2, 5, 0, 0], [0, 5, 0, 1]]

@@ -13,6 +13,7 @@ GOOD = """\
 name: banking
 model: minilm
 method: block-cycle
+whole: null
 task:
   kind: text-classification
   labels: [card, loan, "pin"]
@@ -133,6 +134,9 @@ WRONG = [
     ("name:", "name: ''", "name"),
     ("model:", "model: ../../etc/passwd", "model"),
     ("method:", "method: has spaces", "method"),
+    ("whole:", "whole: {fraction: 0}", "whole.fraction"),
+    ("whole:", "whole: {fraction: 1.1}", "whole.fraction"),
+    ("whole:", "whole: {weights: loss}", "whole.weights"),
     ("  kind:", "  kind: translation", "task.kind"),
     ("  max_length:", "  max_length: 1", "task.max_length"),
     ("  max_length:", "  max_length: long", "task.max_length"),
@@ -248,6 +252,45 @@ def test_missing_fields_are_named_with_the_line_of_their_section() -> None:
     assert problems("name: r\nmodel: m\ntask: {kind: causal-lm}\nevaluate:\n  every: end\n") == [
         (4, "evaluate.held_out", "this field is missing")
     ]
+
+
+WHOLE = "name: r\nmodel: m\ntask: {kind: causal-lm}\nmethod: whole\n"
+
+
+def test_whole_models_are_exact_and_have_a_section_where_nothing_is_said() -> None:
+    run = parse_run_file(WHOLE)
+    assert run.compression.policy == "none"
+    assert run.whole is not None
+    assert (run.whole.fraction, run.whole.weights) == (1.0, "rows")
+    assert RunFile.model_validate(run.model_dump(mode="json")) == run, "what the coordinator keeps is the same run file"
+    kept = parse_run_file(WHOLE + "compression: {calibration_rows: 8}\nschedule: {cycles: 3, agents: first_come, order: ascending}\n")
+    assert (kept.compression.policy, kept.compression.calibration_rows) == ("none", 8)
+
+
+@pytest.mark.parametrize(
+    ("lines", "field", "says"),
+    [
+        ("schedule: {order: random}", "schedule.order", "all blocks at once"), ("schedule: {wave: 2}", "schedule.wave", "whole.fraction"),
+        ("schedule: {damping: 0.5}", "schedule.damping", "mean"), ("schedule: {agents: fixed}", "schedule.agents", "first_come"),
+        ("compression: {policy: int8}", "compression.policy", "exact model"), ("compression: {floor: 0.5}", "compression.floor", "exact model"),
+        ("compression: {drop_ratio: 0.1}", "compression.drop_ratio", "exact model"),
+        ("compression: {prune_ratio: 0.5}", "compression.prune_ratio", "exact model"),
+        ("compression: {below_floor: refuse}", "compression.below_floor", "exact model"),
+        ("admission: {average: median}", "admission.average", "weights: equal"),
+        ("admission: {average: trimmed_mean}", "admission.average", "weights: equal"),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_on_whole_models_is_refused(lines: str, field: str, says: str) -> None:
+    [(line, named, message)] = problems(WHOLE + lines + "\n")
+    assert (line, named, says in message) == (5, field, True), message
+
+
+def test_what_belongs_to_whole_models_is_refused_elsewhere() -> None:
+    found = problems(SMALLEST + "whole:\n  fraction: 0.5\n  weights: equal\n")
+    assert [(line, field) for line, field, _ in found] == [(5, "whole.fraction"), (6, "whole.weights")]
+    assert all("`method: whole`" in message and "block-cycle" in message for *_, message in found)
+    assert [field for _, field, _ in problems(SMALLEST + "whole: {}\n")] == ["whole"]
+    assert parse_run_file(WHOLE + "whole: {weights: equal}\nadmission: {average: median}\n").admission.average == "median"
 
 
 def test_all_that_is_wrong_is_said_at_once_in_the_order_of_the_lines() -> None:

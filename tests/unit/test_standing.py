@@ -32,6 +32,7 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.offers = "1"
+        self.visits: dict[str, Any] | None = None
         self.work = True
         self.claims: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
@@ -41,7 +42,7 @@ class Coordinator:
         body = json.loads(asked.body) if asked.body else {}
         path = asked.path.split("?")[0]
         if path.endswith("/agents/me"):
-            runs = [{"run_id": RUN, "name": "mine", **OFFER}, {"run_id": OTHER, "name": "other", **OFFER}]
+            runs = [{"run_id": RUN, "name": "mine", "visits": self.visits, **OFFER}, {"run_id": OTHER, "name": "other", **OFFER}]
             me = {"agent_id": "agt_" + 16 * "0", "name": "ann", "state": "active", "enrolled_at": "2025-01-01T00:00:00Z"}
             return Answer.json({**me, "runs": runs}, **{OFFERS: self.offers})
         if path.endswith("/health"):
@@ -186,6 +187,16 @@ def test_how_many_rows_there_are_is_said_as_the_owner_likes(scene: Scene, rows: 
     scene.worker._one()
     told = scene.coordinator.told[-1][RUN]
     assert (told["fits"], told["rows"], told["exact"]) == (True, said, tell == "exactly")
+
+
+@pytest.mark.parametrize(("tell", "reason"), [("roughly", None), ("no", "rows_hidden")])
+def test_where_rows_weigh_who_hides_them_takes_no_part(scene: Scene, tell: str, reason: str | None) -> None:
+    scene.coordinator.work = False
+    scene.coordinator.visits = {"blocks": ["layers.0"], "batch_size": 8, "delta_patches": False, "weighed_by_rows": True}
+    scene.write("mine", tell_rows=tell)
+    scene.worker._one()
+    assert scene.coordinator.told[-1][RUN]["reason"] == reason
+    assert scene.coordinator.claims[-1]["refuses"] == ([RUN, OTHER] if reason else [OTHER])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def offer(task: str = "text-classification", **visits: Any) -> RunOffer:
         (offer(batch_size=1), ["single rows"]),
         (offer(batch_size=4, steps=4), ["16 rows at the most"]),
         (offer(delta_patches=True), ["other agents"]),
+        (offer(all_at_once=True), ["whole model exact", "all blocks"]),
+        (offer(weighed_by_rows=True), ["counts by the rows", "how many"]),
         (offer(), ["no way is known"]),
         (offer("causal-lm", blocks=["head"]), ["no way is known"]),
         (RunOffer.model_validate(SAMPLE | {"visits": None}), ["does not say"]),
@@ -54,3 +56,10 @@ def test_what_counts_of_labels_tell_is_said_with_their_numbers() -> None:
     said = what_counts_tell({"a": 1500, "b": 3}, 77)
     assert "2 of 77 labels, 3 to 1,500 rows each" in said
     assert "provenance" in said
+
+
+def test_a_block_that_is_never_trained_is_a_reason_only_where_it_is_in_every_visit() -> None:
+    policy = Policy.model_validate({"work": {"never_train": ["norm"]}})
+    check_offer(policy, offer())
+    with pytest.raises(PolicyRefused, match=r"work\.never_train: block norm"):
+        check_offer(policy, offer(all_at_once=True))

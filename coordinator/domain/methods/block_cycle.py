@@ -16,6 +16,15 @@ class BlockCycle:
 
     aggregate: Aggregate = "sum"
 
+    def is_shared(self, spec: RunFile) -> bool:
+        return spec.schedule.wave > 1
+
+    def weighs_rows(self, spec: RunFile) -> bool:  # noqa: ARG002
+        return False
+
+    def trains_all(self, spec: RunFile) -> bool:  # noqa: ARG002
+        return False
+
     def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
         """A wave larger than the number of blocks makes one round of a cycle."""
         return -(-len(visited) // spec.schedule.wave)
@@ -48,7 +57,7 @@ class BlockCycle:
     def recorded(self, seats: Sequence[Seat]) -> list[str]:
         return [seat.block for seat in seats]
 
-    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:
+    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:  # noqa: ARG002
         """The mean, damped: one for a visited block, so many for one that was trained along by all. The head of a wave may be undamped."""
         schedule = spec.schedule
         damped = block not in schedule.always or block != HEAD or schedule.wave == 1 or spec.head_average == "damped"

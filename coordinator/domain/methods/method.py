@@ -16,6 +16,8 @@ class Delivered:
 
     seat: int
     metrics: TrainMetrics | None
+    rows: int
+    """that it was trained on, as far as its agent is believed"""
 
 
 class Method(Protocol):
@@ -23,6 +25,18 @@ class Method(Protocol):
 
     aggregate: Aggregate
     """how the deltas of a block become its change"""
+
+    def is_shared(self, spec: RunFile) -> bool:
+        """Whether rounds may have several seats, which are for different agents while that can be had."""
+        ...
+
+    def weighs_rows(self, spec: RunFile) -> bool:
+        """Whether weights go by the rows that agents say: who hides how many there are can take no part."""
+        ...
+
+    def trains_all(self, spec: RunFile) -> bool:
+        """Whether every visit trains all visited blocks."""
+        ...
 
     def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
         """`visited` are the blocks that the run trains (in model order), without those that are only trained along."""
@@ -39,8 +53,8 @@ class Method(Protocol):
         """The blocks that a round is said to be of, to people."""
         ...
 
-    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered]) -> list[float]:
-        """One for each delta of a block, in the order of seats; those of a round that did not come in time are not among them."""
+    def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:
+        """One for each delta of a block, in the order of seats, of which the round has `seats`; those that did not come in time are not among them."""
         ...
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:

@@ -21,10 +21,10 @@ class VisitDelta:
     delivered: Delivered
 
 
-def terms_of(spec: RunFile, block: str, deltas: Sequence[VisitDelta]) -> tuple[list[Term], Aggregate]:
-    """In the order given: that of the seats."""
+def terms_of(spec: RunFile, block: str, deltas: Sequence[VisitDelta], seats: int) -> tuple[list[Term], Aggregate]:
+    """In the order given: that of the seats, of which the round has so many."""
     method = method_of(spec)
-    weights = method.weights(spec, block, [delta.delivered for delta in deltas])
+    weights = method.weights(spec, block, [delta.delivered for delta in deltas], seats)
     aggregate = chosen(method.aggregate, spec.admission.average, len(deltas))
     rows = None
     if block == HEAD and aggregate == "sum" and spec.head_average == "by_label":

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Run
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.agents import AgentSelf, RunOffer, VisitOffer
@@ -41,10 +42,10 @@ def is_open_to(run: Run, agent: Agent) -> bool:
 
 def _offer(run: Run) -> RunOffer:
     task, train = run.spec.task, run.spec.train
-    fields = FIELDS[task.kind]
+    fields, method = FIELDS[task.kind], method_of(run.spec)
     visits = VisitOffer(
         blocks=list(dict.fromkeys([*run.trained_blocks, *run.spec.schedule.always])), steps=train.steps, batch_size=train.batch_size,
-        delta_patches=run.spec.compression.delta_patches,
+        delta_patches=run.spec.compression.delta_patches, all_at_once=method.trains_all(run.spec), weighed_by_rows=method.weighs_rows(run.spec),
     )  # fmt: skip
     return RunOffer(
         run_id=run.id, name=run.name, state=run.state,

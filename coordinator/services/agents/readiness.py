@@ -14,6 +14,10 @@ from fedcybgd.coordinator.db.models import Agent, Readiness, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.standing import TAKES_PART, Standing, standing_of
+from fedcybgd.shared.contract.agents import UnfitReason
+
+ROWS_HIDDEN: UnfitReason = "rows_hidden"
+"""Of an agent that does not say how many rows it has, where deltas are weighed by them."""
 
 
 @dataclass(frozen=True)

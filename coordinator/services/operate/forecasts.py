@@ -79,7 +79,7 @@ def _agent(spec: RunFile, found: AgentForecast) -> AgentPlan:
 
 def _visit(found: VisitForecast) -> VisitPlan:
     return VisitPlan(
-        block=found.block, memory_bytes=found.memory.peak if found.memory else None,
+        block=found.blocks[0], blocks=list(found.blocks), memory_bytes=found.memory.peak if found.memory else None,
         memory_parts={name: size for name, size in found.memory.parts.items() if size} if found.memory else {},
         codecs={codec: list(names) for codec, names in found.codecs.items()}, down=found.down, up=found.up, why_not=found.why_not,
     )  # fmt: skip

@@ -7,17 +7,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
-from fedcybgd.coordinator.db.models import Agent, Assignment, BlockVersion, EncodedShard, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, BlockVersion, EncodedShard, Round, Run
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.history import lineage
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Restoration, RestorePayload, Term
 from fedcybgd.coordinator.domain.jobs.registry import RESTORE
-from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
+from fedcybgd.coordinator.services.path import delivered
 from fedcybgd.coordinator.services.records import jobs, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
@@ -174,11 +174,12 @@ def _replays(
     And the visits of that round that stay: those, and what was applied of it before. A block whose change is the same without the agent
     stays as it is.
     """
-    members = {a.id: a for a in queries.assignments_of(session, run.id, first[0]) if a.applied}
+    round = session.get_one(Round, (run.id, first[0]))
+    members = {a.id: a for a in queries.assignments_of(session, run.id, round.number) if a.applied}
 
     def made_of(block: str, terms: Sequence[Term]) -> tuple[list[Term], Aggregate]:
-        deltas = [VisitDelta(t.digest, t.visit, Delivered(members[t.visit].seat, members[t.visit].metrics)) for t in terms]
-        return terms_of(run.spec, block, deltas)
+        deltas = [VisitDelta(t.digest, t.visit, delivered.of(round, members[t.visit])) for t in terms]
+        return terms_of(run.spec, block, deltas, len(round.seats))
 
     replays, stay = dict[str, Change](), set[str]()
     for name, line in lines.items():

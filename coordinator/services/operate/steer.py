@@ -29,6 +29,12 @@ class NobodyReady(Conflict):
     code = "nobody_ready"
 
 
+class RowsHidden(Conflict):
+    """Deltas are weighed by rows, and there are agents that do not say how many they have."""
+
+    code = "rows_hidden"
+
+
 def start(session: Session, name: str, now: datetime, anyway: bool = False) -> Run:
     """Begin with the agents that are there; others join when they come. `anyway`: with all of them, whoever is there."""
     run = queries.run_by_name(session, name, lock=True)
@@ -63,6 +69,12 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
         raise NoAgents(f"these agents of the run file are not enrolled: {', '.join(unknown)}", unknown=unknown)
     if not members:
         raise NoAgents("no agent is enrolled; make a token with `fedcoord agents token` and enrol one with `fedagent enroll`")
+    if hidden := [member.name for member in members if member.reason == readiness.ROWS_HIDDEN]:
+        raise RowsHidden(
+            f"whole.weights is rows, and these agents do not say how many they have: {', '.join(hidden[:8])}. Write "
+            "`weights: equal`, name the others in `agents`, or ask their owners to let them tell (`tell_rows`)",
+            agents=hidden[:100],
+        )
     if not anyway and not any(member.takes_part for member in members):
         raise NobodyReady(
             f"nobody is there to take part: {readiness.listed(members)}. Start again when an agent is "

@@ -10,13 +10,12 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
-from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, shards
-from fedcybgd.coordinator.services.path import trained
+from fedcybgd.coordinator.services.path import delivered, trained
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -45,7 +44,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
         record(session, now, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
-    shards.apply(session, run, number, accepted, _changes(session, run, spec, accepted), now)
+    shards.apply(session, run, number, accepted, _changes(session, run, spec, round, accepted), now)
 
 
 def being_applied(session: Session, run: Run, payload: ApplyPayload) -> Round | None:
@@ -79,7 +78,7 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
     return f"{assignment.called} ({name})"
 
 
-def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assignment]) -> list[Change]:
+def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: Sequence[Assignment]) -> list[Change]:
     """For each block that was trained: the deltas of those who trained it, weighted by the method."""
     blocks = queries.blocks_of(session, run.id)
     trainers: dict[str, list[tuple[Assignment, ShardRef]]] = {}
@@ -91,8 +90,8 @@ def _changes(session: Session, run: Run, spec: RunFile, accepted: Sequence[Assig
     for ref in queries.shard_refs(blocks):
         if ref.block in trainers:
             assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
-            deltas = [VisitDelta(a.delta_digest or "", a.id, Delivered(a.seat, a.metrics)) for a, _ in trainers[ref.block]]
-            terms, aggregate = terms_of(spec, ref.block, deltas)
+            deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in trainers[ref.block]]
+            terms, aggregate = terms_of(spec, ref.block, deltas, len(round.seats))
             changes.append(Change(block=ref, terms=terms, aggregate=aggregate, codecs=codecs[ref.block]))
     return changes
 

@@ -17,6 +17,7 @@ from fedcybgd.coordinator.domain.assignment import (
     may_take,
 )
 from fedcybgd.coordinator.domain.compression import DoesNotFit, FidelityTooLow, Plan
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.opening import Claimant, consents
 from fedcybgd.coordinator.domain.quarantine import passed_over
 from fedcybgd.coordinator.domain.round import RoundState
@@ -152,17 +153,17 @@ def _may_take(session: Session, assignment: Assignment, run: Run, agent: Agent, 
         return False
     if agent.id not in run.participants and not offers.is_open_to(run, agent):
         return False
-    schedule = run.spec.schedule
     # Who has failed at it too often leaves it to others, as long as there are any.
     if agent.id in passed_over(assignment.failed) and outlook.somebody_healthy(session, run, assignment):
         return False
-    leave = assignment.meant_for is None and schedule.wave > 1 and _others_have_no_part(session, assignment, run, agent.id)
-    wait = timedelta(seconds=schedule.reassign_after_s)
+    shared = assignment.meant_for is None and method_of(run.spec).is_shared(run.spec)
+    leave = shared and _others_have_no_part(session, assignment, run, agent.id)
+    wait = timedelta(seconds=run.spec.schedule.reassign_after_s)
     return may_take(agent.id, assignment.meant_for, assignment.excluded, assignment.waiting_since, wait, now, leave)
 
 
 def _others_have_no_part(session: Session, assignment: Assignment, run: Run, agent_id: str) -> bool:
-    """Whether an agent has a part in this wave already while active participants, who could take this one, have none."""
+    """Whether an agent has a part in this round already while active participants, who could take this one, have none."""
     members = queries.assignments_of(session, run.id, assignment.round)
     busy = {a.agent_id for a in members if a.state not in NOT_COUNTED}
     free = set(run.participants) - busy - set(assignment.excluded) - passed_over(assignment.failed)

@@ -10,14 +10,13 @@ from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain import band
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta
+from fedcybgd.coordinator.services.path import delivered
 
 
 def measured(session: Session, assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
     """What was measured, with what the visit could have come to."""
     claimed = assignment.metrics.steps if assignment.metrics is not None else 1
-    # From the round on, not from the lease: an agent may send under a later lease what it trained under an earlier one.
-    opened, came = session.get_one(Round, (assignment.run_id, assignment.round)).opened_at, assignment.submitted_at
-    seconds = (came - opened).total_seconds() if came is not None else 0.0
+    seconds = delivered.seconds_since(session.get_one(Round, (assignment.run_id, assignment.round)), assignment.submitted_at)
     steps = band.believed_steps(assignment.train, claimed, seconds)
     return {
         block: delta.model_copy(update={"reach": band.reach(assignment.train, block, delta, steps)})

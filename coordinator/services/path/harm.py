@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain import gate
 from fedcybgd.coordinator.domain.gate import GateVerdict
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
 from fedcybgd.coordinator.domain.jobs.registry import Done, Failed
+from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import give_up
 from fedcybgd.coordinator.services.records.events import record
@@ -42,7 +43,7 @@ def _tell(session: Session, run: Run, after_rounds: int, found: GateVerdict, wha
     by = select(Assignment.agent_id, Assignment.blocks).where(
         Assignment.run_id == run.id, Assignment.round == after_rounds - 1, Assignment.applied
     )
-    who = ", ".join(f"{row.blocks[0]} by {queries.agent_name(session, row.agent_id)}" for row in session.execute(by))
+    who = ", ".join(f"{called(row.blocks)} by {queries.agent_name(session, row.agent_id)}" for row in session.execute(by))
     text = f"{what} with round {after_rounds - 1} ({who}), out of all proportion to what it did before"
     record(session, now, "warning", "held_out_worse", text, run_id=run.id)
     if found == GateVerdict.GROSS:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.opening import Opening, needed
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RunState
@@ -32,7 +33,7 @@ def waiting(session: Session, now: datetime) -> list[Opening]:
             Opening(
                 assignment_id=assignment_id, run_id=run_id, run_name=run_name, meant_for=meant_for, excluded=frozenset(excluded),
                 overdue=now - since >= timedelta(seconds=run.file.schedule.reassign_after_s), open_to=run.open_to,
-                shared=run.file.schedule.wave > 1, needs=needed(run.file),
+                shared=method_of(run.file).is_shared(run.file), needs=needed(run.file),
             )
         )  # fmt: skip
     return found

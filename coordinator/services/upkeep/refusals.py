@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Run
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.opening import needed
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import offers, readiness
@@ -30,6 +31,8 @@ def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: d
         outdated = speaks < (needs := needed(run.spec))
         if outdated:
             word = RunReadiness(run_id=run.id, fits=False, reason="manifest_invalid")
+        elif word.fits and word.rows is None and method_of(run.spec).weighs_rows(run.spec):
+            word = word.model_copy(update={"fits": False, "reason": readiness.ROWS_HIDDEN})
         row = readiness.row_of(session, run.id, agent_id, now)
         before, news = row.fits, (word.fits, word.reason, word.rows, word.exact)
         if (row.fits, row.reason, row.rows, row.exact) != news:

@@ -1,0 +1,74 @@
+"""Which fields of a run file mean nothing under its method: to say them is an error, for whoever says one expects something of it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+Field = tuple[str, str]
+"""section, field"""
+ALL_AT_ONCE = "under `method: whole` a round trains all blocks at once"
+EXACT_MODEL = "under `method: whole` agents train in the exact model, and nothing is compressed"
+SECTIONS = {"whole": "whole"}
+"""section → the method that it is of"""
+FILLED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"whole": {"compression": {"policy": "none"}, "whole": {}}}
+"""method → section → what stands there where nothing is said"""
+UNUSED: Mapping[str, Mapping[Field, str]] = {
+    "whole": {
+        ("schedule", "order"): ALL_AT_ONCE,
+        ("schedule", "wave"): f"{ALL_AT_ONCE}; how many agents train is `whole.fraction`",
+        ("schedule", "damping"): "under `method: whole` deltas are averaged, and their mean is taken as it is",
+        ("compression", "policy"): f"{EXACT_MODEL}: leave it out, or say none",
+        ("compression", "drop_ratio"): EXACT_MODEL,
+        ("compression", "prune_ratio"): EXACT_MODEL,
+        ("compression", "floor"): EXACT_MODEL,
+        ("compression", "below_floor"): EXACT_MODEL,
+    }
+}
+"""method → field → why no other value than the usual one has an effect"""
+WITHOUT_WEIGHTS = ("trimmed_mean", "median")
+"""Averages that go by the order of numbers, whatever each delta weighs."""
+
+
+def filled(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run file as it is read, with what its method leaves no choice of."""
+    added = {}
+    for section, fields in FILLED.get(str(values.get("method")), {}).items():
+        given = values.get(section)
+        if given is None or isinstance(given, Mapping):
+            added[section] = {**fields, **(given or {})}
+    return {**values, **added}
+
+
+def check(method: str, file: BaseModel) -> None:
+    """Raises `ValidationError`, which names each field."""
+    if found := list(misplaced(method, file)):
+        details = [InitErrorDetails(type=PydanticCustomError("no_effect", "{why}", {"why": why}), loc=loc, input={}) for loc, why in found]
+        raise ValidationError.from_exception_data("RunFile", details)
+
+
+def misplaced(method: str, file: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each field that says something in vain, with the reason. `file` is a run file."""
+    for name, owner in SECTIONS.items():
+        section = getattr(file, name)
+        if section is not None and owner != method:
+            why = f"it is for `method: {owner}`, and this run has {method}"
+            yield from (((name, field), why) for field in sorted(section.model_fields_set))
+            if not section.model_fields_set:
+                yield (name,), why
+    for (name, field), why in UNUSED.get(method, {}).items():
+        section = getattr(file, name)
+        usual = FILLED[method].get(name, {}).get(field, type(section).model_fields[field].default)
+        if getattr(section, field) != usual:
+            yield (name, field), why
+    if method == "whole":
+        yield from _of_whole(file)
+
+
+def _of_whole(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    if file.schedule.agents == "fixed":
+        why = "under `method: whole` a round has all agents, or those that are drawn (`rotating`), or who asks first (`first_come`)"
+        yield ("schedule", "agents"), why
+    if file.whole.weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
+        yield ("admission", "average"), f"{average} goes by the order of numbers, and `whole.weights` is rows: say `weights: equal`"
