@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from fedcybgd.coordinator.domain.history import VersionFacts
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
 from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_chains, check_once, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -84,9 +85,11 @@ def check(path: Path, key: str | None = None, export: Path | None = None, blobs:
     with tempfile.TemporaryDirectory(prefix="fedcoord-provenance-") as aside:
         if blobs is not None:
             store = OverlayStore(Path(aside), [blobs])
-            rows = recomputing.made_of(_with_bytes(store, versions))
+            there = _with_bytes(store, versions)
+            rows, averages = recomputing.made_of(there), recomputing.averages_of(there, lambda row: store.has(row.digest))
             recomputing.recompute(store, rows)
-            made = len(rows)
+            recomputing.recompute_averages(store, averages)
+            made = len(rows) + len(averages)
             if export is not None:
                 _check_weights(file, versions, store, export / WEIGHTS)
     return Checked(file, made, export is not None, key is not None)
@@ -146,7 +149,8 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersio
             change = Change.model_validate({"block": base, "terms": terms, "aggregate": entry.aggregate})
     except ValueError as error:  # pydantic's are, too
         raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
-    return KeptVersion(facts, entry.digest, entry.size, change, kept=False)
+    average = [AverageTerm(version=term.version, rounds=term.rounds) for term in entry.average or ()]
+    return KeptVersion(facts, entry.digest, entry.size, change, kept=False, average=average)
 
 
 def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
@@ -158,7 +162,7 @@ def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
             parent = made.get(row.facts.parent) if row.facts.parent is not None else None
             follows = parent is not None and parent.kept
             given = row.change is None or all(store.has(term.digest) for term in row.change.terms)
-            made[version] = KeptVersion(row.facts, row.digest, row.size, row.change, kept=store.has(row.digest) or (follows and given))
+            made[version] = replace(row, kept=store.has(row.digest) or (follows and given and not row.average))
     return {
         block: {v: row if row.change is None or all(store.has(t.digest) for t in row.change.terms) else _bare(row) for v, row in known.items()}
         for block, known in found.items()
@@ -166,7 +170,7 @@ def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
 
 
 def _bare(row: KeptVersion) -> KeptVersion:
-    return KeptVersion(row.facts, row.digest, row.size, None, row.kept)
+    return replace(row, change=None)
 
 
 def _check_export(file: Provenance, directory: Path, path: Path) -> None:

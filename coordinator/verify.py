@@ -25,7 +25,8 @@ class Verified:
 
     versions: int
     made_again: int
-    """of these, those that were made again of their parents and deltas; the others were taken as they are"""
+    """of these, those that were made again of their parents and deltas, or of the versions that they are the average of; the others were
+    taken as they are"""
     deltas: int
     rounds: int
     acts: int
@@ -60,7 +61,10 @@ def verify(settings: Settings, name: str, quick: bool = False) -> Verified:
 def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[int, int, int]:
     """How many versions there are, how many of them were made again, and of how many deltas."""
     rows = [row for known in history.versions.values() for row in known.values()]
-    again = recomputing.made_of(history.versions)
+    again, averages = (
+        recomputing.made_of(history.versions),
+        recomputing.averages_of(history.versions, lambda row: row.kept and row.facts.exact),
+    )
     present = {digest for _, digest in history.present.values()}
     for row in rows:
         if row.digest in present or (row.kept and row.facts.exact):
@@ -69,7 +73,8 @@ def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[in
     deltas = _check_deltas(store, again)
     if not quick:
         recomputing.recompute(store, again)
-    return len(rows), 0 if quick else len(again), deltas
+        recomputing.recompute_averages(store, averages)
+    return len(rows), 0 if quick else len(again) + len(averages), deltas
 
 
 def _check_deltas(store: OverlayStore, rows: Iterable[KeptVersion]) -> int:

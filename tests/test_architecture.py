@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{SERVICES}.path": DATA | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "measure", "emulators")},
     f"{SERVICES}.operate": DATA | {"coordinator.planning"}
     | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "measure", "emulators", "path")},
-    f"{SERVICES}.upkeep": DATA | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "emulators", "path")},
+    f"{SERVICES}.upkeep": DATA | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "measure", "emulators", "path")},
     f"{SERVICES}.read": DATA | {f"{SERVICES}.records", f"{SERVICES}.agents"},
     f"{SERVICES}.outcomes": DATA | {SERVICES},
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},

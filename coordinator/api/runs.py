@@ -126,7 +126,7 @@ def cancel(run: str, session: WriteDep) -> RunView:
     dependencies=operator,
 )
 def take_back(run: str, body: RollbackRequest, session: WriteDep) -> RunView:
-    """Pause the run, and have its model made again as it was after some rounds; what came after is undone. Resume it then."""
+    """Pause the run, and have its model made again as it was after some rounds, or when it scored best; what came after is undone. Resume it then."""
     return status.run_view(session, rollback.rollback(session, run, body.after_rounds, now()), now())
 
 

@@ -34,7 +34,9 @@ def _heading(run: RunView) -> Text:
         f"{run.participant_count} agents",
     )
     if run.reason:
-        text.append(f"\n{run.reason}", "red")
+        text.append(f"\n{run.reason}", "" if run.state == "completed" else "red")
+    if run.conclusion:
+        text.append(f"\n{run.conclusion.in_words()}")
     for note in run.notes:
         text.append(f"\nnote: {note}", "yellow")
     for event in reversed(run.events):

@@ -82,9 +82,15 @@ def cancel(run: Run) -> None:
 
 
 @app.command()
-def rollback(run: Run, rounds: Annotated[int, typer.Argument(help="After how many rounds; 0: as it was prepared.", min=0)]) -> None:
+def rollback(
+    run: Run,
+    rounds: Annotated[int | None, typer.Argument(help="After how many rounds; 0: as it was prepared.", min=0)] = None,
+    best: Annotated[bool, typer.Option("--best", help="Instead of a number: when it scored best on the held-out rows.")] = False,
+) -> None:
     """Take the model back to what it was after some rounds; the run is paused, and `resume` goes on from there."""
-    _say_why(Client().runs.rollback(run, rounds))
+    if (rounds is None) != best:
+        raise typer.BadParameter("say after how many rounds, or --best")
+    _say_why(Client().runs.rollback(run, rounds, best=best))
 
 
 @app.command()

@@ -12,6 +12,10 @@ class VersionOrigin(StrEnum):
     """the deltas of a round were added to its parent"""
     RESTORED = "restored"
     """it has the bytes of its parent, an older version: what came in between is undone"""
+    AVERAGED = "averaged"
+    """the mean of versions that the block had over the last rounds: the run ended with it. Its parent is the last of them"""
+    BEST = "best"
+    """the bytes of an older one, with which the model scored best: the run ended with it. Its parent is the last version before"""
     FOUND = "found"
     """it was there when histories began to be kept: what led to it is not known"""
 

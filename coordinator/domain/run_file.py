@@ -1,23 +1,23 @@
 """The run file: everything an operator decides about a run, validated, with errors that name the field and its line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedcybgd.coordinator.domain import method_fields
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
+from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_scores
 from fedcybgd.coordinator.domain.section import Section
 from fedcybgd.coordinator.domain.whole_section import WholeSection
+from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
 from fedcybgd.shared.contract.words import DeltaCodec, LabelSkew, Name, Task
 from fedcybgd.shared.files.table_format import TableFormat
-
-DEEPEST = 50
 
 
 class RunFileInvalid(Invalid):
@@ -174,6 +174,11 @@ class RunFile(Section):
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")
+    average_versions: AverageVersionsSection | None = Field(
+        None, description="whether the run ends with an average of versions; never, if left out"
+    )
+    keep_best: bool = Field(False, description="whether the run ends with the model that scored best, where that is not its last one")
+    stop: StopSection | None = Field(None, description="when the run ends before its rounds are done; never, if left out")
     compression: CompressionSection = Field(CompressionSection(), description="what agents download and hold")
     delta: DeltaSection = Field(DeltaSection(), description="what agents send")
     exposure: ExposureSection = Field(ExposureSection(), description="how much of the model one agent may see exact")
@@ -221,20 +226,19 @@ class RunFile(Section):
             raise ValueError(text)
         return self
 
-
-class _Loader(yaml.SafeLoader):
-    """Gives up where brackets stand deeper in each other than in any run file: for each more the scanner takes longer, up to minutes."""
-
-    def fetch_flow_collection_start(self, token: Any) -> None:
-        if self.flow_level >= DEEPEST:
-            raise RecursionError(f"more than {DEEPEST} brackets in each other")
-        super().fetch_flow_collection_start(token)
+    @field_validator("average_versions", "keep_best", "stop")
+    @classmethod
+    def _scores_are_there(cls, value: Any, others: ValidationInfo) -> Any:
+        if "evaluate" in others.data:  # else it is wrong itself, and told of alone
+            evaluate = others.data["evaluate"]
+            check_scores(value, None if evaluate is None else evaluate.every, others.data.get("average_versions"))
+        return value
 
 
 def parse_run_file(text: str, source: str = "run file") -> RunFile:
     """Read a YAML run file. Raises `RunFileInvalid`; its message has one line for each wrong field, with the line in the file."""
     try:
-        tree = yaml.compose(text, Loader=_Loader)
+        tree = composed(text)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -244,11 +248,11 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
         raise RunFileInvalid(f"{source}: a value cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise RunFileInvalid(f"{source}: a run file is a mapping; it needs at least name, model and task")
-    problems = list(_repeated(tree, ""))
+    problems = list(repeated(tree, ""))
     try:
         run = RunFile.model_validate(values)
     except ValidationError as error:
-        problems += [(_line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
+        problems += [(line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
     if not problems:
         return run
     problems = sorted(set(problems), key=lambda p: (p[0], p[1]))
@@ -265,17 +269,6 @@ def checked(values: Mapping[str, object]) -> RunFile:
     except ValidationError as error:
         problems = [{"field": _field(e["loc"], values), "message": _problem(e)} for e in error.errors()]
         raise RunFileInvalid("\n".join(f"{p['field']}: {p['message']}" for p in problems), problems=problems) from error
-
-
-def _repeated(node: Any, path: str) -> Iterator[tuple[int, str, str]]:
-    """Fields that are written twice in one section: YAML would take the last one and say nothing."""
-    seen: set[str] = set()
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        field = f"{path}{key.value}"
-        if field in seen:
-            yield key.start_mark.line + 1, field, "this field is there twice"
-        seen.add(field)
-        yield from _repeated(value, f"{field}.")
 
 
 def _problem(error: Any) -> str:
@@ -301,17 +294,3 @@ def _field(loc: tuple[int | str, ...], values: Any) -> str:
             continue
         path.append(str(part))
     return ".".join(path) or "run file"
-
-
-def _line_of(node: Any, loc: tuple[int | str, ...]) -> int:
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == part), None)
-            if pair is None:
-                continue
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return int(line)

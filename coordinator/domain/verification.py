@@ -5,7 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.averages import stood
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import Conflict
@@ -62,6 +64,8 @@ class KeptVersion:
     size: int
     change: Change | None
     kept: bool
+    average: Sequence[AverageTerm] = ()
+    """the versions that it is the mean of"""
 
     @property
     def called(self) -> str:
@@ -133,8 +137,12 @@ def check_chains(versions: Versions, present: Mapping[str, tuple[int, str]]) -> 
 
 def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool) -> None:
     facts, change = row.facts, row.change
-    begins = facts.origin in (VersionOrigin.BASE, VersionOrigin.FOUND)
-    if begins != first or begins != (facts.parent is None) or (facts.origin == VersionOrigin.APPLIED) != (change is not None):
+    begins, averaged = (
+        facts.origin in (VersionOrigin.BASE, VersionOrigin.FOUND),
+        facts.origin in (VersionOrigin.AVERAGED, VersionOrigin.BEST),
+    )
+    made = (facts.origin == VersionOrigin.APPLIED) == (change is not None) and averaged == bool(row.average)
+    if begins != first or begins != (facts.parent is None) or not made:
         raise VersionInvalid(
             f"{row.called}: it is {facts.origin}, and cannot be {'the first' if first else 'after another'} as it is written"
         )
@@ -145,10 +153,26 @@ def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool)
         raise VersionInvalid(f"{row.called}: its parent is version {facts.parent}, which is not before it in the history")
     if facts.origin == VersionOrigin.RESTORED and row.digest != parent.digest:
         raise VersionInvalid(f"{row.called}: it is to be version {facts.parent} again ({parent.digest}), and is {row.digest}")
+    if averaged:
+        _check_average(known, row)
     if change is not None:
         base = change.block
         if (base.block, base.version, base.digest) != (facts.block, facts.parent, parent.digest) or facts.parent != facts.version - 1:
             raise VersionInvalid(f"{row.called}: its deltas were added to version {base.version} ({base.digest}), which is not its parent")
+
+
+def _check_average(known: Mapping[int, KeptVersion], row: KeptVersion) -> None:
+    """A run ended with it: with an average of the versions that its last rounds ended with, or with one of those before."""
+    facts, last = row.facts, row.facts.parent
+    line = [] if last is None else lineage({number: other.facts for number, other in known.items()}, last)
+    if last != facts.version - 1 or facts.round is None:
+        raise VersionInvalid(f"{row.called}: the run is to have ended with it, and it does not follow the last version")
+    if facts.origin == VersionOrigin.BEST:
+        of = [known[other.version] for other in line if [AverageTerm(version=other.version, rounds=1)] == row.average]
+        if [other.digest for other in of] != [row.digest]:
+            raise VersionInvalid(f"{row.called}: it is to be an older version again, and has not its digest")
+    elif row.average != stood(line, facts.round + 1, sum(term.rounds for term in row.average)):
+        raise VersionInvalid(f"{row.called}: it is to be an average, and not of the versions that its last rounds ended with")
 
 
 def lineages(versions: Versions, present: Collection[tuple[str, int]]) -> dict[str, list[KeptVersion]]:

@@ -25,6 +25,7 @@ ENTRIES: Mapping[JobKind, str] = {
     JobKind.LOSS: "evaluate:evaluate",
     JobKind.FIDELITY: "fidelity:fidelity",
     JobKind.RESTORE: "restore:restore",
+    JobKind.CONCLUDE: "candidates:conclude",
     JobKind.MEND: "mend:mend",
 }
 """Module and function of what does a job; it takes the store and a payload of the kind's type, and gives a result of it."""

@@ -1,9 +1,12 @@
 """Has versions made again outside of any coordinator: in the process of a command, from files that are left as they are."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from fedcybgd.coordinator.domain.candidates import candidate_block
+from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
 from fedcybgd.coordinator.domain.jobs.payloads import Change
-from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, VersionUnlike
+from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, VersionUnlike, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import EngineStore
 
@@ -18,6 +21,18 @@ def made_of(versions: Versions) -> list[KeptVersion]:
     ]
 
 
+def averages_of(versions: Versions, has_bytes: Callable[[KeptVersion], bool]) -> list[tuple[KeptVersion, CandidateBlock]]:
+    """The averages that can be made again, and how. `has_bytes`: of which versions the bytes are there."""
+    found = []
+    for block, known in versions.items():
+        for version, row in sorted(known.items()):
+            if row.average and row.facts.parent is not None:
+                line = lineages(versions, [(block, row.facts.parent)])[block]
+                if (how := candidate_block(line, row.average, has_bytes)) is not None:
+                    found.append((known[version], how))
+    return found
+
+
 def _is_kept(known: Mapping[int, KeptVersion], row: KeptVersion) -> bool:
     parent = known.get(row.facts.parent) if row.facts.parent is not None else None
     return parent is not None and parent.kept
@@ -30,11 +45,31 @@ def recompute(store: EngineStore, rows: Sequence[KeptVersion]) -> None:
     changes: list[Change] = [row.change for row in rows if row.change is not None]
     found = run(store, changes)
     for row in rows:
-        try:
+        with _named(row):
             digest = next(found)
-        except CoordinatorError as error:
-            raise type(error)(f"{row.called}: {error.message}", **error.detail) from error
         if digest != row.digest:
             raise VersionUnlike(
                 f"{row.called}: its parent and its deltas make {digest}, and the history says {row.digest}", digest=row.digest
             )
+
+
+def recompute_averages(store: EngineStore, averages: Sequence[tuple[KeptVersion, CandidateBlock]]) -> None:
+    """Make these averages again. Raises `VersionUnlike` for the first that comes out as something else."""
+    from fedcybgd.coordinator.engine.candidates import average
+
+    for row, how in averages:
+        with _named(row):
+            digest = average(store, how).digest
+        if digest != row.digest:
+            raise VersionUnlike(
+                f"{row.called}: the versions that it is the average of make {digest}, and the history says {row.digest}", digest=row.digest
+            )
+        store.delete(digest)
+
+
+@contextlib.contextmanager
+def _named(row: KeptVersion) -> Iterator[None]:
+    try:
+        yield
+    except CoordinatorError as error:
+        raise type(error)(f"{row.called}: {error.message}", **error.detail) from error

@@ -15,9 +15,8 @@ from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
 from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed, JobType
 from fedcybgd.coordinator.services.emulators import fidelity, shards
-from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate import exports, models, prepare, undo
-from fedcybgd.coordinator.services.path import close_round, gated, give_up, harm, judge, lost_delta
+from fedcybgd.coordinator.services.path import close_round, conclude, gated, give_up, harm, judge, lost_delta, scored
 from fedcybgd.coordinator.services.states import jobs as states
 
 P = TypeVar("P", bound=BaseModel)
@@ -62,7 +61,8 @@ OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),
     JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),
     JobKind.EXPORT: Outcome(registry.EXPORT, _nothing_more, exports.report_failed),
-    JobKind.EVALUATE: Outcome(registry.EVALUATE, scores.scored, scores.score_failed),
+    JobKind.EVALUATE: Outcome(registry.EVALUATE, scored.scored, scored.score_failed),
+    JobKind.CONCLUDE: Outcome(registry.CONCLUDE, conclude.concluded, conclude.failed),
     JobKind.LOSS: Outcome(registry.LOSS, harm.loss_measured, harm.loss_failed),
     JobKind.FIDELITY: Outcome(registry.FIDELITY, fidelity.fidelity_measured, fidelity.fidelity_failed),
 }

@@ -88,14 +88,14 @@ class Runs:
         """End a run for good; its model so far can still be exported. Raises `Refused`."""
         return self._connection.do(RunView, f"/runs/{segment(run)}/cancel")
 
-    def rollback(self, run: str, after_rounds: int, *, wait_s: float = DAY_S) -> RunView:
-        """Take a run back to what it was after some rounds: it is paused, and `reason` says what was done. `resume` goes on from there.
+    def rollback(self, run: str, after_rounds: int | None = None, *, best: bool = False, wait_s: float = DAY_S) -> RunView:
+        """Take a run back to what it was after some rounds, or when it scored best (`best=True`): it is paused, and `reason` says what was
+        done. `resume` goes on from there.
 
-        Raises `Refused` (`round_unknown`, `versions_not_kept`, …), `TimedOut`.
+        Raises `Refused` (`round_unknown`, `versions_not_kept`, `never_scored`, …), `TimedOut`.
         """
-        return self._taken_back(
-            self._connection.do(RunView, f"/runs/{segment(run)}/rollback", RollbackRequest(after_rounds=after_rounds)), wait_s
-        )
+        asked = RollbackRequest(after_rounds=after_rounds, best=best)
+        return self._taken_back(self._connection.do(RunView, f"/runs/{segment(run)}/rollback", asked), wait_s)
 
     def without(self, run: str, agent: str, *, wait_s: float = DAY_S) -> RunView:
         """Take an agent's deltas out of a run: it is paused, and `reason` says what was done. Raises `Refused` (`nothing_to_undo`, …), `TimedOut`."""

@@ -27,6 +27,30 @@ class Score(BaseModel):
     failed: Failure | None = None
     """why there is no loss"""
 
+    def in_words(self) -> str:
+        if self.loss is None:
+            return "no score"
+        return f"loss {self.loss:.4f}" if self.accuracy is None else f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f}"
+
+
+class Conclusion(BaseModel):
+    """With which candidate a run ended."""
+
+    kept: str = Field(description="last, average or best")
+    rounds: int = Field(description="the last ones, over which the average is; 0: there was none")
+    best_after: int = Field(description="rounds after which it scored best")
+    scores: dict[str, Score] = Field(description="by candidate, as far as they are scored")
+    without: list[str] = Field(description="the candidates that it did not end with")
+
+    def in_words(self) -> str:
+        """What the run ended with, and instead of what."""
+        names = {
+            "last": "its last version", "average": f"the average of the versions of its last {self.rounds} rounds",
+            "best": f"the best version, after {self.best_after} rounds",
+        }  # fmt: skip
+        found = {name: f"{text} ({self.scores[name].in_words()})" if name in self.scores else text for name, text in names.items()}
+        return f"it ended with {found[self.kept]}, and not with {' or '.join(found[name] for name in self.without)}"
+
 
 class FidelityNumbers(BaseModel):
     """Of an emulator to the real model, on the calibration rows."""

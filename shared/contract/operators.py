@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.errors import FedError
@@ -65,9 +65,16 @@ class StartRequest(Message):
 
 
 class RollbackRequest(Message):
-    after_rounds: int = Field(
-        ge=0, le=2**31 - 1, description="the model goes back to what it was after so many rounds; 0: as it was prepared"
+    after_rounds: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="the model goes back to what it was after so many rounds; 0: as it was prepared"
     )
+    best: bool = Field(False, description="instead: to what it was when it scored best on the held-out rows")
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if (self.after_rounds is None) != self.best:
+            raise ValueError("give `after_rounds`, or `best: true`: one of the two says how far back")
+        return self
 
 
 class AgentRequest(Message):

@@ -14,7 +14,8 @@ from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.words import MOST_LABELS, JsonObject
 
-FORMAT = "fedcybgd-provenance-1"
+FORMAT: Literal["fedcybgd-provenance-1"] = "fedcybgd-provenance-1"
+WITH_AVERAGES: Literal["fedcybgd-provenance-2"] = "fedcybgd-provenance-2"
 FILE = "provenance.json"
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""
@@ -46,16 +47,27 @@ class ProvenanceTerm(ProvenanceSection):
         return found if self.rows else {name: value for name, value in found.items() if name != "rows"}
 
 
+class ProvenanceAverageTerm(ProvenanceSection):
+    version: int = Field(ge=0, description="of the same block")
+    rounds: int = Field(ge=1, description="its weight: how many of the last rounds ended with it")
+
+
 class ProvenanceVersion(ProvenanceSection):
     block: str
     version: int = Field(ge=0)
-    origin: str = Field(description="base, applied, restored or found")
+    origin: str = Field(description="base, applied, restored, averaged, best or found")
     digest: Digest = Field(description="of its safetensors file")
     size: int
     parent: int | None = Field(description="the version that it was made of, or whose bytes it has")
     round: int | None
     aggregate: str | None = Field(description="the rule by which the deltas were put together")
     terms: list[ProvenanceTerm] = Field(description="in the order in which they were added")
+    # Files of the first format are signed without the field, and have to stay as they were signed.
+    average: list[ProvenanceAverageTerm] | None = Field(
+        None,
+        description="the versions that it is the mean of, or the one that it is again; not there for any other",
+        exclude_if=lambda value: value is None,
+    )
 
 
 class ProvenanceBlock(ProvenanceSection):
@@ -84,7 +96,7 @@ class ProvenanceExport(ProvenanceSection):
 
 
 class Provenance(ProvenanceSection):
-    format: Literal["fedcybgd-provenance-1"] = FORMAT  # type: ignore[assignment]
+    format: Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2"] = Field(description="2: it has averages")
     coordinator: str = Field(description="id of its database")
     made_at: str
     model: ProvenanceModel

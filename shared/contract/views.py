@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.measured import Failure
+from fedcybgd.shared.contract.measured import Conclusion, Failure
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.words import JsonObject
 
@@ -177,6 +177,9 @@ class RunView(RunSummary):
     current: list[AssignmentView] = Field(description="assignments of the newest round")
     evaluations: list[EvaluationView] = Field(description="the newest hundred, the newest last")
     bytes: BytesView
+    conclusion: Conclusion | None = Field(
+        None, description="with which candidate it ended; null: with its last version, there was no other"
+    )
     pending_jobs: int
     failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
     seconds_left: float | None = Field(description="at the pace so far")

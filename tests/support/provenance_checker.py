@@ -20,7 +20,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
     file = json.loads(path.read_text())
     signature = base64.b64decode(file.pop("signature"))
     signed = json.dumps(file, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    assert file["format"] == "fedcybgd-provenance-1"
+    assert file["format"] in ("fedcybgd-provenance-1", "fedcybgd-provenance-2")
     assert file["key"] == key
     Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
 
@@ -35,6 +35,8 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
         elif version["origin"] == "restored":
             assert version["digest"] == versions[block, version["parent"]]["digest"]
             made[block, number] = made[block, version["parent"]]
+        elif version["origin"] in ("averaged", "best"):
+            made[block, number] = mean([(made[block, term["version"]], term["rounds"]) for term in version["average"]])
         else:
             deltas = []
             for term in version["terms"]:
@@ -48,7 +50,16 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
         assert all(np.array_equal(stored[name], tensor) for name, tensor in made[block, number].items()), block
     for ref in file["export"]["files"] if file["export"] else []:
         assert hashlib.sha256((export / ref["name"]).read_bytes()).hexdigest() == ref["digest"]
-    return sum(v["origin"] == "applied" for v in versions.values())
+    return sum(v["origin"] in ("applied", "averaged", "best") for v in versions.values())
+
+
+def mean(versions: list[tuple[Tensors, int]]) -> Tensors:
+    """Of versions of a block, each with the rounds that it stood for."""
+    found, total = versions[0]
+    for tensors, rounds in versions[1:]:
+        total += rounds
+        found = {name: old + (tensors[name] - old) * np.float32(rounds / total) for name, old in found.items()}
+    return found
 
 
 def together(aggregate: str, parent: Tensors, deltas: list[Tensors], weights: list[float]) -> Tensors:

@@ -68,6 +68,12 @@ evaluate:
   encoding: cp1252
   quotes: true
   first_label: 1
+average_versions:
+  last: 0.5
+  keep: better
+keep_best: true
+stop:
+  patience: 3
 admission:
   max_relative_norm: null
   norm_band: 3.0
@@ -198,6 +204,11 @@ WRONG = [
     ("  average:", "  average: mode", "admission.average"),
     ("  norm_band:", "  norm_band: 1.0", "admission.norm_band"),
     ("  label_skew:", "  label_skew: prior", "train.label_skew"),
+    ("  last: 0.5", "  last: 0", "average_versions.last"),
+    ("  last: 0.5", "  last: 1.1", "average_versions.last"),
+    ("  keep: better", "  keep: best", "average_versions.keep"),
+    ("keep_best: true", "keep_best: perhaps", "keep_best"),
+    ("  patience: 3", "  patience: 0", "stop.patience"),
     ("agents: [ann, bob]", "agents: everybody", "agents"),
     ("agents: [ann, bob]", "agents: [ann, 'b b']", "agents.1"),
     ("agents: [ann, bob]", "agents: []", "agents"),

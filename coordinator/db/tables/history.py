@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 
 
@@ -18,7 +19,7 @@ class BlockVersion(Base):
     block: Mapped[str] = mapped_column(String(100), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     origin: Mapped[str] = mapped_column(String(20))
-    """base, applied, restored or found"""
+    """base, applied, restored, averaged, best or found"""
     digest: Mapped[str] = mapped_column(DIGEST)
     """of the exact shard"""
     size: Mapped[int] = mapped_column(BigInteger)
@@ -27,6 +28,8 @@ class BlockVersion(Base):
     round: Mapped[int | None]
     change: Mapped[Change | None] = mapped_column(Typed(Change))
     """what was added to the parent, as the engine was told"""
+    average: Mapped[list[AverageTerm] | None] = mapped_column(Typed(list[AverageTerm]))
+    """the versions that it is the mean of, or the one that it is again"""
     kept: Mapped[bool]
     """it can be made again: its deltas, or its bytes, are kept"""
     exact: Mapped[bool]

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.typed import Typed
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.measured import Conclusion
 from fedcybgd.shared.contract.words import JsonObject
 
 
@@ -65,6 +66,8 @@ class Run(Base):
     rounds_total: Mapped[int] = mapped_column(default=0)
     rounds_done: Mapped[int] = mapped_column(default=0)
     """the closed ones: the number of the round that is open, or comes next"""
+    conclusion: Mapped[Conclusion | None] = mapped_column(Typed(Conclusion))
+    """with which candidate it ended; None: it had none but its last version"""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

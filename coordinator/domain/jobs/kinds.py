@@ -17,6 +17,8 @@ class JobKind(StrEnum):
     GATE = "gate"
     RESTORE = "restore"
     """older versions of blocks, as the present ones"""
+    CONCLUDE = "conclude"
+    """what a run may end with, made and scored"""
     MEND = "mend"
     """a blob that another job found missing or damaged"""
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.domain.jobs.candidates import ConcludePayload, ConcludeResult
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, Lane, OnFailure
 from fedcybgd.coordinator.domain.jobs.measurements import (
     EvaluatePayload,
@@ -98,10 +99,12 @@ EXPORT = JobType(JobKind.EXPORT, Lane.SLOW, ExportPayload, ExportResult, OnFailu
 EVALUATE = JobType(JobKind.EVALUATE, Lane.SLOW, EvaluatePayload, EvaluateResult, OnFailure.GOES_ON)
 LOSS = JobType(JobKind.LOSS, Lane.SLOW, EvaluatePayload, EvaluateResult, OnFailure.GOES_ON)
 FIDELITY = JobType(JobKind.FIDELITY, Lane.SLOW, FidelityPayload, FidelityResult, OnFailure.GOES_ON)
+CONCLUDE = JobType(JobKind.CONCLUDE, Lane.SLOW, ConcludePayload, ConcludeResult, OnFailure.ENDS)
 MEND = JobType(JobKind.MEND, None, MendPayload, MendResult, OnFailure.ENDS)
 
 JOBS: Mapping[JobKind, JobType[BaseModel, BaseModel]] = {
-    job.kind: job for job in (ADMIT, APPLY, GATE, ENCODE, RESTORE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, MEND)
+    job.kind: job
+    for job in (ADMIT, APPLY, GATE, ENCODE, RESTORE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, CONCLUDE, MEND)
 }
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Evaluation, Round, Run
+from fedcybgd.coordinator.domain.candidates import is_better
 from fedcybgd.coordinator.domain.gate import REMEMBERED
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
 from fedcybgd.coordinator.domain.jobs.registry import EVALUATE, LOSS, Done, Failed
@@ -21,8 +22,15 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int, now: datetime
     """Have the model scored on the held-out rows: at the start (but for `end`), as often as the run file says, and at the end."""
     spec = run.spec
     request_loss(session, run, spec, after_rounds, now)
+    if is_due(run, after_rounds):
+        request_score(session, run, after_rounds, now)
+
+
+def is_due(run: Run, after_rounds: int) -> bool:
+    """Whether the model is to be scored as it is after so many rounds."""
+    spec = run.spec
     if spec.evaluate is None or spec.evaluate.digest is None:
-        return
+        return False
     match spec.evaluate.every:
         case "round":
             every = 1
@@ -32,9 +40,27 @@ def evaluate_if_due(session: Session, run: Run, after_rounds: int, now: datetime
             every = run.rounds_total
         case int(number):
             every = number
-    if after_rounds != run.rounds_total and (after_rounds % every or spec.evaluate.every == "end"):
-        return
-    request_score(session, run, spec, after_rounds, now)
+    return after_rounds == run.rounds_total or (after_rounds % every == 0 and spec.evaluate.every != "end")
+
+
+def of_run(session: Session, run: Run) -> list[Evaluation]:
+    """All so far, the oldest first."""
+    query = select(Evaluation).where(Evaluation.run_id == run.id, Evaluation.after_rounds <= run.rounds_done)
+    return list(session.scalars(query.order_by(Evaluation.after_rounds)))
+
+
+def best_of(session: Session, run: Run) -> Evaluation | None:
+    """The best so far, and of equals the latest; None: nothing could be scored."""
+    best = None
+    for evaluation in of_run(session, run):
+        if evaluation.metrics.loss is not None and (best is None or not is_better(best.metrics, evaluation.metrics)):
+            best = evaluation
+    return best
+
+
+def is_awaited(session: Session, run: Run) -> bool:
+    """Whether scores of the run are still being made."""
+    return bool(jobs.facts_of_unfinished(session, EVALUATE, run.id, "after_rounds"))
 
 
 SKIPPED = Failure(code="skipped", message="a newer score was wanted before this one began")
@@ -81,24 +107,33 @@ def _rounds_at(session: Session, run_id: str, payload: EvaluatePayload) -> tuple
     return session.get(Round, (run_id, payload.after_rounds - 1)), session.get(Round, (run_id, payload.after_rounds))
 
 
-def request_score(session: Session, run: Run, spec: RunFile, after_rounds: int, now: datetime) -> None:
+def request_score(session: Session, run: Run, after_rounds: int, now: datetime) -> None:
     """Have the model scored on all held-out rows, as it is after a number of rounds."""
-    payload = EvaluatePayload(
-        **dict(spec.task.spec), after_rounds=after_rounds, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
-        held_out=calibration.held_out_ref(spec),
-    )  # fmt: skip
-    # What the training is measured against is not skipped.
-    for skipped in jobs.skip(session, EVALUATE, run.id, now, lambda waiting: waiting.after_rounds > 0):
+    payload = scoring_of(session, run, after_rounds)
+    # What the training is measured against is not skipped, nor what the end of a run depends on.
+    depends = run.spec.keep_best or run.spec.stop is not None
+    for skipped in jobs.skip(session, EVALUATE, run.id, now, lambda waiting: waiting.after_rounds > 0 and not depends):
         _keep_score(session, run.id, skipped.after_rounds, _no_score(SKIPPED), now)
     jobs.enqueue(session, EVALUATE, run.id, payload, now)
 
 
+def scoring_of(session: Session, run: Run, after_rounds: int) -> EvaluatePayload:
+    """The present model, and all held-out rows."""
+    return EvaluatePayload(
+        **dict(run.spec.task.spec), after_rounds=after_rounds, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
+        held_out=calibration.held_out_ref(run.spec),
+    )  # fmt: skip
+
+
 def scored(session: Session, done: Done[EvaluatePayload, EvaluateResult]) -> None:
-    found = done.result
-    score = Score.model_validate(found, from_attributes=True)
+    score = score_of(done.result)
     _keep_score(session, done.subject, done.payload.after_rounds, score, done.now)
     session.flush()
     label_skew.look_at_score(session, done.subject, done.payload.after_rounds, score, done.now)
+
+
+def score_of(found: EvaluateResult) -> Score:
+    return Score.model_validate(found, from_attributes=True)
 
 
 def score_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:

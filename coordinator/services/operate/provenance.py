@@ -16,7 +16,10 @@ from fedcybgd.coordinator.services.operate.exports import RunNotPrepared, export
 from fedcybgd.coordinator.services.records import instance, signing, versions
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.provenance import (
+    FORMAT,
+    WITH_AVERAGES,
     Provenance,
+    ProvenanceAverageTerm,
     ProvenanceBlock,
     ProvenanceExport,
     ProvenanceModel,
@@ -42,7 +45,9 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
         raise signing.SigningKeyLost("this coordinator has no signing key: `fedcoord key renew` makes one")
     blocks, model = queries.blocks_of(session, run.id), session.get_one(Model, run.model_id)
     called = _agents(session, run.id, names)
+    rows = versions.of_run(session, run.id)
     unsigned = Provenance(
+        format=WITH_AVERAGES if any(row.average for row in rows) else FORMAT,
         coordinator=instance.identity(session, now), made_at=now.isoformat(timespec="seconds"),
         model=ProvenanceModel(
             name=model.name, files=model.files, blocks=[ProvenanceBlock(name=b.name, digest=b.digest) for b in model.blocks]
@@ -50,7 +55,7 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
         run=ProvenanceRun(
             id=run.id, name=run.name, run_file=text_of(run.spec if names else _without_names(session, run)), rounds_done=run.rounds_done, blocks=[b.name for b in blocks]
         ),
-        versions=[_version(row, called) for row in versions.of_run(session, run.id)],
+        versions=[_version(row, called) for row in rows],
         present={b.name: b.version for b in blocks}, export=_export(session, run, export_id), key=key.public, signature="",
     )  # fmt: skip
     return unsigned.model_copy(update={"signature": signing.sign(key, secret, unsigned.signed())})
@@ -90,6 +95,7 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
             )
             for term in terms
         ],
+        average=[ProvenanceAverageTerm(version=term.version, rounds=term.rounds) for term in row.average] if row.average else None,
     )  # fmt: skip
 
 

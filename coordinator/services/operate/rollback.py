@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.emulators import shards
+from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
 from fedcybgd.coordinator.services.path import delivered
 from fedcybgd.coordinator.services.records import jobs, versions
@@ -46,15 +47,28 @@ class RollbackUnderWay(Conflict):
     code = "rollback_under_way"
 
 
+class NeverScored(Conflict):
+    """A best is asked for, and no score is there."""
+
+    code = "never_scored"
+
+
 class NothingToUndo(Conflict):
     """No delta of the agent is part of the model."""
 
     code = "nothing_to_undo"
 
 
-def rollback(session: Session, name: str, after_rounds: int, now: datetime) -> Run:
-    """Have the model made again as it was after so many rounds; the run is paused, and is there once the engine has done it."""
+def rollback(session: Session, name: str, after_rounds: int | None, now: datetime) -> Run:
+    """Have the model made again as it was after so many rounds, None: when it scored best; the run is paused, and is there once the engine
+    has done it.
+    """
     run = _held(session, name, now)
+    if after_rounds is None:
+        best = scores.best_of(session, run)
+        if best is None:
+            raise NeverScored(f"no model of run {run.name} was scored yet (`evaluate` in its run file): say after how many rounds")
+        after_rounds = best.after_rounds
     if not 0 <= after_rounds <= run.rounds_done:
         raise RoundUnknown(
             f"run {run.name} has done {run.rounds_done} rounds: it can be taken back to after 0 to {run.rounds_done} of them"

@@ -17,33 +17,24 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.path import give_up
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.path import conclude, give_up
 from fedcybgd.coordinator.services.records import keys
-from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSettings
 
 
 def open_next(session: Session, run: Run, now: datetime) -> None:
-    """Open the round that follows the closed ones, or finish the run when there is none; a paused run stays as it is."""
+    """Open the round that follows the closed ones, or end the run when there is none; a paused run stays as it is."""
     number = run.rounds_done
-    if number >= run.rounds_total:
-        runs.finish(run, now)
-        failed = queries.failed_measurements(session, run.id)
-        text = f"; {failed} measurements failed, the events before say why" if failed else ""
-        record(
-            session,
-            now,
-            "warning" if failed else "info",
-            "run_completed",
-            f"run {run.name} completed after {number} rounds{text}",
-            run_id=run.id,
-        )
+    if conclude.is_over(session, run):
+        conclude.go_on(session, run, now)
         return
     last = queries.last_round(session, run.id)
     if run.state != RunState.RUNNING or (last is not None and last.state != RoundState.CLOSED):
         return
     spec = run.spec
+    if spec.stop is not None and number and scores.is_due(run, number) and scores.is_awaited(session, run):
+        return  # whether it goes on, they say: what comes of them leads here again
     run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
         seats = _seats(session, run, spec, number)

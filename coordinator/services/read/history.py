@@ -4,8 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Block, BlockVersion, Round, Run
-from fedcybgd.coordinator.domain.history import VersionFacts
+from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain.verification import History, KeptVersion, RoundFacts, VisitFacts
 from fedcybgd.coordinator.services.records import versions
 
@@ -20,7 +19,7 @@ def of(session: Session, run: Run) -> History:
     present = session.execute(select(Block.name, Block.version, Block.digest).where(Block.run_id == run.id)).all()
     found: dict[str, dict[int, KeptVersion]] = {}
     for row in versions.of_run(session, run.id):
-        found.setdefault(row.block, {})[row.version] = kept_version(row)
+        found.setdefault(row.block, {})[row.version] = versions.as_kept(row)
     visits = select(
         Assignment.id, Assignment.round, Assignment.seat, Assignment.state, Assignment.applied, Assignment.train, Assignment.delta_digest
     )
@@ -32,11 +31,6 @@ def of(session: Session, run: Run) -> History:
         visits=[VisitFacts(a.id, a.round, a.seat, a.state, a.applied, frozenset(a.train.trained), a.delta_digest)
                 for a in session.execute(visits.where(Assignment.run_id == run.id).order_by(Assignment.round, Assignment.seat, Assignment.id))],
     )  # fmt: skip
-
-
-def kept_version(row: BlockVersion) -> KeptVersion:
-    facts = VersionFacts(row.block, row.version, row.origin, row.parent, row.round, row.exact)
-    return KeptVersion(facts, row.digest, row.size, row.change, row.kept)
 
 
 def of_name(session: Session, name: str) -> tuple[Run, History]:

@@ -68,6 +68,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
         rounds=list(rounds), current=current,
         evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **dict(e.metrics))
                      for e in queries.last_evaluations(session, run.id, SHOWN)],
+        conclusion=run.conclusion,
         bytes=_bytes(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
         failed_measurements=sum(jobs[JobState.FAILED][kind] for kind in kinds_that(OnFailure.GOES_ON)),
         seconds_left=_seconds_left(run, now), events=_events(queries.events_of(session, run.id, EVENTS_SHOWN)),

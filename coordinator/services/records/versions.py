@@ -8,7 +8,9 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Block, BlockVersion
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
+from fedcybgd.coordinator.domain.verification import KeptVersion
 from fedcybgd.shared.contract.manifests import ShardRef
 
 FACTS = (BlockVersion.block, BlockVersion.version, BlockVersion.origin, BlockVersion.parent, BlockVersion.round, BlockVersion.exact)
@@ -64,6 +66,20 @@ def replayed(session: Session, run_id: str, block: Block, change: Change, made: 
     )  # fmt: skip
 
 
+def ended_with(
+    session: Session, run_id: str, block: Block, origin: VersionOrigin, terms: list[AverageTerm], made: ShardRef, round: int, now: datetime
+) -> None:
+    """The run ends with the mean of versions of a block, or with one of them. `round` is its last one."""
+    parent = block.version
+    block.version, block.digest, block.size = parent + 1, made.digest, made.size
+    session.add(
+        BlockVersion(
+            run_id=run_id, block=block.name, version=block.version, origin=origin, digest=made.digest, size=made.size,
+            parent=parent, round=round, change=None, average=terms, kept=True, exact=False, made_at=now,
+        )
+    )  # fmt: skip
+
+
 def facts(session: Session, run_id: str) -> dict[str, dict[int, VersionFacts]]:
     """block → version → what the rules need to know of it."""
     found: dict[str, dict[int, VersionFacts]] = {}
@@ -77,3 +93,9 @@ def of_run(session: Session, run_id: str) -> Sequence[BlockVersion]:
     return session.scalars(
         select(BlockVersion).where(BlockVersion.run_id == run_id).order_by(BlockVersion.block, BlockVersion.version)
     ).all()
+
+
+def as_kept(row: BlockVersion) -> KeptVersion:
+    """The row as the rules take it."""
+    facts = VersionFacts(row.block, row.version, row.origin, row.parent, row.round, row.exact)
+    return KeptVersion(facts, row.digest, row.size, row.change, row.kept, row.average or ())

@@ -34,9 +34,10 @@ def undo(row: Run, rounds_done: int, reason: str) -> None:
     row.rounds_done, row.reason, row.waits_for_agents = rounds_done, reason, False
 
 
-def finish(row: Run, now: datetime) -> None:
+def finish(row: Run, reason: str | None, now: datetime) -> None:
+    """`reason`: why it has ended before its rounds were done."""
     _go(row, RunEvent.FINISH)
-    row.reason, row.ended_at = None, now
+    row.reason, row.ended_at = reason, now
 
 
 def fail(row: Run, reason: str, now: datetime) -> None:

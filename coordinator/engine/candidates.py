@@ -1,0 +1,86 @@
+"""Makes what a run may end with instead of its last version; and scores the average, which nobody has scored."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
+from fedcybgd.coordinator.engine.changes import OpenedChange, as_bytes, open_deltas
+from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
+from fedcybgd.coordinator.engine.shards import shard_header
+from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
+from fedcybgd.shared.contract.codec import EXACT
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
+from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
+
+
+def conclude(store: EngineStore, payload: ConcludePayload) -> ConcludeResult:
+    """Deterministic to the bit. Raises `BlobMissing` or `BlobDamaged` for what it would take and is not there."""
+    made = {block.last.block: average(store, block) for block in payload.average.blocks}
+    best = [average(store, block) for block in payload.best.blocks]
+    scoring, score = payload.scoring, None
+    if scoring is not None and made:
+        try:
+            score = evaluate(store, scoring.model_copy(update={"blocks": [made.get(ref.block, ref) for ref in scoring.blocks]}))
+        except NotFinite:
+            score = None
+    return ConcludeResult(average=list(made.values()), best=best, score=score)
+
+
+def average(store: EngineStore, block: CandidateBlock) -> ShardRef:
+    """The mean of versions of a block, as the one that follows the last of them: float32 but for what nothing has changed.
+
+    The versions are made again some rows at a time, and added up as they are: none is held, or stored.
+    """
+    with open_deltas(store, block.changes, MAX_NUMBER) as deltas:
+        return _average(store, block, deltas)
+
+
+def _average(store: EngineStore, block: CandidateBlock, deltas: Mapping[str, DeltaFile]) -> ShardRef:
+    header = shard_header(store, block.base.digest)
+    changes = [OpenedChange(change, header, deltas) for change in block.changes]
+    changed = frozenset[str]().union(*(change.names for change in changes))
+    head = pack_header([(n, "F32" if n in changed else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()])
+    last = hashlib.sha256(head)  # what is averaged must be what the history names: the last version says whether it is
+    with store.localised(block.base.digest) as path, store.writer() as writer:
+        writer.write(head)
+        for name, tensor in header.tensors.items():
+            if name not in changed:
+                with path.open("rb") as plain:
+                    for chunk in copy_tensor(plain, header, name):
+                        writer.write(chunk)
+                        last.update(chunk)
+                continue
+            for rows in row_slices(tensor.shape):
+                with safe_open(path, framework="pt") as file:
+                    value = some_rows(file, name, rows).to(torch.float32)
+                mean = RunningMean(value, block.rounds[0])
+                for change, rounds in zip(changes, block.rounds[1:], strict=True):
+                    if name in change.names:
+                        value = change.changed(value, name, tensor.shape, rows)
+                    mean.add(value, rounds)
+                writer.write(as_bytes(mean.value))
+                last.update(as_bytes(value))
+        if last.hexdigest() != block.last.digest:
+            called = f"block {block.last.block}, version {block.last.version}"
+            raise BlobDamaged(f"{called}: its deltas make something else now; `fedcoord verify` says more", digest=block.last.digest)
+    return ShardRef(block=block.last.block, version=block.last.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
+
+
+class RunningMean:
+    """mean + (value - mean) · weight / sum of the weights so far, in float32: each operation is rounded once, and none is fused."""
+
+    def __init__(self, value: Tensor, weight: int) -> None:
+        self.value = value
+        self._total = weight
+
+    def add(self, value: Tensor, weight: int) -> None:
+        """Nothing of a value without a weight is in it."""
+        if not weight:
+            return
+        self._total += weight
+        self.value = value if self._total == weight else self.value + (value - self.value) * (weight / self._total)

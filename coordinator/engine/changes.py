@@ -1,0 +1,80 @@
+"""Changes of a block, opened: their deltas are read and added some rows at a time."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedcybgd.coordinator.domain.jobs.payloads import Change
+from fedcybgd.coordinator.engine.aggregate import AGGREGATES
+from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
+from fedcybgd.coordinator.engine.shards import shard_header
+from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices
+
+
+@contextlib.contextmanager
+def open_deltas(store: EngineStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
+    """The deltas of changes by their digests, unpacked aside; `limit`: bytes that each has at the most, by default what its blocks allow."""
+    digests = dict.fromkeys(term.digest for change in changes for term in change.terms)
+    limit = limit or limit_of(shard_header(store, change.block.digest) for change in changes)
+    with contextlib.ExitStack() as stack:
+        yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
+
+
+class OpenedChange:
+    """A change of a block with this header, whose deltas are open."""
+
+    def __init__(self, change: Change, header: Header, deltas: Mapping[str, DeltaFile]) -> None:
+        self._aggregate = AGGREGATES[change.aggregate]
+        files = [deltas[term.digest] for term in change.terms]
+        weights = self._aggregate.weigh([term.weight for term in change.terms], _rows(header, files))
+        self._terms = [_Weighed(file, weight, term.rows) for file, weight, term in zip(files, weights, change.terms, strict=True)]
+        self._by_label = _by_label(header, len(change.terms[0].rows))
+        self.names = frozenset(name for name in header.tensors if any(name in file.names for file in files))
+        """the tensors that it changes"""
+
+    def changed(self, base: Tensor, name: str, shape: tuple[int, ...], rows: slice | None) -> Tensor:
+        """The new values of some rows of a tensor of this shape, float32."""
+        by_label = name in self._by_label
+        return self._aggregate.changed(base, [term.part(name, shape, rows, by_label) for term in self._terms if name in term.file.names])
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """A delta and what it counts for: all of it alike, or each label's row of a head by itself."""
+
+    file: DeltaFile
+    weight: float
+    rows: Sequence[float]
+
+    def part(self, name: str, shape: tuple[int, ...], rows: slice | None, by_label: bool) -> tuple[Tensor, float]:
+        """Some rows of a tensor, and the weight that is left to give them."""
+        found = self.file.tensor(name, shape, rows)
+        if not by_label:
+            return found, self.weight
+        weights = torch.tensor(self.rows, dtype=torch.float32)[rows or slice(None)]
+        return found * weights.view(-1, *[1] * (found.ndim - 1)), 1.0
+
+
+def _by_label(header: Header, labels: int) -> frozenset[str]:
+    """The tensors of a head that have a row for each label; none where another of its layers has as many rows by chance."""
+    if not labels or any(tensor.shape == (labels, labels) for tensor in header.tensors.values()):
+        return frozenset()
+    return frozenset(name for name, tensor in header.tensors.items() if tensor.shape and tensor.shape[0] == labels)
+
+
+def _rows(header: Header, files: Sequence[DeltaFile]) -> Iterator[list[Tensor]]:
+    """All that several deltas have in common, some rows at a time."""
+    for name, tensor in header.tensors.items():
+        if all(name in file.names for file in files):
+            for rows in row_slices(tensor.shape):
+                yield [file.tensor(name, tensor.shape, rows) for file in files]
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Of a tensor, as a shard has them."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
