@@ -253,7 +253,7 @@ def _try(trial: Trial, order: Order, name: str, tensors: Tensors) -> dict[str, i
     if not any(torch.isnan(t).any() for t in tensors.values()):
         for i, block in enumerate(blocks):
             if block.block in order.trained:
-                blocks[i] = add_deltas(trial.run.store, Change(block=block, terms=[Term(digest=digest, weight=1.0)]))
+                blocks[i] = add_deltas(trial.run.store, Change(block=block, terms=[Term(digest=digest, weight=1.0)]))[0]
     else:
         blocks = []
     loss = trial.loss(blocks) if blocks else math.nan

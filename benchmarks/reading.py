@@ -27,7 +27,8 @@ SCHEDULE: dict[str, Any] = {
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 """What decides only when others wait or fail, which nobody does here."""
 TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
-WHOLE: dict[str, Any] = {"fraction": 1.0, "weights": "rows"}
+WHOLE: dict[str, Any] = {"fraction": 1.0, "weights": "rows", "outer": {}}
+OUTER: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "nesterov": False}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
     "policy": "int8", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
@@ -82,6 +83,7 @@ class Reading:
         if self.method not in ("block-cycle", "whole"):
             raise Unreadable(f"the method {self.method}")
         self.whole = _section(values, "whole", WHOLE)
+        self._outer = _section(self.whole, "outer", OUTER)
         self.train = _section(values, "train", TRAIN | RATES)
         self.schedule = _section(values, "schedule", SCHEDULE, OF_WAITING)
         usual = COMPRESSION | ({"policy": "none"} if self.method == "whole" else {})
@@ -149,7 +151,10 @@ class Reading:
         trainers, whole = len(counts), self.method == "whole"
         of_head = self.schedule["head_average"] or ("by_label" if self.task.kind == "text-classification" else "damped")
         if whole:
-            factors = [one / sum(rows) for one in rows] if self.whole["weights"] == "rows" else [1.0 / trainers] * trainers
+            all_of_it = 1.0 if self.outer else float(self._outer["learning_rate"])
+            factors = [all_of_it / trainers] * trainers
+            if self.whole["weights"] == "rows":
+                factors = [all_of_it * one / sum(rows) for one in rows]
         elif block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
             return [(float(self.schedule["damping"]) / trainers, [])] * trainers
         else:
@@ -160,6 +165,11 @@ class Reading:
         total = sum(factors)
         return [(factor, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own or [], sums, strict=True)])
                 for factor, own in zip(factors, counts, strict=True)]  # fmt: skip
+
+    @property
+    def outer(self) -> dict[str, Any] | None:
+        """What is made of their mean before it is added, if it is not added as it is."""
+        return self._outer if self._outer["momentum"] else None
 
     def codecs(self, kinds: Mapping[str, str], trained: Collection[str]) -> dict[str, str]:
         """Block → codec, of a visit that trains `trained`; `kinds` has the kind of every block."""

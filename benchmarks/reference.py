@@ -20,6 +20,7 @@ from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, ImportPayload, PatchMade, PreparePayload, Term
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.apply import apply
 from fedcybgd.coordinator.engine.encode import ShardEncoder
@@ -71,6 +72,8 @@ class Reference:
     residuals: dict[tuple[int, str], Path] = field(default_factory=dict)
     tell_labels: bool = False
     """whether the agents tell how many rows of each label they trained on"""
+    velocities: dict[str, str] = field(default_factory=dict)
+    """block → digest of what the outer optimizer carries on"""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -209,12 +212,14 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> N
         if found := terms.get(block.block):
             weights = spec.weights(block.block, [made.labels for made in found], [made.rows for made in found])
             added = [Term(digest=made.digest, weight=weight, rows=rows) for made, (weight, rows) in zip(found, weights, strict=True)]
-            changes.append(Change(block=block, terms=added))
+            outer = Outer(**spec.outer) if spec.outer else None
+            changes.append(Change(block=block, terms=added, outer=outer, velocity=reference.velocities.get(block.block)))
     sources = {change.block.digest for change in changes}
     before = [ref for (source, _), ref in sorted(reference.encoded.items()) if source in sources]
     config = next(f for f in reference.file_refs if f.name == "config.json")
     payload = ApplyPayload(round=number, changes=changes, before=before, config=config, task=spec.task.kind)
     changed = apply(reference.store, payload)
+    reference.velocities |= changed.velocities
     reference.encoded |= {(ref.source, ref.codec): ref for ref in changed.shards}
     for patch in changed.patches:
         if patch.target != patch.base and (patch.target not in reference.patches or patch.size < reference.patches[patch.target].size):

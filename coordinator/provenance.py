@@ -11,9 +11,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
-from fedcybgd.coordinator.domain.history import VersionFacts
+from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin
 from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_chains, check_once, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs import recomputing
@@ -21,7 +22,7 @@ from fedcybgd.coordinator.storage import EngineStore, OverlayStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceVersion, fingerprint
+from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceOuter, ProvenanceVersion, fingerprint
 from fedcybgd.shared.files.safetensors_header import header_of
 
 WEIGHTS = "model.safetensors"
@@ -138,7 +139,9 @@ def _versions(file: Provenance) -> Versions:
 def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersion:
     facts = VersionFacts(entry.block, entry.version, entry.origin, entry.parent, entry.round, exact=False)
     parent = before.get(entry.parent) if entry.parent is not None else None
-    change = None
+    change, velocity = None, entry.outer.velocity if entry.outer is not None else None
+    if entry.origin == VersionOrigin.RESTORED and parent is not None:
+        velocity = parent.velocity
     try:
         if parent is not None and entry.terms and entry.aggregate is not None:
             base = ShardRef(block=entry.block, version=parent.facts.version, codec=EXACT, digest=parent.digest, size=parent.size)
@@ -146,11 +149,17 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersio
                 Term(digest=term.delta, weight=float(term.weight), visit=term.visit, rows=[float(weight) for weight in term.rows])
                 for term in entry.terms
             ]
-            change = Change.model_validate({"block": base, "terms": terms, "aggregate": entry.aggregate})
+            outer = _outer(entry.outer) if entry.outer is not None else None
+            values = {"block": base, "terms": terms, "aggregate": entry.aggregate}
+            change = Change.model_validate({**values, "outer": outer, "velocity": parent.velocity if outer else None})
     except ValueError as error:  # pydantic's are, too
         raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
     average = [AverageTerm(version=term.version, rounds=term.rounds) for term in entry.average or ()]
-    return KeptVersion(facts, entry.digest, entry.size, change, kept=False, average=average)
+    return KeptVersion(facts, entry.digest, entry.size, change, kept=False, velocity=velocity, average=average)
+
+
+def _outer(said: ProvenanceOuter) -> Outer:
+    return Outer(learning_rate=float(said.learning_rate), momentum=float(said.momentum), nesterov=said.nesterov)
 
 
 def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
@@ -162,7 +171,8 @@ def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
             parent = made.get(row.facts.parent) if row.facts.parent is not None else None
             follows = parent is not None and parent.kept
             given = row.change is None or all(store.has(term.digest) for term in row.change.terms)
-            made[version] = replace(row, kept=store.has(row.digest) or (follows and given and not row.average))
+            there = store.has(row.digest) and (row.velocity is None or store.has(row.velocity))
+            made[version] = replace(row, kept=there or (follows and given and not row.average))
     return {
         block: {v: row if row.change is None or all(store.has(t.digest) for t in row.change.terms) else _bare(row) for v, row in known.items()}
         for block, known in found.items()

@@ -70,6 +70,10 @@ def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[in
         if row.digest in present or (row.kept and row.facts.exact):
             with _named(row.called):
                 store.check(row.digest)
+        is_present = history.present[row.facts.block] == (row.facts.version, row.digest)
+        if row.velocity is not None and (is_present or (row.kept and row.facts.exact)):
+            with _named(f"{row.called}: what its outer optimizer carries on"):
+                store.check(row.velocity)
     deltas = _check_deltas(store, again)
     if not quick:
         recomputing.recompute(store, again)

@@ -64,6 +64,8 @@ class KeptVersion:
     size: int
     change: Change | None
     kept: bool
+    velocity: str | None
+    """digest of what the outer optimizer carries on from it"""
     average: Sequence[AverageTerm] = ()
     """the versions that it is the mean of"""
 
@@ -159,6 +161,12 @@ def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool)
         base = change.block
         if (base.block, base.version, base.digest) != (facts.block, facts.parent, parent.digest) or facts.parent != facts.version - 1:
             raise VersionInvalid(f"{row.called}: its deltas were added to version {base.version} ({base.digest}), which is not its parent")
+        if change.outer is not None and change.velocity != parent.velocity:
+            raise VersionInvalid(f"{row.called}: its outer optimizer went on from {change.velocity}, and its parent has {parent.velocity}")
+        if (change.outer is None) != (row.velocity is None):
+            raise VersionInvalid(f"{row.called}: {row.velocity} is carried on, and its outer optimizer is {change.outer}")
+    elif facts.origin == VersionOrigin.RESTORED and row.velocity != parent.velocity:
+        raise VersionInvalid(f"{row.called}: it carries on {row.velocity}, and the version that it is again {parent.velocity}")
 
 
 def _check_average(known: Mapping[int, KeptVersion], row: KeptVersion) -> None:

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
 from fedcybgd.coordinator.engine.changes import OpenedChange, as_bytes, open_deltas
 from fedcybgd.coordinator.engine.encode import ShardEncoder
+from fedcybgd.coordinator.engine.outer import new_velocity, old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.codec import EXACT
@@ -26,8 +27,10 @@ def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
     result = ApplyResult(blocks=[])
     with open_deltas(store, payload.changes) as deltas:
         for change in payload.changes:
-            new = _apply_block(store, change, deltas)
+            new, velocity = _apply_block(store, change, deltas)
             result.blocks.append(new)
+            if velocity is not None:
+                result.velocities[new.block] = velocity
             old = [ref for ref in payload.before if ref.source == change.block.digest]
             shards, patches = _encode(store, encoder, change, new, old)
             result.shards += shards
@@ -35,18 +38,26 @@ def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
     return result
 
 
-def add_deltas(store: EngineStore, change: Change) -> ShardRef:
-    """One block alone, in no other codec; the deltas were admitted, and may be of other blocks as well."""
+def add_deltas(store: EngineStore, change: Change) -> tuple[ShardRef, str | None]:
+    """One block alone, in no other codec; the deltas were admitted, and may be of other blocks as well.
+
+    With the digest of what the outer optimizer carries on, where there is one.
+    """
     with open_deltas(store, [change], MAX_NUMBER) as deltas:
         return _apply_block(store, change, deltas)
 
 
-def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaFile]) -> ShardRef:
+def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaFile]) -> tuple[ShardRef, str | None]:
     """The next version of a block, some rows at a time: of an embedding, memory would hold base, sum, and every delta in float32."""
     block = change.block
     header = shard_header(store, block.digest)
     opened = OpenedChange(change, header, deltas)
-    with store.localised(block.digest) as path, store.writer() as writer:
+    with (
+        store.localised(block.digest) as path,
+        old_velocity(store, change) as before,
+        new_velocity(store, opened.outer, opened.shapes) as after,
+        store.writer() as writer,
+    ):
         writer.write(pack_header([(n, "F32" if n in opened.names else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()]))
         for name, tensor in header.tensors.items():
             if name not in opened.names:  # a buffer: it has no delta
@@ -57,8 +68,12 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
             for rows in row_slices(tensor.shape):
                 with safe_open(path, framework="pt") as file:
                     base = some_rows(file, name, rows).to(torch.float32)
-                writer.write(as_bytes(opened.changed(base, name, tensor.shape, rows)))
-    return ShardRef(block=block.block, version=block.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
+                new, velocity = opened.changed(base, name, tensor.shape, rows, before.some(name, rows))
+                writer.write(as_bytes(new))
+                if after is not None and velocity is not None:
+                    after.write(as_bytes(velocity))
+    made = ShardRef(block=block.block, version=block.version + 1, codec=EXACT, digest=writer.digest, size=writer.size)
+    return made, after.digest if after is not None else None
 
 
 def _encode(
@@ -71,7 +86,12 @@ def _encode(
     for shard in shards:
         if shard.codec != EXACT and shard.codec in before and (patch := encoder.difference(before[shard.codec], shard)):
             patches.append(patch)
-        elif shard.codec == EXACT and len(change.terms) == 1 and store.size(change.terms[0].digest) < shard.packed.size:
+        elif (
+            shard.codec == EXACT
+            and len(change.terms) == 1
+            and change.outer is None
+            and store.size(change.terms[0].digest) < shard.packed.size
+        ):
             # Whoever trained it, or fetches its delta, can add it as it was added here.
             term = change.terms[0]
             size = store.size(term.digest)

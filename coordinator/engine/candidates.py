@@ -10,6 +10,7 @@ from torch import Tensor
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
 from fedcybgd.coordinator.engine.changes import OpenedChange, as_bytes, open_deltas
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
+from fedcybgd.coordinator.engine.outer import old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
 from fedcybgd.shared.contract.codec import EXACT
@@ -46,7 +47,7 @@ def _average(store: EngineStore, block: CandidateBlock, deltas: Mapping[str, Del
     changed = frozenset[str]().union(*(change.names for change in changes))
     head = pack_header([(n, "F32" if n in changed else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()])
     last = hashlib.sha256(head)  # what is averaged must be what the history names: the last version says whether it is
-    with store.localised(block.base.digest) as path, store.writer() as writer:
+    with store.localised(block.base.digest) as path, old_velocity(store, *block.changes[:1]) as before, store.writer() as writer:
         writer.write(head)
         for name, tensor in header.tensors.items():
             if name not in changed:
@@ -58,10 +59,12 @@ def _average(store: EngineStore, block: CandidateBlock, deltas: Mapping[str, Del
             for rows in row_slices(tensor.shape):
                 with safe_open(path, framework="pt") as file:
                     value = some_rows(file, name, rows).to(torch.float32)
-                mean = RunningMean(value, block.rounds[0])
+                mean, velocity = RunningMean(value, block.rounds[0]), before.some(name, rows)
                 for change, rounds in zip(changes, block.rounds[1:], strict=True):
                     if name in change.names:
-                        value = change.changed(value, name, tensor.shape, rows)
+                        value, velocity = change.changed(value, name, tensor.shape, rows, velocity)
+                    else:
+                        velocity = None
                     mean.add(value, rounds)
                 writer.write(as_bytes(mean.value))
                 last.update(as_bytes(value))

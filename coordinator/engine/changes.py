@@ -10,6 +10,7 @@ from torch import Tensor
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
+from fedcybgd.coordinator.engine.outer import stepped
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files.safetensors_header import Header
@@ -34,13 +35,20 @@ class OpenedChange:
         weights = self._aggregate.weigh([term.weight for term in change.terms], _rows(header, files))
         self._terms = [_Weighed(file, weight, term.rows) for file, weight, term in zip(files, weights, change.terms, strict=True)]
         self._by_label = _by_label(header, len(change.terms[0].rows))
+        self.outer = change.outer
         self.names = frozenset(name for name in header.tensors if any(name in file.names for file in files))
         """the tensors that it changes"""
+        self.shapes = [(name, "F32", tensor.shape) for name, tensor in header.tensors.items() if name in self.names]
 
-    def changed(self, base: Tensor, name: str, shape: tuple[int, ...], rows: slice | None) -> Tensor:
-        """The new values of some rows of a tensor of this shape, float32."""
+    def changed(
+        self, base: Tensor, name: str, shape: tuple[int, ...], rows: slice | None, velocity: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The new values of some rows of a tensor of this shape, float32, and the new velocity, where there is an outer optimizer."""
         by_label = name in self._by_label
-        return self._aggregate.changed(base, [term.part(name, shape, rows, by_label) for term in self._terms if name in term.file.names])
+        parts = [term.part(name, shape, rows, by_label) for term in self._terms if name in term.file.names]
+        if self.outer is None:
+            return self._aggregate.changed(base, parts), None
+        return stepped(self.outer, base, self._aggregate.changed(torch.zeros_like(base), parts), velocity)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def gate(store: EngineStore, payload: GatePayload) -> GateResult:
                 for change in payload.applied.changes
                 if (mine := [term for term in change.terms if term.visit == member])
             ]
-            alone[member] = _loss(store, payload, [add_deltas(store, change) for change in changes])
+            alone[member] = _loss(store, payload, [add_deltas(store, change)[0] for change in changes])
     return GateResult(losses=losses, after=after, alone=alone)
 
 

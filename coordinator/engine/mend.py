@@ -41,6 +41,9 @@ def _make(store: EngineStore, payload: MendPayload, way: Remedy) -> None:
         case "delta":
             block = ShardRef(block="any", version=0, codec=EXACT, digest=way.source, size=0)
             add_deltas(store, Change(block=block, terms=[Term(digest=way.change, weight=way.weight)]))
+        case "versions":
+            for change in way.again:
+                add_deltas(store, change)
         case "difference":
             with store.localised(way.source) as old, store.localised(way.change) as new:
                 write_chunks(store, lossless.difference(old, new))

@@ -15,8 +15,10 @@ def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
         _make(store, block)
         new = block.target.digest
         if block.replay is not None:
-            replayed = add_deltas(store, block.replay)
+            replayed, velocity = add_deltas(store, block.replay)
             result.replayed.append(replayed)
+            if velocity is not None:
+                result.velocities[replayed.block] = velocity
             new = replayed.digest
         for old in (ref for ref in payload.before if ref.source == block.present.digest):
             _encode(encoder, old, new, result)
@@ -24,14 +26,16 @@ def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
 
 
 def _make(store: EngineStore, block: Restoration) -> None:
-    if not store.has(block.target.digest):
+    wanted = [digest for digest in (block.target.digest, block.velocity) if digest is not None]
+    if not all(map(store.has, wanted)):
         for change in block.way:
             add_deltas(store, change)
-    if block.way and not store.has(block.target.digest):
+    if block.way and not all(map(store.has, wanted)):
         name = f"block {block.target.block}, version {block.target.version}"
         raise BlobDamaged(f"{name}: its deltas make something else now; `fedcoord verify` says more", digest=block.target.digest)
-    store.check(block.target.digest)
-    store.touch(block.target.digest)
+    for digest in wanted:
+        store.check(digest)
+        store.touch(digest)
 
 
 def _encode(encoder: ShardEncoder, old: EncodedRef, source: str, result: RestoreResult) -> None:

@@ -46,10 +46,14 @@ def recompute(store: EngineStore, rows: Sequence[KeptVersion]) -> None:
     found = run(store, changes)
     for row in rows:
         with _named(row):
-            digest = next(found)
+            digest, velocity = next(found)
         if digest != row.digest:
             raise VersionUnlike(
                 f"{row.called}: its parent and its deltas make {digest}, and the history says {row.digest}", digest=row.digest
+            )
+        if velocity != row.velocity:
+            raise VersionUnlike(
+                f"{row.called}: its outer optimizer carries on {velocity}, and the history says {row.velocity}", digest=row.velocity
             )
 
 

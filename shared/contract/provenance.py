@@ -52,6 +52,13 @@ class ProvenanceAverageTerm(ProvenanceSection):
     rounds: int = Field(ge=1, description="its weight: how many of the last rounds ended with it")
 
 
+class ProvenanceOuter(ProvenanceSection):
+    learning_rate: str = Field(max_length=40, description="a decimal number, as a weight is")
+    momentum: str = Field(max_length=40)
+    nesterov: bool
+    velocity: Digest = Field(description="of what it carries on from this version")
+
+
 class ProvenanceVersion(ProvenanceSection):
     block: str
     version: int = Field(ge=0)
@@ -66,6 +73,11 @@ class ProvenanceVersion(ProvenanceSection):
     average: list[ProvenanceAverageTerm] | None = Field(
         None,
         description="the versions that it is the mean of, or the one that it is again; not there for any other",
+        exclude_if=lambda value: value is None,
+    )
+    outer: ProvenanceOuter | None = Field(
+        None,
+        description="the outer optimizer that made a step of them; not there where there is none",
         exclude_if=lambda value: value is None,
     )
 

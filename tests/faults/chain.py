@@ -129,6 +129,7 @@ def _chain(found: Findings, blobs: Path, name: str, digest: str, present: dict[s
 def _computed_again(blobs: Path, change: Any, digest: str) -> str | None:
     try:
         old, new = _read(blobs, change["block"]["digest"]), _read(blobs, digest)
+        before = _read(blobs, change["velocity"]) if change.get("velocity") else None
         deltas = [(_delta(blobs, term["digest"]), numpy.float32(term["weight"])) for term in change["terms"]]
     except (ValueError, FileNotFoundError) as error:
         return str(error)
@@ -137,11 +138,24 @@ def _computed_again(blobs: Path, change: Any, digest: str) -> str | None:
     for tensor, base in old.items():
         terms = [(delta[tensor], weight) for delta, weight in deltas if tensor in delta]
         value = base.astype(numpy.float32) if terms else base
+        outer = change.get("outer") if terms else None
+        if outer is not None:
+            value = numpy.zeros(base.shape, numpy.float32)
         for delta, weight in terms:
             value = value + delta(base.shape) * weight
+        if outer is not None:
+            value = _stepped(outer, base, value, before[tensor] if before is not None else None)
         if value.tobytes() != new[tensor].tobytes():
             return f"{tensor} is not what its deltas make of it"
     return None
+
+
+def _stepped(outer: Any, base: Any, mean: Any, before: Any) -> Any:
+    """What the outer optimizer makes of a mean; `before` is its velocity so far."""
+    momentum, rate = numpy.float32(outer["momentum"]), numpy.float32(outer["learning_rate"])
+    velocity = mean if before is None else before * momentum + mean
+    step = velocity * momentum + mean if outer["nesterov"] else velocity
+    return step * rate + base.astype(numpy.float32)
 
 
 def _bytes(blobs: Path, digest: str) -> bytes:

@@ -20,6 +20,8 @@ def train(folder: Path, partitions: Sequence[Path], values: dict[str, Any], roun
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # out of the file, where they lie as it happens: how memory is aligned changes last bits
     present: State = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    velocity: State = {name: torch.zeros_like(tensor) for name, tensor in present.items()}
+    outer = values["whole"].get("outer") or {"momentum": 0}
     for number in range(rounds):
         trained, rows = [], []
         for agent, path in enumerate(partitions):
@@ -30,9 +32,13 @@ def train(folder: Path, partitions: Sequence[Path], values: dict[str, Any], roun
             rows.append(_visit(model, tokenizer, ids, [row["label"] for row in data], values["train"], int.from_bytes(seed, "big") >> 1))
             trained.append({name: tensor.detach().clone() for name, tensor in model.named_parameters()})
         for name, base in present.items():
-            new = base.clone()
+            new = torch.zeros_like(base) if outer["momentum"] else base.clone()
             for local, count in zip(trained, rows, strict=True):
                 new = new + (local[name] - base) * (count / sum(rows))
+            if outer["momentum"]:  # FedAvgM: the server's SGD, whose gradient is the mean turned round
+                velocity[name] = velocity[name] * outer["momentum"] + new
+                step = velocity[name] * outer["momentum"] + new if outer["nesterov"] else velocity[name]
+                new = base + step * outer["learning_rate"]
             present[name] = new
     return present
 

@@ -41,6 +41,9 @@ class AllAveraged:
     def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:
         return [1 / len(delivered)] * len(delivered)
 
+    def outer(self, spec: RunFile) -> None:
+        return None
+
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None: ...
 
 

@@ -26,7 +26,8 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
 
     versions = {(v["block"], v["version"]): v for v in file["versions"]}
     assert len(versions) == len(file["versions"])
-    made = {}
+    made: dict[tuple[str, int], Tensors] = {}
+    carried: dict[tuple[str, int], Tensors] = {}
     for (block, number), version in sorted(versions.items()):
         if version["origin"] in ("base", "found"):
             assert version["parent"] is None
@@ -35,6 +36,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
         elif version["origin"] == "restored":
             assert version["digest"] == versions[block, version["parent"]]["digest"]
             made[block, number] = made[block, version["parent"]]
+            carried[block, number] = carried.get((block, version["parent"]), {})
         elif version["origin"] in ("averaged", "best"):
             made[block, number] = mean([(made[block, term["version"]], term["rounds"]) for term in version["average"]])
         else:
@@ -44,7 +46,15 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
                 assert hashlib.sha256(data).hexdigest() == term["delta"]
                 deltas.append(load(data))
             weights = [float(term["weight"]) for term in version["terms"]]
-            made[block, number] = together(version["aggregate"], made[block, version["parent"]], deltas, weights)
+            parent = made[block, version["parent"]]
+            if (outer := version.get("outer")) is None:
+                made[block, number] = together(version["aggregate"], parent, deltas, weights)
+                continue
+            middle = together(version["aggregate"], {n: np.zeros(t.shape, np.float32) for n, t in parent.items()}, deltas, weights)
+            before, names = carried.get((block, version["parent"]), {}), {n for delta in deltas for n in delta}
+            made[block, number], carried[block, number] = stepped(outer, parent, middle, before, names)
+            stored = load((blobs / outer["velocity"]).read_bytes())
+            assert all(np.array_equal(stored[name], tensor) for name, tensor in carried[block, number].items()), block
     for block, number in file["present"].items():
         stored = load((blobs / versions[block, number]["digest"]).read_bytes())
         assert all(np.array_equal(stored[name], tensor) for name, tensor in made[block, number].items()), block
@@ -60,6 +70,14 @@ def mean(versions: list[tuple[Tensors, int]]) -> Tensors:
         total += rounds
         found = {name: old + (tensors[name] - old) * np.float32(rounds / total) for name, old in found.items()}
     return found
+
+
+def stepped(outer: Any, parent: Tensors, mean: Tensors, before: Tensors, names: set[str]) -> tuple[Tensors, Tensors]:
+    """The new version of a block, and the new velocity."""
+    rate, momentum = np.float32(float(outer["learning_rate"])), np.float32(float(outer["momentum"]))
+    velocity = {name: before[name] * momentum + mean[name] if name in before else mean[name] for name in parent if name in names}
+    step = {name: v * momentum + mean[name] if outer["nesterov"] else v for name, v in velocity.items()}
+    return {name: step[name] * rate + tensor if name in step else tensor for name, tensor in parent.items()}, velocity
 
 
 def together(aggregate: str, parent: Tensors, deltas: list[Tensors], weights: list[float]) -> Tensors:

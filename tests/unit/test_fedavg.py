@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
@@ -22,12 +23,14 @@ def classifier(folder: Path) -> Path:
     return folder
 
 
-def test_equal_to_plain_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nesterov", [None, False, True])
+def test_equal_to_plain_torch(tmp_path: Path, nesterov: bool | None) -> None:
     model = classifier(tmp_path / "model")
     partitions = [write_rows(tmp_path / f"rows-{i}.jsonl", i, count) for i, count in enumerate((40, 9, 23))]
     values: dict[str, Any] = {
         "name": "r", "model": "m", "method": "whole", "task": {"kind": "text-classification", "labels": 2, "max_length": 16},
-        "schedule": {"cycles": 2}, "delta": {"codec": "float32"}, "seed": 3,
+        "whole": {} if nesterov is None else {"outer": {"learning_rate": 0.7, "momentum": 0.9, "nesterov": nesterov}},
+        "schedule": {"cycles": 2 if nesterov is None else 3}, "delta": {"codec": "float32"}, "seed": 3,
         "train": {"epochs": 1.0, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "max_grad_norm": None, "precision": "float32",
                   "label_skew": "none"},
     }  # fmt: skip
@@ -37,7 +40,7 @@ def test_equal_to_plain_torch(tmp_path: Path) -> None:
         ours = reference.begin(tmp_path / "ours", model, values)
         # Rows of embeddings that do not occur are trained by nobody but plain torch, whose sums over the others run in another order.
         reference.run(ours, partitions, tmp_path / "scratch", visitors=[Visitor("cpu", whole_tables=True) for _ in partitions])
-        wanted = fedavg.train(model, partitions, values, rounds=2)
+        wanted = fedavg.train(model, partitions, values, rounds=values["schedule"]["cycles"])
     finally:
         torch.set_num_threads(threads)
     base = load_file(model / "model.safetensors")

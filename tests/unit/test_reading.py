@@ -47,7 +47,10 @@ def drawn(number: int) -> dict[str, Any]:
     if values["schedule"].get("order") == "random":
         values["schedule"].pop("wave", None)  # where two want one agent, somebody has to move
     if draw.random() < 0.3:
-        values |= {"method": "whole", "whole": draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}])}
+        values |= {
+            "method": "whole",
+            "whole": draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}, {"outer": {"momentum": 0.9}}]),
+        }
         for field in ("order", "agents", "wave", "damping"):
             values["schedule"].pop(field, None)
     return values

@@ -42,7 +42,7 @@ def applied(
     store = open_store(folder / "blobs")
     ref = ShardRef(block="head", version=0, codec="exact", digest=stored(folder, base), size=1)
     terms = [Term(digest=stored(folder, delta, codec="float32"), weight=weight) for delta, weight in zip(deltas, weights, strict=True)]
-    new = add_deltas(store, Change(block=ref, terms=terms, aggregate=aggregate))
+    new, _ = add_deltas(store, Change(block=ref, terms=terms, aggregate=aggregate))
     with store.open(new.digest) as file:
         data = file.read()
     assert digest_of(data) == new.digest

@@ -1,6 +1,7 @@
 """A run file is read whole or refused, with the field and the line of everything that is wrong."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,9 @@ WRONG = [
     ("whole:", "whole: {fraction: 0}", "whole.fraction"),
     ("whole:", "whole: {fraction: 1.1}", "whole.fraction"),
     ("whole:", "whole: {weights: loss}", "whole.weights"),
+    ("whole:", "whole: {outer: {learning_rate: 0}}", "whole.outer.learning_rate"),
+    ("whole:", "whole: {outer: {momentum: 1}}", "whole.outer.momentum"),
+    ("whole:", "whole: {outer: {nesterov: often}}", "whole.outer.nesterov"),
     ("  kind:", "  kind: translation", "task.kind"),
     ("  max_length:", "  max_length: 1", "task.max_length"),
     ("  max_length:", "  max_length: long", "task.max_length"),
@@ -230,12 +234,13 @@ def test_a_wrong_value_is_named_with_its_field_and_line(needle: str, line: str, 
 
 
 def test_every_field_of_a_run_file_has_a_wrong_value_above() -> None:
-    fields = set()
-    for name, section in RunFile.model_fields.items():
-        inner = getattr(section.annotation, "model_fields", None) or next(
-            (a.model_fields for a in getattr(section.annotation, "__args__", ()) if hasattr(a, "model_fields")), None
-        )
-        fields |= {f"{name}.{f}" for f in inner} if inner else {name}
+    def leaves(section: Any, path: str) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+            yield from leaves(inner, f"{path}{name}.") if inner else [f"{path}{name}"]
+
+    fields = set(leaves(RunFile, ""))
     named = {re.sub(r"\.(\d+|text)$", "", field) for _, _, field in WRONG}
     assert fields - named == {"task.labels"}, "labels have tests of their own below"
     assert named <= fields
@@ -297,8 +302,9 @@ def test_what_has_no_effect_on_whole_models_is_refused(lines: str, field: str, s
 
 
 def test_what_belongs_to_whole_models_is_refused_elsewhere() -> None:
-    found = problems(SMALLEST + "whole:\n  fraction: 0.5\n  weights: equal\n")
-    assert [(line, field) for line, field, _ in found] == [(5, "whole.fraction"), (6, "whole.weights")]
+    found = problems(SMALLEST + "whole:\n  fraction: 0.5\n  weights: equal\n  outer: {momentum: 0.5}\n")
+    assert [(line, field) for line, field, _ in found] == [(5, "whole.fraction"), (6, "whole.weights"), (7, "whole.outer")]
+    assert problems(WHOLE + "whole:\n  outer: {nesterov: true}\n")[0][:2] == (6, "whole.outer")
     assert all("`method: whole`" in message and "block-cycle" in message for *_, message in found)
     assert [field for _, field, _ in problems(SMALLEST + "whole: {}\n")] == ["whole"]
     assert parse_run_file(WHOLE + "whole: {weights: equal}\nadmission: {average: median}\n").admission.average == "median"

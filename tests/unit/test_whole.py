@@ -9,6 +9,7 @@ import pytest
 from fedcybgd.coordinator.db.models import Assignment, Round
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.whole import Whole, drawn
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path import delivered
 from fedcybgd.shared.contract.training import TrainSettings
@@ -60,6 +61,14 @@ def test_rows_weigh_or_all_are_alike() -> None:
     assert Whole().weights(spec_of(), "layers.0", [Delivered(0, None, 0), Delivered(1, None, 0)], 2) == [0.5, 0.5], (
         "nobody has said anything"
     )
+
+
+def test_the_outer_learning_rate_is_a_factor_and_with_momentum_a_step() -> None:
+    both = [Delivered(0, None, 10), Delivered(1, None, 30)]
+    plain, moving = spec_of(outer={"learning_rate": 0.5}), spec_of(outer={"learning_rate": 0.5, "momentum": 0.9})
+    assert (Whole().weights(plain, "layers.0", both, 2), Whole().outer(plain)) == ([0.125, 0.375], None)
+    assert Whole().weights(moving, "layers.0", both, 2) == [0.25, 0.75]
+    assert Whole().outer(moving) == Outer(learning_rate=0.5, momentum=0.9, nesterov=False)
 
 
 def test_a_part_of_a_round_counts_for_a_part() -> None:

@@ -30,6 +30,8 @@ class BlockVersion(Base):
     """what was added to the parent, as the engine was told"""
     average: Mapped[list[AverageTerm] | None] = mapped_column(Typed(list[AverageTerm]))
     """the versions that it is the mean of, or the one that it is again"""
+    velocity: Mapped[str | None] = mapped_column(DIGEST)
+    """of what the outer optimizer carries on from it; null: there is none, or no round was yet"""
     kept: Mapped[bool]
     """it can be made again: its deltas, or its bytes, are kept"""
     exact: Mapped[bool]

@@ -6,6 +6,7 @@ from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.task import TaskSpec
@@ -78,6 +79,10 @@ class Change(BaseModel):
     block: ShardRef
     terms: list[Term]
     aggregate: Aggregate = "sum"
+    outer: Outer | None = None
+    """the optimizer that takes the sum, or the mean, for its gradient"""
+    velocity: str | None = None
+    """digest of what that optimizer carries on from the version before; None: nothing yet"""
     codecs: list[str] = []
     """that the new version is wanted in, besides those in which the old one is known"""
 
@@ -127,6 +132,8 @@ class ApplyPayload(BaseModel):
 
 class ApplyResult(BaseModel):
     blocks: list[ShardRef]
+    velocities: dict[str, str] = {}
+    """block → digest of what the outer optimizer carries on from its new version, where there is one"""
     shards: list[EncodedRef] = []
     patches: list[PatchMade] = []
 
@@ -157,6 +164,8 @@ class Restoration(BaseModel):
     present: ShardRef
     target: ShardRef
     """the older version, exact"""
+    velocity: str | None = None
+    """digest of what the outer optimizer carries on from it"""
     way: list[Change] = []
     """what leads to it from a version whose bytes are there"""
     replay: Change | None = None
@@ -180,6 +189,8 @@ class RestorePayload(BaseModel):
 class RestoreResult(BaseModel):
     replayed: list[ShardRef]
     """of the blocks that have a replay, what came of it"""
+    velocities: dict[str, str] = {}
+    """of those, as in ApplyResult"""
     shards: list[EncodedRef] = []
     patches: list[PatchMade] = []
 

@@ -63,5 +63,8 @@ class BlockCycle:
         damped = block not in schedule.always or block != HEAD or schedule.wave == 1 or spec.head_average == "damped"
         return [(schedule.damping if damped else 1.0) / len(delivered)] * len(delivered)
 
+    def outer(self, spec: RunFile) -> None:  # noqa: ARG002
+        return None
+
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:
         exposure.check_exposure(spec, visited, common, agents)

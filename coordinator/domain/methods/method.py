@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.shared.contract.training import TrainMetrics
@@ -55,6 +56,10 @@ class Method(Protocol):
 
     def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:
         """One for each delta of a block, in the order of seats, of which the round has `seats`; those that did not come in time are not among them."""
+        ...
+
+    def outer(self, spec: RunFile) -> Outer | None:
+        """The optimizer whose step is added; None: the change is added as it is."""
         ...
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence, Set
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
 from fedcybgd.coordinator.domain.methods.method import Delivered
+from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import visit_seed
 from fedcybgd.coordinator.domain.seat import Seat
@@ -60,12 +61,19 @@ class Whole:
         """Their shares of the rows, or the same for each; together as much as they are of the round's seats.
 
         So a delta that came too late for the others, and is trained again from what they have made, does not count for a round alone.
+        Without momentum the outer learning rate is a factor on them.
         """
         part = len(delivered) / seats
+        if self.outer(spec) is None:
+            part *= settings_of(spec).outer.learning_rate
         rows = sum(one.rows for one in delivered)
         if self.weighs_rows(spec) and rows:
             return [part * one.rows / rows for one in delivered]
         return [part / len(delivered)] * len(delivered)
+
+    def outer(self, spec: RunFile) -> Outer | None:
+        said = settings_of(spec).outer
+        return Outer(learning_rate=said.learning_rate, momentum=said.momentum, nesterov=said.nesterov) if said.momentum else None
 
     def check(self, spec: RunFile, visited: Sequence[str], common: Set[str], agents: int | None = None) -> None:  # noqa: ARG002
         limit, needed = spec.exposure.max_exact_blocks, len({*visited, *common})

@@ -7,8 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, HeldOut, Model, Patch, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, BlockVersion, EncodedShard, HeldOut, Model, Patch, Run
 from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
+from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.records.events import record
@@ -28,6 +29,9 @@ def names_of(session: Session, digest: str) -> str:
     found += ["a patch" for _ in session.scalars(select(Patch).where(Patch.digest == digest))]
     for visit in session.scalars(select(Assignment).where(Assignment.delta_digest == digest)):
         found.append(f"the delta of {queries.agent_name(session, visit.agent_id)} for {visit.called} in round {visit.round}")
+    carried = select(BlockVersion.block, BlockVersion.version, Run.name).join(Run, Run.id == BlockVersion.run_id)
+    for block, version, run_name in session.execute(carried.where(BlockVersion.velocity == digest)):
+        found.append(f"what the outer optimizer of run {run_name} carries on from block {block}, version {version}")
     for run in session.scalars(select(Run)):
         found += [f"{file.name} of run {run.name}" for file in run.files if file.digest == digest]
     for model in session.scalars(select(Model)):
@@ -71,10 +75,23 @@ def payload_of(session: Session, digest: str) -> MendPayload:
         ways.append(Remedy(kind="delta", source=patch.base, change=patch.digest, weight=patch.weight))
     for patch in session.scalars(select(Patch).where(Patch.digest == digest, Patch.kind == "difference")):
         ways.append(Remedy(kind="difference", source=patch.base, change=patch.target))
+    for version in session.scalars(select(BlockVersion).where(BlockVersion.velocity == digest, BlockVersion.kept)):
+        if again := _since_bytes_are_kept(session, version):
+            ways.append(Remedy(kind="versions", source=again[0].block.digest, again=again))
     run = session.scalar(select(Run).join(Block, Block.run_id == Run.id).where(Block.digest.in_(sources)).limit(1))
     if run is None:
         return MendPayload(digest=digest, ways=ways)
     return MendPayload(digest=digest, ways=ways, config=shards.config_of(run), task=run.spec.task.kind)
+
+
+def _since_bytes_are_kept(session: Session, version: BlockVersion | None) -> list[Change]:
+    """What leads to a version from the last before it whose bytes are kept; nothing, where none is."""
+    way: list[Change] = []
+    while version is not None and not (way and version.exact):
+        if version.change is not None:
+            way.append(version.change)
+        version = session.get(BlockVersion, (version.run_id, version.block, version.parent)) if version.parent is not None else None
+    return way[::-1] if version is not None else []
 
 
 def put_back(digest: str) -> str:

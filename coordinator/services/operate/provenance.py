@@ -23,6 +23,7 @@ from fedcybgd.shared.contract.provenance import (
     ProvenanceBlock,
     ProvenanceExport,
     ProvenanceModel,
+    ProvenanceOuter,
     ProvenanceRun,
     ProvenanceTerm,
     ProvenanceVersion,
@@ -96,7 +97,17 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
             for term in terms
         ],
         average=[ProvenanceAverageTerm(version=term.version, rounds=term.rounds) for term in row.average] if row.average else None,
+        outer=_outer(row),
     )  # fmt: skip
+
+
+def _outer(row: BlockVersion) -> ProvenanceOuter | None:
+    made = row.change.outer if row.change is not None else None
+    if made is None or row.velocity is None:
+        return None
+    return ProvenanceOuter(
+        learning_rate=repr(made.learning_rate), momentum=repr(made.momentum), nesterov=made.nesterov, velocity=row.velocity
+    )
 
 
 def _export(session: Session, run: Run, export_id: str | None) -> ProvenanceExport | None:

@@ -118,7 +118,15 @@ def ask(session: Session, run: Run, after_rounds: int, agent_id: str | None, now
             raise VersionsGone(f"block {name}: what it was after {after_rounds} rounds was before its history began")
         if target is not line[0] or name in replays:
             now_there = queries.shard_refs([present[name]])[0]
-            blocks.append(Restoration(present=now_there, target=_ref(target), way=_way(line, target, now_there), replay=replays.get(name)))
+            blocks.append(
+                Restoration(
+                    present=now_there,
+                    target=_ref(target),
+                    velocity=target.velocity,
+                    way=_way(line, target, now_there),
+                    replay=replays.get(name),
+                )
+            )
     before = select(EncodedShard).where(EncodedShard.source.in_([block.present.digest for block in blocks]))
     payload = RestorePayload(
         after_rounds=after_rounds, versions={name: block.version for name, block in present.items()}, blocks=blocks, without=agent_id,

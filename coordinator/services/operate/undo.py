@@ -54,9 +54,10 @@ def _go_back(session: Session, run: Run, blocks: dict[str, Block], done: Done[Re
     made, known = {ref.block: ref for ref in done.result.replayed}, versions.facts(session, run.id)
     for one in done.payload.blocks:
         block = blocks[one.target.block]
-        versions.restored(session, run.id, block, known[block.name], one.target, done.now)
+        versions.restored(session, run.id, block, known[block.name], one.target, one.velocity, done.now)
         if one.replay is not None:
-            versions.replayed(session, run.id, block, one.replay, made[block.name], done.payload.after_rounds, done.now)
+            velocity = done.result.velocities.get(block.name)
+            versions.replayed(session, run.id, block, one.replay, made[block.name], velocity, done.payload.after_rounds, done.now)
     session.flush()
 
 

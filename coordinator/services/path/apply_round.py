@@ -10,12 +10,14 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
+from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, shards
 from fedcybgd.coordinator.services.path import delivered, trained
+from fedcybgd.coordinator.services.records import versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -86,13 +88,17 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
         for base in trained.trained_refs(assignment):
             trainers.setdefault(base.block, []).append((assignment, base))
     codecs = choose.codecs_after(spec, blocks, set(trainers))
+    outer = method_of(spec).outer(spec)
+    carried = versions.velocities(session, run.id) if outer is not None else {}
     changes = []
     for ref in queries.shard_refs(blocks):
         if ref.block in trainers:
             assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
             deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in trainers[ref.block]]
             terms, aggregate = terms_of(spec, ref.block, deltas, len(round.seats))
-            changes.append(Change(block=ref, terms=terms, aggregate=aggregate, codecs=codecs[ref.block]))
+            changes.append(
+                Change(block=ref, terms=terms, aggregate=aggregate, outer=outer, velocity=carried.get(ref.block), codecs=codecs[ref.block])
+            )
     return changes
 
 

@@ -39,7 +39,7 @@ def take_over(session: Session, run: Run, round: Round, payload: ApplyPayload, r
         assert (block.version, block.digest) == (before[ref.block].version, before[ref.block].digest)
         block.version, block.digest, block.size = ref.version, ref.digest, ref.size
         block.changes += 1
-    versions.applied(session, run.id, payload, result.blocks, now)
+    versions.applied(session, run.id, payload, result, now)
     session.flush()
     for member in members:
         member.applied = member.applied or member.id in payload.assignments

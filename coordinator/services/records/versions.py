@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Block, BlockVersion
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
 from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change
 from fedcybgd.coordinator.domain.verification import KeptVersion
 from fedcybgd.shared.contract.manifests import ShardRef
 
@@ -27,7 +27,7 @@ def prepared(session: Session, blocks: Sequence[Block], now: datetime) -> None:
     )  # fmt: skip
 
 
-def applied(session: Session, run_id: str, payload: ApplyPayload, made: Sequence[ShardRef], now: datetime) -> None:
+def applied(session: Session, run_id: str, payload: ApplyPayload, made: ApplyResult, now: datetime) -> None:
     """What the engine made of the deltas of a round, and of which."""
     changes = {change.block.block: change for change in payload.changes}
     session.add_all(
@@ -35,12 +35,22 @@ def applied(session: Session, run_id: str, payload: ApplyPayload, made: Sequence
             run_id=run_id, block=ref.block, version=ref.version, origin=VersionOrigin.APPLIED, digest=ref.digest, size=ref.size,
             parent=changes[ref.block].block.version, round=payload.round,
             change=changes[ref.block].model_copy(update={"codecs": []}), kept=True, exact=False, made_at=now,
+            velocity=made.velocities.get(ref.block),
         )
-        for ref in made
+        for ref in made.blocks
     )  # fmt: skip
 
 
-def restored(session: Session, run_id: str, block: Block, known: Mapping[int, VersionFacts], target: ShardRef, now: datetime) -> None:
+def velocities(session: Session, run_id: str) -> dict[str, str]:
+    """Block → digest of what the outer optimizer carries on from its present version."""
+    present = (Block.run_id == BlockVersion.run_id) & (Block.name == BlockVersion.block) & (Block.version == BlockVersion.version)
+    rows = select(BlockVersion.block, BlockVersion.velocity).join(Block, present).where(BlockVersion.run_id == run_id)
+    return {row.block: row.velocity for row in session.execute(rows) if row.velocity is not None}
+
+
+def restored(
+    session: Session, run_id: str, block: Block, known: Mapping[int, VersionFacts], target: ShardRef, velocity: str | None, now: datetime
+) -> None:
     """The present version of a block has the bytes of an older one: under the next number, for a number stands for the same bytes for ever."""
     block.version, block.digest, block.size = block.version + 1, target.digest, target.size
     line = lineage(known, target.version)
@@ -48,12 +58,14 @@ def restored(session: Session, run_id: str, block: Block, known: Mapping[int, Ve
     session.add(
         BlockVersion(
             run_id=run_id, block=block.name, version=block.version, origin=VersionOrigin.RESTORED, digest=target.digest, size=target.size,
-            parent=target.version, round=None, change=None, kept=True, exact=False, made_at=now,
+            parent=target.version, round=None, change=None, kept=True, exact=False, made_at=now, velocity=velocity,
         )
     )  # fmt: skip
 
 
-def replayed(session: Session, run_id: str, block: Block, change: Change, made: ShardRef, round: int, now: datetime) -> None:
+def replayed(
+    session: Session, run_id: str, block: Block, change: Change, made: ShardRef, velocity: str | None, round: int, now: datetime
+) -> None:
     """What was added to a version that was restored."""
     base = change.block.model_copy(update={"version": block.version})
     block.version, block.digest, block.size, block.changes = block.version + 1, made.digest, made.size, block.changes + 1
@@ -61,7 +73,7 @@ def replayed(session: Session, run_id: str, block: Block, change: Change, made: 
         BlockVersion(
             run_id=run_id, block=block.name, version=block.version, origin=VersionOrigin.APPLIED, digest=made.digest, size=made.size,
             parent=block.version - 1, round=round, change=change.model_copy(update={"block": base, "codecs": []}), kept=True, exact=False,
-            made_at=now,
+            made_at=now, velocity=velocity,
         )
     )  # fmt: skip
 
@@ -98,4 +110,4 @@ def of_run(session: Session, run_id: str) -> Sequence[BlockVersion]:
 def as_kept(row: BlockVersion) -> KeptVersion:
     """The row as the rules take it."""
     facts = VersionFacts(row.block, row.version, row.origin, row.parent, row.round, row.exact)
-    return KeptVersion(facts, row.digest, row.size, row.change, row.kept, row.average or ())
+    return KeptVersion(facts, row.digest, row.size, row.change, row.kept, row.velocity, row.average or ())

@@ -67,7 +67,11 @@ def needed(session: Session, now: datetime) -> set[str]:
 
 def _of_histories(session: Session) -> set[str]:
     """What it takes to make the kept versions of blocks again: where their histories begin, and the deltas since then."""
-    digests = set(session.scalars(select(BlockVersion.digest).where(BlockVersion.kept, BlockVersion.exact)))
+    exact = session.execute(select(BlockVersion.digest, BlockVersion.velocity).where(BlockVersion.kept, BlockVersion.exact))
+    digests = {digest for row in exact for digest in row if digest is not None}
+    present = (Block.run_id == BlockVersion.run_id) & (Block.name == BlockVersion.block) & (Block.version == BlockVersion.version)
+    carried = select(BlockVersion.velocity).join(Block, present).where(BlockVersion.velocity.is_not(None))
+    digests |= {digest for digest in session.scalars(carried) if digest is not None}
     parent = aliased(BlockVersion)
     same = (parent.run_id == BlockVersion.run_id) & (parent.block == BlockVersion.block) & (parent.version == BlockVersion.parent)
     for change in session.scalars(select(BlockVersion.change).join(parent, same).where(BlockVersion.kept, parent.kept)):
