@@ -30,7 +30,7 @@ def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = Non
     if flavour == "wave":
         schedule |= {"wave": 2, "wave_deadline_s": 8, "reassign_after_s": 2, "max_attempts": 50}
     if flavour == "whole":
-        schedule["cycles"], more = 5, {"method": "whole", "whole": {"outer": {"momentum": 0.9, "learning_rate": 0.7, "nesterov": True}}}
+        schedule["cycles"], more = 3, {"method": "whole", "whole": {"outer": {"momentum": 0.9, "learning_rate": 0.7, "nesterov": True}}}
     if flavour in ("feedback", "full"):
         more = {"delta": {"codec": "int8", "error_feedback": True}}
     if flavour == "full" and rows is not None:

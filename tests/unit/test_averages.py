@@ -91,12 +91,14 @@ def chain(store: BlobStore, tmp_path: Path, versions: int) -> list[KeptVersion]:
     """Versions of a block, each stored and made of the one before by packed int8 deltas; the youngest first."""
     tensors = {"a.weight": normal(64, 80).to(torch.bfloat16), "b.bias": normal(64, seed=1), "positions": torch.arange(5)}
     ref = put(store, "layers.0", tensors)
-    rows = [KeptVersion(VersionFacts("layers.0", 0, B, None, None, True), ref.digest, ref.size, None, True)]
+    rows = [KeptVersion(VersionFacts("layers.0", 0, B, None, None, True), ref.digest, ref.size, None, True, None)]
     for version in range(1, versions):
         shapes = {name: tensor for name, tensor in tensors.items() if name == "a.weight" or (version > 1 and name == "b.bias")}
         change = Change(block=ref, terms=[Term(digest=delta(store, tmp_path, "int8", True, version, shapes)[0], weight=0.7)])
-        ref = add_deltas(store, change)
-        rows.append(KeptVersion(VersionFacts("layers.0", version, A, version - 1, version - 1, False), ref.digest, ref.size, change, True))
+        ref, _ = add_deltas(store, change)
+        rows.append(
+            KeptVersion(VersionFacts("layers.0", version, A, version - 1, version - 1, False), ref.digest, ref.size, change, True, None)
+        )
     return rows[::-1]
 
 

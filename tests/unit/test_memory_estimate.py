@@ -80,6 +80,12 @@ def test_a_llama_of_40m_is_within_a_tenth_of_what_was_measured(block: str, codec
     assert of_llama(block, codec).peak / MB == pytest.approx(measured, rel=0.1)
 
 
+def test_a_visit_of_the_whole_llama_is_within_a_tenth_of_what_was_measured() -> None:
+    every = {b.name for b in llama()}
+    found = estimate(spec(TEXT, [], batch_size=4), ModelShape.of(LLAMA), llama(), dict.fromkeys(every, "exact"), every, rows=8)
+    assert found.peak / MB == pytest.approx(645.0, rel=0.1)
+
+
 def test_what_saves_memory_makes_the_estimate_smaller() -> None:
     usual = of_minilm("layers.3")
     assert of_minilm("layers.3", "int4").peak < usual.peak < of_minilm("layers.3", "exact").peak
