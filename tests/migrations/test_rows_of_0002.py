@@ -77,8 +77,9 @@ def test_runs_stand_where_they_stood(session: Session) -> None:
         assert view.rounds_done == len(closed)
         names = {agent["id"]: agent["name"] for agent in ROWS["agent"]}
         assert view.participants == [names[agent] for agent in was["participants"]]
-        # Only what hands deltas from agent to agent had no word of its own then: it was always so.
-        spec = was["spec"] | {"compression": was["spec"].get("compression", {}) | {"delta_patches": True}}
+        # What had no word of its own then was always so: deltas went from agent to agent, and unlike labels were not allowed for.
+        always = {"compression": {"delta_patches": True}, "train": {"label_skew": "none"}, "schedule": {"head_average": "damped"}}
+        spec = was["spec"] | {name: was["spec"].get(name, {}) | more for name, more in always.items()}
         assert RunFile.model_validate(view.spec).model_dump(mode="json") == RunFile.model_validate(spec).model_dump(mode="json")
         blocks = {row["name"]: (row["version"], row["digest"]) for row in of_run("block", run.name)}
         assert {block.name: (block.version, block.digest) for block in view.blocks} == blocks
