@@ -113,7 +113,7 @@ def test_who_is_out_of_line_with_its_own_deltas_alone_is_asked_for_the_next(
     """One strike more would be a quarantine; where nobody else has shown what is usual it is none."""
     run = start_run(live, model, [hand, other], schedule={"agents": "first_come", "cycles": 6}, admission={})
     for number in range(6):
-        hand.deliver(assignment := hand.take(run), honest(hand, assignment, 0.1 if number < 4 else 1.0))
+        hand.deliver(assignment := hand.take(run), honest(hand, assignment, 0.1 if number < 4 else 1.5))
         view = settled(live, run)
         if number >= 4:
             other.deliver(assignment := other.take(run), honest(other, assignment, 0.001))

@@ -22,6 +22,7 @@ from fedcybgd.coordinator.services.agents import identity
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.signatures import AHEAD_S, SIGNATURE, SIGNATURE_INPUT, TIME, WINDOW_S
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -59,7 +60,7 @@ class Recorder(httpx.Auth):
 
 def signed(live: LiveCoordinator, signer: Signer) -> tuple[httpx.Client, Recorder]:
     recorder = Recorder(signer)
-    return httpx.Client(base_url=live.url + API, auth=recorder, verify=False, timeout=30), recorder
+    return httpx.Client(base_url=live.url + API, headers={VERSION: str(SPOKEN)}, auth=recorder, verify=False, timeout=30), recorder
 
 
 def again(live: LiveCoordinator, request: httpx.Request, **changed: Any) -> httpx.Response:
