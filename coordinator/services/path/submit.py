@@ -47,12 +47,12 @@ def take(
     with database.reading() as session:
         if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
             return done
-        form = trained.form_of(session, lease.held(session, assignment_id, agent_id))
-    upload = Upload(uploads, assignment_id, agent_id, submission.digest, form.limit)
-    # Hashing takes its time: outside of any transaction.
     try:
-        size = upload.finish(store, form)
-    except UploadIncomplete:
+        with database.reading() as session:
+            form = trained.form_of(session, lease.held(session, assignment_id, agent_id))
+        upload = Upload(uploads, assignment_id, agent_id, submission.digest, form.limit)
+        size = upload.finish(store, form)  # hashing takes its time: outside of any transaction
+    except (LeaseLost, UploadIncomplete):
         with database.reading() as session:  # a repeat was faster
             if (done := receipt(session, assignment_id, agent_id, submission)) is not None:
                 return done
