@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedcybgd.coordinator import cli
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run, wire
 
@@ -28,7 +29,7 @@ def mallory(live: LiveCoordinator) -> Hand:
     body = {"token": live.operator.post("/enrolment-tokens", {})["token"], "name": hand.name}
     answer = hand.http.post("/agents", json={**body, "device": {"kind": "[/]\x1b[2J", "name": HOSTILE}, "version": "[/]"})
     assert answer.status_code == 201, answer.text
-    hand.http.headers["Authorization"] = f"Bearer {answer.json()['key']}"
+    hand.http.headers |= {"Authorization": f"Bearer {answer.json()['key']}", VERSION: str(SPOKEN)}
     hand.http.get("/agents/me")  # who was never seen takes no part in a run
     return hand
 

@@ -15,8 +15,9 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, HeldOut, Job, Model, Round, Run
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
 from fedcybgd.coordinator.domain.band import BlockDelta
+from fedcybgd.coordinator.domain.jobs.candidates import ConcludePayload, ConcludeResult
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
-from fedcybgd.coordinator.domain.jobs.measurements import EvaluateResult, FidelityPayload, FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, FidelityPayload, FidelityResult, InfluenceResult
 from fedcybgd.coordinator.domain.jobs.payloads import (
     AdmitPayload,
     AdmitResult,
@@ -130,6 +131,7 @@ class Story:
             if run.rounds_done == number:
                 break
         self._say("end", [run.state, run.reason, run.rounds_total])
+        self._say("conclusion", run.conclusion and run.conclusion.model_dump())
 
     def _claim(self, agent: str, later: timedelta = timedelta()) -> Any:
         found = claim.claim(self.session, _id("agt", agent), ClaimRequest(runs=["*"]), utcnow() + later)
@@ -242,17 +244,32 @@ class Story:
         return FidelityResult(plan=payload.plan, block=payload.block, cosine=cosine, cosine_worst=cosine, loss_real=1.0, loss_emulator=1.0,
                               rows=1, seconds=1.0)  # fmt: skip
 
-    def _evaluate(self, job: Job) -> EvaluateResult:
+    def _loss(self, job: Job) -> EvaluateResult:
         return EvaluateResult(rows=1, loss=1.0, accuracy=None, seconds=1.0)
 
-    _loss = _evaluate
+    def _evaluate(self, job: Job) -> EvaluateResult:
+        """No round makes it better than the first."""
+        return EvaluateResult(
+            rows=1, loss=1.0, accuracy=0.5 if EvaluatePayload.model_validate(job.payload).after_rounds == 1 else 0.4, seconds=1.0
+        )
+
+    def _conclude(self, job: Job) -> ConcludeResult:
+        payload = ConcludePayload.model_validate(job.payload)
+        made = {
+            name: [
+                ref.model_copy(update={"digest": digest_of(f"{name} {ref.digest}".encode())}) for ref in (b.last for b in candidate.blocks)
+            ]
+            for name, candidate in (("average", payload.average), ("best", payload.best))
+        }
+        return ConcludeResult(**made, score=EvaluateResult(rows=1, loss=1.0, accuracy=0.35, seconds=1.0))
 
     def _admit(self, job: Job) -> AdmitResult:
         payload = AdmitPayload.model_validate(job.payload)
         numbers = {ref.block: BlockNumbers([], norm=5.0, base_norm=1.0) for ref in payload.blocks}
         # From its fourth version on a block that is trained along moves three times as far.
         deltas = {
-            ref.block: BlockDelta(norm=0.003 if ref.version > 3 else 0.001, base_norm=1.0, size=10_000, sketch="") for ref in payload.blocks
+            ref.block: BlockDelta(norm=0.3 if ref.version > 3 else 0.1, base_norm=100.0, size=1_000_000, sketch="")
+            for ref in payload.blocks
         }
         return AdmitResult(rejected_because=judge_numbers(numbers, frozenset(payload.always), payload.rules), deltas=deltas)
 
