@@ -1,23 +1,9 @@
 """Whatever process dies, the run goes on when it is there again, and ends with the weights of an undisturbed run."""
 
-import contextlib
-import time
-
 import psutil
 
 from tests.e2e.conftest import STEPS, Federation, spec
 from tests.support.processes import trainer, wait_for
-
-
-def test_an_agent_is_killed_while_it_trains(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-agent", STEPS, cycles=1))
-    agent = federation.agent_of(wait_for(lambda: federation.training(run_id)))
-    training = trainer(agent)
-    assert training is not None
-    agent.kill()
-    wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, limit=10)  # it goes with its daemon
-    agent.start()
-    assert federation.digests(run_id) == undisturbed
 
 
 def test_a_training_process_is_killed(federation: Federation, undisturbed: dict[str, str]) -> None:
@@ -43,18 +29,6 @@ def test_the_coordinator_is_killed_while_an_agent_trains(federation: Federation,
     assert federation.digests(run_id) == undisturbed
     # The agents did not even lose their attempt.
     assert all(a["attempt"] == 1 for a in federation.operator.get(f"/runs/{run_id}/assignments"))
-
-
-def test_the_engine_is_killed_again_and_again(federation: Federation, undisturbed: dict[str, str]) -> None:
-    run_id = federation.start(spec("kill-engine", STEPS, cycles=1))
-    wait_for(lambda: federation.training(run_id))
-    for _ in range(2):
-        for worker in psutil.Process(federation.coordinator.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # the last one, not yet collected
-                if "spawn_main" in " ".join(worker.cmdline()):
-                    worker.kill()
-        time.sleep(0.5)
-    assert federation.digests(run_id) == undisturbed
 
 
 def test_an_agent_told_to_stop_gives_its_work_back(federation: Federation, undisturbed: dict[str, str]) -> None:

@@ -88,10 +88,10 @@ def draw(seed: int) -> Plan:
 
 
 def draw_few(seed: int, point: str, agents: int) -> Plan:
-    """For CI: a short run, with a death at a point and two faults that are soon over."""
+    """For CI: a short run, with a death at a point and a fault that is soon over."""
     chosen = random.Random(seed)
     faults = [Fault(0.0, "point", "whoever comes there", how=point)]
-    for kind, target in chosen.sample([*((k, COORDINATOR) for k in OF_THE_COORDINATOR), *((k, "wire") for k in OF_THE_WIRE)], 2):
+    for kind, target in chosen.sample([*((k, COORDINATOR) for k in OF_THE_COORDINATOR), *((k, "wire") for k in OF_THE_WIRE)], 1):
         fault = _fault(chosen, kind, target if target == COORDINATOR else f"{target}-{chosen.randrange(agents)}", "short")
         faults.append(replace(fault, at=fault.at / 3, seconds=min(fault.seconds, 2.0)))
     return Plan(seed, "short", False, sorted(faults, key=lambda f: f.at))
