@@ -29,7 +29,7 @@ def mallory(live: LiveCoordinator) -> Hand:
     body = {"token": live.operator.post("/enrolment-tokens", {})["token"], "name": hand.name}
     answer = hand.http.post("/agents", json={**body, "device": {"kind": "[/]\x1b[2J", "name": HOSTILE}, "version": "[/]"})
     assert answer.status_code == 201, answer.text
-    hand.http.headers |= {"Authorization": f"Bearer {answer.json()['key']}", VERSION: str(SPOKEN)}
+    hand.http.headers.update({"Authorization": f"Bearer {answer.json()['key']}", VERSION: str(SPOKEN)})
     hand.http.get("/agents/me")  # who was never seen takes no part in a run
     return hand
 
