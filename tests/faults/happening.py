@@ -136,7 +136,7 @@ class Happening:
 
     def _replica(self, fault: Fault) -> None:
         """The agent a second time, with the same key, from a copy of its home."""
-        home = copy_home(self._fleet.agents[int(fault.target[-1])], self._fleet.folder / f"replica-{fault.target}")
+        home = copy_home(self._fleet.agents[int(fault.target[-1])], self._fleet.folder / f"replica-{fault.target}-{time.monotonic_ns()}")
         until = time.monotonic() + fault.seconds
         with contextlib.suppress(LocalError):
             double = Agent.at(home, environment=environment(self._fleet.folder, "replica"), timeout_s=fault.seconds)
