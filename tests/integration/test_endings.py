@@ -197,7 +197,7 @@ def first_label(live: LiveCoordinator, folder: Path, every: object) -> dict[str,
 
 def expect(live: LiveCoordinator, hand: Hand, run: str, biases: list[float]) -> list[dict[str, Tensors]]:
     """Rounds whose deltas change nothing but how much the head expects the first label, by so much; the model after each."""
-    models = []
+    models, model = [], blocks(live, run)  # by addition: after the last round another model may have taken its place already
     for bias in biases:
         assignment = hand.take(run)
         tensors = {name: torch.zeros_like(t) for name, t in hand.delta(assignment).items()}
@@ -205,7 +205,8 @@ def expect(live: LiveCoordinator, hand: Hand, run: str, biases: list[float]) -> 
         tensors[name][0] = bias
         hand.deliver(assignment, tensors)
         wait_for(lambda number=assignment.round: is_done(live, run, number))
-        models.append(blocks(live, run))
+        model = {block: {n: t + tensors[n] if n in tensors else t for n, t in part.items()} for block, part in model.items()}
+        models.append(model)
     return models
 
 
