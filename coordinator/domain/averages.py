@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedcybgd.coordinator.domain.history import VersionFacts
+from fedcybgd.coordinator.domain.history import VersionFacts, rounds_of
 from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 
 
@@ -17,7 +17,7 @@ def stood(line: Sequence[VersionFacts], after_rounds: int, last: int) -> list[Av
     found: list[AverageTerm] = []
     until = after_rounds
     for facts in line:
-        since = 0 if facts.round is None else facts.round + 1
+        since = rounds_of(facts)
         rounds = until - max(since, after_rounds - last + 1) + 1
         if rounds > 0:
             found.append(AverageTerm(version=facts.version, rounds=rounds))

@@ -63,7 +63,7 @@ def to_keep(lines: Mapping[str, Sequence[VersionFacts]], rounds_done: int, round
     The bytes of whole blocks are large and deltas are small: so the model is kept as it was at some rounds, as many apart as are to be
     kept, and between them the deltas. That is at most two models beside the present one, and the deltas of twice as many rounds.
     """
-    marks = {_rounds_of(facts) for line in lines.values() for facts in line if facts.exact}
+    marks = {rounds_of(facts) for line in lines.values() for facts in line if facts.exact}
     exact = {(f.block, f.version) for line in lines.values() for f in line if f.exact}
     if rounds_done - max(marks, default=-1) >= max(rounds, 1):
         marks.add(rounds_done)
@@ -73,10 +73,11 @@ def to_keep(lines: Mapping[str, Sequence[VersionFacts]], rounds_done: int, round
     for line in lines.values():
         for facts in line:
             kept.add((facts.block, facts.version))
-            if (facts.block, facts.version) in exact and _rounds_of(facts) <= horizon:
+            if (facts.block, facts.version) in exact and rounds_of(facts) <= horizon:
                 break
     return KeptVersions(frozenset(exact & kept), frozenset(kept))
 
 
-def _rounds_of(facts: VersionFacts) -> int:
+def rounds_of(facts: VersionFacts) -> int:
+    """Rounds that were done when a version came to be."""
     return 0 if facts.round is None else facts.round + 1
