@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help locks sbom setup demo demo-lm test test-all attack unit model fuzz lint types chaos docs serve clean benchmarks
+.PHONY: help locks sbom setup demo demo-lm test suite test-all attack unit model fuzz lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -31,7 +31,10 @@ demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live 
 demo-lm: setup ## The same for a small Llama on Shakespeare, with text before and after
 	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
 
-test: setup lint types ## Lint, types and all tests (WORKERS=4 runs four at a time)
+test: setup lint ## Lint, types and all tests (WORKERS=4 runs four at a time)
+	$(MAKE) --jobs 2 types suite
+
+suite: setup ## All tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10
 
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)

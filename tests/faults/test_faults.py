@@ -10,7 +10,7 @@ from tests.faults.judged import disturbed
 from tests.faults.plan import Plan, draw_few
 
 SEED, AGENTS = 100, 2
-OF_WHOLE_MODELS = ("submit", "apply")
+OF_WHOLE_MODELS = (r"submit:", r"\(apply\) commit after")
 """Where a process dies while whole models are averaged; at the other points it is a block cycle."""
 IMPORTANT = [
     r"web coordinator\.services\.path\.submit:\S+ commit after",
