@@ -9,6 +9,7 @@ from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.states import agents as states
 
 REMEMBERED = 20
 """Former daemons of an agent: a copy that was started before so many others is taken for a new one"""
@@ -44,6 +45,8 @@ def came(database: Database, agent_id: str, daemon: str, clock: Callable[[], dat
             if agent.daemon is not None:
                 former[agent.daemon] = False
             agent.daemon, agent.former_daemons = daemon, dict(list(former.items())[-REMEMBERED:])
+            if agent.state == AgentState.SILENT:
+                states.seen(agent, clock())  # with the key: else the other one could have it back
             signals.forget(session, agent_id)
     if is_former:
         raise AgentCopied(
