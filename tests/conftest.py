@@ -35,17 +35,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _decided_by_no_database(items: list[pytest.Item]) -> Iterator[pytest.Item]:
-    """Tests on PostgreSQL that say nothing which the same test on SQLite does not say; of every list of cases the first one stays."""
-    seen: set[tuple[Path, str]] = set()
+    """Tests on PostgreSQL that say nothing which the same test on SQLite does not say; `make test-all` has them."""
     for item in items:
-        if item.get_closest_marker("postgresql") is None or item.get_closest_marker("database_decides") is not None:
-            continue
-        assert isinstance(item, pytest.Function)
-        function = (item.path, item.originalname)
-        cases = set(item.callspec.params) - {"live", "database_url"}
-        if not cases or function in seen:
+        if item.get_closest_marker("postgresql") is not None and item.get_closest_marker("database_decides") is None:
             yield item
-        seen.add(function)
 
 
 @pytest.fixture(autouse=True, scope="module")
