@@ -12,7 +12,7 @@ HIGHEST = 127
 def packed(values: Sequence[float]) -> str:
     """`WIDTH` sums, of which the direction counts and nothing else; empty where there is none."""
     largest = max((abs(value) for value in values), default=0.0)
-    if not 0 < largest < math.inf:
+    if not 0 < largest < math.inf or any(map(math.isnan, values)):  # of NaN and a number the larger one is whichever came first
         return ""
     return base64.b64encode(array("b", [round(HIGHEST * value / largest) for value in values]).tobytes()).decode()
 

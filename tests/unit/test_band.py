@@ -65,7 +65,10 @@ class TestSketch:
         found = sketch.cosine(sketch.unpacked(sketched(one, 50_000)), sketch.unpacked(sketched(turned, 50_000)))
         assert found == pytest.approx(np.cos(np.radians(angle)), abs=0.2)  # three deviations of 256 sums
 
-    @pytest.mark.parametrize("values", [np.zeros(10), np.full(10, np.nan), np.full(10, np.inf), np.full(10, 3e38)])
+    @pytest.mark.parametrize(
+        "values",
+        [np.zeros(10), np.full(10, np.nan), np.full(10, np.inf), np.full(10, 3e38), np.append(np.ones(9), np.nan)],
+    )
     def test_what_has_no_direction_is_like_nothing(self, values: np.ndarray) -> None:
         found = sketched(values)
         assert np.isfinite(sketch.unpacked(found)).all()

@@ -11,14 +11,22 @@ import pytest
 from pydantic import ValidationError
 
 from fedcybgd.agent import lengths, policy, reaching
+from fedcybgd.agent.assignment_run import Tools, fetch, send
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import ConfigError
-from fedcybgd.agent.messages import Bounds
+from fedcybgd.agent.messages import Bounds, DataSource
+from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, fingerprint, load_policy
+from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.rooms import asking
-from fedcybgd.agent.settings import Home
+from fedcybgd.agent.settings import Config, Home
+from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
 from fedcybgd.agent.training.errors import PolicyBroken
 from fedcybgd.shared.contract.assignments import LeasedAssignment
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
 SAMPLE = json.loads((Path(__file__).parents[1] / "wire" / "samples" / "LeasedAssignment.json").read_text())["full"]
@@ -93,6 +101,56 @@ def test_each_rule_is_held_against_an_assignment(rule: str, value: Any, changes:
 )
 def test_what_keeps_to_the_rules_is_done(sections: dict[str, Any]) -> None:
     assert judged(rules(**sections), asked(), None) is None
+
+
+class Asked(Exception):
+    """The coordinator would have been asked."""
+
+
+def tools_with(tmp_path: Path, most: dict[str, Any]) -> Tools:
+    """No coordinator listens there: whoever asks it is found out when he waits for it."""
+
+    def pause(_: float) -> None:
+        raise Asked
+
+    url, home = "http://127.0.0.1:9", Home(tmp_path)
+    trainer = TrainerProcess(Config.model_validate({"coordinator": url, "data": {"rows": {"path": "rows.jsonl"}}}), home)
+    cache, outbox, residuals = ShardCache(home.cache, 1 << 30), Outbox(home.outbox), Residuals(home.residuals)
+    return Tools(Client(url), cache, outbox, trainer, DataSource(path="rows.jsonl"), residuals, rules(most=most), pause=pause)
+
+
+METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1, loss_last=1, seconds=1, tokens_per_s=1)
+SHARD = b"x" * 1000
+TO_FETCH = 600 + 700
+"""Bytes of the sample: its file, and its shard, packed"""
+
+
+def with_shard() -> LeasedAssignment:
+    """The sample, with a shard whose bytes are known."""
+    block = SAMPLE["manifest"]["blocks"][0] | {"digest": digest_of(SHARD), "size": len(SHARD)}
+    return asked(manifest__blocks=[block])
+
+
+@pytest.mark.parametrize(
+    ("gb", "cached", "asks"), [(TO_FETCH, False, True), (TO_FETCH - 1, False, False), (600, True, True), (599, True, False)]
+)
+def test_more_than_may_be_fetched_is_refused_before_a_byte_is(tmp_path: Path, gb: float, cached: bool, asks: bool) -> None:
+    """What the cache has costs nothing; the coordinator is not asked for what would be within the limit either."""
+    tools = tools_with(tmp_path, {"fetch_gb": gb / 1e9})
+    if cached:
+        tools.cache.path(digest_of(SHARD)).write_bytes(SHARD)
+    with pytest.raises(Asked if asks else PolicyRefused) as stopped:
+        fetch(tools, with_shard())
+    assert asks or str(stopped.value).startswith("most.fetch_gb: ")
+
+
+@pytest.mark.parametrize(("gb", "asks"), [(50, True), (49, False)])
+def test_more_than_may_be_sent_is_refused_before_a_byte_is(tmp_path: Path, gb: float, asks: bool) -> None:
+    tools = tools_with(tmp_path, {"send_gb": gb / 1e9})
+    (tmp_path / "delta").write_bytes(b"x" * 50)
+    with pytest.raises(Asked if asks else PolicyRefused) as stopped:
+        send(tools, asked(), tmp_path / "delta", METRICS)
+    assert asks or str(stopped.value).startswith("most.send_gb: ")
 
 
 def test_the_fingerprint_is_of_names_and_contents_in_any_order() -> None:

@@ -1,0 +1,80 @@
+"""The engine looks at a delta's numbers itself: what is not finite, or would not be once it was added, never counts."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
+from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.coordinator.engine.admit import admit
+from fedcybgd.coordinator.engine.shards import write_blob
+from fedcybgd.coordinator.storage import open_store
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.tensors import delta_file
+
+Tensors = dict[str, torch.Tensor]
+BLOCKS: dict[str, Tensors] = {
+    "layers.0": {"a.weight": torch.full((6, 4), 0.5), "a.bias": torch.ones(3)},
+    "head": {"h.weight": torch.ones(5, 4)},
+}
+LARGEST = 3.4e38
+"""Float32 goes no farther than 3.4028e38."""
+
+
+def admitted(
+    home: Path, delta: Tensors, blocks: dict[str, Tensors] = BLOCKS, most: float | None = None, codec: str = "float32"
+) -> AdmitResult:
+    """What the engine makes of a delta; without a limit to norms nothing but the finite check stands between it and the model."""
+    store, refs = open_store(home / "blobs"), []
+    for name, tensors in blocks.items():
+        digest, size = write_blob(store, save(tensors))
+        refs.append(ShardRef(block=name, version=0, codec="exact", digest=digest, size=size))
+    digest, _ = write_blob(store, save(delta, {"codec": codec}))
+    rules = AdmissionSection(max_relative_norm=most)
+    return admit(store, AdmitPayload(assignment_id="asg_0123456789abcdef", delta=digest, blocks=refs, always=["head"], rules=rules))
+
+
+def small(**values: float) -> Tensors:
+    """A delta that is good but for the last number of the tensors that are named; two underscores are a dot."""
+    tensors = {name: torch.full_like(tensor, 1e-3) for block in BLOCKS.values() for name, tensor in block.items()}
+    for name, value in values.items():
+        tensors[name.replace("__", ".")].flatten()[-1] = value
+    return tensors
+
+
+def test_a_good_delta_is_measured_and_nothing_is_said_against_it(tmp_path: Path) -> None:
+    result = admitted(tmp_path, small())
+    assert result.rejected_because is None
+    assert result.deltas["layers.0"].norm == pytest.approx(1e-3 * 27**0.5)
+    assert result.deltas["head"].base_norm == pytest.approx(20**0.5)
+
+
+@pytest.mark.parametrize("rows_at_once", [1 << 20, 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("name", "block"), [("a.weight", "layers.0"), ("a.bias", "layers.0"), ("h.weight", "head")])
+def test_what_is_not_finite_is_rejected_by_name_in_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: str, value: float, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(delta_file, "NUMBERS", rows_at_once)
+    result = admitted(tmp_path, small(**{name.replace(".", "__"): value}))
+    assert result.rejected_because == f"non_finite: {name} in block {block}"
+    assert result.deltas.keys() == BLOCKS.keys() - {block}, "a norm that is no number is not remembered"
+
+
+@pytest.mark.parametrize(("name", "block"), [("a.weight", "layers.0"), ("h.weight", "head")])
+def test_finite_numbers_whose_sum_is_not_are_rejected(tmp_path: Path, name: str, block: str) -> None:
+    grown = {b: {n: torch.full_like(t, LARGEST) if n == name else t for n, t in tensors.items()} for b, tensors in BLOCKS.items()}
+    delta = small(**{name.replace(".", "__"): LARGEST})
+    assert admitted(tmp_path, delta, grown).rejected_because == f"non_finite: {name} in block {block}"
+    assert admitted(tmp_path, small(), grown).rejected_because is None, "what is large already may stay so"
+    back = small(**{name.replace(".", "__"): -LARGEST})
+    assert admitted(tmp_path, back, grown).rejected_because is None
+
+
+def test_a_codec_that_rounds_to_infinity_is_rejected(tmp_path: Path) -> None:
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in small(h__weight=LARGEST).items()}
+    assert rounded["h.weight"].isinf().any()
+    assert admitted(tmp_path, rounded, codec="bfloat16").rejected_because == "non_finite: h.weight in block head"
