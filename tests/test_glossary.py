@@ -90,3 +90,8 @@ def test_no_class_has_the_name_of_another() -> None:
         places[name].append(file)
     assert {name: files for name, files in places.items() if len(files) > 1 and name not in TWICE} == {}
     assert {name for name in TWICE if len(places[name]) < 2} == set(), "these are not needed any more"
+
+
+def test_an_entry_stands_once() -> None:
+    entries = re.findall(r"^\| \*\*(.+?)\*\* \|", GLOSSARY, re.MULTILINE)
+    assert [entry for entry in entries if entries.count(entry) > 1] == []

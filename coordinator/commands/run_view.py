@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.coordinator.commands.output import moment
+from fedcybgd.coordinator.commands.score_table import scores
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.views import MemberView, RunView
 
@@ -21,7 +22,7 @@ def draw(run: RunView) -> RenderableType:
     """The whole view of a run, from the answer of `GET /v1/runs/{run}`."""
     parts: list[RenderableType] = [_heading(run), _progress(run), _blocks(run), *_current(run)]
     if run.evaluations:
-        parts.append(_evaluations(run))
+        parts.append(scores(run.evaluations))
     return Group(*parts)
 
 
@@ -125,17 +126,3 @@ def _standing(member: MemberView) -> str:
             return "in quarantine: it is asked for nothing for a while; `fedcoord agents release` ends that"
         case _:
             return "never seen: `fedagent run` was not started there yet"
-
-
-def _evaluations(run: RunView) -> Table:
-    table = Table("after rounds", "held-out loss", "accuracy", "rows", box=None, padding=(0, 2))
-    for e in run.evaluations[-8:]:
-        if e.failed:
-            why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
-            table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"), "–", "–")
-            continue
-        accuracy = f"{e.accuracy:.2%}" if e.accuracy is not None else "–"
-        if e.labels_never_right:
-            accuracy += f", {e.labels_never_right} of {e.labels_held_out} labels never right"
-        table.add_row(str(e.after_rounds), f"{e.loss:.4f}", accuracy, f"{e.rows:,}")
-    return table

@@ -1,5 +1,6 @@
 """How a classifier fares label by label: what accuracy alone hides."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,3 +42,21 @@ class LabelTally:
         """The mean, over the labels that some row has, of 2 · right / (rows + guessed)."""
         found = [2 * right / (rows + guessed) for rows, guessed, right in zip(self.rows, self.guessed, self.right, strict=True) if rows]
         return sum(found) / max(1, len(found))
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always saying the label that most rows have."""
+        return max(self.rows, default=0) / max(1, sum(self.rows))
+
+    @property
+    def matthews(self) -> float:
+        """Matthews' correlation of guesses and labels, for any number of labels: Gorodkin's R_K (2004). 0 where either never varies."""
+        rows, right = sum(self.rows), sum(self.right)
+        together = right * rows - sum(have * said for have, said in zip(self.rows, self.guessed, strict=True))
+        of_labels, of_guesses = (rows**2 - sum(count**2 for count in counts) for counts in (self.rows, self.guessed))
+        return together / math.sqrt(of_labels * of_guesses) if of_labels and of_guesses else 0.0
+
+    @property
+    def accuracy_error(self) -> float:
+        """The standard error of the accuracy, as of rows drawn one by one: √(p (1 - p) / rows)."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / max(1, sum(self.rows)))

@@ -262,6 +262,11 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
     )
 
 
+def written(spec: RunFile, agents: int) -> str:
+    """YAML of what is not at its default, with the number of agents in place of their names."""
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True) | {"agents": agents}, sort_keys=False)
+
+
 def checked(values: Mapping[str, object]) -> RunFile:
     """A run file that is given as a mapping. Raises `RunFileInvalid`; its message has one line for each wrong field."""
     try:

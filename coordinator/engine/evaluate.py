@@ -9,6 +9,7 @@ import torch
 
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.label_tally import LabelTally
+from fedcybgd.coordinator.domain.mean_loss import MeanLoss
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
@@ -16,7 +17,7 @@ from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import read_examples
-from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
+from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, row_losses
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
@@ -49,25 +50,35 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     streamed.fill(payload.blocks)
     features = encoder(examples, payload.held_out.name)[: payload.rows]
     features.sort(key=lambda f: len(f.ids))
-    total, count, tally = 0.0, 0, LabelTally.empty(payload.num_labels or 0)
+    measured, tally = MeanLoss(), LabelTally.empty(payload.num_labels or 0)
     with torch.inference_mode():
         for batch_indices in chunks(range(len(features)), max(1, TOKENS_A_BATCH // payload.max_length)):
             batch = encoder.collate([features[i] for i in batch_indices])
             logits = forward_logits(streamed.model, batch)
-            loss, predictions = loss_sum(logits, batch, payload.task)
-            total += float(loss)
-            count += predictions
+            losses, predictions = row_losses(logits, batch, payload.task)
+            measured.add(losses.tolist(), predictions.tolist())
             if payload.task == "text-classification":
                 tally.add(batch.labels.tolist(), logits.argmax(-1).tolist())
-    if not math.isfinite(total):
-        raise NotFinite(f"the loss after {payload.after_rounds} rounds is {total}: the weights have grown too large, or are not finite")
+    if not math.isfinite(measured.total):
+        raise NotFinite(
+            f"the loss after {payload.after_rounds} rounds is {measured.total}: the weights have grown too large, or are not finite"
+        )
     labelled = payload.task == "text-classification"
     return EvaluateResult(
         rows=min(len(examples), payload.rows or len(examples)),
-        loss=total / max(count, 1),
+        loss=measured.mean,
+        loss_error=measured.error,
+        bits_per_byte=None if labelled else _bits_per_byte(measured.total, encoder.predicted_bytes(features)),
         accuracy=tally.accuracy if labelled else None,
+        accuracy_error=tally.accuracy_error if labelled else None,
+        majority=tally.majority if labelled else None,
+        matthews=tally.matthews if labelled else None,
         macro_f1=tally.macro_f1 if labelled else None,
         labels_held_out=tally.held_out if labelled else None,
         labels_never_right=tally.never_right if labelled else None,
         seconds=time.monotonic() - began,
     )
+
+
+def _bits_per_byte(nats: float, text_bytes: int) -> float | None:
+    return nats / math.log(2) / text_bytes if text_bytes else None

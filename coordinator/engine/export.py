@@ -3,7 +3,8 @@
 import json
 
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
-from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, shard_header, write_shard
+from fedcybgd.coordinator.domain.model_card import NAME
+from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, shard_header, write_blob, write_shard
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
@@ -20,4 +21,11 @@ def export(store: EngineStore, payload: ExportPayload) -> ExportResult:
         pieces += [from_blob(store, block.digest, header, tensor, names[name]) for name, tensor in header.tensors.items()]
     digest, size = write_shard(store, pieces, {"format": "pt"})
     weights = FileRef(name="model.safetensors", digest=digest, size=size)
-    return ExportResult(after_rounds=payload.after_rounds, files=[*payload.files, weights])
+    return ExportResult(after_rounds=payload.after_rounds, files=[*payload.files, weights, *_card(store, payload.card)])
+
+
+def _card(store: EngineStore, card: str | None) -> list[FileRef]:
+    if card is None:
+        return []
+    digest, size = write_blob(store, card.encode())
+    return [FileRef(name=NAME, digest=digest, size=size)]

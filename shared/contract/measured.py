@@ -11,12 +11,32 @@ class Failure(BaseModel):
     message: str
 
 
+class Spent(BaseModel):
+    """What a run's model had cost when its score was asked for."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes_down: int = Field(description="bytes of shards, patches and files sent to agents")
+    bytes_up: int = Field(description="bytes of deltas received")
+    tokens: int = Field(description="tokens trained on by the visits that count, padding apart")
+    seconds: float = Field(description="since the run was first started, pauses included")
+
+
 class Score(BaseModel):
     """Of a model, on held-out rows."""
 
     loss: float | None
     """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
+    loss_error: float | None = None
+    """standard error of the loss, for the choice of the rows (or of the windows of text)"""
+    bits_per_byte: float | None = None
+    """of a language model: bits it needs for a byte of the text; unlike the loss, the same measure whatever the tokenizer"""
     accuracy: float | None
+    accuracy_error: float | None = None
+    """standard error of the accuracy, for the choice of the rows"""
+    majority: float | None = None
+    """of a classifier: the accuracy of always saying the label that most held-out rows have"""
+    matthews: float | None = None
+    """of a classifier: Matthews' correlation, from -1 over 0 (no better than chance) to 1"""
     macro_f1: float | None = None
     """of a classifier: the mean over the labels that held-out rows have"""
     labels_held_out: int | None = None
@@ -24,6 +44,8 @@ class Score(BaseModel):
     """of those, how many no row was right of"""
     rows: int
     seconds: float
+    spent: Spent | None = None
+    """what the model had cost by then"""
     failed: Failure | None = None
     """why there is no loss"""
 

@@ -156,6 +156,13 @@ class RowEncoder:
             question = (begin + prompt)[-(self.max_length - len(answer)) :]
             yield Features(question + answer, [IGNORED] * len(question) + answer)
 
+    def predicted_bytes(self, features: Iterable[Features]) -> int:
+        """Bytes (UTF-8) of the text that a language model is asked to predict, as the tokenizer writes it; special tokens have none."""
+        return sum(self._written(f.ids) - self._written(f.ids[: _asked(f)]) for f in features)
+
+    def _written(self, ids: Sequence[int]) -> int:
+        return len(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).encode())
+
     def collate(self, features: Sequence[Features]) -> Batch:
         """One batch, padded to its longest row where the model does not see it."""
         width = max(len(f.ids) for f in features)
@@ -175,6 +182,11 @@ class RowEncoder:
         if self.task == "text-classification":
             labels = torch.tensor([f.labels[0] for f in features])
         return Batch(ids, mask, labels, segments)
+
+
+def _asked(feature: Features) -> int:
+    """The first place that is predicted; nothing comes before the first token."""
+    return max(1, next((place for place, label in enumerate(feature.labels) if label != IGNORED), len(feature.ids)))
 
 
 class _Windows:
@@ -226,6 +238,15 @@ def loss_sum(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Tens
     targets = batch.labels[:, 1:].reshape(-1)
     total = functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
     return total, int((targets != IGNORED).sum())
+
+
+def row_losses(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the summed cross entropy (nats, float32, shape (rows,)) and over how many predictions it was summed (int64, (rows,))."""
+    if task == "text-classification":
+        return functional.cross_entropy(logits, batch.labels, reduction="none"), torch.ones_like(batch.labels)
+    targets = batch.labels[:, 1:]
+    losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return losses.sum(1), (targets != IGNORED).sum(1)
 
 
 def chunks(order: Iterable[int], size: int) -> list[list[int]]:

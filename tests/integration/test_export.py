@@ -1,6 +1,7 @@
 """What a run ends in: held-out figures that anybody can check with transformers alone, and a directory that it loads."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,22 @@ def test_an_exported_classifier_scores_what_the_coordinator_said(live: LiveCoord
     assert said["rows"] == len(ROWS)
     assert said["accuracy"] == pytest.approx(float((output.logits.argmax(-1) == labels).float().mean()))
     assert said["loss"] == pytest.approx(float(output.loss), rel=1e-4)
+    losses = torch.nn.functional.cross_entropy(output.logits, labels, reduction="none")
+    assert said["loss_error"] == pytest.approx(float(losses.std()) / len(ROWS) ** 0.5, rel=1e-3)
+    assert said["majority"] == max(int((labels == label).sum()) for label in range(3)) / len(ROWS)
+
+    visits = live.operator.get(f"/runs/{run}/assignments")
+    spent = said["spent"]
+    assert spent["tokens"] == sum(visit["metrics"]["tokens"] for visit in visits) > 0
+    assert (spent["bytes_down"], spent["bytes_up"]) == (view["bytes"]["down"], view["bytes"]["up"])
+    assert spent["bytes_up"] > 0
+    assert view["evaluations"][0]["spent"] | {"seconds": 0} == {"bytes_down": 0, "bytes_up": 0, "tokens": 0, "seconds": 0}
+
+    card = (folder / "README.md").read_text()
+    assert f"| 2 | {said['accuracy']:.2%} ± " in card
+    assert "(base model)" in card
+    assert "AutoModelForSequenceClassification" in card
+    assert hand.name not in card
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -104,7 +121,12 @@ def test_an_exported_language_model_scores_what_the_coordinator_said(live: LiveC
             if window.shape[1] > 1:
                 total += float(loaded(window, labels=window).loss) * (window.shape[1] - 1)
                 count += window.shape[1] - 1
-    assert view["evaluations"][-1]["loss"] == pytest.approx(total / count, rel=1e-4)
+    said = view["evaluations"][-1]
+    assert said["loss"] == pytest.approx(total / count, rel=1e-4)
+    # The tokenizer has one token a word: a predicted one is a space and a word.
+    predicted = [i for start in range(0, len(stream), 16) for i in stream[start + 1 : start + 16]]
+    written = sum(1 + len(tokenizer.decode([i])) for i in predicted)
+    assert said["bits_per_byte"] == pytest.approx(total / math.log(2) / written, rel=1e-4)
 
 
 def test_a_draft_exports_its_base_and_a_fresh_head(live: LiveCoordinator, model: str, bert: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field
 
 from fedcybgd.shared.contract.manifests import FileRef, ShardRef
+from fedcybgd.shared.contract.measured import Spent
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.table_format import TableFormat
 
@@ -32,13 +33,20 @@ class EvaluatePayload(TaskSpec):
     held_out: HeldOutRef
     rows: int | None = None
     """the first ones only; None: all"""
+    spent: Spent | None = None
+    """what the model had cost by then, for the books"""
 
 
 class EvaluateResult(BaseModel):
     rows: int
     loss: float
     """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
+    loss_error: float | None = None
+    bits_per_byte: float | None = None
     accuracy: float | None
+    accuracy_error: float | None = None
+    majority: float | None = None
+    matthews: float | None = None
     macro_f1: float | None = None
     """mean over the labels that held-out rows have"""
     labels_held_out: int | None = None

@@ -200,6 +200,8 @@ class ExportPayload(BaseModel):
     task: Task
     files: list[FileRef]
     blocks: list[ShardRef]
+    card: str | None = None
+    """what the model says of itself; None: the export was asked for before there were cards"""
 
 
 class ExportResult(BaseModel):

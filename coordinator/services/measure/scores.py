@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Evaluation, Round, Run
+from fedcybgd.coordinator.db.models import Assignment, Evaluation, Round, Run
 from fedcybgd.coordinator.domain.candidates import is_better
 from fedcybgd.coordinator.domain.gate import REMEMBERED
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
@@ -14,8 +14,8 @@ from fedcybgd.coordinator.domain.jobs.registry import EVALUATE, LOSS, Done, Fail
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.measure import calibration, label_skew
-from fedcybgd.coordinator.services.records import jobs
-from fedcybgd.shared.contract.measured import Failure, Score
+from fedcybgd.coordinator.services.records import jobs, ledgers
+from fedcybgd.shared.contract.measured import Failure, Score, Spent
 
 
 def evaluate_if_due(session: Session, run: Run, after_rounds: int, now: datetime) -> None:
@@ -109,11 +109,11 @@ def _rounds_at(session: Session, run_id: str, payload: EvaluatePayload) -> tuple
 
 def request_score(session: Session, run: Run, after_rounds: int, now: datetime) -> None:
     """Have the model scored on all held-out rows, as it is after a number of rounds."""
-    payload = scoring_of(session, run, after_rounds)
+    payload = scoring_of(session, run, after_rounds).model_copy(update={"spent": spent(session, run, after_rounds, now)})
     # What the training is measured against is not skipped, nor what the end of a run depends on.
     depends = run.spec.keep_best or run.spec.stop is not None
     for skipped in jobs.skip(session, EVALUATE, run.id, now, lambda waiting: waiting.after_rounds > 0 and not depends):
-        _keep_score(session, run.id, skipped.after_rounds, _no_score(SKIPPED), now)
+        _keep_score(session, run.id, skipped.after_rounds, _no_score(SKIPPED, skipped.spent), now)
     jobs.enqueue(session, EVALUATE, run.id, payload, now)
 
 
@@ -125,8 +125,22 @@ def scoring_of(session: Session, run: Run, after_rounds: int) -> EvaluatePayload
     )  # fmt: skip
 
 
+def spent(session: Session, run: Run, after_rounds: int, now: datetime) -> Spent:
+    """What the model had cost after so many rounds, which have just been."""
+    tokens, since = 0, 0
+    for earlier in queries.last_evaluations(session, run.id, 1):
+        if earlier.metrics.spent is not None:
+            tokens, since = earlier.metrics.spent.tokens, earlier.after_rounds
+    in_between = Assignment.round >= since, Assignment.round < after_rounds, Assignment.applied
+    visits = session.scalars(select(Assignment.metrics).where(Assignment.run_id == run.id, *in_between))
+    tokens += sum(metrics.tokens for metrics in visits if metrics is not None)
+    sent = ledgers.bytes_of(ledgers.totals(session, run.id))
+    seconds = (now - run.started_at).total_seconds() if run.started_at is not None else 0.0
+    return Spent(bytes_down=sent.down, bytes_up=sent.up, tokens=tokens, seconds=seconds)
+
+
 def scored(session: Session, done: Done[EvaluatePayload, EvaluateResult]) -> None:
-    score = score_of(done.result)
+    score = score_of(done.result).model_copy(update={"spent": done.payload.spent})
     _keep_score(session, done.subject, done.payload.after_rounds, score, done.now)
     session.flush()
     label_skew.look_at_score(session, done.subject, done.payload.after_rounds, score, done.now)
@@ -139,11 +153,11 @@ def score_of(found: EvaluateResult) -> Score:
 def score_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
     after_rounds = failed.payload.after_rounds
     why = calibration.failed(session, failed, f"the score after {after_rounds} rounds")
-    _keep_score(session, failed.subject, after_rounds, _no_score(why), failed.now)
+    _keep_score(session, failed.subject, after_rounds, _no_score(why, failed.payload.spent), failed.now)
 
 
-def _no_score(why: Failure) -> Score:
-    return Score(loss=None, accuracy=None, rows=0, seconds=0.0, failed=why)
+def _no_score(why: Failure, spent: Spent | None) -> Score:
+    return Score(loss=None, accuracy=None, rows=0, seconds=0.0, spent=spent, failed=why)
 
 
 def _keep_score(session: Session, run_id: str, after_rounds: int, score: Score, now: datetime) -> None:

@@ -1,16 +1,19 @@
 """Exports: the present model of a run, joined to a directory of files."""
 
 from datetime import datetime
+from importlib.metadata import version
 
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Job
+from fedcybgd.coordinator.db.models import Job, Model, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
 from fedcybgd.coordinator.domain.jobs.registry import EXPORT, Failed
+from fedcybgd.coordinator.domain.model_card import CardFacts, model_card
 from fedcybgd.coordinator.errors import Conflict, NotFound
-from fedcybgd.coordinator.services.records import jobs
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.coordinator.services.records.events import record
 
 
@@ -29,9 +32,20 @@ def request_export(session: Session, name: str, now: datetime) -> Job:
         raise RunNotPrepared(f"run {run.name} has no model yet")
     payload = ExportPayload(
         after_rounds=run.rounds_done, task=run.spec.task.kind,
-        files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
+        files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), card=model_card(_facts(session, run)),
     )  # fmt: skip
     return jobs.enqueue(session, EXPORT, run.id, payload, now)
+
+
+def _facts(session: Session, run: Run) -> CardFacts:
+    model = session.get_one(Model, run.model_id)
+    return CardFacts(
+        run=run.name, base=model.name, base_blocks=model.blocks, spec=run.spec,
+        rounds_done=run.rounds_done, rounds_total=run.rounds_total, agents=len(run.participants),
+        scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run)],
+        sent=ledgers.bytes_of(ledgers.totals(session, run.id)), whole_model_bytes=sum(block.size for block in model.blocks),
+        made_with=version("fedcybgd"),
+    )  # fmt: skip
 
 
 def export_of(session: Session, name: str, job_id: str) -> ExportResult | None:

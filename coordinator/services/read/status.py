@@ -21,7 +21,7 @@ from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
-from fedcybgd.shared.contract.views import BlockView, BytesView, EvaluationView, EventView, LeaseView, RunView, StatusView
+from fedcybgd.shared.contract.views import BlockView, EvaluationView, EventView, LeaseView, RunView, StatusView
 
 RUNS_SHOWN, ROUNDS_SHOWN, EVENTS_SHOWN, TROUBLES_SHOWN = 50, 12, 10, 20
 SHOWN = 100
@@ -69,7 +69,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
         evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **dict(e.metrics))
                      for e in queries.last_evaluations(session, run.id, SHOWN)],
         conclusion=run.conclusion,
-        bytes=_bytes(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
+        bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
         failed_measurements=sum(jobs[JobState.FAILED][kind] for kind in kinds_that(OnFailure.GOES_ON)),
         seconds_left=_seconds_left(run, now), events=_events(queries.events_of(session, run.id, EVENTS_SHOWN)),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
         agents=list(lists.agents(session, Page(limit=AGENTS_SHOWN)).items),
         training=session.scalar(TRAINING) or 0,
         leases=[LeaseView(**row._mapping, block=called(row.blocks)) for row in session.execute(LEASES)],
-        bytes=_bytes(ledgers.totals(session)),
+        bytes=ledgers.bytes_of(ledgers.totals(session)),
         jobs=queries.jobs_by_state(session), running_jobs=running_jobs(session, now),
         last_errors=_events(queries.last_troubles(session, TROUBLES_SHOWN)),
     )  # fmt: skip
@@ -94,10 +94,6 @@ def signing_key(session: Session) -> SigningKeyView:
     if row is None:
         raise NotFound("this coordinator has no signing key: `fedcoord key renew` makes one")
     return SigningKeyView(key=row.public, fingerprint=row.fingerprint)
-
-
-def _bytes(by_kind: dict[str, int]) -> BytesView:
-    return BytesView(down=sum(by_kind.get(kind, 0) for kind in ("shard", "patch", "file")), up=by_kind.get("delta", 0))
 
 
 def _events(events: Iterable[Event]) -> list[EventView]:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Exposure, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.upsert import upsert
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.views import BytesView
 
 
 def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
@@ -34,3 +35,8 @@ def totals(session: Session, run_id: str | None = None) -> dict[str, int]:
     query = select(TrafficTotal.kind, func.sum(TrafficTotal.bytes)).group_by(TrafficTotal.kind)
     rows = session.execute(query if run_id is None else query.where(TrafficTotal.run_id == run_id))
     return {kind: int(total) for kind, total in rows}
+
+
+def bytes_of(by_kind: dict[str, int]) -> BytesView:
+    """Those that went down to agents, and those that came up."""
+    return BytesView(down=sum(by_kind.get(kind, 0) for kind in ("shard", "patch", "file")), up=by_kind.get("delta", 0))

@@ -1,0 +1,101 @@
+"""The text that an exported model says of itself: where it comes from, what was done, what came of it, and how to load it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedcybgd.coordinator.domain.model_blocks import StoredBlock
+from fedcybgd.coordinator.domain.run_file import RunFile, written
+from fedcybgd.shared.contract.digests import Digest, digest_of
+from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.views import BytesView
+from fedcybgd.shared.contract.words import Task
+
+NAME = "README.md"
+CLASSES: dict[Task, str] = {"text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM"}
+PIPELINES: dict[Task, str] = {"text-classification": "text-classification", "causal-lm": "text-generation"}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is known of a run's present model."""
+
+    run: str
+    base: str
+    base_blocks: Sequence[StoredBlock]
+    spec: RunFile
+    rounds_done: int
+    rounds_total: int
+    agents: int
+    scores: Sequence[tuple[int, Score]]
+    """after how many rounds, the oldest first"""
+    sent: BytesView
+    whole_model_bytes: int
+    made_with: str
+    """version of the coordinator"""
+
+
+def base_digest(blocks: Sequence[StoredBlock]) -> Digest:
+    """Of the base model's weights: of one line `block digest` a block, in model order."""
+    return digest_of("".join(f"{block.name} {block.digest}\n" for block in blocks).encode())
+
+
+def model_card(facts: CardFacts) -> str:
+    """Markdown. The same facts give the same text. Names of agents are not in it."""
+    task = facts.spec.task.kind
+    lines = [
+        "---", "library_name: transformers", f"pipeline_tag: {PIPELINES[task]}", "tags: [federated-learning, fedcybgd]", "---", "",
+        f"# {facts.run}", "",
+        f"All parameters of `{facts.base}`, fine-tuned together by {facts.agents} agents on data that stayed with them.", "",
+        "| | |", "|---|---|",
+        f"| base model | `{facts.base}`, weights `{base_digest(facts.base_blocks)}` |",
+        f"| method | `{facts.spec.method}`, {facts.rounds_done} of {facts.rounds_total} rounds |",
+        f"| sent to agents, received | {facts.sent.down / 1e6:,.1f} MB, {facts.sent.up / 1e6:,.1f} MB; the model has {facts.whole_model_bytes / 1e6:,.1f} MB |",
+        f"| made with | fedcybgd {facts.made_with} |", "",
+        "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",
+        "## Scores", "", *_scores(task, facts.scores), "",
+        "## Use", "", "```python", f"from transformers import AutoTokenizer, {CLASSES[task]}", "",
+        'tokenizer = AutoTokenizer.from_pretrained(".")', f'model = {CLASSES[task]}.from_pretrained(".")', "```", "",
+        "## Run file", "", "What is not named has the default of that version. Agents are counted, not named.", "",
+        *("    " + line for line in written(facts.spec, facts.agents).splitlines()), "",
+        "The licence of the base model, and what its card says of its limits, go for this model, too.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _scores(task: Task, scores: Sequence[tuple[int, Score]]) -> list[str]:
+    made = [(rounds, score) for rounds, score in scores if score.loss is not None]
+    if not made:
+        return ["It was not scored on held-out rows."]
+    chosen = made[:1] + (made[-1:] if len(made) > 1 else [])
+    labelled = task == "text-classification"
+    measures = ("accuracy", "macro-F1", "Matthews") if labelled else ("perplexity", "bits a byte")
+    lines = [f"On {made[-1][1].rows:,} held-out rows, ± one standard error.", ""]
+    lines += ["| after rounds | " + " | ".join(measures) + " | loss |", "|---|" + "---|" * (len(measures) + 1)]
+    for rounds, score in chosen:
+        cells = _of_labels(score) if labelled else _of_text(score)
+        lines.append(
+            f"| {f'{rounds} (base model)' if rounds == 0 else rounds} | {' | '.join(cells)} | {score.loss:.4f}{_error(score.loss_error)} |"
+        )
+    last = made[-1][1]
+    if last.majority is not None:
+        lines += ["", f"Saying the commonest label always would have an accuracy of {last.majority:.2%}."]
+    if last.labels_never_right:
+        lines.append(f"Of {last.labels_never_right} of {last.labels_held_out} labels no row is right.")
+    return lines
+
+
+def _of_labels(score: Score) -> list[str]:
+    accuracy = "–" if score.accuracy is None else f"{score.accuracy:.2%}"
+    if score.accuracy_error is not None:
+        accuracy += f" ± {100 * score.accuracy_error:.2f}"
+    return [accuracy, *("–" if number is None else f"{number:.3f}" for number in (score.macro_f1, score.matthews))]
+
+
+def _of_text(score: Score) -> list[str]:
+    perplexity = "–" if score.loss is None else f"{math.exp(min(score.loss, 700)):,.2f}"
+    return [perplexity, "–" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"]
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.4f}"
