@@ -12,6 +12,7 @@ from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.addresses import hint
+from fedcybgd.shared.host.authorities import believed
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 ADVICE = {
@@ -32,7 +33,7 @@ def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx
     if isinstance(key, str) and key:
         headers["Authorization"] = f"Bearer {key}"
     try:
-        verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else True
+        verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else believed(httpx.create_ssl_context)
         auth = key if isinstance(key, Signer) else None
         return httpx.Client(
             base_url=url.rstrip("/") + API, headers=headers, auth=auth, timeout=TIMEOUT, follow_redirects=False, verify=verify

@@ -50,9 +50,12 @@ def fenced(page: str, language: str) -> list[str]:
 # ---- what is generated ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+GENERATED = generate.pages()
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
 def test_generated_parts_are_what_the_code_says(page: Path) -> None:
-    assert page.read_text() == generate.pages()[page], "run `make docs`"
+    assert page.read_text() == GENERATED[page], "run `make docs`"
 
 
 def test_every_state_machine_is_drawn() -> None:

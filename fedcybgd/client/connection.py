@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from fedcybgd.client.errors import AnswerInvalid, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
+from fedcybgd.shared.host.authorities import believed
 
 DEFAULT_URL = "http://127.0.0.1:8440"
 PAGE = 1000
@@ -38,7 +39,9 @@ class Connection:
             raise KeyInvalid("FEDCOORD_OPERATOR_KEY has characters that no key has; copy it again, from fco_ to its end")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._http = httpx.Client(base_url=self.url + API, headers=headers, timeout=timeout_s)
+            self._http = httpx.Client(
+                base_url=self.url + API, headers=headers, timeout=timeout_s, verify=believed(httpx.create_ssl_context)
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise AddressInvalid(f"{self.url} is no address of a coordinator ({error}); set FEDCOORD_URL") from error
         check_way(self.url, os.environ.get("FEDCOORD_PLAIN_HTTP") == "allowed", "set FEDCOORD_PLAIN_HTTP=allowed")

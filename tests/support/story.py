@@ -5,6 +5,8 @@ The engine is played: what it would measure is always the same. A run file that 
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -58,6 +60,10 @@ HOUR = timedelta(hours=1)
 IDS = re.compile(r"\b(run|asg|job)_[0-9a-f]{16}\b")
 
 
+class SaidEnough(Exception):
+    """What is still to be told makes no difference."""
+
+
 def stage(database: Database) -> None:
     """What is there before any run: models, agents, held-out files."""
     now = utcnow()
@@ -98,19 +104,26 @@ def _stored(name: str, block: BlockShape) -> StoredBlock:
 
 
 class Story:
-    """One run from its run file to its end, rolled back afterwards; `told` is what was said where, as JSON."""
+    """One run from its run file to its end, rolled back afterwards; `told` is what was said where, as JSON.
 
-    def __init__(self, database: Database, spec: RunFile) -> None:
-        self.spec = spec
+    `asides`: what is tried and taken back before the first round. `known` of `where`: with the first word there that is another, it has said enough.
+    """
+
+    def __init__(self, database: Database, spec: RunFile, asides: bool = True, where: str = "", known: Sequence[Any] = ()) -> None:
+        self.spec, self._asides, self._where, self._known = spec, asides, where, known
         self.told: dict[str, list[Any]] = {}
         self._ids: dict[str, str] = {}
         with Session(database.engine) as self.session:
-            self._tell()
+            with suppress(SaidEnough):
+                self._tell()
             self.session.rollback()
 
     def _say(self, where: str, what: Any) -> None:
         text = IDS.sub(lambda m: self._ids.setdefault(m[0], f"{m[1]} {len(self._ids)}"), json.dumps(what, default=str, sort_keys=True))
-        self.told.setdefault(where, []).append(text)
+        said = self.told.setdefault(where, [])
+        said.append(text)
+        if where == self._where and said != list(self._known[: len(said)]):
+            raise SaidEnough
 
     def _tell(self) -> None:
         session, spec = self.session, self.spec
@@ -124,8 +137,9 @@ class Story:
         session.flush()
         steer.start(session, run.id, utcnow())
         self._say("participants", run.participants)
-        self._patience(run)
-        self._attempts(run)
+        if self._asides:
+            self._patience(run)
+            self._attempts(run)
         while run.state == "running" and (number := run.rounds_done) <= len(run.trained_blocks):
             self._round(run, number)  # into the second cycle
             if run.rounds_done == number:

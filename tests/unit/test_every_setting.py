@@ -23,6 +23,7 @@ PLAIN: dict[str, Any] = {
     "evaluate": {"held_out": "rows.csv", "digest": ROWS},
 }  # fmt: skip
 Changes = Mapping[str, Any]
+ASIDES = {"patience", "attempts"}
 
 EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     # field: (where it acts, another value, what else both run files say)
@@ -131,10 +132,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 _known: dict[str, dict[str, list[Any]]] = {}
 
 
-def told(database: Database, changes: Changes) -> dict[str, list[Any]]:
-    key = repr(changes)
+def told(database: Database, changes: Changes, asides: bool = True) -> dict[str, list[Any]]:
+    key = repr((changes, asides))
     if key not in _known:
-        _known[key] = Story(database, with_changes(changes)).told
+        _known[key] = Story(database, with_changes(changes), asides).told
     return _known[key]
 
 
@@ -145,8 +146,9 @@ def test_no_field_is_without_an_effect_that_is_looked_at() -> None:
 @pytest.mark.parametrize("field", list(leaves(RunFile)))
 def test_another_value_makes_another_story(database: Database, field: str) -> None:
     where, value, also = EFFECTS[field]
-    one = told(database, also if field != "task.kind" else {})
-    other = told(database, {**also, field: value})
+    asides = where in ASIDES
+    one = told(database, also if field != "task.kind" else {}, asides)
+    other = Story(database, with_changes({**also, field: value}), asides, where, one.get(where, [])).told
     assert one.get(where) != other.get(where)
 
 

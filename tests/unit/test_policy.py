@@ -325,7 +325,7 @@ def test_an_answer_that_drips_is_given_up() -> None:
 
 
 def test_a_tokenizer_without_an_end_does_not_hold_up_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lengths, "SECONDS", 5.0)
+    monkeypatch.setattr(lengths, "SECONDS", 3.0)
     slow = {
         "version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "^(\\w+\\s?)*$"}, "behavior": "Isolated", "invert": False},

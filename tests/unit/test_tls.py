@@ -1,6 +1,7 @@
 """A certificate and a key that a coordinator cannot serve with, and keys that would cross a network unencrypted."""
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -21,6 +22,7 @@ from fedcybgd.coordinator.serve import certificate_of
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls.tls import TlsUnusable
 from fedcybgd.shared.host.addresses import PlainAddress
+from fedcybgd.shared.host.authorities import believed as authorities
 
 
 @pytest.fixture
@@ -129,3 +131,16 @@ def test_an_agent_believes_the_authority_that_is_named_and_no_other(tmp_path: Pa
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 http.get("/health")
         thread.join(10)
+
+
+def test_authorities_are_read_once_and_again_where_they_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "other"):
+        trustme.CA().cert_pem.write_to_path(tmp_path / name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "one"))
+    first = authorities(httpx.create_ssl_context)
+    assert authorities(httpx.create_ssl_context) is first
+    (tmp_path / "one").write_bytes((tmp_path / "other").read_bytes())
+    os.utime(tmp_path / "one", ns=(1, 1))
+    renewed = authorities(httpx.create_ssl_context)
+    assert renewed is not first
+    assert renewed.get_ca_certs() != first.get_ca_certs()
