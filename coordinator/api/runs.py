@@ -18,7 +18,7 @@ from fedcybgd.coordinator.services.read import lists, status
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, ExportRequested, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.provenance import Provenance
-from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
+from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
 from fedcybgd.shared.contract.words import ID
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 403, 422))
@@ -91,6 +91,18 @@ def pause(run: str, session: WriteDep) -> RunView:
 def list_rounds(run: str, session: ReadDep, page: PageDep, response: Response) -> list[RoundView]:
     """The newest first, in pages: what was trained, what it did to the real model, and how faithful its emulators were."""
     return paged(response, lists.rounds(session, run, page))
+
+
+@router.get(
+    "/{run}/evaluations",
+    summary="The held-out scores of a run",
+    response_model=list[EvaluationView],
+    responses={200: PAGED, **errors(404)},
+    dependencies=viewer,
+)
+def list_evaluations(run: str, session: ReadDep, page: PageDep, response: Response) -> list[EvaluationView]:
+    """Each with its standard errors, and with the bytes, tokens and seconds that the model had cost by then; the oldest first, in pages."""
+    return paged(response, lists.evaluations(session, run, page))
 
 
 @router.get(

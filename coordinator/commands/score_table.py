@@ -24,14 +24,19 @@ def scores(evaluations: Sequence[EvaluationView]) -> Table:
             why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
             table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"))
         else:
-            table.add_row(str(e.after_rounds), *(_of_labels(e) if labelled else _of_text(e)), _plus_minus(e.loss, e.loss_error), *_spent(e))
-    said = [f"± is a standard error; {newest[-1].rows:,} rows"]
-    if (majority := newest[-1].majority) is not None:
-        said.append(f"saying the commonest label always: {majority:.2%}")
-    if newest[-1].labels_never_right:
-        said.append(f"{newest[-1].labels_never_right} of {newest[-1].labels_held_out} labels never right")
-    table.caption = "; ".join(said)
+            table.add_row(str(e.after_rounds), *(_of_labels(e) if labelled else _of_text(e)), plus_minus(e.loss, e.loss_error), *_spent(e))
+    if made := [e for e in newest if e.loss is not None]:
+        table.caption = _told_of(made[-1])
     return table
+
+
+def _told_of(e: EvaluationView) -> str:
+    said = [f"± is a standard error; {e.rows:,} rows"]
+    if e.majority is not None:
+        said.append(f"saying the commonest label always: {e.majority:.2%}")
+    if e.labels_never_right:
+        said.append(f"{e.labels_never_right} of {e.labels_held_out} labels never right")
+    return "; ".join(said)
 
 
 def _of_labels(e: EvaluationView) -> list[str]:
@@ -46,7 +51,7 @@ def _of_text(e: EvaluationView) -> list[str]:
     return [perplexity, "–" if e.bits_per_byte is None else f"{e.bits_per_byte:.4f}"]
 
 
-def _plus_minus(value: float | None, error: float | None) -> str:
+def plus_minus(value: float | None, error: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 

@@ -12,7 +12,7 @@ from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
-from fedcybgd.shared.contract.views import AssignmentView, MemberView, RoundView, RunSummary, RunView, TrafficView
+from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
 CHUNK = 1 << 20
@@ -119,6 +119,10 @@ class Runs:
     def rounds(self, run: str) -> Iterator[RoundView]:
         """The rounds, the newest first."""
         return self._connection.pages(RoundView, f"/runs/{segment(run)}/rounds")
+
+    def evaluations(self, run: str) -> Iterator[EvaluationView]:
+        """Every score so far, the oldest first, each with what the model had cost by then."""
+        return self._connection.pages(EvaluationView, f"/runs/{segment(run)}/evaluations")
 
     def assignments(self, run: str) -> Iterator[AssignmentView]:
         """Every visit so far, the oldest first."""

@@ -1,5 +1,6 @@
 """What a run ends in: held-out figures that anybody can check with transformers alone, and a directory that it loads."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedcybgd import Client
+from fedcybgd.client.comparison import compared
 from fedcybgd.client.exports import download
+from fedcybgd.coordinator.commands.compare import rows
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from tests.support import models
 from tests.support.live import LiveCoordinator
@@ -85,6 +88,14 @@ def test_an_exported_classifier_scores_what_the_coordinator_said(live: LiveCoord
     assert (spent["bytes_down"], spent["bytes_up"]) == (view["bytes"]["down"], view["bytes"]["up"])
     assert spent["bytes_up"] > 0
     assert view["evaluations"][0]["spent"] | {"seconds": 0} == {"bytes_down": 0, "bytes_up": 0, "tokens": 0, "seconds": 0}
+
+    (beside,) = compared(Client(live.url, live.operator_key).runs, [run])
+    assert [score.after_rounds for score in beside.scores] == [0, 1, 2]
+    assert beside.scores[-1].accuracy == said["accuracy"]
+    assert beside.peak_memory_bytes is None, "this hand has not measured it"
+    lines = list(csv.DictReader(",".join(map(str, row)) for row in rows([beside])))
+    assert [int(line["after_rounds"]) for line in lines] == [0, 1, 2]
+    assert int(lines[-1]["tokens"]) == spent["tokens"]
 
     card = (folder / "README.md").read_text()
     assert f"| 2 | {said['accuracy']:.2%} ± " in card

@@ -27,6 +27,7 @@ PATHS = [
     "/exposure",
     "/runs/{run}/rounds",
     "/runs/{run}/assignments",
+    "/runs/{run}/evaluations",
     "/runs/{run}/traffic",
     "/runs/{run}/readiness",
 ]

@@ -9,13 +9,26 @@ from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Base
-from fedcybgd.coordinator.db.models import Agent, Assignment, Audit, EnrolmentToken, Exposure, Model, Operator, Round, Run, Traffic
+from fedcybgd.coordinator.db.models import (
+    Agent,
+    Assignment,
+    Audit,
+    EnrolmentToken,
+    Evaluation,
+    Exposure,
+    Model,
+    Operator,
+    Round,
+    Run,
+    Traffic,
+)
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.shared.contract.operators import AuditEntry, OperatorView, TokenView
 from fedcybgd.shared.contract.views import (
     AgentView,
     AssignmentView,
+    EvaluationView,
     ExposureView,
     FidelityView,
     MemberView,
@@ -31,6 +44,7 @@ TOKENS = Order(EnrolmentToken.created_at, EnrolmentToken.id, newest_first=True)
 RUNS = Order(Run.created_at, Run.id, newest_first=True)
 ROUNDS = Order(Round.number, newest_first=True)
 ASSIGNMENTS = Order(Assignment.round, Assignment.waiting_since, Assignment.id)
+EVALUATIONS = Order(Evaluation.after_rounds)
 TRAFFIC = Order(Traffic.round, Traffic.agent_id, Traffic.kind)
 EXPOSURE = Order(Exposure.first_at, Exposure.agent_id, Exposure.run_id, Exposure.block, Exposure.version, Exposure.codec, newest_first=True)
 
@@ -56,6 +70,7 @@ ASSIGNMENT_ROWS = (
     .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
     .join(MEANT, MEANT.id == Assignment.meant_for, isouter=True)
 )
+EVALUATION_ROWS = select(Evaluation.after_rounds, Evaluation.created_at, Evaluation.metrics)
 TRAFFIC_ROWS = select(*_columns(Traffic, TrafficView, "agent"), Agent.name.label("agent")).join(Agent, Agent.id == Traffic.agent_id)
 EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.label("agent")).join(Agent, Agent.id == Exposure.agent_id)
 
@@ -127,6 +142,14 @@ def _assignment(row: Any) -> AssignmentView:
         return view
     # Told for the head to be put together by, and nobody else's to read.
     return view.model_copy(update={"metrics": view.metrics.model_copy(update={"label_counts": None})})
+
+
+def evaluations(session: Session, name: str, page: Page) -> Listed[EvaluationView]:
+    """The oldest first."""
+    query = EVALUATION_ROWS.where(Evaluation.run_id == queries.run_id(session, name))
+    return EVALUATIONS.page(session, query, page).map(
+        lambda row: EvaluationView(after_rounds=row.after_rounds, created_at=row.created_at, **dict(row.metrics))
+    )
 
 
 def traffic(session: Session, name: str, page: Page) -> Listed[TrafficView]:
