@@ -57,6 +57,8 @@ HELD_OUT = {digest_of(b"rows"): "rows.csv", digest_of(b"others"): "others.csv"}
 METRICS = TrainMetrics(steps=1, rows=1, tokens=1, loss_first=1.0, loss_last=1.0, seconds=1.0, tokens_per_s=1.0)
 FILES = [FileRef(name="config.json", digest=digest_of(b"config"), size=6)]
 HOUR = timedelta(hours=1)
+TOOK = re.compile(r'"seconds": [0-9.e-]+')
+"""What this machine took: no two stories agree in it."""
 IDS = re.compile(r"\b(run|asg|job)_[0-9a-f]{16}\b")
 
 
@@ -119,7 +121,8 @@ class Story:
             self.session.rollback()
 
     def _say(self, where: str, what: Any) -> None:
-        text = IDS.sub(lambda m: self._ids.setdefault(m[0], f"{m[1]} {len(self._ids)}"), json.dumps(what, default=str, sort_keys=True))
+        text = TOOK.sub('"seconds": …', json.dumps(what, default=str, sort_keys=True))
+        text = IDS.sub(lambda m: self._ids.setdefault(m[0], f"{m[1]} {len(self._ids)}"), text)
         said = self.told.setdefault(where, [])
         said.append(text)
         if where == self._where and said != list(self._known[: len(said)]):
