@@ -62,10 +62,11 @@ def check(home: Home) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding(False, "key", error.message, "ask the operator for a token: fedcoord agents token")
     try:
-        client = reaching.client(home, config, policy, mine)
+        client = reaching.client(home, config, policy, mine, who_answers=True)
         health = client.health()
         known = f", id {client.coordinator}" if client.coordinator else ""
-        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}{known}")
+        signed = f", its answers signed with the key {client.proof.key}" if client.proof.key else ""
+        yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}{known}{signed}")
         if mine is None:
             return
         me = client.me()
@@ -181,8 +182,8 @@ def _counts(home: Home, config: Config, run: RunOffer, verdict: Verdict) -> Iter
 
 
 def _token_lengths(run: RunOffer, examples: list[Row], client: Client, walls: Walls) -> list[int] | None:
-    if not any(f.name == "tokenizer.json" for f in run.files):
+    if (ref := next((f for f in run.files if f.name == "tokenizer.json"), None)) is None:
         return None
-    tokenizer = client.run_file(run.run_id, "tokenizer.json").decode("utf-8", "replace")
+    tokenizer = client.run_file(run.run_id, ref).decode("utf-8", "replace")
     texts = [" ".join(str(v) for k, v in e.items() if k != "label") for e in examples]
     return token_lengths(walls, tokenizer, texts)

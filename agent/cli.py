@@ -68,6 +68,10 @@ def enroll(
     plain_http: Annotated[
         bool, typer.Option("--plain-http", help="Let http:// go beyond this machine: the network itself is trusted.")
     ] = False,
+    coordinator_key: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint of the coordinator's signing key, from the operator: nobody else is believed, now and later."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Get an identity and a key, and write a first agent.toml."""
@@ -77,7 +81,8 @@ def enroll(
     check_way(address, plain_http, "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
     settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http)
-    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings)
+    believed = enrolment.coordinator_key(coordinator_key)
+    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed)
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:
         terminal.say("no run may use your data yet: name runs in it, under `runs`")

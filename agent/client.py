@@ -27,6 +27,7 @@ from fedcybgd.agent.errors import (
     Unreachable,
     VersionRefused,
 )
+from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract import versions
 from fedcybgd.shared.contract.agents import (
@@ -50,6 +51,8 @@ from fedcybgd.shared.contract.assignments import (
     ReturnRequest,
     UploadOffset,
 )
+from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION, Version
 from fedcybgd.shared.contract.words import COORDINATOR, DAEMON, OFFERS, Id
@@ -79,9 +82,11 @@ _ATTEMPT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=1,
 class Client:
     """One connection pool; safe to use from several threads. Every call may be repeated."""
 
-    def __init__(self, url: str, key: str | Signer = "", coordinator: str | None = None, authority: Path | None = None) -> None:
+    def __init__(
+        self, url: str, key: str | Signer = "", coordinator: str | None = None, authority: Path | None = None, proof: Proof | None = None
+    ) -> None:
         self._http = connect(url, key, authority)
-        self.url = url
+        self.url, self.proof = url, proof or Proof()
         self.offers: str | None = None
         """Changes with the runs that the coordinator offers; as it said last"""
         self.coordinator = coordinator
@@ -119,8 +124,8 @@ class Client:
         body = None if public_key is None else KeyRequest(public_key=public_key).model_dump()
         return self._model(NewKey, "POST", "/agents/me/key", json=body).key
 
-    def run_file(self, run_id: str, name: str) -> bytes:
-        return self._call("GET", f"/runs/{run_id}/files/{name}", limit=MOST_FILE).content
+    def run_file(self, run_id: str, ref: FileRef) -> bytes:
+        return self._call("GET", f"/runs/{run_id}/files/{ref.name}", limit=MOST_FILE, digest=ref.digest).content
 
     def claim(self, request: ClaimRequest, wait: float) -> LeasedAssignment | None:
         timeout = httpx.Timeout(30, read=wait + 30)
@@ -145,12 +150,12 @@ class Client:
     @contextlib.contextmanager
     def shard(self, assignment_id: str, digest: str, offset: int) -> Iterator[httpx.Response]:
         """Stream a shard from `offset` on; 206 when the coordinator follows, 200 when it starts over."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        headers = self.proof.headings() | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
             with self._http.stream("GET", f"/assignments/{assignment_id}/shards/{digest}", headers=headers) as answer:
                 self._recognise(answer)
                 if answer.status_code not in (200, 206, 416):
-                    self._raise(answer.status_code, answer.headers, _body(answer, MOST_JSON))
+                    self._raise(answer, _body(answer, MOST_JSON))
                 if "html" in answer.headers.get("content-type", ""):
                     raise self._not_it(answer.status_code, answer.headers)
                 yield answer
@@ -190,16 +195,23 @@ class Client:
         except ValidationError as error:
             raise self._not_it(answer.status_code, answer.headers) from error
 
-    def _call(self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, **arguments: Any) -> httpx.Response:
-        """A good answer with its whole body; `sends` is the size of a large body that goes out."""
+    def _call(
+        self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, digest: str | None = None, **arguments: Any
+    ) -> httpx.Response:
+        """A good answer with its whole body; `sends` is the size of a large body that goes out, `digest` that of the one that is to come."""
+        headers = self.proof.headings() | arguments.pop("headers", {})
         try:
-            with self._http.stream(method, path, **arguments) as answer:
+            with self._http.stream(method, path, headers=headers, **arguments) as answer:
                 self._recognise(answer)
                 content = _body(answer, limit)
         except (httpx.HTTPError, BodyInvalid) as error:
             raise Unreachable(f"no coordinator answers at {self.url}: {why(self.url, error)}") from error
         if not answer.is_success:
-            self._raise(answer.status_code, answer.headers, content, sends)
+            self._raise(answer, content, sends)
+        if digest is None:
+            self.proof.check(answer, content)
+        elif digest_of(content) != digest:
+            raise self._not_it(answer.status_code, answer.headers)
         if self.coordinator is None:
             self.coordinator = _identity(answer.headers)
         self.takes_signatures = _speaks(answer.headers, SIGNING)
@@ -214,7 +226,8 @@ class Client:
                 "Was it started with another home or database? It is asked again until the right one is back"
             )
 
-    def _raise(self, status: int, headers: httpx.Headers, content: bytes, sends: int | None = None) -> None:
+    def _raise(self, answer: httpx.Response, content: bytes, sends: int | None = None) -> None:
+        status, headers = answer.status_code, answer.headers
         try:
             # A gateway's errors may have a code, or a message, too; a coordinator of a later version may say more than is known here.
             body = _ErrorBody.model_validate_json(content, extra="forbid" if _identity(headers) is None else "ignore")
@@ -228,6 +241,7 @@ class Client:
             raise self._not_it(status, headers) from None
         if not self._is_ours(body, _identity(headers)):
             raise self._not_it(status, headers)
+        self.proof.check(answer, content)
         raise KINDS.get(body.code, CoordinatorSaid)(status, body.code, one_line(body.message), body.detail)
 
     def _is_ours(self, body: "_ErrorBody", said: str | None) -> bool:

@@ -13,9 +13,11 @@ from fedcybgd.agent import credentials, policy
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Home, RunPattern
 from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
+from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import Name
 
@@ -56,20 +58,38 @@ def run_patterns(given: list[str]) -> list[str]:
         raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {CHARACTERS}; * and ? are wildcards") from error
 
 
+def coordinator_key(given: str | None) -> str | None:
+    """The fingerprint as given."""
+    try:
+        return None if given is None else TypeAdapter(Digest).validate_python(given.strip().lower())
+    except ValidationError as error:
+        raise ConfigError(
+            f"{one_line(given or '')[:120]!r} is no fingerprint: it has 64 digits of 0-9 and a-f; `fedcoord status` shows it to the operator"
+        ) from error
+
+
 def check_new(home: Home) -> None:
     """Raise `AgentError` where an agent is enrolled already."""
     if home.credentials.exists():
         raise AgentError(f"{home.path} is enrolled already, as {credentials.load(home).name}; use another --home for another agent")
 
 
-def enrol(home: Home, url: str, token: str, name: str | None, settings: str) -> EnrolAnswer:
-    """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can."""
+def enrol(home: Home, url: str, token: str, name: str | None, settings: str, believed: str | None = None) -> EnrolAnswer:
+    """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can.
+
+    `believed`: fingerprint of the coordinator's signing key, which goes into a first policy.toml. One that is there already counts.
+    """
     check_new(home)
-    answer = _spend(home, Client(url), token, agent_name(name))
+    rules = policy.load_policy(home)
+    if believed is not None and rules.coordinator.keys and believed not in rules.coordinator.keys:
+        raise ConfigError(f"{home.policy} believes other keys of a coordinator than {believed} (coordinator.keys)")
+    given = [believed] if believed is not None else []
+    proof, authority = Proof(rules.coordinator.keys or given), policy.authority_of(home, rules)
+    answer = _spend(home, Client(url, "", rules.coordinator.id, authority, proof), token, agent_name(name))
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     if not home.policy.exists():
-        home.policy.write_text(policy.template(), encoding="utf-8")
+        home.policy.write_text(policy.template(given), encoding="utf-8")
     return answer
 
 

@@ -11,7 +11,8 @@ FedError (shared)
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
-    │   └── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
+    │   ├── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
+    │   └── CoordinatorKeyDiffers   somebody who has not the key that the owner believes
     ├── LeaseGone           the work is not ours any more
     ├── VisitFailed         a visit came to nothing, with the reason to report
     └── StopRequested       SIGTERM or SIGINT
@@ -100,6 +101,12 @@ class AnotherCoordinator(Unreachable):
     """Another home behind the same address, most likely by mistake."""
 
     code = "another_coordinator"
+
+
+class CoordinatorKeyDiffers(Unreachable):
+    """Somebody who answers in the coordinator's place, most likely, or the coordinator with another signing key."""
+
+    code = "coordinator_key_differs"
 
 
 class VisitFailed(AgentError):

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -27,6 +27,10 @@ DAY_S = 86_400.0
 class CoordinatorSection(SettingsSection):
     url: Url | None = Field(None, description="the only address that agent.toml may name; none: any")
     id: CoordinatorId | None = Field(None, description="the only coordinator that is worked for, by its id; `fedagent check` shows it")
+    keys: list[Digest] = Field(
+        default_factory=list,
+        description="fingerprints of the signing keys with which its answers may be signed; `fedagent check` shows them; empty: any, or none",
+    )
     authority: str | None = Field(None, description="PEM file of the only certificate authority that its certificate may come from")
     plain_http: bool = Field(True, description="false: no http:// beyond this machine, whatever agent.toml says")
 
@@ -191,8 +195,8 @@ def in_force(home: Home, policy: Policy) -> str:
     return f"{home.policy}: {'; '.join(rules)}" if rules else "no rules of your own; `fedagent policy-file` writes a file to make some in"
 
 
-def template() -> str:
-    """A first policy.toml: every rule with what it means and what is in force without it."""
+def template(believed: Sequence[str] = ()) -> str:
+    """A first policy.toml: every rule with what it means and what is in force without it. `believed`: `coordinator.keys`, in force."""
     lines = [
         "# What this agent does for a coordinator at the most, whatever it is asked. A line that begins with # is not in force:",
         "# it shows the default. `fedagent check` tests this file; the agent looks at it before every claim.",
@@ -202,6 +206,8 @@ def template() -> str:
         for name, field in section.annotation.model_fields.items():  # type: ignore[union-attr]
             lines.append(f"# {field.description}")
             lines.append(f"# {name} = {_shown(EXAMPLES.get((title, name), field.get_default(call_default_factory=True)))}")
+            if believed and (title, name) == ("coordinator", "keys"):
+                lines[-1] = f"{name} = {_shown(list(believed))}"
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from fedcybgd.agent.credentials import Credentials
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.keys import secret_of
 from fedcybgd.agent.policy import Policy, authority_of, load_policy
+from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.host.addresses import check_way, is_loopback
 
@@ -29,7 +30,8 @@ def load(home: Home) -> tuple[Config, Policy]:
     return config.model_copy(update={"limits": limits.model_copy(update=lower)}), policy
 
 
-def client(home: Home, config: Config, policy: Policy, mine: Credentials | None) -> Client:
-    """A client with this agent's key, or without one before there is one."""
+def client(home: Home, config: Config, policy: Policy, mine: Credentials | None, who_answers: bool = False) -> Client:
+    """A client with this agent's key, or without one before there is one. `who_answers`: it asks for that, whatever the policy says."""
+    proof = Proof(policy.coordinator.keys, wanted=who_answers)
     known = policy.coordinator.id or (mine.coordinator if mine is not None else None)
-    return Client(config.coordinator, secret_of(mine) if mine is not None else "", known, authority_of(home, policy))
+    return Client(config.coordinator, secret_of(mine) if mine is not None else "", known, authority_of(home, policy), proof)

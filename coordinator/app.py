@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.api import agents, assignments, audit, held_out, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
+from fedcybgd.coordinator.api.proofs import Proved, Prover
 from fedcybgd.coordinator.api.recognise import Recognition
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.shortages import answer_shortages
@@ -31,7 +32,7 @@ from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import home_id
+from fedcybgd.coordinator.home import home_id, signing_secret
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.replays import Replays
@@ -77,6 +78,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     app.add_middleware(Headed)
     app.add_middleware(Versioned)
     app.add_middleware(Identified)
+    app.add_middleware(Proved)
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(DataError, _impossible_value)
@@ -103,6 +105,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     waiting.open()
     attendance = app.state.attendance = Attendance(database)
     app.state.replays = Replays()
+    app.state.prover = Prover(database, signing_secret(settings))
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
     migrate.upgrade(database.engine)

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
@@ -14,6 +15,7 @@ from fedcybgd.coordinator.services.agents import enrolment, identity, offers, pr
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
+from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
 from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
@@ -30,7 +32,7 @@ router = APIRouter(route_class=DatabaseRoute, tags=["agents"])
 )  # fmt: skip
 def create_token(body: TokenRequest, session: WriteDep) -> TokenAnswer:
     """A token with which one agent, or so many, may enrol before it expires."""
-    return _token(*enrolment.create_token(session, now(), timedelta(seconds=body.expires_in_s), body.uses))
+    return _token(session, *enrolment.create_token(session, now(), timedelta(seconds=body.expires_in_s), body.uses))
 
 
 @router.get(
@@ -131,7 +133,7 @@ def release(name: str, session: WriteDep) -> Agent:
 )  # fmt: skip
 def reissue(name: str, body: AgentKeyRequest, session: WriteDep) -> TokenAnswer:
     """Its key is void at once, whoever has it; the token lets its owner enrol it again as the same agent."""
-    return _token(*enrolment.reissue(session, name, now(), timedelta(seconds=body.expires_in_s)))
+    return _token(session, *enrolment.reissue(session, name, now(), timedelta(seconds=body.expires_in_s)))
 
 
 @router.get(
@@ -151,5 +153,8 @@ def exposure(
     return paged(response, lists.exposure(session, agent, page))
 
 
-def _token(row: EnrolmentToken, token: str) -> TokenAnswer:
-    return TokenAnswer(token=token, token_id=row.id, expires_at=row.expires_at)
+def _token(session: Session, row: EnrolmentToken, token: str) -> TokenAnswer:
+    key = signing.newest(session)
+    return TokenAnswer(
+        token=token, token_id=row.id, expires_at=row.expires_at, coordinator_key=key.fingerprint if key is not None else None
+    )

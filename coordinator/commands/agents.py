@@ -28,9 +28,10 @@ def token(
     client = Client()
     made = client.agents.token(expires_in_s=expires_in, uses=uses)
     terminal.say(made.token)
+    believe = f" --coordinator-key {made.coordinator_key}" if made.coordinator_key else ""
     Terminal(stderr=True).say(
         f"\nOn the agent's machine, before {moment(made.expires_at)} UTC (it asks for the token):\n"
-        f"  fedagent enroll {client.url} --name NAME --data FILE --runs RUN"
+        f"  fedagent enroll {client.url} --name NAME --data FILE --runs RUN{believe}"
     )
 
 

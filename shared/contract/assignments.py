@@ -51,7 +51,7 @@ class LeasedAssignment(BaseModel):
 class Trouble(AgentMessage):
     """What keeps an agent from fetching or sending, while it goes on trying."""
 
-    code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator"]
+    code: Literal["unreachable", "not_a_coordinator", "proxy_body_limit", "another_coordinator", "coordinator_key_differs"]
     status: int | None = Field(None, ge=100, le=599, description="of the answer that was not the coordinator's")
     bytes: Count | None = Field(None, description="size of the body that was not let through")
 

@@ -30,6 +30,10 @@ class TokenAnswer(BaseModel):
     token: str = Field(description="shown this once")
     token_id: str
     expires_at: datetime
+    coordinator_key: str | None = Field(
+        None,
+        description="fingerprint of the coordinator's signing key, to be handed out with the token: agents can hold all answers against it",
+    )
 
 
 class TokenView(BaseModel):

@@ -70,3 +70,22 @@ def read_signature(heading: str) -> bytes:
     if found is None:
         raise ValueError(f"{SIGNATURE} has not the form of docs/protocol.md")
     return base64.b64decode(found[1], validate=True)
+
+
+CHALLENGE = "FedCyBGD-Challenge"
+"""Heading of a request whose sender wants to know who answers: 22 characters or more that nobody has seen before."""
+PROOF, PROOF_KEY = "FedCyBGD-Proof", "FedCyBGD-Proof-Key"
+"""Headings of the answer: the signature over it and what was asked, and the public half of the coordinator's signing key, both in base64."""
+MOST_PROVED = 16 << 20
+"""Bytes of an answer that is signed. What is larger, shards and files, is known by its digest."""
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{22,64}")
+
+
+def is_challenge(heading: str) -> bool:
+    return _CHALLENGE.fullmatch(heading) is not None
+
+
+def answered_text(challenge: str, method: str, path: str, query: str, status: int, body: bytes) -> bytes:
+    """What a coordinator signs of an answer; no file that it signs begins like that. `path` and `query` are as in `signed_text`."""
+    lines = [f"fedcybgd answer {challenge}", f"{method} {path}?{query}", str(status), digest_heading(body)]
+    return "\n".join(lines).encode("latin-1")

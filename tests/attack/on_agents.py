@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from fedcybgd.shared.contract.words import COORDINATOR
 from tests.attack.attack import attack, held
 from tests.attack.scene import Scene, Taken
 from tests.support.hostile import Answer, Asked, serving
@@ -113,6 +114,21 @@ def names(scene: Scene) -> str:
             shown = run("agent", "status", "--home", str(victim.home))
             held("\x1b" not in shown.stdout + victim.said() and "Traceback" not in shown.stderr, f"{name!r}: {shown.stderr[-80:]}")
     return "fedagent status and the log show no control sequence, and no traceback"
+
+
+@attack("A-key", "somebody answers in the coordinator's place, and has not its key")
+def without_the_key(scene: Scene) -> str:
+    believed = f'[coordinator]\nkeys = ["{"0" * 64}"]\n'
+    void = Answer.json({"code": "unauthorized", "message": "your key is void", "detail": {}}, 401, **{COORDINATOR: "crd_" + 16 * "0"})
+    for taken in (Taken(), Taken(claim=void)):
+        with scene.victim(taken, policy=believed) as victim:
+            victim.until(lambda: victim.taken.claims >= 2, 20)
+            fetched = [a.path for a in victim.server.asked if "/shards/" in a.path]
+            held(victim.taken.claims >= 2, "it did not ask again")
+            held(not fetched and not taken.uploaded and not taken.returned, f"it did what was said: {len(fetched)} shards fetched")
+            held(victim.process.poll() is None, f"the daemon ended: {victim.said()[-100:]}")
+            held("coordinator.keys" in victim.said(), "it does not say why")
+    return "neither work nor a void key was believed, and the agent asks on"
 
 
 @attack("A-plain", "an agent and an operator speak plain HTTP to another machine")

@@ -83,7 +83,7 @@ class Scene:
     # ---- a coordinator that was taken over, and an honest agent ---------------------------------------------------------
 
     @contextmanager
-    def victim(self, answer: "Taken", settings: str = "") -> Iterator["Victim"]:
+    def victim(self, answer: "Taken", settings: str = "", policy: str = "") -> Iterator["Victim"]:
         """A real `fedagent run` that works for a coordinator which says what it likes."""
         home = self.place("victim")
         (home / "rows.jsonl").write_text('{"text": "alpha", "label": 0}\n{"text": "beta", "label": 1}\n')
@@ -91,6 +91,7 @@ class Scene:
             key = {"agent_id": ME["agent_id"], "name": "victim", "key": "fca_" + "x" * 43, "coordinator": None}
             (home / "credentials.json").write_text(json.dumps(key))
             (home / "agent.toml").write_text(f'coordinator = "{server.url}"\n[data]\npath = "rows.jsonl"\nruns = ["good-*"]\n{settings}')
+            (home / "policy.toml").write_text(policy)
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedcybgd.agent.cli", "run", "--home", str(home)],
                 env={**os.environ, **ENVIRONMENT}, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT,

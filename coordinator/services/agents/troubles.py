@@ -13,6 +13,7 @@ MEANINGS = {
     "not_a_coordinator": "something else answered in the coordinator's place",
     "proxy_body_limit": "a proxy on the way refused an upload: raise its limit of body sizes",
     "another_coordinator": "another coordinator answered at this address",
+    "coordinator_key_differs": "what answered was not signed with a key that its owner believes",
 }
 
 

@@ -45,14 +45,18 @@ def renew(session: Session, secret: bytes, now: datetime) -> SigningKey:
 
 def sign(key: SigningKey, secret: bytes | None, data: bytes) -> str:
     """Raises `SigningKeyLost`."""
+    return base64.b64encode(opened(key, secret).sign(data)).decode()
+
+
+def opened(key: SigningKey, secret: bytes | None) -> Ed25519PrivateKey:
+    """The private half. Raises `SigningKeyLost`."""
     try:
         if secret is None:
             raise InvalidTag
         sealed = base64.b64decode(key.sealed)
-        private = ChaCha20Poly1305(secret).decrypt(sealed[:NONCE], sealed[NONCE:], PURPOSE)
+        return Ed25519PrivateKey.from_private_bytes(ChaCha20Poly1305(secret).decrypt(sealed[:NONCE], sealed[NONCE:], PURPOSE))
     except (InvalidTag, ValueError, binascii.Error) as error:
         raise SigningKeyLost(
             f"this home has not the secret of the signing key {key.fingerprint[:16]}…: copy signing.secret from the home that has it, "
             "or have a new key made: `fedcoord key renew`"
         ) from error
-    return base64.b64encode(Ed25519PrivateKey.from_private_bytes(private).sign(data)).decode()
