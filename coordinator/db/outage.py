@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 
 from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
@@ -49,9 +50,9 @@ def is_full(error: BaseException) -> bool:
 class OutageLog:
     """Says that the database is away, ever more rarely, however many ask it for something: its disk may be the full one."""
 
-    def __init__(self, full: Callable[[], None]) -> None:
+    def __init__(self, full: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         """`full` is called where that is why."""
-        self._rarely, self._full = Rarely(), full
+        self._rarely, self._full = Rarely(clock), full
 
     def say(self, error: BaseException) -> None:
         if is_full(error):

@@ -4,7 +4,8 @@ import errno
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ class News:
 class FullDisks:
     """What is known of them in this process. Threads may share one."""
 
-    def __init__(self, default: Path) -> None:
+    def __init__(self, default: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """`default` is meant where it was not said which disk is full."""
-        self._default, self._lock = default, threading.Lock()
+        self._default, self._clock, self._lock = default, clock, threading.Lock()
         self._needed: dict[Path, int] = {}
         self._news: list[News] = []
         self._rarely: dict[Path, Rarely] = {}
@@ -69,7 +70,7 @@ class FullDisks:
     def lack(self, place: Path, needed: int = LEAST) -> None:
         text = f"the disk of {place} is full: {_free(place)} bytes are free, {needed} or more are needed; free space, then all goes on by itself"
         with self._lock:
-            if due := self._rarely.setdefault(place, Rarely()).is_due():
+            if due := self._rarely.setdefault(place, Rarely(self._clock)).is_due():
                 log.error("%s", text)
             if due and place not in self._said:
                 self._said.add(place)

@@ -22,6 +22,11 @@ from fedcybgd.shared.host.rarely import Rarely
 PLACE = Path("/srv/fedcoord/blobs")
 
 
+def stopped() -> float:
+    """A clock on which no test is too slow."""
+    return 0.0
+
+
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(full, "_free", lambda _: free)
 
@@ -43,7 +48,7 @@ def test_it_is_said_ever_more_rarely_and_anew_once_it_was_quiet() -> None:
 def test_a_disk_is_full_from_the_first_failure_until_there_is_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    disks = FullDisks(PLACE)
+    disks = FullDisks(PLACE, stopped)
     room(monkeypatch, 500)
     for _ in range(1000):
         with pytest.raises(StoreFull) as caught, full_disk_told(PLACE, 7_000_000):
@@ -98,7 +103,7 @@ def test_uploads_say_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def failing(error: Exception) -> tuple[TestClient, FullDisks]:
     app = FastAPI()
-    disks = app.state.disks = FullDisks(PLACE)
+    disks = app.state.disks = FullDisks(PLACE, stopped)
     answer_shortages(app)
 
     @app.get("/")
@@ -124,7 +129,7 @@ def test_whoever_asks_is_told_to_come_again_and_the_log_stays_small(
     error: Exception, status: int, code: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room(monkeypatch, 0)
-    monkeypatch.setattr("fedcybgd.coordinator.api.shortages._rarely", Rarely())
+    monkeypatch.setattr("fedcybgd.coordinator.api.shortages._rarely", Rarely(stopped))
     client, disks = failing(error)
     with caplog.at_level(logging.ERROR):
         answers = [client.get("/") for _ in range(20)]
@@ -135,8 +140,8 @@ def test_whoever_asks_is_told_to_come_again_and_the_log_stays_small(
 
 
 def test_a_full_database_is_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
-    disks = FullDisks(PLACE)
-    outages = OutageLog(lambda: disks.lack(Path("/srv/fedcoord/database")))
+    disks = FullDisks(PLACE, stopped)
+    outages = OutageLog(lambda: disks.lack(Path("/srv/fedcoord/database")), stopped)
     cause = sqlite3.OperationalError("database or disk is full")
     cause.sqlite_errorcode = sqlite3.SQLITE_FULL
     for _ in range(8000):
