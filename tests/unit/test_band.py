@@ -192,6 +192,18 @@ def test_one_agent_among_others_widens_no_band_for_itself() -> None:
     assert result(of_norm(9.0, reach=10), past, "m", 3) is not None
 
 
+def test_one_of_two_agents_goes_as_far_as_its_steps_can_and_no_farther() -> None:
+    """The threat model names it: each delta lets the next be larger, where nobody can say whose norm is the usual one."""
+    past, norm = accepted(*[of_norm(1.0, reach=10) for _ in range(8)], agents="mh"), 1.0
+    while norm < 20:
+        assert result(of_norm(norm, reach=10), past, "m", 2) is None
+        past.append(AcceptedDelta("layers.0", "layer", len(past), "m", of_norm(norm, reach=10)))
+        norm *= 1.9
+    assert result(of_norm(19.9, reach=10), past, "m", 2) is None
+    assert result(of_norm(20.1, reach=10), past, "m", 2) is not None
+    assert result(of_norm(5.1, reach=10), accepted(*[of_norm(1.0, reach=10) for _ in range(9)], agents="mhi"), "m", 3) is not None
+
+
 def test_who_alone_has_a_history_is_held_to_it_without_blame() -> None:
     past = accepted(*[of_norm(1.0, reach=10) for _ in range(20)], agents="m")
     against = result(of_norm(6.0, reach=10), past, "m", 5)
