@@ -116,6 +116,7 @@ class World:
         with transaction() as session:
             played = cast(Any, object.__new__(Story))
             played.session, played.spec, played.told, played._ids = session, RunFile.model_validate(spec), {}, {}
+            played._where, played._known = "", ()  # it is not compared with another
             run = prepare.create(session, played.spec, NOW)
             played._work()
             for agent in session.scalars(select(Agent)).all():
