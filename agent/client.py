@@ -5,15 +5,15 @@ coordinator) is `Unreachable`, on every call.
 """
 
 import contextlib
-import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, speaks
 from fedcybgd.agent.connection import connect, why
 from fedcybgd.agent.errors import (
     AgentError,
@@ -27,9 +27,9 @@ from fedcybgd.agent.errors import (
     Unreachable,
     VersionRefused,
 )
+from fedcybgd.agent.key_life import KeyLife
 from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.signing import Signer
-from fedcybgd.shared.contract import versions
 from fedcybgd.shared.contract.agents import (
     AgentSelf,
     ClaimRequest,
@@ -54,21 +54,19 @@ from fedcybgd.shared.contract.assignments import (
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION, Version
-from fedcybgd.shared.contract.words import COORDINATOR, DAEMON, OFFERS, Id
-from fedcybgd.shared.host.bodies import BodyInvalid, whole
+from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION
+from fedcybgd.shared.contract.words import DAEMON, OFFERS, Id
+from fedcybgd.shared.host.bodies import BodyInvalid
 
 CHUNK = 1 << 20
 MOST_JSON = 16 << 20
 """Bytes of an answer in JSON; a manifest of thousands of blocks and patches has one or two million."""
-WITHIN_S = 600.0
-"""An answer that is not there by then drips."""
 MOST_FILE = 256 << 20
 """Bytes of a tokenizer; the largest that are published have some 40 million."""
 ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 """Headings that say how a body came; it is plain by the time anybody reads it."""
-ENDS = frozenset({"unauthorized", "agent_revoked"})
-"""The two things that a coordinator can say to end an agent."""
+ENDS = frozenset({"unauthorized", "agent_revoked", "agent_key_expired"})
+"""The things that a coordinator can say to end an agent."""
 NOT_NOW = frozenset({"signature_stale", "signature_repeated", "signature_wrong"})
 """A request that is signed again may be another one: a clock was wrong, or something on the way has changed or doubled it."""
 KINDS: dict[str, type[CoordinatorSaid]] = {
@@ -97,6 +95,15 @@ class Client:
         """Bytes of deltas that were sent"""
         self.takes_signatures = False
         """Whether the coordinator does, by its last good answer"""
+        self.key_life: KeyLife | None = None
+        """Of the key, as it was told last; None: it does not end"""
+
+    def use(self, key: str | Signer) -> None:
+        """Make requests with another key from now on."""
+        self._http.auth = key if isinstance(key, Signer) else httpx.Auth()
+        self._http.headers.pop("Authorization", None)
+        if isinstance(key, str):
+            self._http.headers["Authorization"] = f"Bearer {key}"
 
     def close(self) -> None:
         self._http.close()
@@ -114,7 +121,9 @@ class Client:
     def me(self) -> AgentSelf:
         answer = self._call("GET", "/agents/me")
         self.offers = answer.headers.get(OFFERS)
-        return self._read(AgentSelf, answer)
+        me = self._read(AgentSelf, answer)
+        self.key_life = None if me.key_ends_in_s is None else KeyLife(me.key_ends_in_s)
+        return me
 
     def say_ready(self, runs: list[RunReadiness]) -> None:
         self._call("PUT", "/agents/me/readiness", json=ReadinessReport(runs=runs[:1000]).model_dump())
@@ -155,7 +164,7 @@ class Client:
             with self._http.stream("GET", f"/assignments/{assignment_id}/shards/{digest}", headers=headers) as answer:
                 self._recognise(answer)
                 if answer.status_code not in (200, 206, 416):
-                    self._raise(answer, _body(answer, MOST_JSON))
+                    self._raise(answer, body_of(answer, MOST_JSON))
                 if "html" in answer.headers.get("content-type", ""):
                     raise self._not_it(answer.status_code, answer.headers)
                 yield answer
@@ -203,7 +212,7 @@ class Client:
         try:
             with self._http.stream(method, path, headers=headers, **arguments) as answer:
                 self._recognise(answer)
-                content = _body(answer, limit)
+                content = body_of(answer, limit)
         except (httpx.HTTPError, BodyInvalid) as error:
             raise Unreachable(f"no coordinator answers at {self.url}: {why(self.url, error)}") from error
         if not answer.is_success:
@@ -213,13 +222,13 @@ class Client:
         elif digest_of(content) != digest:
             raise self._not_it(answer.status_code, answer.headers)
         if self.coordinator is None:
-            self.coordinator = _identity(answer.headers)
-        self.takes_signatures = _speaks(answer.headers, SIGNING)
+            self.coordinator = identity_of(answer.headers)
+        self.takes_signatures = speaks(answer.headers, SIGNING)
         headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
         return httpx.Response(answer.status_code, headers=headers, content=content)
 
     def _recognise(self, answer: httpx.Response) -> None:
-        said = _identity(answer.headers)
+        said = identity_of(answer.headers)
         if self.coordinator is not None and said is not None and said != self.coordinator:
             raise AnotherCoordinator(
                 f"another coordinator answers at {self.url}: this agent is enrolled at {self.coordinator}, and that is {said}. "
@@ -230,7 +239,7 @@ class Client:
         status, headers = answer.status_code, answer.headers
         try:
             # A gateway's errors may have a code, or a message, too; a coordinator of a later version may say more than is known here.
-            body = _ErrorBody.model_validate_json(content, extra="forbid" if _identity(headers) is None else "ignore")
+            body = ErrorSaid.model_validate_json(content, extra="forbid" if identity_of(headers) is None else "ignore")
         except ValidationError:
             if status == 413:
                 raise ProxyBodyLimit(
@@ -239,12 +248,12 @@ class Client:
                     sends or 0,
                 ) from None
             raise self._not_it(status, headers) from None
-        if not self._is_ours(body, _identity(headers)):
+        if not self._is_ours(body, identity_of(headers)):
             raise self._not_it(status, headers)
         self.proof.check(answer, content)
         raise KINDS.get(body.code, CoordinatorSaid)(status, body.code, one_line(body.message), body.detail)
 
-    def _is_ours(self, body: "_ErrorBody", said: str | None) -> bool:
+    def _is_ours(self, body: ErrorSaid, said: str | None) -> bool:
         """Whether an error is the coordinator's: a gateway may have JSON and keys of its own.
 
         What ends an agent must come from the very coordinator that it is enrolled at.
@@ -264,7 +273,7 @@ class Client:
 
     def _no_assignment(self, answer: httpx.Response, error: ValidationError) -> AgentError:
         """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
-        body = _object(answer.content)
+        body = object_of(answer.content)
         if body is None or not {"assignment_id", "attempt", "manifest"} <= body.keys():
             return self._not_it(answer.status_code, answer.headers)
         first = error.errors()[0]
@@ -280,38 +289,3 @@ class Client:
             assignment_id,
             attempt,
         )
-
-
-class _ErrorBody(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    code: str = Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")
-    message: str
-    detail: dict[str, Any] | None = None
-
-
-def _body(answer: httpx.Response, limit: int) -> bytes:
-    return whole(answer.iter_raw(), answer.headers.get("content-encoding", ""), limit, WITHIN_S)
-
-
-def _identity(headers: httpx.Headers) -> str | None:
-    said = headers.get(COORDINATOR)
-    try:
-        return _ID.validate_python(said) if said else None
-    except ValidationError:
-        return None
-
-
-def _speaks(headers: httpx.Headers, least: Version) -> bool:
-    try:
-        return versions.read(headers.get(VERSION)) >= least
-    except ValueError:
-        return False
-
-
-def _object(content: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

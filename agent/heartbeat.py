@@ -12,7 +12,7 @@ from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress, Ren
 log = logging.getLogger("fedagent.heartbeat")
 PROGRESS_EVERY_S = 2.0
 SHORTEST_S = 0.1
-LOST = frozenset({"stale_attempt", "lease_lost", "not_found", "unauthorized", "agent_revoked"})
+LOST = frozenset({"stale_attempt", "lease_lost", "not_found", "unauthorized", "agent_revoked", "agent_key_expired"})
 """What the coordinator says where the lease is gone; any other refusal may be over at the next renewal."""
 FIRST_S = 0.5
 """Whoever watches sees soon that a visit has begun."""

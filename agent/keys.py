@@ -63,6 +63,15 @@ def change(home: Home, speak: Speak) -> None:
     credentials.save(home, _promoted(following))
 
 
+def renewed(home: Home, speak: Speak) -> str | Signer:
+    """Another key before the one that is there ends, to make requests with. Raises `AgentError`; may be repeated until it works."""
+    before = credentials.load(home).private_key
+    settle(home, speak)
+    if credentials.load(home).private_key == before:  # else the last try had come through
+        change(home, speak)
+    return secret_of(credentials.load(home))
+
+
 def _decided(home: Home, mine: Credentials, speak: Speak) -> Credentials:
     try:
         speak(_promoted(mine)).me()

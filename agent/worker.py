@@ -5,9 +5,10 @@ import os
 import random
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from fedcybgd.agent import credentials, reaching
+from fedcybgd.agent import credentials, keys, reaching
 from fedcybgd.agent.assignment_run import Tools, run_assignment
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
@@ -145,6 +146,7 @@ class Worker:
             self._stop.pause(FAILURE_PAUSE_S)
             return
         self._refresh()
+        self._renew_key()
         self._write_status("waiting for work")
         try:
             assignment = self._claim()
@@ -209,27 +211,45 @@ class Worker:
         except AgentError as error:
             log.debug("not reported which runs the data fit: %s", error.message)
 
+    def _renew_key(self) -> None:
+        """Have another key where the one at hand ends: when half of its time is over, and nobody knows how long the next visit takes."""
+        life = self._client.key_life
+        if life is None or not life.is_half_over():
+            return
+        speak = partial(reaching.client, self._home, self._config, self._policy)
+        try:
+            with self._stop.waiting():
+                # Until it is answered: with a key that may be void already nothing else could be asked.
+                self._client.use(patiently(lambda: keys.renewed(self._home, speak), waited=self._waited, pause=self._stop.pause))
+                self._client.me()
+        except (KeyRefused, StopRequested):
+            raise
+        except AgentError as error:
+            log.warning("the key of this agent ends, and was not changed yet: %s", error.message)
+            return
+        log.info("this agent has another key, for the one before would have ended")
+
+    def _waited(self, error: Exception) -> None:
+        log.warning("%s; trying again", error)
+        self._note(str(error))
+        self._write_status("coordinator unreachable")
+
     def _claim(self) -> LeasedAssignment | None:
         """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
         refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
         request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config))
-
-        def waited(error: Exception) -> None:
-            log.warning("%s; trying again", error)
-            self._note(str(error))
-            self._write_status("coordinator unreachable")
 
         # Jitter: agents that began together must not go on asking together.
         wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
         began, known = time.monotonic(), self._client.coordinator
         try:
             with self._stop.waiting():
-                found = patiently(lambda: self._client.claim(request, wait), waited=waited, pause=self._stop.pause)
+                found = patiently(lambda: self._client.claim(request, wait), waited=self._waited, pause=self._stop.pause)
         except KeyRefused:
             raise
         except CoordinatorSaid as error:
             # Not a word about the key: a version that does not fit, a mistake of the coordinator. It may be mended at any time.
-            waited(error)
+            self._waited(error)
             self._stop.pause(REFUSED_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return None
         if known is None and self._client.coordinator is not None:

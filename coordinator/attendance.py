@@ -44,6 +44,7 @@ class Known:
     """with which it signs"""
     daemon: str | None
     """the word of the daemon that asks with the key"""
+    key_expires_at: datetime | None
 
 
 class Attendance:
@@ -65,8 +66,12 @@ class Attendance:
             known = self._known.get(hashed)
             if known is not None and known.until > time.monotonic():
                 self._known.move_to_end(hashed)
-                return known
-        return await to_thread.run_sync(self._look_up, hashed, limiter=lane)
+            else:
+                known = None
+        if known is None:
+            known = await to_thread.run_sync(self._look_up, hashed, limiter=lane)
+        identity.check_key(known.name, known.key_expires_at, utcnow())
+        return known
 
     def _look_up(self, hashed: str) -> Known:
         forgotten = self._forgotten
@@ -83,6 +88,7 @@ class Attendance:
             time.monotonic() + KNOWN_FOR_S,
             Ed25519PublicKey.from_public_bytes(base64.b64decode(found.public_key)) if found.public_key else None,
             found.daemon,
+            found.key_expires_at,
         )
         with self._lock:
             if forgotten == self._forgotten:  # else it may be of before a revocation

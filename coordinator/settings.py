@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     operator_keys_hold_s: float | None = Field(
         None, gt=0, description="seconds that a new key of an operator is good for, where nothing else is asked for; default: for good"
     )
+    agent_keys_hold_s: float | None = Field(
+        None,
+        ge=60,
+        description="seconds that a new key of an agent is good for; agents change theirs in time by themselves; default: for good",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, ViewerDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, SettingsDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
@@ -17,6 +17,7 @@ from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.services.upkeep import refusals
+from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
 from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.versions import VERSION, read
@@ -62,9 +63,9 @@ def withdraw(token_id: Annotated[str, Path(pattern=ID)], session: WriteDep) -> R
     responses=errors(401, 409, 422),
     dependencies=[OpenDep],
 )
-def enrol(body: EnrolRequest, session: WriteDep) -> EnrolAnswer:
+def enrol(body: EnrolRequest, session: WriteDep, settings: SettingsDep) -> EnrolAnswer:
     """Spend a token on an identity and a key."""
-    return enrolment.enrol(session, body, now())
+    return enrolment.enrol(session, body, now(), _holds(settings))
 
 
 @router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
@@ -72,7 +73,7 @@ def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, response: Respon
     """Who the key belongs to, and which runs it may take part in."""
     response.headers[OFFERS] = waiting.offers
     presence.seen(session, agent.id, now())
-    return offers.self_of(session, agent.id)
+    return offers.self_of(session, agent.id, now())
 
 
 @router.put(
@@ -86,9 +87,10 @@ def say_ready(request: Request, body: ReadinessReport, agent: AgentDep, session:
 
 
 @router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403, 422))
-def rotate_own_key(agent: AgentDep, session: WriteDep, body: KeyRequest | None = None) -> NewKey:
+def rotate_own_key(agent: AgentDep, session: WriteDep, settings: SettingsDep, body: KeyRequest | None = None) -> NewKey:
     """A new key under the same identity; the old one is void at once. With a public key the agent signs from now on."""
-    return NewKey(key=identity.rotate_key(session, agent.id, agent.key_hash, body.public_key if body is not None else None))
+    public_key = body.public_key if body is not None else None
+    return NewKey(key=identity.rotate_key(session, agent.id, agent.key_hash, public_key, now(), _holds(settings)))
 
 
 @router.get(
@@ -151,6 +153,10 @@ def exposure(
 ) -> list[ExposureView]:
     """Which agent has received which block at which version and codec, newest first, in pages."""
     return paged(response, lists.exposure(session, agent, page))
+
+
+def _holds(settings: Settings) -> timedelta | None:
+    return None if settings.agent_keys_hold_s is None else timedelta(seconds=settings.agent_keys_hold_s)
 
 
 def _token(session: Session, row: EnrolmentToken, token: str) -> TokenAnswer:

@@ -75,11 +75,12 @@ def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole 
     if as_json:
         say_json(list[AgentView], agents)
         return
-    table = Table("name", "state", "last seen", "device", "last error")
+    table = Table("name", "state", "last seen", "key expires", "device", "last error")
     for agent in agents:
         device = f"{agent.device.kind}, {agent.device.cores} cores"
         state = f"quarantined until {moment(agent.quarantined_until)}" if agent.quarantined_until else agent.state
-        table.add_row(agent.name, state, moment(agent.last_seen_at) or "never", device, one_line(agent.last_error or ""))
+        expires = moment(agent.key_expires_at) or "never"
+        table.add_row(agent.name, state, moment(agent.last_seen_at) or "never", expires, device, one_line(agent.last_error or ""))
     terminal.table(table)
 
 

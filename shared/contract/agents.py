@@ -114,6 +114,7 @@ class AgentSelf(BaseModel):
     name: Name
     state: Word
     enrolled_at: datetime
+    key_ends_in_s: float | None = Field(None, ge=0, description="seconds until its key is void unless it makes another; null: never")
     runs: list[RunOffer] = Field(max_length=10_000)
 
 

@@ -21,6 +21,7 @@ class AgentView(BaseModel):
     version: str
     enrolled_at: datetime
     last_seen_at: datetime | None
+    key_expires_at: datetime | None = Field(None, description="when its key ends unless it makes another before; null: never")
     quarantined_until: datetime | None = Field(None, description="until then it is asked for nothing: it failed at one visit after another")
     last_error: str | None
     last_error_at: datetime | None

@@ -16,6 +16,7 @@ from fedcybgd.agent.credentials import Credentials
 from fedcybgd.agent.errors import CoordinatorSaid, KeyRefused, Unreachable
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.signing import Signer, new_private_key
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.errors import Unauthorized
 from fedcybgd.coordinator.services.agents import identity
@@ -280,7 +281,7 @@ def test_the_operator_gives_the_owner_another_key_and_the_thief_none(live: LiveC
     refused(wire(live).post("/agents", json=again_with), 401, "token_withdrawn")
     # His key was looked at a moment before it was taken away, and he makes another with it a moment after.
     with live.database.transaction() as session, pytest.raises(Unauthorized):
-        identity.rotate_key(session, credentials.load(home).agent_id, thiefs.key_id, Signer(new_private_key()).public_key)
+        identity.rotate_key(session, credentials.load(home).agent_id, thiefs.key_id, Signer(new_private_key()).public_key, utcnow())
     with pytest.raises(KeyRefused):
         Client(live.url, thiefs).me()
     request = {"token": made["token"], "name": fresh("somebody"), "public_key": thiefs.public_key}

@@ -134,7 +134,7 @@ class Story:
         run = prepare.create(session, spec, utcnow())
         self._work()
         for agent in AGENTS:
-            self._say("offer", [offer.model_dump() for offer in offers.self_of(session, _id("agt", agent)).runs])
+            self._say("offer", [offer.model_dump() for offer in offers.self_of(session, _id("agt", agent), utcnow()).runs])
         for agent in AGENTS:
             readiness.row_of(session, run.id, _id("agt", agent), utcnow()).fits = True
         session.flush()

@@ -36,6 +36,8 @@ class Agent(Base):
     """of its public key, else of the secret that it sends"""
     public_key: Mapped[str | None] = mapped_column(String(60))
     """Ed25519, in base64; null: it does not sign its requests yet"""
+    key_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """null: its key is good for good"""
     state: Mapped[str] = mapped_column(String(20))
     device: Mapped[DeviceInfo] = mapped_column(Typed(DeviceInfo))
     limits: Mapped[DeclaredLimits] = mapped_column(Typed(DeclaredLimits))

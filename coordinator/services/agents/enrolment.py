@@ -74,14 +74,17 @@ def withdraw(session: Session, token_id: str, now: datetime) -> EnrolmentToken:
     return token
 
 
-def enrol(session: Session, request: EnrolRequest, now: datetime) -> EnrolAnswer:
-    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well."""
+def enrol(session: Session, request: EnrolRequest, now: datetime, holds: timedelta | None = None) -> EnrolAnswer:
+    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well.
+
+    `holds`: for how long the key is good; None: for good.
+    """
     token = session.scalar(select(EnrolmentToken).where(EnrolmentToken.token_hash == keys.key_hash(request.token)).with_for_update())
     _check(token, now)
     assert token is not None
     token.used, token.used_at = token.used + 1, now
     agent = _new(session, request, now) if token.agent_id is None else _again(session, token.agent_id, request, now)
-    key = identity.give_key(session, agent, request.public_key)
+    key = identity.give_key(session, agent, request.public_key, now, holds)
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key)
 
 

@@ -1,7 +1,7 @@
 """Who an agent is, by its key."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -17,6 +17,10 @@ from fedcybgd.shared.contract.agents import DeclaredLimits
 
 class AgentRevoked(Forbidden):
     code = "agent_revoked"
+
+
+class AgentKeyExpired(Unauthorized):
+    code = "agent_key_expired"
 
 
 class PublicKeyNeeded(Invalid):
@@ -38,11 +42,22 @@ class Identity:
     holds: bool
     """it holds a lease"""
     public_key: str | None
+    key_expires_at: datetime | None
 
 
 def look_up(session: Session, key_hash: str) -> Identity:
     holds = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
-    columns = (Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, Agent.daemon, holds, Agent.public_key)
+    columns = (
+        Agent.id,
+        Agent.name,
+        Agent.state,
+        Agent.limits,
+        Agent.last_seen_at,
+        Agent.daemon,
+        holds,
+        Agent.public_key,
+        Agent.key_expires_at,
+    )
     row = session.execute(select(*columns).where(Agent.key_hash == key_hash)).one_or_none()
     if row is None:
         raise Unauthorized("this needs an agent's key, and this one is not known (any more); enrol with `fedagent enroll`")
@@ -57,7 +72,18 @@ def admit(agent: Identity | Agent) -> None:
         raise AgentRevoked(f"agent {agent.name} was revoked by the operator")
 
 
-def rotate_key(session: Session, agent_id: str, key_hash: str, public_key: str | None) -> str | None:
+def check_key(name: str, expires_at: datetime | None, now: datetime) -> None:
+    """Raises `AgentKeyExpired` for a key whose time is over."""
+    if expires_at is not None and expires_at <= now:
+        raise AgentKeyExpired(
+            f"the key of agent {name} expired at {expires_at:%Y-%m-%d %H:%M} UTC, while it was away: its operator makes a token "
+            f"(`fedcoord agents rotate {name}`), and `fedagent rotate-key --token-file FILE` makes another key with that"
+        )
+
+
+def rotate_key(
+    session: Session, agent_id: str, key_hash: str, public_key: str | None, now: datetime, holds: timedelta | None = None
+) -> str | None:
     """Another key for an agent that has shown the one of this hash, as `give_key` gives it. One that signs goes on signing: it must name its next public key.
 
     Raises `Unauthorized` where the key has become void since it was looked at.
@@ -68,14 +94,18 @@ def rotate_key(session: Session, agent_id: str, key_hash: str, public_key: str |
     admit(agent)
     if public_key is None and agent.public_key is not None:
         raise PublicKeyNeeded("this agent signs its requests: name the public key that it will sign with")
-    return give_key(session, agent, public_key)
+    return give_key(session, agent, public_key, now, holds)
 
 
-def give_key(session: Session, agent: Agent, public_key: str | None) -> str | None:
-    """Know an agent by a public key from now on, else by a secret, which is returned. What was before is void at once."""
+def give_key(session: Session, agent: Agent, public_key: str | None, now: datetime, holds: timedelta | None) -> str | None:
+    """Know an agent by a public key from now on, else by a secret, which is returned. What was before is void at once.
+
+    `holds`: for how long it is good; None: for good.
+    """
     secret = None if public_key is not None else keys.new_key(keys.AGENT)
     agent.public_key = public_key
     agent.key_hash = keys.key_hash(secret or public_key or "")
+    agent.key_expires_at = None if holds is None else now + holds
     _is_another(session, agent)
     return secret
 

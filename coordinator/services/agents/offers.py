@@ -1,5 +1,7 @@
 """Which runs an agent may take part in, and what its data must look like for them."""
 
+from datetime import datetime
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,11 +17,14 @@ from fedcybgd.shared.files.tables import FIELDS
 OPEN_STATES = (RunState.DRAFT, RunState.RUNNING, RunState.PAUSED)
 
 
-def self_of(session: Session, agent_id: str) -> AgentSelf:
+def self_of(session: Session, agent_id: str, now: datetime) -> AgentSelf:
     agent = session.get_one(Agent, agent_id)
+    ends_in_s = None if agent.key_expires_at is None else max(0.0, (agent.key_expires_at - now).total_seconds())
     runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES)).order_by(Run.created_at))
     offers = [_offer(run) for run in runs if is_open_to(run, agent)]
-    return AgentSelf(agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, runs=offers)
+    return AgentSelf(
+        agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, key_ends_in_s=ends_in_s, runs=offers
+    )  # fmt: skip
 
 
 def file_of(session: Session, agent_id: str, run_id: str, name: str) -> FileRef:
