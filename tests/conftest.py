@@ -1,8 +1,10 @@
 """Fixtures that several kinds of tests use."""
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ from tests.support.postgres import PostgresServer, find_program
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 FOLDERS = ["faults", "e2e", "integration", "migrations", "contract", "unit"]
 """Long tests first: what is left at the end is short, and no worker waits long for another."""
+LOOKED_THROUGH = 20_000
+"""Objects that a collection of garbage may look through: more take as long as a test."""
+shared: list[LiveCoordinator] = []
+"""What the fixture `live` has given, while it lasts."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,15 +43,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _decided_by_no_database(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     """Tests on PostgreSQL that say nothing which the same test on SQLite does not say; `make test-all` has them."""
     for item in items:
-        if item.get_closest_marker("postgresql") is not None and item.get_closest_marker("database_decides") is None:
+        decides = item.get_closest_marker("database_decides") is not None and item.get_closest_marker("one_database") is None
+        if item.get_closest_marker("postgresql") is not None and not decides:
             yield item
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def little_garbage() -> None:
-    """An agent collects garbage after each visit, and there half a million objects of imported libraries need no look each time."""
-    gc.collect()
-    gc.freeze()
+    """An agent collects garbage after each visit, and there what was imported, also since the last test, needs no look each time."""
+    if len(gc.get_objects()) > LOOKED_THROUGH:
+        gc.collect()
+        gc.freeze()
+
+
+@functools.wraps(os.fsync)
+def _on_the_disk(descriptor: int) -> None:
+    os.fstat(descriptor)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_is_cut() -> Iterator[None]:
+    """What only a power cut would show waits for no disk in this process: that it is asked for is tested where it is; children do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _on_the_disk)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +93,23 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session", params=DATABASES)
 def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCoordinator]:
     """A coordinator for many tests; names of agents, models and runs must be a test's own."""
-    url = request.getfixturevalue("postgres").new_database() if request.param == "postgresql" else None
+    url = request.getfixturevalue("postgres").database_with_schema() if request.param == "postgresql" else None
     coordinator = LiveCoordinator(tmp_path_factory.mktemp("coordinator"), url)
+    shared.append(coordinator)
     yield coordinator
+    shared.remove(coordinator)
     coordinator.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves no run for `live` to look after, and beside tests without one it has next to nothing to do: they share a process."""
+    used = "live" in request.fixturenames
+    for coordinator in shared:
+        coordinator.look_every(used)
+    live = request.getfixturevalue("live") if used else None
+    with live.tidied() if live in shared else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

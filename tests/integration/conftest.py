@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import DATABASES
 from tests.support.live import LiveCoordinator
+from tests.support.postgres import PostgresServer
 from tests.support.visits import Hand
 
 
@@ -25,6 +27,15 @@ def hand(live: LiveCoordinator) -> Hand:
 @pytest.fixture
 def other(live: LiveCoordinator) -> Hand:
     return Hand(live)
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with the schema or, on SQLite, of none: a coordinator brings its own. `tests/migrations` begins with nothing."""
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.database_with_schema()
+    return f"sqlite:///{tmp_path / 'test.db'}"
 
 
 @pytest.fixture

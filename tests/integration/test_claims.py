@@ -33,6 +33,7 @@ def test_an_idle_claim_is_answered_after_its_wait(hand: Hand) -> None:
     assert 0.5 <= time.monotonic() - began < 3
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("wait", [-1, 61, "long", "nan"])
 def test_a_wait_has_bounds(hand: Hand, wait: object) -> None:
     refused(hand.http.post("/assignments/claim", params={"wait": wait}, json={}), 422, "invalid_request")
@@ -77,6 +78,7 @@ def trained_by(live: LiveCoordinator, run: str, hands: list[Hand]) -> list[str]:
     return order
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(("agents", "expected"), [("fixed", [0, 1, 0, 1]), ("rotating", [0, 1, 1, 0])])
 def test_each_block_goes_to_the_agent_that_the_run_file_says(
     live: LiveCoordinator, model: str, hand: Hand, other: Hand, agents: str, expected: list[int]

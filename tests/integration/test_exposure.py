@@ -43,7 +43,10 @@ def fetch_all(hand: Hand, assignment: Any) -> None:
         assert hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{ref.digest}").status_code == 200
 
 
-@pytest.mark.parametrize(("agents", "limit", "wave"), [("rotating", 3, 1), ("fixed", 2, 3), ("first_come", 3, 3)])
+PLANNED = [pytest.param(*values, marks=pytest.mark.one_database) for values in (("rotating", 3, 1), ("fixed", 2, 3))]
+
+
+@pytest.mark.parametrize(("agents", "limit", "wave"), [*PLANNED, ("first_come", 3, 3)])
 def test_over_a_whole_run_no_agent_gets_more_than_the_budget(
     live: LiveCoordinator, model: str, hands: list[Hand], agents: str, limit: int, wave: int
 ) -> None:

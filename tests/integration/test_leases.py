@@ -125,7 +125,10 @@ def test_an_assignment_that_is_none(hand: Hand, name: str, status: int, code: st
         refused(hand.http.post(f"/assignments/{name}/{path}", json=body), status, code)
 
 
-@pytest.mark.parametrize("reason", get_args(ReturnReason))
+REASONS = [pytest.param(r, marks=[] if r in ("other", "out_of_memory") else pytest.mark.one_database) for r in get_args(ReturnReason)]
+
+
+@pytest.mark.parametrize("reason", REASONS)
 def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str
 ) -> None:
@@ -149,6 +152,7 @@ def test_work_that_is_given_back_goes_to_whom_the_reason_allows(
     assert live.operator.get(f"/runs/{run}")["state"] == "running"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("body", [{"reason": "bored"}, {"reason": "other", "message": "x" * 2001}, {"reason": "other", "loss": 1}, {}])
 def test_only_known_reasons_are_taken(live: LiveCoordinator, model: str, hand: Hand, body: dict[str, object]) -> None:
     run = start_run(live, model, [hand])

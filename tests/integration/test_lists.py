@@ -9,11 +9,12 @@ from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, operator, refused, start_run
 
 
-@pytest.fixture
-def run(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> str:
-    """A run that is done."""
-    name = start_run(live, model, [hand, other])
-    finish(live, name, [hand, other])
+@pytest.fixture(scope="module")
+def run(live: LiveCoordinator, model: str) -> str:
+    """A run that is done: it is looked at only."""
+    hands = [Hand(live), Hand(live)]
+    name = start_run(live, model, hands)
+    finish(live, name, hands)
     return name
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.services.upkeep import standstill
 from fedcybgd.shared.contract.words import OFFERS
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -118,6 +119,7 @@ def test_a_silent_agents_visit_is_anybodys_too(live: LiveCoordinator, model: str
     assert other.take(run).block == "layers.0"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("reason", ["data_invalid", "out_of_memory", "disk_limit", "not_consented", "policy_refused"])
 def test_what_is_mended_is_asked_again_in_the_same_round(live: LiveCoordinator, model: str, hand: Hand, other: Hand, reason: str) -> None:
     run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "reassign_after_s": 0})
@@ -173,7 +175,10 @@ def test_what_an_operator_paused_stays_paused(live: LiveCoordinator, model: str,
     assert live.operator.get(f"/runs/{run}")["state"] == "paused"
 
 
-def test_a_run_that_nobody_there_could_go_on_with_says_who_is_missing(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+def test_a_run_that_nobody_there_could_go_on_with_says_who_is_missing(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standstill, "PATIENCE", timedelta(seconds=0.5))
     run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
     run_id = live.operator.get(f"/runs/{run}")["id"]
     say(other, run_id, False, "data_invalid")
@@ -212,6 +217,7 @@ def test_what_is_said_of_other_runs_is_not_kept(live: LiveCoordinator, model: st
     assert standings(live, run["id"]) == {hand.name: "unheard"}
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "more",
     [{"columns": ["text"]}, {"reason": "my row 7"}, {"rows": -1}, {"rows": "many"}, {"run_id": "../x"}, {"message": "row 7: secret"}],

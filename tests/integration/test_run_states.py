@@ -35,6 +35,7 @@ def act(live: LiveCoordinator, run: str, *actions: str) -> None:
         live.operator.post(f"/runs/{run}/{action}")
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("before", "possible", "state"),
     [

@@ -7,11 +7,17 @@ from sqlalchemy import select
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent
-from fedcybgd.coordinator.services.upkeep import quarantine
+from fedcybgd.coordinator.services.upkeep import quarantine, standstill
 from tests.integration.test_readiness import hush, say
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, refused, settled, start_run, sweep, wire
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is on its way to somebody for half a second instead of three."""
+    monkeypatch.setattr(standstill, "PATIENCE", timedelta(seconds=0.5))
 
 
 def agent(live: LiveCoordinator, hand: Hand) -> dict[str, str | None]:
@@ -68,12 +74,13 @@ def test_who_comes_out_of_quarantine_has_one_try_and_a_good_delta_clears_it(
     shut_away(live, run, hand, other)
     until = agent(live, hand)["quarantined_until"]
     assert until is not None
-    first = datetime.fromisoformat(until) - utcnow()
+    end = datetime.fromisoformat(until)
+    first = end - utcnow()
     with live.database.transaction() as session:
-        quarantine.end(session, utcnow() + timedelta(seconds=58))
+        quarantine.end(session, end - timedelta(seconds=1))
     assert hand.claim(run) is None, "it is not over"
     with live.database.transaction() as session:
-        quarantine.end(session, utcnow() + timedelta(seconds=61))
+        quarantine.end(session, end + timedelta(seconds=1))
     fail(hand, run)
     again = agent(live, hand)["quarantined_until"]
     assert again is not None

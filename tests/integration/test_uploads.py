@@ -50,6 +50,7 @@ def part(live: LiveCoordinator, assignment: LeasedAssignment, digest: str) -> Pa
     return live.settings.uploads / f"{assignment.assignment_id}-{owner}-{digest}.part"
 
 
+@pytest.mark.one_database
 def test_an_upload_goes_on_in_the_middle(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     data = save(hand.delta(assignment))
@@ -62,6 +63,7 @@ def test_an_upload_goes_on_in_the_middle(live: LiveCoordinator, hand: Hand, run:
     assert settled(live, run)["rounds_done"] == 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("offset", [0, 99, 101, 10**30])
 def test_bytes_that_do_not_follow_on_are_not_written(live: LiveCoordinator, hand: Hand, run: str, offset: int) -> None:
     assignment = hand.take(run)
@@ -74,6 +76,7 @@ def test_bytes_that_do_not_follow_on_are_not_written(live: LiveCoordinator, hand
     assert part(live, assignment, digest).read_bytes() == data[:100]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("offset", [-1, "x"])
 def test_an_offset_is_a_number_of_bytes(hand: Hand, run: str, offset: object) -> None:
     assignment = hand.take(run)
@@ -81,6 +84,7 @@ def test_an_offset_is_a_number_of_bytes(hand: Hand, run: str, offset: object) ->
     refused(answer, 422, "invalid_request")
 
 
+@pytest.mark.one_database
 def test_what_is_announced_as_too_large_is_refused_before_the_first_byte(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     digest = digest_of(b"large")
@@ -97,6 +101,7 @@ def test_what_is_announced_as_too_large_is_refused_before_the_first_byte(live: L
     assert not part(live, assignment, digest).exists()
 
 
+@pytest.mark.one_database
 def test_what_becomes_too_large_as_it_arrives_is_cut_off_and_not_kept(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     assert MIB < assignment.max_delta_bytes < 2 * MIB
@@ -117,6 +122,7 @@ def test_what_becomes_too_large_as_it_arrives_is_cut_off_and_not_kept(live: Live
     assert not part(live, assignment, digest).exists()
 
 
+@pytest.mark.one_database
 def test_a_part_that_would_grow_too_large_is_refused(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     digest = digest_of(b"large")
@@ -146,6 +152,7 @@ def test_nothing_is_submitted_before_it_is_uploaded(live: LiveCoordinator, hand:
     assert hand.send(assignment, data).status_code == 202
 
 
+@pytest.mark.one_database
 def test_an_upload_under_no_digest_or_for_nobody(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     for odd in ("x", "A" * 64, "0" * 63):
@@ -232,6 +239,7 @@ def test_the_same_upload_twice_at_once_is_still_whole(live: LiveCoordinator, han
     assert target.read_bytes() == data[:offset]
 
 
+@pytest.mark.one_database
 def test_the_store_tells_nobody_what_it_has(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     """Neither blocks and files of the model, nor what another agent sent, nor what this one sent for another visit."""
     run = start_run(live, model, [hand, other], schedule={"agents": "fixed"})
@@ -308,6 +316,7 @@ def test_a_delta_that_was_accepted_before_is_refused_as_a_replay(live: LiveCoord
     assert settled(live, run)["state"] == "completed"
 
 
+@pytest.mark.one_database
 def test_a_header_is_not_parsed_that_is_larger_than_any_delta_needs(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     form = {name: tuple(t.shape) for name, t in hand.delta(assignment).items()}
@@ -318,6 +327,7 @@ def test_a_header_is_not_parsed_that_is_larger_than_any_delta_needs(live: LiveCo
         assert said in refused(hand.send(assignment, data), 422, "delta_refused").message
 
 
+@pytest.mark.one_database
 def test_a_delta_in_a_million_tiny_chunks_is_not_unpacked(live: LiveCoordinator, hand: Hand, run: str) -> None:
     assignment = hand.take(run)
     one = struct.pack("<BI", 1, 1) + struct.pack("<BI", 0, 1)

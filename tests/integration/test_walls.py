@@ -13,7 +13,7 @@ from starlette.routing import compile_path
 
 from fedcybgd.coordinator.dashboard.pages import FORM_COOKIE
 from fedcybgd.coordinator.services.agents.logins import form_token
-from fedcybgd.coordinator.walls import connections
+from fedcybgd.coordinator.walls import connections, gate
 from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.coordinator.walls.rules import JSON_AT_MOST, HowOften, PathRefused, check_path, rule_for
 from fedcybgd.shared.contract.signatures import WINDOW_S
@@ -139,10 +139,11 @@ def test_a_head_that_drips_is_disconnected(live: LiveCoordinator, monkeypatch: p
 def test_a_waiting_claim_is_no_slow_request(live: LiveCoordinator, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_S", "BODY_S", "IDLE_S", "UNREAD_S"):
         monkeypatch.setattr(connections, name, 0.1)
+    monkeypatch.setattr(gate, "LOOK_EVERY_S", 0.1)  # from its next look on, within a second
     began = time.monotonic()
-    assert hand.http.post("/assignments/claim", params={"wait": 3}, json={"runs": ["none-such"]}).status_code == 204
-    assert time.monotonic() - began > 2.5
-    time.sleep(2.5)  # and its connection stays open for the next
+    assert hand.http.post("/assignments/claim", params={"wait": 2}, json={"runs": ["none-such"]}).status_code == 204
+    assert time.monotonic() - began > 1.8
+    time.sleep(0.5)  # and its connection stays open for the next
     monkeypatch.undo()
     assert hand.http.get("/agents/me").status_code == 200
 

@@ -7,20 +7,27 @@ import torch. Tests in `e2e` run the real processes.
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter
+from sqlalchemy import select
 
 from fedcybgd.agent.client import Client
 from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Run
+from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.serve import Server, configured, prepare_home
 from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.states import runs
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
 from fedcybgd.coordinator.storage.local import LocalBlobStore
@@ -28,9 +35,12 @@ from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.coordinator.walls.rules import HowOften
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
+from tests.support.migrated import begin_with_schema
 
 OFTEN = HowOften(*[Rate(1e9, 1e9)] * 3)
 """Tests ask faster than anybody else does."""
+LOOKS_S, RESTS_S = 0.1, 1.0
+"""Between two looks for what time changes, while a test uses the coordinator and while none does."""
 
 
 def threads(settings: Settings) -> Parts:
@@ -42,7 +52,8 @@ class LiveCoordinator:
     def __init__(
         self, home: Path, database_url: str | None = None, parts: MakeParts | None = None, bounds: HowOften | None = None, **settings: Any
     ) -> None:
-        self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": 0.1, **settings})
+        self.settings = Settings(home=home, database_url=database_url, **{"sweep_every_s": LOOKS_S, **settings})
+        begin_with_schema(self.settings.url)
         prepare_home(self.settings)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
@@ -98,6 +109,21 @@ class LiveCoordinator:
             lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.05, limit=60
         )
         return self.operator.post(f"/runs/{run['id']}/start") if start else run
+
+    def look_every(self, used: bool) -> None:
+        self.settings.sweep_every_s = LOOKS_S if used else RESTS_S
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        """Runs that are begun meanwhile are over afterwards: each that goes on is looked after ten times a second, and there would be hundreds."""
+        with self.database.reading() as session:
+            before = set(session.scalars(select(Run.id)))
+        yield
+        with self.database.transaction() as session:
+            for run in session.scalars(select(Run).where(Run.id.not_in(before))):
+                if not RUN.is_final(run.state):
+                    runs.cancel(run, utcnow())
+            signals.openings_changed(session)
 
     def stop(self) -> None:
         self.app.state.waiting.close()

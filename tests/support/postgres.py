@@ -1,5 +1,6 @@
 """A PostgreSQL server of our own for the tests, as an unprivileged user, in a temporary directory."""
 
+import functools
 import os
 import pwd
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.migrated import bring_up
+
 
 def find_program(name: str) -> str | None:
     """initdb and friends; Debian keeps them off the PATH."""
@@ -21,7 +24,7 @@ def find_program(name: str) -> str | None:
 
 
 class PostgresServer:
-    """Started by the constructor, gone after `stop`; `new_database` gives a URL to an empty database."""
+    """Started by the constructor, gone after `stop`; `new_database` gives a URL to an empty database, or to a copy of another."""
 
     def __init__(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="fedcybgd-postgres-"))
@@ -67,13 +70,23 @@ class PostgresServer:
         switch = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
         subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60, **switch)  # type: ignore[call-overload]
 
-    def new_database(self) -> str:
+    def new_database(self, template: str = "template1") -> str:
         import psycopg
 
         name = f"fed_{uuid.uuid4().hex[:12]}"
         with psycopg.connect(f"postgresql://fed@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")  # type: ignore[call-overload]
         return f"postgresql://fed@127.0.0.1:{self.port}/{name}"
+
+    def database_with_schema(self) -> str:
+        """The URL to one that is migrated, and has no rows."""
+        return self.new_database(self._migrated)
+
+    @functools.cached_property
+    def _migrated(self) -> str:
+        url = self.new_database()
+        bring_up(url)
+        return url.rpartition("/")[2]
 
     def stop(self) -> None:
         if (self._data / "postmaster.pid").exists():

@@ -208,7 +208,7 @@ def finish(live: LiveCoordinator, run: str, agents: list[Hand], scale: float = 0
     until = {"completed", "failed", "cancelled"}
     while live.operator.get(f"/runs/{run}")["state"] not in until:
         for agent in agents:
-            if (assignment := agent.claim(run, wait=0.3)) is not None:
+            if (assignment := agent.claim(run, wait=0.1)) is not None:
                 tensors = {name: torch.randn_like(t) * scale for name, t in agent.delta(assignment).items()}
                 agent.deliver(assignment, tensors)
 
