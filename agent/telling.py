@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from fedcybgd.shared.contract.adapters import ADAPTERS
 from fedcybgd.shared.contract.agents import RunOffer
 
 FEW_ROWS = 64
@@ -23,7 +24,9 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     if "head" in visit.blocks and run.task == "text-classification":
         found.append("the bias of the head says which labels occur; of a visit with one row, which it is")
     rows = None if visit.steps is None else visit.steps * visit.batch_size
-    if visit.all_at_once:
+    if ADAPTERS in visit.blocks:
+        found.append("every visit trains adapters beside matrices of the layers: one delta tells of all of these layers")
+    elif visit.all_at_once:
         found.append(
             "every visit trains all of these blocks at once: the agent gets the whole model exact, and one delta tells of all blocks"
         )

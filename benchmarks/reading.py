@@ -27,7 +27,8 @@ SCHEDULE: dict[str, Any] = {
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 """What decides only when others wait or fail, which nobody does here."""
 TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
-WHOLE: dict[str, Any] = {"fraction": 1.0, "weights": "rows", "outer": {}}
+AVERAGING: dict[str, Any] = {"fraction": 1.0, "weights": "rows", "outer": {}}
+ADAPTERS: dict[str, Any] = AVERAGING | {"matrices": ["linear"], "rank": 8, "alpha": 16.0, "combine": "mean"}
 OUTER: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "nesterov": False}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
@@ -72,7 +73,7 @@ class Reading:
     """The values of a run file, as YAML or JSON has them."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        known = {"task", "method", "whole", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
+        known = {"task", "method", "whole", "adapters", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
         if strange := set(values) - known:
             raise Unreadable(f"the sections {sorted(strange)}")
         task = _section(values, "task", TASK)
@@ -80,12 +81,14 @@ class Reading:
         names = labels if isinstance(labels, list) else None
         self.task = Task(task["kind"], len(names) if names else labels, names, task["max_length"])
         self.method = values.get("method", "block-cycle")
-        if self.method not in ("block-cycle", "whole"):
+        if self.method not in ("block-cycle", "whole", "adapters"):
             raise Unreadable(f"the method {self.method}")
-        self.whole = _section(values, "whole", WHOLE)
-        self._outer = _section(self.whole, "outer", OUTER)
+        self.averages = self.method != "block-cycle"
+        self.adapters = _section(values, "adapters", ADAPTERS) if self.method == "adapters" else None
+        self.averaging = self.adapters or _section(values, "whole", AVERAGING)
+        self._outer = _section(self.averaging, "outer", OUTER)
         self.train = _section(values, "train", TRAIN | RATES)
-        self.schedule = _section(values, "schedule", SCHEDULE, OF_WAITING)
+        self.schedule = _section(values, "schedule", SCHEDULE | ({"blocks": ["adapters"]} if self.adapters else {}), OF_WAITING)
         usual = COMPRESSION | ({"policy": "none"} if self.method == "whole" else {})
         self.compression = _section(values, "compression", usual)
         self.delta = _section(values, "delta", DELTA)
@@ -101,10 +104,12 @@ class Reading:
 
     def round(self, blocks: Sequence[str], agents: int, number: int) -> list[Order]:
         """The visits of round `number`, counted from 0."""
-        if self.method == "whole":
+        if self.averages:
             draw = random.Random(f"{self.seed}:{number}:agents")
-            count = max(1, int(self.whole["fraction"] * agents + 0.5))
+            count = max(1, int(self.averaging["fraction"] * agents + 0.5))
             who = sorted(draw.sample(range(agents), count))
+            if self.adapters and self.adapters["combine"] == "handed":
+                who = [number % agents]
             return [Order(number, agent, f"seat {i}", self._told(number, number, list(blocks), f"seat {i}")) for i, agent in enumerate(who)]
         cycle, place = divmod(number, self._rounds_of_a_cycle(blocks))
         order = list(blocks)
@@ -123,7 +128,7 @@ class Reading:
         ]
 
     def _rounds_of_a_cycle(self, blocks: Sequence[str]) -> int:
-        if self.method == "whole":
+        if self.averages:
             return 1
         whole, rest = divmod(len(blocks), self.schedule["wave"])
         return int(whole + bool(rest))
@@ -148,12 +153,12 @@ class Reading:
 
         `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all.
         """
-        trainers, whole = len(counts), self.method == "whole"
+        trainers = len(counts)
         of_head = self.schedule["head_average"] or ("by_label" if self.task.kind == "text-classification" else "damped")
-        if whole:
+        if self.averages:
             all_of_it = 1.0 if self.outer else float(self._outer["learning_rate"])
             factors = [all_of_it / trainers] * trainers
-            if self.whole["weights"] == "rows":
+            if self.averaging["weights"] == "rows":
                 factors = [all_of_it * one / sum(rows) for one in rows]
         elif block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
             return [(float(self.schedule["damping"]) / trainers, [])] * trainers

@@ -16,6 +16,7 @@ from fedcybgd.agent.fetching import cheapest
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain import compression
+from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, ImportPayload, PatchMade, PreparePayload, Term
@@ -137,6 +138,7 @@ def begin(folder: Path, model: Path, run_file: Mapping[str, Any]) -> Reference:
         config=imported.config, files=imported.files, blocks=imported.blocks, task=spec.task.kind, num_labels=spec.task.num_labels,
         label_names=spec.task.label_names, max_length=spec.task.max_length, patterns=spec.schedule["blocks"], always=spec.schedule["always"],
         layers_per_block=spec.schedule["layers_per_block"], seed=spec.seed, held_out=None,
+        adapters=AdaptersSection.model_validate(spec.adapters) if spec.adapters else None,
     )  # fmt: skip
     prepared = prepare(store, payload)
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in prepared.blocks]

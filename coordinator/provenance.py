@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceOuter, ProvenanceVersion, fingerprint
 from fedcybgd.shared.files.safetensors_header import header_of
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 LARGEST = 1 << 28
 MOST_NAMED = 20
 CHUNK = 1 << 20
@@ -92,7 +93,8 @@ def check(path: Path, key: str | None = None, export: Path | None = None, blobs:
             recomputing.recompute_averages(store, averages)
             made = len(rows) + len(averages)
             if export is not None:
-                _check_weights(file, versions, store, export / WEIGHTS)
+                adapters = any(ref.name == ADAPTER_WEIGHTS for ref in file.export.files) if file.export else False
+                _check_weights(file, versions, store, export / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
     return Checked(file, made, export is not None, key is not None)
 
 
@@ -201,15 +203,26 @@ def _check_export(file: Provenance, directory: Path, path: Path) -> None:
 
 
 def _check_weights(file: Provenance, versions: Versions, store: EngineStore, weights: Path) -> None:
-    """The tensors of an export are those of the blocks, one after another in the order of the model; their names alone are others."""
+    """The tensors of an export are those of the blocks, one after another in the order of the model; their names alone are others.
+
+    Where the model has adapters, matrices are joined with theirs.
+    """
     assert file.export is not None
     rows = [versions[block][file.export.versions[block]] for block in file.run.blocks if block in file.export.versions]
     if not all(store.has(row.digest) for row in rows):
         return
     sum_of = hashlib.sha256()
-    for row in rows:
-        with store.localised(row.digest) as path:
-            _add_tensors(path, sum_of)
+    said = json.loads(file.run.run_file)
+    refs = [ShardRef(block=row.facts.block, version=row.facts.version, codec=EXACT, digest=row.digest, size=row.size) for row in rows]
+    if weights.name == ADAPTER_WEIGHTS:
+        recomputing.add_beside(store, refs, json.loads(weights.with_name("adapter_config.json").read_text())["fan_in_fan_out"], sum_of)
+    elif adapters := said.get("adapters"):
+        config, scale = json.loads(weights.with_name("config.json").read_text()), adapters["alpha"] / adapters["rank"]
+        recomputing.add_joined(store, config, said["task"]["kind"], refs, scale, sum_of)
+    else:
+        for row in rows:
+            with store.localised(row.digest) as path:
+                _add_tensors(path, sum_of)
     found = hashlib.sha256()
     _add_tensors(weights, found)
     if sum_of.digest() != found.digest():

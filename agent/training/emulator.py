@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 
 from fedcybgd.agent.messages import LocalShard
 from fedcybgd.agent.training.frozen import can_be_quantized, can_train_rows, make_dense, make_quantized, train_rows
+from fedcybgd.shared.contract.adapters import factors_of
 from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.codec import DROPPED, PRUNED, kind_of
 from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import partition
 from fedcybgd.shared.models.families import find_stack
@@ -117,6 +119,10 @@ class Emulator:
             names = list(file.keys())
         return [self._assembled.parameter(name) for name in names if self._assembled.is_parameter(name)]
 
+    def layers_in(self, path: Path) -> set[int]:
+        """The layers that something of the block whose shard is at `path` belongs to."""
+        return {layer for name in read_header(path).tensors if (layer := self._assembled.layer_of(name)) is not None}
+
     def close(self) -> None:
         """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit."""
         for parameter in self.model.parameters():
@@ -172,8 +178,9 @@ class Emulator:
             self._reshaped.add(shard.block)
             return
         for name in [*dense, *kept]:
-            for path, _ in self._holders.get(name, ()):
-                make_dense(self.model.get_submodule(path))
+            for path, leaf in self._holders.get(name, ()):
+                if leaf == "weight":  # an adapter beside it comes with another shard
+                    make_dense(self.model.get_submodule(path))
         # Placeholders count as the block's tensors, and tied modules get the same one.
         self._assembled.put(dense | {name: _placeholder(tensor.shape).data for name, tensor in kept.items()})
         for name, tensor in kept.items():
@@ -195,9 +202,10 @@ class Emulator:
 
 
 def homes(config_path: Path, task: Task) -> dict[str, str]:
-    """Tensor → the block that the model itself puts it into, by canonical names."""
+    """Tensor → the block that the model itself puts it into, by canonical names; of an adapter, that of the matrix which it changes."""
     blocks = partition(skeleton(json.loads(config_path.read_text()), task))
-    return {tensor.name: block.name for block in blocks for tensor in block.tensors}
+    home = {tensor.name: block.name for block in blocks for tensor in block.tensors}
+    return home | {factor: block for name, block in home.items() for factor in factors_of(name) if factor in home}
 
 
 def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:

@@ -18,7 +18,6 @@ from fedcybgd.agent.training.loss import label_offsets
 from fedcybgd.agent.training.memory import PeakMemory
 from fedcybgd.agent.training.order import visit_order
 from fedcybgd.shared.contract.assignments import Progress
-from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.training import TrainSettings
 from fedcybgd.shared.contract.words import MOST_LABELS
 from fedcybgd.shared.models.batches import Batch, plain_forward
@@ -79,7 +78,8 @@ class Visit:
         """The lowest layer that gradients reach: 0 when the embeddings are trained, the number of layers when only what follows them is."""
         if "embeddings" in self.blocks:
             return 0
-        return min((layer for block in self.blocks for layer in layers_of(block)), default=len(self.emulator.layers))
+        trained = (layer for block in self.blocks for layer in self.emulator.layers_in(self.shard(block)))
+        return min(trained, default=len(self.emulator.layers))
 
     def batch(self, rows: list[int]) -> Batch:
         return self.partition.batch(rows).to(self.compute.device)

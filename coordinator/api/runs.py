@@ -19,7 +19,7 @@ from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, ExportRequested, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
-from fedcybgd.shared.contract.words import ID
+from fedcybgd.shared.contract.words import ID, ExportForm
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 403, 422))
 viewer, operator = [ViewerDep], [OperatorDep]
@@ -163,9 +163,13 @@ def without(run: str, body: AgentRequest, session: WriteDep) -> RunView:
     responses=errors(404, 409),
     dependencies=operator,
 )
-def request_export(run: str, session: WriteDep) -> ExportRequested:
-    """Have the present model joined into the files of a directory that transformers loads."""
-    return ExportRequested(export_id=exports.request_export(session, run, now()).id)
+def request_export(
+    run: str,
+    session: WriteDep,
+    form: Annotated[ExportForm, Query(description="merged: transformers loads it; peft: adapters alone, which peft loads")] = "merged",
+) -> ExportRequested:
+    """Have the present model joined into the files of a directory that transformers loads, or its adapters into one for peft."""
+    return ExportRequested(export_id=exports.request_export(session, run, now(), form).id)
 
 
 @router.get(

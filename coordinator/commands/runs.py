@@ -16,6 +16,7 @@ from fedcybgd.coordinator.commands.output import moment, say_json
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.provenance import fingerprint
 from fedcybgd.shared.contract.views import RunSummary, RunView
+from fedcybgd.shared.contract.words import ExportForm
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
@@ -155,10 +156,11 @@ def list_runs(as_json: Json = False) -> None:
 def export(
     run: Run,
     directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.", file_okay=False)],
+    form: Annotated[ExportForm, typer.Option("--format", help="merged: transformers loads it; peft: adapters alone, for peft.")] = "merged",
     force: Annotated[bool, typer.Option("--force", help="Write over what another run or somebody else left there.")] = False,
 ) -> None:
     """Write the run's present model as a directory that transformers loads."""
-    view = Client().runs.export(run, directory, force=force)
+    view = Client().runs.export(run, directory, form=form, force=force)
     terminal.say(f"model after {view.after_rounds} rounds in {directory}: {', '.join(f.name for f in view.files)}")
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from fedcybgd.shared.contract.adapters import ADAPTERS
+
 Shapes = Mapping[str, Sequence[int]]
 """Tensors of a block, or of a whole model, by name."""
 
@@ -25,7 +27,8 @@ def fresh_part(block: str, tensors: Shapes, available: Shapes) -> str | None:
 
 def notes(blocks: Iterable[tuple[str, Shapes]], available: Shapes, config: Mapping[str, object], labels: Sequence[str] | None) -> list[str]:
     """What an operator should know of a run's model, in sentences. `config` is the added model's, `labels` are the run's names of labels."""
-    parts = {name: fresh_part(name, tensors, available) for name, tensors in blocks}
+    # Adapters are fresh in every run, and add nothing to a model before they are trained.
+    parts = {name: fresh_part(name, tensors, available) for name, tensors in blocks if name != ADAPTERS}
     said = [part for part in parts.values() if part is not None]
     old = config.get("id2label")
     if labels is not None and isinstance(old, Mapping) and "head" in parts and parts["head"] is None:

@@ -10,9 +10,14 @@ Field = tuple[str, str]
 """section, field"""
 ALL_AT_ONCE = "under `method: whole` a round trains all blocks at once"
 EXACT_MODEL = "under `method: whole` agents train in the exact model, and nothing is compressed"
-SECTIONS = {"whole": "whole"}
+ADAPTED = "under `method: adapters` every visit trains all adapters at once"
+BESIDE_ALL = "under `method: adapters` all layers are there with all of their matrices, beside which the adapters are"
+SECTIONS = {"whole": "whole", "adapters": "adapters"}
 """section → the method that it is of"""
-FILLED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"whole": {"compression": {"policy": "none"}, "whole": {}}}
+FILLED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "whole": {"compression": {"policy": "none"}, "whole": {}},
+    "adapters": {"schedule": {"blocks": ["adapters"]}, "adapters": {}},
+}
 """method → section → what stands there where nothing is said"""
 UNUSED: Mapping[str, Mapping[Field, str]] = {
     "whole": {
@@ -24,7 +29,15 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("compression", "prune_ratio"): EXACT_MODEL,
         ("compression", "floor"): EXACT_MODEL,
         ("compression", "below_floor"): EXACT_MODEL,
-    }
+    },
+    "adapters": {
+        ("schedule", "order"): ADAPTED,
+        ("schedule", "blocks"): f"{ADAPTED}; what else is trained, each time, is `schedule.always`",
+        ("schedule", "wave"): f"{ADAPTED}; how many agents train is `adapters.fraction`",
+        ("schedule", "damping"): "under `method: adapters` deltas are averaged, and their mean is taken as it is",
+        ("compression", "drop_ratio"): BESIDE_ALL,
+        ("compression", "prune_ratio"): BESIDE_ALL,
+    },
 }
 """method → field → why no other value than the usual one has an effect"""
 WITHOUT_WEIGHTS = ("trimmed_mean", "median")
@@ -48,7 +61,7 @@ def check(method: str, file: BaseModel) -> None:
         raise ValidationError.from_exception_data("RunFile", details)
 
 
-def misplaced(method: str, file: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
+def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each field that says something in vain, with the reason. `file` is a run file."""
     for name, owner in SECTIONS.items():
         section = getattr(file, name)
@@ -62,13 +75,22 @@ def misplaced(method: str, file: BaseModel) -> Iterator[tuple[tuple[str, ...], s
         usual = FILLED[method].get(name, {}).get(field, type(section).model_fields[field].default)
         if getattr(section, field) != usual:
             yield (name, field), why
-    if method == "whole":
-        yield from _of_whole(file)
+    if method in ("whole", "adapters"):
+        if file.schedule.agents == "fixed":
+            why = (
+                f"under `method: {method}` a round has all agents, or those whose turn it is (`rotating`), or who asks first (`first_come`)"
+            )
+            yield ("schedule", "agents"), why
+        if method == "adapters" and file.compression.policy in ("hybrid", "auto"):
+            yield ("compression", "policy"), f"{BESIDE_ALL}: say none, int8 or int4"
+        if method == "adapters" and file.adapters.combine == "handed":
+            yield from _of_one_agent(file)
+        elif getattr(file, method).weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
+            yield ("admission", "average"), f"{average} goes by the order of numbers, and `{method}.weights` is rows: say `weights: equal`"
 
 
-def _of_whole(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    if file.schedule.agents == "fixed":
-        why = "under `method: whole` a round has all agents, or those that are drawn (`rotating`), or who asks first (`first_come`)"
-        yield ("schedule", "agents"), why
-    if file.whole.weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
-        yield ("admission", "average"), f"{average} goes by the order of numbers, and `whole.weights` is rows: say `weights: equal`"
+def _of_one_agent(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    why = "under `combine: handed` a round has one agent, whose adapters are taken as they are"
+    for name, fields in (("adapters", ("fraction", "weights", "outer")), ("admission", ("average",)), ("schedule", ("wave_deadline_s",))):
+        section = getattr(file, name)
+        yield from (((name, field), why) for field in fields if getattr(section, field) != type(section).model_fields[field].default)

@@ -9,7 +9,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile, written
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.views import BytesView
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.words import ExportForm, Task
 
 NAME = "README.md"
 CLASSES: dict[Task, str] = {"text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM"}
@@ -33,6 +33,7 @@ class CardFacts:
     whole_model_bytes: int
     made_with: str
     """version of the coordinator"""
+    form: ExportForm = "merged"
 
 
 def base_digest(blocks: Sequence[StoredBlock]) -> Digest:
@@ -43,10 +44,11 @@ def base_digest(blocks: Sequence[StoredBlock]) -> Digest:
 def model_card(facts: CardFacts) -> str:
     """Markdown. The same facts give the same text. Names of agents are not in it."""
     task = facts.spec.task.kind
+    library = "transformers" if facts.form == "merged" else "peft"
     lines = [
-        "---", "library_name: transformers", f"pipeline_tag: {PIPELINES[task]}", "tags: [federated-learning, fedcybgd]", "---", "",
+        "---", f"library_name: {library}", f"pipeline_tag: {PIPELINES[task]}", "tags: [federated-learning, fedcybgd]", "---", "",
         f"# {facts.run}", "",
-        f"All parameters of `{facts.base}`, fine-tuned together by {facts.agents} agents on data that stayed with them.", "",
+        f"{_trained(facts)}, fine-tuned together by {facts.agents} agents on data that stayed with them.", "",
         "| | |", "|---|---|",
         f"| base model | `{facts.base}`, weights `{base_digest(facts.base_blocks)}` |",
         f"| method | `{facts.spec.method}`, {facts.rounds_done} of {facts.rounds_total} rounds |",
@@ -54,13 +56,26 @@ def model_card(facts: CardFacts) -> str:
         f"| made with | fedcybgd {facts.made_with} |", "",
         "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",
         "## Scores", "", *_scores(task, facts.scores), "",
-        "## Use", "", "```python", f"from transformers import AutoTokenizer, {CLASSES[task]}", "",
-        'tokenizer = AutoTokenizer.from_pretrained(".")', f'model = {CLASSES[task]}.from_pretrained(".")', "```", "",
+        "## Use", "", "```python", f"from transformers import AutoTokenizer, {CLASSES[task]}", *_use(facts), "```", "",
         "## Run file", "", "What is not named has the default of that version. Agents are counted, not named.", "",
         *("    " + line for line in written(facts.spec, facts.agents).splitlines()), "",
         "The licence of the base model, and what its card says of its limits, go for this model, too.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _trained(facts: CardFacts) -> str:
+    said = facts.spec.adapters
+    return f"All parameters of `{facts.base}`" if said is None else f"Adapters of rank {said.rank} beside the layers of `{facts.base}`"
+
+
+def _use(facts: CardFacts) -> list[str]:
+    tokenizer, kind = 'tokenizer = AutoTokenizer.from_pretrained(".")', CLASSES[facts.spec.task.kind]
+    if facts.form == "merged":
+        return ["", tokenizer, f'model = {kind}.from_pretrained(".")']
+    labels = facts.spec.task.num_labels
+    base = f'{kind}.from_pretrained("{facts.base}"{f", num_labels={labels}" if labels else ""})'
+    return ["from peft import PeftModel", "", tokenizer, f'model = PeftModel.from_pretrained({base}, ".")']
 
 
 def _scores(task: Task, scores: Sequence[tuple[int, Score]]) -> list[str]:

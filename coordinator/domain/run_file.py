@@ -7,10 +7,11 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedcybgd.coordinator.domain import method_fields
+from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
+from fedcybgd.coordinator.domain.averaging_section import WholeSection
 from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_scores
 from fedcybgd.coordinator.domain.section import Section
-from fedcybgd.coordinator.domain.whole_section import WholeSection
 from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
@@ -139,7 +140,7 @@ class AdmissionSection(Section):
 class CompressionSection(Section):
     policy: Literal["none", "hybrid", "int8", "int4", "auto"] = Field(
         "int8",
-        description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent; under `whole` none",
+        description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent; under `whole` none; under `adapters` not hybrid, auto",
     )
     drop_ratio: float = Field(0.5, ge=0, le=0.9, description="hybrid: share of the layers not yet updated that is dropped at the most")
     prune_ratio: float = Field(0.25, ge=0.01, le=0.9, description="hybrid and auto: share of a layer's width that pruning removes")
@@ -171,6 +172,9 @@ class RunFile(Section):
     task: TaskSection = Field(description="what is learned")
     method: Name = Field("block-cycle", description="the federated method: who trains what, and what becomes of the deltas")
     whole: WholeSection | None = Field(None, description="only under `method: whole`: who trains in a round, and what deltas weigh")
+    adapters: AdaptersSection | None = Field(
+        None, description="only under `method: adapters`: beside which matrices, how large, and how those of several agents become one"
+    )
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")
     evaluate: EvaluateSection | None = Field(None, description="how the model is scored; never, if left out")

@@ -16,7 +16,9 @@ from fedcybgd.coordinator.engine.run_config import padding_of, task_config
 from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, from_tensor, shard_header, write_json, write_shard
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.block_names import select
+from fedcybgd.shared.models.adapters import initial
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 from fedcybgd.shared.models.batches import RowEncoder
 from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
@@ -31,7 +33,7 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     """The blocks of the run at version 0. Shards of the added model are used as they are wherever they fit.
 
     What the added model lacks of its head, or has for another number of labels, is made afresh. Raises `RunRefused` when block patterns
-    mean nothing, when a fresh part would never be trained, or when the model cannot learn the task; `DataError` when the held-out file
+    mean nothing, when a fresh part would never be trained, or when the model cannot learn the task; `AdaptersRefused`; `DataError` when the held-out file
     does not fit the task.
     """
     if payload.task == "causal-lm" and sees_what_follows(settings_of(payload.config)):
@@ -99,10 +101,11 @@ def _check_fresh(blocks: list[BlockSpec], available: dict[str, tuple[int, ...]],
 
 def _initialise(model: nn.Module, fresh: list[str], seed: int) -> dict[str, torch.Tensor]:
     """Fresh tensors as the model's own initialisation makes them, float32, from `seed` alone."""
-    if not fresh:
-        return {}
     names = names_by_canonical(model)
-    places = {name: names[name].rpartition(".") for name in fresh}
+    factors = initial(model, [name for name in fresh if is_factor(name)], seed)
+    places = {name: names[name].rpartition(".") for name in fresh if name not in factors}
+    if not places:
+        return factors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for path, _, leaf in places.values():
@@ -112,7 +115,8 @@ def _initialise(model: nn.Module, fresh: list[str], seed: int) -> dict[str, torc
             module._parameters[leaf] = nn.Parameter(torch.zeros(old.shape))
         for path in dict.fromkeys(path for path, _, _ in places.values()):
             model._init_weights(model.get_submodule(path))  # type: ignore[operator]
-    return {name: model.get_submodule(path).get_parameter(leaf).detach() for name, (path, _, leaf) in places.items()}
+    made = {name: model.get_submodule(path).get_parameter(leaf).detach() for name, (path, _, leaf) in places.items()}
+    return made | factors
 
 
 def _same(value: torch.Tensor) -> torch.Tensor:

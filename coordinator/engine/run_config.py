@@ -5,15 +5,21 @@ from typing import Any
 from torch import nn
 
 from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload
+from fedcybgd.shared.contract.adapters import FIELD, Adapters, select
 from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, plain, without
+from fedcybgd.shared.models.adapters import linear_weights
 from fedcybgd.shared.models.assembly import skeleton
 
+OF_A_RUN = frozenset({FIELD})
 OF_A_HEAD = frozenset({"num_labels", "id2label", "label2id", "finetuning_task", "problem_type", "task_specific_params"})
 
 
 def task_config(payload: PreparePayload) -> dict[str, Any]:
-    """The contents of config.json: labels, kind of problem, dtype and what a call returns are the run's to say."""
-    config = without(plain(payload.config), OF_THE_WEIGHTS | OF_A_HEAD)
+    """The contents of config.json: labels, kind of problem, dtype, adapters and what a call returns are the run's to say.
+
+    Raises `AdaptersRefused`.
+    """
+    config = without(plain(payload.config), OF_THE_WEIGHTS | OF_A_HEAD | OF_A_RUN)
     config["dtype"] = "float32"
     if payload.task == "text-classification":
         assert payload.num_labels is not None
@@ -21,7 +27,11 @@ def task_config(payload: PreparePayload) -> dict[str, Any]:
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
         config["problem_type"] = "single_label_classification"
-    config["architectures"] = [type(skeleton(config, payload.task)).__name__]
+    model = skeleton(config, payload.task)
+    config["architectures"] = [type(model).__name__]
+    if (wanted := payload.adapters) is not None:
+        matrices = select(wanted.matrices, wanted.rank, linear_weights(model))
+        config[FIELD] = Adapters(rank=wanted.rank, alpha=wanted.alpha, matrices=matrices).model_dump()
     return config
 
 

@@ -1,7 +1,9 @@
 """Has versions made again outside of any coordinator: in the process of a command, from files that are left as they are."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from fedcybgd.coordinator.domain.candidates import candidate_block
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
@@ -9,6 +11,8 @@ from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, VersionUnlike, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import JsonObject, Task
 
 
 def made_of(versions: Versions) -> list[KeptVersion]:
@@ -69,6 +73,26 @@ def recompute_averages(store: EngineStore, averages: Sequence[tuple[KeptVersion,
                 f"{row.called}: the versions that it is the average of make {digest}, and the history says {row.digest}", digest=row.digest
             )
         store.delete(digest)
+
+
+def add_joined(store: EngineStore, config: JsonObject, task: Task, blocks: Sequence[ShardRef], scale: float, to: "hashlib._Hash") -> None:
+    """Add the bytes that the tensors of an export have, whose model has adapters."""
+    from fedcybgd.coordinator.engine.export import pieces_of
+
+    _add(pieces_of(store, config, task, blocks, scale), to)
+
+
+def add_beside(store: EngineStore, blocks: Sequence[ShardRef], turned: bool, to: "hashlib._Hash") -> None:
+    """The same of an export for peft."""
+    from fedcybgd.coordinator.engine.export import beside
+
+    _add(beside(store, blocks, turned), to)
+
+
+def _add(pieces: Iterable[Any], to: "hashlib._Hash") -> None:
+    for piece in pieces:
+        for chunk in piece.read():
+            to.update(chunk)
 
 
 @contextlib.contextmanager

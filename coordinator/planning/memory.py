@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import rows_held
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, is_quantizable, shard_bytes
-from fedcybgd.shared.contract.block_names import layer_range
+from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
+from fedcybgd.shared.contract.block_names import layer_range, layers_of
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, percent_of
 
 FLOAT = 4
@@ -85,7 +86,7 @@ def estimate(
     visit = _Visit(spec, model, blocks, plan, trained, device, limit, rows)
     always = {"data": _data(spec, model, rows) if device == "cpu" else 0, "frozen": visit.frozen(), "weights": FLOAT * visit.parameters}
     moments = visit.moments()
-    after = sum(b.num_parameters for b in visit.opened if b.kind not in ("embeddings", "layer"))
+    after = sum(b.num_parameters for b in visit.opened if b.kind not in ("embeddings", "layer", ADAPTERS))
     phases = [
         *(("backward", {"moments": moments, "gradients": FLOAT * after, **parts}) for parts in visit.backward()),
         ("step", {"moments": moments, "gradients": visit.gradients(), "activations": visit.lowest()}),
@@ -183,7 +184,7 @@ class _Visit:
 
     def _kept(self) -> list[int]:
         """Values a token that each layer keeps, from the lowest trained one up."""
-        opened = {layer for b in self.opened if (span := layer_range(b.name)) for layer in range(span[0], span[1] + 1)}
+        opened = {layer for b in self.blocks if b in self.opened or self._is_adapted(b) for layer in layers_of(b.name)}
         if any(b.kind == "embeddings" for b in self.opened):
             lowest = 0
         elif opened:
@@ -203,6 +204,11 @@ class _Visit:
                 if layer >= lowest
             ]
         return kept
+
+    def _is_adapted(self, block: BlockShape) -> bool:
+        """Whether adapters are trained beside matrices of a block: their products keep what enters them, as trained ones do."""
+        factors = next((b.tensors for b in self.opened if b.kind == ADAPTERS), {})
+        return any(factors_of(name)[0] in factors for name in block.tensors)
 
     def _repeats(self) -> int:
         """How often a layer runs in a pass, in models whose layers share their weights."""

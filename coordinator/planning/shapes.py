@@ -9,6 +9,8 @@ from typing import Any
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.adapters import ADAPTERS, WEIGHT, factors_of
+from fedcybgd.shared.contract.adapters import select as select_adapters
 from fedcybgd.shared.contract.block_names import block_name, select
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of, percent_of
 from fedcybgd.shared.contract.delta_layout import expected_layout
@@ -106,14 +108,14 @@ def blocks_of_run(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[Blo
     """The blocks that a run over an added model (`blocks`, one layer each) will have, and which of them it visits.
 
     Layers are joined as `layers_per_block` says, and a task gets its head. Raises `PlanRefused` for blocks trained along that the
-    model does not have, and `PartitionError` for patterns that mean no block.
+    model does not have, `PartitionError` for patterns that mean no block, and `AdaptersRefused`.
     """
     layers = [b for b in blocks if b.kind == "layer"]
     per = spec.schedule.layers_per_block
     joined = [_joined(layers[i : i + per], block_name("layer", i // per, per, len(layers))) for i in range(0, len(layers), per)]
     before, after = [b for b in blocks if b.kind == "embeddings"], [b for b in blocks if b.kind not in ("embeddings", "layer", "head")]
     head = _head(spec, config, blocks)
-    result = [*before, *joined, *after, *([head] if head else [])]
+    result = [*before, *joined, *after, *([head] if head else []), *_adapters(spec, joined)]
     names = [b.name for b in result]
     if unknown := [name for name in spec.schedule.always if name not in names]:
         raise PlanRefused(f"`always` names {', '.join(unknown)}; the blocks of this model are {', '.join(names)}", blocks=names)
@@ -148,6 +150,18 @@ def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]
     else:
         tensors = {"score.weight": (labels, model.hidden)}
     return BlockShape("head", "head", tensors)
+
+
+def _adapters(spec: RunFile, layers: Sequence[BlockShape]) -> list[BlockShape]:
+    """Their block. Which matrices of the layers are linear is not known here: those that are called weights are taken to be."""
+    if spec.adapters is None:
+        return []
+    shapes = {name: shape for block in layers for name, shape in block.tensors.items() if name.endswith(WEIGHT) and len(shape) == 2}
+    rank, tensors = spec.adapters.rank, dict[str, tuple[int, ...]]()
+    for weight in select_adapters(spec.adapters.matrices, rank, shapes):
+        (left, right), (rows, columns) = factors_of(weight), shapes[weight]
+        tensors |= {left: (rows, rank), right: (rank, columns)}
+    return [BlockShape(ADAPTERS, ADAPTERS, tensors)]
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

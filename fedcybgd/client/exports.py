@@ -15,6 +15,7 @@ from fedcybgd.shared.contract.manifests import ExportView, FileRef
 from fedcybgd.shared.contract.operators import ExportRequested
 from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance
 from fedcybgd.shared.contract.views import RunSummary
+from fedcybgd.shared.contract.words import ExportForm
 from fedcybgd.shared.files.paths import UnsafeName, inside, open_for_appending
 
 
@@ -58,10 +59,11 @@ def write_provenance(directory: Path, connection: Connection, run_id: str, expor
         raise _unusable(directory, error) from error
 
 
-def export(connection: Connection, run_id: str, directory: Path, timeout_s: float) -> ExportView:
+def export(connection: Connection, run_id: str, directory: Path, form: ExportForm, timeout_s: float) -> ExportView:
     """Have a run's model joined, and fetch its files. They lie in `directory` itself, or nothing is written at all."""
     path = f"/runs/{segment(run_id)}/exports"
-    path += "/" + segment(connection.do(ExportRequested, path).export_id)
+    # Without a word of what is usual: coordinators of earlier versions do not know it.
+    path += "/" + segment(connection.do(ExportRequested, path if form == "merged" else f"{path}?form={form}").export_id)
     try:
         view = connection.wait(partial(connection.read, ExportView, path), lambda v: v.ready, limit=timeout_s)
         targets = [(file, inside(directory, file.name)) for file in view.files]

@@ -13,6 +13,7 @@ from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, St
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
+from fedcybgd.shared.contract.words import ExportForm
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
 CHUNK = 1 << 20
@@ -158,14 +159,18 @@ class Runs:
 
     # ---- its model ------------------------------------------------------------------------------------------------------------
 
-    def export(self, run: str, directory: Path | str, *, force: bool = False, timeout_s: float = DAY_S) -> ExportView:
+    def export(
+        self, run: str, directory: Path | str, *, form: ExportForm = "merged", force: bool = False, timeout_s: float = DAY_S
+    ) -> ExportView:
         """Write the present model as a directory that transformers loads; `force` writes over what another run left there.
+
+        Of a run with adapters the form `peft` is a directory of these alone, which peft loads beside the base model.
 
         Raises `DirectoryTaken`, `FileUnusable`, `AnswerInvalid`, `Refused`, `TimedOut`.
         """
         made_by, directory = self.get(run), Path(directory)
         exports.claim(directory, made_by, force)
-        view = exports.export(self._connection, made_by.id, directory, timeout_s)
+        view = exports.export(self._connection, made_by.id, directory, form, timeout_s)
         exports.write_card(directory, made_by, view.after_rounds, view.files)
         exports.write_provenance(directory, self._connection, made_by.id, view.export_id)
         return view

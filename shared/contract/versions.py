@@ -26,6 +26,8 @@ SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
 LABEL_SKEW = Version(1, 3)
 """From this one on an agent knows `train.label_skew`; an earlier one would leave it out, and train by another loss than the others."""
+ADAPTERS = Version(1, 4)
+"""From this one on an agent knows models with adapters; an earlier one could not make them."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

@@ -36,6 +36,8 @@ Optimizer = Literal["adamw", "adamw-8bit"]
 LabelSkew = Literal["none", "mask", "logit_adjustment", "fedlc"]
 """What the training loss of a classifier does about labels that an agent has few rows of, or none."""
 Task = Literal["text-classification", "causal-lm"]
+ExportForm = Literal["merged", "peft"]
+"""A directory that transformers loads, or one with the adapters alone, which peft loads beside the base model."""
 
 
 def known_task(word: str) -> Task | None:

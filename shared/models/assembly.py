@@ -13,9 +13,11 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from fedcybgd.shared.contract.adapters import FIELD, Adapters
 from fedcybgd.shared.contract.errors import FedError, PartitionError
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.configuration import ModelUnknown, in_a_line
+from fedcybgd.shared.models.adapters import attach
 from fedcybgd.shared.models.blocks import layer_index, names_by_canonical
 from fedcybgd.shared.models.layers import AssemblyError, LayerStack, Passthrough
 from fedcybgd.shared.models.model_classes import base_model_of, model_of, settings_of
@@ -72,12 +74,14 @@ def base_skeleton(config: Mapping[str, Any]) -> nn.Module:
 
 def _made(config: Mapping[str, Any], make: Callable[[Any], Any], attention: str | None = None) -> nn.Module:
     try:
-        settings = settings_of(config)
+        settings = settings_of({name: value for name, value in config.items() if name != FIELD})
         if attention is not None:
             settings._attn_implementation = attention
         with _parameters_on_meta():
             model = make(settings)
         model.tie_weights()
+        if FIELD in config:
+            attach(model, Adapters.model_validate(config[FIELD]))
     except FedError:
         raise
     except Exception as error:  # whatever a configuration of nonsense leads to, somewhere in transformers

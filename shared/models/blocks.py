@@ -6,14 +6,15 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.block_names import block_name
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.models.families import base_prefix, canonical, find_stack, is_norm
 from fedcybgd.shared.models.forward_pass import ForwardPass, follow
 
-Kind = Literal["embeddings", "layer", "norm", "pooler", "head"]
-FRESHLY_MADE: tuple[Kind, ...] = ("pooler", "head")
-"""Blocks that a checkpoint may lack: they come after what every task shares, and can be made afresh for a run."""
+Kind = Literal["embeddings", "layer", "norm", "pooler", "head", "adapters"]
+FRESHLY_MADE: tuple[Kind, ...] = ("pooler", "head", "adapters")
+"""Blocks that a checkpoint may lack: they come after what every task shares, or beside it, and can be made afresh for a run."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def names_by_canonical(model: nn.Module) -> dict[str, str]:
 
 
 def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
-    """The blocks of `model` in the order of its forward pass: embeddings, layers, final norm, pooler, head.
+    """The blocks of `model` in the order of its forward pass: embeddings, layers, final norm, pooler, head; then its adapters.
 
     `layers_per_block` consecutive layers make one block. What is used before the last layer has run, and is no part of a layer,
     belongs to the embeddings; so do tables that layers share. The model may be on the meta device. Tied tensors belong to
@@ -82,11 +83,11 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
         index = layer_index(name, stack.path)
         if index is not None:
             past_stack = True
-            key: tuple[Kind, int] = ("layer", index // layers_per_block)
+            key: tuple[Kind, int] = ("adapters", 0) if is_factor(name) else ("layer", index // layers_per_block)
         else:
             key = (_kind(model, name, course, past_stack), 0)
         groups.setdefault(key, []).append(spec)
-    order: list[Kind] = ["embeddings", "layer", "norm", "pooler", "head"]
+    order: list[Kind] = ["embeddings", "layer", "norm", "pooler", "head", "adapters"]
     blocks = [
         BlockSpec(block_name(kind, index, layers_per_block, stack.length), kind, tuple(tensors))
         for (kind, index), tensors in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))

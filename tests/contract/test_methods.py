@@ -11,7 +11,8 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 
 BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "norm"]
 AGENTS = [f"agt_{i}" for i in range(7)]
-MANY: dict[str, dict[str, Any]] = {"block-cycle": {"schedule": {"wave": 3}}, "whole": {"whole": {"fraction": 0.4}}}
+MANY: dict[str, dict[str, Any]] = {"block-cycle": {"schedule": {"wave": 3}}, "whole": {"whole": {"fraction": 0.4}},
+                                  "adapters": {"adapters": {"fraction": 0.4}}}  # fmt: skip
 """Run files in which a round has several seats, but not one for each agent."""
 
 

@@ -23,13 +23,25 @@ TRAIN: dict[str, dict[str, Any]] = {
         "epochs": 1.5, "batch_size": 7, "learning_rate": 1e-3, "learning_rate_decay": 0.5, "warmup_steps": 2, "max_grad_norm": 0.5,
         "precision": "float32",
     },
+    "adapters": {
+        "steps": 12, "batch_size": 8, "learning_rate": 3e-3, "always_learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.01, "max_grad_norm": 0.7,
+        "precision": "float32",
+    },
+}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {
+    "whole": {"method": "whole"},
+    "adapters": {
+        "method": "adapters", "adapters": {"matrices": ["query", "intermediate.dense"], "rank": 3, "alpha": 9.0}, "compression": {"policy": "int4"},
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["fixed", "rotating", "whole"])
+@pytest.mark.parametrize("how", ["fixed", "rotating", "whole", "adapters"])
 def test_equal_to_one_process(federation: Federation, bert: Path, tmp_path: Path, how: str) -> None:
-    more: dict[str, Any] = {"method": "whole"} if how == "whole" else {}
+    more = METHODS.get(how, {})
     values = spec(f"equal-{how}", **({} if more else {"agents": how, "order": "random"})) | {"train": TRAIN[how], "seed": 5} | more
+    if how == "adapters":
+        del values["schedule"]["blocks"]
     over_http = federation.digests(federation.start(values))
 
     threads = torch.get_num_threads()
@@ -42,7 +54,7 @@ def test_equal_to_one_process(federation: Federation, bert: Path, tmp_path: Path
         torch.set_num_threads(threads)
     assert over_http == alone.digests()
     changed = {name for name, digest in over_http.items() if digest != before[name]}
-    assert changed == {"layers.0", "layers.1", "pooler", "head"}
+    assert changed == ({"adapters"} if how == "adapters" else {"layers.0", "layers.1"}) | {"pooler", "head"}
 
 
 def test_the_same_run_twice(federation: Federation) -> None:

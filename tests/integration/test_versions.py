@@ -95,6 +95,20 @@ def test_an_agent_of_before_label_skew_is_told_of_and_gets_no_work_that_it_would
     assert old.take(plain).train.label_skew == "none"
 
 
+def test_an_agent_of_before_adapters_gets_no_work_with_them(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    old = Hand(live)
+    old.http.headers[VERSION] = "1.3"
+    more: dict[str, Any] = {"method": "adapters", "compression": {"policy": "int8"}, "schedule": {"blocks": ["adapters"]}}
+    run = live.create_run(run_file(model, [old, hand], **more), start=True)["name"]
+    assert old.claim(run) is None
+    assert hand.take(run).train.trained == ("adapters", "head")
+    fits = {"runs": [{"run_id": live.operator.get(f"/runs/{run}")["id"], "fits": True}]}
+    assert old.http.put("/agents/me/readiness", json=fits).status_code == 204
+    [said] = [e["message"] for e in live.operator.get(f"/runs/{run}")["events"] if e["code"] == "agent_unfit"]
+    assert "1.3" in said
+    assert "method: adapters" in said
+
+
 def test_the_claim_of_a_newer_agent_that_is_gone_takes_no_work(live: LiveCoordinator, model: str, hand: Hand) -> None:
     """What is left out of its body must not hide that its caller is gone."""
     hand.http.headers[VERSION] = NEWER

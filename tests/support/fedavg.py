@@ -15,22 +15,42 @@ State = dict[str, torch.Tensor]
 
 def train(folder: Path, partitions: Sequence[Path], values: dict[str, Any], rounds: int) -> State:
     """The weights after so many rounds of a run file with `train.epochs`, without clipping, over rows with text and label."""
+    model = classifier_in(folder)
+    model.requires_grad_(True)
+    return averaged(model, AutoTokenizer.from_pretrained(folder), partitions, values, rounds, values["whole"].get("outer"))
+
+
+def classifier_in(folder: Path) -> Any:
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # out of the file, where they lie as it happens: how memory is aligned changes last bits
-    present: State = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    return model
+
+
+def averaged(
+    model: Any,
+    tokenizer: Any,
+    partitions: Sequence[Path],
+    values: dict[str, Any],
+    rounds: int,
+    outer: dict[str, Any] | None,
+    handed: bool = False,
+) -> State:
+    """What becomes of those parameters that take gradients; `handed`: one client a round, in turn."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    present: State = {name: tensor.detach().clone() for name, tensor in trainable.items()}
     velocity: State = {name: torch.zeros_like(tensor) for name, tensor in present.items()}
-    outer = values["whole"].get("outer") or {"momentum": 0}
+    outer = outer or {"momentum": 0}
     for number in range(rounds):
         trained, rows = [], []
-        for agent, path in enumerate(partitions):
+        turn = [partitions[number % len(partitions)]] if handed else partitions
+        for agent, path in enumerate(turn):
             data = [json.loads(line) for line in path.read_text().splitlines()]
             ids = [tokenizer(row["text"], truncation=True, max_length=values["task"]["max_length"])["input_ids"] for row in data]
             model.load_state_dict(present, strict=False)
             seed = hashlib.sha256(f"{values['seed']}:{number}:seat {agent}".encode()).digest()[:8]
             rows.append(_visit(model, tokenizer, ids, [row["label"] for row in data], values["train"], int.from_bytes(seed, "big") >> 1))
-            trained.append({name: tensor.detach().clone() for name, tensor in model.named_parameters()})
+            trained.append({name: tensor.detach().clone() for name, tensor in trainable.items()})
         for name, base in present.items():
             new = torch.zeros_like(base) if outer["momentum"] else base.clone()
             for local, count in zip(trained, rows, strict=True):
@@ -46,8 +66,7 @@ def train(folder: Path, partitions: Sequence[Path], values: dict[str, Any], roun
 def _visit(model: Any, tokenizer: Any, ids: list[list[int]], labels: list[int], train: dict[str, Any], seed: int) -> int:
     """One client's epoch; how many rows it had."""
     torch.set_grad_enabled(True)
-    model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0, fused=True)
     generator, size, rows = torch.Generator().manual_seed(seed), train["batch_size"], 0
     shuffled = sorted(torch.randperm(len(ids), generator=generator).tolist(), key=lambda i: len(ids[i]))
     batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]

@@ -90,7 +90,7 @@ def _id(kind: str, name: str) -> str:
 
 
 def _shapes(layers: int) -> list[BlockShape]:
-    layer = {"q": (64, 64), "up": (128, 64), "down": (64, 128), "norm": (64,)}
+    layer = {"q.weight": (64, 64), "up.weight": (128, 64), "down.weight": (64, 128), "norm.weight": (64,)}
     return [
         BlockShape("embeddings", "embeddings", {"word_embeddings.weight": (100, 64), "norm": (64,)}),
         *(BlockShape(f"layers.{i}", "layer", {f"{i}.{n}": s for n, s in layer.items()}) for i in range(layers)),

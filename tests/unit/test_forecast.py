@@ -14,6 +14,7 @@ from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecas
 from fedcybgd.coordinator.planning.memory import estimate
 from fedcybgd.coordinator.planning.shapes import GROUP, MIN_NUMEL, MIN_ROW, BlockShape, ModelShape, blocks_of_run, delta_bytes, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Movement, packed_bytes, simulate
+from fedcybgd.shared.contract.adapters import AdaptersRefused
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.tensors import codecs, quantized
@@ -280,6 +281,41 @@ def test_a_visit_of_a_whole_model_takes_what_all_its_blocks_take_together() -> N
     layer, along = (sum(b.num_parameters for b in shapes() if b.kind == kind) for kind in ("layer", "pooler"))
     assert all_of_it - one == 8 * (layer - layer // 4)
     assert one > 8 * (layer // 4 + along)
+
+
+def test_a_visit_of_adapters_takes_what_their_factors_take_and_little_is_moved() -> None:
+    agents, schedule = [AgentFacts(name) for name in "ab"], {"schedule": {"cycles": 3, "blocks": ["adapters"]}}
+    whole = plan(*agents, method="whole", schedule={"cycles": 3}, compression={"policy": "none"})
+    found = plan(*agents, method="adapters", adapters={"rank": 4}, **schedule)
+    assert {v.blocks for a in found.agents for v in a.visits} == {("adapters",)}
+    [visit] = found.agents[0].visits
+    assert visit.codecs == {"exact": ["pooler", "head", "adapters"], "int8": ["embeddings", "layers.0", "layers.1", "layers.2", "layers.3"]}
+    factors = 4 * 4 * (4 * (64 + 64) + 2 * (64 + 256))
+    along = 64 * 64 + 64 + 3 * 64 + 3
+    assert visit.memory is not None
+    assert visit.memory.parts["moments"] == 8 * (factors + along)
+    [upper] = plan(*agents, method="adapters", adapters={"rank": 4, "matrices": ["3.*"]}, **schedule).agents[0].visits
+    assert upper.memory is not None
+    assert visit.memory.parts["activations"] > 3 * upper.memory.parts["activations"] > 0, "gradients come down to the lowest adapter"
+    later, all_of_it = found.agents[0].later_cycle, whole.agents[0].later_cycle
+    assert later is not None
+    assert all_of_it is not None
+    assert 4 * (later.down + later.up) < all_of_it.down + all_of_it.up
+    handed = plan(*agents, method="adapters", adapters={"rank": 4, "combine": "handed"}, **schedule)
+    assert sum(a.visits_per_cycle for a in handed.agents) == 1
+    assert plan(method="adapters", adapters={"rank": 4, "matrices": ["q"]}, **schedule).agents[0].visits[0].up < visit.up
+
+
+@pytest.mark.parametrize(
+    ("adapters", "says"),
+    [({"rank": 65}, r"adapters\.rank is 65, .*: 64 at the most"), ({"matrices": ["linear", "qkv"]}, r"adapters\.matrices: 'qkv' .* are q, k, v, o, up, down")],
+)  # fmt: skip
+def test_adapters_that_a_model_has_no_place_for_are_refused(adapters: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdaptersRefused, match=says):
+        plan(method="adapters", adapters=adapters, schedule={"blocks": ["adapters"]})
+    bare = [BlockShape(b.name, b.kind, {n: s for n, s in b.tensors.items() if "." not in n[2:]}) for b in shapes()]
+    with pytest.raises(AdaptersRefused, match=r"adapters\.matrices: .* no linear matrix"):
+        blocks_of_run(run(method="adapters", schedule={"blocks": ["adapters"]}), CONFIG, bare)
 
 
 def test_who_cannot_hold_a_whole_model_is_left_out_with_the_bytes_that_are_missing() -> None:

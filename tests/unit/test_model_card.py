@@ -1,5 +1,7 @@
 """What a model says of itself: true to the facts, and no text of others steers it."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -55,6 +57,16 @@ def test_the_run_file_in_it_can_be_read_again_and_names_nobody() -> None:
 def test_no_label_ends_a_part_of_it() -> None:
     text = model_card(facts(run_file()))
     assert [line for line in text.splitlines() if line.startswith("```")] == ["```python", "```"]
+
+
+def test_adapters_are_called_so_and_loaded_as_what_they_are_exported_as() -> None:
+    lora = run_file(method="adapters", adapters={"rank": 4}, schedule={"always": ["head"]})
+    merged, beside = (model_card(replace(facts(lora), form=form)) for form in ("merged", "peft"))  # type: ignore[arg-type]
+    assert "Adapters of rank 4 beside the layers of `minilm`" in merged
+    assert "library_name: transformers" in merged
+    assert "peft" not in merged
+    assert "library_name: peft" in beside
+    assert 'PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained("minilm", num_labels=2), ".")' in beside
 
 
 @pytest.mark.parametrize("other", [BLOCKS[::-1], BLOCKS[:1]])

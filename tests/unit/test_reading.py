@@ -46,11 +46,10 @@ def drawn(number: int) -> dict[str, Any]:
         values["seed"] = draw.randrange(1000)
     if values["schedule"].get("order") == "random":
         values["schedule"].pop("wave", None)  # where two want one agent, somebody has to move
-    if draw.random() < 0.3:
-        values |= {
-            "method": "whole",
-            "whole": draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}, {"outer": {"momentum": 0.9}}]),
-        }
+    if draw.random() < 0.4:
+        method, more = draw.choice([("whole", {}), ("adapters", {"rank": 2}), ("adapters", {"combine": "handed"})])
+        averaging = draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}, {"outer": {"momentum": 0.9}}])
+        values |= {"method": method, method: more | ({} if "combine" in more else averaging)}
         for field in ("order", "agents", "wave", "damping"):
             values["schedule"].pop(field, None)
     return values
@@ -72,7 +71,7 @@ def test_the_coordinator_tells_what_the_run_file_says(begin: int) -> None:
             seats = method_of(spec).seats(spec, BLOCKS, AGENTS, round, spec.schedule.always)
             told = [(AGENTS.index(str(seat.agent)), train_settings(spec, seat).model_dump()) for seat in seats]
             delivered = [VisitDelta("", "", Delivered(seat.number, counted(seat.number), counted(seat.number).rows)) for seat in seats]
-            for block in BLOCKS if spec.method == "whole" else spec.schedule.always:
+            for block in BLOCKS if spec.method != "block-cycle" else spec.schedule.always:
                 terms = terms_of(spec, block, delivered, len(seats))[0]
                 mine_of = mine.weights(block, [counted(s.number).label_counts for s in seats], [counted(s.number).rows for s in seats])
                 assert [(term.weight, term.rows) for term in terms] == mine_of, values

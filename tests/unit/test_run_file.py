@@ -15,6 +15,7 @@ name: banking
 model: minilm
 method: block-cycle
 whole: null
+adapters: null
 task:
   kind: text-classification
   labels: [card, loan, "pin"]
@@ -141,6 +142,15 @@ WRONG = [
     ("name:", "name: ''", "name"),
     ("model:", "model: ../../etc/passwd", "model"),
     ("method:", "method: has spaces", "method"),
+    ("adapters:", "adapters: {rank: 0}", "adapters.rank"),
+    ("adapters:", "adapters: {alpha: 0}", "adapters.alpha"),
+    ("adapters:", "adapters: {matrices: []}", "adapters.matrices"),
+    ("adapters:", "adapters: {combine: sum}", "adapters.combine"),
+    ("adapters:", "adapters: {fraction: 2}", "adapters.fraction"),
+    ("adapters:", "adapters: {weights: loss}", "adapters.weights"),
+    ("adapters:", "adapters: {outer: {learning_rate: 0}}", "adapters.outer.learning_rate"),
+    ("adapters:", "adapters: {outer: {momentum: 1}}", "adapters.outer.momentum"),
+    ("adapters:", "adapters: {outer: {nesterov: often}}", "adapters.outer.nesterov"),
     ("whole:", "whole: {fraction: 0}", "whole.fraction"),
     ("whole:", "whole: {fraction: 1.1}", "whole.fraction"),
     ("whole:", "whole: {weights: loss}", "whole.weights"),

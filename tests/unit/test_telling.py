@@ -28,6 +28,7 @@ def offer(task: str = "text-classification", **visits: Any) -> RunOffer:
         (offer(batch_size=4, steps=4), ["16 rows at the most"]),
         (offer(delta_patches=True), ["other agents"]),
         (offer(all_at_once=True), ["whole model exact", "all blocks"]),
+        (offer(blocks=["adapters"], all_at_once=True), ["beside matrices", "all of these layers"]),
         (offer(weighed_by_rows=True), ["counts by the rows", "how many"]),
         (offer(), ["no way is known"]),
         (offer("causal-lm", blocks=["head"]), ["no way is known"]),

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef
@@ -10,7 +11,7 @@ from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.contract.words import JsonObject, Task
+from fedcybgd.shared.contract.words import ExportForm, JsonObject, Task
 
 
 class ImportPayload(BaseModel):
@@ -36,6 +37,7 @@ class PreparePayload(TaskSpec):
     layers_per_block: int
     seed: int
     held_out: HeldOutRef | None
+    adapters: AdaptersSection | None = None
 
 
 class PrepareResult(BaseModel):
@@ -200,6 +202,10 @@ class ExportPayload(BaseModel):
     task: Task
     files: list[FileRef]
     blocks: list[ShardRef]
+    """for peft only the adapters, and what the added model does not have besides"""
+    form: ExportForm = "merged"
+    base: str | None = None
+    """what peft calls the added model"""
     card: str | None = None
     """what the model says of itself; None: the export was asked for before there were cards"""
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from fedcybgd.coordinator.domain.methods.adapters import AdaptersMethod
 from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
 from fedcybgd.coordinator.domain.methods.method import Method
 from fedcybgd.coordinator.domain.methods.whole import Whole
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 
-METHODS: dict[str, Method] = {"block-cycle": BlockCycle(), "whole": Whole()}
+METHODS: dict[str, Method] = {"block-cycle": BlockCycle(), "whole": Whole(), "adapters": AdaptersMethod()}
 
 
 class MethodUnknown(Invalid):

@@ -5,13 +5,13 @@ import random
 from collections.abc import Collection, Sequence, Set
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.averaging_section import AveragingSection
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import visit_seed
 from fedcybgd.coordinator.domain.seat import Seat
-from fedcybgd.coordinator.domain.whole_section import WholeSection
 
 
 class Whole:
@@ -79,14 +79,15 @@ class Whole:
         limit, needed = spec.exposure.max_exact_blocks, len({*visited, *common})
         if limit is not None and limit < needed:
             raise ExposureBudgetTooSmall(
-                f"exposure.max_exact_blocks is {limit}, but under `method: whole` every agent gets all {needed} blocks exact",
+                f"exposure.max_exact_blocks is {limit}, but under `method: {spec.method}` every agent gets the same {needed} blocks exact",
                 limit=limit, common=needed,
             )  # fmt: skip
 
 
-def settings_of(spec: RunFile) -> WholeSection:
-    assert spec.whole is not None, "a run file of this method has the section"
-    return spec.whole
+def settings_of(spec: RunFile) -> AveragingSection:
+    said = spec.whole or spec.adapters
+    assert said is not None, "a run file of such a method has the section"
+    return said
 
 
 def drawn(spec: RunFile, agents: int, round: int) -> list[int]:

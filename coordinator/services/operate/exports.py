@@ -1,12 +1,14 @@
 """Exports: the present model of a run, joined to a directory of files."""
 
+import re
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Job, Model, Run
+from fedcybgd.coordinator.db.models import Block, Job, Model, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
 from fedcybgd.coordinator.domain.jobs.registry import EXPORT, Failed
@@ -15,37 +17,58 @@ from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.adapters import ADAPTERS
+from fedcybgd.shared.contract.words import ExportForm
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class RunNotPrepared(Conflict):
     code = "run_not_prepared"
 
 
+class NoAdapters(Conflict):
+    """Adapters are to be exported of a run that has none."""
+
+    code = "no_adapters"
+
+
 def report_failed(session: Session, failed: Failed[ExportPayload]) -> None:
     record(session, failed.now, "error", failed.code, f"{failed.kind} failed: {failed.message}", run_id=failed.subject)
 
 
-def request_export(session: Session, name: str, now: datetime) -> Job:
+def request_export(session: Session, name: str, now: datetime, form: ExportForm = "merged") -> Job:
     """Have the present model joined to a directory of files; works in every state once the run is prepared."""
     run = queries.run_by_name(session, name)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} has no model yet")
+    model, blocks = session.get_one(Model, run.model_id), queries.blocks_of(session, run.id)
+    if form == "peft":
+        if run.spec.adapters is None:
+            raise NoAdapters(f"run {run.name} has no adapters, for its method is {run.spec.method}: only a merged export of it can be made")
+        blocks = _beside(model, blocks)
     payload = ExportPayload(
-        after_rounds=run.rounds_done, task=run.spec.task.kind,
-        files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), card=model_card(_facts(session, run)),
+        after_rounds=run.rounds_done, task=run.spec.task.kind, files=run.files, blocks=queries.shard_refs(blocks),
+        card=model_card(_facts(session, run, model, form)), form=form,
+        base=model.source.partition("@")[0] if HUB_ID.fullmatch(model.source) else None,
     )  # fmt: skip
     return jobs.enqueue(session, EXPORT, run.id, payload, now)
 
 
-def _facts(session: Session, run: Run) -> CardFacts:
-    model = session.get_one(Model, run.model_id)
+def _facts(session: Session, run: Run, model: Model, form: ExportForm) -> CardFacts:
     return CardFacts(
         run=run.name, base=model.name, base_blocks=model.blocks, spec=run.spec,
         rounds_done=run.rounds_done, rounds_total=run.rounds_total, agents=len(run.participants),
         scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run)],
         sent=ledgers.bytes_of(ledgers.totals(session, run.id)), whole_model_bytes=sum(block.size for block in model.blocks),
-        made_with=version("fedcybgd"),
+        made_with=version("fedcybgd"), form=form,
     )  # fmt: skip
+
+
+def _beside(model: Model, blocks: Sequence[Block]) -> list[Block]:
+    """What the added model does not have: what was trained, and what was made afresh."""
+    there = {block.digest for block in model.blocks}
+    return [b for b in blocks if b.version or b.name == ADAPTERS or (b.kind in ("pooler", "head") and b.digest not in there)]
 
 
 def export_of(session: Session, name: str, job_id: str) -> ExportResult | None:

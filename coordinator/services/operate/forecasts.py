@@ -50,7 +50,11 @@ def _prepared_run(session: Session, spec: RunFile, model: Model) -> Run | None:
     same = (other.task.kind, other.task.num_labels, other.schedule.layers_per_block, other.schedule.blocks, other.schedule.always) == (
         spec.task.kind, spec.task.num_labels, spec.schedule.layers_per_block, spec.schedule.blocks, spec.schedule.always,
     )  # fmt: skip
-    return run if same else None
+    return run if same and _beside(other) == _beside(spec) else None
+
+
+def _beside(spec: RunFile) -> tuple[list[str], int] | None:
+    return (spec.adapters.matrices, spec.adapters.rank) if spec.adapters is not None else None
 
 
 def _of_model(session: Session, model: Model) -> list[BlockShape]:

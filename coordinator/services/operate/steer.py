@@ -71,7 +71,7 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
         raise NoAgents("no agent is enrolled; make a token with `fedcoord agents token` and enrol one with `fedagent enroll`")
     if hidden := [member.name for member in members if member.reason == readiness.ROWS_HIDDEN]:
         raise RowsHidden(
-            f"whole.weights is rows, and these agents do not say how many they have: {', '.join(hidden[:8])}. Write "
+            f"{spec.method}.weights is rows, and these agents do not say how many they have: {', '.join(hidden[:8])}. Write "
             "`weights: equal`, name the others in `agents`, or ask their owners to let them tell (`tell_rows`)",
             agents=hidden[:100],
         )

@@ -42,7 +42,8 @@ def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: d
         if word.fits and (row.refused or run.waits_for_agents):
             ask_again.ask_again(session, run, agent, row, now)
         elif not word.fits and before is not False:
-            why = f"it speaks version {speaks} of the protocol, the run needs {needs} (train.label_skew): update it"
+            setting = "train.label_skew" if run.spec.adapters is None else "method: adapters"
+            why = f"it speaks version {speaks} of the protocol, the run needs {needs} ({setting}): update it"
             _pass_over(session, run, agent, why if outdated else word.reason or "unfit", now)
 
 

@@ -1,4 +1,4 @@
-"""What a run file says of averaging whole models."""
+"""What a run file says of averaging over the agents of a round."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ class OuterSection(Section):
         return self
 
 
-class WholeSection(Section):
+class AveragingSection(Section):
     fraction: float = Field(
         1.0,
         gt=0,
@@ -33,3 +33,7 @@ class WholeSection(Section):
         description="what a delta weighs in the mean: as many as the rows that its visit trained on, as its agent says; or all alike",
     )
     outer: OuterSection = Field(OuterSection(), description="the coordinator's own optimizer, which takes the mean for its gradient")
+
+
+class WholeSection(AveragingSection):
+    """Of whole models."""

@@ -1,0 +1,89 @@
+"""Adapters in a model: their factors are parameters of the modules whose matrices they are beside, whatever class these have just then."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from fedcybgd.shared.contract.adapters import LEFT, RIGHT, WEIGHT, Adapters
+from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.files.configuration import ModelUnknown
+from fedcybgd.shared.models.blocks import layer_index, names_by_canonical
+from fedcybgd.shared.models.families import find_stack
+
+ADAPTABLE = (nn.Linear, Conv1D)
+
+
+def linear_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Canonical name → shape of the matrices in the model's layers that vectors are multiplied with."""
+    try:
+        stack = find_stack(model).path
+    except PartitionError:
+        return {}
+    return {
+        name: tuple(_module(model, path).weight.shape)
+        for name, path in names_by_canonical(model).items()
+        if path.endswith(WEIGHT) and layer_index(path, stack) is not None and type(_module(model, path)) in ADAPTABLE
+    }
+
+
+def attach(model: nn.Module, adapters: Adapters) -> None:
+    """Give the model's matrices their factors, on the meta device. Raises `ModelUnknown` for a matrix that is not there or that none can be beside."""
+    known, names = linear_weights(model), names_by_canonical(model)
+    for weight in adapters.matrices:
+        if weight not in known:
+            raise ModelUnknown(f"config.json: an adapter is beside {weight[:100]!r}, and the layers of this model have no such matrix")
+        module, (rows, columns) = _module(model, names[weight]), known[weight]
+        if LEFT in module._parameters or adapters.rank > min(rows, columns):
+            raise ModelUnknown(f"config.json: no adapter of rank {adapters.rank} can be beside {weight}, or it has one already")
+        module.register_parameter(LEFT, nn.Parameter(torch.empty(rows, adapters.rank, device="meta")))
+        module.register_parameter(RIGHT, nn.Parameter(torch.empty(adapters.rank, columns, device="meta")))
+        module.adapter_scale = adapters.scale
+        module.register_forward_hook(_add_inputs_first if isinstance(module, Conv1D) else _add, with_kwargs=True)
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    return model.get_submodule(path.rpartition(".")[0])
+
+
+def _add(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+    x = args[0] if args else next(iter(kwargs.values()))
+    total: Tensor = output + functional.linear(functional.linear(x, module.adapter_right), module.adapter_left) * module.adapter_scale
+    return total
+
+
+def _add_inputs_first(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+    x = args[0] if args else next(iter(kwargs.values()))
+    total: Tensor = output + (x @ module.adapter_left) @ module.adapter_right * module.adapter_scale
+    return total
+
+
+def has_inputs_first(model: nn.Module, path: str) -> bool:
+    """Whether the matrix that a tensor of this name is, or belongs to, is (inputs, outputs)."""
+    return isinstance(_module(model, path), Conv1D)
+
+
+def initial(model: nn.Module, names: Iterable[str], seed: int) -> dict[str, Tensor]:
+    """Factors at the start, float32, from `seed` alone, by canonical name: those that meet the inputs as peft draws them, the others zero.
+
+    So the model is what it was.
+    """
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}:adapters".encode()).digest()[:8], "big") >> 1
+    generator, paths, made = torch.Generator().manual_seed(drawn), names_by_canonical(model), {}
+    for name in names:
+        shape, turned = model.get_parameter(paths[name]).shape, has_inputs_first(model, paths[name])
+        made[name] = torch.zeros(shape)
+        if name.endswith(f".{LEFT if turned else RIGHT}"):
+            values = nn.init.kaiming_uniform_(torch.empty(shape[::-1] if turned else shape), a=math.sqrt(5), generator=generator)
+            made[name] = (values.T if turned else values).contiguous()
+    return made
+
+
+def merged(weight: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """The matrix that does what it and its adapter do together, in float32."""
+    return weight.float() + left.float() @ right.float() * scale
