@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -45,6 +46,8 @@ class Emulator:
         self.runs_of_prefix: dict[tuple[tuple[str, ...], int, tuple[str, ...]], int] = {}
         """What trials of the prefix cache found, by opened blocks, lowest layer and dropped blocks; 0 where there can be none."""
         self._table = _token_table(model, self._holders)
+        settings: Any = model.config
+        self._vocabulary = min((n for name, n in settings.to_dict().items() if name.startswith("vocab_size") and n), default=0)
         self.rows: dict[str, torch.Tensor] = {}
         """of the tables that are open in some rows alone: which"""
 
@@ -188,8 +191,12 @@ class Emulator:
                 make_quantized(self.model.get_submodule(path), tensor)
 
     def _can_stay_quantized(self, name: str) -> bool:
-        holders = self._holders.get(name, [])
-        return bool(holders) and all(can_be_quantized(self.model.get_submodule(path), leaf) for path, leaf in holders)
+        holders = [(self.model.get_submodule(path), leaf) for path, leaf in self._holders.get(name, [])]
+        # A table that is not of tokens is small, and may be read by others than itself: those of relative positions are.
+        return bool(holders) and all(
+            can_be_quantized(module, leaf) and not (isinstance(module, nn.Embedding) and module.num_embeddings < self._vocabulary)
+            for module, leaf in holders
+        )
 
     def _frozen(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen matrices in the precision that they are multiplied in: autocast would make the same copy in every step."""

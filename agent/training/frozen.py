@@ -50,10 +50,10 @@ class _Multiply(torch.autograd.Function):
         if transposed:
             dense = weight.dequantize(dtype)
             y = torch.mm(x.reshape(-1, x.shape[-1]), dense) if bias is None else torch.addmm(bias, x.reshape(-1, x.shape[-1]), dense)
-            return y.view(*x.shape[:-1], weight.shape[1])
+            return _own(y.view(*x.shape[:-1], weight.shape[1]))
         pieces = list(parts(weight))
         if len(pieces) == 1:
-            return functional.linear(x, weight.dequantize(dtype), bias)
+            return _own(functional.linear(x, weight.dequantize(dtype), bias))
         y = x.new_empty(*x.shape[:-1], weight.shape[0])
         for start, stop, piece in pieces:
             y[..., start:stop] = functional.linear(x, piece.dequantize(dtype), None if bias is None else bias[start:stop])
@@ -71,6 +71,11 @@ class _Multiply(torch.autograd.Function):
         for start, stop, piece in pieces:
             total += gradient[..., start:stop] @ piece.dequantize(gradient.dtype)
         return total.to(ctx.x_dtype), None, None, None, None
+
+
+def _own(y: Tensor) -> Tensor:
+    """The same values in the same place, and no view of others: autograd lets nobody write over a view that a function of ours returned."""
+    return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:

@@ -151,7 +151,25 @@ def home(tmp_path: Path, bert: Path) -> Make:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "distilbert", "roberta", "gpt2", "opt", "bloom", "llama-untied", "llama-tied", "gemma", "gemma3", "phi3", "glm"]
+    "family",
+    [
+        "bert",
+        "distilbert",
+        "roberta",
+        "gpt2",
+        "opt",
+        "bloom",
+        "llama-untied",
+        "llama-tied",
+        "gemma",
+        "gemma3",
+        "phi3",
+        "glm",
+        "longformer",
+        "deberta",
+        "deberta-v2",
+        "deberta-v3",
+    ],
 )
 def test_a_visit_among_quantized_blocks_has_the_bits_of_one_among_their_decoded_values(home: Make, family: str) -> None:
     place = home(family)
