@@ -33,8 +33,10 @@ def version() -> int:
         return 0
 
 
-def leave(listed: Iterable[Path], read: Iterable[Path], write: Iterable[Path], used: Iterable[Path]) -> int:
-    """From now on: names in `listed`, contents of `read`, everything in `write`, devices `used`; what is not there is left out.
+def leave(listed: Iterable[Path], read: Iterable[Path], write: Iterable[Path], used: Iterable[Path], named: Iterable[Path] = ()) -> int:
+    """From now on: names in `listed`, contents of `read`, everything in `write`, devices `used`; files that are there in `named` may be written.
+
+    What is not there is left out.
 
     Returns the version of Landlock, 0 where there is none. Raises `OSError` where it cannot be had.
     """
@@ -48,7 +50,8 @@ def leave(listed: Iterable[Path], read: Iterable[Path], write: Iterable[Path], u
         "landlock_create_ruleset", ctypes.create_string_buffer(attributes, size), ctypes.c_size_t(size), ctypes.c_uint(0)
     )
     try:
-        for paths, rights in ((listed, READ_DIR), (read, READ), (write, allowed & ~EXECUTE), (used, READ_FILE | WRITE_FILE | READ_DIR)):
+        devices = READ_FILE | WRITE_FILE | READ_DIR
+        for paths, rights in ((listed, READ_DIR), (read, READ), (write, allowed & ~EXECUTE), (used, devices), (named, WRITE_FILE)):
             for path in paths:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                     _allow(ruleset, path, rights & allowed)

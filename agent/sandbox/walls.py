@@ -19,6 +19,8 @@ SYSTEM = (
     "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/nsswitch.conf", "/etc/os-release", "/etc/passwd", "/etc/OpenCL", "/etc/nvidia",
     "/run/nvidia-persistenced", "/var/lib/dcgm-exporter",
 )  # fmt: skip
+THREADS = Path("/proc/self/task")
+"""Drivers of NVIDIA name the threads that they start, by a file in there, and from version 570 on they give up where they may not (error 304)."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia*", "dri", "kfd")
 OVER_FILES = 0b1111
 """Capabilities to own, read and write what other accounts own: where root runs an agent, its files may be theirs. Landlock holds all the same."""
@@ -108,7 +110,9 @@ def raise_walls(walls: Walls) -> WallsRaised:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # rather this process than another of this machine
     try:
-        landlock = files.leave([package_root()], [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices())
+        landlock = files.leave(
+            [package_root()], [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices(), _threads(walls)
+        )
     except OSError:
         landlock = 0
     standing = WallsRaised(network=network.take(walls.local_sockets), landlock=landlock)
@@ -131,6 +135,16 @@ def _python(walls: Walls) -> list[Path]:
     others = [Path(entry).resolve() for entry in (*sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix) if entry]
     # What would open a folder with the agent's own files is left out: a checkout that an agent's home lies in, say.
     return [*ours, *(path for path in others if not any(place.is_relative_to(path) for place in private))]
+
+
+def _threads(walls: Walls) -> list[Path]:
+    """Where this process may name its threads, if it may use a card. A place of its own, and of no other process: it is held on to, so that
+    the kernel does not make another in its stead."""
+    if walls.local_sockets:
+        with contextlib.suppress(OSError):
+            os.open(THREADS, os.O_PATH | os.O_CLOEXEC)
+            return [THREADS]
+    return []
 
 
 def _devices() -> list[Path]:
