@@ -155,6 +155,7 @@ class _HeadLoss(torch.autograd.Function):
                 sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
                 total += (sums.log() + largest).squeeze(1).sub_(chosen).sum()
                 if not any((wants_hidden, wants_weight, wants_bias)):
+                    del logits
                     continue
                 logits.div_(sums)
                 logits.scatter_add_(1, target, logits.new_full(target.shape, -1.0))
@@ -168,6 +169,7 @@ class _HeadLoss(torch.autograd.Function):
                         weight_gradient.addmm_(back.t(), x)
                     else:
                         weight_gradient += back.t() @ x
+                del logits, back  # before those of the next chunk are made
         ctx.gradients = (gradient, weight_gradient, bias_gradient)
         return total.float()
 

@@ -93,7 +93,7 @@ def costs_of(spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], tra
 
     def memory(plan: Plan) -> int:
         found = estimate(spec, model, blocks, plan, trained, agent.device, agent.memory_bytes)
-        return found.whole if agent.device == "cpu" else found.peak
+        return found.whole
 
     def download(plan: Plan) -> int:
         return sum(packed_bytes(b, plan[b.name], model) for b in blocks)
@@ -258,7 +258,7 @@ def _of_agent(
     for transfer in transfers:
         memory = estimates.memory(transfer.plan, transfer.blocks, agent)
         by_blocks[transfer.blocks].append((transfer, memory))
-        needed = max(needed, memory.whole if agent.device == "cpu" else memory.peak)
+        needed = max(needed, memory.whole)
         disk = max(disk, estimates.disk(transfer.plan))
     visits = []
     for pairs in by_blocks.values():

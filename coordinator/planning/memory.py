@@ -22,6 +22,11 @@ FLOAT = 4
 INTERPRETER = 360_000_000
 """Private bytes of the training process before its first visit: Python, torch and transformers (VmData). They count towards a
 declared limit; they are not part of what a visit reports."""
+CONTEXT = 1_200_000_000
+"""What the driver takes of a card for a process that trains, and for itself: measured on one of 80 GB."""
+BESIDE = {"cpu": INTERPRETER, "cuda": CONTEXT}
+WORKSPACE = 68_000_000
+"""What products on a card are given to work in, for the forward and for the backward pass; a visit reports it."""
 VISIT = 4_000_000
 """What the first step loads and makes beside tensors."""
 TOKENIZER = 3_000_000
@@ -35,12 +40,12 @@ CHECKPOINT = 256 << 20
 """Bytes of activations from which the agent computes them twice, as in agent/training/checkpoints.py."""
 CHUNKED = 1 << 23
 """Logits from which, and in chunks of which, they are computed, as in agent/training/loss.py."""
-DENSE = 1 << 22
-"""Values of a quantized weight that are dense at a time, as in agent/training/frozen.py."""
+DENSE, DENSE_ELSEWHERE = 1 << 22, 1 << 26
+"""Values of a quantized weight that are dense at a time on a CPU, and on other devices, as in agent/training/frozen.py."""
 PLAIN_LOGITS = 4
 """Copies of all logits that exist at once where they are not chunked: as they are, shifted, their logarithms, their gradient."""
-HALF = 0.6
-"""Bytes of activations in bfloat16 against float32: products are halved, norms and attention weights are not. Not calibrated."""
+HALF = 0.75
+"""Bytes of activations in bfloat16 against float32: products are halved, norms and attention weights are not. Measured on a card."""
 EMBEDDED = 3
 """Values of the hidden size that embeddings keep for a token: rows, their sum, and what enters the norm."""
 TANH_GELU = frozenset({"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "phi"})
@@ -56,6 +61,8 @@ class Memory:
     """what it is made of: data, frozen, weights, moments, gradients, activations, working, delta"""
     untouched: int = 0
     """bytes of a table that are mapped, and never looked at"""
+    beside: int = INTERPRETER
+    """bytes that the process takes before its first visit"""
 
     @property
     def peak(self) -> int:
@@ -64,8 +71,8 @@ class Memory:
 
     @property
     def whole(self) -> int:
-        """What counts towards a declared limit (RLIMIT_DATA on Linux): safetensors maps shards so that they count, too."""
-        return self.peak + self.untouched + INTERPRETER
+        """What counts towards a limit: of private memory (RLIMIT_DATA on Linux; safetensors maps shards so that they count, too), or of a card."""
+        return self.peak + self.untouched + self.beside
 
 
 def estimate(
@@ -90,10 +97,15 @@ def estimate(
     phases = [
         *(("backward", {"moments": moments, "gradients": FLOAT * after, **parts}) for parts in visit.backward()),
         ("step", {"moments": moments, "gradients": visit.gradients(), "activations": visit.lowest()}),
-        ("delta", {"delta": visit.delta()}),
+        ("delta", {"delta": visit.delta() if device != "cuda" else 0}),  # a card's is made beside it
     ]
     none = dict.fromkeys(("moments", "gradients", "activations", "working", "delta"), 0)
-    return max((Memory(name, always | none | parts, visit.untouched) for name, parts in phases), key=lambda m: m.peak)
+    found = []
+    for name, parts in phases:
+        whole = always | none | parts
+        whole["working"] += WORKSPACE if device == "cuda" else 0
+        found.append(Memory(name, whole, visit.untouched, BESIDE.get(device, 0)))
+    return max(found, key=lambda m: m.peak)
 
 
 def _data(spec: RunFile, model: ModelShape, rows: int | None) -> int:
@@ -120,6 +132,8 @@ class _Visit:
         self.eager = device == "cpu" and self.width <= SHORT
         half = spec.train.precision == "bfloat16" or (spec.train.precision == "auto" and device == "cuda")
         self.half, self.scale = half, FLOAT * (HALF if half else 1)
+        # A CPU makes a weight dense in float32 and converts it.
+        self.dense_itemsize = FLOAT // 2 if half and device == "cuda" else FLOAT
 
     def _few(self, block: BlockShape, rows: int | None) -> BlockShape:
         """A block as it is held: of the table that tokens are looked up in only their rows, unless it is tied to an output matrix."""
@@ -137,8 +151,8 @@ class _Visit:
             codec = self.plan.get(block.name, EXACT)
             if block in self.opened:
                 total += shard_bytes(block, EXACT, self.model) if self.device == "cpu" else 0
-            elif codec == EXACT and self.half:
-                total += 2 * block.num_parameters
+            elif codec == EXACT and self.half:  # tables are not multiplied, and stay float32
+                total += (FLOAT if block.kind == "embeddings" and not self.tied else FLOAT // 2) * block.num_parameters
             else:
                 total += shard_bytes(block, codec, self.model) + self._dense_experts(block, codec)
         return total - self.untouched
@@ -162,6 +176,16 @@ class _Visit:
 
     def backward(self) -> list[dict[str, int]]:
         """What is there at the output head, and at the worst layer: activations, and what exists for a moment beside them."""
+        return [{**parts, "working": parts["working"] + self._halved()} for parts in self._passes()]
+
+    def _halved(self) -> int:
+        """What is trained, once more as it is multiplied with where that is bfloat16; of an output matrix its gradient, too."""
+        if not self.half:
+            return 0
+        twice = max((b.largest for b in self.opened if b.kind == "head" and self.language), default=0)
+        return FLOAT // 2 * (sum(b.num_parameters for b in self.opened if b.kind != "embeddings") + twice)
+
+    def _passes(self) -> list[dict[str, int]]:
         kept, hidden = self._kept(), self.model.hidden
         below = EMBEDDED * hidden if any(b.kind == "embeddings" for b in self.opened) else 0
         if not self._is_checkpointed(len(kept)):
@@ -171,10 +195,11 @@ class _Visit:
                 {"activations": all_of_it, "working": self._head_working()},
             ]
         # Layer j is computed again while what entered the layers 0 to j is kept.
-        worst = max((place + 1) * hidden + own for place, own in enumerate(kept))
+        # That is what layers hand to each other, and it is float32 whatever products are computed in.
+        worst = max(FLOAT * (place + 1) * hidden + self.scale * own for place, own in enumerate(kept))
         return [
-            {"activations": round(self.scale * self.tokens * (below + worst)), "working": self._layer_working()},
-            {"activations": round(self.scale * self.tokens * (below + len(kept) * hidden)), "working": self._head_working()},
+            {"activations": round(self.tokens * (self.scale * below + worst)), "working": self._layer_working()},
+            {"activations": round(self.tokens * (self.scale * below + FLOAT * len(kept) * hidden)), "working": self._head_working()},
         ]
 
     def lowest(self) -> int:
@@ -223,7 +248,7 @@ class _Visit:
 
     def _layer_working(self) -> int:
         """The gradient of a layer's neurons, and its largest matrix while it is dense."""
-        return round(self.scale * self.tokens * self.model.inner) + FLOAT * self._dense("layer") if self._kept() else 0
+        return round(self.scale * self.tokens * self.model.inner) + self.dense_itemsize * self._dense("layer") if self._kept() else 0
 
     def _head_working(self) -> int:
         if not self.language:
@@ -234,12 +259,12 @@ class _Visit:
         # A quantized head is dense in pieces, and so are the logits that come of them.
         dense = self._dense("head" if any(b.kind == "head" for b in self.blocks) else "embeddings")
         piece = CHUNKED * min(1.0, dense / (self.model.hidden * self.model.vocabulary))
-        return FLOAT * round(CHUNKED + 2 * rows + dense + piece)
+        return FLOAT * round(CHUNKED + 2 * rows + piece) + self.dense_itemsize * dense
 
     def _dense(self, kind: str) -> int:
         """Values of the largest quantized weight of these blocks that are dense at a time."""
         frozen = (b for b in self.blocks if b.kind == kind and b not in self.opened and self.plan.get(b.name) in ("int8", "int4"))
-        return min(DENSE, max((b.largest for b in frozen), default=0))
+        return min(DENSE if self.device == "cpu" else DENSE_ELSEWHERE, max((b.largest for b in frozen), default=0))
 
     def delta(self) -> int:
         """The float32 difference of a block is kept until the block is done, its encoding until all are."""

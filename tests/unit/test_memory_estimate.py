@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.planning.memory import INTERPRETER, Memory, estimate
+from fedcybgd.coordinator.planning.memory import CONTEXT, INTERPRETER, WORKSPACE, Memory, estimate
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape
 
 MB = 1e6
@@ -140,12 +140,55 @@ def test_a_declared_limit_counts_the_interpreter_too() -> None:
     assert found.whole == found.peak + INTERPRETER
 
 
+def on_card(block: str, codec: str = "int8", precision: str = "float32") -> Memory:
+    run, trained = spec(CLASSES, ["pooler", "head"], precision=precision), {block, "pooler", "head"}
+    plan = {b.name: "exact" if b.name in trained else codec for b in minilm()}
+    return estimate(run, ModelShape.of(MINILM), minilm(), plan, trained, device="cuda", rows=400)
+
+
 def test_an_accelerator_holds_no_rows_and_no_exact_copy_of_what_is_trained() -> None:
-    run, trained = spec(CLASSES, ["pooler", "head"]), {"layers.3", "pooler", "head"}
-    plan = {b.name: "exact" if b.name in trained else "int8" for b in minilm()}
-    cuda = estimate(run, ModelShape.of(MINILM), minilm(), plan, trained, device="cuda", rows=400)
-    assert cuda.parts["data"] == 0
-    assert cuda.peak < of_minilm("layers.3").peak
+    assert on_card("layers.3").parts["data"] == 0
+    assert on_card("layers.3").peak - WORKSPACE < of_minilm("layers.3").peak
+    assert on_card("layers.3").whole == on_card("layers.3").peak + CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("block", "codec", "precision", "measured"),
+    [
+        ("embeddings", "int8", "float32", 165.6), ("layers.0", "int8", "float32", 192.9), ("layers.3", "int8", "float32", 256.2),
+        ("layers.5", "int8", "float32", 187.4), ("layers.3", "int4", "float32", 247.4), ("layers.3", "exact", "float32", 317.8),
+        ("embeddings", "int8", "bfloat16", 145.1), ("layers.0", "int8", "bfloat16", 174.6), ("layers.3", "int8", "bfloat16", 210.5),
+        ("layers.5", "int8", "bfloat16", 174.6), ("layers.3", "int4", "bfloat16", 202.3), ("layers.3", "exact", "bfloat16", 254.7),
+    ],
+)  # fmt: skip
+def test_on_a_card_it_is_within_a_tenth_of_what_was_measured(block: str, codec: str, precision: str, measured: float) -> None:
+    """One NVIDIA H100, torch 2.11, the same rows and batches as on a CPU."""
+    assert on_card(block, codec, precision).peak / MB == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("block", "measured"), [("layers.0", 7.42), ("layers.16", 7.16), ("layers.31", 7.13), ("embeddings", 5.17), ("head", 6.54)]
+)
+def test_a_large_model_on_a_card_is_within_a_tenth_of_what_was_measured(block: str, measured: float) -> None:
+    """Llama-2-7B's shape, int4, bfloat16, batches of 2 × 512 tokens, as `python -m benchmarks.card` prints it."""
+    config = {
+        **LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "vocab_size": 32000,
+    }
+    layer = {f"{n}.weight": (4096, 4096) for n in "qkvo"} | {"g": (11008, 4096), "u": (11008, 4096), "d": (4096, 11008), "n": (8192,)}
+    blocks = [
+        BlockShape("embeddings", "embeddings", {"tokens.weight": (32000, 4096)}),
+        *(BlockShape(f"layers.{i}", "layer", {f"{i}.{n}": s for n, s in layer.items()}) for i in range(32)),
+        BlockShape("norm", "norm", {"norm": (4096,)}), BlockShape("head", "head", {"head.weight": (32000, 4096)}),
+    ]  # fmt: skip
+    run = spec({"kind": "causal-lm", "max_length": 512}, [], batch_size=2, steps=6, precision="bfloat16")
+    plan = {b.name: "exact" if b.name == block else "int4" for b in blocks}
+    found = estimate(run, ModelShape.of(config), blocks, plan, {block}, "cuda", rows=24)
+    assert found.peak / 1e9 == pytest.approx(measured, rel=0.1)
 
 
 def test_experts_in_one_tensor_are_dense_whatever_their_codec() -> None:
