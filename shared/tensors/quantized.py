@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.tensors import dense_on_card
 
 GROUP = 64
 """Values that share one scale."""
@@ -64,6 +65,12 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dense tensor of the original's shape, in float32 or bfloat16. The same bits each time on one kind of device."""
+        if (
+            dtype == torch.bfloat16
+            and self.codes.is_cuda
+            and (made := dense_on_card.dense(self.codes, self.scales, self.offsets)) is not None
+        ):
+            return made
         codes = self.codes if self.bits == 8 else _unpack(self.codes)
         # A CPU computes in float32 and converts once, which takes two thirds of the time; others have the bandwidth to spare, not the memory.
         values = codes.to(torch.float32 if codes.device.type == "cpu" else dtype)
