@@ -210,7 +210,7 @@ def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
         trained.discard("embeddings")
     needed = 4 * sum(ref.size for ref in assignment.manifest.blocks if ref.block in trained)
     if limit is not None and needed > limit:
-        text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, limits.memory_gb allows {limit / 1e9:.2f}"
+        text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, the agent's limits allow {limit / 1e9:.2f}"
         raise VisitFailed("memory_limit", text)
 
 

@@ -20,7 +20,9 @@ from fedcybgd.agent.rooms import asking
 from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
 from fedcybgd.agent.telling import what_counts_tell, what_deltas_tell
-from fedcybgd.shared.contract.agents import RunOffer
+from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.agent.watch import START_S
+from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.files.tables import Row, read_rows
 from fedcybgd.shared.host import machine
@@ -109,6 +111,8 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding(True, "training process", walls.text())
     except AgentError as error:
         yield Finding(False, "training process", error.message, "report it; the agent would not work either")
+    if wanted in ("cuda", "mps") or device.kind != "cpu":
+        yield _trial(home, config, device)
     if (files := machine.raise_open_files()) < FEW_FILES:
         yield Finding(
             False, "open files", f"this process may have {files} files open", "raise it: ulimit -n 1024, or LimitNOFILE= of its service"
@@ -122,6 +126,25 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
 
         inside = within_hours(config.limits.hours, datetime.now())
         yield Finding(True, "hours", f"{', '.join(config.limits.hours)}; {'now is inside' if inside else 'now is outside: it would wait'}")
+
+
+def _trial(home: Home, config: Config, found: DeviceInfo) -> Finding:
+    """Whether a training process gets hold of the device that was found, within its walls: a daemon's own may run beside it."""
+    aside = Home(home.path)
+    aside.work = asking(home).work
+    process = TrainerProcess(config, aside)
+    try:
+        said = process.until_ready(START_S)
+    finally:
+        process.close()
+    what, else_cpu = "training", 'or set device.kind = "cpu": until then the coordinator plans for a device that is not used'
+    if said is None:
+        return Finding(False, what, "the training process ended before it was ready; what it wrote stands above", "report it")
+    if not said.device:
+        return Finding(False, what, said.message, f"install the driver and a torch for it, {else_cpu}")
+    if said.device.split(",")[0] != found.kind:
+        return Finding(False, what, f"on {said.device}: this torch cannot use the {found.name}", f"install a torch for it, {else_cpu}")
+    return Finding(True, what, f"on {said.device}")
 
 
 def _data(name: str, data: DataSection, path: Path) -> Iterator[Finding]:

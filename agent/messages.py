@@ -139,3 +139,7 @@ class TrainerEvent(BaseModel):
     message: str = ""
     """for the agent's own log: it may quote a row"""
     facts: Facts | None = None
+    spoilt: bool = False
+    """that this process fails in every later visit, too: another one is started"""
+    device: str = ""
+    """when it is ready: what it trains on; empty where it found nothing, which `message` explains"""

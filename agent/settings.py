@@ -54,6 +54,11 @@ class DeviceSection(SettingsSection):
 
 class LimitsSection(SettingsSection):
     memory_gb: float | None = Field(None, gt=0, description="private memory of the training process at the most, in 1e9 bytes")
+    gpu_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="what the training process takes of a GPU at the most, in 1e9 bytes; about 0.8 of that is the driver's",
+    )
     disk_gb: float = Field(20, gt=0, description="shards, and what error feedback keeps, at the most, in 1e9 bytes")
     bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
     stall_s: float = Field(1800, ge=10, description="seconds without a finished step after which a visit is given up")
@@ -152,10 +157,12 @@ def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bo
     return f"{'.'.join(str(p) for p in place)}: {said}" if place else said.removeprefix("Value error, ")
 
 
-def declared(config: Config) -> DeclaredLimits:
-    """What the coordinator is told of the limits."""
+def declared(config: Config, device: str) -> DeclaredLimits:
+    """What the coordinator is told of the limits; `device` is what is trained on: on a card its memory counts, and no container's limit."""
     limits = config.limits
     allowed = [int((limits.memory_gb or 0) * 1e9), machine.limits().memory_bytes or 0]
+    if device == "cuda":
+        allowed = [int((limits.gpu_memory_gb or 0) * 1e9)]
     return DeclaredLimits(memory_bytes=min((n for n in allowed if n), default=0), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
 
 
@@ -189,6 +196,7 @@ threads = 0                     # 0: as many as there are cores
 
 [limits]
 # memory_gb = 8                 # private memory of the training process at the most
+# gpu_memory_gb = 20            # the same on a GPU
 disk_gb = 20                    # shards, and what error feedback keeps, at the most
 # bandwidth_mbit = 50           # speed of the line; emulators are planned by it
 hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always

@@ -1,6 +1,5 @@
 """The training process: reads commands from standard input, trains, and reports on standard output, one JSON object a line."""
 
-import contextlib
 import gc
 import os
 import queue
@@ -20,7 +19,7 @@ ALIVE_EVERY_S = 5.0
 _speaking = threading.Lock()
 
 
-def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int, options: TrainingOptions) -> None:
+def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int, card_limit: int, options: TrainingOptions) -> None:
     """Serve until standard input ends: when the daemon is gone, however it went, this process goes too."""
     dies_with_its_parent(parent)
     standing = raise_walls(walls)  # before there is a second thread, and before anything of others is imported
@@ -40,32 +39,36 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
 
     import torch
 
-    from fedcybgd.agent.training.compute import choose_device
+    from fedcybgd.agent.training.compute import choose_device, limit_card, precision_name
+    from fedcybgd.agent.training.memory import give_back_memory
     from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.shared.models.assembly import import_model_code
 
     # More threads than a container has cores throttle each other.
     torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     import_model_code()
-    # What a visit is planned with: a container's limit counts as the owner's does, though only the latter is set on this process.
-    allowed = min((n for n in (memory_limit, limits().memory_bytes) if n), default=0)
     made: list[Visitor] = []
 
     def visitor() -> Visitor:
-        # Made when it is asked for again, where it could not be made: a driver may be mended meanwhile.
         if not made:
-            made.append(Visitor(choose_device(device), options, allowed))
+            made.append(Visitor(chosen := choose_device(device), options, _allowed(chosen, memory_limit, card_limit, limit_card)))
         return made[0]
 
-    with contextlib.suppress(Exception):  # the first visit says what is wrong
-        visitor()
+    ready = TrainerEvent(event="ready")
+    try:
+        ready.device = f"{visitor().device}, {precision_name(visitor().device)}"
+    except Exception as error:  # the first visit says what is wrong, and so does `fedagent check`
+        ready.message = f"{type(error).__name__}: {error}"[:1500]
     gc.freeze()  # what was imported stays: the collection after each visit need not look through it
     busy.clear()
-    _say(out, TrainerEvent(event="ready"))
+    _say(out, ready)
     while True:
         request = orders.requests.get()
         busy.set()
-        _say(out, _visit(visitor, request, out, lambda request=request: orders.unwanted(request)))  # type: ignore[misc]
+        event = _visit(visitor, request, out, lambda request=request: orders.unwanted(request))  # type: ignore[misc]
+        if event.event == "failed":
+            give_back_memory()  # while the error was there, so was what it came through
+        _say(out, event)
         busy.clear()
 
 
@@ -126,6 +129,16 @@ def _outcome(visitor: Callable[[], Any], request: TrainRequest, out: TextIO, sho
         return event
 
 
+def _allowed(chosen: str, memory_limit: int, card_limit: int, limit_card: Callable[[int], None]) -> int:
+    """What a visit is planned with, of the card or else of this machine, in bytes; 0: whatever there is."""
+    if chosen == "cuda":
+        if card_limit:
+            limit_card(card_limit)
+        return card_limit
+    # A container's limit counts as the owner's does, though only the latter is set on this process.
+    return min((n for n in (memory_limit, limits().memory_bytes) if n), default=0)
+
+
 def _limit_memory(limit: int) -> None:
     # Private memory; shards count too, for they are mapped writable, though nobody writes to them.
     import resource
@@ -140,7 +153,13 @@ def _say(out: TextIO, event: TrainerEvent) -> None:
 
 
 if __name__ == "__main__":
-    _device, _threads, _limit, _options, _walls, _parent = sys.argv[1:]
+    _device, _threads, _limit, _card, _options, _walls, _parent = sys.argv[1:]
     main(
-        Walls.model_validate_json(_walls), int(_parent), _device, int(_threads), int(_limit), TrainingOptions.model_validate_json(_options)
+        Walls.model_validate_json(_walls),
+        int(_parent),
+        _device,
+        int(_threads),
+        int(_limit),
+        int(_card),
+        TrainingOptions.model_validate_json(_options),
     )

@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class TrainerProcess:
     def __init__(self, config: Config, home: Home) -> None:
         limit = int((config.limits.memory_gb or 0) * 1e9)
         self._walls, self._residuals = walls_of(home, config), home.residuals
-        arguments = [config.device.kind, str(config.device.threads), str(limit), config.training.model_dump_json()]
+        card = int((config.limits.gpu_memory_gb or 0) * 1e9)
+        arguments = [config.device.kind, str(config.device.threads), str(limit), str(card), config.training.model_dump_json()]
         self._command = [*ISOLATED, "fedcybgd.agent.trainer", *arguments]
         # Threads that wait for each other by spinning lose all their time as soon as another process wants a core.
         asked = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -82,6 +84,17 @@ class TrainerProcess:
         )  # fmt: skip
         self._starting = True
         threading.Thread(target=self._listen, args=(self._process, self._events), daemon=True).start()
+
+    def until_ready(self, within_s: float) -> TrainerEvent | None:
+        """Start the process and wait for what it says of what it trains on; None: it ended before, or took too long."""
+        self.start()
+        until = time.monotonic() + within_s
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=left)
+                if event is None or event.event == "ready":
+                    return event
+        return None
 
     def _let_read(self, rows: Path) -> None:
         """See to it that the next process may read these rows; one that runs cannot be given what it did not have."""
@@ -140,6 +153,8 @@ class TrainerProcess:
                     assert event.metrics is not None
                     return event.metrics
                 case "failed":
+                    if event.spoilt:
+                        self.close()
                     raise VisitFailed(event.reason or "other", event.message, event.facts.text() if event.facts else None)
                 case "stopped":
                     if self._ending.is_set():

@@ -13,6 +13,7 @@ from fedcybgd.agent.assignment_run import Tools, run_assignment
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import NotConsented, patterns, source_for
+from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import (
     AgentError,
     ConfigError,
@@ -68,12 +69,14 @@ class Worker:
     def _use(self, config: Config, policy: Policy) -> None:
         """Work by these settings from now on; the training process is a new one."""
         self._config, self._policy = config, policy
+        self._device = find_device(config.device.kind, config.device.gpu).kind
         self._trainer = TrainerProcess(config, self._home)
         self._residuals = Residuals(self._home.residuals, self._client.url)
         self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
 
     def _tools(self, data: DataSource) -> Tools:
-        memory = self._config.limits.memory_gb
+        limits = self._config.limits
+        memory = limits.gpu_memory_gb if self._device == "cuda" else limits.memory_gb
         return Tools(
             self._client,
             self._cache,
@@ -237,7 +240,7 @@ class Worker:
     def _claim(self) -> LeasedAssignment | None:
         """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
         refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
-        request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config))
+        request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config, self._device))
 
         # Jitter: agents that began together must not go on asking together.
         wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311

@@ -1,5 +1,6 @@
 """What a visit computes with: a device, and the type that matrices are multiplied in."""
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -7,6 +8,11 @@ import torch
 
 from fedcybgd.agent.training.errors import DeviceMissing
 from fedcybgd.shared.contract.words import Precision
+
+DRIVERS_OWN = 800_000_000
+"""Bytes that a process takes of a card beside what it allocates: the driver's context, and the kernels that were loaded."""
+NO_ORDER = "does not have a deterministic implementation"
+"""What torch says of an operation that adds up in any order."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,19 @@ def choose_device(wanted: str) -> str:
         return next(device for device, there in usable.items() if there)
     if not usable[wanted]:
         raise DeviceMissing(
-            f"torch {torch.__version__} finds no {wanted} here: set device.kind to auto, or install the driver and a torch for it"
+            f"torch {torch.__version__} finds no {wanted} here{_why(wanted)}: set device.kind to auto, or install the driver and a torch for it"
         )
     return wanted
+
+
+def _why(wanted: str) -> str:
+    """What the driver says, where there is one that does not work."""
+    try:
+        if wanted == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return f" ({str(error).splitlines()[0]})"
+    return ""
 
 
 def choose_precision(wanted: Precision, device: str) -> torch.dtype:
@@ -43,6 +59,28 @@ def choose_precision(wanted: Precision, device: str) -> torch.dtype:
             native = False
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def precision_name(device: str) -> str:
+    """What `auto` is here: float32 or bfloat16."""
+    return str(choose_precision("auto", device)).removeprefix("torch.")
+
+
+def limit_card(limit: int) -> None:
+    """Let this process take at most `limit` bytes of the card, the driver's own among them; what is beyond is `torch.OutOfMemoryError`."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit - DRIVERS_OWN) / total))
+
+
+def repeat_exactly(device: str, wherever_possible: bool = False) -> None:
+    """Have the same visit give the same bits again on the same kind of card, as it does on a CPU: sums are added up in one order.
+
+    What torch has in no such version raises a RuntimeError that says NO_ORDER, or is computed all the same: `wherever_possible`.
+    """
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        torch.use_deterministic_algorithms(True, warn_only=wherever_possible)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # we read nothing that was not written
 
 
 def warm_up(device: str) -> None:

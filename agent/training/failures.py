@@ -4,6 +4,8 @@ import errno
 import traceback
 from pathlib import Path
 
+import torch
+
 from fedcybgd.agent.messages import Facts, TrainerEvent
 from fedcybgd.agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing, PolicyBroken
 from fedcybgd.agent.training.shards import ShardCorrupt
@@ -27,6 +29,8 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((MemoryError,), "out_of_memory"),
 )
 MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "os error 12")
+LOST = ("cuda error", "cuda driver error", "cublas_status", "cudnn_status")
+"""What torch says of a card on which every later call of the same process fails, too."""
 READ_ONLY = ("read-only file system", "permission denied", "input/output error", "os error 30", "os error 13", "os error 5)")
 
 
@@ -42,7 +46,7 @@ def failure_of(error: BaseException, at: Progress | None) -> TrainerEvent:
         row, field = error.detail.get("row", error.detail.get("line")), error.detail.get("field")
         facts = facts.model_copy(update={"row": row if isinstance(row, int) else None, "field": field if isinstance(field, str) else None})
     said = str(error) if isinstance(error, PolicyBroken) else f"{type(error).__name__}: {error}"
-    return TrainerEvent(event="failed", reason=reason, message=said[:1500], facts=facts)
+    return TrainerEvent(event="failed", reason=reason, message=said[:1500], facts=facts, spoilt=is_spoilt(error))
 
 
 def reason_of(error: BaseException) -> ReturnReason:
@@ -56,10 +60,17 @@ def reason_of(error: BaseException) -> ReturnReason:
             return "out_of_memory"
     # Libraries say it in words: safetensors has a class of its own, torch a RuntimeError.
     text = str(error).lower()
-    for words, reason in ((MEMORY, "out_of_memory"), (WORDS, "disk_full"), (READ_ONLY, "disk_unwritable")):
+    for words, reason in ((MEMORY, "out_of_memory"), (LOST, "other"), (WORDS, "disk_full"), (READ_ONLY, "disk_unwritable")):
         if any(word in text for word in words):
             return reason
     return "bug"
+
+
+def is_spoilt(error: BaseException) -> bool:
+    """Whether only a fresh process can do better: one that has lost its card, or has found none, never finds it again."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, DeviceMissing) or any(word in str(error).lower() for word in LOST)
 
 
 def place_of(error: BaseException) -> str | None:

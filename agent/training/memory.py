@@ -1,5 +1,6 @@
 """Measures the peak memory of this process from a point in time on, in bytes."""
 
+import contextlib
 import ctypes
 import gc
 import resource
@@ -41,8 +42,11 @@ def resident() -> int:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: an agent that waits for its next visit should not hold what only training needs."""
+    """Return freed memory to the system, and to the card: an agent that waits for its next visit should not hold what only training needs."""
     gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        with contextlib.suppress(RuntimeError):  # a card that is gone has nothing to give back
+            torch.cuda.empty_cache()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):

@@ -1,5 +1,6 @@
 """Makes visits, and keeps emulator and data warm for the next one."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from fedcybgd.agent.messages import TrainingOptions, TrainRequest
 from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
-from fedcybgd.agent.training.compute import Compute, choose_precision, warm_up
+from fedcybgd.agent.training.compute import NO_ORDER, Compute, choose_precision, repeat_exactly, warm_up
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, unchanged
 from fedcybgd.agent.training.emulator import Emulator, homes
@@ -23,6 +24,7 @@ from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.safetensors_header import read_header
 
+log = logging.getLogger("fedagent.training")
 SHORT = 256
 """Tokens up to which the attention matrix costs little memory."""
 
@@ -42,11 +44,12 @@ class Visitor:
         whole_tables: bool = False,
         transform: DeltaTransform = unchanged,
     ) -> None:
-        self._device = device
+        self.device = device
         self._options = options or TrainingOptions()
         self._limit = memory_limit
         self._whole_tables = whole_tables
         self._transform = transform
+        repeat_exactly(device)
         warm_up(device)
         self._baseline = resident()
         self._emulator: tuple[object, Emulator] | None = None
@@ -57,11 +60,21 @@ class Visitor:
 
         Raises `DataError`, `NonFinite`, `Stopped`, or what torch raises when memory runs out; no delta file is there then.
         """
-        memory = PeakMemory(self._device, self._baseline)
+        try:
+            return self._visit(request, report, should_stop)
+        except RuntimeError as error:
+            if NO_ORDER not in str(error):
+                raise
+            log.warning("the same visit may differ in its last bits from now on: %s", str(error).partition(".")[0])
+        repeat_exactly(self.device, wherever_possible=True)
+        return self._visit(request, report, should_stop)
+
+    def _visit(self, request: TrainRequest, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> TrainMetrics:
+        memory = PeakMemory(self.device, self._baseline)
         report(Progress(phase="loading"))
         for shard in request.shards:
             materialise(shard)
-        compute = Compute(self._device, choose_precision(request.train.precision, self._device))
+        compute = Compute(self.device, choose_precision(request.train.precision, self.device))
         partition = self._data(request)
         emulator = self._model(request, compute)
         emulator.update(request.shards, request.train.trained, request.dropped)
@@ -100,9 +113,9 @@ class Visitor:
         if self._emulator is None or self._emulator[0] != key:
             self._emulator = None  # let go of the old one before the new one is made
             # On a CPU the plain attention has a backward pass twice as fast as the fused one, as long as windows are short.
-            attention = "eager" if self._device == "cpu" and request.train.max_length <= SHORT else None
+            attention = "eager" if self.device == "cpu" and request.train.max_length <= SHORT else None
             config = Path(request.files["config.json"])
-            self._emulator = (key, Emulator(config, request.train.task, self._device, compute.precision, attention))
+            self._emulator = (key, Emulator(config, request.train.task, self.device, compute.precision, attention))
         return self._emulator[1]
 
     def _data(self, request: TrainRequest) -> Partition:

@@ -29,6 +29,7 @@ gpu = 1
 threads = 2
 [limits]
 memory_gb = 8
+gpu_memory_gb = 20
 disk_gb = 0.5
 hours = ["22:00-06:00", "12:00-13:30"]
 bandwidth_mbit = 50

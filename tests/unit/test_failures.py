@@ -19,7 +19,7 @@ from fedcybgd.agent.assignment_run import visit_name
 from fedcybgd.agent.failing import told_of, told_to_coordinator
 from fedcybgd.agent.messages import TrainerEvent
 from fedcybgd.agent.training.compute import choose_device
-from fedcybgd.agent.training.errors import NonFinite
+from fedcybgd.agent.training.errors import DeviceMissing, NonFinite
 from fedcybgd.agent.training.failures import reason_of
 from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
@@ -59,7 +59,8 @@ REASONS: list[tuple[BaseException, str]] = [
     (os_error(errno.ENOENT), "bug"),
     (MemoryError(), "out_of_memory"), (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out_of_memory"), (RuntimeError("std::bad_alloc"), "out_of_memory"),
-    (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory"), (os_error(errno.ENOMEM), "out_of_memory"),
+    (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory"), (torch.AcceleratorError("CUDA error: device-side assert triggered"), "other"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"), "other"), (os_error(errno.ENOMEM), "out_of_memory"),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out_of_memory"),
     (os_error(errno.ENOSPC), "disk_full"), (os_error(errno.EDQUOT), "disk_full"), (os_error(errno.EFBIG), "disk_full"),
     (SafetensorError('Error: IoError(Os { code: 28, message: "No space left on device" })'), "disk_full"),
@@ -83,6 +84,15 @@ def test_every_error_has_a_reason_and_tells_no_secret(error: BaseException, reas
     assert type(error).__name__ in told
     assert "step 3" in told
     assert told.endswith("the agent's own log says more")
+
+
+def test_only_who_has_lost_the_card_is_spoilt() -> None:
+    for error, spoilt in [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True), (RuntimeError("CUDA error: unknown error"), True),
+        (DeviceMissing("torch finds no cuda here"), True), (torch.OutOfMemoryError("CUDA out of memory"), False), (RuntimeError(SECRET), False),
+        (MemoryError(), False),
+    ]:  # fmt: skip
+        assert outcome(error).spoilt is spoilt, error
 
 
 def test_a_bug_names_our_own_line() -> None:

@@ -93,7 +93,9 @@ def config(**more: Any) -> Config:
 )
 def test_the_limit_of_the_container_is_declared(monkeypatch: pytest.MonkeyPatch, own: float | None, group: int | None, said: int) -> None:
     monkeypatch.setattr(machine, "limits", lambda: Limits(memory_bytes=group))
-    assert declared(config(limits={"memory_gb": own})).memory_bytes == said
+    assert declared(config(limits={"memory_gb": own}), "cpu").memory_bytes == said
+    on_card = config(limits={"memory_gb": own, "gpu_memory_gb": 3})
+    assert declared(on_card, "cuda").memory_bytes == 3_000_000_000, "a card's memory is not the container's"
 
 
 # ---- cards -------------------------------------------------------------------------------------------------------------

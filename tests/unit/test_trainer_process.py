@@ -54,11 +54,11 @@ def test_the_settings_of_training_reach_the_process(tmp_path: Path) -> None:
     values = {
         "coordinator": "http://localhost",
         "data": {"path": "rows.jsonl"},
-        "limits": {"memory_gb": 2},
+        "limits": {"memory_gb": 2, "gpu_memory_gb": 3},
         "training": {"prefix_cache": "disk"},
     }
-    *_, limit, options = TrainerProcess(Config.model_validate(values), Home(tmp_path))._command
-    assert int(limit) == 2_000_000_000
+    *_, limit, card, options = TrainerProcess(Config.model_validate(values), Home(tmp_path))._command
+    assert (int(limit), int(card)) == (2_000_000_000, 3_000_000_000)
     assert TrainingOptions.model_validate_json(options) == TrainingOptions(prefix_cache="disk")
 
 
@@ -198,3 +198,23 @@ def test_a_stop_is_heeded_by_a_process_that_goes_on_making_steps(monkeypatch: py
 def test_a_stray_stop_does_not_end_the_daemon() -> None:
     with pytest.raises(LeaseGone):
         visited(Child(SAY + READ + "say('stopped', visit=visit)\nsys.stdin.read()"))
+
+
+def test_a_process_that_is_spoilt_is_not_asked_again() -> None:
+    """One that has lost its card fails in every later visit, too."""
+    child = Child(SAY + READ + "say('failed', visit=visit, reason='other', message='CUDA error', spoilt=True)\nsys.stdin.read()")
+    with pytest.raises(VisitFailed, match="CUDA error"):
+        child.train(REQUEST.model_copy(update={"visit": "asg/1"}), lambda _: None, threading.Event())
+    assert child._process is not None
+    assert child._process.poll() is not None
+
+
+def test_what_a_process_trains_on_is_heard_before_the_first_visit() -> None:
+    ready = Child(SAY + "say('walled')\nsay('ready', device='cuda, bfloat16')\nsys.stdin.read()")
+    try:
+        said = ready.until_ready(60)
+    finally:
+        ready.close()
+    assert said is not None
+    assert said.device == "cuda, bfloat16"
+    assert Child("sys.exit(1)").until_ready(60) is None
