@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help locks sbom setup demo demo-lm test suite test-all attack unit model fuzz lint types chaos docs serve clean benchmarks
+.PHONY: help locks sbom setup demo demo-lm test suite test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -51,6 +51,9 @@ model: setup ## Search the states of rounds, visits and jobs for a broken promis
 
 fuzz: setup ## The whole API as each role, a hundred times as many calls as in the tests (about half an hour)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-400} $(BIN)/python -m pytest -s --timeout 7200 tests/fuzz
+
+gpu: setup ## The tests that need a CUDA card, on a machine that has one; CI has none
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/gpu
 
 unit: setup ## Only the tests that take seconds
 	$(BIN)/python -m pytest tests/unit tests/test_architecture.py tests/test_docs.py

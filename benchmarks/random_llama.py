@@ -1,7 +1,9 @@
 """A Llama-shaped model with random weights, as shards on a disk in any codec, and the request of a visit that trains in it."""
 
+import functools
 import json
 import random
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ class Shape(BaseModel):
     tokens: int = 256
     batch: int = 4
     rows: int = 8
+    head_dim: int = 64
 
     @property
     def blocks(self) -> list[str]:
@@ -31,14 +34,17 @@ class Shape(BaseModel):
 def config_of(shape: Shape) -> dict[str, Any]:
     return {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "hidden_size": shape.hidden,
-        "intermediate_size": shape.inner, "num_hidden_layers": shape.layers, "num_attention_heads": shape.hidden // 64,
-        "num_key_value_heads": shape.hidden // 64, "vocab_size": shape.vocabulary, "max_position_embeddings": max(2048, shape.tokens),
+        "intermediate_size": shape.inner, "num_hidden_layers": shape.layers, "num_attention_heads": shape.hidden // shape.head_dim,
+        "num_key_value_heads": shape.hidden // shape.head_dim, "vocab_size": shape.vocabulary, "max_position_embeddings": max(2048, shape.tokens),
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
     }  # fmt: skip
 
 
-def write(folder: Path, shape: Shape, codecs: list[str]) -> None:
-    """Write `codec`/`block`.safetensors for every block and codec, the files of the model, and rows; one block in memory at a time."""
+def write(folder: Path, shape: Shape, codecs: list[str], device: str = "cpu", exact: Collection[str] | None = None) -> None:
+    """Write `codec`/`block`.safetensors for every block and codec, the files of the model, and rows; one block in memory at a time.
+
+    Weights are drawn and encoded on `device`. Where `exact` is given, only these blocks are written exact, too.
+    """
     from safetensors.torch import save_file
 
     from fedcybgd.shared.models.assembly import skeleton
@@ -51,15 +57,18 @@ def write(folder: Path, shape: Shape, codecs: list[str]) -> None:
     words = random.Random(1)
     text = " ".join(f"w{words.randrange(2, shape.vocabulary)}" for _ in range(shape.rows * shape.tokens))
     (folder / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
     for codec in codecs:
         (folder / codec).mkdir()
     for block in partition(skeleton(config_of(shape), "causal-lm")):
         tensors = {
-            t.name: torch.randn(t.shape, generator=generator) * 0.02 if len(t.shape) > 1 else torch.ones(t.shape) for t in block.tensors
+            t.name: torch.randn(t.shape, generator=generator, device=device) * 0.02 if len(t.shape) > 1 else torch.ones(t.shape)
+            for t in block.tensors
         }
         for codec in codecs:
-            stored = {n: t for name, tensor in tensors.items() for n, t in encode_tensor(name, tensor, codec).items()}
+            if codec == "exact" and exact is not None and block.name not in exact:
+                continue
+            stored = {n: t.cpu() for name, tensor in tensors.items() for n, t in encode_tensor(name, tensor, codec).items()}
             save_file(stored, folder / codec / f"{block.name}.safetensors", {"codec": codec})
 
 
@@ -69,13 +78,18 @@ def request(folder: Path, shape: Shape, opened: list[str], codec: str, **setting
     for block in shape.blocks:
         kind = "exact" if block in opened else codec
         path = folder / kind / f"{block}.safetensors"
-        shards.append(LocalShard(block=block, digest=digest_of_file(path), codec=kind, path=str(path), size=path.stat().st_size))
+        shards.append(LocalShard(block=block, digest=_digest(path), codec=kind, path=str(path), size=path.stat().st_size))
     values = {"steps": 3, "batch_size": shape.batch, "max_length": shape.tokens, "seed": 0, "precision": "float32"} | settings
     train = TrainSettings(task="causal-lm", groups=[ParameterGroup(blocks=opened, learning_rate=1e-4)], **values)
     return TrainRequest(
         assignment_id="benchmark", files={p.name: str(p) for p in (folder / "files").iterdir()}, model_key="benchmark", shards=shards,
         train=train, data=DataSource(path=str(folder / "rows.jsonl")), delta_path=str(folder / "delta.safetensors"),
     )  # fmt: skip
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return digest_of_file(path)
 
 
 def full_fine_tuning(folder: Path, shape: Shape, steps: int, precision: torch.dtype) -> "FullFineTuning":
