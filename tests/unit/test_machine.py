@@ -1,17 +1,19 @@
 """Limits of a container and of the environment are what an agent declares and obeys."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from fedcybgd.agent import settings
+from fedcybgd.agent import check, settings
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import Config, Home, declared
 from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.host import machine
 from fedcybgd.shared.host.machine import Limits, cores, limits, memory_available, memory_total
 
@@ -179,3 +181,13 @@ def test_a_directory_that_cannot_be_used_is_said_in_a_line(tmp_path: Path, monke
         )
         with pytest.raises(ConfigError, match=advice):
             Home(tmp_path / "new").ready()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a card here")
+def test_check_says_that_a_card_was_found_and_cannot_be_used(tmp_path: Path) -> None:
+    """Which the coordinator would go on planning with."""
+    found = DeviceInfo(kind="cuda", name="NVIDIA H100", cores=2, memory_bytes=1, accelerator_bytes=1)
+    said = check._trial(Home(tmp_path), config(), found)
+    assert said.ok is False
+    assert "this torch cannot use the NVIDIA H100" in said.found
+    assert 'set device.kind = "cpu"' in said.advice
