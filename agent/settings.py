@@ -157,12 +157,16 @@ def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bo
     return f"{'.'.join(str(p) for p in place)}: {said}" if place else said.removeprefix("Value error, ")
 
 
+def memory_allowed(config: Config, device: str) -> int:
+    """Bytes that training may take of its device, as the owner says; 0: whatever there is."""
+    limits = config.limits
+    return int(((limits.gpu_memory_gb if device == "cuda" else limits.memory_gb) or 0) * 1e9)
+
+
 def declared(config: Config, device: str) -> DeclaredLimits:
     """What the coordinator is told of the limits; `device` is what is trained on: on a card its memory counts, and no container's limit."""
     limits = config.limits
-    allowed = [int((limits.memory_gb or 0) * 1e9), machine.limits().memory_bytes or 0]
-    if device == "cuda":
-        allowed = [int((limits.gpu_memory_gb or 0) * 1e9)]
+    allowed = [memory_allowed(config, device), machine.limits().memory_bytes or 0 if device != "cuda" else 0]
     return DeclaredLimits(memory_bytes=min((n for n in allowed if n), default=0), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
 
 

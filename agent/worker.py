@@ -31,7 +31,7 @@ from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, load_
 from fedcybgd.agent.readiness import Stamp, Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
-from fedcybgd.agent.settings import Config, Home, declared, within_hours
+from fedcybgd.agent.settings import Config, Home, declared, memory_allowed, within_hours
 from fedcybgd.agent.shortage import Shortage, is_short, what_is_short, write_status
 from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
@@ -75,8 +75,6 @@ class Worker:
         self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
 
     def _tools(self, data: DataSource) -> Tools:
-        limits = self._config.limits
-        memory = limits.gpu_memory_gb if self._device == "cuda" else limits.memory_gb
         return Tools(
             self._client,
             self._cache,
@@ -85,7 +83,7 @@ class Worker:
             data,
             self._residuals,
             self._policy,
-            memory * 1e9 if memory else None,
+            memory_allowed(self._config, self._device) or None,
             lambda error: self._note(str(error)),
             self._stop.pause,
         )
