@@ -12,10 +12,9 @@ from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
-from fedcybgd.coordinator.services.path import apply_round, lease
 from fedcybgd.coordinator.services.records import audit, job_leases, replicas
 from fedcybgd.coordinator.services.records.events import record
-from fedcybgd.coordinator.services.upkeep import garbage, quarantine, retention, silence, standstill, versions_kept
+from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, StoreFull, Uploads
@@ -103,14 +102,19 @@ def beat(database: Database, replica: str) -> None:
 def sweep_leases(settings: Settings, database: Database, absence: Absence, clock: Callable[[], datetime] = utcnow) -> None:
     absences = absence.times
     now = clock()  # before it is looked for an absence: should the process be stopped from here on, nothing ends by an old time
+    with database.reading() as session:
+        due = deadlines.passed(session, now)
+    for run_id in due:
+        with database.transaction() as session:
+            deadlines.look_after(session, run_id, now)
+            if absence.times != absences:
+                session.rollback()  # what was extended meanwhile is not to be held against a time before
     with database.transaction() as session:
-        lease.lapse(session, now)
         job_leases.lapse(session, now)
-        apply_round.apply_overdue(session, now)
         silence.silence(session, now, timedelta(seconds=settings.silent_after_s))
         quarantine.end(session, now)
         if absence.times != absences:
-            session.rollback()  # what was extended meanwhile is not to be held against a time before
+            session.rollback()
     with database.reading() as session:
         waiting = standstill.to_look_after(session, now)
     for run_id in waiting:

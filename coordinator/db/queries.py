@@ -63,9 +63,9 @@ def pending_in(session: Session, run_id: str, lock: bool = False) -> Sequence[As
 
 
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:
-    """Ids of the assignments that an agent holds."""
+    """Ids of the assignments that an agent holds, run by run."""
     leased = (Assignment.state == AssignmentState.LEASED) & (Assignment.agent_id == agent_id)
-    return session.scalars(select(Assignment.id).where(leased).order_by(Assignment.id)).all()
+    return session.scalars(select(Assignment.id).where(leased).order_by(Assignment.run_id, Assignment.id)).all()
 
 
 def job_counts(session: Session, subject: str) -> dict[str, Counter[str]]:

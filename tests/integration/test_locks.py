@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.services.agents import copies
 from fedcybgd.coordinator.services.records import manifests
 from fedcybgd.coordinator.services.upkeep import quarantine
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.manifests import Manifest
+from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer
+from tests.support.processes import wait_for
+from tests.support.visits import Hand, start_run
 
 
 @pytest.fixture
@@ -50,3 +54,26 @@ def test_an_agent_is_let_out_of_quarantine_and_comes_anew_while_its_rows_are_wri
         agent = session.get_one(Agent, "agt_1")
         assert agent.quarantined_until is None
         assert agent.daemon == "a" * 16
+
+
+def test_a_run_that_somebody_holds_holds_up_no_other(postgres: PostgresServer, bert: Path, tmp_path: Path) -> None:
+    """An operator's act locks a run: leases of others end in time, and nobody waits for two runs at once."""
+    live = LiveCoordinator(tmp_path, postgres.new_database())
+    try:
+        live.add_model("bert", bert)
+        hands = [Hand(live), Hand(live)]
+        held = sorted(hand.take(start_run(live, "bert", [hand])).assignment_id for hand in hands)
+
+        def states() -> list[str]:
+            with live.database.reading() as session:
+                return [session.get_one(Assignment, one).state for one in held]
+
+        with live.database.transaction() as acting:
+            acting.get_one(Run, acting.get_one(Assignment, held[0]).run_id, with_for_update=True)
+            with live.database.transaction() as session:
+                for one in held:
+                    session.get_one(Assignment, one).lease_expires_at = utcnow() - timedelta(seconds=1)
+            wait_for(lambda: states() == ["leased", "pending"])
+        wait_for(lambda: states() == ["pending", "pending"])
+    finally:
+        live.stop()

@@ -206,13 +206,13 @@ class World:
         row = session.get_one(Assignment, assignment)
         before, row.lease_expires_at = row.lease_expires_at, NOW - timedelta(seconds=1)
         session.flush()
-        lease.lapse(session, NOW)
+        lease.lapse(session, row.run_id, NOW)
         if row.lease_expires_at is not None and row.lease_expires_at < NOW:
             row.lease_expires_at = before
         return outside, True
 
     def do_deadline(self, session: Session, outside: Outside) -> tuple[Outside, Any]:
-        apply_round.apply_overdue(session, NOW + timedelta(hours=1))
+        apply_round.apply_overdue(session, session.scalars(select(Run.id)).one(), NOW + timedelta(hours=1))
         return outside, True
 
     def do_take(self, session: Session, outside: Outside, owner: str) -> tuple[Outside, Any]:

@@ -201,7 +201,7 @@ class Story:
         self._have_ready()
         for agent in AGENTS:
             if self._visit(agent, number) and number == 0:
-                self._deadline()
+                self._deadline(run)
         for agent in AGENTS:  # whoever has no part in it may stand in
             if (round := self.session.get(Round, (run.id, number))) is None or round.state != "closed":
                 self._visit(agent, number, HOUR)
@@ -218,11 +218,11 @@ class Story:
         self._work()
         return True
 
-    def _deadline(self) -> None:
+    def _deadline(self, run: Run) -> None:
         """From when on the others of a wave are waited for no longer."""
         for seconds in (30, 90):
             with self.session.begin_nested() as point:
-                apply_round.apply_overdue(self.session, utcnow() + timedelta(seconds=seconds))
+                apply_round.apply_overdue(self.session, run.id, utcnow() + timedelta(seconds=seconds))
                 self._say("deadline", [seconds, [j.payload_json for j in self._queued()]])
                 point.rollback()
             self.session.expire_all()

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.services.states import agents as states
 def revoke(session: Session, name_or_id: str, now: datetime) -> Agent:
     """Shut an agent out at once; what it holds goes back."""
     agent = queries.agent_by_name(session, name_or_id)
+    lease.hold_runs(session, agent.id)
     states.revoke(agent)
     lease.release_all(session, agent.id, now)
     signals.forget(session, agent.id)

@@ -102,14 +102,15 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
     return changes
 
 
-def apply_overdue(session: Session, now: datetime) -> None:
-    """Look after the deadlines of all rounds that are open."""
+def overdue(session: Session, now: datetime) -> list[tuple[str, int]]:
+    """The open rounds whose deadline has passed: ids of their runs, and numbers."""
     open_rounds = (
         select(Round.run_id, Round.number, Run.spec)
         .join(Run, Run.id == Round.run_id)
         .where(Round.state == RoundState.OPEN, Run.state == RunState.RUNNING)
         .order_by(Round.run_id)
     )
+    found = []
     for run_id, number, spec in session.execute(open_rounds).all():
         deadline_s = spec.schedule.wave_deadline_s
         if deadline_s is None:
@@ -118,4 +119,11 @@ def apply_overdue(session: Session, now: datetime) -> None:
         accepted_at = session.scalars(select(Assignment.judged_at).where(waiting, Assignment.state == AssignmentState.ACCEPTED)).all()
         deadline = deadline_of(accepted_at, deadline_s)
         if deadline is not None and now >= deadline:
-            apply_if_due(session, session.get_one(Run, run_id, with_for_update=True), number, now)
+            found.append((run_id, number))
+    return found
+
+
+def apply_overdue(session: Session, run_id: str, now: datetime) -> None:
+    """Look after the deadlines of a run."""
+    for number in [number for of, number in overdue(session, now) if of == run_id]:
+        apply_if_due(session, session.get_one(Run, run_id, with_for_update=True), number, now)

@@ -1,5 +1,6 @@
 """Leases: given with an emulator, renewed, given back, ended by time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -128,14 +129,26 @@ def give_back(session: Session, assignment_id: str, agent_id: str, request: Retu
     return assignment
 
 
-def lapse(session: Session, now: datetime) -> None:
-    """Take back the leases that ended: the work waits again, under the next attempt."""
+def lapsed(session: Session, now: datetime) -> Sequence[str]:
+    """Ids of the runs with leases that ended."""
     ended = (Assignment.state == AssignmentState.LEASED) & (Assignment.lease_expires_at < now)
-    for assignment_id in session.scalars(select(Assignment.id).where(ended).order_by(Assignment.id)).all():
+    return session.scalars(select(Assignment.run_id).where(ended).distinct()).all()
+
+
+def lapse(session: Session, run_id: str, now: datetime) -> None:
+    """Take back the leases of a run that ended: the work waits again, under the next attempt."""
+    ended = (Assignment.state == AssignmentState.LEASED) & (Assignment.lease_expires_at < now)
+    for assignment_id in session.scalars(select(Assignment.id).where(ended, Assignment.run_id == run_id).order_by(Assignment.id)).all():
         assignment, run = locked(session, assignment_id)
         if assignment.state == AssignmentState.LEASED and assignment.lease_expires_at is not None and assignment.lease_expires_at < now:
             message = "the agent did not renew its lease"
             give_up.failed_attempt(session, run, assignment, TakenBack.LAPSED, message, now, AssignmentEvent.LAPSE)
+
+
+def hold_runs(session: Session, agent_id: str) -> None:
+    """Lock the runs of which an agent holds work, in the order of their ids, and before its own row: as everybody does."""
+    held = select(Assignment.run_id).where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == agent_id)
+    session.scalars(select(Run.id).where(Run.id.in_(held)).order_by(Run.id).with_for_update()).all()
 
 
 def release_all(session: Session, agent_id: str, now: datetime) -> None:
