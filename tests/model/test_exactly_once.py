@@ -107,6 +107,30 @@ def test_a_round_is_applied_once_whatever_the_run_does_by_then(world: World) -> 
         assert [version for _, version, _ in world.rows().blocks if version] == [2, 2, 2]
 
 
+def test_a_round_that_was_taken_back_is_not_applied_in_place_of_the_one_that_took_its_number(world: World) -> None:
+    """Its engine was at work when the operator took the run back, and comes to an end when the deltas of the new round are being applied."""
+    with world.at(world.start) as session:
+        run = Played(world, session)
+        for _ in AGENTS:
+            run.finish(run.take(JobKind.ADMIT))
+        first = run.take(JobKind.APPLY)
+        run.outside, _ = world.do_rollback(session, run.outside, 0)
+        run.finish(run.take(JobKind.RESTORE))
+        world.do_resume(session, run.outside)
+        run.both_send()
+        for _ in AGENTS:
+            run.finish(run.take(JobKind.ADMIT))
+        second = run.take(JobKind.APPLY)
+        applying = run.everything()
+        run.apply_again(first)
+        assert run.everything() == applying
+        run.finish(second)
+        assert world.rows().run.rounds_done == 1
+        wanted = sorted(str(visit.delta) for visit in world.rows().assignments.values() if visit.applied)
+        [(_, _, head)] = [block for block in world.rows().blocks if block[0] == "head"]
+        assert sorted(digest for step in world.history(head) for digest in step) == wanted
+
+
 def test_a_result_that_is_written_again_after_the_commit_changes_nothing(world: World) -> None:
     """The lane dies, or its connection does, between the commit and its acknowledgement: it writes the same once more."""
     with world.at(world.start) as session:

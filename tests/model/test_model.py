@@ -10,6 +10,7 @@ import pytest
 
 from fedcybgd.coordinator.domain import assignment as rules
 from fedcybgd.coordinator.services import outcomes
+from fedcybgd.coordinator.services.operate import undo
 from fedcybgd.coordinator.services.path import apply_round, close_round, judge, lease, submit
 from tests.model.search import Broken, Search
 from tests.model.world import Outside, Rows, World
@@ -26,11 +27,25 @@ def world() -> World:
     return World()
 
 
+@pytest.fixture(scope="module")
+def longer() -> World:
+    return World(cycles=2)
+
+
 def test_every_interleaving_holds_what_is_promised(world: World) -> None:
     found = Search(world, SECONDS, fair_every=5).run()
     print(f"{found.states} states, {found.steps} steps{', and no more there are' if found.complete else ''}")
     assert found.complete or found.states > 100
     assert found.happened >= {"claim", "submit", "give_back", "lapse", "take", "finish", "reject", "lose", "owner_gone"}
+
+
+def test_every_way_to_take_a_run_back_holds_what_is_promised(longer: World) -> None:
+    """From each state of a run of two rounds: taken back, or without an agent, while others claim, send, judge and apply."""
+    only = frozenset({"rollback", "without", "take", "finish", "claim", "submit", "resume"})
+    found = Search(longer, SECONDS / 2, fair_every=5, only=only).run()
+    print(f"{found.states} states, {found.steps} steps{', and no more there are' if found.complete else ''}")
+    assert found.states > 50
+    assert found.happened >= {"rollback", "without", "resume", "finish"}
 
 
 def planted(module: ModuleType, function: str, *changes: tuple[str, str]) -> Plant:
@@ -57,8 +72,15 @@ def states(*wanted: str) -> Begin:
     return lambda rows, outside: sorted(visit.state for visit in rows.assignments.values()) == sorted(wanted)
 
 
+def first_applied(rows: Rows, outside: Outside) -> bool:
+    """The deltas of the first round are being applied."""
+    return rows.run.rounds_done == 0 and running("apply")(rows, outside)
+
+
 HANDS = frozenset({"claim", "submit", "give_back", "lapse"})
 JOBS = frozenset({"take", "finish", "owner_gone", "lapse", "deadline"})
+UNDONE = frozenset({"rollback", "take", "finish"})
+"""With these alone a run of two rounds is looked at: one that has done its only round has ended."""
 PLANTS: dict[str, tuple[Plant, Begin, frozenset[str], str]] = {
     "no attempt fence": (
         planted(rules, "check_lease", ("if given != attempt:", "if False:")),
@@ -99,12 +121,19 @@ PLANTS: dict[str, tuple[Plant, Begin, frozenset[str], str]] = {
         planted(apply_round, "apply_if_due", ("or any(a.state == AssignmentState.SUBMITTED for a in missing)", "")),
         running("admit"), JOBS, "from the present version|lost|stumbles|stands still",
     ),
+    "a run is taken back by what it was when that was asked": (
+        planted(undo, "restored", ("!= payload.versions", "is None")), first_applied, UNDONE, "not made of each delta|stumbles",
+    ),
+    "what was sent before a run was taken back counts": (
+        planted(undo, "_undo_rounds", ("            assignments.undo(visit, TakenBack.ROLLED_BACK, now)\n", "            pass\n")),
+        first_applied, UNDONE, "not made of each delta|of each seat|stumbles|stands still",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLANTS)
-def test_a_mistake_that_is_planted_is_found(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_that_is_planted_is_found(name: str, world: World, longer: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, begin, only, said = PLANTS[name]
     plant(monkeypatch)
     with pytest.raises(Broken, match=said):
-        Search(world, PLANTED_S, only=only).run(begin)
+        Search(longer if only is UNDONE else world, PLANTED_S, only=only).run(begin)

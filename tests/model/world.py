@@ -5,6 +5,7 @@ Time is an event: everything happens at one moment, but a lease ends, a deadline
 """
 
 import hashlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,12 @@ from fedcybgd.coordinator.db.base import Base, Database
 from fedcybgd.coordinator.db.models import Agent, Assignment, Job, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold
-from fedcybgd.coordinator.domain.jobs.payloads import AdmitResult, ApplyPayload, ApplyResult
+from fedcybgd.coordinator.domain.jobs.payloads import AdmitResult, ApplyPayload, ApplyResult, Change, RestorePayload, RestoreResult
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.coordinator.services.operate import prepare, steer
+from fedcybgd.coordinator.services.operate import prepare, rollback, steer
 from fedcybgd.coordinator.services.path import apply_round, claim, lease, submit
 from fedcybgd.coordinator.services.path.claim import TurnedDown
 from fedcybgd.coordinator.services.path.lease import Leased
@@ -34,6 +35,7 @@ from fedcybgd.coordinator.services.records import job_leases, jobs
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import DeltaSubmission, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import ShardRef
 from tests.support import story
 from tests.support.story import METRICS, Story
 
@@ -46,8 +48,8 @@ SPEC: dict[str, Any] = {
     "compression": {"policy": "none"}, "delta": {"codec": "float32"},
     "schedule": {"blocks": ["layers.0", "layers.1"], "always": ["head"], "wave": 2, "reassign_after_s": 0, "wave_deadline_s": 60},
 }  # fmt: skip
-MOST_ATTEMPTS, MOST_TRIES, MOST_REJECTIONS, MOST_LOST = 3, 2, 1, 1
-"""Bounds of the search: of leases of an assignment, of begun tries of a job, of rejections and lost deltas in a run."""
+MOST_ATTEMPTS, MOST_TRIES, MOST_REJECTIONS, MOST_LOST, MOST_UNDONE = 3, 2, 1, 1, 1
+"""Bounds of the search: of leases of an assignment, of begun tries of a job; of rejections, lost deltas and acts that take a run back."""
 
 
 @dataclass(frozen=True, order=True)
@@ -67,6 +69,8 @@ class Outside:
     holds: frozenset[Hold] = frozenset()
     rejected: int = 0
     lost: int = 0
+    undone: tuple[str, ...] = ()
+    """what the operator asked to be taken back"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class State:
 
 
 Event = tuple[str, *tuple[Any, ...]]
+VISIT = re.compile(r"asg_[0-9a-f]{16}")
 
 
 class World:
@@ -164,10 +169,14 @@ class World:
             found.append(("finish", hold))
             if job.kind == JobKind.ADMIT and outside.rejected < MOST_REJECTIONS:
                 found.append(("reject", hold))
-            if outside.lost < MOST_LOST and job.state == "running":
+            if outside.lost < MOST_LOST and job.state == "running" and job.kind != JobKind.RESTORE:
                 found.append(("lose", hold))
             if job.state == "running" and job.tries < MOST_TRIES:
                 found += [("owner_gone", hold), ("engine_died", hold)]
+        if len(outside.undone) < MOST_UNDONE and rows.run.state in ("running", "paused"):
+            found += [("rollback", after) for after in range(rows.run.rounds_done + 1)]
+            applied = {a.agent for a in rows.assignments.values() if a.applied}
+            found += [("without", name) for name, agent in zip(NAMES, AGENTS, strict=True) if agent in applied]
         return [*found, ("resume",)] if rows.run.state == "paused" else found
 
     def happen(self, session: Session, outside: Outside, what: Event) -> tuple[Outside, Any]:
@@ -250,20 +259,42 @@ class World:
     def do_resume(self, session: Session, outside: Outside) -> tuple[Outside, Any]:
         return outside, steer.resume(session, session.scalars(select(Run.id)).one(), NOW)
 
+    def do_rollback(self, session: Session, outside: Outside, after: int) -> tuple[Outside, Any]:
+        undone = rollback.rollback(session, session.scalars(select(Run.id)).one(), after, NOW)
+        return replace(outside, undone=(*outside.undone, f"rollback {after}")), undone
+
+    def do_without(self, session: Session, outside: Outside, name: str) -> tuple[Outside, Any]:
+        undone = rollback.without(session, session.scalars(select(Run.id)).one(), name, NOW)
+        return replace(outside, undone=(*outside.undone, f"without {name}")), undone
+
     # ---- the engine, and names that are the same on every way to a state ------------------------------------------------------
 
     def _result(self, session: Session, job: Job) -> Any:
         if job.kind == JobKind.ADMIT:
             return AdmitResult(rejected_because=None, norms={})
+        if job.kind == JobKind.RESTORE:
+            return self._restored(cast(RestorePayload, job.payload))
         payload = cast(ApplyPayload, job.payload)
-        blocks, shards = [], []
-        for change in payload.changes:
-            deltas = frozenset(term.digest for term in change.terms)
-            digest = digest_of(" ".join([change.block.digest, *sorted(deltas)]).encode())
-            self.made_of[digest] = change.block.digest, deltas
-            blocks.append(change.block.model_copy(update={"version": change.block.version + 1, "digest": digest}))
-            shards += [story._made(digest, codec) for codec in sorted({"exact", *change.codecs})]
+        blocks = [self._added(change) for change in payload.changes]
+        made = zip(blocks, payload.changes, strict=True)
+        shards = [story._made(ref.digest, codec) for ref, change in made for codec in sorted({"exact", *change.codecs})]
         return ApplyResult(blocks=blocks, shards=shards)
+
+    def _added(self, change: Change) -> ShardRef:
+        deltas = frozenset(term.digest for term in change.terms)
+        digest = digest_of(" ".join([change.block.digest, *sorted(deltas)]).encode())
+        self.made_of[digest] = change.block.digest, deltas
+        return change.block.model_copy(update={"version": change.block.version + 1, "digest": digest})
+
+    def _restored(self, payload: RestorePayload) -> RestoreResult:
+        result = RestoreResult(replayed=[])
+        for block in payload.blocks:
+            new = block.target.digest
+            if block.replay is not None:
+                result.replayed.append(self._added(block.replay))
+                new = result.replayed[-1].digest
+            result.shards += [story._made(new, old.codec) for old in payload.before if old.source == block.present.digest]
+        return result
 
     def delta(self, rows: "Rows", known: Lease) -> str:
         """What an agent makes under a lease: another one each time, as a GPU does."""
@@ -285,7 +316,10 @@ class World:
             Visit(*row) for row in table("id, state, attempt, agent_id, delta_digest, applied, round, seat, blocks, failures, meant_for, "
                                          "excluded FROM assignment")
         ]  # fmt: skip
-        jobs = [Task(*row) for row in table("id, kind, state, owner, tries, deaths FROM job")]
+        jobs = [
+            Task(*row)
+            for row in table(f"id, kind, state, owner, tries, deaths, CASE kind WHEN '{JobKind.RESTORE}' THEN payload END FROM job")
+        ]
         names = {row.id: f"{kind}{number}" for kind, rows in (("a", assignments), ("j", jobs)) for number, row in enumerate(rows)}
         [run] = table("state, rounds_done, rounds_total FROM run")
         return Rows(
@@ -299,8 +333,9 @@ class World:
         leases = sorted((known.agent, name[known.assignment], known.attempt) for known in outside.leases)
         holds = sorted((name[hold.job], hold.owner, hold.tries) for hold in outside.holds)
         of_rows = [row[1:] for row in (*rows.assignments.values(), *rows.jobs.values())]
-        text = repr((of_rows, [r[:2] for r in rows.rounds], rows.blocks, rows.run, leases, holds, outside.rejected, outside.lost))
-        return hashlib.sha1(text.encode()).digest()
+        counts = outside.rejected, outside.lost, outside.undone
+        text = repr((of_rows, [r[:2] for r in rows.rounds], rows.blocks, rows.run, leases, holds, counts))
+        return hashlib.sha1(VISIT.sub(lambda m: name.get(m[0], m[0]), text).encode()).digest()
 
 
 class Visit(NamedTuple):
@@ -325,6 +360,8 @@ class Task(NamedTuple):
     owner: str | None
     tries: int
     deaths: int
+    asked: str | None
+    """of one that takes the run back: what it is to make"""
 
 
 class RunRow(NamedTuple):
