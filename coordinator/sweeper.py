@@ -12,7 +12,7 @@ from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
-from fedcybgd.coordinator.services.records import audit, job_leases, replicas
+from fedcybgd.coordinator.services.records import audit, job_leases, replicas, spent
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
@@ -97,6 +97,7 @@ def tell_of_refusals(database: Database, refusals: audit.Bound, at_once: bool = 
 def beat(database: Database, replica: str) -> None:
     with database.transaction() as session:
         replicas.beat(session, replica, utcnow())
+        spent.forget(session, utcnow())
 
 
 def sweep_leases(settings: Settings, database: Database, absence: Absence, clock: Callable[[], datetime] = utcnow) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.guard import still_an_agent
@@ -60,8 +61,9 @@ async def claim(
     offers = waiting.offers
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
+    spend = signed.spender(request)
     if daemon is not None and daemon != agent.daemon:
-        await run_in_threadpool(copies.came, database, agent.id, daemon, now)
+        await run_in_threadpool(copies.came, database, agent.id, daemon, now, spend)
         agent.daemon = daemon
     await attendance.sign_in(agent, now())
     if waiting.stale:
@@ -75,7 +77,7 @@ async def claim(
             if look:
                 waiting.looks(place)
                 failed = True
-                found = await run_in_threadpool(decide.ask, database, agent.id, body, now, speaks)
+                found = await run_in_threadpool(decide.ask, database, agent.id, body, now, spend, speaks)
                 failed = False
                 agent.limits, agent.may_hold = body.limits, isinstance(found, Leased) or found.holds
                 if isinstance(found, Leased):

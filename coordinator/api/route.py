@@ -11,7 +11,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.api import acts
+from fedcybgd.coordinator.api import acts, signed
 from fedcybgd.coordinator.api.deps import DatabaseDep, RequestDep
 from fedcybgd.coordinator.api.guard import Guard
 from fedcybgd.coordinator.api.versions import Handler, understanding
@@ -89,6 +89,8 @@ def _in_one_job(endpoint: Callable[..., Any], name: str, access: Access) -> Call
         for tries_left in reversed(range(TRIES)):
             try:
                 with _database.transaction() if access is Access.WRITE else _database.reading() as session:
+                    if access is Access.WRITE:
+                        signed.spender(_request)(session)
                     answer = endpoint(**values, **{name: session})
                     if access is Access.WRITE:
                         acts.done(session, _request, values)

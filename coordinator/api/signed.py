@@ -1,16 +1,19 @@
 """Requests that agents sign: whose signature it is, that it is good, and that it is made now and for this request alone."""
 
 import re
+from collections.abc import Callable
 from typing import cast
 
 from anyio import CapacityLimiter
 from cryptography.exceptions import InvalidSignature
 from fastapi import Request
+from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.attendance import Attendance, Known
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.errors import Unauthorized
-from fedcybgd.coordinator.replays import Replays
-from fedcybgd.coordinator.services.records import keys
+from fedcybgd.coordinator.replays import Replays, SignatureRepeated, SignatureStale
+from fedcybgd.coordinator.services.records import keys, spent
 from fedcybgd.shared.contract.signatures import (
     CONTENT_DIGEST,
     SIGNATURE,
@@ -71,6 +74,26 @@ def prove(request: Request, replays: Replays, body: bytes | None) -> None:
         raise SignatureWrong(f"the body is not the one that was signed ({CONTENT_DIGEST})")
     replays.admit(said)  # last: a request that somebody has changed must not spend the one that the agent makes
     request.state.proven = True
+
+
+def spender(request: Request) -> Callable[[Session], None]:
+    """What the first transaction of a request does before anything else: a signature changes something once, whichever coordinator hears it.
+
+    Nor does one that is older than the last that has: it may have been read on its way when it came to nothing. Raises `SignatureRepeated`
+    and `SignatureStale`, which an agent answers by signing again. Who has not signed has nothing to spend.
+    """
+    said: SignatureParameters | None = getattr(request.state, "signature", None)
+
+    def spend(session: Session) -> None:
+        nonlocal said
+        match spent.spend(session, said, utcnow()) if said is not None else spent.Heard.FRESH:
+            case spent.Heard.REPEATED:
+                raise SignatureRepeated("this very request was made already, at another coordinator; sign it again, with another nonce")
+            case spent.Heard.OVERTAKEN:
+                raise SignatureStale(request.app.state.replays.now())
+        said = None
+
+    return spend
 
 
 async def admitted(request: Request, attendance: Attendance) -> Known:

@@ -1,6 +1,6 @@
 """All tables, by whatever name they are in. Migrations build them; a test compares the two."""
 
-from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness
+from fedcybgd.coordinator.db.tables.agents import Agent, EnrolmentToken, Readiness, SpentSignature
 from fedcybgd.coordinator.db.tables.audit import Audit
 from fedcybgd.coordinator.db.tables.coordinator import Event, Instance, Login, Operator, Replica, SigningKey
 from fedcybgd.coordinator.db.tables.history import BlockVersion
@@ -36,6 +36,7 @@ __all__ = [
     "Round",
     "Run",
     "SigningKey",
+    "SpentSignature",
     "StoredManifest",
     "Traffic",
     "TrafficTotal",

@@ -49,7 +49,7 @@ def test_an_agent_is_let_out_of_quarantine_and_comes_anew_while_its_rows_are_wri
         referring.execute(text("SELECT 1 FROM agent FOR KEY SHARE"))
         with impatient.transaction() as session:
             quarantine.end(session, utcnow())
-        copies.came(impatient, "agt_1", "a" * 16, utcnow)
+        copies.came(impatient, "agt_1", "a" * 16, utcnow, lambda _: None)
     with impatient.reading() as session:
         agent = session.get_one(Agent, "agt_1")
         assert agent.quarantined_until is None

@@ -2,13 +2,14 @@
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from fedcybgd.agent import credentials, keys
 from fedcybgd.agent.client import Client
@@ -17,9 +18,11 @@ from fedcybgd.agent.errors import CoordinatorSaid, KeyRefused, Unreachable
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.db.models import Agent, Assignment, SpentSignature
 from fedcybgd.coordinator.errors import Unauthorized
+from fedcybgd.coordinator.replays import Replays
 from fedcybgd.coordinator.services.agents import identity
+from fedcybgd.coordinator.services.records import spent
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.signatures import AHEAD_S, SIGNATURE, SIGNATURE_INPUT, TIME, WINDOW_S
@@ -97,6 +100,59 @@ def test_a_request_counts_once(live: LiveCoordinator) -> None:
     assert http.post("/assignments/claim", params={"wait": 0}, json={}).status_code == 204
     for request in recorder.sent[-2:]:
         refused(again(live, request), 401, "signature_repeated")
+
+
+@contextmanager
+def elsewhere(live: LiveCoordinator) -> Iterator[None]:
+    """Another coordinator on the same database is asked meanwhile, which began before and has heard nothing yet."""
+    another, heard = Replays(), live.app.state.replays
+    another._began, another._zero = heard._began, heard._zero
+    live.app.state.replays = another
+    yield
+    live.app.state.replays = heard
+
+
+def test_a_request_that_has_changed_something_changes_nothing_at_another_coordinator(live: LiveCoordinator, model: str) -> None:
+    hand = Hand(live)
+    signer = Signer(new_private_key())
+    signer._ahead = 1.5
+    hand.http.post("/agents/me/key", json={"public_key": signer.public_key})
+    hand.http, recorder = signed(live, signer)
+    run = start_run(live, model, [hand])
+    signer._ahead = 0.5
+    assert hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": ["none"]}).status_code == 204
+    signer._ahead = 1.5
+    assert hand.http.put("/agents/me/readiness", json={"runs": []}).status_code == 204
+    assignment = hand.take(run)
+    assert hand.renew(assignment).status_code == 200
+    in_vain, *rest = recorder.sent
+    with elsewhere(live):
+        refused(again(live, in_vain), 401, "signature_stale")
+        for request in (r for r in rest if r.method == "PUT" or "/renew" in r.url.path):
+            refused(again(live, request), 401, "signature_repeated")
+        assert again(live, rest[-2]).json()["code"] in ("signature_repeated", "signature_stale"), "the claim that got it"
+    with live.database.reading() as session:
+        assert session.get_one(Assignment, assignment.assignment_id).attempt == assignment.attempt
+    with live.database.transaction() as session:
+        spent.forget(session, utcnow() + 2 * spent.KEPT)
+        assert session.scalar(select(func.count()).select_from(SpentSignature)) == 0
+
+
+def test_a_claim_that_waits_in_vain_is_not_written_down(live: LiveCoordinator) -> None:
+    _, signer, _ = enrolled(live)
+    http, _ = signed(live, signer)
+    http.get("/agents/me")
+
+    def number() -> int:
+        with live.database.reading() as session:
+            return session.scalar(select(func.count()).select_from(SpentSignature).where(SpentSignature.key_id == signer.key_id)) or 0
+
+    before = number()
+    assert before == 1
+    assert http.post("/assignments/claim", params={"wait": 0}, json={}).status_code == 204  # its limits are looked at, once
+    written = number()
+    assert http.post("/assignments/claim", params={"wait": 0}, json={}).status_code == 204
+    assert number() == written
 
 
 @pytest.mark.parametrize(

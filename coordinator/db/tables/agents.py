@@ -59,6 +59,19 @@ class Agent(Base):
     last_error_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class SpentSignature(Base):
+    """A request of an agent that has changed something: for the coordinators that have not heard it themselves."""
+
+    __tablename__ = "spent_signature"
+    key_id: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    nonce: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created: Mapped[int] = mapped_column(BigInteger)
+    """as the agent has signed it, in seconds of Unix time"""
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+    __table_args__ = (Index("ix_spent_signature_created", "key_id", "created"),)
+
+
 class Readiness(Base):
     """What an agent said of a run last, and what it is not asked for."""
 

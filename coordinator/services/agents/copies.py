@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from datetime import datetime
 
+from sqlalchemy.orm import Session
+
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent
@@ -21,13 +23,14 @@ class AgentCopied(Conflict):
     code = "agent_copied"
 
 
-def came(database: Database, agent_id: str, daemon: str, clock: Callable[[], datetime]) -> None:
+def came(database: Database, agent_id: str, daemon: str, clock: Callable[[], datetime], before: Callable[[Session], None]) -> None:
     """A daemon asks for work that is not known to have the key: it is new, and has it from now on.
 
     One that had it before gets it back once nothing has been heard of the other, else `AgentCopied` is raised: what it asks is no sign of
-    life of the agent.
+    life of the agent. `before` is what the transaction does first.
     """
     with database.transaction() as session:
+        before(session)
         agent = session.get_one(Agent, agent_id, with_for_update={"key_share": True})
         former = dict(agent.former_daemons)
         if agent.state == AgentState.SILENT:

@@ -50,11 +50,20 @@ class Nothing:
 
 
 def ask(
-    database: Database, agent_id: str, request: ClaimRequest, clock: Callable[[], datetime], speaks: Version = SPOKEN
+    database: Database,
+    agent_id: str,
+    request: ClaimRequest,
+    clock: Callable[[], datetime],
+    before: Callable[[Session], None],
+    speaks: Version = SPOKEN,
 ) -> Leased | Nothing:
-    """What an agent gets that asks for work. That it was turned down is written in a transaction of its own, which locks in the usual order."""
+    """What an agent gets that asks for work. That it was turned down is written in a transaction of its own, which locks in the usual order.
+
+    `before` is what a transaction does first.
+    """
     while True:
         with database.transaction() as session:
+            before(session)
             found = claim(session, agent_id, request, clock(), speaks)
         if not isinstance(found, TurnedDown):
             return found
