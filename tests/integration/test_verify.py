@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_an_untouched_run_is_what_its_log_says_also_when_old_versions_are_gone(l
     assert (found.versions, found.made_again, found.deltas, found.rounds) == (5 + 2 * 3, 2 * 3, 4, 2)
     tidy(live.settings, live.database, live.store, settled_long_ago(live, 2))
     tidy(live.settings, live.database, live.store, settled_long_ago(live, 4))
-    assert verify(live.settings, run) == found
+    later = verify(live.settings, run)  # of a coordinator that others of these tests have used: its audit log may have grown
+    assert later.acts >= found.acts
+    assert replace(later, acts=found.acts, last_hash=found.last_hash) == found
     assert verify(live.settings, run, quick=True).made_again == 0
 
 
