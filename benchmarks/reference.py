@@ -19,7 +19,16 @@ from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, ImportPayload, PatchMade, PreparePayload, Term
+from fedcybgd.coordinator.domain.jobs.payloads import (
+    AdaptersBase,
+    ApplyPayload,
+    Change,
+    EncodedRef,
+    ImportPayload,
+    PatchMade,
+    PreparePayload,
+    Term,
+)
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import CompressionSection
@@ -216,6 +225,13 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> N
             added = [Term(digest=made.digest, weight=weight, rows=rows) for made, (weight, rows) in zip(found, weights, strict=True)]
             outer = Outer(**spec.outer) if spec.outer else None
             changes.append(Change(block=block, terms=added, outer=outer, velocity=reference.velocities.get(block.block)))
+    factored = next((change for change in changes if change.block.block == "adapters"), None)
+    if factored is not None and spec.adapters and spec.adapters["combine"] == "exact" and len(factored.terms) > 1:
+        names = {t.name for stored in reference.stored for t in stored.tensors if stored.name == "adapters"}
+        beside = AdaptersBase(block=factored.block, scale=spec.adapters["alpha"] / spec.adapters["rank"])
+        for block, stored in zip(reference.blocks, reference.stored, strict=True):
+            if any(f"{t.name.removesuffix('.weight')}.adapter_left" in names for t in stored.tensors):
+                changes.append(Change(block=block, terms=factored.terms, beside=beside))
     sources = {change.block.digest for change in changes}
     before = [ref for (source, _), ref in sorted(reference.encoded.items()) if source in sources]
     config = next(f for f in reference.file_refs if f.name == "config.json")

@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from pydantic import ValidationError
 
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin
 from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
-from fedcybgd.coordinator.domain.jobs.payloads import Change, Term
+from fedcybgd.coordinator.domain.jobs.payloads import AdaptersBase, Change, Term
 from fedcybgd.coordinator.domain.outer import Outer
-from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_chains, check_once, lineages
+from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_beside, check_chains, check_once, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs import recomputing
 from fedcybgd.coordinator.storage import EngineStore, OverlayStore
+from fedcybgd.shared.contract.adapters import ADAPTERS
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceOuter, ProvenanceVersion, fingerprint
+from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceAdapters, ProvenanceOuter, ProvenanceVersion, fingerprint
 from fedcybgd.shared.files.safetensors_header import header_of
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -79,6 +81,7 @@ def check(path: Path, key: str | None = None, export: Path | None = None, blobs:
     check_signature(file, key)
     versions = _versions(file)
     check_chains(versions, {block: (version, versions[block][version].digest) for block, version in file.present.items()})
+    check_beside(versions)
     for line in lineages(versions, list(file.present.items())).values():
         check_once(line)
     if export is not None:
@@ -128,17 +131,18 @@ def check_signature(file: Provenance, key: str | None) -> None:
 
 def _versions(file: Provenance) -> Versions:
     found: dict[str, dict[int, KeptVersion]] = {}
+    adapters = {entry.version: entry for entry in file.versions if entry.block == ADAPTERS}
     for entry in file.versions:
         if entry.version in found.setdefault(entry.block, {}):
             raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: it is there twice")
-        found[entry.block][entry.version] = _row(entry, found[entry.block])
+        found[entry.block][entry.version] = _row(entry, found[entry.block], adapters)
     for block, version in [*file.present.items(), *(file.export.versions.items() if file.export else ())]:
         if version not in found.get(block, {}):
             raise ProvenanceInvalid(f"block {block}, version {version}: it is named, and nothing is said of it")
     return found
 
 
-def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersion:
+def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion], adapters: Mapping[int, ProvenanceVersion]) -> KeptVersion:
     facts = VersionFacts(entry.block, entry.version, entry.origin, entry.parent, entry.round, exact=False)
     parent = before.get(entry.parent) if entry.parent is not None else None
     change, velocity = None, entry.outer.velocity if entry.outer is not None else None
@@ -153,11 +157,19 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion]) -> KeptVersio
             ]
             outer = _outer(entry.outer) if entry.outer is not None else None
             values = {"block": base, "terms": terms, "aggregate": entry.aggregate}
-            change = Change.model_validate({**values, "outer": outer, "velocity": parent.velocity if outer else None})
+            beside = _beside(entry.beside, adapters) if entry.beside is not None else None
+            change = Change.model_validate({**values, "outer": outer, "velocity": parent.velocity if outer else None, "beside": beside})
     except ValueError as error:  # pydantic's are, too
         raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
     average = [AverageTerm(version=term.version, rounds=term.rounds) for term in entry.average or ()]
     return KeptVersion(facts, entry.digest, entry.size, change, kept=False, velocity=velocity, average=average)
+
+
+def _beside(said: ProvenanceAdapters, adapters: Mapping[int, ProvenanceVersion]) -> AdaptersBase:
+    if (made := adapters.get(said.version)) is None:
+        raise ValueError(f"it is beside version {said.version} of the adapters, of which nothing is said")
+    block = ShardRef(block=ADAPTERS, version=made.version, codec=EXACT, digest=made.digest, size=made.size)
+    return AdaptersBase(block=block, scale=float(said.scale))
 
 
 def _outer(said: ProvenanceOuter) -> Outer:
@@ -172,13 +184,18 @@ def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
         for version, row in sorted(known.items()):
             parent = made.get(row.facts.parent) if row.facts.parent is not None else None
             follows = parent is not None and parent.kept
-            given = row.change is None or all(store.has(term.digest) for term in row.change.terms)
+            given = row.change is None or _has(store, row.change)
             there = store.has(row.digest) and (row.velocity is None or store.has(row.velocity))
             made[version] = replace(row, kept=there or (follows and given and not row.average))
     return {
-        block: {v: row if row.change is None or all(store.has(t.digest) for t in row.change.terms) else _bare(row) for v, row in known.items()}
+        block: {v: row if row.change is None or _has(store, row.change) else _bare(row) for v, row in known.items()}
         for block, known in found.items()
     }  # fmt: skip
+
+
+def _has(store: EngineStore, change: Change) -> bool:
+    """Whether the deltas of a change are there, and the adapters that they are of."""
+    return all(map(store.has, [*(term.digest for term in change.terms), *([change.beside.block.digest] if change.beside else [])]))
 
 
 def _bare(row: KeptVersion) -> KeptVersion:

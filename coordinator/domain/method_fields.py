@@ -83,6 +83,8 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("schedule", "agents"), why
         if method == "adapters" and file.compression.policy in ("hybrid", "auto"):
             yield ("compression", "policy"), f"{BESIDE_ALL}: say none, int8 or int4"
+        if method == "adapters" and file.adapters.combine == "exact":
+            yield from _of_exact(file)
         if method == "adapters" and file.adapters.combine == "handed":
             yield from _of_one_agent(file)
         elif getattr(file, method).weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
@@ -94,3 +96,16 @@ def _of_one_agent(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, fields in (("adapters", ("fraction", "weights", "outer")), ("admission", ("average",)), ("schedule", ("wave_deadline_s",))):
         section = getattr(file, name)
         yield from (((name, field), why) for field in fields if getattr(section, field) != type(section).model_fields[field].default)
+
+
+def _of_exact(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    exact = "under `combine: exact` what agents trained becomes one as their mean"
+    if file.adapters.outer != type(file.adapters).model_fields["outer"].default:
+        yield ("adapters", "outer"), f"{exact}, and not as a step"
+    if file.admission.average != "mean":
+        yield ("admission", "average"), exact
+    if layers := [name for name in file.schedule.always if name.startswith("layers")]:
+        yield (
+            ("schedule", "always"),
+            f"under `combine: exact` the matrices of {', '.join(layers)} take up what the mean of adapters leaves out",
+        )

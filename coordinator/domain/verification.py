@@ -11,6 +11,8 @@ from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import Conflict
+from fedcybgd.shared.contract.adapters import ADAPTERS
+from fedcybgd.shared.contract.block_names import layers_of
 
 
 class VersionLost(Conflict):
@@ -115,6 +117,7 @@ class History:
 def check_rows(history: History) -> None:
     """Raise the first thing that is wrong with the rows of a run."""
     check_chains(history.versions, history.present)
+    check_beside(history.versions)
     _check_terms(history)
     _check_rounds(history)
 
@@ -169,6 +172,17 @@ def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool)
         raise VersionInvalid(f"{row.called}: it carries on {row.velocity}, and the version that it is again {parent.velocity}")
 
 
+def check_beside(versions: Versions) -> None:
+    """Raise unless what was folded into a block is of the deltas and the adapters of which the mean was taken then."""
+    means = [row.change for row in versions.get(ADAPTERS, {}).values() if row.change is not None]
+    for row in (row for known in versions.values() for row in known.values()):
+        if row.change is None or (beside := row.change.beside) is None:
+            continue
+        of = [mean for mean in means if mean.block.digest == beside.block.digest and mean.terms == row.change.terms]
+        if not of or not layers_of(row.facts.block):
+            raise VersionInvalid(f"{row.called}: what is folded into it is of no mean of adapters")
+
+
 def _check_average(known: Mapping[int, KeptVersion], row: KeptVersion) -> None:
     """A run ended with it: with an average of the versions that its last rounds ended with, or with one of those before."""
     facts, last = row.facts, row.facts.parent
@@ -208,8 +222,8 @@ def _check_terms(history: History) -> None:
     for rows in history.versions.values():
         for row in rows.values():
             for term in row.change.terms if row.change else ():
-                visit = visits.get(term.visit)
-                if visit is None or (visit.delta, visit.round) != (term.digest, row.facts.round) or row.facts.block not in visit.trained:
+                visit, of = visits.get(term.visit), ADAPTERS if row.change and row.change.beside else row.facts.block
+                if visit is None or (visit.delta, visit.round) != (term.digest, row.facts.round) or of not in visit.trained:
                     raise DeltaUnknown(f"{row.called}: no visit of round {row.facts.round} gave delta {term.digest} for it")
     found = Counter[tuple[str, str]]()
     for block, line in lines.items():

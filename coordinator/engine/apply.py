@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from fedcybgd.coordinator.engine.changes import OpenedChange, as_bytes, open_deltas
+from fedcybgd.coordinator.engine.changes import as_bytes, open_deltas, opened_change
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.outer import new_velocity, old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
@@ -51,7 +51,7 @@ def _apply_block(store: EngineStore, change: Change, deltas: Mapping[str, DeltaF
     """The next version of a block, some rows at a time: of an embedding, memory would hold base, sum, and every delta in float32."""
     block = change.block
     header = shard_header(store, block.digest)
-    opened = OpenedChange(change, header, deltas)
+    opened = opened_change(store, change, header, deltas)
     with (
         store.localised(block.digest) as path,
         old_velocity(store, change) as before,
@@ -90,6 +90,7 @@ def _encode(
             shard.codec == EXACT
             and len(change.terms) == 1
             and change.outer is None
+            and change.beside is None
             and store.size(change.terms[0].digest) < shard.packed.size
         ):
             # Whoever trained it, or fetches its delta, can add it as it was added here.

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
-from fedcybgd.coordinator.engine.changes import OpenedChange, as_bytes, open_deltas
+from fedcybgd.coordinator.engine.changes import as_bytes, open_deltas, opened_change
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
 from fedcybgd.coordinator.engine.outer import old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
@@ -43,7 +43,7 @@ def average(store: EngineStore, block: CandidateBlock) -> ShardRef:
 
 def _average(store: EngineStore, block: CandidateBlock, deltas: Mapping[str, DeltaFile]) -> ShardRef:
     header = shard_header(store, block.base.digest)
-    changes = [OpenedChange(change, header, deltas) for change in block.changes]
+    changes = [opened_change(store, change, header, deltas) for change in block.changes]
     changed = frozenset[str]().union(*(change.names for change in changes))
     head = pack_header([(n, "F32" if n in changed else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()])
     last = hashlib.sha256(head)  # what is averaged must be what the history names: the last version says whether it is

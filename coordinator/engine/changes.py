@@ -10,6 +10,7 @@ from torch import Tensor
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
+from fedcybgd.coordinator.engine.folding import Folding
 from fedcybgd.coordinator.engine.outer import stepped
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
@@ -24,6 +25,10 @@ def open_deltas(store: EngineStore, changes: Sequence[Change], limit: int | None
     limit = limit or limit_of(shard_header(store, change.block.digest) for change in changes)
     with contextlib.ExitStack() as stack:
         yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
+
+
+def opened_change(store: EngineStore, change: Change, header: Header, deltas: Mapping[str, DeltaFile]) -> "OpenedChange | Folding":
+    return OpenedChange(change, header, deltas) if change.beside is None else Folding(store, change, header, deltas)
 
 
 class OpenedChange:

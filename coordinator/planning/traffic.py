@@ -13,6 +13,7 @@ from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import types_met
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, shard_bytes, updated
+from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of
 
 PACKED = {EXACT: 0.848, "int8": 0.934, "int4": 0.901, PRUNED: 0.848}
@@ -146,6 +147,10 @@ def simulate(
             for name in trained:
                 trained_by.setdefault(name, []).append((str(seat.number), trained))
             yield Transfer(seat.cycle, seat.blocks, agent, plan, down, up)
+        if spec.adapters is not None and spec.adapters.combine == "exact" and len(trained_by.get(ADAPTERS, ())) > 1:
+            factors = state.blocks[ADAPTERS].tensors
+            folded = [b.name for b in state.blocks.values() if any(factors_of(name)[0] in factors for name in b.tensors)]
+            trained_by |= dict.fromkeys(folded, trained_by[ADAPTERS])
         _apply(
             state, number, trained_by, change, spec.train.learning_rate_decay ** (number // method.rounds_per_cycle(spec, visited)), model
         )

@@ -16,6 +16,7 @@ from fedcybgd.shared.contract.words import MOST_LABELS, JsonObject
 
 FORMAT: Literal["fedcybgd-provenance-1"] = "fedcybgd-provenance-1"
 WITH_AVERAGES: Literal["fedcybgd-provenance-2"] = "fedcybgd-provenance-2"
+WITH_ADAPTERS: Literal["fedcybgd-provenance-3"] = "fedcybgd-provenance-3"
 FILE = "provenance.json"
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""
@@ -59,6 +60,11 @@ class ProvenanceOuter(ProvenanceSection):
     velocity: Digest = Field(description="of what it carries on from this version")
 
 
+class ProvenanceAdapters(ProvenanceSection):
+    version: int = Field(ge=0, description="of the block `adapters`, which the deltas were trained from")
+    scale: str = Field(max_length=40, description="how often counts what adapters add: a decimal number, as a weight is")
+
+
 class ProvenanceVersion(ProvenanceSection):
     block: str
     version: int = Field(ge=0)
@@ -78,6 +84,11 @@ class ProvenanceVersion(ProvenanceSection):
     outer: ProvenanceOuter | None = Field(
         None,
         description="the outer optimizer that made a step of them; not there where there is none",
+        exclude_if=lambda value: value is None,
+    )
+    beside: ProvenanceAdapters | None = Field(
+        None,
+        description="the deltas are of these adapters, and what their mean leaves out was added; not there for any other",
         exclude_if=lambda value: value is None,
     )
 
@@ -108,7 +119,9 @@ class ProvenanceExport(ProvenanceSection):
 
 
 class Provenance(ProvenanceSection):
-    format: Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2"] = Field(description="2: it has averages")
+    format: Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2", "fedcybgd-provenance-3"] = Field(
+        description="2: it has averages; 3: adapters were folded into blocks"
+    )
     coordinator: str = Field(description="id of its database")
     made_at: str
     model: ProvenanceModel

@@ -1,6 +1,10 @@
 """Adapters over the wire: what is asked of agents, what they get, and what becomes of it; hands deliver the deltas."""
 
 import json
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from fedcybgd import Client
 from fedcybgd.client.errors import Refused
 from fedcybgd.coordinator import provenance
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
+from fedcybgd.shared.contract.adapters import factors_of
+from tests.integration.test_methods import blocks_of, drawn
+from tests.integration.test_rollback import digests
+from tests.support import provenance_checker
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, operator, refused, run_file, settled, shard_tensors, start_run, versions
 
@@ -23,10 +33,6 @@ ALWAYS = {"blocks": ["adapters"], "always": ["head"], "cycles": 2}
 @pytest.fixture(params=["mean", "handed"])
 def combine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def blocks_of(live: LiveCoordinator, run: str) -> dict[str, dict[str, torch.Tensor]]:
-    return {b["name"]: shard_tensors(live, b["digest"]) for b in live.operator.get(f"/runs/{run}")["blocks"]}
 
 
 def trained(live: LiveCoordinator, run: str, hands: list[Hand], combine: str) -> dict[str, torch.Tensor]:
@@ -102,6 +108,64 @@ def test_a_run_with_adapters_from_its_first_round_to_its_exports(live: LiveCoord
             provenance._check_weights(
                 checked.file, provenance._versions(checked.file), provenance.OverlayStore(tmp_path, [live.settings.blobs]), spoilt
             )
+
+
+def test_what_an_exact_mean_folds_into_the_matrices_has_a_history_like_all_else(
+    coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path
+) -> None:
+    live = coordinators()
+    live.add_model("bert", bert)
+    hands = [Hand(live) for _ in range(3)]
+    client = Client(live.url, live.operator_key)
+    exact = {"combine": "exact", "matrices": ["query"], "rank": 3, "alpha": 6.0, "weights": "equal"}
+    run = start_run(live, "bert", hands, method="adapters", adapters=exact, compression={"policy": "int4"}, schedule=ALWAYS | {"cycles": 3})
+    seen, deltas = [digests(live, run)], []
+    for number in range(2):
+        for i, hand in enumerate(hands):
+            assignment = hand.take(run)
+            deltas.append(drawn(hand, assignment, 10 * number + i))
+            hand.deliver(assignment, {name: 10 * t for name, t in deltas[-1].items()})
+        settled(live, run)
+        seen.append(digests(live, run))
+    for one, other in pairwise(seen):
+        assert {name for name, digest in other.items() if digest != one[name]} == {"layers.0", "layers.1", "head", "adapters"}
+    assert verify(live.settings, run).made_again == 8
+    assert hands[0].take(run).manifest.blocks[1].codec == "int4", "matrices that change are frozen all the same"
+
+    provenance_of(live, client, run, tmp_path / "first", 8)
+    for hours in (2, 4):
+        tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=hours))
+    assert not live.store.has(seen[1]["layers.0"]), "of older versions the deltas are kept"
+    client.runs.rollback(run, 1)
+    assert digests(live, run) == seen[1]
+    assert verify(live.settings, run).made_again == 8
+    client.runs.without(run, hands[2].name)
+    assert digests(live, run) != seen[1]
+    now, base = blocks_of(live, run), {b: shard_tensors(live, seen[0][b]) for b in ("layers.0", "adapters")}
+    weight = "encoder.layer.0.attention.self.query.weight"
+    old = [base["adapters"][factor] for factor in factors_of(weight)]
+    moved = [[10 * delta[factor] for factor in factors_of(weight)] for delta in deltas[:2]]
+    mean = [factor + (one + other) / 3 for factor, one, other in zip(old, *moved, strict=True)]  # the third seat is to be trained again
+    products = [(old[0] + left) @ (old[1] + right) for left, right in moved]
+    added = 2 * ((sum(products) + old[0] @ old[1]) / 3 - mean[0] @ mean[1])
+    assert torch.allclose(now["layers.0"][weight], base["layers.0"][weight] + added, atol=1e-6)
+    assert added.abs().max() > 1e-3
+    provenance_of(live, client, run, tmp_path / "second", 12)
+    with pytest.raises(Refused, match="has no place for: export it merged"):
+        client.runs.export(run, tmp_path / "peft", form="peft")
+
+
+def provenance_of(live: LiveCoordinator, client: Client, run: str, folder: Path, made_again: int) -> None:
+    """Ours and a stranger's checker make every version again."""
+    folder.mkdir()
+    client.runs.export(run, folder / "export")
+    for digest, _ in live.store.stored():
+        shutil.copy(live.store.path(digest), folder / digest)
+    file = folder / "export" / "provenance.json"
+    assert json.loads(file.read_text())["format"] == "fedcybgd-provenance-3"
+    checked = provenance.check(file, export=folder / "export", blobs=folder)
+    assert (checked.made_again, checked.export_checked) == (made_again, True)
+    assert provenance_checker.check(file, client.connection.get("/key")["key"], folder / "export", folder) == made_again
 
 
 @pytest.mark.parametrize(

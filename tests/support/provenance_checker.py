@@ -20,7 +20,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
     file = json.loads(path.read_text())
     signature = base64.b64decode(file.pop("signature"))
     signed = json.dumps(file, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    assert file["format"] in ("fedcybgd-provenance-1", "fedcybgd-provenance-2")
+    assert file["format"] in [f"fedcybgd-provenance-{number}" for number in (1, 2, 3)]
     assert file["key"] == key
     Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
 
@@ -47,6 +47,9 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
                 deltas.append(load(data))
             weights = [float(term["weight"]) for term in version["terms"]]
             parent = made[block, version["parent"]]
+            if (beside := version.get("beside")) is not None:
+                made[block, number] = folded(parent, made["adapters", beside["version"]], float(beside["scale"]), deltas, weights)
+                continue
             if (outer := version.get("outer")) is None:
                 made[block, number] = together(version["aggregate"], parent, deltas, weights)
                 continue
@@ -70,6 +73,31 @@ def mean(versions: list[tuple[Tensors, int]]) -> Tensors:
         total += rounds
         found = {name: old + (tensors[name] - old) * np.float32(rounds / total) for name, old in found.items()}
     return found
+
+
+def folded(parent: Tensors, adapters: Tensors, scale: float, deltas: list[Tensors], weights: list[float]) -> Tensors:
+    """What the mean of adapters leaves out of the mean of what they do, added to the matrices beside which they are."""
+    new, left_over = dict(parent), 1 - fsum(weights)
+    for name in parent:
+        factors = [f"{name.removesuffix('.weight')}.adapter_{side}" for side in ("left", "right")]
+        if factors[0] not in adapters:
+            continue
+        total = np.zeros(parent[name].shape, np.float32)
+        for delta, weight in zip(deltas, weights, strict=True):
+            total = total + product(*(adapters[factor] + delta[factor] for factor in factors)) * np.float32(weight)
+        if left_over:
+            total = total + product(*(adapters[factor] for factor in factors)) * np.float32(left_over)
+        total = total - product(*(added(adapters[factor], [delta[factor] for delta in deltas], weights) for factor in factors))
+        new[name] = parent[name] + total * np.float32(scale)
+    return new
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Number by number, in the order of the rank."""
+    total = left[:, :1] * right[:1]
+    for index in range(1, left.shape[1]):
+        total = total + left[:, index : index + 1] * right[index : index + 1]
+    return total
 
 
 def stepped(outer: Any, parent: Tensors, mean: Tensors, before: Tensors, names: set[str]) -> tuple[Tensors, Tensors]:

@@ -18,8 +18,9 @@ from fedcybgd.agent.training.emulator import homes
 from fedcybgd.agent.training.errors import PolicyBroken
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload
+from fedcybgd.coordinator.engine.deltas import open_delta
 from fedcybgd.coordinator.engine.export import ExportRefused, export
-from fedcybgd.shared.contract.adapters import FIELD, is_factor
+from fedcybgd.shared.contract.adapters import FIELD, factors_of, is_factor
 from fedcybgd.shared.contract.words import ExportForm
 from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.models.assembly import skeleton
@@ -90,6 +91,36 @@ def test_equal_to_plain_torch_and_peft(tmp_path: Path, always: list[str], adapte
     frozen = [name for peft_name, (name, _) in found.items() if peft_name not in trainable]
     assert len(frozen) > 10
     assert all(torch.equal(found[called_by_peft(name)][1], start[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("combine", ["mean", "exact"])
+def test_exact_is_the_mean_of_what_agents_have_and_mean_is_not(tmp_path: Path, combine: str) -> None:
+    folder = models.tiny_gpt2(tmp_path / "model")
+    values = values_of([], combine=combine) | {"task": {"kind": "causal-lm", "max_length": 16}}
+    values["adapters"] = {"combine": combine, "rank": 3, "alpha": 5.0, "matrices": ["attention"]}
+    values["schedule"]["cycles"], values["train"]["epochs"] = 1, 8.0
+    run = reference.begin(tmp_path / "ours", folder, values)
+    start = tensors_of(run)
+    reference.run(run, [write_rows(tmp_path / f"rows-{i}.jsonl", i, count) for i, count in enumerate((24, 8, 16))], tmp_path / "scratch")
+    assert len(run.deltas) == 3
+    members = []
+    for digest in run.deltas:
+        with open_delta(run.store, digest, 1 << 30) as delta:
+            members.append({name: start[name] + delta.tensor(name, tuple(start[name].shape), None) for name in delta.names})
+    rows = [metrics.rows for metrics in run.metrics]
+    end, scale = tensors_of(run), 5 / 3
+    weights = [name for name in start if factors_of(name)[0] in start]
+    assert len(weights) == 4
+    off = 0.0
+    for weight in weights:
+        left, right = factors_of(weight)
+        mean = sum((m[left].double() @ m[right].double()) * (r / sum(rows)) for m, r in zip(members, rows, strict=True))
+        wanted = start[weight].double() + mean * scale
+        found = end[weight].double() + end[left].double() @ end[right].double() * scale
+        off = max(off, float((found - wanted).abs().max()))
+    assert off < 1e-6 if combine == "exact" else off > 1e-4
+    changed = {name for name, tensor in end.items() if not torch.equal(tensor, start[name])} - {n for n in end if is_factor(n)}
+    assert changed == (set(weights) if combine == "exact" else set())
 
 
 def exported(run: Reference, folder: Path, form: ExportForm = "merged") -> Path:

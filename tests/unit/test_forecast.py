@@ -301,6 +301,9 @@ def test_a_visit_of_adapters_takes_what_their_factors_take_and_little_is_moved()
     assert later is not None
     assert all_of_it is not None
     assert 4 * (later.down + later.up) < all_of_it.down + all_of_it.up
+    exact = plan(*agents, method="adapters", adapters={"rank": 4, "combine": "exact"}, **schedule).agents[0].later_cycle
+    assert exact is not None
+    assert (exact.up, exact.down > later.down) == (later.up, True), "matrices that take up what the mean leaves out are fetched anew"
     handed = plan(*agents, method="adapters", adapters={"rank": 4, "combine": "handed"}, **schedule)
     assert sum(a.visits_per_cycle for a in handed.agents) == 1
     assert plan(method="adapters", adapters={"rank": 4, "matrices": ["q"]}, **schedule).agents[0].visits[0].up < visit.up

@@ -75,6 +75,14 @@ class Term(BaseModel):
         return self.model_copy(update={"weight": self.weight * factor, "rows": [weight * factor for weight in self.rows]})
 
 
+class AdaptersBase(BaseModel):
+    """The adapters that deltas were trained from, which are beside matrices of a block."""
+
+    block: ShardRef
+    scale: float
+    """how often counts what they add"""
+
+
 class Change(BaseModel):
     """A block, exact, and what is added to it."""
 
@@ -85,6 +93,8 @@ class Change(BaseModel):
     """the optimizer that takes the sum, or the mean, for its gradient"""
     velocity: str | None = None
     """digest of what that optimizer carries on from the version before; None: nothing yet"""
+    beside: AdaptersBase | None = None
+    """where the deltas are of adapters, whose mean leaves something out that is added to this block"""
     codecs: list[str] = []
     """that the new version is wanted in, besides those in which the old one is known"""
 

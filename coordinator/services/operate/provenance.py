@@ -17,8 +17,10 @@ from fedcybgd.coordinator.services.records import instance, signing, versions
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.provenance import (
     FORMAT,
+    WITH_ADAPTERS,
     WITH_AVERAGES,
     Provenance,
+    ProvenanceAdapters,
     ProvenanceAverageTerm,
     ProvenanceBlock,
     ProvenanceExport,
@@ -48,7 +50,7 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
     called = _agents(session, run.id, names)
     rows = versions.of_run(session, run.id)
     unsigned = Provenance(
-        format=WITH_AVERAGES if any(row.average for row in rows) else FORMAT,
+        format=WITH_ADAPTERS if any(row.change and row.change.beside for row in rows) else WITH_AVERAGES if any(row.average for row in rows) else FORMAT,
         coordinator=instance.identity(session, now), made_at=now.isoformat(timespec="seconds"),
         model=ProvenanceModel(
             name=model.name, files=model.files, blocks=[ProvenanceBlock(name=b.name, digest=b.digest) for b in model.blocks]
@@ -97,7 +99,7 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
             for term in terms
         ],
         average=[ProvenanceAverageTerm(version=term.version, rounds=term.rounds) for term in row.average] if row.average else None,
-        outer=_outer(row),
+        outer=_outer(row), beside=_beside(row),
     )  # fmt: skip
 
 
@@ -108,6 +110,11 @@ def _outer(row: BlockVersion) -> ProvenanceOuter | None:
     return ProvenanceOuter(
         learning_rate=repr(made.learning_rate), momentum=repr(made.momentum), nesterov=made.nesterov, velocity=row.velocity
     )
+
+
+def _beside(row: BlockVersion) -> ProvenanceAdapters | None:
+    said = row.change.beside if row.change is not None else None
+    return None if said is None else ProvenanceAdapters(version=said.block.version, scale=repr(said.scale))
 
 
 def _export(session: Session, run: Run, export_id: str | None) -> ProvenanceExport | None:

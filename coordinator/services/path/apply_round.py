@@ -1,6 +1,6 @@
 """Step 7: has the accepted deltas of a round added to their blocks, together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, AssignmentEvent, AssignmentState, TakenBack
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change
+from fedcybgd.coordinator.domain.jobs.payloads import AdaptersBase, ApplyPayload, Change
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.round import RoundState, deadline_of
@@ -20,6 +20,7 @@ from fedcybgd.coordinator.services.path import delivered, trained
 from fedcybgd.coordinator.services.records import versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
+from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
 from fedcybgd.shared.contract.manifests import ShardRef
 
 
@@ -87,7 +88,8 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
     for assignment in accepted:
         for base in trained.trained_refs(assignment):
             trainers.setdefault(base.block, []).append((assignment, base))
-    codecs = choose.codecs_after(spec, blocks, set(trainers))
+    folded = _folded(session, run, spec, trainers)
+    codecs = choose.codecs_after(spec, blocks, {*trainers, *folded})
     outer = method_of(spec).outer(spec)
     carried = versions.velocities(session, run.id) if outer is not None else {}
     changes = []
@@ -99,7 +101,24 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
             changes.append(
                 Change(block=ref, terms=terms, aggregate=aggregate, outer=outer, velocity=carried.get(ref.block), codecs=codecs[ref.block])
             )
+    beside = next((change for change in changes if change.block.block == ADAPTERS), None)
+    if beside is not None and spec.adapters is not None:
+        changes += [
+            Change(
+                block=ref, terms=beside.terms, beside=AdaptersBase(block=beside.block, scale=spec.adapters.scale), codecs=codecs[ref.block]
+            )
+            for ref in queries.shard_refs(blocks)
+            if ref.block in folded
+        ]
     return changes
+
+
+def _folded(session: Session, run: Run, spec: RunFile, trainers: Mapping[str, Sequence[object]]) -> set[str]:
+    """The blocks with matrices that take up what the mean of adapters leaves out: of one agent's it is nothing."""
+    if spec.adapters is None or spec.adapters.combine != "exact" or len(trainers.get(ADAPTERS, ())) < 2:
+        return set()
+    tensors = {block.name: {t.name for t in block.tensors} for block in queries.blocks_of(session, run.id, tensors=True)}
+    return {name for name, own in tensors.items() if any(factors_of(weight)[0] in tensors[ADAPTERS] for weight in own)}
 
 
 def overdue(session: Session, now: datetime) -> list[tuple[str, int]]:

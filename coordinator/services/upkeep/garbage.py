@@ -76,6 +76,7 @@ def _of_histories(session: Session) -> set[str]:
     same = (parent.run_id == BlockVersion.run_id) & (parent.block == BlockVersion.block) & (parent.version == BlockVersion.parent)
     for change in session.scalars(select(BlockVersion.change).join(parent, same).where(BlockVersion.kept, parent.kept)):
         digests |= {term.digest for term in change.terms} if change is not None else set()
+        digests |= {change.beside.block.digest} if change is not None and change.beside is not None else set()
     return digests
 
 
