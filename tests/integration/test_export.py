@@ -16,6 +16,7 @@ from fedcybgd.client.exports import download
 from fedcybgd.coordinator.commands.compare import rows
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from tests.support import models
+from tests.support.browser import logged_in
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, finish, operator, refused, run_file, settled, shard_tensors, start_run
@@ -96,6 +97,10 @@ def test_an_exported_classifier_scores_what_the_coordinator_said(live: LiveCoord
     lines = list(csv.DictReader(",".join(map(str, row)) for row in rows([beside])))
     assert [int(line["after_rounds"]) for line in lines] == [0, 1, 2]
     assert int(lines[-1]["tokens"]) == spent["tokens"]
+
+    page = logged_in(live).get("/admin/live").text
+    assert f"{100 * said['accuracy']:.2f} ± {100 * said['accuracy_error']:.2f} %" in page
+    assert f"the commonest label always would score {100 * said['majority']:.2f} %" in page
 
     card = (folder / "README.md").read_text()
     assert f"| 2 | {said['accuracy']:.2%} ± " in card
