@@ -6,6 +6,7 @@ are those of the version before plus the deltas, added here once more with numpy
 
 import hashlib
 import json
+import math
 import sqlite3
 import struct
 import zlib
@@ -126,6 +127,34 @@ def _chain(found: Findings, blobs: Path, name: str, digest: str, present: dict[s
         found.different.append(f"{name}: is at version {present['version']} {present['digest'][:12]}; the log says {version} {digest[:12]}")
 
 
+def _folded_again(blobs: Path, beside: Any, old: Any, new: Any, deltas: list[tuple[Any, Any]]) -> str | None:
+    """What the mean of adapters leaves out of the mean of what they do, added to the matrices that they are beside."""
+    adapters, scale = _read(blobs, beside["block"]["digest"]), numpy.float32(beside["scale"])
+    left_over = numpy.float32(1 - math.fsum(beside["weights"]))
+    for tensor, base in old.items():
+        factors = [f"{tensor.removesuffix('.weight')}.adapter_{side}" for side in ("left", "right")]
+        value = base
+        if factors[0] in adapters:
+            start = [adapters[factor] for factor in factors]
+            mean, total = list(start), numpy.zeros(base.shape, numpy.float32)
+            for delta, weight in deltas:
+                moved = [delta[factor](factors_now.shape) for factor, factors_now in zip(factors, start, strict=True)]
+                total = total + _product(start[0] + moved[0], start[1] + moved[1]) * weight
+                mean = [one + step * weight for one, step in zip(mean, moved, strict=True)]
+            total = total + _product(*start) * left_over if left_over else total
+            value = base.astype(numpy.float32) + (total - _product(*mean)) * scale
+        if value.tobytes() != new[tensor].tobytes():
+            return f"{tensor} is not what is folded into it"
+    return None
+
+
+def _product(left: Any, right: Any) -> Any:
+    total = left[:, :1] * right[:1]
+    for index in range(1, left.shape[1]):
+        total = total + left[:, index : index + 1] * right[index : index + 1]
+    return total
+
+
 def _computed_again(blobs: Path, change: Any, digest: str) -> str | None:
     try:
         old, new = _read(blobs, change["block"]["digest"]), _read(blobs, digest)
@@ -135,6 +164,9 @@ def _computed_again(blobs: Path, change: Any, digest: str) -> str | None:
         return str(error)
     if set(old) != set(new):
         return "it has other tensors than the version before"
+    if (beside := change.get("beside")) is not None:
+        beside = {**beside, "weights": [term["weight"] for term in change["terms"]]}
+        return _folded_again(blobs, beside, old, new, deltas)
     for tensor, base in old.items():
         terms = [(delta[tensor], weight) for delta, weight in deltas if tensor in delta]
         value = base.astype(numpy.float32) if terms else base

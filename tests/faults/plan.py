@@ -62,11 +62,23 @@ class Plan:
 
 
 def draw(seed: int) -> Plan:
-    """Seeds of one class stand together, so that one system serves them: of 20, eight are plain, two of whole models, four with error feedback, three waves, three on
-    PostgreSQL."""
+    """Seeds of one class stand together, so that one system serves them.
+
+    Of 20, eight are plain, one of whole models, one of adapters, four with error feedback, three waves, three on PostgreSQL.
+    """
     chosen = random.Random(seed)
     place = seed % 20
-    flavour = "plain" if place < 8 or place >= 17 else "whole" if place < 10 else "feedback" if place < 14 else "wave"
+    flavour = (
+        "plain"
+        if place < 8 or place >= 17
+        else "whole"
+        if place < 9
+        else "adapters"
+        if place < 10
+        else "feedback"
+        if place < 14
+        else "wave"
+    )
     postgresql = place >= 17
     kinds = [(kind, COORDINATOR) for kind in OF_THE_COORDINATOR] * 2
     kinds += [(kind, "agent") for kind in OF_AN_AGENT] + [(kind, "wire") for kind in OF_THE_WIRE]

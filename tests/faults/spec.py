@@ -23,7 +23,8 @@ def held_out(folder: Path) -> tuple[Path, str]:
 def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = None) -> dict[str, Any]:
     """In a `wave` others may take over what was left lying; runs of the other flavours must end bit-identical whatever happens.
 
-    `whole` averages whole models; `feedback` has error feedback, `full` is measured and scored besides, on held-out `rows`; `short` is over soon.
+    `whole` averages whole models, `adapters` averages adapters exactly; `feedback` has error feedback, `full` is measured and scored besides,
+    on held-out `rows`; `short` is over soon.
     """
     schedule: dict[str, Any] = {"cycles": 3, "blocks": ["layers"], "always": ["pooler", "head"]}
     more: dict[str, Any] = {}
@@ -31,6 +32,9 @@ def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = Non
         schedule |= {"wave": 2, "wave_deadline_s": 8, "reassign_after_s": 2, "max_attempts": 50}
     if flavour == "whole":
         schedule["cycles"], more = 3, {"method": "whole", "whole": {"outer": {"momentum": 0.9, "learning_rate": 0.7, "nesterov": True}}}
+    if flavour == "adapters":
+        del schedule["blocks"]
+        more = {"method": "adapters", "adapters": {"combine": "exact", "rank": 3, "matrices": ["attention"]}}
     if flavour in ("feedback", "full"):
         more = {"delta": {"codec": "int8", "error_feedback": True}}
     if flavour == "full" and rows is not None:

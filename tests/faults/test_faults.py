@@ -11,7 +11,8 @@ from tests.faults.plan import Plan, draw_few
 
 SEED, AGENTS = 100, 2
 OF_WHOLE_MODELS = (r"submit:", r"\(apply\) commit after")
-"""Where a process dies while whole models are averaged; at the other points it is a block cycle."""
+"""Where a process dies while whole models are averaged; at the other points it is a block cycle, but for one."""
+OF_ADAPTERS = r"engine \S+\(apply\)"
 IMPORTANT = [
     r"web coordinator\.services\.path\.submit:\S+ commit after",
     r"web coordinator\.jobs\.taking:Queue\.complete\(apply\) commit before",
@@ -38,6 +39,8 @@ def test_what_is_killed_cut_stopped_or_spoilt_changes_no_bit() -> None:
             plan = draw_few(SEED + 1 + number, point, AGENTS)
             if any(word in pattern for word in OF_WHOLE_MODELS):
                 plan = replace(plan, flavour="whole")
+            if OF_ADAPTERS in pattern:
+                plan = replace(plan, flavour="adapters")
             outcome = disturbed(fleet, plan)
             print(f"{outcome.seconds:.1f} s: {'; '.join(outcome.faults)}")
             if not outcome.well:
