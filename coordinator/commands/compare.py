@@ -1,7 +1,6 @@
 """`fedcoord compare`: runs beside each other, as a table, a file of curves and a picture."""
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,23 +13,13 @@ from fedcybgd.client.comparison import Compared, compared, doubts
 from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
-from fedcybgd.coordinator.commands.score_table import plus_minus
+from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
 from fedcybgd.shared.contract.views import EvaluationView
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
-MEASURES = (
-    "loss",
-    "loss_error",
-    "bits_per_byte",
-    "accuracy",
-    "accuracy_error",
-    "majority",
-    "macro_f1",
-    "matthews",
-    "labels_never_right",
-    "rows",
-)
+MEASURES = ("loss", "loss_error", "bits_per_byte", "accuracy", "accuracy_error", "majority", "macro_f1", "matthews")
+COUNTS = ("labels_never_right", "rows")
 COSTS = ("bytes_down", "bytes_up", "tokens", "seconds")
 
 
@@ -56,7 +45,7 @@ def compare(
     except OSError as error:
         raise FileUnusable(f"{error.filename}: {error.strerror or error}") from error
     if as_json:
-        say_json(dict[str, list[EvaluationView]], {run.view.name: list(run.scores) for run in found})
+        say_json(dict[str, list[EvaluationView]], {run.called: list(run.scores) for run in found})
         return
     terminal.table(table(found))
     for doubt in doubts(found):
@@ -65,38 +54,26 @@ def compare(
 
 def rows(runs: Sequence[Compared]) -> Iterator[Sequence[object]]:
     """Of a file of curves: a heading, and a row a score."""
-    yield ("run", "method", "after_rounds", *MEASURES, *COSTS)
+    yield ("run", "method", "after_rounds", *MEASURES, *COUNTS, *COSTS)
     for run in runs:
         for score in run.scores:
             costs = [getattr(score.spent, name) if score.spent is not None else None for name in COSTS]
-            yield (run.view.name, run.method, score.after_rounds, *(getattr(score, name) for name in MEASURES), *costs)
+            yield (run.called, run.method, score.after_rounds, *(getattr(score, name) for name in (*MEASURES, *COUNTS)), *costs)
 
 
 def table(runs: Sequence[Compared]) -> Table:
-    labelled = any(run.labelled for run in runs)
-    quality = ("accuracy", "macro-F1") if labelled else ("perplexity", "bits a byte")
-    made = Table(
-        "run",
-        "method",
-        quality[0],
-        "base model",
-        quality[1],
-        "held-out loss",
-        "MB",
-        "memory",
-        "rounds",
-        "minutes",
-        box=None,
-        padding=(0, 1),
-    )
+    labelled = any(is_labelled(run.scores) for run in runs)
+    first, second = measures(labelled)[:2]
+    heading = ("run", "method", first, "base model", second, "held-out loss", "MB", "memory", "rounds", "minutes")
+    made = Table(*heading, box=None, padding=(0, 1))
     for column in made.columns:
         column.overflow = "fold"
     for run in runs:
         last, spent = run.last, run.last.spent if run.last is not None else None
-        second = last.macro_f1 if last is not None and labelled else last.bits_per_byte if last is not None else None
+        quality = cells(last, labelled) if last is not None else ["–", "–"]
+        base = cells(run.base, labelled)[0].partition(" ")[0] if run.base is not None else "–"
         made.add_row(
-            run.view.name, run.method, _quality(last, labelled), _quality(run.base, labelled).partition(" ")[0], "–" if second is None else f"{second:.3f}",
-            plus_minus(last.loss, last.loss_error) if last is not None else "–",
+            run.called, run.method, quality[0], base, quality[1], loss(last) if last is not None else "–",
             f"{(spent.bytes_down + spent.bytes_up) / 1e6:,.0f}" if spent is not None else "–",
             f"{run.peak_memory_bytes / 1e6:,.0f} MB" if run.peak_memory_bytes is not None else "–",
             f"{run.view.rounds_done} of {run.view.rounds_total}", f"{spent.seconds / 60:.1f}" if spent is not None else "–",
@@ -104,19 +81,9 @@ def table(runs: Sequence[Compared]) -> Table:
     return made
 
 
-def _quality(score: EvaluationView | None, labelled: bool) -> str:
-    if score is None or score.loss is None:
-        return "–"
-    if not labelled:
-        return f"{math.exp(min(score.loss, 700)):,.2f}"
-    if score.accuracy is None:
-        return "–"
-    return f"{score.accuracy:.2%}" + (f" ± {100 * score.accuracy_error:.2f}" if score.accuracy_error is not None else "")
-
-
 def drawn(runs: Sequence[Compared]) -> str:
     """SVG: the last score of each run against its bytes, and against the memory of its agents."""
-    labelled = any(run.labelled for run in runs)
+    labelled = any(is_labelled(run.scores) for run in runs)
     by_bytes, by_memory = [], []
     for run in runs:
         value = None if run.last is None else run.last.accuracy if labelled else run.last.loss
@@ -124,8 +91,8 @@ def drawn(runs: Sequence[Compared]) -> str:
             continue
         value = 100 * value if labelled else value
         if run.last.spent is not None:
-            by_bytes.append(Point(run.view.name, run.method, (run.last.spent.bytes_down + run.last.spent.bytes_up) / 1e6, value))
+            by_bytes.append(Point(run.called, run.method, (run.last.spent.bytes_down + run.last.spent.bytes_up) / 1e6, value))
         if run.peak_memory_bytes is not None:
-            by_memory.append(Point(run.view.name, run.method, run.peak_memory_bytes / 1e6, value))
+            by_memory.append(Point(run.called, run.method, run.peak_memory_bytes / 1e6, value))
     up = "accuracy, %" if labelled else "held-out loss, nats"
     return scatter([("MB sent and received", by_bytes), ("peak memory of an agent, MB", by_memory)], up)

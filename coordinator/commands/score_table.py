@@ -1,11 +1,11 @@
 """Draws the held-out scores of a run in the terminal, each with what it had cost by then."""
 
-import math
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
+from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
 from fedcybgd.shared.contract.views import EvaluationView
 
 SHOWN = 8
@@ -16,15 +16,16 @@ def scores(evaluations: Sequence[EvaluationView]) -> Table:
     newest = list(evaluations[-SHOWN:])
     if evaluations[0].after_rounds == 0 and evaluations[0] is not newest[0]:
         newest = [evaluations[0], *newest[1:]]
-    labelled = any(e.accuracy is not None for e in newest)
-    measures = ("accuracy", "macro-F1", "Matthews") if labelled else ("perplexity", "bits a byte")
-    table = Table("after rounds", *measures, "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 2), caption_justify="left")
+    labelled = is_labelled(newest)
+    table = Table(
+        "after rounds", *measures(labelled), "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 2), caption_justify="left"
+    )
     for e in newest:
         if e.failed:
             why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
             table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"))
         else:
-            table.add_row(str(e.after_rounds), *(_of_labels(e) if labelled else _of_text(e)), plus_minus(e.loss, e.loss_error), *_spent(e))
+            table.add_row(str(e.after_rounds), *cells(e, labelled), loss(e), *_spent(e))
     if made := [e for e in newest if e.loss is not None]:
         table.caption = _told_of(made[-1])
     return table
@@ -37,22 +38,6 @@ def _told_of(e: EvaluationView) -> str:
     if e.labels_never_right:
         said.append(f"{e.labels_never_right} of {e.labels_held_out} labels never right")
     return "; ".join(said)
-
-
-def _of_labels(e: EvaluationView) -> list[str]:
-    accuracy = (
-        "–" if e.accuracy is None else f"{e.accuracy:.2%}" + (f" ± {100 * e.accuracy_error:.2f}" if e.accuracy_error is not None else "")
-    )
-    return [accuracy, *("–" if number is None else f"{number:.3f}" for number in (e.macro_f1, e.matthews))]
-
-
-def _of_text(e: EvaluationView) -> list[str]:
-    perplexity = "–" if e.loss is None else f"{math.exp(min(e.loss, 700)):,.2f}"
-    return [perplexity, "–" if e.bits_per_byte is None else f"{e.bits_per_byte:.4f}"]
-
-
-def plus_minus(value: float | None, error: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 def _spent(e: EvaluationView) -> list[str]:

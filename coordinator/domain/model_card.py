@@ -1,6 +1,5 @@
 """The text that an exported model says of itself: where it comes from, what was done, what came of it, and how to load it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import RunFile, written
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.score_words import cells, loss, measures
 from fedcybgd.shared.contract.views import BytesView
 from fedcybgd.shared.contract.words import ExportForm, Task
 
@@ -84,33 +84,15 @@ def _scores(task: Task, scores: Sequence[tuple[int, Score]]) -> list[str]:
         return ["It was not scored on held-out rows."]
     chosen = made[:1] + (made[-1:] if len(made) > 1 else [])
     labelled = task == "text-classification"
-    measures = ("accuracy", "macro-F1", "Matthews") if labelled else ("perplexity", "bits a byte")
     lines = [f"On {made[-1][1].rows:,} held-out rows, ± one standard error.", ""]
-    lines += ["| after rounds | " + " | ".join(measures) + " | loss |", "|---|" + "---|" * (len(measures) + 1)]
+    columns = measures(labelled)
+    lines += ["| after rounds | " + " | ".join(columns) + " | loss |", "|---|" + "---|" * (len(columns) + 1)]
     for rounds, score in chosen:
-        cells = _of_labels(score) if labelled else _of_text(score)
-        lines.append(
-            f"| {f'{rounds} (base model)' if rounds == 0 else rounds} | {' | '.join(cells)} | {score.loss:.4f}{_error(score.loss_error)} |"
-        )
+        after = f"{rounds} (base model)" if rounds == 0 else rounds
+        lines.append(f"| {after} | {' | '.join(cells(score, labelled))} | {loss(score)} |")
     last = made[-1][1]
     if last.majority is not None:
         lines += ["", f"Saying the commonest label always would have an accuracy of {last.majority:.2%}."]
     if last.labels_never_right:
         lines.append(f"Of {last.labels_never_right} of {last.labels_held_out} labels no row is right.")
     return lines
-
-
-def _of_labels(score: Score) -> list[str]:
-    accuracy = "–" if score.accuracy is None else f"{score.accuracy:.2%}"
-    if score.accuracy_error is not None:
-        accuracy += f" ± {100 * score.accuracy_error:.2f}"
-    return [accuracy, *("–" if number is None else f"{number:.3f}" for number in (score.macro_f1, score.matthews))]
-
-
-def _of_text(score: Score) -> list[str]:
-    perplexity = "–" if score.loss is None else f"{math.exp(min(score.loss, 700)):,.2f}"
-    return [perplexity, "–" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"]
-
-
-def _error(error: float | None) -> str:
-    return "" if error is None else f" ± {error:.4f}"

@@ -21,14 +21,12 @@ class Compared:
     scores: Sequence[EvaluationView]
     peak_memory_bytes: int | None
     """the most that a visit needed, as its agent measured it; None: no visit has said"""
+    called: str
+    """its name or, where another one here has the same, its id"""
 
     @property
     def method(self) -> str:
         return str(self.view.spec.get("method"))
-
-    @property
-    def labelled(self) -> bool:
-        return any(score.accuracy is not None for score in self.scores)
 
     @property
     def base(self) -> EvaluationView | None:
@@ -46,24 +44,25 @@ class Compared:
 
 
 def compared(runs: Runs, names: Sequence[str]) -> list[Compared]:
-    """In the order of `names`. Raises `Refused`."""
-    return [_one(runs, name) for name in names]
+    """In the order of `names`; one that is named twice stands once. Raises `Refused`."""
+    views = list({view.id: view for view in map(runs.get, names)}.values())
+    known = [view.name for view in views]
+    return [_one(runs, view, view.name if known.count(view.name) == 1 else view.id) for view in views]
 
 
-def _one(runs: Runs, name: str) -> Compared:
-    view = runs.get(name)
+def _one(runs: Runs, view: RunView, called: str) -> Compared:
     scores = [score for score in runs.evaluations(view.id) if score.loss is not None]
     peaks = [visit.metrics.peak_memory_bytes for visit in runs.assignments(view.id) if visit.metrics is not None]
-    return Compared(view, scores, max(peaks, default=0) or None)
+    return Compared(view, scores, max(peaks, default=0) or None, called)
 
 
 def doubts(runs: Sequence[Compared]) -> Iterator[str]:
     """Sentences, for people: why the scores say less than they seem to."""
     for run in runs:
         if run.view.state not in FINAL:
-            yield f"{run.view.name} is {run.view.state}, after {run.view.rounds_done} of {run.view.rounds_total} rounds"
+            yield f"{run.called} is {run.view.state}, after {run.view.rounds_done} of {run.view.rounds_total} rounds"
         if run.last is None:
-            yield f"{run.view.name} has no score"
+            yield f"{run.called} has no score"
     scored = [run for run in runs if run.last is not None]
     if len({run.view.model for run in runs}) > 1:
         yield "the runs began from different models"
@@ -73,7 +72,7 @@ def doubts(runs: Sequence[Compared]) -> Iterator[str]:
         yield "the runs were scored on different held-out files: their scores cannot be compared"
     else:
         yield from _by_chance(scored)
-    tokens = {run.view.name: run.last.spent.tokens for run in scored if run.last is not None and run.last.spent is not None}
+    tokens = {run.called: run.last.spent.tokens for run in scored if run.last is not None and run.last.spent is not None}
     if tokens and max(tokens.values()) > ALIKE * min(tokens.values()):
         most, least = (f(tokens, key=lambda name: tokens[name]) for f in (max, min))
         yield f"{most} trained on {tokens[most]:,} tokens and {least} on {tokens[least]:,}: longer training is no better method"
@@ -84,7 +83,7 @@ def doubts(runs: Sequence[Compared]) -> Iterator[str]:
 
 def _by_chance(runs: Sequence[Compared]) -> Iterator[str]:
     """The best one is not known to be better than these."""
-    values = [(run.view.name, *found) for run in runs if run.last is not None and (found := _value(run.last)) is not None]
+    values = [(run.called, *found) for run in runs if run.last is not None and (found := _value(run.last)) is not None]
     if len(values) < 2:
         return
     best, most, error = max(values, key=lambda each: each[1])

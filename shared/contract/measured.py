@@ -24,30 +24,22 @@ class Spent(BaseModel):
 class Score(BaseModel):
     """Of a model, on held-out rows."""
 
-    loss: float | None
-    """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
-    loss_error: float | None = None
-    """standard error of the loss, for the choice of the rows (or of the windows of text)"""
-    bits_per_byte: float | None = None
-    """of a language model: bits it needs for a byte of the text; unlike the loss, the same measure whatever the tokenizer"""
+    loss: float | None = Field(description="mean cross entropy in nats, per row (classification) or per token (language modelling)")
+    loss_error: float | None = Field(None, description="standard error of the loss, for the choice of the rows (or of the windows of text)")
+    bits_per_byte: float | None = Field(
+        None, description="of a language model: bits it needs for a byte of the text, whatever the tokenizer"
+    )
     accuracy: float | None
-    accuracy_error: float | None = None
-    """standard error of the accuracy, for the choice of the rows"""
-    majority: float | None = None
-    """of a classifier: the accuracy of always saying the label that most held-out rows have"""
-    matthews: float | None = None
-    """of a classifier: Matthews' correlation, from -1 over 0 (no better than chance) to 1"""
-    macro_f1: float | None = None
-    """of a classifier: the mean over the labels that held-out rows have"""
-    labels_held_out: int | None = None
-    labels_never_right: int | None = None
-    """of those, how many no row was right of"""
+    accuracy_error: float | None = Field(None, description="standard error of the accuracy, for the choice of the rows")
+    majority: float | None = Field(None, description="the accuracy of always saying the label that most held-out rows have")
+    matthews: float | None = Field(None, description="of a classifier: Matthews' correlation, from -1 over 0 (chance) to 1")
+    macro_f1: float | None = Field(None, description="of a classifier: the mean over the labels that held-out rows have")
+    labels_held_out: int | None = Field(None, description="how many labels held-out rows have")
+    labels_never_right: int | None = Field(None, description="of those, how many no row was right of")
     rows: int
     seconds: float
-    spent: Spent | None = None
-    """what the model had cost by then"""
-    failed: Failure | None = None
-    """why there is no loss"""
+    spent: Spent | None = Field(None, description="what the model had cost by then: bytes, tokens, seconds")
+    failed: Failure | None = Field(None, description="why there is no loss")
 
     def in_words(self) -> str:
         if self.loss is None:

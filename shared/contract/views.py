@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.measured import Conclusion, Failure, Spent
+from fedcybgd.shared.contract.measured import Conclusion, Failure, Score
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.words import JsonObject
 
@@ -57,24 +57,8 @@ class BlockView(BaseModel):
     trained: bool = Field(description="visited in every cycle, or trained along")
 
 
-class EvaluationView(BaseModel):
+class EvaluationView(Score):
     after_rounds: int
-    loss: float | None = Field(description="mean cross entropy in nats, per row (classification) or per token (language modelling)")
-    loss_error: float | None = Field(None, description="standard error of the loss, for the choice of the rows (or of the windows of text)")
-    bits_per_byte: float | None = Field(
-        None, description="of a language model: bits it needs for a byte of the text, whatever the tokenizer"
-    )
-    accuracy: float | None
-    accuracy_error: float | None = Field(None, description="standard error of the accuracy, for the choice of the rows")
-    majority: float | None = Field(None, description="the accuracy of always saying the label that most held-out rows have")
-    matthews: float | None = Field(None, description="of a classifier: Matthews' correlation, from -1 over 0 (chance) to 1")
-    macro_f1: float | None = Field(None, description="of a classifier: the mean over the labels that held-out rows have")
-    labels_held_out: int | None = Field(None, description="how many labels held-out rows have")
-    labels_never_right: int | None = Field(None, description="of those, how many no row was right of")
-    rows: int
-    seconds: float
-    spent: Spent | None = Field(None, description="what the model had cost by then: bytes, tokens, seconds")
-    failed: Failure | None = Field(None, description="why there is no loss")
     created_at: datetime
 
 

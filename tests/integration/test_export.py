@@ -91,7 +91,7 @@ def test_an_exported_classifier_scores_what_the_coordinator_said(live: LiveCoord
     assert spent["bytes_up"] > 0
     assert view["evaluations"][0]["spent"] | {"seconds": 0} == {"bytes_down": 0, "bytes_up": 0, "tokens": 0, "seconds": 0}
 
-    (beside,) = compared(Client(live.url, live.operator_key).runs, [run])
+    (beside,) = compared(Client(live.url, live.operator_key).runs, [run, view["id"]])
     assert [score.after_rounds for score in beside.scores] == [0, 1, 2]
     assert beside.scores[-1].accuracy == said["accuracy"]
     assert beside.peak_memory_bytes is None, "this hand has not measured it"

@@ -33,7 +33,7 @@ def run(
 ) -> Compared:
     spec = {"method": "block-cycle", "seed": 0, "task": {"kind": "text-classification"}, "evaluate": {"digest": "a" * 64}} | spec
     view = RunView.model_construct(name=name, state=state, model=model, spec=spec, rounds_done=4, rounds_total=4)
-    return Compared(view, made, memory)
+    return Compared(view, made, memory, name)
 
 
 def said(*runs: Compared) -> str:

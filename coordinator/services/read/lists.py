@@ -147,9 +147,11 @@ def _assignment(row: Any) -> AssignmentView:
 def evaluations(session: Session, name: str, page: Page) -> Listed[EvaluationView]:
     """The oldest first."""
     query = EVALUATION_ROWS.where(Evaluation.run_id == queries.run_id(session, name))
-    return EVALUATIONS.page(session, query, page).map(
-        lambda row: EvaluationView(after_rounds=row.after_rounds, created_at=row.created_at, **dict(row.metrics))
-    )
+    return EVALUATIONS.page(session, query, page).map(evaluation)
+
+
+def evaluation(row: Any) -> EvaluationView:
+    return EvaluationView(after_rounds=row.after_rounds, created_at=row.created_at, **dict(row.metrics))
 
 
 def traffic(session: Session, name: str, page: Page) -> Listed[TrafficView]:

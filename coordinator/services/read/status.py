@@ -21,7 +21,7 @@ from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
-from fedcybgd.shared.contract.views import BlockView, EvaluationView, EventView, LeaseView, RunView, StatusView
+from fedcybgd.shared.contract.views import BlockView, EventView, LeaseView, RunView, StatusView
 
 RUNS_SHOWN, ROUNDS_SHOWN, EVENTS_SHOWN, TROUBLES_SHOWN = 50, 12, 10, 20
 SHOWN = 100
@@ -66,8 +66,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
         blocks=[BlockView(**row._mapping, trained=row.name in trained)
                 for row in session.execute(BLOCKS.where(Block.run_id == run.id))],
         rounds=list(rounds), current=current,
-        evaluations=[EvaluationView(after_rounds=e.after_rounds, created_at=e.created_at, **dict(e.metrics))
-                     for e in queries.last_evaluations(session, run.id, SHOWN)],
+        evaluations=[lists.evaluation(row) for row in queries.last_evaluations(session, run.id, SHOWN)],
         conclusion=run.conclusion,
         bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
         failed_measurements=sum(jobs[JobState.FAILED][kind] for kind in kinds_that(OnFailure.GOES_ON)),
