@@ -122,7 +122,7 @@ class Client:
         answer = self._call("GET", "/agents/me")
         self.offers = answer.headers.get(OFFERS)
         me = self._read(AgentSelf, answer)
-        self.key_life = None if me.key_ends_in_s is None else KeyLife(me.key_ends_in_s)
+        self.key_life = None if me.key_renews_in_s is None else KeyLife(me.key_renews_in_s)
         return me
 
     def say_ready(self, runs: list[RunReadiness]) -> None:

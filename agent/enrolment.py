@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedcybgd.agent import credentials, policy
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
-from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers
 from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Home, RunPattern
 from fedcybgd.agent.signing import Signer, new_private_key
@@ -81,15 +81,20 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str, bel
     """
     check_new(home)
     rules = policy.load_policy(home)
-    if believed is not None and rules.coordinator.keys and believed not in rules.coordinator.keys:
-        raise ConfigError(f"{home.policy} believes other keys of a coordinator than {believed} (coordinator.keys)")
+    if believed is not None and home.policy.exists() and believed not in rules.coordinator.keys:
+        said = "believes other keys of a coordinator" if rules.coordinator.keys else "is there, and believes no key of a coordinator"
+        raise ConfigError(f"{home.policy} {said}; write {believed} into its coordinator.keys, or leave the option out")
     given = [believed] if believed is not None else []
     proof, authority = Proof(rules.coordinator.keys or given), policy.authority_of(home, rules)
-    answer = _spend(home, Client(url, "", rules.coordinator.id, authority, proof), token, agent_name(name))
+    client = Client(url, "", rules.coordinator.id, authority, proof)
+    if proof.believes_one:
+        client.health()  # whoever cannot sign does not get to see the token
+    home.ready()
+    if not home.policy.exists():  # before there is an agent that it is for
+        home.policy.write_text(policy.template(given), encoding="utf-8")
+    answer = _spend(home, client, token, agent_name(name))
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
-    if not home.policy.exists():
-        home.policy.write_text(policy.template(given), encoding="utf-8")
     return answer
 
 
@@ -116,6 +121,10 @@ def _spend(home: Home, client: Client, token: str, name: str) -> EnrolAnswer:
     )  # fmt: skip
     home.ready()
     answer = client.enrol(request)
+    if answer.public_key != request.public_key and (answer.public_key is not None or client.proof.believes_one):
+        raise CoordinatorKeyDiffers(
+            "the coordinator has enrolled this agent with another key than its own: something on the way has put it in"
+        )
     # A coordinator that is older than signatures gives a secret instead.
     mine = credentials.Credentials(
         answer.agent_id, answer.name, answer.key, client.coordinator, private_key if answer.key is None else None

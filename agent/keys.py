@@ -56,7 +56,8 @@ def change(home: Home, speak: Speak) -> None:
     if not client.takes_signatures:  # an older coordinator
         credentials.save(home, replace(mine, key=client.rotate_key(), private_key=None, next_private_key=None))
         return
-    following = replace(mine, next_private_key=new_private_key())
+    # One that was told before may yet be heard: it is told again, and no other beside it.
+    following = mine if mine.next_private_key is not None else replace(mine, next_private_key=new_private_key())
     credentials.save(home, following)
     assert following.next_private_key is not None
     client.rotate_key(Signer(following.next_private_key).public_key)
@@ -68,20 +69,24 @@ def renewed(home: Home, speak: Speak) -> str | Signer:
     before = credentials.load(home).private_key
     settle(home, speak)
     if credentials.load(home).private_key == before:  # else the last try had come through
-        change(home, speak)
+        try:
+            change(home, speak)
+        except KeyRefused as error:
+            settle(home, speak)  # it came through a moment ago
+            if error.code != "unauthorized" or credentials.load(home).private_key == before:
+                raise
     return secret_of(credentials.load(home))
 
 
 def _decided(home: Home, mine: Credentials, speak: Speak) -> Credentials:
     try:
         speak(_promoted(mine)).me()
-        mine = _promoted(mine)
     except KeyRefused as error:
         if error.code != "unauthorized":
             raise
-        mine = replace(mine, next_private_key=None)
-    credentials.save(home, mine)
-    return mine
+        return mine  # not heard so far: it may wait on the way, and is kept
+    credentials.save(home, _promoted(mine))
+    return _promoted(mine)
 
 
 def _promoted(mine: Credentials) -> Credentials:

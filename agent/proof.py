@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcybgd.agent.errors import CoordinatorKeyDiffers
 from fedcybgd.shared.contract.provenance import fingerprint
-from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text
+from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text, asked_by
 from fedcybgd.shared.contract.words import API
 
 
@@ -22,6 +22,11 @@ class Proof:
         self._keys, self._wanted = frozenset(keys), bool(keys) or wanted
         self.key: str | None = None
         """fingerprint of the key that the last answer was signed with, where it was asked for"""
+
+    @property
+    def believes_one(self) -> bool:
+        """Whether answers must be signed at all."""
+        return bool(self._keys)
 
     def headings(self) -> dict[str, str]:
         """Of the next request."""
@@ -46,7 +51,8 @@ def _signed_by(answer: httpx.Response, content: bytes) -> str | None:
     request, key = answer.request, answer.headers.get(PROOF_KEY, "")
     path, _, query = request.url.raw_path.decode("ascii").partition("?")
     asked = path[path.find(API + "/") :]
-    text = answered_text(request.headers[CHALLENGE], request.method, asked, query, answer.status_code, content)
+    by = asked_by(request.headers.get_list)
+    text = answered_text(request.headers[CHALLENGE], request.method, asked, query, by, answer.status_code, content)
     try:
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key, validate=True))
         public.verify(base64.b64decode(answer.headers.get(PROOF, ""), validate=True), text)

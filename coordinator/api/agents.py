@@ -69,11 +69,11 @@ def enrol(body: EnrolRequest, session: WriteDep, settings: SettingsDep) -> Enrol
 
 
 @router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
-def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, response: Response) -> AgentSelf:
+def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, settings: SettingsDep, response: Response) -> AgentSelf:
     """Who the key belongs to, and which runs it may take part in."""
     response.headers[OFFERS] = waiting.offers
     presence.seen(session, agent.id, now())
-    return offers.self_of(session, agent.id, now())
+    return offers.self_of(session, agent.id, now(), _holds(settings))
 
 
 @router.put(

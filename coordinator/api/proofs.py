@@ -10,11 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.services.records import signing
-from fedcybgd.shared.contract.signatures import CHALLENGE, MOST_PROVED, PROOF, PROOF_KEY, answered_text, is_challenge
+from fedcybgd.shared.contract.signatures import CHALLENGE, MOST_PROVED, PROOF, PROOF_KEY, answered_text, asked_by, is_challenge
 
 log = logging.getLogger("fedcoord")
 KNOWN_FOR_S = 60.0
 """After so long the key is looked up again: `fedcoord key renew` writes it into the database, and tells nobody."""
+
+LOOKED_FOR_S = 5.0
+"""While the database is away it is asked no more often."""
 
 
 class Prover:
@@ -32,6 +35,7 @@ class Prover:
                 self._key = await to_thread.run_sync(self._look_up)
                 self._until = time.monotonic() + KNOWN_FOR_S
             except Exception as error:  # an answer without a signature is better than none
+                self._until = time.monotonic() + LOOKED_FOR_S
                 log.debug("answers are signed with the key that was known, if any: %s", error)
         if self._key is None:
             return []
@@ -74,7 +78,13 @@ class Proved:
             if message.get("more_body", False):
                 return
             text = answered_text(
-                challenge, scope["method"], _path(scope), scope["query_string"].decode("latin-1"), start["status"], bytes(body)
+                challenge,
+                scope["method"],
+                _path(scope),
+                scope["query_string"].decode("latin-1"),
+                _asked(scope),
+                start["status"],
+                bytes(body),
             )
             headings = await scope["app"].state.prover.prove(text)
             first, start = {**start, "headers": [*start["headers"], *headings]}, None
@@ -94,3 +104,7 @@ def _is_short(start: Message) -> bool:
 def _path(scope: Scope) -> str:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.partition(b"?")[0].decode("latin-1")
+
+
+def _asked(scope: Scope) -> str:
+    return asked_by(lambda name: [value.decode("latin-1") for key, value in scope["headers"] if key == name.lower().encode()])

@@ -38,6 +38,7 @@ class EnrolAnswer(BaseModel):
     agent_id: Id
     name: Name
     key: Secret | None = Field(description="shown this once; the coordinator keeps a hash of it only; null: the agent signs")
+    public_key: PublicKey | None = Field(None, description="the one that it signs with, as the coordinator has heard it")
 
 
 class KeyRequest(AgentMessage):
@@ -115,6 +116,7 @@ class AgentSelf(BaseModel):
     state: Word
     enrolled_at: datetime
     key_ends_in_s: float | None = Field(None, ge=0, description="seconds until its key is void unless it makes another; null: never")
+    key_renews_in_s: float | None = Field(None, ge=0, description="seconds until half of its time is over, and it should make another")
     runs: list[RunOffer] = Field(max_length=10_000)
 
 

@@ -6,6 +6,7 @@ Both sides make the same text from a request, byte for byte, and the signature i
 import base64
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedcybgd.shared.contract.digests import digest_of
@@ -85,7 +86,13 @@ def is_challenge(heading: str) -> bool:
     return _CHALLENGE.fullmatch(heading) is not None
 
 
-def answered_text(challenge: str, method: str, path: str, query: str, status: int, body: bytes) -> bytes:
+def asked_by(values: Callable[[str], Iterable[str]]) -> str:
+    """What a request was signed with, as it came: `values` gives all headings of a name. Whoever passes it on without, or with his own, gets
+    another answer signed than the one who asks awaits."""
+    return " ".join(", ".join(values(name)) or "-" for name in (SIGNATURE_INPUT, SIGNATURE, CONTENT_DIGEST))
+
+
+def answered_text(challenge: str, method: str, path: str, query: str, asked: str, status: int, body: bytes) -> bytes:
     """What a coordinator signs of an answer; no file that it signs begins like that. `path` and `query` are as in `signed_text`."""
-    lines = [f"fedcybgd answer {challenge}", f"{method} {path}?{query}", str(status), digest_heading(body)]
+    lines = [f"fedcybgd answer {challenge}", f"{method} {path}?{query}", asked, str(status), digest_heading(body)]
     return "\n".join(lines).encode("latin-1")

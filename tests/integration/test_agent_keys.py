@@ -153,3 +153,36 @@ def test_an_answer_that_is_lost_leaves_the_agent_with_the_key_that_counts(
     assert len(asked) == 1, "the first had come through"
     assert client.me().name == credentials.load(home).name
     assert credentials.load(home).next_private_key is None
+
+
+def test_a_key_that_is_heard_late_is_the_one_that_counts(ending: LiveCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request waited on its way until its sender had given it up, and asked which key counts: the old one, then."""
+    monkeypatch.setattr("fedcybgd.agent.retry._wait", lambda _error, _failures: 0.0)
+    home = enrolled(ending, tmp_path)
+    worker, client = worker_of(home)
+    whole, on_the_way = Client.rotate_key, list[str | None]()
+
+    def late(self: Client, public_key: str | None = None) -> str | None:
+        if not on_the_way:
+            on_the_way.append(public_key)
+            raise Unreachable("it takes too long")
+        if len(on_the_way) == 1:
+            on_the_way.append(public_key)
+            whole(self, on_the_way[0])
+        return whole(self, public_key)
+
+    monkeypatch.setattr(Client, "rotate_key", late)
+    client.key_life = KeyLife(0.0)
+    worker._renew_key()
+    assert client.me().name == credentials.load(home).name
+    assert on_the_way[0] == on_the_way[1], "another would have made the first one void"
+
+
+def test_when_to_renew_does_not_depend_on_when_it_is_asked(ending: LiveCoordinator, tmp_path: Path) -> None:
+    home = enrolled(ending, tmp_path)
+    for over, due in ((0.2, False), (0.4, False), (0.6, True)):
+        let_expire(ending, credentials.load(home).agent_id, seconds=(over - 1) * HOUR)
+        client = client_of(home)
+        client.me()
+        assert client.key_life is not None
+        assert client.key_life.is_half_over() is due, "also of an agent that was started a moment ago"

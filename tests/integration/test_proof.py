@@ -11,7 +11,7 @@ from fedcybgd.agent import enrolment, reaching
 from fedcybgd.agent.check import check
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.credentials import load
-from fedcybgd.agent.errors import CoordinatorKeyDiffers, CoordinatorSaid, KeyRefused
+from fedcybgd.agent.errors import ConfigError, CoordinatorKeyDiffers, CoordinatorSaid, KeyRefused
 from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.agent.signing import Signer, new_private_key
@@ -19,7 +19,7 @@ from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF
+from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, SIGNATURE, SIGNATURE_INPUT
 from tests.support.hostile import Answer, Asked, serving
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, start_run, wire
@@ -104,6 +104,60 @@ def test_whoever_stands_between_can_pass_on_and_nothing_else(live: LiveCoordinat
             return
         with pytest.raises(CoordinatorKeyDiffers):
             client.me()
+
+
+def test_what_is_said_to_another_is_not_for_the_one_who_asks(live: LiveCoordinator, tmp_path: Path) -> None:
+    """Whoever stands between lets the coordinator sign its answer to him: without a signature, with one of his own, or with one too many."""
+    home, his = enrolled(live, tmp_path / "one"), load(enrolled(live, tmp_path / "other"))
+    assert his.private_key is not None
+
+    def unsigned(request: httpx.Request) -> None:
+        for name in (SIGNATURE, SIGNATURE_INPUT):
+            del request.headers[name]
+
+    def his_own(request: httpx.Request) -> None:
+        next(Signer(his.private_key or "").auth_flow(request))
+
+    def half(request: httpx.Request) -> None:
+        del request.headers[SIGNATURE_INPUT]
+
+    def twice(request: httpx.Request) -> None:
+        request.headers = httpx.Headers([(SIGNATURE, "sig1=:" + 86 * "A" + "==:"), *request.headers.multi_items()])
+
+    for change in (unsigned, his_own, half, twice):
+
+        def passed_on(asked: Asked, change: Callable[[httpx.Request], None] = change) -> Answer:
+            headers = [(name, value) for name, value in asked.headers.items() if name not in ("host", "connection")]
+            with httpx.Client(verify=False) as http:
+                request = http.build_request(asked.method, live.url + asked.path, headers=headers, content=asked.body)
+                change(request)
+                return answered(http.send(request))
+
+        with serving(passed_on) as between, pytest.raises(CoordinatorKeyDiffers, match="not signed by any"):
+            client_of(home, between.url).me()
+
+
+def test_an_agent_is_enrolled_with_its_own_key_and_no_other(live: LiveCoordinator, tmp_path: Path) -> None:
+    def swapped(asked: Asked) -> Answer:
+        headers = {name: value for name, value in asked.headers.items() if name not in ("host", "connection", "content-length")}
+        content = asked.body
+        if asked.path.endswith("/agents"):
+            content = json.dumps({**json.loads(content), "public_key": Signer(new_private_key()).public_key}).encode()
+        return answered(httpx.request(asked.method, live.url + asked.path, headers=headers, content=content, verify=False))
+
+    with serving(swapped) as between, pytest.raises(CoordinatorKeyDiffers, match="another key than its own"):
+        enrolled(live, tmp_path, between.url)
+    assert not Home(tmp_path).credentials.exists()
+
+
+def test_a_key_that_was_given_is_believed_or_refused_and_never_forgotten(live: LiveCoordinator, tmp_path: Path) -> None:
+    made = live.operator.post("/enrolment-tokens", {})
+    Home(tmp_path).ready()
+    Home(tmp_path).policy.write_text("")
+    with pytest.raises(ConfigError, match="believes no key of a coordinator"):
+        enrolment.enrol(Home(tmp_path), live.url, made["token"], fresh("a"), template(live.url, None, []), made["coordinator_key"])
+    Home(tmp_path).policy.unlink()
+    enrolment.enrol(Home(tmp_path), live.url, made["token"], fresh("a"), template(live.url, None, []), made["coordinator_key"])
 
 
 def test_who_does_not_ask_gets_no_signature_and_a_challenge_has_its_form(live: LiveCoordinator) -> None:

@@ -4,6 +4,7 @@ import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,19 @@ def test_a_request_that_has_changed_something_changes_nothing_at_another_coordin
     with live.database.transaction() as session:
         spent.forget(session, utcnow() + 2 * spent.KEPT)
         assert session.scalar(select(func.count()).select_from(SpentSignature)) == 0
+
+
+def test_what_was_written_by_a_wrong_clock_stops_nobody_once_it_is_right(live: LiveCoordinator) -> None:
+    hand, signer = Hand(live), Signer(new_private_key())
+    hand.http.post("/agents/me/key", json={"public_key": signer.public_key})
+    http, _ = signed(live, signer)
+    soon = utcnow() + timedelta(hours=1)
+    with live.database.transaction() as session:
+        session.add(SpentSignature(key_id=signer.key_id, nonce="n" * 22, created=int(soon.timestamp()), at=soon))
+    refused(http.put("/agents/me/readiness", json={"runs": []}), 401, "signature_stale")
+    with live.database.transaction() as session:
+        spent.forget(session, utcnow())
+    assert http.put("/agents/me/readiness", json={"runs": []}).status_code == 204
 
 
 def test_a_claim_that_waits_in_vain_is_not_written_down(live: LiveCoordinator) -> None:

@@ -18,7 +18,7 @@ from fedcybgd.agent.key_life import KeyLife
 )
 def test_half_of_the_time_is_over_by_either_clock(wall: float, awake: float, due: bool) -> None:
     times = [1000.0, 7.0]
-    life = KeyLife(100.0, (lambda: times[0], lambda: times[1]))
+    life = KeyLife(50.0, (lambda: times[0], lambda: times[1]))
     times[:] = [1000.0 + wall, 7.0 + awake]
     assert life.is_half_over() is due
 

@@ -20,7 +20,7 @@ from fedcybgd.shared.contract.agents import ClaimRequest, EnrolAnswer
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.provenance import fingerprint
-from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text, is_challenge
+from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text, asked_by, is_challenge
 from fedcybgd.shared.contract.words import COORDINATOR
 from tests.support.hostile import Answer, Asked, serving
 from tests.unit.test_weather import CALLS, MINE, every_call, ours
@@ -37,8 +37,18 @@ class Key:
     def signs(self, asked: Asked, answer: Answer) -> Answer:
         """As docs/protocol.md says, by the prefix that a proxy would take away."""
         path, _, query = asked.path.partition("?")
+
+        def one(name: str) -> list[str]:
+            return [asked.headers[name.lower()]] if name.lower() in asked.headers else []
+
         text = answered_text(
-            asked.headers.get(CHALLENGE.lower(), ""), asked.method, path[path.index("/v1/") :], query, answer.status, answer.body
+            asked.headers.get(CHALLENGE.lower(), ""),
+            asked.method,
+            path[path.index("/v1/") :],
+            query,
+            asked_by(one),
+            answer.status,
+            answer.body,
         )
         proof = base64.b64encode(self._private.sign(text)).decode()
         return replace(answer, headers=answer.headers | {PROOF_KEY: self.public, PROOF: proof})
@@ -160,4 +170,4 @@ def test_an_enrolment_answer_is_no_exception(tmp_path: Path) -> None:
 def test_the_example_of_the_protocol_is_what_is_signed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
     [shown] = re.findall(r"```proved\n(.*?)\n```", page, re.S)
-    assert shown.encode() == answered_text("bm9uY2Utb2YtMTYtYnl0ZXM", "POST", "/v1/assignments/claim", "wait=25", 204, b"")
+    assert shown.encode() == answered_text("bm9uY2Utb2YtMTYtYnl0ZXM", "POST", "/v1/assignments/claim", "wait=25", "- - -", 204, b"")

@@ -85,7 +85,7 @@ def enrol(session: Session, request: EnrolRequest, now: datetime, holds: timedel
     token.used, token.used_at = token.used + 1, now
     agent = _new(session, request, now) if token.agent_id is None else _again(session, token.agent_id, request, now)
     key = identity.give_key(session, agent, request.public_key, now, holds)
-    return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key)
+    return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key, public_key=request.public_key)
 
 
 def _check(token: EnrolmentToken | None, now: datetime) -> None:

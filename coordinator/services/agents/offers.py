@@ -1,6 +1,6 @@
 """Which runs an agent may take part in, and what its data must look like for them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,13 +17,17 @@ from fedcybgd.shared.files.tables import FIELDS
 OPEN_STATES = (RunState.DRAFT, RunState.RUNNING, RunState.PAUSED)
 
 
-def self_of(session: Session, agent_id: str, now: datetime) -> AgentSelf:
+def self_of(session: Session, agent_id: str, now: datetime, holds: timedelta | None = None) -> AgentSelf:
+    """`holds`: for how long a new key is good; None: for good."""
     agent = session.get_one(Agent, agent_id)
     ends_in_s = None if agent.key_expires_at is None else max(0.0, (agent.key_expires_at - now).total_seconds())
+    # Half of the whole time, whenever it is asked: who is told anew each day would else put it off each day.
+    half = None if ends_in_s is None else ends_in_s / 2 if holds is None else max(0.0, ends_in_s - holds.total_seconds() / 2)
     runs = session.scalars(select(Run).where(Run.state.in_(OPEN_STATES)).order_by(Run.created_at))
     offers = [_offer(run) for run in runs if is_open_to(run, agent)]
     return AgentSelf(
-        agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at, key_ends_in_s=ends_in_s, runs=offers
+        agent_id=agent.id, name=agent.name, state=agent.state, enrolled_at=agent.enrolled_at,
+        key_ends_in_s=ends_in_s, key_renews_in_s=half, runs=offers,
     )  # fmt: skip
 
 
