@@ -152,7 +152,9 @@ def codecs(folder: Path, shape: Shape, steps: int) -> dict[str, float]:
     """Frozen blocks in each codec, the block in the middle trained."""
     block, times = f"layers.{shape.layers // 2}", {}
     for codec in ("exact", "int8", "int4"):
-        peak, times[codec] = alone(lambda codec=codec: visit(Visitor("cuda"), folder, shape, block, codec, steps))
+        if (found := alone(lambda codec=codec: visit(Visitor("cuda"), folder, shape, block, codec, steps))) is None:
+            return {}
+        peak, times[codec] = found
         print(f"{shape.layers} layers, frozen {codec:6} {peak / GB:8.2f} GB {1000 * times[codec]:9.1f} ms a step", flush=True)
     return {f"{codec}_to_exact": times[codec] / times["exact"] for codec in ("int8", "int4")}
 
@@ -192,6 +194,8 @@ def others(folder: Path, shape: Shape, steps: int) -> dict[str, float]:
         figures["full_bfloat16_tokens_per_s"] = shape.batch * shape.tokens / seconds
         print(f"full AdamW, all in bfloat16: {peak / GB:.2f} GB, {1000 * seconds:.1f} ms a step", flush=True)
     sizes = {n: alone(lambda n=n: full(folder, shape.model_copy(update={"layers": n}), torch.float32, steps)) for n in (4, 8)}
+    if sizes[4] is None or sizes[8] is None:
+        return figures
     (few, few_s), (more, more_s) = sizes[4], sizes[8]
     beyond = (shape.layers - 8) / 4
     figures |= {

@@ -226,7 +226,7 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> N
             outer = Outer(**spec.outer) if spec.outer else None
             changes.append(Change(block=block, terms=added, outer=outer, velocity=reference.velocities.get(block.block)))
     factored = next((change for change in changes if change.block.block == "adapters"), None)
-    if factored is not None and spec.adapters and spec.adapters["combine"] == "exact" and len(factored.terms) > 1:
+    if factored is not None and spec.adapters and spec.adapters["combine"] == "exact" and [term.weight for term in factored.terms] != [1.0]:
         names = {t.name for stored in reference.stored for t in stored.tensors if stored.name == "adapters"}
         beside = AdaptersBase(block=factored.block, scale=spec.adapters["alpha"] / spec.adapters["rank"])
         for block, stored in zip(reference.blocks, reference.stored, strict=True):

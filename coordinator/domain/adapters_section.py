@@ -1,6 +1,6 @@
 """What a run file says of adapters."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -8,9 +8,10 @@ from fedcybgd.coordinator.domain.averaging_section import AveragingSection
 
 
 class AdaptersSection(AveragingSection):
-    matrices: list[str] = Field(
+    matrices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         ["linear"],
         min_length=1,
+        max_length=64,
         description="beside which matrices of the layers: linear for all, attention, or modules by their last names (query, mlp.*)",
     )
     rank: int = Field(8, ge=1, le=1 << 16, description="of each adapter: how many rows and columns its two factors have")

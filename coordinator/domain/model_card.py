@@ -74,7 +74,9 @@ def _use(facts: CardFacts) -> list[str]:
     if facts.form == "merged":
         return ["", tokenizer, f'model = {kind}.from_pretrained(".")']
     labels = facts.spec.task.num_labels
-    base = f'{kind}.from_pretrained("{facts.base}"{f", num_labels={labels}" if labels else ""})'
+    base = (
+        f'{kind}.from_pretrained("{facts.base}", dtype="float32"{f", num_labels={labels}, ignore_mismatched_sizes=True" if labels else ""})'
+    )
     return ["from peft import PeftModel", "", tokenizer, f'model = PeftModel.from_pretrained({base}, ".")']
 
 

@@ -30,7 +30,6 @@ from fedcybgd.shared.models.adapters import has_inputs_first, merged
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 
 CONFIG = "config.json"
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
 class ExportRefused(Invalid):
@@ -100,8 +99,10 @@ def _peft(store: EngineStore, payload: ExportPayload, model: nn.Module, adapters
     turned = any(has_inputs_first(model, names[weight]) for weight in adapters.matrices)
     pieces = list(beside(store, payload.blocks, turned, {name: _called(path, turned) for name, path in names.items()}))
     digest, size = write_shard(store, pieces, {"format": "pt"})
+    base, _, revision = (payload.base or "").partition("@")
     config = {
-        "peft_type": "LORA", "task_type": PEFT_TASKS[payload.task], "base_model_name_or_path": payload.base, "inference_mode": True,
+        # Named, a task makes peft keep modules of its own choice, which many heads are not.
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base or None, "revision": revision or None, "inference_mode": True,
         "r": adapters.rank, "lora_alpha": adapters.alpha, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": turned,
         "target_modules": [names[weight].rpartition(".")[0] for weight in adapters.matrices], "modules_to_save": trained or None,

@@ -15,6 +15,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.adapters import factors_of
 from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.models.adapters import product
 from fedcybgd.shared.tensors.delta_file import DeltaFile
 from fedcybgd.shared.tensors.deltas import add_decoded
 
@@ -50,17 +51,9 @@ class Folding:
         ]
         total = torch.zeros_like(base)
         for left, right in zip(*moved, strict=True):
-            total = total + _product(old[0] + left[0], old[1] + right[0], rows) * left[1]
+            total = total + product(old[0] + left[0], old[1] + right[0], rows) * left[1]
         if self._left_over:
-            total = total + _product(old[0], old[1], rows) * self._left_over
+            total = total + product(old[0], old[1], rows) * self._left_over
         mean = [add_decoded(tensor, deltas) for tensor, deltas in zip(old, moved, strict=True)]
-        total = total - _product(mean[0], mean[1], rows)
+        total = total - product(mean[0], mean[1], rows)
         return base + total * self._scale, None
-
-
-def _product(left: Tensor, right: Tensor, rows: slice | None) -> Tensor:
-    part = left if rows is None else left[rows]
-    total = part[:, :1] * right[:1]
-    for index in range(1, left.shape[1]):
-        total = total + part[:, index : index + 1] * right[index : index + 1]
-    return total

@@ -29,8 +29,10 @@ class Card(BaseModel):
     files: dict[str, str] = {}
 
 
-def claim(directory: Path, run: RunSummary, force: bool) -> None:
-    """Take a directory for a run's exports. Raises `DirectoryTaken` where it holds something else and `force` is not given."""
+def claim(directory: Path, run: RunSummary, force: bool) -> frozenset[str]:
+    """Take a directory for a run's exports; the files that one before has left there. Raises `DirectoryTaken` where it holds something else
+    and `force` is not given."""
+    before = frozenset(_owner(directory).files)
     try:
         if directory.exists() and not force and any(directory.iterdir()) and (owner := _owner(directory)).run_id != run.id:
             holds = f"holds the model of run {owner.run}" if owner.run else "is not empty"
@@ -39,6 +41,13 @@ def claim(directory: Path, run: RunSummary, force: bool) -> None:
         write_card(directory, run, None, [])
     except OSError as error:
         raise _unusable(directory, error) from error
+    return before
+
+
+def clear(directory: Path, before: frozenset[str], files: list[FileRef]) -> None:
+    """Take away what an export of another form has left: a model and adapters beside each other would be loaded together."""
+    for name in before - {file.name for file in files}:
+        inside(directory, name).unlink(missing_ok=True)
 
 
 def write_card(directory: Path, run: RunSummary, after_rounds: int | None, files: list[FileRef]) -> None:

@@ -169,8 +169,9 @@ class Runs:
         Raises `DirectoryTaken`, `FileUnusable`, `AnswerInvalid`, `Refused`, `TimedOut`.
         """
         made_by, directory = self.get(run), Path(directory)
-        exports.claim(directory, made_by, force)
+        before = exports.claim(directory, made_by, force)
         view = exports.export(self._connection, made_by.id, directory, form, timeout_s)
+        exports.clear(directory, before, view.files)
         exports.write_card(directory, made_by, view.after_rounds, view.files)
         exports.write_provenance(directory, self._connection, made_by.id, view.export_id)
         return view

@@ -86,4 +86,13 @@ def initial(model: nn.Module, names: Iterable[str], seed: int) -> dict[str, Tens
 
 def merged(weight: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
     """The matrix that does what it and its adapter do together, in float32."""
-    return weight.float() + left.float() @ right.float() * scale
+    return weight.float() + product(left.float(), right.float()) * scale
+
+
+def product(left: Tensor, right: Tensor, rows: slice | None = None) -> Tensor:
+    """left · right, of some rows; single numbers are multiplied and added one after another, so that the bits are the same on every machine."""
+    part = left if rows is None else left[rows]
+    total = part[:, :1] * right[:1]
+    for index in range(1, left.shape[1]):
+        total = total + part[:, index : index + 1] * right[index : index + 1]
+    return total

@@ -132,13 +132,32 @@ def exported(run: Reference, folder: Path, form: ExportForm = "merged") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def of_family(family: str, folder: Path) -> Path:
+    """RoBERTa's head is of two layers; the head of `kept` is the added model's own, which no run makes afresh."""
+    if family in ("bert", "gpt2", "llama"):
+        made: Path = getattr(models, f"tiny_{family}")(folder)
+        return made
+    from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+    models.tiny_bert(folder)
+    torch.manual_seed(5)
+    if family == "kept":
+        BertForSequenceClassification.from_pretrained(folder, num_labels=2).save_pretrained(folder)
+        return folder
+    said = json.loads((folder / "config.json").read_text())
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    config = RobertaConfig(**{size: said[size] for size in sizes}, pad_token_id=0, type_vocab_size=1, num_labels=2)
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["bert", "kept", "roberta", "gpt2", "llama"])
 def test_an_export_computes_what_was_trained_merged_or_beside_the_base(tmp_path: Path, family: str) -> None:
     """GPT-2's matrices lie the other way round."""
-    folder = getattr(models, f"tiny_{family}")(tmp_path / "model")
-    kind = "text-classification" if family == "bert" else "causal-lm"
-    labels = {"labels": 2} if family == "bert" else {}
-    values = values_of(["head"] if family == "bert" else []) | {"task": {"kind": kind, "max_length": 16} | labels}
+    folder, labelled = of_family(family, tmp_path / "model"), family in ("bert", "kept", "roberta")
+    kind = "text-classification" if labelled else "causal-lm"
+    labels = {"labels": 2} if labelled else {}
+    values = values_of(["head"] if family in ("bert", "roberta") else []) | {"task": {"kind": kind, "max_length": 16} | labels}
     values["adapters"] = {"rank": 3, "alpha": 5.0}
     values["schedule"]["cycles"], values["train"]["epochs"] = 1, 6.0
     run = reference.begin(tmp_path / "ours", folder, values)
@@ -148,21 +167,21 @@ def test_an_export_computes_what_was_trained_merged_or_beside_the_base(tmp_path:
     changed = {name for name, tensor in tensors_of(run).items() if not torch.equal(tensor, base[name])}
     assert {name.rpartition(".")[2] for name in changed} - {"weight", "bias"} == {"adapter_left", "adapter_right"}
 
-    auto: Any = AutoModelForSequenceClassification if family == "bert" else AutoModelForCausalLM
+    auto: Any = AutoModelForSequenceClassification if labelled else AutoModelForCausalLM
     merged, info = auto.from_pretrained(exported(run, tmp_path / "merged"), output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert "adapters" not in (tmp_path / "merged" / "config.json").read_text()
     tokens = torch.tensor([[2, 60, 61, 62, 63, 64, 3], [2, 70, 60, 71, 5, 66, 3]])
     with torch.inference_mode():
         logits = merged.eval()(tokens).logits
-        before = auto.from_pretrained(folder, **({"num_labels": 2} if family == "bert" else {})).eval()(tokens).logits
+        before = auto.from_pretrained(folder, **({"num_labels": 2} if labelled else {})).eval()(tokens).logits
     assert not torch.allclose(logits, before, atol=1e-3)
     held_out = write_rows(tmp_path / "held-out.jsonl", 9, 8)
     scored = run.evaluate(held_out).loss
     assert math.isfinite(scored)
 
     peft = pytest.importorskip("peft")
-    given = auto.from_pretrained(folder, dtype=torch.float32, **({"num_labels": 2} if family == "bert" else {}))
+    given = auto.from_pretrained(folder, dtype=torch.float32, **({"num_labels": 2} if labelled else {}))
     beside = peft.PeftModel.from_pretrained(given, exported(run, tmp_path / "peft", "peft")).eval()
     with torch.inference_mode():
         assert torch.allclose(beside(tokens).logits, logits, atol=1e-5)

@@ -66,7 +66,7 @@ def test_adapters_are_called_so_and_loaded_as_what_they_are_exported_as() -> Non
     assert "library_name: transformers" in merged
     assert "peft" not in merged
     assert "library_name: peft" in beside
-    assert 'PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained("minilm", num_labels=2), ".")' in beside
+    assert 'PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained("minilm", dtype="float32"' in beside
 
 
 @pytest.mark.parametrize("other", [BLOCKS[::-1], BLOCKS[:1]])

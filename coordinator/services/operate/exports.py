@@ -50,7 +50,7 @@ def request_export(session: Session, name: str, now: datetime, form: ExportForm 
     payload = ExportPayload(
         after_rounds=run.rounds_done, task=run.spec.task.kind, files=run.files, blocks=queries.shard_refs(blocks),
         card=model_card(_facts(session, run, model, form)), form=form,
-        base=model.source.partition("@")[0] if HUB_ID.fullmatch(model.source) else None,
+        base=model.source if HUB_ID.fullmatch(model.source) else None,
     )  # fmt: skip
     return jobs.enqueue(session, EXPORT, run.id, payload, now)
 

@@ -1,6 +1,6 @@
 """Step 7: has the accepted deltas of a round added to their blocks, together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -88,16 +88,19 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
     for assignment in accepted:
         for base in trained.trained_refs(assignment):
             trainers.setdefault(base.block, []).append((assignment, base))
-    folded = _folded(session, run, spec, trainers)
+    refs, put_together = {ref.block: ref for ref in queries.shard_refs(blocks)}, {}
+    for name, each in trainers.items():
+        assert all(base.version == refs[name].version for _, base in each), "every delta is from the present version"
+        deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in each]
+        put_together[name] = terms_of(spec, name, deltas, len(round.seats))
+    folded = _folded(session, run, spec, [term.weight for term in put_together[ADAPTERS][0]] if ADAPTERS in put_together else [])
     codecs = choose.codecs_after(spec, blocks, {*trainers, *folded})
     outer = method_of(spec).outer(spec)
     carried = versions.velocities(session, run.id) if outer is not None else {}
     changes = []
-    for ref in queries.shard_refs(blocks):
-        if ref.block in trainers:
-            assert all(base.version == ref.version for _, base in trainers[ref.block]), "every delta is from the present version"
-            deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in trainers[ref.block]]
-            terms, aggregate = terms_of(spec, ref.block, deltas, len(round.seats))
+    for ref in refs.values():
+        if ref.block in put_together:
+            terms, aggregate = put_together[ref.block]
             changes.append(
                 Change(block=ref, terms=terms, aggregate=aggregate, outer=outer, velocity=carried.get(ref.block), codecs=codecs[ref.block])
             )
@@ -107,15 +110,15 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
             Change(
                 block=ref, terms=beside.terms, beside=AdaptersBase(block=beside.block, scale=spec.adapters.scale), codecs=codecs[ref.block]
             )
-            for ref in queries.shard_refs(blocks)
+            for ref in refs.values()
             if ref.block in folded
         ]
     return changes
 
 
-def _folded(session: Session, run: Run, spec: RunFile, trainers: Mapping[str, Sequence[object]]) -> set[str]:
-    """The blocks with matrices that take up what the mean of adapters leaves out: of one agent's it is nothing."""
-    if spec.adapters is None or spec.adapters.combine != "exact" or len(trainers.get(ADAPTERS, ())) < 2:
+def _folded(session: Session, run: Run, spec: RunFile, weights: Sequence[float]) -> set[str]:
+    """The blocks with matrices that take up what the mean of adapters leaves out: of one whole delta it is nothing."""
+    if spec.adapters is None or spec.adapters.combine != "exact" or not weights or list(weights) == [1.0]:
         return set()
     tensors = {block.name: {t.name for t in block.tensors} for block in queries.blocks_of(session, run.id, tensors=True)}
     return {name for name, own in tensors.items() if any(factors_of(weight)[0] in tensors[ADAPTERS] for weight in own)}
