@@ -84,7 +84,7 @@ def add_joined(store: EngineStore, config: JsonObject, task: Task, blocks: Seque
 
 def add_beside(store: EngineStore, blocks: Sequence[ShardRef], turned: bool, to: "hashlib._Hash") -> None:
     """The same of an export for peft."""
-    from fedcybgd.coordinator.engine.export import beside
+    from fedcybgd.coordinator.engine.peft import beside
 
     _add(beside(store, blocks, turned), to)
 

@@ -19,7 +19,8 @@ from fedcybgd.agent.training.errors import PolicyBroken
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload
 from fedcybgd.coordinator.engine.deltas import open_delta
-from fedcybgd.coordinator.engine.export import ExportRefused, export
+from fedcybgd.coordinator.engine.export import export
+from fedcybgd.coordinator.engine.peft import ExportRefused
 from fedcybgd.shared.contract.adapters import FIELD, factors_of, is_factor
 from fedcybgd.shared.contract.words import ExportForm
 from fedcybgd.shared.files.configuration import ModelUnknown
