@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{SERVICES}.operate": DATA | {"coordinator.planning"}
     | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "measure", "emulators", "path")},
     f"{SERVICES}.upkeep": DATA | {f"{SERVICES}.{room}" for room in ("states", "records", "agents", "measure", "emulators", "path")},
-    f"{SERVICES}.read": DATA | {f"{SERVICES}.records", f"{SERVICES}.agents"},
+    f"{SERVICES}.read": DATA | {f"{SERVICES}.{room}" for room in ("records", "agents", "measure", "path")},
     f"{SERVICES}.outcomes": DATA | {SERVICES},
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",

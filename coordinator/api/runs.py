@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, SettingsDep, StoreDep, ViewerDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, OperatorDep, SettingsDep, StoreDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
@@ -14,7 +14,8 @@ from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
 from fedcybgd.coordinator.services.operate import exports, prepare, provenance, rollback, steer
-from fedcybgd.coordinator.services.read import lists, status
+from fedcybgd.coordinator.services.read import explanation, lists, status
+from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, ExportRequested, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.provenance import Provenance
@@ -43,6 +44,18 @@ def list_runs(session: ReadDep, page: PageDep, response: Response) -> list[RunSu
 def get(run: str, session: ReadDep) -> RunView:
     """Rounds, blocks, who trains what, held-out metrics, bytes. `run` is an id, or a name for the newest run of that name."""
     return status.run_status(session, run, now())
+
+
+@router.get(
+    "/{run}/explanation",
+    summary="Where a run stands, and why",
+    response_model=ExplanationView,
+    responses=errors(404),
+    dependencies=viewer,
+)
+def explain(run: str, session: ReadDep, waiting: WaitingDep) -> ExplanationView:
+    """What it waits for, what is unusual about it, and what helps: each with its evidence. In words, and as codes for programs."""
+    return explanation.explain(session, run, waiting.claimants(), now())
 
 
 @router.get(

@@ -83,6 +83,10 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._places)
 
+    def claimants(self) -> list[Claimant]:
+        """Who waits, those that wait longest first; may be called from any thread."""
+        return [place.claimant for place in list(self._places.values())]
+
     # ---- the claims
 
     def enter(self, claimant: Claimant) -> WaitingClaim:

@@ -8,6 +8,7 @@ from fedcybgd.client.connection import DAY_S, Connection, segment
 from fedcybgd.client.errors import FileUnusable, RunStopped
 from fedcybgd.client.run_files import Given, read
 from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.plans import PlanView
@@ -112,6 +113,10 @@ class Runs:
     def get(self, run: str) -> RunView:
         """Where a run stands. Raises `Refused` with `not_found`."""
         return self._connection.read(RunView, f"/runs/{segment(run)}")
+
+    def explain(self, run: str) -> ExplanationView:
+        """Where a run stands and why: what it waits for, what is unusual about it, and what helps. Raises `Refused` with `not_found`."""
+        return self._connection.read(ExplanationView, f"/runs/{segment(run)}/explanation")
 
     def list(self) -> Iterator[RunSummary]:
         """All runs, the newest first."""

@@ -50,6 +50,8 @@ class Run(Base):
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     spec: Mapped[RunFile] = mapped_column(Typed(RunFile))
     state: Mapped[str] = mapped_column(String(20), index=True)
+    state_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """null: it came to be so before that was written down"""
     reason: Mapped[str | None] = mapped_column(Text)
     prepared: Mapped[bool] = mapped_column(default=False)
     files: Mapped[list[FileRef]] = mapped_column(Typed(list[FileRef]))

@@ -41,7 +41,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     calibration.check_calibration(spec)
     method_of(spec)
     run = Run(
-        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start,
+        id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start, state_since=now,
         files=[], notes=[], trained_blocks=[], participants=[], without=[], created_at=now,
     )  # fmt: skip
     session.add(run)

@@ -99,7 +99,7 @@ def _held(session: Session, name: str, now: datetime) -> Run:
     if jobs.unfinished(session, RESTORE, run.id):
         raise RollbackUnderWay(f"run {run.name} is being taken back already; wait until `fedcoord run status` says that it is")
     if run.state == RunState.RUNNING:
-        runs.pause(run, "it is being taken back")
+        runs.pause(run, "it is being taken back", now)
         record(session, now, "info", "run_paused", f"run {run.name} paused: it is being taken back", run_id=run.id)
         signals.openings_changed(session)
     return run

@@ -87,7 +87,7 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
 def pause(session: Session, name: str, now: datetime) -> Run:
     """No further round begins; what is being trained is finished and applied."""
     run = queries.run_by_name(session, name, lock=True)
-    runs.pause(run, "paused by the operator")
+    runs.pause(run, "paused by the operator", now)
     record(session, now, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
     signals.openings_changed(session)
     return run
@@ -96,7 +96,7 @@ def pause(session: Session, name: str, now: datetime) -> Run:
 def resume(session: Session, name: str, now: datetime) -> Run:
     """Go on where it stopped; failures are forgotten, and agents that were passed over are asked again."""
     run = queries.run_by_name(session, name, lock=True)
-    runs.resume(run)
+    runs.resume(run, now)
     readiness.forget_refusals(session, run.id)
     pending = (Assignment.run_id == run.id) & (Assignment.state == AssignmentState.PENDING)
     for assignment in session.scalars(select(Assignment).where(pending).with_for_update()).all():

@@ -35,7 +35,7 @@ def restored(session: Session, done: Done[RestorePayload, RestoreResult]) -> Non
     shards.keep_made(session, done.result.shards, done.result.patches)
     _go_back(session, run, {block.name: block for block in blocks}, done)
     dropped = _undo_rounds(session, run, payload, now)
-    runs.undo(run, payload.after_rounds, "")
+    runs.undo(run, payload.after_rounds, "", now)
     said = _reopen(session, run, payload, now) if payload.without is not None else f"taken back to after {payload.after_rounds} rounds"
     run.reason = f"{said}; {dropped} rounds are dropped. `fedcoord run resume` goes on from there"
     record(session, now, "warning", "run_rolled_back", f"run {run.name} {run.reason}", run_id=run.id)

@@ -44,7 +44,7 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
 
 def go_on(session: Session, run: Run, because: str, now: datetime) -> None:
     """A run that was paused because nobody could go on is under way again."""
-    runs.resume(run)
+    runs.resume(run, now)
     record(session, now, "info", "run_resumed", f"run {run.name} goes on: {because}", run_id=run.id)
     open_round.open_next(session, run, now)
     signals.openings_changed(session)

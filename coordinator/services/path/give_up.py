@@ -120,7 +120,7 @@ def pause(session: Session, run: Run, reason: str, now: datetime) -> None:
 
 
 def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agents: bool = False) -> None:
-    runs.pause(run, reason[:2000], waits_for_agents)
+    runs.pause(run, reason[:2000], now, waits_for_agents)
     record(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
     signals.openings_changed(session)
 
@@ -130,6 +130,6 @@ def engine_failed(session: Session, failed: Failed[BaseModel]) -> None:
     run = session.get_one(Run, failed.subject, with_for_update=True)
     message = f"{failed.kind} failed: {failed.message}"
     if run.state == RunState.RUNNING:
-        runs.pause(run, message)
+        runs.pause(run, message, failed.now)
         signals.openings_changed(session)
     record(session, failed.now, "error", failed.code, f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)

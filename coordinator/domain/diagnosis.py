@@ -1,0 +1,317 @@
+"""The diagnosis of a run: a table of symptoms, each with what shows it, from when on it counts, and what to do about it."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal, get_args
+
+from fedcybgd.coordinator.domain import gate, label_skew
+from fedcybgd.coordinator.domain.assignment import ON_PURPOSE, TakenBack
+from fedcybgd.coordinator.domain.candidates import without_improvement
+from fedcybgd.coordinator.domain.gate import GateVerdict
+from fedcybgd.shared.contract.assignments import ReturnReason
+from fedcybgd.shared.contract.measured import Score
+
+LOOKED_AT = 64
+"""Judged visits that are looked at, the latest ones: as many as the band and the gate remember"""
+SLOW = 2.0
+"""Times the median of the others: whoever waits for such an agent stands still for half of the time."""
+ENOUGH_VISITS = 3
+"""Of an agent, and in all of the others, before speeds are compared: the first visit fetches the whole model."""
+FULL = 0.9
+"""Share of the memory that an agent may take: a longer row or a larger block takes the rest."""
+HANGS_S = 60.0
+"""Seconds without use of the processor: half of the time after which an engine is ended."""
+UNFAITHFUL = 0.5
+"""Cosine: less than half of a step of such a gradient goes where the real model's would."""
+FLAT = 5
+"""Scores without a better one."""
+NAMED = 4
+ATTEMPT_CODES: frozenset[str] = frozenset({*get_args(ReturnReason), *TakenBack}) - ON_PURPOSE
+"""Why an attempt came to nothing, but for what is nobody's failure"""
+
+Level = Literal["note", "warning", "alarm"]
+
+
+@dataclass(frozen=True)
+class DiagnosisFacts:
+    """What is known of a run's last visits; agents are names."""
+
+    losses: Sequence[float] = ()
+    """on the calibration rows, from before the first round that is looked at on"""
+    scores: Sequence[Score] = ()
+    """the oldest first"""
+    judged: int = 0
+    rejected: Sequence[tuple[str, str]] = ()
+    """agent and reason of each delta that was rejected among them"""
+    failures: Mapping[str, Counter[str]] = field(default_factory=dict)
+    """agent → why an attempt of it came to nothing → how often"""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """code of an event of this run → what the newest one says"""
+    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """agent → how long its visits took, from lease to delta"""
+    memory: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """agent → the most that a visit of it took, and what it may; bytes"""
+    cosines: Mapping[str, float] = field(default_factory=dict)
+    """emulator → its fidelity, of those that were measured last"""
+    floor: float | None = None
+    """the run file's"""
+    still: Mapping[str, float] = field(default_factory=dict)
+    """kind of a job under way → for how many seconds its engine has used no processor"""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """agent → until when"""
+    unmeasured: int = 0
+    """scores, losses and fidelities that could not be measured"""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What shows a symptom; `advice` where it depends on what was seen."""
+
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A line of the table."""
+
+    code: str
+    level: Level
+    threshold: str
+    """from when on it counts, and where that number comes from"""
+    advice: str
+    look: Callable[[DiagnosisFacts], Evidence | None]
+
+
+@dataclass(frozen=True)
+class SymptomResult:
+    """A symptom that a run shows."""
+
+    symptom: Symptom
+    evidence: str
+    advice: str
+
+
+def diagnose(facts: DiagnosisFacts) -> list[SymptomResult]:
+    """What is unusual about a run, alarms first, else in the order of the table."""
+    found = [
+        SymptomResult(symptom, seen.text, seen.advice or symptom.advice)
+        for symptom in SYMPTOMS
+        if (seen := symptom.look(facts)) is not None
+    ]
+    order: list[Level] = ["alarm", "warning", "note"]
+    return sorted(found, key=lambda one: order.index(one.symptom.level))
+
+
+# ---- what shows them
+
+
+def _damaged(facts: DiagnosisFacts) -> Evidence | None:
+    losses = facts.losses
+    worse = [number for number, found in enumerate(gate.verdicts(losses), 1) if found != GateVerdict.FINE]
+    if not worse:
+        return None
+    at = worse[-1]
+    times = f"{len(worse)} rounds did" if len(worse) > 1 else "one round did"
+    return Evidence(f"the held-out loss rose from {losses[at - 1]:.4g} to {losses[at]:.4g}, out of all proportion to before ({times} so)")
+
+
+def _rising(facts: DiagnosisFacts) -> Evidence | None:
+    if len(facts.losses) < gate.ENOUGH or not math.isfinite(facts.losses[-1]):
+        return None
+    lowest = min(facts.losses)
+    if facts.losses[-1] <= (1 + label_skew.RISE) * lowest:
+        return None
+    since = len(facts.losses) - 1 - list(facts.losses).index(lowest)
+    return Evidence(f"the loss on the calibration rows is {facts.losses[-1]:.4g}; {since} rounds ago it was {lowest:.4g}")
+
+
+def _flat(facts: DiagnosisFacts) -> Evidence | None:
+    since = without_improvement(facts.scores)
+    return Evidence(f"the last {since} scores were no better than the best before") if since >= FLAT else None
+
+
+def _out_of_band(facts: DiagnosisFacts) -> Evidence | None:
+    return _rejections([(agent, reason) for agent, reason in facts.rejected if kind_of(reason) in ("norm", "direction")], facts.judged)
+
+
+def _rejected(facts: DiagnosisFacts) -> Evidence | None:
+    return _rejections([(agent, reason) for agent, reason in facts.rejected if kind_of(reason) not in ("norm", "direction")], facts.judged)
+
+
+def _rejections(some: Sequence[tuple[str, str]], judged: int) -> Evidence | None:
+    if not some:
+        return None
+    kinds = Counter(kind_of(reason) for _, reason in some)
+    who = Counter(agent for agent, _ in some)
+    return Evidence(
+        f"{len(some)} of the last {judged} deltas were rejected: {_counted(kinds)}; from {_counted(who)}. The last one: {some[0][1]}"
+    )
+
+
+def kind_of(reason: str) -> str:
+    """The first word of why a delta was rejected: of all reasons there are only so many kinds."""
+    word = reason.partition(":")[0].strip()
+    return word if word.replace("_", "").isalpha() and len(word) <= 30 else "other"
+
+
+def _failing(facts: DiagnosisFacts) -> Evidence | None:
+    often = {agent: why for agent, why in facts.failures.items() if why.total() >= 2}
+    if not often:
+        return None
+    worst = sorted(often.items(), key=lambda item: (-item[1].total(), item[0]))
+    text = "; ".join(f"{agent}: {_counted(why)}" for agent, why in worst[:NAMED])
+    more = f"; and {len(worst) - NAMED} agents more" if len(worst) > NAMED else ""
+    commonest = sum((why for _, why in worst), Counter[str]()).most_common(1)[0][0]
+    return Evidence(text + more, MENDED_BY.get(commonest, "`fedagent status` and `fedagent check` on its machine say more"))
+
+
+def _quarantined(facts: DiagnosisFacts) -> Evidence | None:
+    if not facts.quarantined:
+        return None
+    return Evidence(_listed([f"{agent} until {until}" for agent, until in sorted(facts.quarantined.items())]))
+
+
+def _slow(facts: DiagnosisFacts) -> Evidence | None:
+    usual = {agent: median(seconds) for agent, seconds in facts.seconds.items() if len(seconds) >= ENOUGH_VISITS}
+    slow = []
+    for agent, own in sorted(usual.items()):
+        others = [seconds for other, seconds in usual.items() if other != agent]
+        if others and own > SLOW * median(others):
+            slow.append(f"{agent} takes {own:.0f} s a visit, the others {median(others):.0f} s")
+    return Evidence(_listed(slow)) if slow else None
+
+
+def _memory(facts: DiagnosisFacts) -> Evidence | None:
+    near = [
+        f"{agent} took {peak / 1e9:.2f} of {limit / 1e9:.2f} GB"
+        for agent, (peak, limit) in sorted(facts.memory.items())
+        if limit and peak >= FULL * limit
+    ]
+    return Evidence(_listed(near)) if near else None
+
+
+def _unfaithful(facts: DiagnosisFacts) -> Evidence | None:
+    bound = UNFAITHFUL if facts.floor is None else facts.floor
+    low = [f"{plan}: {cosine:.2f}" for plan, cosine in sorted(facts.cosines.items(), key=lambda item: item[1]) if cosine < bound]
+    return Evidence(f"the gradient of these emulators agrees badly with the real model's: {_listed(low)}") if low else None
+
+
+def _hangs(facts: DiagnosisFacts) -> Evidence | None:
+    still = [f"a job `{kind}` has used no processor for {seconds:.0f} s" for kind, seconds in facts.still.items() if seconds >= HANGS_S]
+    return Evidence(_listed(still)) if still else None
+
+
+def _unmeasured(facts: DiagnosisFacts) -> Evidence | None:
+    return Evidence(f"{facts.unmeasured} scores, losses or fidelities could not be measured") if facts.unmeasured else None
+
+
+def _told(code: str) -> Callable[[DiagnosisFacts], Evidence | None]:
+    def look(facts: DiagnosisFacts) -> Evidence | None:
+        return Evidence(facts.told[code]) if code in facts.told else None
+
+    return look
+
+
+def _counted(counts: Counter[str]) -> str:
+    most = counts.most_common(NAMED)
+    rest = counts.total() - sum(number for _, number in most)
+    return ", ".join(f"{number} × {word}" for word, number in most) + (f", {rest} × other" if rest else "")
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:NAMED]) + (f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
+
+
+# ---- the table
+
+MENDED_BY: dict[str, str] = {
+    "out_of_memory": "a smaller train.batch_size or task.max_length, or a lower limits.memory_gb in its agent.toml, so that codecs are planned by it",
+    "memory_limit": "raise limits.memory_gb in its agent.toml, or let `compression.policy: auto` plan by it (`fedcoord plan`)",
+    "disk_limit": "raise limits.disk_gb in its agent.toml",
+    "disk_full": "free space on its disk",
+    "disk_unwritable": "give its home back to the user that it runs as (`fedagent check`)",
+    "data_invalid": "mend its rows: `fedagent check` on its machine names the first that is wrong",
+    "non_finite_loss": "a lower train.learning_rate, or `train.precision: float32`; if it is one agent alone, its rows",
+    "trainer_died": "look into its log: the system ends processes that take too much memory (limits.memory_gb)",
+    "delta_refused": "a rule of its policy.toml, or a limit of the coordinator, is in the way; its log names it",
+    "stalled": "its machine stands still or is far too slow: fewer train.steps, or limits.hours in its agent.toml",
+    "shard_corrupt": "its disk or what is between it and the coordinator spoils bytes: look at both",
+    TakenBack.LAPSED: "its machine sleeps or its line is cut for longer than schedule.lease_s; raise that, or mend the line",
+    TakenBack.STILL: "its machine stands still or is far too slow: fewer train.steps, or limits.hours in its agent.toml",
+    TakenBack.TOO_LONG: "fewer train.steps or epochs: its visits take longer than an attempt may",
+    TakenBack.LATE: "raise schedule.wave_deadline_s, or leave slow agents out of waves",
+}
+"""Why attempts come to nothing → what helps."""
+
+GATE = f"what the loss did from round to round in this run (docs/run-file.md, gate); from {gate.ENOUGH} rounds on"
+SYMPTOMS: tuple[Symptom, ...] = (
+    Symptom(
+        "loss_out_of_proportion", "alarm", GATE,
+        "`fedcoord run rollback RUN --best` takes the model back; then `admission.gate: enforce`, a lower train.learning_rate, or "
+        "`fedcoord run without RUN AGENT` if it is one agent", _damaged,
+    ),
+    Symptom(
+        "engine_hangs", "alarm", f"{HANGS_S:.0f} s: half of the time after which an engine is ended",
+        "it is ended and begun again by itself; if it happens again, look into the coordinator's log and at its disk", _hangs,
+    ),
+    Symptom(
+        "free_rider", "warning", "the band's rule: what no work at all comes to (docs/run-file.md, admission)",
+        "ask its owner; `fedcoord run without RUN AGENT` takes its deltas out, `fedcoord agents revoke AGENT` shuts it out", _told("free_rider"),
+    ),
+    Symptom(
+        "deltas_out_of_band", "warning", "any: of 96 honest visits that were measured none was (docs/benchmarks.md, poisoning)",
+        "if it is one agent, look at its rows and its machine, or leave it out; if it is many, the learning rate is too high, or "
+        "admission.norm_band is too narrow for this model", _out_of_band,
+    ),
+    Symptom(
+        "deltas_rejected", "warning", "any: of 96 honest visits that were measured none was (docs/benchmarks.md, poisoning)",
+        "the reason says which rule; `fedcoord agents list` has the agent's last error", _rejected,
+    ),
+    Symptom(
+        "agents_fail", "warning", "two failed attempts of one agent: the first is weather (as quarantine counts)", "", _failing,
+    ),
+    Symptom(
+        "quarantined", "warning", "as agents are quarantined: it failed at one visit after another (docs/operating.md)",
+        "mend its machine (`fedagent check`), then `fedcoord agents release AGENT`; it is asked again by itself when the time is over",
+        _quarantined,
+    ),
+    Symptom(
+        "loss_rising", "warning", f"{label_skew.RISE:.0%} over the lowest, as for label skew",
+        "a lower train.learning_rate or schedule.damping below 1; with rows of unlike labels train.label_skew (docs/run-file.md)", _rising,
+    ),
+    Symptom(
+        "label_skew", "warning", f"divergence {label_skew.UNLIKE:g} of 1: random shares stay under 0.1 (docs/run-file.md, Label skew)",
+        "what the evidence says after its colon, for a run after this one", _told("label_skew"),
+    ),
+    Symptom(
+        "labels_forgotten", "warning", f"{label_skew.NEVER:.0%} of the labels never right, and a loss that rose by {label_skew.RISE:.0%}",
+        "what the evidence says after its semicolon, for a run after this one", _told("labels_forgotten"),
+    ),
+    Symptom(
+        "single_label", "warning", "a training loss of exactly 0", "leave that agent out, or train.label_skew: none", _told("single_label"),
+    ),
+    Symptom(
+        "emulator_unfaithful", "warning", f"compression.floor, else a cosine of {UNFAITHFUL:g}: more than half of a step goes elsewhere",
+        "a more faithful compression.policy (int8 or none), or compression.floor", _unfaithful,
+    ),
+    Symptom(
+        "agents_slow", "note", f"{SLOW:g} times the median of the others, over {ENOUGH_VISITS} visits: whoever waits stands still half of the time",
+        "fewer train.steps for all, a shorter schedule.reassign_after_s, or `schedule.agents: first_come`", _slow,
+    ),
+    Symptom(
+        "memory_near_limit", "note", f"{FULL:.0%} of what the agent allows: a longer row or a larger block takes the rest",
+        "raise limits.memory_gb of that agent, or lower train.batch_size or task.max_length (`fedcoord plan` tells the need)", _memory,
+    ),
+    Symptom(
+        "score_flat", "note", f"{FLAT} scores: a rule of thumb, no measurement; `stop.patience` of the run file is yours",
+        "it may have learnt what it can: `stop` in the run file ends such a run early; or a higher learning rate, more rows, other order of blocks",
+        _flat,
+    ),
+    Symptom(
+        "unmeasured", "note", "any", "the events say why: `fedcoord status`, or the coordinator's log", _unmeasured,
+    ),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Gathers what a run's last visits show, for its diagnosis. It costs the same however long the history is."""
+
+from collections import Counter, defaultdict
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Fidelity, Job, Run
+from fedcybgd.coordinator.domain import diagnosis
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.diagnosis import DiagnosisFacts, SymptomResult
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.outlook import at
+from fedcybgd.coordinator.services.measure import scores
+
+JUDGED = (AssignmentState.ACCEPTED, AssignmentState.REJECTED)
+EVENTS, FIDELITIES, SCORES = 500, 32, 16
+"""Of each, the latest ones"""
+
+
+def of(session: Session, run: Run, now: datetime) -> list[SymptomResult]:
+    """What is unusual about a run."""
+    return diagnosis.diagnose(facts_of(session, run, now))
+
+
+def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
+    mine = (Assignment.run_id == run.id) & Assignment.state.in_(JUDGED)
+    newest = select(
+        Assignment.agent_id, Assignment.state, Assignment.reason, Assignment.leased_at, Assignment.submitted_at, Assignment.metrics
+    )
+    order = Assignment.round.desc(), Assignment.seat.desc(), Assignment.id
+    visits = session.execute(newest.where(mine).order_by(*order).limit(diagnosis.LOOKED_AT)).all()
+    agents = {row.id: row for row in session.execute(
+        select(Agent.id, Agent.name, Agent.limits, Agent.quarantined_until).where(
+            Agent.id.in_({v.agent_id for v in visits} | set(run.participants[:1000]))
+        )
+    )}  # fmt: skip
+    names = {agent_id: row.name for agent_id, row in agents.items()}
+    seconds, peaks = defaultdict[str, list[float]](list), Counter[str]()
+    for visit in visits:
+        if visit.leased_at is not None and visit.submitted_at is not None:
+            seconds[names.get(visit.agent_id, "?")].append((visit.submitted_at - visit.leased_at).total_seconds())
+        if visit.metrics is not None:
+            peaks[visit.agent_id] = max(peaks[visit.agent_id], visit.metrics.peak_memory_bytes)
+    failures, told = _events(session, run)
+    return DiagnosisFacts(
+        losses=scores.losses_until(session, run.id, run.rounds_done)[0],
+        scores=[row.metrics for row in queries.last_evaluations(session, run.id, SCORES)],
+        judged=len(visits),
+        rejected=[(names.get(v.agent_id, "?"), v.reason or "") for v in visits if v.state == AssignmentState.REJECTED],
+        failures=failures, told=told, seconds=seconds,
+        memory={names[a]: (peak, agents[a].limits.memory_bytes) for a, peak in peaks.items() if a in agents},
+        cosines=_cosines(session, run.id), floor=run.spec.compression.floor, still=_still(session, run.id, now),
+        quarantined={row.name: at(row.quarantined_until) for row in agents.values() if row.quarantined_until is not None},
+        unmeasured=queries.failed_measurements(session, run.id),
+    )  # fmt: skip
+
+
+def _events(session: Session, run: Run) -> tuple[dict[str, Counter[str]], dict[str, str]]:
+    """Of the newest warnings: agent → why an attempt of it came to nothing → how often; and what the newest one of each code says."""
+    rows = session.execute(
+        select(Event.code, Event.message, Event.level, Agent.name)
+        .join(Agent, Agent.id == Event.agent_id, isouter=True)
+        .where(Event.run_id == run.id)
+        .order_by(Event.id.desc())
+        .limit(EVENTS)
+    )
+    failures, told = defaultdict[str, Counter[str]](Counter), dict[str, str]()
+    for code, message, level, agent in rows:
+        if code == "run_resumed":
+            break  # what was before it was looked after
+        if level != "info":
+            told.setdefault(code, message)
+        if code in diagnosis.ATTEMPT_CODES and agent is not None:
+            failures[agent][code] += 1
+    # Said once a run, however long ago.
+    once = select(Event.code, Event.message).where(
+        Event.run_id == run.id, Event.code.in_(("label_skew", "labels_forgotten", "single_label"))
+    )
+    told.update((row.code, row.message) for row in session.execute(once.order_by(Event.id.desc()).limit(10)))
+    return dict(failures), told
+
+
+def _cosines(session: Session, run_id: str) -> dict[str, float]:
+    """Emulator → the newest fidelity of it."""
+    newest = select(Fidelity.block, Fidelity.metrics).where(Fidelity.run_id == run_id)
+    found = dict[str, float]()
+    for block, metrics in session.execute(newest.order_by(Fidelity.round.desc(), Fidelity.block).limit(FIDELITIES)):
+        if metrics.cosine is not None:
+            found.setdefault(f"{block} in {metrics.plan}", metrics.cosine)
+    return found
+
+
+def _still(session: Session, run_id: str, now: datetime) -> dict[str, float]:
+    running = select(Job.kind, func.coalesce(Job.moved_at, Job.started_at)).where(Job.subject == run_id, Job.state == JobState.RUNNING)
+    return {kind: (now - moved).total_seconds() for kind, moved in session.execute(running) if moved is not None}

@@ -1,0 +1,219 @@
+"""Explains a run: where it stands and why, what it waits for, and what somebody can do about it."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Job, Run
+from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.opening import Claimant, Opening, consents
+from fedcybgd.coordinator.domain.outlook import OutlookKind
+from fedcybgd.coordinator.domain.run import RUN, RunState
+from fedcybgd.coordinator.services.agents import readiness
+from fedcybgd.coordinator.services.path import openings, outlook
+from fedcybgd.coordinator.services.read import diagnosis
+from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
+
+NAMED = 5
+"""Of agents that wait for work and get none of this run, so many by name"""
+SHOWN = 50
+"""Assignments of one round that are told of"""
+DOES_NOT_FIT = "does_not_fit"
+
+
+def explain(session: Session, name: str, claimants: Sequence[Claimant], now: datetime) -> ExplanationView:
+    """Of a run; `claimants` are the agents that wait for work at this coordinator."""
+    run = queries.run_by_name(session, name)
+    waits = list(_waits(session, run, claimants, now))
+    text, advice = _stands(session, run, waits)
+    found = diagnosis.of(session, run, now)
+    return ExplanationView(
+        id=run.id, run=run.name, state=run.state, since=run.state_since, text=text, advice=advice,
+        rounds_done=run.rounds_done, rounds_total=run.rounds_total, waits=waits,
+        symptoms=[
+            SymptomView(code=one.symptom.code, level=one.symptom.level, evidence=one.evidence, threshold=one.symptom.threshold,
+                        advice=one.advice.replace("RUN", run.name))
+            for one in found
+        ],
+    )  # fmt: skip
+
+
+# ---- where it stands
+
+
+def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str, str | None]:
+    """One sentence, and what a person must do where one must."""
+    match run.state:
+        case RunState.DRAFT if not run.prepared:
+            return "it is being prepared: its blocks and its head are made", None
+        case RunState.DRAFT:
+            counts = readiness.counts(session, run, run.spec)
+            there = ", ".join(f"{number} {standing.replace('_', ' ')}" for standing, number in sorted(counts.items())) or "nobody"
+            return f"it is prepared and has not been started; agents it is open to: {there}", f"`fedcoord run start {run.name}`"
+        case RunState.PAUSED:
+            return f"it is paused: {run.reason or 'nobody wrote down why'}", _mended(run, waits)
+        case RunState.RUNNING:
+            return f"round {run.rounds_done + 1} of {run.rounds_total} is under way{_waits_in_short(waits)}", None
+    jobs = sum(wait.kind == "job" for wait in waits)
+    left = f"; {jobs} measurements are still made" if jobs else ""
+    ended = f"after {run.rounds_done} of {run.rounds_total} rounds"
+    if run.state == RunState.COMPLETED:
+        how = run.conclusion.in_words() if run.conclusion is not None else "its last version is its model"
+        return f"it has ended {ended}{f' ({run.reason})' if run.reason else ''}: {how}{left}", f"`fedcoord run export {run.name} DIRECTORY`"
+    text = f"it is {run.state} {ended}: {run.reason or 'nobody wrote down why'}{left}"
+    can = (
+        f"its model so far: `fedcoord run export {run.name} DIRECTORY`"
+        if run.prepared
+        else "mend the run file or the model, and create it anew"
+    )
+    return text, can
+
+
+def _mended(run: Run, waits: Sequence[WaitView]) -> str | None:
+    if any(wait.kind == "job" for wait in waits):
+        return "wait until the job is done; then it says more"
+    resume = f"`fedcoord run resume {run.name}`"
+    if run.waits_for_agents:
+        return f"it goes on by itself when somebody is there who can; {resume} asks everybody again"
+    if run.reason == "paused by the operator":
+        return resume
+    return f"mend what the reason names, then {resume}"
+
+
+def _waits_in_short(waits: Sequence[WaitView]) -> str:
+    words = {"lease": "trained", "delta": "judged or applied", "agent": "waiting for an agent", "job": "in the engine"}
+    counts = [f"{number} {word}" for kind, word in words.items() if (number := sum(wait.kind == kind for wait in waits))]
+    return f": {', '.join(counts)}" if counts else ""
+
+
+# ---- what it waits for
+
+
+def _waits(session: Session, run: Run, claimants: Sequence[Claimant], now: datetime) -> Iterator[WaitView]:
+    if not RUN.is_final(run.state) and (newest := queries.last_round(session, run.id)) is not None:
+        yield from _in_round(session, run, newest.number, now)
+    if run.state == RunState.RUNNING:
+        yield from _pending(session, run, claimants, now)
+    yield from _jobs(session, run, now)
+
+
+def _in_round(session: Session, run: Run, number: int, now: datetime) -> Iterator[WaitView]:
+    """Work that somebody has, and deltas that have come."""
+    columns = select(
+        Assignment.blocks, Assignment.state, Assignment.attempt, Assignment.progress, Assignment.progressed_at, Assignment.lease_expires_at,
+        Assignment.submitted_at, Agent.name,
+    ).join(Agent, Agent.id == Assignment.agent_id)  # fmt: skip
+    mine = (Assignment.run_id == run.id) & (Assignment.round == number)
+    busy = Assignment.state.in_((AssignmentState.LEASED, AssignmentState.SUBMITTED))
+    for row in session.execute(columns.where(mine, busy).order_by(Assignment.seat, Assignment.id).limit(SHOWN)):
+        block = ", ".join(row.blocks)
+        if row.state == AssignmentState.SUBMITTED:
+            text = f"the delta of {row.name} for {block} is being judged, {_ago(row.submitted_at, now)}"
+            yield WaitView(kind="delta", text=text, agent=row.name, block=block, round=number)
+            continue
+        attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
+        text = f"{row.name} trains {block}{attempt}: {_far(row.progress)}, got on {_ago(row.progressed_at, now)}"
+        trouble = row.progress.trouble if row.progress is not None else None
+        yield WaitView(
+            kind="lease", text=text + (f"; it is held up: {trouble.code}" if trouble is not None else ""),
+            advice=f"look at the line between {row.name} and this coordinator (docs/running-an-agent.md, Networks)" if trouble else None,
+            agent=row.name, block=block, round=number, until=row.lease_expires_at,
+        )  # fmt: skip
+
+
+def _far(progress: Progress | None) -> str:
+    if progress is None:
+        return "it has said nothing yet"
+    if not progress.steps:
+        return progress.phase
+    loss = f", loss {progress.loss:.3f}" if progress.loss is not None else ""
+    speed = f", {progress.tokens_per_s:,.0f} tokens/s" if progress.tokens_per_s is not None else ""
+    return f"{progress.phase}, step {progress.step} of {progress.steps}{loss}{speed}"
+
+
+def _ago(moment: datetime | None, now: datetime) -> str:
+    return "at a time that is not known" if moment is None else f"{max(0.0, (now - moment).total_seconds()):.0f} s ago"
+
+
+def _pending(session: Session, run: Run, claimants: Sequence[Claimant], now: datetime) -> Iterator[WaitView]:
+    """Work that nobody has: whom it waits for and until when, else why those who wait for work do not take it."""
+    opened = {opening.assignment_id: opening for opening in openings.waiting(session, now) if opening.run_id == run.id}
+    patience = timedelta(seconds=run.spec.schedule.reassign_after_s)
+    for number, (assignment, expected) in enumerate(outlook.of_run(session, run, now)):
+        if number >= SHOWN:
+            return
+        block = ", ".join(assignment.blocks)
+        until = assignment.waiting_since + patience
+        meant = queries.agent_name(session, assignment.meant_for) if assignment.meant_for is not None else None
+        text, advice = f"{block} {expected.text or 'waits for an agent'}", None
+        if expected.kind == OutlookKind.OPEN:
+            text = f"{block} waits for an agent, for {(now - assignment.waiting_since).total_seconds():.0f} s; {expected.text or 'somebody is there'}"
+            if (opening := opened.get(assignment.id)) is not None and (why := not_taken(opening, claimants)) is not None:
+                text, advice = f"{text}; {why[0]}", why[1]
+        elif expected.kind == OutlookKind.AWAITED and meant is not None:
+            text += "; then anybody may stand in"
+        if (unfit := _no_room(session, run, assignment)) is not None:
+            text = f"{text}; {unfit}"
+            advice = (
+                advice or "raise limits.memory_gb there, lower train.batch_size, or choose another compression.policy (`fedcoord plan`)"
+            )
+        yield WaitView(
+            kind="agent",
+            text=text,
+            advice=advice,
+            agent=meant,
+            block=block,
+            round=assignment.round,
+            until=until if meant is not None and until > now else None,
+        )
+
+
+def not_taken(opening: Opening, claimants: Sequence[Claimant]) -> tuple[str, str] | None:
+    """Why none of the agents that wait for work here may have it, and what helps; None where one of them may, or nobody waits."""
+    if any(opening.is_for(claimant) for claimant in claimants):
+        return None
+    asked = [c for c in claimants if opening.open_to is None or c.name in opening.open_to]
+    if not asked:
+        return None
+    if refusing := [c.name for c in asked if not consents(c.request, opening.run_id, opening.run_name)]:
+        what = f"{_named(refusing)} waits for work, but not of this run: its owner has not consented, or it refused it after a failure"
+        return what, f'runs = ["{opening.run_name}"] in its agent.toml, then `fedagent check` on its machine'
+    if older := [f"{c.name} ({c.speaks})" for c in asked if c.speaks < opening.needs]:
+        return (
+            f"it needs version {opening.needs} of the protocol, which these do not speak: {_named(older)}",
+            "update fedcybgd on their machines",
+        )
+    return None
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _no_room(session: Session, run: Run, assignment: Assignment) -> str | None:
+    """What was said of agents for whom no emulator of it was small enough."""
+    if not assignment.excluded:
+        return None
+    said = (Event.run_id == run.id) & (Event.code == DOES_NOT_FIT) & Event.agent_id.in_(assignment.excluded)
+    return session.scalar(select(Event.message).where(said).order_by(Event.id.desc()).limit(1))
+
+
+def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
+    """Its own jobs, and how many of others stand before those that are queued."""
+    mine = select(Job.kind, Job.state, Job.lane, Job.created_at, Job.started_at, Job.tries).where(Job.subject == run.id)
+    open_jobs = mine.where(Job.state.in_((JobState.QUEUED, JobState.RUNNING))).order_by(Job.created_at, Job.id).limit(SHOWN)
+    for row in session.execute(open_jobs):
+        if row.state == JobState.RUNNING:
+            tries = f", begun {row.tries} times" if row.tries > 1 else ""
+            yield WaitView(kind="job", text=f"the engine is at `{row.kind}`, begun {_ago(row.started_at, now)}{tries}")
+            continue
+        before = (Job.state.in_((JobState.QUEUED, JobState.RUNNING))) & (Job.lane == row.lane) & (Job.created_at < row.created_at)
+        ahead = session.scalar(select(func.count()).select_from(Job).where(before)) or 0
+        yield WaitView(
+            kind="job", text=f"`{row.kind}` is queued, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
+        )

@@ -1,0 +1,68 @@
+"""The diagnosis of a run: each symptom is seen in what shows it, and in nothing else."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fedcybgd.coordinator.domain.diagnosis import ATTEMPT_CODES, MENDED_BY, SYMPTOMS, DiagnosisFacts, diagnose, kind_of
+from fedcybgd.shared.contract.measured import Score
+
+STEADY = [2.0, 1.9, 1.85, 1.8, 1.78, 1.75, 1.7]
+HEALTHY: dict[str, Any] = {
+    "losses": STEADY, "judged": 20, "seconds": {"ann": [10, 11, 9], "bob": [12, 12, 12]}, "memory": {"ann": (10, 100), "bob": (10, 0)},
+    "cosines": {"layers.0 in int8": 0.99}, "failures": {"ann": Counter({"lease_lapsed": 1})}, "still": {"apply": 5.0},
+    "scores": [Score(loss=loss, accuracy=None, rows=1, seconds=0) for loss in STEADY],
+}  # fmt: skip
+# symptom → facts that show it, a word of its evidence, a word of its advice
+SHOWN: dict[str, tuple[dict[str, Any], str, str]] = {
+    "loss_out_of_proportion": ({"losses": [*STEADY, 9.0]}, "1.7 to 9", "rollback"),
+    "engine_hangs": ({"still": {"apply": 61.0}}, "61 s", "begun again"),
+    "free_rider": ({"told": {"free_rider": "eve may not have trained"}}, "eve", "without"),
+    "deltas_out_of_band": ({"rejected": [("eve", "norm: the delta of layers.0 has 12 times")]}, "1 × norm", "learning rate"),
+    "deltas_rejected": ({"rejected": [("eve", "replay: the same delta"), ("eve", "replay: the same delta")]}, "2 × replay; from 2 × eve", "rule"),
+    "agents_fail": ({"failures": {"eve": Counter({"out_of_memory": 3})}}, "eve: 3 × out_of_memory", "batch_size"),
+    "quarantined": ({"quarantined": {"eve": "noon"}}, "eve until noon", "release"),
+    "loss_rising": ({"losses": [*STEADY, 1.75, 1.8]}, "2 rounds ago it was 1.7", "learning_rate"),
+    "label_skew": ({"told": {"label_skew": "unlike: do this"}}, "unlike", "after this one"),
+    "labels_forgotten": ({"told": {"labels_forgotten": "none is right; do this"}}, "none", "after this one"),
+    "single_label": ({"told": {"single_label": "one label"}}, "one label", "leave"),
+    "emulator_unfaithful": ({"cosines": {"layers.0 in int4": 0.3}}, "0.30", "faithful"),
+    "agents_slow": ({"seconds": {"ann": [10, 10, 10], "bob": [10, 10, 10], "eve": [50, 50, 1]}}, "eve takes 50 s", "steps"),
+    "memory_near_limit": ({"memory": {"eve": (95, 100)}}, "eve", "memory_gb"),
+    "score_flat": ({"scores": [Score(loss=1.0, accuracy=None, rows=1, seconds=0)] * 6}, "last 5 scores", "stop"),
+    "unmeasured": ({"unmeasured": 2}, "2 scores", "status"),
+}  # fmt: skip
+
+
+def test_a_healthy_run_shows_nothing() -> None:
+    assert diagnose(DiagnosisFacts(**HEALTHY)) == []
+    assert diagnose(DiagnosisFacts()) == []
+
+
+def test_every_line_of_the_table_is_tried_here() -> None:
+    assert SHOWN.keys() == {symptom.code for symptom in SYMPTOMS}
+    assert [symptom.code for symptom in SYMPTOMS if not symptom.threshold] == []
+    assert MENDED_BY.keys() <= ATTEMPT_CODES, "advice for what never happens"
+
+
+@pytest.mark.parametrize("code", SHOWN)
+def test_a_symptom_is_seen_with_evidence_and_advice_and_alone(code: str) -> None:
+    shown, evidence, advice = SHOWN[code]
+    found = {one.symptom.code: one for one in diagnose(DiagnosisFacts(**{**HEALTHY, **shown}))}
+    # A jump is a rise too.
+    assert found.keys() == ({code, "loss_rising"} if code == "loss_out_of_proportion" else {code})
+    assert evidence in found[code].evidence
+    assert advice in found[code].advice
+
+
+def test_alarms_come_first_and_a_floor_of_the_run_file_counts() -> None:
+    worst = diagnose(DiagnosisFacts(losses=[*STEADY, 9.0], unmeasured=1, quarantined={"eve": "noon"}))
+    assert [one.symptom.level for one in worst] == ["alarm", "warning", "warning", "note"]
+    assert diagnose(DiagnosisFacts(cosines={"x": 0.3}, floor=0.2)) == []
+    assert [one.symptom.code for one in diagnose(DiagnosisFacts(cosines={"x": 0.8}, floor=0.9))] == ["emulator_unfaithful"]
+
+
+def test_reasons_have_only_so_many_kinds() -> None:
+    said = {"norm: far": "norm", "gate: rose": "gate", "run_cancelled": "run_cancelled", "": "other", "layers.0 has NaN: at 3": "other"}
+    assert {reason: kind_of(reason) for reason in said} == said
