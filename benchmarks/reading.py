@@ -22,8 +22,9 @@ LABEL_SKEW = {"text-classification": "logit_adjustment"}
 """What the loss does where `train.label_skew` is left out, by kind of task."""
 SCHEDULE: dict[str, Any] = {
     "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
-    "head_average": None,
+    "head_average": None, "first_cycle": None,
 }  # fmt: skip
+FIRST_CYCLE: dict[str, Any] = {"wave": None, "damping": None, "steps": None, "epochs": None}
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 """What decides only when others wait or fail, which nobody does here."""
 TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
@@ -92,6 +93,7 @@ class Reading:
         usual = COMPRESSION | ({"policy": "none"} if self.method == "whole" else {})
         self.compression = _section(values, "compression", usual)
         self.delta = _section(values, "delta", DELTA)
+        self._first = _section(self.schedule, "first_cycle", FIRST_CYCLE)
         self.seed: int = values.get("seed", 0)
         if (values.get("exposure") or {}).get("max_exact_blocks") is not None:
             raise Unreadable("a budget of exact blocks")
@@ -100,7 +102,7 @@ class Reading:
 
     def rounds(self, blocks: Sequence[str]) -> int:
         """How many rounds the run has, whose trained blocks are `blocks`, in the order of the model."""
-        return int(self.schedule["cycles"]) * self._rounds_of_a_cycle(blocks)
+        return sum(self._rounds_of_a_cycle(blocks, cycle) for cycle in range(self.schedule["cycles"]))
 
     def round(self, blocks: Sequence[str], agents: int, number: int) -> list[Order]:
         """The visits of round `number`, counted from 0."""
@@ -111,13 +113,14 @@ class Reading:
             if self.adapters and self.adapters["combine"] == "handed":
                 who = [number % agents]
             return [Order(number, agent, f"seat {i}", self._told(number, number, list(blocks), f"seat {i}")) for i, agent in enumerate(who)]
-        cycle, place = divmod(number, self._rounds_of_a_cycle(blocks))
+        cycle = self.cycle(blocks, number)
+        place = number - sum(self._rounds_of_a_cycle(blocks, before) for before in range(cycle))
         order = list(blocks)
         if self.schedule["order"] == "descending":
             order.reverse()
         elif self.schedule["order"] == "random":
             random.Random(f"{self.seed}:{cycle}").shuffle(order)
-        wave = self.schedule["wave"]
+        wave = self._in_cycle(cycle, "wave")
         members = order[place * wave : (place + 1) * wave]
         turn = cycle if self.schedule["agents"] == "rotating" else 0
         numbers = [(list(blocks).index(block) + turn) % agents for block in members]
@@ -127,11 +130,29 @@ class Reading:
             Order(number, agent, block, self._told(number, cycle, [block], block)) for agent, block in zip(numbers, members, strict=True)
         ]
 
-    def _rounds_of_a_cycle(self, blocks: Sequence[str]) -> int:
+    def cycle(self, blocks: Sequence[str], number: int) -> int:
+        """That of round `number`."""
+        ends = 0
+        for cycle in range(self.schedule["cycles"]):
+            if number < (ends := ends + self._rounds_of_a_cycle(blocks, cycle)):
+                return cycle
+        raise IndexError(number)
+
+    def _rounds_of_a_cycle(self, blocks: Sequence[str], cycle: int) -> int:
         if self.averages:
             return 1
-        whole, rest = divmod(len(blocks), self.schedule["wave"])
+        whole, rest = divmod(len(blocks), self._in_cycle(cycle, "wave"))
         return int(whole + bool(rest))
+
+    def _in_cycle(self, cycle: int, field: str) -> Any:
+        """What the schedule says for a cycle: the first may have its own."""
+        said = self._first[field] if cycle == 0 else None
+        return self.schedule[field] if said is None else said
+
+    def _length(self, cycle: int) -> dict[str, Any]:
+        """Steps or epochs of a visit."""
+        own = {field: self._first[field] for field in ("steps", "epochs")} if cycle == 0 else {}
+        return own if any(value is not None for value in own.values()) else {field: self.train[field] for field in ("steps", "epochs")}
 
     def _told(self, number: int, cycle: int, blocks: list[str], name: str) -> dict[str, Any]:
         train = self.train
@@ -141,14 +162,16 @@ class Reading:
             first = train["always_learning_rate"] or train["learning_rate"]
             groups.append({"blocks": along, "learning_rate": first * train["always_learning_rate_decay"] ** cycle})
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{number}:{name}".encode()).digest()[:8], "big") // 2
-        told = {field: train[field] for field in TRAIN}
+        told = {field: train[field] for field in TRAIN} | self._length(cycle)
         return told | {
             "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
             "max_length": self.task.max_length, "groups": groups, "seed": seed,
             "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
         }  # fmt: skip
 
-    def weights(self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int]) -> list[tuple[float, list[float]]]:
+    def weights(
+        self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int], cycle: int
+    ) -> list[tuple[float, list[float]]]:
         """Of each delta of a block that a round made: its factor; and those of the head's labels, where each has one of its own.
 
         `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all.
@@ -160,8 +183,8 @@ class Reading:
             factors = [all_of_it / trainers] * trainers
             if self.averaging["weights"] == "rows":
                 factors = [all_of_it * one / sum(rows) for one in rows]
-        elif block != "head" or block not in self.schedule["always"] or self.schedule["wave"] == 1 or of_head == "damped":
-            return [(float(self.schedule["damping"]) / trainers, [])] * trainers
+        elif block != "head" or block not in self.schedule["always"] or self._in_cycle(cycle, "wave") == 1 or of_head == "damped":
+            return [(float(self._in_cycle(cycle, "damping")) / trainers, [])] * trainers
         else:
             factors = [1.0 / trainers] * trainers
         if block != "head" or of_head != "by_label" or trainers == 1 or None in counts:

@@ -221,7 +221,9 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> N
     changes = []
     for block in reference.blocks:
         if found := terms.get(block.block):
-            weights = spec.weights(block.block, [made.labels for made in found], [made.rows for made in found])
+            weights = spec.weights(
+                block.block, [made.labels for made in found], [made.rows for made in found], spec.cycle(reference.trained, number)
+            )
             added = [Term(digest=made.digest, weight=weight, rows=rows) for made, (weight, rows) in zip(found, weights, strict=True)]
             outer = Outer(**spec.outer) if spec.outer else None
             changes.append(Change(block=block, terms=added, outer=outer, velocity=reference.velocities.get(block.block)))

@@ -24,6 +24,7 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("schedule", "order"): ALL_AT_ONCE,
         ("schedule", "wave"): f"{ALL_AT_ONCE}; how many agents train is `whole.fraction`",
         ("schedule", "damping"): "under `method: whole` deltas are averaged, and their mean is taken as it is",
+        ("schedule", "first_cycle"): ALL_AT_ONCE,
         ("compression", "policy"): f"{EXACT_MODEL}: leave it out, or say none",
         ("compression", "drop_ratio"): EXACT_MODEL,
         ("compression", "prune_ratio"): EXACT_MODEL,
@@ -35,6 +36,7 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("schedule", "blocks"): f"{ADAPTED}; what else is trained, each time, is `schedule.always`",
         ("schedule", "wave"): f"{ADAPTED}; how many agents train is `adapters.fraction`",
         ("schedule", "damping"): "under `method: adapters` deltas are averaged, and their mean is taken as it is",
+        ("schedule", "first_cycle"): ADAPTED,
         ("compression", "drop_ratio"): BESIDE_ALL,
         ("compression", "prune_ratio"): BESIDE_ALL,
     },
@@ -75,6 +77,8 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         usual = FILLED[method].get(name, {}).get(field, type(section).model_fields[field].default)
         if getattr(section, field) != usual:
             yield (name, field), why
+    if method == "block-cycle" and file.schedule.first_cycle is not None and file.schedule.cycles == 1:
+        yield ("schedule", "first_cycle"), "with `cycles: 1` there is no other cycle: say it of the schedule itself, and of `train`"
     if method in ("whole", "adapters"):
         if file.schedule.agents == "fixed":
             why = (

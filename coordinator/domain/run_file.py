@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
 from fedcybgd.coordinator.domain.averaging_section import WholeSection
 from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_scores
+from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
 from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
@@ -52,42 +53,6 @@ class TaskSection(Section):
         if isinstance(self.labels, list) and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
             raise ValueError("`labels` must name at least two different labels")
         return self
-
-
-class ScheduleSection(Section):
-    cycles: int = Field(1, ge=1, le=10_000, description="passes in which every trained block is visited once")
-    order: Literal["ascending", "descending", "random"] = Field(
-        "ascending", description="of the blocks in a cycle; random is drawn from the seed"
-    )
-    agents: Literal["fixed", "rotating", "first_come"] = Field(
-        "rotating", description="who trains which block: always the same agent (the paper), another one each cycle, or who asks first"
-    )
-    blocks: list[str] = Field(["all"], min_length=1, description="which blocks are trained: names, layers, layers.2-5, all")
-    always: list[str] = Field([], description="blocks that are trained along in every visit; a fresh head must be")
-    layers_per_block: int = Field(1, ge=1, description="how many consecutive layers make one block")
-    reassign_after_s: float = Field(
-        300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it"
-    )
-    wave: int = Field(
-        1, ge=1, le=10_000, description="blocks of a round, trained at once by as many agents; 1: the strict cycle of the paper"
-    )
-    damping: float = Field(1.0, gt=0, le=1, description="factor on the deltas of a round when they are applied")
-    head_average: HeadAverage | None = Field(
-        None,
-        description="how a head is put together that a wave trains along; default: by_label for text-classification, else damped",
-    )
-    wave_deadline_s: float | None = Field(
-        None,
-        gt=0,
-        le=366 * 86_400,
-        description="how long a round waits for its last deltas once it has one; those that came are applied then",
-    )
-    max_attempts: int = Field(
-        5,
-        ge=1,
-        le=1000,
-        description="failed attempts and rejections of one visit before the run is paused, once nobody is left who has not failed at it",
-    )
 
 
 class TrainSection(Training, Section):
@@ -207,6 +172,16 @@ class RunFile(Section):
     def _fields_mean_something(self) -> "RunFile":
         method_fields.check(self.method, self)
         return self
+
+    def in_cycle(self, cycle: int) -> "RunFile":
+        """What it says of one cycle, counted from 0: the first may have a wave, a damping and a length of visits of its own."""
+        first = self.schedule.first_cycle
+        if cycle or first is None:
+            return self
+        schedule = self.schedule.model_copy(update=first.instead("wave", "damping"))
+        steps = first.instead("steps", "epochs")
+        train = self.train.model_copy(update={"steps": None, "epochs": None} | steps) if steps else self.train
+        return self.model_copy(update={"schedule": schedule, "train": train})
 
     @property
     def label_skew(self) -> LabelSkew:

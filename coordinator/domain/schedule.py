@@ -3,11 +3,25 @@
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.exposure import room_of, team_size
 from fedcybgd.coordinator.domain.run_file import RunFile
+
+
+def rounds_of(rounds_per_cycle: Callable[[RunFile], int], spec: RunFile, cycles: int) -> int:
+    """Of the first `cycles` cycles, at least one. `rounds_per_cycle` goes by what the run file says of a cycle."""
+    return rounds_per_cycle(spec.in_cycle(0)) + (cycles - 1) * rounds_per_cycle(spec.in_cycle(1))
+
+
+def cycle_of(rounds_per_cycle: Callable[[RunFile], int], spec: RunFile, round: int) -> tuple[int, int]:
+    """In which cycle a round is, and its place there, all counted from 0."""
+    first = rounds_per_cycle(spec.in_cycle(0))
+    if round < first:
+        return 0, round
+    cycle, place = divmod(round - first, rounds_per_cycle(spec.in_cycle(1)))
+    return cycle + 1, place
 
 
 def cycle_order(spec: RunFile, blocks: Sequence[str], cycle: int) -> list[str]:

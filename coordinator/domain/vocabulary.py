@@ -20,7 +20,12 @@ def rows_held(spec: RunFile, vocabulary: int, rows: int | None) -> int:
 
     For an agent of whom it is known how many rows it has: about as many as text of that length has different tokens. Else as many as
     there can be at the most: a different one for each token of the visit; all of them where the visit is as long as the agent has rows.
+    Of the longest visits, where those of the first cycle have a length of their own.
     """
+    return max(_rows_held(spec.in_cycle(cycle), vocabulary, rows) for cycle in (0, 1))
+
+
+def _rows_held(spec: RunFile, vocabulary: int, rows: int | None) -> int:
     train = spec.train
     if rows is None:
         return min(vocabulary, train.steps * train.batch_size * spec.task.max_length) if train.steps is not None else vocabulary

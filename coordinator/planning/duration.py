@@ -1,8 +1,9 @@
-"""How long a visit may stand still, and how long it may take: from what it computes and moves, and from earlier visits of the same agent."""
+"""How long visits take, and how long one may: from what it computes and moves, and from earlier visits of the same agent."""
 
 from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.progress import LEAST_LIFE_S, MOST_LIFE_S
+from fedcybgd.coordinator.domain.run_file import RunFile
 
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 60.0, 1800.0
 """A visit may stand still for so long at the least, and at the most."""
@@ -61,3 +62,22 @@ def life_s(work: Work, device: str, bytes_per_s: int, pace: Pace | None) -> floa
     else:
         planned = work.bytes / (bytes_per_s or LINE_BYTES_PER_S) + work.steps * planned_step_s(work, device)
     return min(MOST_LIFE_S, max(LEAST_LIFE_S, planned))
+
+
+def visit_tokens(spec: RunFile, rows: int | None) -> tuple[float, float] | None:
+    """Tokens of a visit in the first cycle, and of one in each of the others together, if all rows are as long as they may be."""
+    first, other = (_tokens_of(spec.in_cycle(cycle), rows) for cycle in (0, 1))
+    return None if first is None or other is None else (first, other * (spec.schedule.cycles - 1))
+
+
+def _tokens_of(spec: RunFile, rows: int | None) -> float | None:
+    train = spec.train
+    if train.steps is not None:
+        return train.steps * train.batch_size * spec.task.max_length
+    return (train.epochs or 1.0) * rows * spec.task.max_length if rows else None
+
+
+def first_share(spec: RunFile, rows: int | None) -> float:
+    """Of all training, what the first cycle has."""
+    first, others = visit_tokens(spec, rows) or (1.0, spec.schedule.cycles - 1.0)
+    return first / (first + others)

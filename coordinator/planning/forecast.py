@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain import compression, exposure
 from fedcybgd.coordinator.domain.compression import AgentLimits, BlockFacts, Costs, DoesNotFit, Plan
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.planning import duration
 from fedcybgd.coordinator.planning.memory import Memory, estimate
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, compact, shard_bytes
 from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
@@ -154,12 +155,13 @@ def forecast(
     planner = _Planner(spec, model, members)
     frozen = _frozen(spec, blocks)
     common = _common(spec, frozen)
-    at_once = len(method_of(spec).seats(spec, visited, list(members), 0, common))
-    visits_per_cycle = at_once * method_of(spec).rounds_per_cycle(spec, visited)
+    begins = [0, rounds_in(spec, visited, 1)]
+    at_once = [len(method_of(spec).seats(spec, visited, list(members), number, common)) for number in begins]
+    visits_per_cycle = at_once[1] * method_of(spec).rounds_per_cycle(spec, visited)
     cycles = min(spec.schedule.cycles, max(2, min(len(members) + 2, MOST_VISITS // max(1, visits_per_cycle))))
     transfers = list(
         simulate(
-            spec, model, blocks, visited, list(members), cycles * method_of(spec).rounds_per_cycle(spec, visited), file_bytes, planner,
+            spec, model, blocks, visited, list(members), rounds_in(spec, visited, cycles), file_bytes, planner,
             frozen, common, rows,
         )
     )  # fmt: skip
@@ -183,7 +185,7 @@ def forecast(
     orphans = sorted(set(visited) - {name for t in transfers for name in t.blocks}, key=list(visited).index)
     if orphans:
         problems.append(f"no agent can train {', '.join(orphans)} within its limits")
-    return Forecast(total, list(visited), found, problems, _hours(found, at_once))
+    return Forecast(total, list(visited), found, problems, _hours(found, at_once, duration.first_share(spec, rows)))
 
 
 def _outside(spec: RunFile, agent: AgentFacts) -> tuple[str, str] | None:
@@ -279,10 +281,10 @@ def _of_agent(
         sum(m.down for m in moved) + (later.down * left if later else 0), sum(m.up for m in moved) + (later.up * left if later else 0)
     )
     count = len(transfers) / cycles
-    tokens = _tokens(spec, rows)
+    tokens = duration.visit_tokens(spec, rows)
     return AgentForecast(
         agent, why_not, sorted(visits, key=lambda v: [b.name for b in blocks].index(v.blocks[0])), count, needed, disk, moved[0], later, whole,
-        training_hours=count * spec.schedule.cycles * tokens / tokens_per_s / 3600 if tokens and tokens_per_s else None,
+        training_hours=count * sum(tokens) / tokens_per_s / 3600 if tokens and tokens_per_s else None,
         transfer_hours=(whole.down + whole.up) / agent.bytes_per_s / 3600 if agent.bytes_per_s else None,
     )  # fmt: skip
 
@@ -291,18 +293,13 @@ def _mean(moved: Sequence[Moved]) -> Moved | None:
     return Moved(sum(m.down for m in moved) // len(moved), sum(m.up for m in moved) // len(moved)) if moved else None
 
 
-def _tokens(spec: RunFile, rows: int | None) -> float | None:
-    """Tokens of a visit if all rows are as long as they may be."""
-    train = spec.train
-    if train.steps is not None:
-        return train.steps * train.batch_size * spec.task.max_length
-    return (train.epochs or 1.0) * rows * spec.task.max_length if rows else None
+def _hours(agents: Sequence[AgentForecast], at_once: Sequence[int], first: float) -> float | None:
+    """Of the whole run: visits of the strict cycle come one after another, those of one round at once.
 
-
-def _hours(agents: Sequence[AgentForecast], at_once: int) -> float | None:
-    """Of the whole run: visits of the strict cycle come one after another, those of one round at once."""
+    `at_once`: how many those are in the first cycle, and in the others; `first`: its share of the work.
+    """
     able = [a for a in agents if a.visits]
     if not able or any(a.training_hours is None for a in able):
         return None
     whole = sum((a.training_hours or 0) + (a.transfer_hours or 0) for a in able)
-    return whole / min(at_once, len(able))
+    return whole * (first / min(at_once[0], len(able)) + (1 - first) / min(at_once[1], len(able)))

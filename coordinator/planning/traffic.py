@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from fedcybgd.coordinator.domain.compression import Plan
-from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.methods.registry import method_of, place_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import types_met
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, shard_bytes, updated
@@ -126,11 +126,13 @@ def simulate(
     state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {DROPPED} for b in blocks})
     for name in {*visited, *spec.schedule.always}:
         state.codecs[name, state.blocks[name].version].add(EXACT)
-    change = Movement.of(spec, model, rows)
+    changes = [Movement.of(spec.in_cycle(cycle), model, rows) for cycle in (0, 1)]
     turn, method = 0, method_of(spec)
     common = spec.schedule.always if common is None else common
     for number in range(rounds):
         trained_by: dict[str, list[tuple[str, frozenset[str]]]] = {}
+        cycle, _ = place_of(spec, visited, number)
+        change = changes[min(cycle, 1)]
         for seat in method.seats(spec, visited, agents, number, common):
             agent, turn = seat.agent or agents[turn % len(agents)], turn + 1
             trained = frozenset({*seat.blocks, *spec.schedule.always})
@@ -151,9 +153,7 @@ def simulate(
             factors = state.blocks[ADAPTERS].tensors
             folded = [b.name for b in state.blocks.values() if any(factors_of(name)[0] in factors for name in b.tensors)]
             trained_by |= dict.fromkeys(folded, trained_by[ADAPTERS])
-        _apply(
-            state, number, trained_by, change, spec.train.learning_rate_decay ** (number // method.rounds_per_cycle(spec, visited)), model
-        )
+        _apply(state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
 
 
 def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> int:

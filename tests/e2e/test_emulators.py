@@ -93,7 +93,7 @@ def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation:
     ("name", "sections", "schedule"),
     [
         ("int4", {"compression": {"policy": "int4"}, "delta": {"codec": "int4", "error_feedback": True}}, {"agents": "rotating"}),
-        ("waves", {}, {"wave": 2, "damping": 0.5, "agents": "rotating"}),
+        ("waves", {}, {"damping": 0.5, "agents": "rotating", "first_cycle": {"wave": 2, "damping": 0.3, "steps": 7}}),
     ],
 )
 def test_equal_to_one_process(

@@ -56,6 +56,10 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "schedule.reassign_after_s": ("patience", 30, {}),
     "schedule.wave": ("assignment", 3, {}),
     "schedule.damping": ("apply", 0.5, {}),
+    "schedule.first_cycle.wave": ("assignment", 3, {"schedule.first_cycle.steps": 2}),
+    "schedule.first_cycle.damping": ("apply", 0.5, {"schedule.first_cycle.steps": 2}),
+    "schedule.first_cycle.steps": ("assignment", 2, {"schedule.first_cycle.wave": 3}),
+    "schedule.first_cycle.epochs": ("assignment", 0.5, {"schedule.first_cycle.wave": 3}),
     "schedule.head_average": ("apply", "damped", {"schedule.wave": 3, "schedule.damping": 0.5}),
     "schedule.wave_deadline_s": ("deadline", 60, {"schedule.wave": 3}),
     "schedule.max_attempts": ("attempts", 9, {}),  # fewer than six make no difference: each of three agents is asked twice

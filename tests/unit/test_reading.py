@@ -44,13 +44,16 @@ def drawn(number: int) -> dict[str, Any]:
     values["train"] |= draw.choice([{}, {"steps": 5}, {"epochs": 0.5}])
     if draw.random() < 0.5:
         values["seed"] = draw.randrange(1000)
+    if values["schedule"].get("cycles", 1) > 1:
+        values["schedule"] |= draw.choice([{}, {"first_cycle": {"wave": 2, "damping": 0.3, "steps": 4}}, {"first_cycle": {"epochs": 0.2}}])
     if values["schedule"].get("order") == "random":
-        values["schedule"].pop("wave", None)  # where two want one agent, somebody has to move
+        for field in ("wave", "first_cycle"):
+            values["schedule"].pop(field, None)  # where two want one agent, somebody has to move
     if draw.random() < 0.4:
         method, more = draw.choice([("whole", {}), ("adapters", {"rank": 2}), ("adapters", {"combine": "handed"})])
         averaging = draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}, {"outer": {"momentum": 0.9}}])
         values |= {"method": method, method: more | ({} if "combine" in more else averaging)}
-        for field in ("order", "agents", "wave", "damping"):
+        for field in ("order", "agents", "wave", "damping", "first_cycle"):
             values["schedule"].pop(field, None)
     return values
 
@@ -72,9 +75,13 @@ def test_the_coordinator_tells_what_the_run_file_says(begin: int) -> None:
             told = [(AGENTS.index(str(seat.agent)), train_settings(spec, seat).model_dump()) for seat in seats]
             delivered = [VisitDelta("", "", Delivered(seat.number, counted(seat.number), counted(seat.number).rows)) for seat in seats]
             for block in BLOCKS if spec.method != "block-cycle" else spec.schedule.always:
-                terms = terms_of(spec, block, delivered, len(seats))[0]
-                mine_of = mine.weights(block, [counted(s.number).label_counts for s in seats], [counted(s.number).rows for s in seats])
+                terms = terms_of(spec.in_cycle(seats[0].cycle), block, delivered, len(seats))[0]
+                say = [counted(seat.number) for seat in seats]
+                mine_of = mine.weights(block, [one.label_counts for one in say], [one.rows for one in say], mine.cycle(BLOCKS, round))
                 assert [(term.weight, term.rows) for term in terms] == mine_of, values
+            if spec.method == "block-cycle" and seats[0].block not in spec.schedule.always:
+                [term] = terms_of(spec.in_cycle(seats[0].cycle), seats[0].block, delivered[:1], len(seats))[0]
+                assert [(term.weight, [])] == mine.weights(seats[0].block, [None], [1], mine.cycle(BLOCKS, round)), values
             assert told == [(order.agent, dict(order.told)) for order in mine.round(BLOCKS, len(AGENTS), round)], values
 
 

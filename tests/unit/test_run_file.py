@@ -32,6 +32,7 @@ schedule:
   reassign_after_s: 10
   wave: 2
   damping: 0.5
+  first_cycle: {wave: 4, damping: 0.3, steps: 5, epochs: null}
   head_average: mean
   wave_deadline_s: 60
   max_attempts: 3
@@ -173,6 +174,7 @@ WRONG = [
     ("  wave: ", "  wave: 0", "schedule.wave"),
     ("  damping:", "  damping: 0", "schedule.damping"),
     ("  damping:", "  damping: 1.5", "schedule.damping"),
+    *(("  first_cycle:", f"  first_cycle: {{{n}: 0}}", f"schedule.first_cycle.{n}") for n in ("wave", "damping", "steps", "epochs")),
     ("  head_average:", "  head_average: median", "schedule.head_average"),
     ("  wave_deadline_s:", "  wave_deadline_s: 0", "schedule.wave_deadline_s"),
     ("  epochs:", "  epochs: 0", "train.epochs"),

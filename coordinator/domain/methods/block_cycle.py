@@ -6,7 +6,7 @@ from fedcybgd.coordinator.domain import exposure
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.domain.schedule import cycle_order, planned, visit_seed
+from fedcybgd.coordinator.domain.schedule import cycle_of, cycle_order, planned, visit_seed
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.shared.contract.block_names import HEAD
 
@@ -17,7 +17,7 @@ class BlockCycle:
     aggregate: Aggregate = "sum"
 
     def is_shared(self, spec: RunFile) -> bool:
-        return spec.schedule.wave > 1
+        return spec.schedule.widest > 1
 
     def weighs_rows(self, spec: RunFile) -> bool:  # noqa: ARG002
         return False
@@ -30,7 +30,7 @@ class BlockCycle:
         return -(-len(visited) // spec.schedule.wave)
 
     def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
-        """The cycle's order, cut into pieces of `wave` blocks. Block i (of the n-agent run, in model order) goes to
+        """The cycle's order, cut into pieces of so many blocks as its waves have. Block i (of the n-agent run, in model order) goes to
 
         fixed:      agent i mod n (the paper's: a client is responsible for a block);
         rotating:   in cycle c, agent (i + c mod t) mod n, so that every block sees every partition in time;
@@ -38,8 +38,8 @@ class BlockCycle:
 
         t is n, or as many as the exposure budget allows (`exposure.team_size`). In a wave nobody gets two while that can be avoided.
         """
-        cycle, place = divmod(round, self.rounds_per_cycle(spec, visited))
-        wave, train = spec.schedule.wave, spec.train
+        cycle, place = cycle_of(lambda of: self.rounds_per_cycle(of, visited), spec, round)
+        wave, train = spec.in_cycle(cycle).schedule.wave, spec.train
         piece = cycle_order(spec, visited, cycle)[place * wave : (place + 1) * wave]
         meant_for: Sequence[str | None] = [None] * len(piece)
         if spec.schedule.agents != "first_come":

@@ -28,7 +28,7 @@ class Method(Protocol):
     """how the deltas of a block become its change"""
 
     def is_shared(self, spec: RunFile) -> bool:
-        """Whether rounds may have several seats, which are for different agents while that can be had."""
+        """Whether rounds of the run may have several seats, which are for different agents while that can be had."""
         ...
 
     def weighs_rows(self, spec: RunFile) -> bool:
@@ -40,11 +40,13 @@ class Method(Protocol):
         ...
 
     def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
-        """`visited` are the blocks that the run trains (in model order), without those that are only trained along."""
+        """Of a cycle for which `spec` is what the run file says (`RunFile.in_cycle`).
+
+        `visited` are the blocks that the run trains (in model order), without those that are only trained along."""
         ...
 
     def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
-        """The seats of round number `round`, counted from 0 over the whole run, by their numbers.
+        """The seats of round number `round`, counted from 0 over the whole run, by their numbers. `spec` is the run file itself.
 
         `agents` are the participants in a fixed order; `common` are the blocks that every agent gets exact, whatever it trains.
         """
@@ -55,7 +57,10 @@ class Method(Protocol):
         ...
 
     def weights(self, spec: RunFile, block: str, delivered: Sequence[Delivered], seats: int) -> list[float]:
-        """One for each delta of a block, in the order of seats, of which the round has `seats`; those that did not come in time are not among them."""
+        """One for each delta of a block, in the order of seats, of which the round has `seats`; those that did not come in time are not among them.
+
+        `spec` is what the run file says of the round's cycle.
+        """
         ...
 
     def outer(self, spec: RunFile) -> Outer | None:

@@ -7,6 +7,7 @@ from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
 from fedcybgd.coordinator.domain.methods.method import Method
 from fedcybgd.coordinator.domain.methods.whole import Whole
 from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.schedule import cycle_of, rounds_of
 from fedcybgd.coordinator.errors import Invalid
 
 METHODS: dict[str, Method] = {"block-cycle": BlockCycle(), "whole": Whole(), "adapters": AdaptersMethod()}
@@ -23,5 +24,13 @@ def method_of(spec: RunFile) -> Method:
     return METHODS[spec.method]
 
 
-def rounds_in(spec: RunFile, visited: Sequence[str]) -> int:
-    return spec.schedule.cycles * method_of(spec).rounds_per_cycle(spec, visited)
+def rounds_in(spec: RunFile, visited: Sequence[str], cycles: int | None = None) -> int:
+    """Of the whole run, or of its first cycles."""
+    method = method_of(spec)
+    return rounds_of(lambda of: method.rounds_per_cycle(of, visited), spec, spec.schedule.cycles if cycles is None else cycles)
+
+
+def place_of(spec: RunFile, visited: Sequence[str], round: int) -> tuple[int, int]:
+    """In which cycle a round is, and its place there."""
+    method = method_of(spec)
+    return cycle_of(lambda of: method.rounds_per_cycle(of, visited), spec, round)

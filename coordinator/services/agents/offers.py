@@ -52,8 +52,10 @@ def is_open_to(run: Run, agent: Agent) -> bool:
 def _offer(run: Run) -> RunOffer:
     task, train = run.spec.task, run.spec.train
     fields, method = FIELDS[task.kind], method_of(run.spec)
+    lengths = [run.spec.in_cycle(cycle).train.steps for cycle in (0, 1)]
+    steps = None if None in lengths else max(n for n in lengths if n is not None)
     visits = VisitOffer(
-        blocks=list(dict.fromkeys([*run.trained_blocks, *run.spec.schedule.always])), steps=train.steps, batch_size=train.batch_size,
+        blocks=list(dict.fromkeys([*run.trained_blocks, *run.spec.schedule.always])), steps=steps, batch_size=train.batch_size,
         delta_patches=run.spec.compression.delta_patches, all_at_once=method.trains_all(run.spec), weighed_by_rows=method.weighs_rows(run.spec),
     )  # fmt: skip
     return RunOffer(

@@ -25,7 +25,7 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
         text = f"the training loss of {name} is 0: its rows seem to have one label, and with train.label_skew {run.spec.label_skew} it teaches nothing"
         if not _told(session, run.id, "single_label", assignment.agent_id):
             record(session, now, "warning", "single_label", text, run_id=run.id, agent_id=assignment.agent_id)
-    asked = run.spec.schedule.head_average == "by_label" and run.spec.schedule.wave > 1
+    asked = run.spec.schedule.head_average == "by_label" and run.spec.schedule.widest > 1
     if asked and metrics.label_counts is None and not _told(session, run.id, "label_counts_missing"):
         text = f"{name} does not tell its label counts (tell_labels in its agent.toml): heads of waves in which it is are undamped means, not by label"
         record(session, now, "warning", "label_counts_missing", text, run_id=run.id, agent_id=assignment.agent_id)

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.domain.candidates import is_better
 from fedcybgd.coordinator.domain.gate import REMEMBERED
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
 from fedcybgd.coordinator.domain.jobs.registry import EVALUATE, LOSS, Done, Failed
-from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.methods.registry import place_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.measure import calibration, label_skew
 from fedcybgd.coordinator.services.records import jobs, ledgers
@@ -35,7 +35,7 @@ def is_due(run: Run, after_rounds: int) -> bool:
         case "round":
             every = 1
         case "cycle":
-            every = method_of(spec).rounds_per_cycle(spec, run.trained_blocks)
+            return after_rounds == run.rounds_total or place_of(spec, run.trained_blocks, after_rounds)[1] == 0
         case "end":
             every = run.rounds_total
         case int(number):

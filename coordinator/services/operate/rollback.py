@@ -201,7 +201,7 @@ def _replays(
 
     def made_of(block: str, terms: Sequence[Term]) -> tuple[list[Term], Aggregate]:
         deltas = [VisitDelta(t.digest, t.visit, delivered.of(round, members[t.visit])) for t in terms]
-        return terms_of(run.spec, block, deltas, len(round.seats))
+        return terms_of(run.spec.in_cycle(round.cycle), block, deltas, len(round.seats))
 
     replays, stay = dict[str, Change](), set[str]()
     for name, line in lines.items():

@@ -92,7 +92,7 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
     for name, each in trainers.items():
         assert all(base.version == refs[name].version for _, base in each), "every delta is from the present version"
         deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in each]
-        put_together[name] = terms_of(spec, name, deltas, len(round.seats))
+        put_together[name] = terms_of(spec.in_cycle(round.cycle), name, deltas, len(round.seats))
     folded = _folded(session, run, spec, [term.weight for term in put_together[ADAPTERS][0]] if ADAPTERS in put_together else [])
     codecs = choose.codecs_after(spec, blocks, {*trainers, *folded})
     outer = method_of(spec).outer(spec)

@@ -96,7 +96,8 @@ def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
     groups = [ParameterGroup(blocks=list(seat.blocks), learning_rate=seat.learning_rate)]
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
+    train = spec.in_cycle(seat.cycle).train
     return TrainSettings(
-        **{name: getattr(spec.train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups,
+        **{name: getattr(train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups,
         label_skew=spec.label_skew, seed=seat.seed,
     )  # fmt: skip
