@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from fedcybgd.coordinator.absence import Absence
-from fedcybgd.coordinator.api import agents, assignments, audit, held_out, models, operators, plan, runs, status
+from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.proofs import Proved, Prover
 from fedcybgd.coordinator.api.recognise import Recognition
@@ -53,7 +53,7 @@ from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import API
 
 log = logging.getLogger("fedcoord")
-ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, held_out, status)]
+ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, held_out, status)]
 
 
 def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST) -> FastAPI:

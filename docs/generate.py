@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from docs import statechart, wire
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
-from fedcybgd.coordinator.api import agents, assignments, audit, held_out, models, operators, plan, runs, status
+from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.route import guard_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.words import API
 
 DOCS = Path(__file__).parent
-ROUTERS = (status, operators, audit, agents, models, held_out, plan, runs, assignments)
+ROUTERS = (status, operators, audit, agents, models, held_out, plan, runs, insight, assignments)
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -13,6 +13,8 @@ SERVICES = [m for m in MODULES if inside(m.name, "coordinator.services")]
 RULES = [m for m in MODULES if inside(m.name, "coordinator.domain")]
 UNTYPED = {
     "coordinator.services.read.lists": "rows of a few columns, of which a view is made at once",
+    "coordinator.services.read.timeline": "the same",
+    "coordinator.services.read.block_map": "the same",
     "coordinator.services.agents.readiness": "the same",
 }
 """Modules of services that name `Any`, and why."""

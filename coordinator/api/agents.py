@@ -1,7 +1,7 @@
 """`/v1/agents`: enrolment, an agent's view of itself, and what operators do with agents."""
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -100,9 +100,20 @@ def rotate_own_key(agent: AgentDep, session: WriteDep, settings: SettingsDep, bo
     responses={200: PAGED, **errors(401, 403, 422)},
     dependencies=[ViewerDep],
 )
-def list_agents(session: ReadDep, page: PageDep, response: Response) -> list[AgentView]:
+def list_agents(
+    session: ReadDep,
+    page: PageDep,
+    response: Response,
+    state: Annotated[Literal["enrolled", "active", "silent", "revoked", "quarantined"] | None, Query(description="only those")] = None,
+) -> list[AgentView]:
     """All agents by name, in pages."""
-    return paged(response, lists.agents(session, page))
+    return paged(response, lists.agents(session, page, state))
+
+
+@router.get("/agents/{name}", summary="One agent", response_model=AgentView, responses=errors(401, 403, 404, 422), dependencies=[ViewerDep])
+def get_agent(name: str, session: ReadDep) -> AgentView:
+    """An agent by its name or id."""
+    return lists.agent(session, name)
 
 
 @router.post(

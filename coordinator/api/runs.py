@@ -35,9 +35,14 @@ def create(body: RunFile, session: WriteDep) -> RunView:
 
 
 @router.get("", summary="List runs", response_model=list[RunSummary], responses={200: PAGED}, dependencies=viewer)
-def list_runs(session: ReadDep, page: PageDep, response: Response) -> list[RunSummary]:
+def list_runs(
+    session: ReadDep,
+    page: PageDep,
+    response: Response,
+    ended: Annotated[bool | None, Query(description="only those that have ended, or have not; all if left out")] = None,
+) -> list[RunSummary]:
     """All runs, newest first, in pages."""
-    return paged(response, lists.runs(session, page))
+    return paged(response, lists.runs(session, page, ended))
 
 
 @router.get("/{run}", summary="The status of a run", response_model=RunView, responses=errors(404), dependencies=viewer)

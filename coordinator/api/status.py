@@ -16,9 +16,9 @@ router = APIRouter(route_class=DatabaseRoute, tags=["status"])
 
 
 @router.get("/status", summary="The state of everything", response_model=StatusView, responses=errors(401, 403), dependencies=[ViewerDep])
-def overview(session: ReadDep, waiting: WaitingDep) -> StatusView:
-    """Runs, rounds, agents, leases, bytes, jobs and the last errors."""
-    return status.overview(session, now(), len(waiting))
+def overview(session: ReadDep, waiting: WaitingDep, disks: DisksDep) -> StatusView:
+    """What needs somebody; runs, rounds, agents, leases, bytes, jobs and the last errors."""
+    return status.overview(session, now(), len(waiting), disks.names)
 
 
 @router.get("/health", summary="Whether the coordinator is up", response_model=Health, responses=errors(400), dependencies=[OpenDep])

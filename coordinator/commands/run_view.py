@@ -51,6 +51,8 @@ def _heading(run: RunView) -> Text:
 def _progress(run: RunView) -> Table:
     grid = Table.grid(padding=(0, 2))
     left = f"about {run.seconds_left / 60:.1f} min left" if run.seconds_left else ""
+    if run.pace is not None and run.pace.still is not None:
+        left = "stands still"
     moved = f"{run.bytes.down / 1e6:,.0f} MB down, {run.bytes.up / 1e6:,.0f} MB up"
     bar = ProgressBar(total=max(run.rounds_total, 1), completed=run.rounds_done, width=30)
     grid.add_row(bar, f"round {run.rounds_done} of {run.rounds_total}", moved, left)

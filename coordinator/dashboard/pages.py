@@ -11,7 +11,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import acts
-from fedcybgd.coordinator.api.deps import OpenDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import DisksDep, OpenDep, WaitingDep, now
 from fedcybgd.coordinator.api.guard import Guard, address_of
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.db.base import Database
@@ -104,9 +104,9 @@ def _set(request: Request, answer: Response, name: str, value: str, holds_s: int
 
 
 @router.get("/live", dependencies=[Depends(ABrowser())])
-def live(request: Request, session: ReadDep, waiting: WaitingDep) -> Response:
+def live(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep) -> Response:
     """The part of the page that changes; the page asks for it every other second."""
-    overview = status.overview(session, now(), len(waiting))
+    overview = status.overview(session, now(), len(waiting), disks.names)
     chosen = [run for run in overview.runs if run.state in ("running", "paused")] or overview.runs[:1]
     runs = [status.run_status(session, run.id, now(), members=False) for run in chosen[:5]]
     shown = {"status": overview, "runs": [(run, busy_blocks(run)) for run in runs], "now": now()}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from fedcybgd.shared.contract.agents import DeviceInfo
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.measured import Conclusion, Failure, Score
@@ -18,11 +18,14 @@ class AgentView(BaseModel):
     name: str
     state: str
     device: DeviceInfo
+    limits: DeclaredLimits = Field(DeclaredLimits(), description="what it lets training take, as it said last")
     version: str
     enrolled_at: datetime
     last_seen_at: datetime | None
     key_expires_at: datetime | None = Field(None, description="when its key ends unless it makes another before; null: never")
     quarantined_until: datetime | None = Field(None, description="until then it is asked for nothing: it failed at one visit after another")
+    strikes: int = Field(0, description="visits at which it was passed over since its last good delta")
+    quarantines: int = Field(0, description="how often it was in quarantine since then")
     last_error: str | None
     last_error_at: datetime | None
 
@@ -154,6 +157,15 @@ class RunSummary(BaseModel):
     ended_at: datetime | None
 
 
+class PaceView(BaseModel):
+    """How fast a run gets on, and so what is left of it; of a run that stands still nothing is foretold."""
+
+    round_s: float | None = Field(description="what a round takes: the median of the last ones; null: none is closed")
+    quiet_s: float | None = Field(description="since the last round was closed, or the run began; null: it does not run")
+    seconds_left: float | None = Field(description="at that pace; null: it is not known, or it stands still")
+    still: str | None = Field(description="why it stands still; null: it gets on")
+
+
 def _as_json(value: object) -> object:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
@@ -175,7 +187,8 @@ class RunView(RunSummary):
     )
     pending_jobs: int
     failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
-    seconds_left: float | None = Field(description="at the pace so far")
+    seconds_left: float | None = Field(description="at the pace of the last rounds; null: it is not known, or the run stands still")
+    pace: PaceView | None = Field(None, description="how fast it gets on, and why it stands still if it does; null: an older coordinator")
     events: list[EventView]
 
 
@@ -218,6 +231,22 @@ class JobView(BaseModel):
     still_s: float = Field(description="since its engine was last seen to use the processor: a large number is an engine that hangs")
 
 
+class AlarmView(BaseModel):
+    """What needs somebody: several of a kind are one."""
+
+    level: str = Field(description="warning or error")
+    code: str = Field(
+        description="run_paused, run_stands_still, run_failed, agents_silent, agents_quarantined, deltas_rejected, disk_full, "
+        "jobs_failed or engine_hangs"
+    )
+    message: str
+    advice: str = Field(description="what to do about it")
+    count: int
+    run: str | None = Field(None, description="name of the run that it is about")
+    run_id: str | None = None
+    since: datetime | None = None
+
+
 class StatusView(BaseModel):
     version: str
     signing_key: str | None = Field(None, description="fingerprint of the key that provenance files are signed with")
@@ -232,3 +261,4 @@ class StatusView(BaseModel):
     jobs: dict[str, int] = Field(description="jobs by state: those that wait, run or have failed")
     running_jobs: list[JobView]
     last_errors: list[EventView]
+    alarms: list[AlarmView] = Field([], description="what needs somebody, the worst first")

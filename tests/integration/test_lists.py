@@ -26,6 +26,10 @@ PATHS = [
     "/operators",
     "/runs",
     "/exposure",
+    "/events",
+    "/runs/{run}/blocks",
+    "/runs/{run}/blocks/{block}/versions",
+    "/runs/{run}/timeline",
     "/runs/{run}/rounds",
     "/runs/{run}/assignments",
     "/runs/{run}/evaluations",
@@ -50,7 +54,7 @@ def is_list(operation: Any) -> bool:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_pages_are_the_list(live: LiveCoordinator, run: str, path: str) -> None:
-    path = path.format(run=run)
+    path = path.format(run=run, block="head")
     whole = live.operator.every(path)
     assert len(whole) == len({str(row) for row in whole})
     found: list[Any] = []
@@ -69,7 +73,7 @@ def test_the_pages_are_the_list(live: LiveCoordinator, run: str, path: str) -> N
 
 @pytest.mark.parametrize("path", PATHS)
 def test_what_is_no_page_is_refused(live: LiveCoordinator, run: str, path: str) -> None:
-    path = path.format(run=run)
+    path = path.format(run=run, block="head")
     for limit in (0, 1001, "x"):
         refused(operator(live).get(path, params={"limit": limit}), 422, "invalid_request")
     refused(operator(live).get(path, params={"after": "a~b~c~d"}), 422, "cursor_invalid")

@@ -39,6 +39,8 @@ TABLE = {
     "GET /v1/models": "viewer", "GET /v1/models/{name}": "viewer", "GET /v1/runs": "viewer", "GET /v1/runs/{run}": "viewer",
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
     "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/explanation": "viewer", "GET /v1/runs/{run}/evaluations": "viewer",
+    "GET /v1/runs/{run}/blocks": "viewer", "GET /v1/runs/{run}/blocks/{block}/versions": "viewer", "GET /v1/runs/{run}/timeline": "viewer",
+    "GET /v1/runs/{run}/series": "viewer", "GET /v1/events": "viewer", "GET /v1/agents/{name}": "viewer",
     "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "GET /v1/audit": "viewer", "POST /v1/operators/me/rotate": "viewer",
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
@@ -94,7 +96,8 @@ def knock(caller: httpx.Client, live: LiveCoordinator, route: str, assignment: s
         "export_id": f"exp_{'0' * 16}",
     }.items():
         path = path.replace(f"{{{name}}}", value)
-    path = path.replace("{run}", "no-such").replace("{name}", "no-such")
+    for name in ("run", "name", "block"):
+        path = path.replace(f"{{{name}}}", "no-such")
     body = b"{" if method in ("POST", "PUT") else None
     kind = "application/x-www-form-urlencoded" if path.startswith("/admin") else "application/json"
     answer = caller.request(method, live.url + path, content=body, headers={"Content-Type": kind}, follow_redirects=False)

@@ -10,10 +10,11 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from benchmarks.busy_seed import BIG, Seed
-from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db import migrate, queries
 from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.db.paging import Listed, Page
-from fedcybgd.coordinator.services.read import lists, status
+from fedcybgd.coordinator.services.read import block_map, cards, events, lists, series, status, timeline
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
@@ -27,7 +28,7 @@ STEPS = 100
 Read = Callable[[Session], Any]
 PAGE = Page(limit=20)
 READS: dict[str, Read] = {
-    "status": lambda s: status.overview(s, NOW, 0),
+    "status": lambda s: status.overview(s, NOW, 0, []),
     "run": lambda s: status.run_status(s, BIG, NOW),
     "runs": lambda s: lists.runs(s, PAGE),
     "rounds": lambda s: lists.rounds(s, BIG, PAGE),
@@ -38,8 +39,20 @@ READS: dict[str, Read] = {
     "exposure of an agent": lambda s: lists.exposure(s, "agent-00001", PAGE),
     "agents": lambda s: lists.agents(s, PAGE),
     "models": lambda s: lists.models(s, PAGE),
+    "cards": lambda s: cards.going(s, NOW, 20),
+    "block map": lambda s: block_map.of_run(s, big(s), PAGE),
+    "versions of a block": lambda s: block_map.versions_of(s, big(s), "norm", PAGE),
+    "timeline": lambda s: timeline.of_run(s, BIG, PAGE),
+    "series": lambda s: series.of_run(s, big(s), 20),
+    "events": lambda s: events.listed(s, events.Wanted(run=BIG), PAGE),
+    "events of a code": lambda s: events.listed(s, events.Wanted(code="round_closed"), PAGE),
+    "acts": lambda s: lists.acts(s, PAGE, newest_first=True),
     "what is needed": lambda s: garbage.needed(s, NOW),
 }
+
+
+def big(session: Session) -> Run:
+    return queries.run_by_name(session, BIG)
 
 
 class Filled:
@@ -99,6 +112,8 @@ WALKED: dict[str, Callable[[Session, Page], Listed[Any]]] = {
     "assignments": lambda s, page: lists.assignments(s, BIG, page),
     "traffic": lambda s, page: lists.traffic(s, BIG, page),
     "exposure": lambda s, page: lists.exposure(s, None, page),
+    "timeline": lambda s, page: timeline.of_run(s, BIG, page),
+    "events": lambda s, page: events.listed(s, events.Wanted(run=BIG), page),
     "exposure of an agent": lambda s, page: lists.exposure(s, "agent-00001", page),
 }
 
@@ -136,7 +151,7 @@ def test_nobody_waits_to_write_while_the_database_is_looked_through(many: Filled
 
 def test_a_view_shows_the_newest_and_counts_the_rest(many: Filled) -> None:
     with many.database.reading() as session:
-        view, everything = status.run_status(session, BIG, NOW), status.overview(session, NOW, 0)
+        view, everything = status.run_status(session, BIG, NOW), status.overview(session, NOW, 0, [])
         assert view.rounds_done == 4 * ROUNDS
         assert [r.number for r in view.rounds] == list(range(4 * ROUNDS, 4 * ROUNDS - status.ROUNDS_SHOWN, -1))
         assert len(view.evaluations) == status.SHOWN
@@ -146,5 +161,10 @@ def test_a_view_shows_the_newest_and_counts_the_rest(many: Filled) -> None:
         assert everything.bytes == view.bytes
         assert everything.agents_by_state == {"active": AGENTS}
         assert view.readiness == {"ready": AGENTS}
-        assert view.seconds_left is not None
-        assert timedelta(seconds=view.seconds_left) > timedelta(0)
+        assert view.pace is not None
+        assert view.seconds_left is None, "it has stood still for weeks by now"
+        assert view.pace.still is not None
+        soon = queries.last_round(session, view.id).opened_at + timedelta(seconds=1)  # type: ignore[union-attr]
+        going = status.run_status(session, BIG, soon)
+        assert going.seconds_left is not None
+        assert timedelta(seconds=going.seconds_left) > timedelta(0)

@@ -68,7 +68,12 @@ class Event(Base):
     run_id: Mapped[str | None] = mapped_column(KEY)
     agent_id: Mapped[str | None] = mapped_column(KEY)
 
-    __table_args__ = (Index("ix_event_level", "level", "id"), Index("ix_event_run", "run_id", "id"))
+    __table_args__ = (
+        Index("ix_event_level", "level", "id"),
+        Index("ix_event_run", "run_id", "id"),
+        Index("ix_event_agent", "agent_id", "id"),
+        Index("ix_event_code", "code", "id"),
+    )
 
 
 class SigningKey(Base):

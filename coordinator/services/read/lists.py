@@ -23,6 +23,7 @@ from fedcybgd.coordinator.db.models import (
     Traffic,
 )
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
+from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.shared.contract.operators import AuditEntry, OperatorView, TokenView
 from fedcybgd.shared.contract.views import (
@@ -39,7 +40,7 @@ from fedcybgd.shared.contract.views import (
 )
 
 AGENTS, MODELS, OPERATORS = Order(Agent.name), Order(Model.name), Order(Operator.name)
-ACTS = Order(Audit.seq)
+ACTS, NEWEST_ACTS = Order(Audit.seq), Order(Audit.seq, newest_first=True)
 TOKENS = Order(EnrolmentToken.created_at, EnrolmentToken.id, newest_first=True)
 RUNS = Order(Run.created_at, Run.id, newest_first=True)
 ROUNDS = Order(Round.number, newest_first=True)
@@ -47,6 +48,10 @@ ASSIGNMENTS = Order(Assignment.round, Assignment.waiting_since, Assignment.id)
 EVALUATIONS = Order(Evaluation.after_rounds)
 TRAFFIC = Order(Traffic.round, Traffic.agent_id, Traffic.kind)
 EXPOSURE = Order(Exposure.first_at, Exposure.agent_id, Exposure.run_id, Exposure.block, Exposure.version, Exposure.codec, newest_first=True)
+
+QUARANTINED = "quarantined"
+"""No state of its own, but to be looked for"""
+FINAL = tuple(state for state in RunState if RUN.is_final(state))
 
 HOLDER, MEANT = aliased(Agent), aliased(Agent)
 
@@ -75,14 +80,24 @@ TRAFFIC_ROWS = select(*_columns(Traffic, TrafficView, "agent"), Agent.name.label
 EXPOSURE_ROWS = select(*_columns(Exposure, ExposureView, "agent"), Agent.name.label("agent")).join(Agent, Agent.id == Exposure.agent_id)
 
 
-def agents(session: Session, page: Page) -> Listed[AgentView]:
-    """By name."""
-    return AGENTS.page(session, AGENT_ROWS, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
+def agents(session: Session, page: Page, state: str | None = None) -> Listed[AgentView]:
+    """By name; all, those in a state, or those in quarantine."""
+    query = AGENT_ROWS
+    if state is not None:
+        query = query.where(Agent.quarantined_until.is_not(None) if state == QUARANTINED else Agent.state == state)
+    return AGENTS.page(session, query, page).map(lambda row: AgentView.model_validate(row, from_attributes=True))
 
 
-def acts(session: Session, page: Page) -> Listed[AuditEntry]:
-    """The oldest first."""
-    return ACTS.page(session, ACT_ROWS, page).map(lambda row: AuditEntry.model_validate(row, from_attributes=True))
+def agent(session: Session, name_or_id: str) -> AgentView:
+    """Raises `NotFound`."""
+    return AgentView.model_validate(queries.agent_by_name(session, name_or_id), from_attributes=True)
+
+
+def acts(session: Session, page: Page, newest_first: bool = False, name: str | None = None) -> Listed[AuditEntry]:
+    """The oldest first, unless told; of everybody, or of one name."""
+    query = ACT_ROWS if name is None else ACT_ROWS.where(Audit.name == name)
+    order = NEWEST_ACTS if newest_first else ACTS
+    return order.page(session, query, page).map(lambda row: AuditEntry.model_validate(row, from_attributes=True))
 
 
 def tokens(session: Session, page: Page) -> Listed[TokenView]:
@@ -100,9 +115,12 @@ def models(session: Session, page: Page) -> Listed[ModelView]:
     return MODELS.page(session, MODEL_ROWS, page).map(lambda row: ModelView.model_validate(row, from_attributes=True))
 
 
-def runs(session: Session, page: Page) -> Listed[RunSummary]:
-    """The newest first."""
-    return RUNS.page(session, RUN_ROWS, page).map(lambda row: RunSummary.model_validate(row, from_attributes=True))
+def runs(session: Session, page: Page, ended: bool | None = None) -> Listed[RunSummary]:
+    """The newest first; all, or only those that have ended, or have not."""
+    query = RUN_ROWS
+    if ended is not None:
+        query = query.where(Run.state.in_(FINAL) if ended else Run.state.not_in(FINAL))
+    return RUNS.page(session, query, page).map(lambda row: RunSummary.model_validate(row, from_attributes=True))
 
 
 def rounds(session: Session, name: str, page: Page) -> Listed[RoundView]:

@@ -1,6 +1,6 @@
 """Builds what operators see at a glance: everything, and one run. It costs the same however long the history is; `lists` has the whole."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import version
 
@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.coordinator.services.read import lists
+from fedcybgd.coordinator.services.read import alarms, lists, pace
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
@@ -56,6 +56,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
     jobs = queries.job_counts(session, run.id)
     names = queries.names_of(session, first := run.participants[:SHOWN] if members else [])
     model = session.scalars(select(Model.name).where(Model.id == run.model_id)).one()
+    at_pace = pace.of_run(session, run, now)
     return RunView(
         id=run.id, name=run.name, model=model, state=run.state, reason=run.reason, prepared=run.prepared,
         waits_for_agents=run.waits_for_agents,
@@ -70,11 +71,12 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
         conclusion=run.conclusion,
         bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
         failed_measurements=sum(jobs[JobState.FAILED][kind] for kind in kinds_that(OnFailure.GOES_ON)),
-        seconds_left=_seconds_left(run, now), events=_events(queries.events_of(session, run.id, EVENTS_SHOWN)),
+        seconds_left=at_pace.seconds_left, pace=at_pace, events=_events(queries.events_of(session, run.id, EVENTS_SHOWN)),
     )  # fmt: skip
 
 
-def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView:
+def overview(session: Session, now: datetime, waiting_claims: int, full_disks: Sequence[str]) -> StatusView:
+    jobs, running = queries.jobs_by_state(session), running_jobs(session, now)
     return StatusView(
         version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now, waiting_claims=waiting_claims,
         runs=list(lists.runs(session, Page(limit=RUNS_SHOWN)).items),
@@ -83,7 +85,7 @@ def overview(session: Session, now: datetime, waiting_claims: int) -> StatusView
         training=session.scalar(TRAINING) or 0,
         leases=[LeaseView(**row._mapping, block=called(row.blocks)) for row in session.execute(LEASES)],
         bytes=ledgers.bytes_of(ledgers.totals(session)),
-        jobs=queries.jobs_by_state(session), running_jobs=running_jobs(session, now),
+        jobs=jobs, running_jobs=running, alarms=alarms.raised(session, now, jobs, running, full_disks),
         last_errors=_events(queries.last_troubles(session, TROUBLES_SHOWN)),
     )  # fmt: skip
 
@@ -97,9 +99,3 @@ def signing_key(session: Session) -> SigningKeyView:
 
 def _events(events: Iterable[Event]) -> list[EventView]:
     return [EventView(at=e.at, level=e.level, code=e.code, message=e.message) for e in events]
-
-
-def _seconds_left(run: Run, now: datetime) -> float | None:
-    if run.started_at is None or not run.rounds_done or RUN.is_final(run.state):
-        return None
-    return (now - run.started_at).total_seconds() / run.rounds_done * (run.rounds_total - run.rounds_done)

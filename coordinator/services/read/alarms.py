@@ -1,0 +1,122 @@
+"""What needs somebody: the worst first, several of a kind as one, each with what to do about it."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Agent, Event, Run
+from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.services.read import pace
+from fedcybgd.shared.contract.views import AlarmView, JobView
+
+NAMED, RUNS, LOOKED_AT = 5, 20, 200
+RECENT = timedelta(hours=24)
+"""What was longer ago is history"""
+HANGS_S = 60.0
+FAILED = (RunState.FAILED,)
+
+
+def raised(session: Session, now: datetime, jobs: dict[str, int], running: Sequence[JobView], full_disks: Sequence[str]) -> list[AlarmView]:
+    found = [
+        *_disks(full_disks),
+        *_runs(session, now),
+        *_jobs(jobs, running),
+        *_rejections(session, now),
+        *_agents(session),
+    ]
+    return sorted(found, key=lambda alarm: alarm.level != "error")
+
+
+def _disks(full: Sequence[str]) -> Iterator[AlarmView]:
+    if full:
+        text = f"no room is left on the disk of {', '.join(full)}"
+        advice = "Make room or mount a larger volume there; what waits goes on by itself. FEDCOORD_KEEP_VERSIONS lets older deltas go."
+        yield AlarmView(level="error", code="disk_full", message=text, advice=advice, count=len(full))
+
+
+def _runs(session: Session, now: datetime) -> Iterator[AlarmView]:
+    going = select(Run).where(Run.state.in_((RunState.PAUSED, RunState.RUNNING))).order_by(Run.created_at.desc()).limit(RUNS)
+    for run in session.scalars(going):
+        if run.state == RunState.PAUSED:
+            asked = run.reason == "paused by the operator"
+            advice = (
+                "It goes on by itself as soon as somebody is there."
+                if run.waits_for_agents
+                else "Mend what the reason says, then resume it, or cancel it."
+            )
+            yield AlarmView(
+                level="warning" if asked else "error", code="run_paused", message=f"{run.name} is paused: {run.reason or 'no reason is kept'}",
+                advice="Resume it when you want it to go on." if asked else advice, count=1, run=run.name, run_id=run.id,
+            )  # fmt: skip
+        elif (still := pace.of_run(session, run, now).still) is not None:
+            yield AlarmView(
+                level="warning", code="run_stands_still", message=f"{run.name} stands still: {still}", count=1, run=run.name, run_id=run.id,
+                advice="Look at the timeline of the run: who has the block, and since when. Whoever is silent must be started again.",
+            )  # fmt: skip
+    failed = select(Run).where(Run.state.in_(FAILED), Run.ended_at >= now - RECENT).order_by(Run.created_at.desc()).limit(NAMED)
+    for run in session.scalars(failed):
+        yield AlarmView(
+            level="error", code="run_failed", message=f"{run.name} failed: {run.reason or 'no reason is kept'}", count=1, run=run.name,
+            run_id=run.id, since=run.ended_at, advice="A failed run is over. Mend what the reason says, and create it again.",
+        )  # fmt: skip
+
+
+def _jobs(jobs: dict[str, int], running: Sequence[JobView]) -> Iterator[AlarmView]:
+    for job in running:
+        if job.still_s >= HANGS_S:
+            yield AlarmView(
+                level="warning", code="engine_hangs", count=1, advice="After two minutes it is ended and begun again by itself.",
+                message=f"{job.kind} of {job.of} has used no processor time for {job.still_s:.0f} s",
+            )  # fmt: skip
+    if failed := jobs.get("failed", 0):
+        yield AlarmView(
+            level="warning", code="jobs_failed", message=f"{failed} jobs of the engine have failed", count=failed,
+            advice="The events say of each why; to resume a paused run tries its jobs again.",
+        )  # fmt: skip
+
+
+def _rejections(session: Session, now: datetime) -> Iterator[AlarmView]:
+    """By run: among the newest warnings, and not older than a day."""
+    newest = (
+        select(Event.code, Event.at, Event.message, Event.run_id, Agent.name, Run.name)
+        .join(Run, Run.id == Event.run_id)
+        .join(Agent, Agent.id == Event.agent_id, isouter=True)
+        .where(Event.level == "warning")
+        .order_by(Event.id.desc())
+        .limit(LOOKED_AT)
+    )
+    rejected = defaultdict(list)
+    for code, at, message, run_id, agent, run in session.execute(newest):
+        if code == "delta_rejected" and at >= now - RECENT:
+            rejected[run_id, run].append((at, message, agent))
+    for (run_id, run), them in rejected.items():
+        who = sorted({agent for _, _, agent in them if agent})
+        yield AlarmView(
+            level="warning", code="deltas_rejected", count=len(them), run=run, run_id=run_id, since=them[-1][0],
+            message=f"{len(them)} deltas of {run} were rejected within a day, of {_listed(who, len(who))}; the last: {them[0][1]}",
+            advice="They are no part of the model. If it is always the same agent, look at its data, or revoke it.",
+        )  # fmt: skip
+
+
+def _agents(session: Session) -> Iterator[AlarmView]:
+    silent, quarantined = Agent.state == AgentState.SILENT, Agent.quarantined_until.is_not(None) & (Agent.state == AgentState.ACTIVE)
+    for which, code, word, advice in (
+        (silent, "agents_silent", "silent", "Start them again (`fedagent run`), or revoke those that will not come back."),
+        (quarantined, "agents_quarantined", "in quarantine", "It ends by itself. Release one that was mended."),
+    ):
+        names = session.scalars(select(Agent.name).where(which).order_by(Agent.last_seen_at.desc()).limit(NAMED)).all()
+        if names:
+            count = session.scalar(select(func.count()).select_from(Agent).where(which)) or len(names)
+            are = "agent is" if count == 1 else "agents are"
+            yield AlarmView(
+                level="warning", code=code, message=f"{count} {are} {word}: {_listed(names, count)}", advice=advice, count=count
+            )
+
+
+def _listed(names: Sequence[str], count: int) -> str:
+    more = f" and {count - len(names[:NAMED])} more" if count > len(names[:NAMED]) else ""
+    return (", ".join(names[:NAMED]) or "nobody that is known") + more

@@ -1,0 +1,56 @@
+"""Runs at a glance, for a page of several of them: each costs the same however long its history is."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Assignment, Evaluation, Model, Round, Run
+from fedcybgd.coordinator.domain.seat import called
+from fedcybgd.coordinator.services.read import lists, pace
+from fedcybgd.shared.contract.views import EvaluationView, PaceView, RunSummary
+
+
+@dataclass(frozen=True)
+class RunCard:
+    run: RunSummary
+    pace: PaceView
+    first: EvaluationView | None
+    """of the model before any training"""
+    last: EvaluationView | None
+    """the newest that came to a number"""
+    blocks: str
+    """of the round that goes on"""
+    waiting: dict[str, int]
+    """state → number of the assignments of that round"""
+
+
+def going(session: Session, now: datetime, limit: int) -> list[RunCard]:
+    """Runs that have not ended, the newest first."""
+    rows = session.execute(
+        select(Run, Model.name).join(Model, Model.id == Run.model_id).where(Run.state.not_in(lists.FINAL)).order_by(Run.created_at.desc()).limit(limit)
+    ).all()  # fmt: skip
+    return [_card(session, run, model, now) for run, model in rows]
+
+
+def last_score(session: Session, run_id: str) -> EvaluationView | None:
+    """The newest of a run that came to a number, among the last few."""
+    newest = select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds.desc()).limit(5)
+    return next((lists.evaluation(row) for row in session.scalars(newest) if row.metrics.loss is not None), None)
+
+
+def first_score(session: Session, run_id: str) -> EvaluationView | None:
+    """Of the model before any training."""
+    row = session.get(Evaluation, (run_id, 0))
+    return lists.evaluation(row) if row is not None and row.metrics.loss is not None else None
+
+
+def _card(session: Session, run: Run, model: str, now: datetime) -> RunCard:
+    names = session.scalar(select(Round.blocks).where(Round.run_id == run.id, Round.number == run.rounds_done))
+    states = select(Assignment.state, func.count()).where(Assignment.run_id == run.id, Assignment.round == run.rounds_done)
+    return RunCard(
+        RunSummary(model=model, **{name: getattr(run, name) for name in RunSummary.model_fields if name != "model"}),
+        pace.of_run(session, run, now), first_score(session, run.id), last_score(session, run.id), called(names) if names else "",
+        {row[0]: row[1] for row in session.execute(states.group_by(Assignment.state))},
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Events as people look through them: of everything or of one run, by level, code or agent, in pages."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import Agent, Event, Run
+from fedcybgd.coordinator.db.paging import Listed, Order, Page
+from fedcybgd.shared.contract.run_views import EventEntry
+
+EVENTS = Order(Event.id, newest_first=True)
+EVENT_ROWS = (
+    select(Event.id, Event.at, Event.level, Event.code, Event.message, Event.run_id, Run.name.label("run"), Agent.name.label("agent"))
+    .join(Run, Run.id == Event.run_id, isouter=True)
+    .join(Agent, Agent.id == Event.agent_id, isouter=True)
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which events; None: whatever they are in that."""
+
+    run: str | None = None
+    agent: str | None = None
+    level: str | None = None
+    code: str | None = None
+
+
+def listed(session: Session, wanted: Wanted, page: Page) -> Listed[EventEntry]:
+    """The newest first. Raises `NotFound` for a run or an agent that is not there."""
+    query = EVENT_ROWS
+    if wanted.run is not None:
+        query = query.where(Event.run_id == queries.run_id(session, wanted.run))
+    if wanted.agent is not None:
+        query = query.where(Event.agent_id == queries.agent_by_name(session, wanted.agent).id)
+    if wanted.level is not None:
+        query = query.where(Event.level == wanted.level)
+    if wanted.code is not None:
+        query = query.where(Event.code == wanted.code)
+    return EVENTS.page(session, query, page).map(lambda row: EventEntry.model_validate(row, from_attributes=True))

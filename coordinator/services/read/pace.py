@@ -1,0 +1,17 @@
+"""How fast a run gets on, by its last rounds."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Round, Run
+from fedcybgd.coordinator.domain import run_pace
+from fedcybgd.shared.contract.views import PaceView
+
+ROUNDS = select(Round.opened_at, Round.closed_at).order_by(Round.number.desc()).limit(run_pace.LOOKED_AT + 1)
+
+
+def of_run(session: Session, run: Run, now: datetime) -> PaceView:
+    opened = [(row.opened_at, row.closed_at) for row in session.execute(ROUNDS.where(Round.run_id == run.id))]
+    return run_pace.pace(run.state, run.reason, opened, run.rounds_total - run.rounds_done, now)
