@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
-from fedcybgd.coordinator.services.operate import exports, prepare, provenance, rollback, steer
+from fedcybgd.coordinator.services.operate import anchors, exports, prepare, provenance, rollback, steer
 from fedcybgd.coordinator.services.read import explanation, lists, status
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
@@ -32,6 +32,19 @@ def create(body: RunFile, session: WriteDep) -> RunView:
     """A draft from the contents of a run file; its blocks are prepared at once."""
     run = prepare.create(session, body, now())
     return status.run_view(session, run, now())
+
+
+@router.post(
+    "/{run}/anchor",
+    summary="Create the anchor of a run",
+    status_code=201,
+    response_model=RunView,
+    responses=errors(404, 409, 422),
+    dependencies=operator,
+)
+def create_anchor(run: str, session: WriteDep) -> RunView:
+    """A draft that trains pooler and head alone, as often on as many rows: what the run has to beat. Start it as any run."""
+    return status.run_view(session, anchors.create(session, run, now()), now())
 
 
 @router.get("", summary="List runs", response_model=list[RunSummary], responses={200: PAGED}, dependencies=viewer)

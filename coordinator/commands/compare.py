@@ -64,16 +64,17 @@ def rows(runs: Sequence[Compared]) -> Iterator[Sequence[object]]:
 def table(runs: Sequence[Compared]) -> Table:
     labelled = any(is_labelled(run.scores) for run in runs)
     first, second = measures(labelled)[:2]
-    heading = ("run", "method", first, "base model", second, "held-out loss", "MB", "memory", "rounds", "minutes")
-    made = Table(*heading, box=None, padding=(0, 1))
+    heading = ("run", "method", first, "base", "head", second, "held-out loss", "MB", "memory", "rounds", "min")
+    made = Table(*heading, box=None, padding=(0, 1, 0, 0))
     for column in made.columns:
         column.overflow = "fold"
     for run in runs:
         last, spent = run.last, run.last.spent if run.last is not None else None
         quality = cells(last, labelled) if last is not None else ["–", "–"]
         base = cells(run.base, labelled)[0].partition(" ")[0] if run.base is not None else "–"
+        head = cells(run.head, labelled)[0].partition(" ")[0] if run.head is not None else "–"
         made.add_row(
-            run.called, run.method, quality[0], base, quality[1], loss(last) if last is not None else "–",
+            run.called, run.method, quality[0], base, head, quality[1], loss(last) if last is not None else "–",
             f"{(spent.bytes_down + spent.bytes_up) / 1e6:,.0f}" if spent is not None else "–",
             f"{run.peak_memory_bytes / 1e6:,.0f} MB" if run.peak_memory_bytes is not None else "–",
             f"{run.view.rounds_done} of {run.view.rounds_total}", f"{spent.seconds / 60:.1f}" if spent is not None else "–",

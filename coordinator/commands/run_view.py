@@ -22,7 +22,7 @@ def draw(run: RunView) -> RenderableType:
     """The whole view of a run, from the answer of `GET /v1/runs/{run}`."""
     parts: list[RenderableType] = [_heading(run), _progress(run), _blocks(run), *_current(run)]
     if run.evaluations:
-        parts.append(scores(run.evaluations))
+        parts.append(scores(run.evaluations, run.anchor))
     return Group(*parts)
 
 
@@ -36,6 +36,8 @@ def _heading(run: RunView) -> Text:
     )
     if run.reason:
         text.append(f"\n{run.reason}", "" if run.state == "completed" else "red")
+    if run.anchor_of:
+        text.append(f"\nthe anchor of {run.anchor_of}: its head alone")
     if run.conclusion:
         text.append(f"\n{run.conclusion.in_words()}")
     for note in run.notes:

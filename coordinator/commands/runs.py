@@ -50,6 +50,17 @@ def create(
     say_who(client, view)
 
 
+@app.command()
+def anchor(run: Run, start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False, anyway: Anyway = False) -> None:
+    """Create the run that trains the head of another alone, as often on as many rows: what that one has to beat."""
+    client = Client()
+    made = client.runs.anchor(run)
+    terminal.say(f"run {made.name} ({made.id}), the anchor of {made.anchor_of}: {made.rounds_total} visits")
+    terminal.say(f"agents train it whose owners let a run of that name use their rows (`runs` in agent.toml: {made.name})")
+    if start:
+        say_who(client, client.runs.start(made.id, anyway=anyway))
+
+
 @app.command(name="start")
 def begin(run: Run, anyway: Anyway = False) -> None:
     """Open the first round with the agents that are there; say who takes part, and who does not yet."""

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
-from fedcybgd.shared.contract.views import EvaluationView
+from fedcybgd.shared.contract.views import AnchorView, EvaluationView
 
 SHOWN = 8
 
 
-def scores(evaluations: Sequence[EvaluationView]) -> Table:
-    """The newest ones, and before them that of the base model: what all others are measured against."""
+def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = None) -> Table:
+    """The newest ones, before them that of the base model, and after them that of the head alone: what all others are measured against."""
     newest = list(evaluations[-SHOWN:])
     if evaluations[0].after_rounds == 0 and evaluations[0] is not newest[0]:
         newest = [evaluations[0], *newest[1:]]
@@ -26,9 +27,18 @@ def scores(evaluations: Sequence[EvaluationView]) -> Table:
             table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"))
         else:
             table.add_row(str(e.after_rounds), *cells(e, labelled), loss(e), *_spent(e))
+    if anchor is not None:
+        table.add_row(*_of_anchor(anchor, labelled))
     if made := [e for e in newest if e.loss is not None]:
         table.caption = _told_of(made[-1])
     return table
+
+
+def _of_anchor(anchor: AnchorView, labelled: bool) -> list[str | Text]:
+    if anchor.score is None:
+        return ["head alone", Text(anchor.state, "dim")]
+    far = "" if anchor.state == "completed" else f", {anchor.rounds_done} of {anchor.rounds_total}"
+    return [f"head alone{far}", *cells(anchor.score, labelled), loss(anchor.score), *_spent(anchor.score)]
 
 
 def _told_of(e: EvaluationView) -> str:
@@ -40,7 +50,7 @@ def _told_of(e: EvaluationView) -> str:
     return "; ".join(said)
 
 
-def _spent(e: EvaluationView) -> list[str]:
+def _spent(e: Score) -> list[str]:
     if e.spent is None:
         return ["–", "–", "–"]
     return [f"{(e.spent.bytes_down + e.spent.bytes_up) / 1e6:,.0f}", f"{e.spent.tokens:,}", f"{e.spent.seconds / 60:.1f}"]

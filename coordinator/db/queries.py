@@ -16,7 +16,10 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.measured import Score
 
+LOOKED_AT = 8
+"""Scores, the newest: of which one is looked for that came to a number"""
 OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
 
 
@@ -27,6 +30,11 @@ def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
     if run is None:
         raise NotFound(f"there is no run {name_or_id!r}; `fedcoord run list` lists them")
     return run
+
+
+def anchor_of(session: Session, run_id: str) -> Run | None:
+    """The run that is the anchor of another, the newest of them."""
+    return session.scalar(select(Run).where(Run.anchor_of == run_id).order_by(Run.created_at.desc()).limit(1))
 
 
 def run_id(session: Session, name_or_id: str) -> str:
@@ -94,6 +102,14 @@ def last_evaluations(session: Session, run_id: str, limit: int) -> Sequence[Eval
     """The newest ones, the newest last."""
     newest = select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds.desc()).limit(limit)
     return session.scalars(newest).all()[::-1]
+
+
+def final_score(session: Session, run: Run) -> Score | None:
+    """Of the model that the run ended with, or the newest so far; None: the newest scores came to no number."""
+    if run.conclusion is not None and run.conclusion.score is not None:
+        return run.conclusion.score
+    newest = reversed(last_evaluations(session, run.id, LOOKED_AT))
+    return next((found.metrics for found in newest if found.metrics.loss is not None), None)
 
 
 def assignments_of(session: Session, run_id: str, round: int) -> Sequence[Assignment]:

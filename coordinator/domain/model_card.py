@@ -34,6 +34,10 @@ class CardFacts:
     made_with: str
     """version of the coordinator"""
     form: ExportForm = "merged"
+    kept: Score | None = None
+    """of the model that the run ended with, where that is not its last version"""
+    head: Score | None = None
+    """of another run, in which pooler and head alone were trained as often"""
 
 
 def base_digest(blocks: Sequence[StoredBlock]) -> Digest:
@@ -55,7 +59,7 @@ def model_card(facts: CardFacts) -> str:
         f"| sent to agents, received | {facts.sent.down / 1e6:,.1f} MB, {facts.sent.up / 1e6:,.1f} MB; the model has {facts.whole_model_bytes / 1e6:,.1f} MB |",
         f"| made with | fedcybgd {facts.made_with} |", "",
         "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",
-        "## Scores", "", *_scores(task, facts.scores), "",
+        "## Scores", "", *_scores(task, facts), "",
         "## Use", "", "```python", f"from transformers import AutoTokenizer, {CLASSES[task]}", *_use(facts), "```", "",
         "## Run file", "", "What is not named has the default of that version. Agents are counted, not named.", "",
         *("    " + line for line in written(facts.spec, facts.agents).splitlines()), "",
@@ -80,8 +84,10 @@ def _use(facts: CardFacts) -> list[str]:
     return ["from peft import PeftModel", "", tokenizer, f'model = PeftModel.from_pretrained({base}, ".")']
 
 
-def _scores(task: Task, scores: Sequence[tuple[int, Score]]) -> list[str]:
-    made = [(rounds, score) for rounds, score in scores if score.loss is not None]
+def _scores(task: Task, facts: CardFacts) -> list[str]:
+    made = [(str(rounds), score) for rounds, score in facts.scores if score.loss is not None]
+    if facts.kept is not None:
+        made.append(("this model", facts.kept))
     if not made:
         return ["It was not scored on held-out rows."]
     chosen = made[:1] + (made[-1:] if len(made) > 1 else [])
@@ -89,8 +95,10 @@ def _scores(task: Task, scores: Sequence[tuple[int, Score]]) -> list[str]:
     lines = [f"On {made[-1][1].rows:,} held-out rows, ± one standard error.", ""]
     columns = measures(labelled)
     lines += ["| after rounds | " + " | ".join(columns) + " | loss |", "|---|" + "---|" * (len(columns) + 1)]
+    if facts.head is not None:
+        chosen.insert(1, ("head alone, trained as often", facts.head))
     for rounds, score in chosen:
-        after = f"{rounds} (base model)" if rounds == 0 else rounds
+        after = f"{rounds} (base model)" if rounds == "0" else rounds
         lines.append(f"| {after} | {' | '.join(cells(score, labelled))} | {loss(score)} |")
     last = made[-1][1]
     if last.majority is not None:

@@ -241,9 +241,14 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
     )
 
 
+def said(spec: RunFile) -> dict[str, Any]:
+    """What is not at its default, as YAML and JSON have it."""
+    return spec.model_dump(mode="json", exclude_defaults=True)
+
+
 def written(spec: RunFile, agents: int) -> str:
     """YAML of what is not at its default, with the number of agents in place of their names."""
-    return yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True) | {"agents": agents}, sort_keys=False)
+    return yaml.safe_dump(said(spec) | {"agents": agents}, sort_keys=False)
 
 
 def checked(values: Mapping[str, object]) -> RunFile:

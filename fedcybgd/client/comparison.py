@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedcybgd.client.runs import FINAL, Runs
+from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.views import EvaluationView, RunView
 
 ALIKE = 1.05
@@ -35,7 +36,17 @@ class Compared:
 
     @property
     def last(self) -> EvaluationView | None:
-        return self.scores[-1] if self.scores else None
+        """Of the model that the run ended with, which need not be its last version; else the newest. What it had cost is all that the run did."""
+        if not self.scores:
+            return None
+        kept = self.view.conclusion.score if self.view.conclusion is not None else None
+        values = {} if kept is None else {name: getattr(kept, name) for name in Score.model_fields if name != "spent"}
+        return self.scores[-1].model_copy(update=values)
+
+    @property
+    def head(self) -> Score | None:
+        """Of the head alone, trained as often; None: nobody has had that done."""
+        return self.view.anchor.score if self.view.anchor is not None else None
 
     @property
     def held_out(self) -> object:

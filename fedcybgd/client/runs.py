@@ -44,6 +44,13 @@ class Runs:
         made = self._connection.do(RunView, "/runs", spec)
         return self._prepared(made, wait_s) if wait_s else made
 
+    def anchor(self, run: str, *, wait_s: float = DAY_S) -> RunView:
+        """Create the run that trains the pooler and head of another alone, as often on as many rows; start it as any run. Agents' owners must let
+        their rows be used by a run of its name. Raises `Refused` (`no_anchor`, `anchor_there`, …), `RunStopped`, `TimedOut`.
+        """
+        made = self._connection.do(RunView, f"/runs/{segment(run)}/anchor")
+        return self._prepared(made, wait_s) if wait_s else made
+
     def _prepared(self, made: RunView, wait_s: float) -> RunView:
         run = self._connection.wait(lambda: self.get(made.id), lambda r: r.prepared or r.state in FINAL, limit=wait_s)
         if not run.prepared:

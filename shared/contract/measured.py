@@ -56,6 +56,11 @@ class Conclusion(BaseModel):
     scores: dict[str, Score] = Field(description="by candidate, as far as they are scored")
     without: list[str] = Field(description="the candidates that it did not end with")
 
+    @property
+    def score(self) -> Score | None:
+        """Of the model that the run ended with."""
+        return self.scores.get(self.kept)
+
     def in_words(self) -> str:
         """What the run ended with, and instead of what."""
         names = {

@@ -166,6 +166,17 @@ class PaceView(BaseModel):
     still: str | None = Field(description="why it stands still; null: it gets on")
 
 
+class AnchorView(BaseModel):
+    """The run that trains the head of another alone, as often on as many rows."""
+
+    id: str
+    name: str
+    state: str
+    rounds_done: int
+    rounds_total: int
+    score: Score | None = Field(description="of the model that it ended with, or the newest so far")
+
+
 def _as_json(value: object) -> object:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
@@ -185,6 +196,8 @@ class RunView(RunSummary):
     conclusion: Conclusion | None = Field(
         None, description="with which candidate it ended; null: with its last version, there was no other"
     )
+    anchor: AnchorView | None = Field(None, description="the run that trains its head alone, if somebody has created one")
+    anchor_of: str | None = Field(None, description="name of the run whose anchor this one is")
     pending_jobs: int
     failed_measurements: int = Field(description="scores, losses and fidelities that could not be measured; events say why")
     seconds_left: float | None = Field(description="at the pace of the last rounds; null: it is not known, or the run stands still")

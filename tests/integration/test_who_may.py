@@ -44,7 +44,7 @@ TABLE = {
     "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "GET /v1/audit": "viewer", "POST /v1/operators/me/rotate": "viewer",
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
-    "POST /v1/runs": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",
+    "POST /v1/runs": "operator", "POST /v1/runs/{run}/anchor": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",
     "POST /v1/runs/{run}/resume": "operator", "POST /v1/runs/{run}/cancel": "operator", "POST /v1/runs/{run}/exports": "operator",
     "POST /v1/runs/{run}/rollback": "operator", "POST /v1/runs/{run}/without": "operator",
     "GET /v1/runs/{run}/exports/{export_id}/{name}": "operator",

@@ -9,7 +9,7 @@ import pytest
 from fedcybgd.client.comparison import Compared, doubts
 from fedcybgd.coordinator.commands.compare import drawn, table
 from fedcybgd.coordinator.commands.score_table import scores
-from fedcybgd.shared.contract.measured import Failure, Spent
+from fedcybgd.shared.contract.measured import Conclusion, Failure, Spent
 from fedcybgd.shared.contract.views import EvaluationView, RunView
 from tests.unit.test_terminal import printed
 
@@ -60,6 +60,16 @@ def test_of_runs_that_are_alike_nothing_is_said() -> None:
 def test_what_makes_it_unfair_is_said(other: Compared, why: str) -> None:
     assert why in said(GOOD, other)
     assert "as far apart" in why or "as far apart" not in said(GOOD, other)
+
+
+def test_a_run_is_what_it_ended_with_and_not_its_last_version() -> None:
+    ended = run("kept", score(0, 0.3), score(4, 0.6, megabytes=9))
+    kept = score(3, 0.9, megabytes=1)
+    ended.view.conclusion = Conclusion(kept="best", rounds=0, best_after=3, scores={"best": kept}, without=["last"])
+    assert ended.last is not None
+    assert ended.last.accuracy == 0.9
+    assert ended.last.spent is not None
+    assert ended.last.spent.bytes_down == 9_000_000, "what it had cost is all that the run did"
 
 
 def test_a_lower_loss_of_language_models_is_the_better_one() -> None:

@@ -45,6 +45,14 @@ def test_it_has_the_base_models_score_and_the_last_one() -> None:
     assert base_digest(BLOCKS) in text
 
 
+def test_it_has_the_score_of_this_model_and_of_the_head_alone() -> None:
+    found = replace(facts(run_file(), (0, score(1.0, 0.6)), (2, score(0.5, 0.7))), kept=score(0.4, 0.8), head=score(0.6, 0.65))
+    rows = [line for line in model_card(found).splitlines() if line.startswith("| ") and "±" in line]
+    assert [row.split(" |")[:2] for row in rows] == [
+        ["| 0 (base model)", " 60.00% ± 1.00"], ["| head alone, trained as often", " 65.00% ± 1.00"], ["| this model", " 80.00% ± 1.00"],
+    ]  # fmt: skip
+
+
 def test_the_run_file_in_it_can_be_read_again_and_names_nobody() -> None:
     text = model_card(facts(run_file(schedule={"cycles": 2})))
     kept = [line[4:] for line in text.splitlines() if line.startswith("    ")]

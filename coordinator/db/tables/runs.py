@@ -70,6 +70,8 @@ class Run(Base):
     """the closed ones: the number of the round that is open, or comes next"""
     conclusion: Mapped[Conclusion | None] = mapped_column(Typed(Conclusion))
     """with which candidate it ended; None: it had none but its last version"""
+    anchor_of: Mapped[str | None] = mapped_column(KEY, index=True)
+    """the run whose head it trains alone, to be measured against"""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -61,7 +61,8 @@ def _facts(session: Session, run: Run, model: Model, form: ExportForm) -> CardFa
         rounds_done=run.rounds_done, rounds_total=run.rounds_total, agents=len(run.participants),
         scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run)],
         sent=ledgers.bytes_of(ledgers.totals(session, run.id)), whole_model_bytes=sum(block.size for block in model.blocks),
-        made_with=version("fedcybgd"), form=form,
+        made_with=version("fedcybgd"), form=form, kept=run.conclusion.score if run.conclusion is not None else None,
+        head=queries.final_score(session, anchor) if (anchor := queries.anchor_of(session, run.id)) is not None else None,
     )  # fmt: skip
 
 

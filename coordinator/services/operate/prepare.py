@@ -33,8 +33,8 @@ class RunNameTaken(Conflict):
     code = "run_name_taken"
 
 
-def create(session: Session, spec: RunFile, now: datetime) -> Run:
-    """A draft; its blocks and its head are prepared outside the web process."""
+def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None = None) -> Run:
+    """A draft; its blocks and its head are prepared outside the web process. `anchor_of`: the id of a run that it is the anchor of."""
     model = models.ready(session, spec.model)
     _check_name_free(session, spec.name)
     held_out = _held_out(session, spec)
@@ -42,7 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime) -> Run:
     method_of(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start, state_since=now,
-        files=[], notes=[], trained_blocks=[], participants=[], without=[], created_at=now,
+        files=[], notes=[], trained_blocks=[], participants=[], without=[], anchor_of=anchor_of, created_at=now,
     )  # fmt: skip
     session.add(run)
     session.flush()

@@ -21,7 +21,7 @@ from fedcybgd.coordinator.services.read import alarms, lists, pace
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
-from fedcybgd.shared.contract.views import BlockView, EventView, LeaseView, RunView, StatusView
+from fedcybgd.shared.contract.views import AnchorView, BlockView, EventView, LeaseView, RunView, StatusView
 
 RUNS_SHOWN, ROUNDS_SHOWN, EVENTS_SHOWN, TROUBLES_SHOWN = 50, 12, 10, 20
 SHOWN = 100
@@ -68,10 +68,21 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
                 for row in session.execute(BLOCKS.where(Block.run_id == run.id))],
         rounds=list(rounds), current=current,
         evaluations=[lists.evaluation(row) for row in queries.last_evaluations(session, run.id, SHOWN)],
-        conclusion=run.conclusion,
+        conclusion=run.conclusion, anchor=anchor_view(session, run.id),
+        anchor_of=session.scalar(select(Run.name).where(Run.id == run.anchor_of)) if run.anchor_of is not None else None,
         bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
         failed_measurements=sum(jobs[JobState.FAILED][kind] for kind in kinds_that(OnFailure.GOES_ON)),
         seconds_left=at_pace.seconds_left, pace=at_pace, events=_events(queries.events_of(session, run.id, EVENTS_SHOWN)),
+    )  # fmt: skip
+
+
+def anchor_view(session: Session, run_id: str) -> AnchorView | None:
+    found = queries.anchor_of(session, run_id)
+    if found is None:
+        return None
+    return AnchorView(
+        id=found.id, name=found.name, state=found.state, rounds_done=found.rounds_done, rounds_total=found.rounds_total,
+        score=queries.final_score(session, found),
     )  # fmt: skip
 
 
