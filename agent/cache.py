@@ -37,6 +37,8 @@ class ShardCache:
         root.mkdir(parents=True, exist_ok=True)
         self.bytes_fetched = 0
         """Body bytes that came over the wire since the last call of `pin`."""
+        self.fetched_in_all = 0
+        """The same since the start."""
         self._seconds_left = self._seconds = math.inf
 
     @property
@@ -140,6 +142,7 @@ class ShardCache:
                 last = time.monotonic()
                 for chunk in plain_chunks(answer.iter_raw(), answer.headers.get("content-encoding", "")):
                     self.bytes_fetched += len(chunk)
+                    self.fetched_in_all += len(chunk)
                     have += len(chunk)
                     file.write(chunk[: len(chunk) - max(0, have - size)])
                     file.flush()  # what arrived outlasts this process

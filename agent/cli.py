@@ -129,12 +129,16 @@ def check(home: HomeOption = None) -> None:
 @app.command()
 def run(
     home: HomeOption = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option(help="Port on which this machine, and no other, can read metrics (Prometheus).", min=0, max=65535)
+    ] = None,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="For programs: stop when standard input ends, as it does with whoever started this.")
     ] = False,
 ) -> None:
     """Ask for work and do it, until SIGTERM or Ctrl-C."""
+    from fedcybgd.agent.metrics import MetricsPort
     from fedcybgd.agent.worker import Worker
 
     log_plainly(logging.DEBUG if verbose else logging.INFO)
@@ -150,7 +154,10 @@ def run(
         speak = partial(reaching.client, place, config, rules)
         keys.settle_in_time(place, speak)
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
-        Worker(place, config, speak(credentials.load(place))).run()
+        worker = Worker(place, config, speak(credentials.load(place)))
+        if metrics is not None:
+            logging.getLogger("fedagent").info("metrics at %s", MetricsPort(metrics, worker.metrics).url)
+        worker.run()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ coordinator) is `Unreachable`, on every call.
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -93,6 +94,8 @@ class Client:
         """Bytes of an upload that something on the way lets through at once, once that was found out"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
+        self.answered_at = 0.0
+        """When the coordinator answered last, in Unix time"""
         self.takes_signatures = False
         """Whether the coordinator does, by its last good answer"""
         self.key_life: KeyLife | None = None
@@ -223,6 +226,7 @@ class Client:
             raise self._not_it(answer.status_code, answer.headers)
         if self.coordinator is None:
             self.coordinator = identity_of(answer.headers)
+        self.answered_at = time.time()
         self.takes_signatures = speaks(answer.headers, SIGNING)
         headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
         return httpx.Response(answer.status_code, headers=headers, content=content)

@@ -108,6 +108,7 @@ class Home:
         self.residuals = self.path / "residuals"
         self.work = self.path / "work"
         self.status = self.path / "status.json"
+        self.sent = self.path / "sent.json"
         self.lock = self.path / "lock"
         self.checked = self.path / "checked"
         """Touched by `fedagent check`: the daemon looks again at what it refused"""

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedcybgd.agent.errors import (
     VisitFailed,
 )
 from fedcybgd.agent.failing import told_of, told_to_coordinator
+from fedcybgd.agent.heartbeat import PROGRESS_EVERY_S
 from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, load_policy
@@ -32,13 +33,13 @@ from fedcybgd.agent.readiness import Stamp, Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, memory_allowed, within_hours
-from fedcybgd.agent.shortage import Shortage, is_short, what_is_short, write_status
+from fedcybgd.agent.shortage import Shortage, is_short, what_is_short
+from fedcybgd.agent.showing import Showing
 from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, Progress, ReturnRequest
+from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, ReturnRequest
 from fedcybgd.shared.files.disk import disk_reason, says_full
-from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedagent")
 WAIT_S = 25.0
@@ -56,12 +57,13 @@ class Worker:
         self._standing = Verdicts(home, client)
         self._read = self._stamps()
         self._use(config, load_policy(home))
-        self._error: dict[str, str] = {}
-        """the last error, and when it was"""
+        self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without)
         self._stop = Stop(lambda: self._trainer.end(), self._leave)
-        self._done = 0
-        self._shortage, self._unwritten = Shortage(home.path), Rarely()
-        self._written = 0.0
+        self._shortage = Shortage(home.path)
+
+    def metrics(self) -> str:
+        """What is shown to whoever watches this agent, in the text format of Prometheus."""
+        return self._shows.metrics()
 
     def _stamps(self) -> tuple[Stamp, Stamp]:
         return stamp(self._home.config), stamp(self._home.policy)
@@ -84,7 +86,7 @@ class Worker:
             self._residuals,
             self._policy,
             memory_allowed(self._config, self._device) or None,
-            lambda error: self._note(str(error)),
+            lambda error: self._shows.note(str(error), str(error)),
             self._stop.pause,
         )
 
@@ -128,19 +130,19 @@ class Worker:
             pass
         finally:
             self._trainer.close()
-            self._write_status("stopped")
+            self._shows.state("stopped")
             self._stop.left()
 
     def _leave(self) -> None:
         """End at once: what is trained lies in the outbox, and a lease that is not given back ends by itself."""
         log.warning("a transfer or the training process holds the agent up; it ends without giving work back")
         self._trainer.kill()
-        self._write_status("stopped")
+        self._shows.state("stopped")
         os._exit(0)
 
     def _one(self) -> None:
         if not within_hours(self._config.limits.hours, datetime.now()):
-            self._write_status("outside its hours")
+            self._shows.state("outside its hours", HOURS_PAUSE_S)
             self._stop.pause(HOURS_PAUSE_S)
             return
         if not self._reread():
@@ -148,7 +150,7 @@ class Worker:
             return
         self._refresh()
         self._renew_key()
-        self._write_status("waiting for work")
+        self._shows.state("waiting for work", WAIT_S)
         try:
             assignment = self._claim()
         except ManifestInvalid as error:
@@ -177,9 +179,11 @@ class Worker:
             return
         began = time.monotonic()
         log.info("round %d: training %s of %s (attempt %d)", assignment.round, assignment.block, assignment.run_name, assignment.attempt)
+        cache, delivered = self._cache, False
+        self._shows.begins(cache.fetched_in_all)
         try:
-            run_assignment(self._tools(source), assignment, lambda progress: self._report(assignment, progress))
-            self._done += 1
+            run_assignment(self._tools(source), assignment, lambda progress: self._shows.progress(assignment, progress, PROGRESS_EVERY_S))
+            delivered = True
             self._shortage.over()
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)
         except LeaseGone as error:
@@ -201,6 +205,8 @@ class Worker:
             log.exception("round %d: %s failed", assignment.round, assignment.block)
             disk = disk_reason(error) if isinstance(error, OSError) else None
             self._failed(assignment, disk or "bug", f"{type(error).__name__}: {error}", told_of(error))
+        finally:
+            self._shows.ends(assignment, cache.fetched_in_all, delivered)
 
     def _refresh(self) -> None:
         """Say of each run whether its data fit, where that may be another than before."""
@@ -232,8 +238,8 @@ class Worker:
 
     def _waited(self, error: Exception) -> None:
         log.warning("%s; trying again", error)
-        self._note(str(error))
-        self._write_status("coordinator unreachable")
+        self._shows.note(str(error), str(error))
+        self._shows.state("coordinator unreachable", REFUSED_PAUSE_S)
 
     def _claim(self) -> LeasedAssignment | None:
         """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
@@ -264,30 +270,29 @@ class Worker:
         if reason in LASTING_REASONS - {"non_finite_loss"}:
             log.error("taking no further work of run %s until settings or data have changed, or `fedagent check`", assignment.run_name)
             self._standing.refuse(assignment.run_id, assignment.run_name, reason, message)
-        self._give_back(assignment.assignment_id, assignment.attempt, reason, told_to_coordinator(reason, message, told))
-        self._note(f"{reason}: {message}")
+        said = told_to_coordinator(reason, message, told)
+        self._give_back(assignment.assignment_id, assignment.attempt, reason, said)
+        self._shows.failed(reason)
+        self._shows.note(f"{reason}: {message}", f"{reason}: {said}")
         if short or reason == "disk_full":
             self._short(message, said=True)
             return
-        self._write_status("waiting after a failure")
+        self._shows.state("waiting after a failure", 1.5 * FAILURE_PAUSE_S)
         self._stop.pause(FAILURE_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     def _short(self, message: str, said: bool = False) -> None:
         """Pause until this machine may have more to give."""
         if not said:
             log.error("%s", message)
-            self._note(message)
-        self._write_status("paused")
+            self._shows.note(message)
+        self._shows.state("paused")
         self._shortage.wait(self._stop.pause)
 
     def _fail(self, state: str, message: str) -> None:
-        if self._error.get("error") != message:
+        if self._shows.error != message:
             log.error("%s: %s", state, message)
-        self._note(message)
-        self._write_status(state)
-
-    def _note(self, error: str) -> None:
-        self._error = {"error": error, "error_at": datetime.now(UTC).isoformat()}
+            self._shows.note(message)
+        self._shows.state(state, FAILURE_PAUSE_S)
 
     def _give_back(self, assignment_id: str, attempt: int, reason: Any, message: str) -> None:
         request = ReturnRequest(attempt=attempt, reason=reason, message=message[:2000])
@@ -303,18 +308,3 @@ class Worker:
             pass  # it is not ours any more
         except AgentError as error:
             log.warning("could not give %s back (%s); its lease will end by itself", assignment_id, error)
-
-    def _report(self, assignment: LeasedAssignment, progress: Progress) -> None:
-        if progress.phase != "training" or time.monotonic() - self._written > 1 or progress.step == progress.steps:
-            self._write_status("training", run=assignment.run_name, round=assignment.round, block=assignment.block, **progress.model_dump())
-
-    def _write_status(self, state: str, **more: Any) -> None:
-        self._written = time.monotonic()
-        status = {"state": state, "at": datetime.now(UTC).isoformat(), "pid": os.getpid(), "visits": self._done, **self._error, **more}
-        status["walls"] = self._trainer.walls
-        status["takes_no_work_of"] = [{"run": v.run, "reason": v.reason, "message": v.message} for v in self._standing.without]
-        try:
-            write_status(self._home.status, status)
-        except OSError as error:
-            if self._unwritten.is_due():
-                log.warning("status not written: %s", error)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from fedcybgd.coordinator.absence import Absence
-from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, models, operators, plan, runs, status
+from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, metrics, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.proofs import Proved, Prover
 from fedcybgd.coordinator.api.recognise import Recognition
@@ -30,6 +30,7 @@ from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.db.signals import Signals
+from fedcybgd.coordinator.domain.metrics import COUNTED
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import home_id, signing_secret
@@ -51,6 +52,7 @@ from fedcybgd.coordinator.walls.headings import Headed
 from fedcybgd.coordinator.walls.rules import HONEST, HowOften
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.host.counters import Counters
 
 log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, held_out, status)]
@@ -65,6 +67,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     app.state.settings = settings
     app.state.make_parts = parts
     app.state.refusals = Bound()
+    app.state.counters = Counters(COUNTED)
     disks = app.state.disks = FullDisks(settings.blobs)
     app.state.outages = OutageLog(lambda: disks.lack(settings.home / "database"))
     answer_shortages(app)
@@ -72,6 +75,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     for router in ROUTERS:
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
     app.include_router(v1)
+    app.include_router(metrics.router)
     app.include_router(pages.router)
     app.include_router(files.router)
     app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names, through_proxies=settings.through_proxies)
@@ -133,6 +137,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     parts.wakes.hear(heard)
     database.after_commit = parts.wakes.tell
+    database.counted = app.state.counters.add
     jobs.start()
     sweeper = asyncio.create_task(
         sweep(

@@ -12,12 +12,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from docs import statechart, wire
+from fedcybgd.agent import metrics as agent_metrics
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.route import guard_of
+from fedcybgd.coordinator.domain.metrics import METRICS
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.contract.metrics import Metric
 from fedcybgd.shared.contract.words import API
 
 DOCS = Path(__file__).parent
@@ -138,12 +141,19 @@ def _statuses(route: APIRoute, low: int, high: int) -> list[int]:
     return sorted(int(s) for s in route.responses if low <= int(s) < high)
 
 
+def metrics_table(metrics: Iterable[Metric]) -> str:
+    lines = ((f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels) or "–", m.meaning) for m in metrics)
+    return rows(("metric", "kind", "labels", "meaning"), lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "run-file": run_file_table,
     "agent": agent_table,
     "policy": policy_table,
     "settings": settings_table,
     "routes": routes_table,
+    "metrics": lambda: metrics_table(METRICS),
+    "agent-metrics": lambda: metrics_table(agent_metrics.METRICS),
 }
 
 

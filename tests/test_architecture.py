@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.app": DATA | {
         "coordinator.parts",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.replays", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
-        SERVICES, "coordinator.settings",
+        SERVICES, "coordinator.settings", "shared.host",
         "coordinator.sweeper", "coordinator.wakes", "coordinator.walls",
     },
     "coordinator.sweeper": DATA

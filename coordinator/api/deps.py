@@ -12,6 +12,7 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.shared.host.counters import Counters
 
 
 # Coroutines, though they wait for nothing: FastAPI would send each plain function to a thread, five times in every claim.
@@ -49,6 +50,11 @@ async def _waiting(request: Request) -> WaitingRoom:
     return room
 
 
+async def _counters(request: Request) -> Counters:
+    counters: Counters = request.app.state.counters
+    return counters
+
+
 async def _attendance(request: Request) -> Attendance:
     attendance: Attendance = request.app.state.attendance
     return attendance
@@ -62,6 +68,7 @@ DisksDep = Annotated[FullDisks, Depends(_disks)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
+CountersDep = Annotated[Counters, Depends(_counters)]
 AttendanceDep = Annotated[Attendance, Depends(_attendance)]
 OpenDep = Depends(Anyone())
 ViewerDep, OperatorDep, OwnerDep = (Depends(AnOperator(role)) for role in Role)

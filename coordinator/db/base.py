@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from fedcybgd.coordinator.db import promises, signals
+from fedcybgd.coordinator.db import counts, promises, signals
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.db.typed import Typed
 
@@ -20,6 +20,7 @@ LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval
 KEY = String(40)
 DIGEST = String(64)
 AfterCommit = Callable[[Signals], None]
+Counted = Callable[[str, float, tuple[str, ...]], None]
 
 
 class Base(DeclarativeBase):
@@ -63,6 +64,8 @@ class Database:
     def __init__(self, url: str, threads: int = 10) -> None:
         self.url = url
         self.after_commit: AfterCommit | None = None
+        self.counted: Counted | None = None
+        """hears what is counted for metrics, once it is committed"""
         self.before_transaction: Callable[[], None] = _nothing
         self.after_transaction: Callable[[], None] = _nothing
         self.engine = open_engine(url, threads + BESIDE)
@@ -78,8 +81,11 @@ class Database:
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
-            said, promised = signals.of(session), promises.promised(session)
+            said, promised, counted = signals.of(session), promises.promised(session), counts.of(session)
         self.after_transaction()
+        if self.counted is not None:
+            for count in counted:
+                self.counted(*count)
         if self.after_commit is not None and said != Signals():
             self.after_commit(said)
         if promised:

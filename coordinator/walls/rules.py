@@ -50,6 +50,7 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("PUT", rf"{API}/held-out/[^/]+", STREAM),
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
     ("GET", rf"{API}/health", PAGE),
+    ("GET", "/metrics", KEYED),
     ("POST", rf"{API}/(plan|models|runs|runs/[^/]+/exports?)", COSTLY),
     ("POST", r"/admin", LOGIN),
     ("POST", r"/admin/.*", FORM),

@@ -35,7 +35,7 @@ TABLE = {
     "POST /v1/assignments/{assignment_id}/return": "holder", "GET /v1/assignments/{assignment_id}/shards/{digest}": "holder",
     "GET /v1/assignments/{assignment_id}/upload/{digest}": "holder", "PUT /v1/assignments/{assignment_id}/upload/{digest}": "holder",
     "POST /v1/assignments/{assignment_id}/delta": "holder",
-    "GET /v1/status": "viewer", "GET /v1/agents": "viewer", "GET /v1/exposure": "viewer", "POST /v1/plan": "viewer",
+    "GET /metrics": "viewer", "GET /v1/status": "viewer", "GET /v1/agents": "viewer", "GET /v1/exposure": "viewer", "POST /v1/plan": "viewer",
     "GET /v1/models": "viewer", "GET /v1/models/{name}": "viewer", "GET /v1/runs": "viewer", "GET /v1/runs/{run}": "viewer",
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
     "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/explanation": "viewer", "GET /v1/runs/{run}/evaluations": "viewer",

@@ -5,6 +5,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import counts
 from fedcybgd.coordinator.db.models import Event
 
 
@@ -18,3 +19,4 @@ def record(
     agent_id: str | None = None,
 ) -> None:
     session.add(Event(at=now, level=level, code=code, message=message, run_id=run_id, agent_id=agent_id))
+    counts.count(session, "fedcoord_events_total", 1, level)

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.db import counts
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs.lease import LEASE
 from fedcybgd.coordinator.domain.jobs.states import JOB, JobEvent
@@ -13,6 +14,8 @@ def take(row: Job, owner: str, now: datetime) -> None:
     """A lane of `owner` does it from now on."""
     _go(row, JobEvent.TAKE)
     row.tries += 1
+    if row.tries == 1:
+        counts.count_of(row, "fedcoord_job_queue_seconds", (now - row.created_at).total_seconds(), row.lane)
     row.owner, row.lease_expires_at = owner, now + LEASE
     row.started_at = row.moved_at = now
     row.cpu_s = 0.0
@@ -26,11 +29,13 @@ def skip(row: Job, now: datetime) -> None:
 def finish(row: Job, result: BaseModel, now: datetime) -> None:
     _go(row, JobEvent.FINISH)
     row.result, row.ended_at = result, now
+    _count(row, now)
 
 
 def fail(row: Job, code: str, message: str, now: datetime) -> None:
     _go(row, JobEvent.FAIL)
     row.error_code, row.error, row.ended_at = code, message, now
+    _count(row, now)
 
 
 def interrupt(row: Job, engine_died: bool = False) -> None:
@@ -44,6 +49,12 @@ def repeat(row: Job) -> None:
     """It failed, and what hindered it was mended: it waits again as if it were new."""
     _go(row, JobEvent.REPEAT)
     row.tries, row.deaths, row.error, row.error_code = 0, 0, None, None
+
+
+def _count(row: Job, now: datetime) -> None:
+    counts.count_of(row, "fedcoord_jobs_total", 1, row.kind, row.state)
+    if row.started_at is not None:
+        counts.count_of(row, "fedcoord_job_seconds", (now - row.started_at).total_seconds(), row.kind)
 
 
 def _go(row: Job, event: JobEvent) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from fedcybgd.coordinator.db import counts
 from fedcybgd.coordinator.db.models import Round
 from fedcybgd.coordinator.domain.round import ROUND, RoundEvent
 
@@ -25,6 +26,8 @@ def undo(row: Round) -> None:
 def finish(row: Round, now: datetime) -> None:
     _go(row, RoundEvent.APPLIED)
     row.closed_at = now
+    counts.count_of(row, "fedcoord_rounds_closed_total")
+    counts.count_of(row, "fedcoord_round_seconds", (now - row.opened_at).total_seconds())
 
 
 def _go(row: Round, event: RoundEvent) -> None:
