@@ -1,5 +1,6 @@
 """Looks at everything that a visit needs, before there is one, and says what to do where something is wrong."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.agent.watch import START_S
 from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.tables import Row, read_rows
 from fedcybgd.shared.host import machine
 
@@ -181,10 +183,13 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
         advice = f"it needs {' or '.join(run.fields)}; correct [data.{verdict.data}] in agent.toml (columns map its fields), or the rows"
         return Finding(False, what, verdict.message, advice)
     found = f"{verdict.rows:,} rows of data {verdict.data} fit; fingerprint of the model {fingerprint(run.files)}"
-    source = source_of(home, data)
-    examples = list(rows_of(source, run, f"[data.{verdict.data}.columns]"))
+    examples = rows_of(source_of(home, data), run, f"[data.{verdict.data}.columns]")
+    if run.task == "image-classification":
+        sizes = [example["image"].check() for example in examples]
+        (low, lowest), (high, highest) = min(sizes, key=math.prod), max(sizes, key=math.prod)
+        return Finding(True, what, f"{found}; images of {low} × {lowest} to {high} × {highest} pixels, of which the headers were read")
     try:
-        lengths = _token_lengths(run, examples, client, asking(home))
+        lengths = _token_lengths(run, list(examples), client, asking(home))
     except TokenizerSlow as error:
         return Finding(False, what, f"tokenizer_slow: {error.message}", "do not take part in this run; ask its operator")
     if lengths is None:
@@ -199,7 +204,7 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
 def _counts(home: Home, config: Config, run: RunOffer, verdict: Verdict) -> Iterator[Finding]:
     """What would be told of the labels of the rows."""
     data = config.data.get(verdict.data)
-    if verdict.reason is None and data is not None and data.tell_labels and run.task == "text-classification":
+    if verdict.reason is None and data is not None and data.tell_labels and run.task in CLASSIFICATIONS:
         rows = rows_of(source_of(home, data), run, f"[data.{verdict.data}.columns]")
         yield Finding(None, f"run {run.name}", what_counts_tell(Counter(row["label"] for row in rows), run.num_labels), note=True)
 

@@ -33,7 +33,11 @@ def chosen(sets: Mapping[str, DataSection], run: str) -> str:
 
 
 def source_of(home: Home, data: DataSection) -> DataSource:
-    return DataSource(path=str(home.data_path(data)), columns=data.columns, tell_labels=data.tell_labels, **dict(data.table_format()))
+    images = home.images_path(data)
+    return DataSource(
+        path=str(home.data_path(data)), columns=data.columns, images=None if images is None else str(images), tell_labels=data.tell_labels,
+        **dict(data.table_format()),
+    )  # fmt: skip
 
 
 def source_for(home: Home, config: Config, run: str) -> DataSource:

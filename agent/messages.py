@@ -15,6 +15,8 @@ class DataSource(TableFormat):
 
     path: str
     columns: dict[str, str] = Field(default_factory=dict)
+    images: str | None = None
+    """folder of the images that rows name by path"""
     tell_labels: bool = False
     """whether the coordinator is told how many rows of each label a visit trained on"""
 

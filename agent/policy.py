@@ -141,7 +141,7 @@ def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | N
     _check_blocks(policy, train.trained)
     _check_steps(policy, train.steps, train.batch_size)
     used = None if train.steps is None else train.steps * train.batch_size
-    if train.task == "text-classification" and rows is not None:
+    if train.is_classification and rows is not None:
         used = rows if used is None else min(used, rows)
     if used is not None and used < least.rows:
         raise PolicyRefused("least.rows", f"{used} different rows at the most", f"no visit with less than {least.rows}")

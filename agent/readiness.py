@@ -81,7 +81,7 @@ def rows_of(source: DataSource, run: RunOffer, columns: str) -> Iterator[Row]:
     task = known_task(run.task)
     assert task is not None, "judge refuses others"
     spec = TaskSpec(task=task, num_labels=run.num_labels, label_names=run.label_names, max_length=run.max_length)
-    return examples(Path(source.path), spec, source.columns, source, columns)
+    return examples(Path(source.path), spec, source.columns, source, columns, None if source.images is None else Path(source.images))
 
 
 def report(client: Client, config: Config, verdicts: Iterable[Verdict]) -> None:

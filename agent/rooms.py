@@ -15,7 +15,8 @@ BEYOND = 1 << 30
 
 def walls_of(home: Home, config: Config) -> Walls:
     """Rows that some run may use are read, shards and deltas are made, nothing else of this account is there."""
-    rows = sorted({home.data_path(data) for data in config.data.values() if data.runs})
+    lent = [data for data in config.data.values() if data.runs]
+    rows = sorted({home.data_path(data) for data in lent} | {path for data in lent if (path := home.images_path(data)) is not None})
     return Walls(
         work=home.work, read=[home.residuals, *rows], write=[home.work, home.cache, home.outbox],
         largest_file=2 * int(config.limits.disk_gb * 1e9) + BEYOND, local_sockets=config.device.kind != "cpu",

@@ -32,6 +32,11 @@ class SettingsSection(BaseModel):
 class DataSection(TableFormat, SettingsSection):
     path: str = Field(description="file with this agent's rows; relative to agent.toml")
     columns: dict[str, str] = Field(default_factory=dict, description='field = "column", where they differ')
+    images: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of the images that rows name by path, relative to the folder of the data file; training may read all of it",
+    )
     runs: list[RunPattern] = Field(
         default_factory=list, description="names of the runs that may use these rows; * and ? are wildcards; empty: none may"
     )
@@ -147,6 +152,10 @@ class Home:
 
     def data_path(self, data: DataSection) -> Path:
         return (self.path / Path(data.path).expanduser()).resolve()
+
+    def images_path(self, data: DataSection) -> Path | None:
+        """The folder of the images that rows name by path; None where none do."""
+        return None if data.images is None else (self.data_path(data).parent / Path(data.images).expanduser()).resolve()
 
 
 def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bool) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from fedcybgd.shared.contract.adapters import ADAPTERS
 from fedcybgd.shared.contract.agents import RunOffer
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 
 FEW_ROWS = 64
 """Rows of a visit, below which single rows stand out."""
@@ -15,13 +16,18 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     if visit is None:
         return ["its coordinator does not say which blocks are trained and how: reckon with all tokens and labels of the rows"]
     found = []
-    if "embeddings" in visit.blocks:
+    if "embeddings" in visit.blocks and run.task == "image-classification":
+        found.append(
+            "a delta of the embeddings is made of the patches of your images: those of a visit of few rows can be rebuilt from it "
+            "(APRIL, CVPR 2022)"
+        )
+    elif "embeddings" in visit.blocks:
         found.append(
             "a delta of the embeddings names every token of the rows that a visit used, and position rows say how long the longest is"
         )
         if run.task == "causal-lm":
             found.append("where the output matrix is tied to the embeddings all rows of it move, and most tokens can still be told")
-    if "head" in visit.blocks and run.task == "text-classification":
+    if "head" in visit.blocks and run.task in CLASSIFICATIONS:
         found.append("the bias of the head says which labels occur; of a visit with one row, which it is")
     rows = None if visit.steps is None else visit.steps * visit.batch_size
     if ADAPTERS in visit.blocks:

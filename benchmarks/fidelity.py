@@ -105,7 +105,7 @@ def _train_head(store: BlobStore, training: Calibration, blocks: list[ShardRef],
     labels = []
     with torch.no_grad():
         for batch in rows.batches():
-            streamed.model(**batch.inputs())
+            streamed.model(**batch.inputs)
             labels.append(batch.labels)
     hook.remove()
     x, y = torch.cat(entering), torch.cat(labels)

@@ -18,7 +18,7 @@ TRAIN: dict[str, Any] = {
 RATES: dict[str, Any] = {
     "label_skew": None, "learning_rate": 3e-4, "learning_rate_decay": 1.0, "always_learning_rate": None, "always_learning_rate_decay": 1.0,
 }  # fmt: skip
-LABEL_SKEW = {"text-classification": "logit_adjustment"}
+LABEL_SKEW = {"text-classification": "logit_adjustment", "image-classification": "logit_adjustment"}
 """What the loss does where `train.label_skew` is left out, by kind of task."""
 SCHEDULE: dict[str, Any] = {
     "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
@@ -177,7 +177,7 @@ class Reading:
         `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all.
         """
         trainers = len(counts)
-        of_head = self.schedule["head_average"] or ("by_label" if self.task.kind == "text-classification" else "damped")
+        of_head = self.schedule["head_average"] or ("by_label" if self.task.kind in LABEL_SKEW else "damped")
         if self.averages:
             all_of_it = 1.0 if self.outer else float(self._outer["learning_rate"])
             factors = [all_of_it / trainers] * trainers

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PROJECT = HERE.parent / "pyproject.toml"
 TORCH = "torch==2.13.0"
-IMAGES = {"coordinator": ("coordinator", "postgresql", "parquet", "hub"), "agent": ("parquet",)}
+IMAGES = {"coordinator": ("coordinator", "postgresql", "parquet", "images", "hub"), "agent": ("parquet", "images")}
 HEAD = "# Written by `make locks`; change pyproject.toml, not this file.\n"
 COMMAND = [
     "uv",

@@ -10,6 +10,7 @@ FROM_OUTSIDE = {
     "coordinator.settings": "operators set them",
     "agent.settings": "an agent's owner sets them",
     "shared.files.table_format": "both set them",
+    "shared.files.preprocessing": "whoever made a model set them, in its preprocessor_config.json",
     "shared.contract": "an older side does not send them yet",
 }
 """Modules whose fields are set by what is read: by people, or by the other side."""

@@ -56,6 +56,7 @@ def activation_bytes(config: Any, tokens: int, width: int) -> int:
     """
     hidden = hidden_size(config)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    said = getattr(config, "num_attention_heads", 0) or 0
+    heads = max(said) if isinstance(said, list) else int(said)  # a number for each stage
     plain_attention = getattr(config, "_attn_implementation", None) == "eager"
     return 4 * tokens * (12 * hidden + 3 * inner + (2 * heads * width if plain_attention else 0))

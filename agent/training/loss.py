@@ -75,7 +75,7 @@ class Loss:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum over the batch (nats, float32), and over how many predictions."""
-        with torch.autocast(batch.input_ids.device.type, dtype=self._precision, enabled=self._precision != torch.float32):
+        with torch.autocast(batch.device.type, dtype=self._precision, enabled=self._precision != torch.float32):
             if self._head is not None and self._is_worthwhile(batch, self._head):
                 return self._in_chunks(batch, self._head)
             logits = forward_logits(self._model, batch)
@@ -92,7 +92,7 @@ class Loss:
         return total, len(wanted)
 
     def _is_worthwhile(self, batch: Batch, head: nn.Linear) -> bool:
-        return self._chunked == "on" or batch.input_ids.numel() * head.weight.shape[0] >= WORTHWHILE
+        return self._chunked == "on" or batch.mask.numel() * head.weight.shape[0] >= WORTHWHILE
 
 
 def _plain_head(model: nn.Module, probe: Batch, precision: torch.dtype) -> nn.Linear | None:
@@ -102,10 +102,10 @@ def _plain_head(model: nn.Module, probe: Batch, precision: torch.dtype) -> nn.Li
         return None
     if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in AFTER_HEAD):
         return None
-    segments = None if probe.token_type_ids is None else probe.token_type_ids[:1, :2]
-    small = Batch(probe.input_ids[:1, :2], torch.ones_like(probe.input_ids[:1, :2]), probe.labels[:1, :2], segments)
+    mask = torch.ones_like(probe.mask[:1, :2])
+    small = Batch({name: tensor[:1, :2] for name, tensor in probe.inputs.items()} | {"attention_mask": mask}, mask, probe.labels[:1, :2])
     # As in training: frozen matrices may be in bfloat16 already.
-    device = probe.input_ids.device.type
+    device = probe.device.type
     with torch.no_grad(), torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
         return head if _before_head(model, head, small)[1] else None
 
@@ -123,7 +123,7 @@ def _before_head(model: nn.Module, head: nn.Linear, batch: Batch) -> tuple[Tenso
     with forwards([(head, hand_on)]):
         returned = plain_forward(model, batch)
     untouched = len(caught) == 1 and returned is caught[0] and returned._version == versions[0]
-    return returned, untouched and returned.shape[:2] == batch.input_ids.shape
+    return returned, untouched and returned.shape[:2] == batch.mask.shape
 
 
 class _HeadLoss(torch.autograd.Function):

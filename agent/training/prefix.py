@@ -141,7 +141,7 @@ class PrefixCache:
                     hidden = self.hidden(self._run(lambda batch=batch: plain_forward(self._model, batch)), batch)  # type: ignore[misc]
                 for place, row in enumerate(indices):
                     if row in missing:
-                        self._store.put(row, hidden[place][batch.attention_mask[place].bool()])
+                        self._store.put(row, hidden[place][batch.mask[place].bool()])
                         missing.discard(row)
         except BaseException:
             self._store.close()
@@ -169,7 +169,7 @@ class PrefixCache:
         """The hidden states in what a layer returned for `batch`, (rows, tokens, hidden). Raises `NotExact` when they are laid out otherwise."""
         self._tuple = len(output) if isinstance(output, tuple) else None
         hidden = output[0] if isinstance(output, tuple) else output
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != batch.input_ids.shape:
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != batch.mask.shape:
             raise NotExact("layers do not lay out hidden states as rows and tokens")
         return hidden
 

@@ -44,7 +44,7 @@ def runs_of_prefix(
             raise NotExact("something that is trained is used in the layers below, too")
         cache.fill(partition, compute, lambda: False)
         with cache.instead():
-            cache.use(chosen, batch.attention_mask)
+            cache.use(chosen, batch.mask)
             cached = _gradients(trained, loss_of, batch)
     except NotExact:
         raise

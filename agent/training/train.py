@@ -37,7 +37,7 @@ def train(visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: Pre
                 raise Stopped
             batch = visit.batch(indices)
             if prefix is not None:
-                prefix.use(indices, batch.attention_mask)
+                prefix.use(indices, batch.mask)
 
             total, count = loss_of(batch)
             loss = total / max(count, 1)
@@ -63,7 +63,7 @@ class _Told:
     def step(self, loss: Tensor, batch: Batch) -> None:
         self._losses.append(loss.item())
         self._tokens += batch.num_tokens
-        self._rows += len(batch.input_ids)
+        self._rows += batch.num_rows
         step, steps, seconds = len(self._losses), len(self._visit.order), self._seconds()
         if step in (1, steps) or seconds - self._reported > REPORT_EVERY_S:
             self._reported = seconds

@@ -69,7 +69,7 @@ class Visit:
     def told_labels(self) -> list[int] | None:
         """Of each label, on how many rows the visit trains, where the owner lets it be told."""
         labels = self.settings.num_labels
-        if not self.request.data.tell_labels or self.settings.task != "text-classification" or labels is None or labels > MOST_LABELS:
+        if not self.request.data.tell_labels or not self.settings.is_classification or labels is None or labels > MOST_LABELS:
             return None
         return self.partition.label_counts(labels, [row for rows in self.order for row in rows])
 

@@ -76,7 +76,7 @@ class Visitor:
             materialise(shard)
         compute = Compute(self.device, choose_precision(request.train.precision, self.device))
         partition = self._data(request)
-        emulator = self._model(request, compute)
+        emulator = self._model(request, compute, partition.width)
         emulator.update(request.shards, request.train.trained, request.dropped)
         visit = Visit(request, emulator, partition, compute, memory, report, should_stop)
         self._check(visit)
@@ -108,12 +108,12 @@ class Visitor:
             trained = {block: read_header(visit.shard(block)).tensors for block in visit.blocks}
             check_tensors(bounds, trained, homes(Path(visit.request.files["config.json"]), visit.settings.task))
 
-    def _model(self, request: TrainRequest, compute: Compute) -> Emulator:
+    def _model(self, request: TrainRequest, compute: Compute, width: int) -> Emulator:
         key = (request.model_key, request.train.task, compute.precision)
         if self._emulator is None or self._emulator[0] != key:
             self._emulator = None  # let go of the old one before the new one is made
             # On a CPU the plain attention has a backward pass twice as fast as the fused one, as long as windows are short.
-            attention = "eager" if self.device == "cpu" and request.train.max_length <= SHORT else None
+            attention = "eager" if self.device == "cpu" and width <= SHORT else None
             config = Path(request.files["config.json"])
             self._emulator = (key, Emulator(config, request.train.task, self.device, compute.precision, attention))
         return self._emulator[1]

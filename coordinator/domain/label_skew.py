@@ -28,7 +28,7 @@ def check_counts(train: TrainSettings, metrics: TrainMetrics) -> None:
     counts = metrics.label_counts
     if counts is None:
         return
-    if train.task != "text-classification" or train.num_labels is None or len(counts) != train.num_labels:
+    if not train.is_classification or train.num_labels is None or len(counts) != train.num_labels:
         raise LabelCountsInvalid(f"label_counts: {len(counts)} labels are counted, the run has {train.num_labels or 'none'}")
     if sum(counts) != metrics.rows:
         raise LabelCountsInvalid(f"label_counts: they count {sum(counts)} rows, the visit trained on {metrics.rows}")

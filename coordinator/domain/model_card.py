@@ -9,11 +9,21 @@ from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import cells, loss, measures
 from fedcybgd.shared.contract.views import BytesView
-from fedcybgd.shared.contract.words import ExportForm, Task
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, ExportForm, Task
 
 NAME = "README.md"
-CLASSES: dict[Task, str] = {"text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM"}
-PIPELINES: dict[Task, str] = {"text-classification": "text-classification", "causal-lm": "text-generation"}
+CLASSES: dict[Task, str] = {
+    "text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM",
+    "image-classification": "AutoModelForImageClassification",
+}  # fmt: skip
+PIPELINES: dict[Task, str] = {
+    "text-classification": "text-classification", "causal-lm": "text-generation", "image-classification": "image-classification",
+}  # fmt: skip
+READERS: dict[Task, tuple[str, str]] = {
+    "text-classification": ("tokenizer", "AutoTokenizer"), "causal-lm": ("tokenizer", "AutoTokenizer"),
+    "image-classification": ("processor", "AutoImageProcessor"),
+}  # fmt: skip
+"""What turns rows into what the model takes: a name for it, and its class."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ def model_card(facts: CardFacts) -> str:
         f"| made with | fedcybgd {facts.made_with} |", "",
         "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",
         "## Scores", "", *_scores(task, facts), "",
-        "## Use", "", "```python", f"from transformers import AutoTokenizer, {CLASSES[task]}", *_use(facts), "```", "",
+        "## Use", "", "```python", f"from transformers import {READERS[task][1]}, {CLASSES[task]}", *_use(facts), "```", "",
         "## Run file", "", "What is not named has the default of that version. Agents are counted, not named.", "",
         *("    " + line for line in written(facts.spec, facts.agents).splitlines()), "",
         "The licence of the base model, and what its card says of its limits, go for this model, too.", "",
@@ -74,7 +84,8 @@ def _trained(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> list[str]:
-    tokenizer, kind = 'tokenizer = AutoTokenizer.from_pretrained(".")', CLASSES[facts.spec.task.kind]
+    (reader, made_by), kind = READERS[facts.spec.task.kind], CLASSES[facts.spec.task.kind]
+    tokenizer = f'{reader} = {made_by}.from_pretrained(".")'
     if facts.form == "merged":
         return ["", tokenizer, f'model = {kind}.from_pretrained(".")']
     labels = facts.spec.task.num_labels
@@ -91,7 +102,7 @@ def _scores(task: Task, facts: CardFacts) -> list[str]:
     if not made:
         return ["It was not scored on held-out rows."]
     chosen = made[:1] + (made[-1:] if len(made) > 1 else [])
-    labelled = task == "text-classification"
+    labelled = task in CLASSIFICATIONS
     lines = [f"On {made[-1][1].rows:,} held-out rows, ± one standard error.", ""]
     columns = measures(labelled)
     lines += ["| after rounds | " + " | ".join(columns) + " | loss |", "|---|" + "---|" * (len(columns) + 1)]

@@ -18,7 +18,7 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
-from fedcybgd.shared.contract.words import DeltaCodec, LabelSkew, Name, Task
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, DeltaCodec, LabelSkew, Name, Task
 from fedcybgd.shared.files.table_format import TableFormat
 
 
@@ -29,7 +29,13 @@ class RunFileInvalid(Invalid):
 class TaskSection(Section):
     kind: Task = Field(description="what the model learns to do")
     labels: Annotated[int, Field(ge=2, le=100_000)] | list[str] | None = Field(None, description="how many labels, or their names in order")
-    max_length: int = Field(128, ge=2, le=1_000_000, description="tokens of a row (longer ones are cut) or of a window of text")
+    max_length: int = Field(
+        128, ge=2, le=1_000_000, description="tokens of a row (longer ones are cut) or of a window of text; not for images"
+    )
+
+    @property
+    def is_classification(self) -> bool:
+        return self.kind in CLASSIFICATIONS
 
     @property
     def num_labels(self) -> int | None:
@@ -46,9 +52,11 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> "TaskSection":
-        if self.kind == "text-classification" and self.labels is None:
-            raise ValueError("text-classification needs `labels`: how many there are, or their names")
-        if self.kind != "text-classification" and self.labels is not None:
+        if self.is_classification and self.labels is None:
+            raise ValueError(f"{self.kind} needs `labels`: how many there are, or their names")
+        if self.kind == "image-classification" and self.max_length != TaskSection.model_fields["max_length"].default:
+            raise ValueError("`max_length` means nothing for image-classification: an image has as many tokens as the model makes of it")
+        if not self.is_classification and self.labels is not None:
             raise ValueError(f"{self.kind} has no labels")
         if isinstance(self.labels, list) and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
             raise ValueError("`labels` must name at least two different labels")
@@ -62,7 +70,7 @@ class TrainSection(Training, Section):
     always_learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the same factor for the blocks trained along")
     label_skew: LabelSkew | None = Field(
         None,
-        description="what the loss does where agents have different labels; default: logit_adjustment for text-classification, else none",
+        description="what the loss does where agents have different labels; default: logit_adjustment for classification, else none",
     )
 
     @model_validator(mode="after")
@@ -186,19 +194,19 @@ class RunFile(Section):
     @property
     def label_skew(self) -> LabelSkew:
         """What visits are told. It costs nothing where shares are equal."""
-        usual: LabelSkew = "logit_adjustment" if self.task.kind == "text-classification" else "none"
+        usual: LabelSkew = "logit_adjustment" if self.task.is_classification else "none"
         return self.train.label_skew or usual
 
     @property
     def head_average(self) -> HeadAverage:
-        usual: HeadAverage = "by_label" if self.task.kind == "text-classification" else "damped"
+        usual: HeadAverage = "by_label" if self.task.is_classification else "damped"
         return self.schedule.head_average or usual
 
     @model_validator(mode="after")
     def _labels_are_there(self) -> "RunFile":
-        if self.task.kind != "text-classification" and self.label_skew != "none":
+        if not self.task.is_classification and self.label_skew != "none":
             raise ValueError(f"train.label_skew: {self.task.kind} has no labels; leave it out, or say none (not {self.label_skew!r})")
-        if self.task.kind != "text-classification" and self.head_average == "by_label":
+        if not self.task.is_classification and self.head_average == "by_label":
             raise ValueError(f"schedule.head_average: {self.task.kind} has no labels; say damped or mean (not 'by_label')")
         if self.schedule.head_average == "by_label" and self.admission.average != "mean":
             text = f"schedule.head_average: by_label is a mean; it does not go with admission.average {self.admission.average!r}"

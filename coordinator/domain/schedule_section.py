@@ -57,7 +57,7 @@ class ScheduleSection(Section):
     )
     head_average: HeadAverage | None = Field(
         None,
-        description="how a head is put together that a wave trains along; default: by_label for text-classification, else damped",
+        description="how a head is put together that a wave trains along; default: by_label for classification, else damped",
     )
     wave_deadline_s: float | None = Field(
         None,

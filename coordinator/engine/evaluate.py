@@ -1,9 +1,10 @@
 """Scores a run's model on held-out rows, in float32."""
 
+import contextlib
 import json
 import math
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -16,8 +17,9 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.files.tables import read_examples
-from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, row_losses
+from fedcybgd.shared.files.tables import Row, examples
+from fedcybgd.shared.models.batches import chunks, forward_logits, row_losses
+from fedcybgd.shared.models.row_encoder import row_encoder
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
@@ -29,10 +31,31 @@ class NotFinite(Invalid):
     code = "loss_not_finite"
 
 
-def held_out_examples(store: EngineStore, held_out: HeldOutRef, spec: TaskSpec) -> list[dict[str, Any]]:
+class Counted(Iterator[Row]):
+    """Examples one by one, and how many there were so far."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self.count = 0
+
+    def __next__(self) -> Row:
+        row = next(self._rows)
+        self.count += 1
+        return row
+
+    def all_of_them(self) -> int:
+        """How many there are in all."""
+        for _ in self:
+            pass
+        return self.count
+
+
+@contextlib.contextmanager
+def held_out_examples(store: EngineStore, held_out: HeldOutRef, spec: TaskSpec) -> Iterator[Counted]:
+    """The examples of a held-out file, while it is open."""
     # The blob goes by its uploaded name, whose suffix tells the format.
     with as_directory(store, [FileRef(name=held_out.name, digest=held_out.digest, size=0)]) as folder:
-        return read_examples(folder / held_out.name, spec, held_out.columns, held_out.how, "evaluate.columns")
+        yield Counted(examples(folder / held_out.name, spec, held_out.columns, held_out.how, "evaluate.columns"))
 
 
 def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
@@ -42,33 +65,34 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     Raises `NotFinite`.
     """
     began = time.monotonic()
-    examples = held_out_examples(store, payload.held_out, payload)
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / "config.json").read_text())
-        encoder = RowEncoder(folder, payload)
+        encoder = row_encoder(folder, payload)
+    with held_out_examples(store, payload.held_out, payload) as given:
+        rows = encoder.encoded(given, payload.held_out.name, most=payload.rows)
+        held_out_rows = given.all_of_them()
     streamed = Streamed(store, config, payload.task)
     streamed.fill(payload.blocks)
-    features = encoder(examples, payload.held_out.name)[: payload.rows]
-    features.sort(key=lambda f: len(f.ids))
+    order = sorted(range(len(rows)), key=rows.length)
     measured, tally = MeanLoss(), LabelTally.empty(payload.num_labels or 0)
     with torch.inference_mode():
-        for batch_indices in chunks(range(len(features)), max(1, TOKENS_A_BATCH // payload.max_length)):
-            batch = encoder.collate([features[i] for i in batch_indices])
+        for chosen in chunks(order, max(1, TOKENS_A_BATCH // encoder.width)):
+            batch = rows.batch(chosen)
             logits = forward_logits(streamed.model, batch)
             losses, predictions = row_losses(logits, batch, payload.task)
             measured.add(losses.tolist(), predictions.tolist())
-            if payload.task == "text-classification":
+            if payload.is_classification:
                 tally.add(batch.labels.tolist(), logits.argmax(-1).tolist())
     if not math.isfinite(measured.total):
         raise NotFinite(
             f"the loss after {payload.after_rounds} rounds is {measured.total}: the weights have grown too large, or are not finite"
         )
-    labelled = payload.task == "text-classification"
+    labelled = payload.is_classification
     return EvaluateResult(
-        rows=min(len(examples), payload.rows or len(examples)),
+        rows=min(held_out_rows, payload.rows or held_out_rows),
         loss=measured.mean,
         loss_error=measured.error,
-        bits_per_byte=None if labelled else _bits_per_byte(measured.total, encoder.predicted_bytes(features)),
+        bits_per_byte=None if labelled else _bits_per_byte(measured.total, rows.predicted_bytes),
         accuracy=tally.accuracy if labelled else None,
         accuracy_error=tally.accuracy_error if labelled else None,
         majority=tally.majority if labelled else None,

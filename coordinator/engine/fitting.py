@@ -11,7 +11,7 @@ from fedcybgd.coordinator.engine.checkpoint import Source
 from fedcybgd.coordinator.engine.loading import Computed, Found, Loading, ignored, loading
 from fedcybgd.coordinator.engine.model_directory import ModelRefused
 from fedcybgd.shared.contract.errors import PartitionError
-from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, Task
 from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.files.safetensors_header import FLOAT_DTYPES
 from fedcybgd.shared.models.assembly import base_skeleton, names_by_canonical, skeleton
@@ -135,7 +135,7 @@ def _fits(spec: TensorSpec, found: Found, block: BlockSpec, task: Task | None) -
     if spec.is_parameter and found.dtype not in FLOAT_DTYPES:
         return False
     # How many labels there are is the run's to say: a head of another number is kept, and compared when a run is made.
-    other_labels = block.kind == "head" and task == "text-classification" and len(found.shape) == len(spec.shape) > 0
+    other_labels = block.kind == "head" and task in CLASSIFICATIONS and len(found.shape) == len(spec.shape) > 0
     return found.shape[other_labels:] == spec.shape[other_labels:]
 
 

@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint
 from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
+from fedcybgd.coordinator.engine.preprocessing import import_preprocessing, takes_images
 from fedcybgd.coordinator.engine.shards import write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
 from fedcybgd.coordinator.storage import EngineStore
@@ -30,12 +31,16 @@ def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
     checkpoint = read_checkpoint(folder, given.get("transformers_weights"))
     _check_number_of_layers(config, checkpoint)
     fitted = fit(config, checkpoint)
-    tokenizer = import_tokenizer(store, folder, config, fitted.embedding_rows)
+    of_rows = (
+        import_preprocessing(store, folder, config)
+        if takes_images(config)
+        else import_tokenizer(store, folder, config, fitted.embedding_rows)
+    )
     stored = [_store_block(store, block) for block in fitted.blocks]
     return ImportResult(
         config=fitted.config,
-        files=tokenizer.files,
-        notes=tokenizer.notes,
+        files=of_rows.files,
+        notes=of_rows.notes,
         blocks=stored,
         left_out=fitted.left_out,
         num_parameters=sum(b.num_parameters for b in stored),

@@ -66,7 +66,7 @@ def influence(store: EngineStore, payload: InfluencePayload) -> InfluenceResult:
         modules[-1].register_forward_hook(leave)
     with torch.inference_mode():
         for batch in rows.batches():
-            mask = batch.attention_mask
+            mask = batch.mask
             try:
                 plain_forward(streamed.model, batch)
             except _PastTheStack:

@@ -20,9 +20,9 @@ from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.block_names import select
 from fedcybgd.shared.models.adapters import initial
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
-from fedcybgd.shared.models.batches import RowEncoder
 from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of
+from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 
 
 class RunRefused(Invalid):
@@ -43,7 +43,8 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
         )
     config = task_config(payload)
     model = skeleton(config, payload.task)
-    _check_length(model, payload.max_length)
+    if payload.task != "image-classification":
+        _check_length(model, payload.max_length)
     blocks = partition(model, payload.layers_per_block)
     names = [b.name for b in blocks]
     trained = select(payload.patterns, names)
@@ -58,7 +59,7 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     config["pad_token_id"] = padding_of(model)
     with as_directory(store, payload.files) as folder:
         (folder / "config.json").write_text(json.dumps(config))
-        encoder = RowEncoder(folder, payload)
+        encoder = row_encoder(folder, payload)
     config["pad_token_id"] = encoder.pad
     files = [*payload.files, write_json(store, "config.json", config)]
     rows = _count(store, payload.held_out, payload, encoder) if payload.held_out else None
@@ -74,11 +75,10 @@ def _check_length(model: nn.Module, max_length: int) -> None:
 
 
 def _count(store: EngineStore, held_out: HeldOutRef, payload: PreparePayload, encoder: RowEncoder) -> int:
-    """The rows of the held-out file, each tokenized once: one that cannot be scored is refused now and not in the middle of the run."""
-    rows = held_out_examples(store, held_out, payload)
-    for _ in encoder.stream(rows, held_out.name):
-        pass
-    return len(rows)
+    """The rows of the held-out file, each encoded once: one that cannot be scored is refused now and not in the middle of the run."""
+    with held_out_examples(store, held_out, payload) as given:
+        encoder.encoded(given, held_out.name)
+        return given.all_of_them()
 
 
 def _check_fresh(blocks: list[BlockSpec], available: dict[str, tuple[int, ...]], visited: list[str], always: set[str]) -> list[str]:

@@ -21,7 +21,7 @@ def task_config(payload: PreparePayload) -> dict[str, Any]:
     """
     config = without(plain(payload.config), OF_THE_WEIGHTS | OF_A_HEAD | OF_A_RUN)
     config["dtype"] = "float32"
-    if payload.task == "text-classification":
+    if payload.is_classification:
         assert payload.num_labels is not None
         labels = payload.label_names or [f"LABEL_{i}" for i in range(payload.num_labels)]
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}

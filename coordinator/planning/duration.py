@@ -64,20 +64,20 @@ def life_s(work: Work, device: str, bytes_per_s: int, pace: Pace | None) -> floa
     return min(MOST_LIFE_S, max(LEAST_LIFE_S, planned))
 
 
-def visit_tokens(spec: RunFile, rows: int | None) -> tuple[float, float] | None:
-    """Tokens of a visit in the first cycle, and of one in each of the others together, if all rows are as long as they may be."""
-    first, other = (_tokens_of(spec.in_cycle(cycle), rows) for cycle in (0, 1))
+def visit_tokens(spec: RunFile, rows: int | None, each: int) -> tuple[float, float] | None:
+    """Tokens of a visit in the first cycle, and of one in each of the others together, if all rows have `each`."""
+    first, other = (_tokens_of(spec.in_cycle(cycle), rows, each) for cycle in (0, 1))
     return None if first is None or other is None else (first, other * (spec.schedule.cycles - 1))
 
 
-def _tokens_of(spec: RunFile, rows: int | None) -> float | None:
+def _tokens_of(spec: RunFile, rows: int | None, each: int) -> float | None:
     train = spec.train
     if train.steps is not None:
-        return train.steps * train.batch_size * spec.task.max_length
-    return (train.epochs or 1.0) * rows * spec.task.max_length if rows else None
+        return train.steps * train.batch_size * each
+    return (train.epochs or 1.0) * rows * each if rows else None
 
 
 def first_share(spec: RunFile, rows: int | None) -> float:
     """Of all training, what the first cycle has."""
-    first, others = visit_tokens(spec, rows) or (1.0, spec.schedule.cycles - 1.0)
+    first, others = visit_tokens(spec, rows, 1) or (1.0, spec.schedule.cycles - 1.0)
     return first / (first + others)

@@ -176,11 +176,11 @@ def forecast(
         if agent.name in outside:
             found.append(AgentForecast(agent, outside[agent.name]))
         elif agent.name in own or agent.name in refused:
-            found.append(_of_agent(spec, blocks, agent, own[agent.name], refused[agent.name], cycles, tokens_per_s, rows, estimates))
+            found.append(_of_agent(spec, blocks, agent, own[agent.name], refused[agent.name], cycles, tokens_per_s, estimates))
         else:  # whoever gets nothing to do is like everybody else with the same facts
             alike = replace(agent, name="")
             if alike not in idle:
-                idle[alike] = _of_agent(spec, blocks, alike, [], {}, cycles, tokens_per_s, rows, estimates)
+                idle[alike] = _of_agent(spec, blocks, alike, [], {}, cycles, tokens_per_s, estimates)
             found.append(replace(idle[alike], agent=agent))
     orphans = sorted(set(visited) - {name for t in transfers for name in t.blocks}, key=list(visited).index)
     if orphans:
@@ -244,6 +244,10 @@ class _Estimates:
             self._memory[key] = estimate(self._spec, self._model, self._blocks, plan, trained, agent.device, agent.memory_bytes, self._rows)
         return self._memory[key]
 
+    def tokens(self) -> tuple[float, float] | None:
+        """As `duration.visit_tokens` has them."""
+        return duration.visit_tokens(self._spec, self._rows, self._model.row_tokens(self._spec))
+
     def disk(self, plan: Plan) -> int:
         key = frozenset(plan.items())
         if key not in self._disk:
@@ -253,7 +257,7 @@ class _Estimates:
 
 def _of_agent(
     spec: RunFile, blocks: Sequence[BlockShape], agent: AgentFacts, transfers: Sequence[Transfer],
-    refused: Mapping[tuple[str, ...], DoesNotFit], cycles: int, tokens_per_s: float | None, rows: int | None, estimates: _Estimates,
+    refused: Mapping[tuple[str, ...], DoesNotFit], cycles: int, tokens_per_s: float | None, estimates: _Estimates,
 ) -> AgentForecast:  # fmt: skip
     by_blocks: dict[tuple[str, ...], list[tuple[Transfer, Memory]]] = defaultdict(list)
     needed = disk = 0
@@ -281,7 +285,7 @@ def _of_agent(
         sum(m.down for m in moved) + (later.down * left if later else 0), sum(m.up for m in moved) + (later.up * left if later else 0)
     )
     count = len(transfers) / cycles
-    tokens = duration.visit_tokens(spec, rows)
+    tokens = estimates.tokens()
     return AgentForecast(
         agent, why_not, sorted(visits, key=lambda v: [b.name for b in blocks].index(v.blocks[0])), count, needed, disk, moved[0], later, whole,
         training_hours=count * sum(tokens) / tokens_per_s / 3600 if tokens and tokens_per_s else None,

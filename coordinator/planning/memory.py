@@ -1,7 +1,7 @@
 """Estimates the peak memory of the training process in a visit, from shapes alone.
 
 What is counted, and what of it is alive at once, follows agent/training (emulator, frozen, loss, checkpoints, optimizer, delta) and what
-autograd keeps for a backward pass. Numbers per token are values of float32; rows are taken to be `max_length` tokens long,
+autograd keeps for a backward pass. Numbers per token are values of float32; rows of text are taken to be `max_length` tokens long,
 since how long an agent's rows are stays with the agent: shorter rows take less. Two things are measured, not derived (on a CPU
 with one thread, with glibc's MALLOC_MMAP_THRESHOLD_ fixed as the agent sets it; benchmarks/plan_accuracy.py repeats it):
 the constants below, and that plain attention of ungated families keeps its weights twice.
@@ -34,6 +34,8 @@ TOKENIZER_ENTRY = 500
 """Bytes for an entry of the vocabulary."""
 ROW_TOKEN = 186
 """Bytes that an encoded token of the agent's rows takes: numbers in Python lists, and what encoding them left."""
+IMAGES = 64 << 20
+"""Bytes of pixels that are in memory at the most, as in shared/models/image_rows.py."""
 SHORT = 256
 """Tokens up to which the agent takes plain attention on a CPU, as in agent/training/visitor.py."""
 CHECKPOINT = 256 << 20
@@ -109,6 +111,8 @@ def estimate(
 
 
 def _data(spec: RunFile, model: ModelShape, rows: int | None) -> int:
+    if spec.task.kind == "image-classification":
+        return VISIT + IMAGES
     encoded = ROW_TOKEN * spec.task.max_length * (rows or 0)
     return VISIT + TOKENIZER + TOKENIZER_ENTRY * model.vocabulary + encoded
 
@@ -127,7 +131,7 @@ class _Visit:
         self.parameters = sum(b.num_parameters for b in self.held)
         few = ((b, h) for b, h in zip(self.opened, self.held, strict=True) if h is not b)
         self.untouched = sum(b.itemsize * b.largest for b, _ in few) if device == "cpu" else 0
-        self.width = spec.task.max_length
+        self.width = model.row_tokens(spec)
         self.tokens = spec.train.batch_size * self.width
         self.eager = device == "cpu" and self.width <= SHORT
         half = spec.train.precision == "bfloat16" or (spec.train.precision == "auto" and device == "cuda")
@@ -138,7 +142,7 @@ class _Visit:
     def _few(self, block: BlockShape, rows: int | None) -> BlockShape:
         """A block as it is held: of the table that tokens are looked up in only their rows, unless it is tied to an output matrix."""
         tables = [name for name, shape in block.tensors.items() if len(shape) == 2 and math.prod(shape) == block.largest]
-        if block.kind != "embeddings" or self.tied or not tables:
+        if block.kind != "embeddings" or self.tied or not tables or self.spec.task.kind == "image-classification":
             return block
         size, width = block.tensors[tables[0]]
         few = min(size, rows_held(self.spec, self.model.vocabulary or size, rows))

@@ -14,7 +14,7 @@ from fedcybgd.shared.contract.adapters import select as select_adapters
 from fedcybgd.shared.contract.block_names import block_name, select
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of, percent_of
 from fedcybgd.shared.contract.delta_layout import expected_layout
-from fedcybgd.shared.files.configuration import HIDDEN_SIZE
+from fedcybgd.shared.files.configuration import HIDDEN_SIZE, image_tokens
 from fedcybgd.shared.files.safetensors_header import pack_header, tensor_nbytes
 
 GROUP, MIN_NUMEL, MIN_ROW = 64, 1024, 16
@@ -67,6 +67,8 @@ class ModelShape:
     head_dim: int
     layers: int
     vocabulary: int
+    image_tokens: int = 0
+    """as how many tokens an image passes through it, if it takes images"""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "ModelShape":
@@ -79,8 +81,12 @@ class ModelShape:
             inner=_number(config, ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 4 * hidden),
             head_dim=_number(config, ("head_dim",), hidden // heads),
             layers=_number(config, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1),
-            vocabulary=_number(config, ("vocab_size",), 0),
+            vocabulary=_number(config, ("vocab_size",), 0), image_tokens=image_tokens(config),
         )  # fmt: skip
+
+    def row_tokens(self, spec: RunFile) -> int:
+        """Tokens of a row, as long as rows may be."""
+        return self.image_tokens if spec.task.kind == "image-classification" else spec.task.max_length
 
     @property
     def gated(self) -> bool:
@@ -133,7 +139,7 @@ def _joined(blocks: Sequence[BlockShape], name: str) -> BlockShape:
 def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> BlockShape | None:
     """The head of the task: the model's own, or a fresh one as transformers makes it for this family."""
     own = next((b for b in blocks if b.kind == "head"), None)
-    if spec.task.kind != "text-classification":
+    if not spec.task.is_classification:
         return own
     labels = spec.task.num_labels or 2
     if own is not None and any(shape[:1] == (labels,) for shape in own.tensors.values()):
@@ -145,7 +151,10 @@ def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]
     elif model.family == "distilbert":
         tensors = {"pre_classifier.weight": (model.hidden, model.hidden), "pre_classifier.bias": (model.hidden,)}
         tensors |= {"classifier.weight": (labels, model.hidden), "classifier.bias": (labels,)}
-    elif any(b.kind == "pooler" for b in blocks) or model.family in ("bert", "albert", "vit", "mpnet", "bloom-encoder"):
+    elif spec.task.kind == "image-classification":
+        width = model.hidden * (2 if model.family.startswith("dinov2") else 1)  # the class token beside the mean of the patches
+        tensors = {"classifier.weight": (labels, width), "classifier.bias": (labels,)}
+    elif any(b.kind == "pooler" for b in blocks) or model.family in ("bert", "albert", "mpnet", "bloom-encoder"):
         tensors = {"classifier.weight": (labels, model.hidden), "classifier.bias": (labels,)}
     else:
         tensors = {"score.weight": (labels, model.hidden)}

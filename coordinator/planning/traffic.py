@@ -49,10 +49,11 @@ class Movement:
     @classmethod
     def of(cls, spec: RunFile, model: ModelShape, rows: int | None) -> "Movement":
         """For a run file; `rows` are those of an agent, if somebody knows them."""
-        train, length = spec.train, spec.task.max_length * (SHORT_ROWS if spec.task.kind == "text-classification" else 1)
+        train, length = spec.train, spec.task.max_length * (SHORT_ROWS if spec.task.is_classification else 1)
         steps = train.steps or max(1.0, (train.epochs or 1) * (rows or USUAL_ROWS) / train.batch_size)
         types = types_met(steps * train.batch_size * length, model.vocabulary)
-        return cls(spec.delta.codec, train.learning_rate, steps, model.hidden, types / max(1, model.vocabulary))
+        met = 1.0 if spec.task.kind == "image-classification" else types / max(1, model.vocabulary)
+        return cls(spec.delta.codec, train.learning_rate, steps, model.hidden, met)
 
     def delta(self, blocks: Iterable[BlockShape]) -> int:
         """Bytes of one packed delta over these blocks."""

@@ -54,24 +54,24 @@ def score(directory: str, task: str, held_out: str, max_length: str) -> dict[str
 
     from fedcybgd.shared.contract.task import TaskSpec
     from fedcybgd.shared.files.tables import read_examples
-    from fedcybgd.shared.models.batches import RowEncoder, chunks, forward_logits, loss_sum
+    from fedcybgd.shared.models.batches import chunks, forward_logits, loss_sum
+    from fedcybgd.shared.models.row_encoder import row_encoder
 
     auto = transformers.AutoModelForSequenceClassification if task == "text-classification" else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(directory).eval()
     spec = TaskSpec.model_validate({"task": task, "max_length": max_length})
-    encoder = RowEncoder(Path(directory), spec)
-    features = encoder(read_examples(Path(held_out), spec, {}))
-    features.sort(key=lambda f: len(f.ids))
+    rows = row_encoder(Path(directory), spec).encoded(read_examples(Path(held_out), spec, {}))
+    order = sorted(range(len(rows)), key=rows.length)
     total, count, right = 0.0, 0, 0
     with torch.inference_mode():
-        for indices in chunks(range(len(features)), 32):
-            batch = encoder.collate([features[i] for i in indices])
+        for indices in chunks(order, 32):
+            batch = rows.batch(indices)
             logits = forward_logits(model, batch)
             loss, predictions = loss_sum(logits, batch, task)  # type: ignore[arg-type]
             total, count = total + float(loss), count + predictions
             if task == "text-classification":
                 right += int((logits.argmax(-1) == batch.labels).sum())
-    return {"loss": total / count, "accuracy": right / count, "rows": len(features)}
+    return {"loss": total / count, "accuracy": right / count, "rows": len(rows)}
 
 
 def sample(directory: str, *prompts: str) -> list[str]:

@@ -78,13 +78,15 @@ class RunOffer(BaseModel):
     run_id: Id
     name: Name
     state: Word
-    task: Name = Field(description="text-classification or causal-lm; of a later version, others")
+    task: Name = Field(description="text-classification, image-classification or causal-lm; of a later version, others")
     fields: list[FieldNames] = Field(max_length=20, description="fields that the agent's columns must supply")
     optional_fields: list[FieldNames] = Field(max_length=20)
     num_labels: int | None = Field(ge=1, le=100_000)
     label_names: list[LabelName] | None = Field(max_length=100_000)
     max_length: int = Field(ge=1, le=1 << 20)
-    files: list[FileRef] = Field(max_length=MOST_FILES, description="configuration and tokenizer, served by /v1/runs/{run_id}/files/{name}")
+    files: list[FileRef] = Field(
+        max_length=MOST_FILES, description="configuration, and tokenizer or preprocessing, served by /v1/runs/{run_id}/files/{name}"
+    )
     visits: VisitOffer | None = None
 
 

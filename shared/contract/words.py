@@ -35,7 +35,9 @@ DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 Optimizer = Literal["adamw", "adamw-8bit"]
 LabelSkew = Literal["none", "mask", "logit_adjustment", "fedlc"]
 """What the training loss of a classifier does about labels that an agent has few rows of, or none."""
-Task = Literal["text-classification", "causal-lm"]
+Task = Literal["text-classification", "causal-lm", "image-classification"]
+CLASSIFICATIONS: frozenset[Task] = frozenset({"text-classification", "image-classification"})
+"""Tasks whose rows have one label each."""
 ExportForm = Literal["merged", "peft"]
 """A directory that transformers loads, or one with the adapters alone, which peft loads beside the base model."""
 

@@ -29,6 +29,9 @@ OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 """The names that configurations have for the width of the hidden states."""
 
+SPECIAL_TOKENS = {"deit": 2, "ijepa": 0, "siglip": 0}
+"""Tokens of an image that are no patches of it; of other types it is one, and what `num_register_tokens` says."""
+
 # Above what anybody has published, and below what building the model would take minutes or gigabytes for.
 MOST: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 512),
@@ -37,6 +40,7 @@ MOST: dict[str, int] = {
     **dict.fromkeys((*HIDDEN_SIZE, "num_labels"), 1 << 18),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim"), 1 << 21),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 1 << 13),
+    **dict.fromkeys(("image_size", "patch_size", "num_channels", "num_register_tokens"), 2048),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 13),
 }  # fmt: skip
 MOST_NESTED = 32
@@ -92,5 +96,35 @@ def _plain(value: Any, path: str) -> Any:
 
 def _check_size(name: str, value: Any, where: str) -> None:
     most = MOST.get(name)
-    if most is not None and isinstance(value, int | float) and not -1 <= value <= most:
+    found = value if isinstance(value, list) else [value]
+    if most is not None and any(isinstance(number, int | float) and not -1 <= number <= most for number in found):
         raise ModelUnknown(f"config.json: {where} is {value!r:.40}; a model has {most:,} at the most")
+
+
+def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the model of a config.json takes; of one of text and images, its part for these."""
+    seen = _seeing(config)
+    height, width = _sides(seen.get("image_size"), 224)
+    channels = seen.get("num_channels")
+    return (channels if isinstance(channels, int) else 3, height, width)
+
+
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """As how many tokens an image passes through the layers, in models that cut it into patches and keep these; else a number like it."""
+    seen = _seeing(config)
+    (_, height, width), (high, wide) = image_shape(config), _sides(seen.get("patch_size"), 16)
+    registers = seen.get("num_register_tokens")
+    special = SPECIAL_TOKENS.get(str(config.get("model_type")), 1) + (registers if isinstance(registers, int) else 0)
+    return max(1, height // high) * max(1, width // wide) + special
+
+
+def _seeing(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    part = config.get("vision_config")
+    return part if isinstance(part, Mapping) and "image_size" not in config else config
+
+
+def _sides(value: object, default: int) -> tuple[int, int]:
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
+        return (value[0], value[1])
+    side = value if isinstance(value, int) and value > 0 else default
+    return (side, side)

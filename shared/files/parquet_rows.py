@@ -7,7 +7,8 @@ from typing import Any
 
 from fedcybgd.shared.contract.errors import DataError
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 64 << 20
+"""Rows that are in memory at a time, and their bytes, about: rows with images are large."""
 
 
 def parquet_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -16,7 +17,7 @@ def parquet_rows(path: Path, columns: Collection[str] | None = None) -> Iterator
     with _opened(path) as file:
         names = _names(file, path)
         wanted = names if columns is None else [name for name in names if name in columns]
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+        for batch in file.iter_batches(batch_size=_rows_at_once(file), columns=wanted):
             yield from _values(batch, wanted, number, path)
             number += batch.num_rows
 
@@ -40,6 +41,12 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (ValueError, OSError, NotImplementedError, ArithmeticError) as error:
         raise DataError(f"{path.name} is no Parquet file, or it is damaged: {error}", path=str(path)) from error
+
+
+def _rows_at_once(file: Any) -> int:
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    mean = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
+    return max(1, min(ROWS_AT_ONCE, int(BYTES_AT_ONCE / max(1.0, mean))))
 
 
 def _names(file: Any, path: Path) -> list[str]:

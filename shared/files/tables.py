@@ -10,6 +10,7 @@ from typing import Any
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
 from fedcybgd.shared.files.table_format import Format, TableFormat
@@ -31,9 +32,10 @@ class FieldSet:
     optional: tuple[str, ...] = ()
 
 
-FIELDS: dict[str, FieldSet] = {
+FIELDS: dict[Task, FieldSet] = {
     "text-classification": FieldSet((("text", "label"),), ("text_pair",)),
     "causal-lm": FieldSet((("text",), ("prompt", "completion"))),
+    "image-classification": FieldSet((("image", "label"),)),
 }
 
 
@@ -92,11 +94,13 @@ def examples(
     columns: Mapping[str, str],
     how: TableFormat | None = None,
     mapped_in: str = "[data.NAME.columns]",
+    images: Path | None = None,
 ) -> Iterator[Row]:
-    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion}.
+    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion} or {image, label}.
 
     `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
     integers in [0, num_labels); a label that has a name in `spec` becomes its index. `mapped_in` is the setting of `columns`.
+    An image is a `StoredImage`, of which the header was looked at; where it is a path, it lies in the folder `images`.
     Raises `DataError`, with the row and what would be right.
     """
     how = how or TableFormat()
@@ -112,7 +116,7 @@ def examples(
                 raise DataError(
                     f"{path.name} row {number} has a column {column!r}, and row 1 has none", path=str(path), row=number, field=field
                 )
-        yield _example(row, wanted, labels, path, number)
+        yield _example(row, wanted, labels, path, number, images)
 
 
 def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str) -> dict[str, str]:
@@ -132,7 +136,8 @@ def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], pat
         if set(alternative) <= set(present):
             return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
     first = next(iter(there), "COLUMN")
-    how = f'text = "{first}"' if mapped_in.startswith("[") else f"{{text: {first}}}"
+    field = fields.alternatives[0][0]
+    how = f'{field} = "{first}"' if mapped_in.startswith("[") else f"{{{field}: {first}}}"
     raise DataError(
         f"{path.name} lacks what {task} needs: {' or '.join(' and '.join(a) for a in fields.alternatives)}; its columns are "
         f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {how}",
@@ -140,7 +145,7 @@ def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], pat
     )  # fmt: skip
 
 
-def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, number: int) -> Row:
+def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, number: int, images: Path | None) -> Row:
     example: Row = {}
     where = f"{path.name} row {number}"
     for field, column in wanted.items():
@@ -148,17 +153,24 @@ def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, numbe
         facts = {"path": str(path), "row": number, "field": field, "column": column}
         if field == "label":
             example[field] = labels.index(value, where, **facts)
-            continue
-        value = _decoded(value)
-        if not isinstance(value, str) or (not value.strip() and field not in OPEN_ENDED_FIELDS):
-            raise DataError(f"{where}: column {column!r} must be text that is not empty, not {shown(value)}", **facts)
-        if not value.isascii() and (half := next((c for c in value if "\ud800" <= c <= "\udfff"), None)):
-            raise DataError(
-                f"{where}: column {column!r} holds half a character (\\u{ord(half):04x}, one of a pair): the text was cut inside of it",
-                **facts,
-            )
-        example[field] = value
+        elif field == "image":
+            example[field] = stored_image(value, images, where, facts)
+            example[field].check()
+        else:
+            example[field] = _text(value, field, where, facts)
     return example
+
+
+def _text(value: object, field: str, where: str, facts: Row) -> str:
+    value, column = _decoded(value), facts["column"]
+    if not isinstance(value, str) or (not value.strip() and field not in OPEN_ENDED_FIELDS):
+        raise DataError(f"{where}: column {column!r} must be text that is not empty, not {shown(value)}", **facts)
+    if not value.isascii() and (half := next((c for c in value if "\ud800" <= c <= "\udfff"), None)):
+        raise DataError(
+            f"{where}: column {column!r} holds half a character (\\u{ord(half):04x}, one of a pair): the text was cut inside of it",
+            **facts,
+        )
+    return value
 
 
 def _decoded(value: object) -> object:

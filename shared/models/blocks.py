@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.block_names import block_name
@@ -73,6 +74,10 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     the block that uses them first. Raises `PartitionError` for a model that cannot be split so.
     """
     stack = find_stack(model)
+    if found := next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None):
+        raise PartitionError(
+            f"{type(model).__name__} has batch normalisation ({found}): its averages change with every pass, whoever trains"
+        )
     prefix = base_prefix(model)
     tensors = own_tensors(model)
     course = follow(model, stack, tensors)

@@ -13,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.files.configuration import image_shape, image_tokens
 from fedcybgd.shared.models.families import Stack, base_prefix
 
 Place = Literal["before", "within", "after"]
 TOKENS = 8
 """Long enough for models that pool neighbouring tokens."""
+MOST_IMAGE_TOKENS = 1 << 16
 HEAVY = 1 << 16
 """Numbers from which a product with a weight is not computed: only the shape of its result matters."""
 
@@ -98,9 +100,10 @@ def _around(model: nn.Module, stack: Stack) -> Iterator[nn.Module]:
 def _inputs(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     if "pixel_values" in getattr(model, "main_input_name", ""):
-        size = getattr(config, "image_size", 32)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}
+        settings = config.to_dict()
+        if (tokens := image_tokens(settings)) > MOST_IMAGE_TOKENS:
+            raise PartitionError(f"an image of this model has {tokens:,} patches; at most {MOST_IMAGE_TOKENS:,} are dealt with")
+        return {"pixel_values": torch.zeros(1, *image_shape(settings))}
     # No padding, which many models look for among the ids.
     ids = torch.full((1, TOKENS), 1 if getattr(config, "pad_token_id", None) == 0 else 0)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -11,6 +11,7 @@ from fedcybgd.shared.files.configuration import ModelUnknown, in_a_line, plain
 AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "image-classification": transformers.AutoModelForImageClassification,
 }
 BOTH_SIDES = frozenset({"xlnet", "xlm", "bert-generation"})
 """Model types whose language models attend to what follows unless told otherwise, though none of them is a masked language model."""
@@ -48,6 +49,7 @@ def model_of(settings: Any, task: Task | None) -> Any:
         return transformers.AutoModel.from_config(settings) if named is None else named(settings)
     if task not in tasks_of(settings):
         raise ModelUnknown(f"{settings.model_type} has no {task} model in transformers {transformers.__version__}")
+    settings.architectures = settings.architectures or []  # read where a type has several models for a task
     return AUTO_CLASSES[task].from_config(settings)
 
 

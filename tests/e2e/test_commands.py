@@ -39,7 +39,8 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     from transformers import AutoModelForSequenceClassification
 
     from fedcybgd.shared.contract.task import TaskSpec
-    from fedcybgd.shared.models.batches import RowEncoder, forward_logits
+    from fedcybgd.shared.models.batches import forward_logits
+    from fedcybgd.shared.models.row_encoder import row_encoder
 
     write_rows(tmp_path / "held-out.jsonl", 99)
     values = spec("by-hand", steps=60)
@@ -65,9 +66,9 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
         assert "made again" in verified.stdout
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    encoder = RowEncoder(tmp_path / "out", TaskSpec(task="text-classification", max_length=16))
+    encoder = row_encoder(tmp_path / "out", TaskSpec(task="text-classification", max_length=16))
     rows = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]
-    batch = encoder.collate(encoder(rows))
+    batch = encoder.encoded(rows).batch(range(len(rows)))
     right = (forward_logits(model, batch).argmax(-1) == batch.labels).float().mean().item()
     assert right == pytest.approx(view["evaluations"][-1]["accuracy"])
 

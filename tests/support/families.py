@@ -102,13 +102,43 @@ MORE_FAMILIES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "qwen3-moe": ("causal-lm", make("Qwen3MoeConfig", "Qwen3MoeForCausalLM", **GEMMA, **EXPERTS, mlp_only_layers=[1])),
 }
 """Families whose layers are not alike, run twice, share tables, or hold experts, and those that differ little from one above."""
-SUPPORTED = FAMILIES | MORE_FAMILIES
+TEXT = FAMILIES | MORE_FAMILIES
 
-EVERY_FAMILY: dict[str, tuple[str | None, Callable[[int], Any]]] = {
-    **FAMILIES,
-    "vit": (None, make("ViTConfig", "ViTForImageClassification", **VIT)),
+
+def staged(config: str, model: str, widths: str, **sizes: Any) -> Callable[[int], Any]:
+    """A model whose layers are stages, each half as high and twice as wide as the one before."""
+
+    def of_length(number: int) -> Any:
+        import transformers
+
+        torch.manual_seed(0)
+        wide = {"hidden_sizes": [8 << stage for stage in range(number)], "num_stages": number} if widths == "hidden_sizes" else {}
+        several = {"num_heads": [2] * number} if widths == "num_heads" else {}
+        settings = getattr(transformers, config)(**sizes | wide | several, depths=[1] * number)
+        return getattr(transformers, model)(settings).eval()
+
+    return of_length
+
+
+STAGED = {"image_size": 32, "num_labels": 3}
+SWIN = STAGED | {"patch_size": 2, "embed_dim": 8, "window_size": 2}
+IMAGES: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "vit": ("image-classification", make("ViTConfig", "ViTForImageClassification", **VIT)),
+    "deit": ("image-classification", make("DeiTConfig", "DeiTForImageClassification", **VIT)),
+    "beit": ("image-classification", make("BeitConfig", "BeitForImageClassification", **VIT, use_relative_position_bias=True)),
+    "data2vec-vision": ("image-classification", make("Data2VecVisionConfig", "Data2VecVisionForImageClassification", **VIT)),
+    "dinov2": ("image-classification", make("Dinov2Config", "Dinov2ForImageClassification", **VIT)),
+    "dinov2-registers": (
+        "image-classification",
+        make("Dinov2WithRegistersConfig", "Dinov2WithRegistersForImageClassification", **VIT, num_register_tokens=2),
+    ),
+    "swin": ("image-classification", staged("SwinConfig", "SwinForImageClassification", "num_heads", **SWIN)),
+    "convnext": ("image-classification", staged("ConvNextConfig", "ConvNextForImageClassification", "hidden_sizes", **STAGED)),
 }
-"""The families above and those that are no task of a run file: what is said of their structure holds for them as well."""
+SUPPORTED = TEXT | IMAGES
+
+EVERY_FAMILY = FAMILIES | {"vit": IMAGES["vit"]}
+"""Those of which what is said of their structure is tried out one by one."""
 
 
 def config_of(model: Any) -> dict[str, Any]:
@@ -149,7 +179,8 @@ def assembled_of(family: str, model: Any, blocks: Mapping[str, Mapping[str, Tens
 def inputs_of(model: nn.Module) -> dict[str, Tensor]:
     """A batch of two rows of different length, or two images."""
     if "pixel_values" in getattr(model, "main_input_name", ""):
-        return {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)}
+        side = model.config.image_size
+        return {"pixel_values": torch.linspace(-1, 1, 2 * 3 * side * side).reshape(2, 3, side, side)}
     ids = torch.tensor([[5, 6, 7, 8, 9, 10], [10, 9, 8, 7, 0, 0]])
     return {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])}
 

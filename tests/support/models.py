@@ -74,3 +74,16 @@ def tiny_gpt2(folder: Path, layers: int = 2, seed: int = 0) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     word_piece(folder)
     return folder
+
+
+def tiny_vit(folder: Path, layers: int = 2, seed: int = 0, **more: object) -> Path:
+    """A ViTModel for images of 8 × 8 pixels, without a head, and its image processor."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 8, "patch_size": 4}
+    ViTModel(ViTConfig(num_hidden_layers=layers, **sizes | more), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder

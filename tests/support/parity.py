@@ -25,11 +25,14 @@ from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, Task
+from fedcybgd.shared.models.model_classes import AUTO_CLASSES
 from tests.support import families
 from tests.support.families import logits_of, randomised
 from tests.support.shapes import LABELS, LAYERS, SHAPES, Saved, State
 
 FAMILIES = families.SUPPORTED
+IMAGE_TYPES = {make(2).config.model_type for _, make in families.IMAGES.values()}
 
 
 @functools.cache
@@ -53,6 +56,10 @@ def write(saved: Saved, folder: Path) -> None:
     if saved.index is not None:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": saved.index}))
     (folder / "config.json").write_text(json.dumps(saved.config))
+    if saved.config["model_type"] in IMAGE_TYPES:
+        made = {"image_processor_type": "ViTImageProcessor", "size": saved.config["image_size"]}
+        (folder / "preprocessor_config.json").write_text(json.dumps(made))
+        return
     for path in _tokenizer().iterdir():
         shutil.copy(path, folder)
 
@@ -105,12 +112,11 @@ def judge(family: str, shape_name: str, folder: Path, trained: bool = True) -> V
     return Verdict(family, shape_name, "fresh" if fresh else "equal", ", ".join(sorted(fresh)[:3]))
 
 
-def reference(folder: Path, task: str) -> tuple[Any, dict[str, Any]]:
-    import transformers
-
-    auto = {"text-classification": transformers.AutoModelForSequenceClassification, "causal-lm": transformers.AutoModelForCausalLM}[task]
-    more = {"num_labels": LABELS, "ignore_mismatched_sizes": True} if task == "text-classification" else {}
-    model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **more)
+def reference(folder: Path, task: Task) -> tuple[Any, dict[str, Any]]:
+    more = {"num_labels": LABELS, "ignore_mismatched_sizes": True} if task in CLASSIFICATIONS else {}
+    model, info = AUTO_CLASSES[task].from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **more
+    )
     return model.eval(), info
 
 
@@ -137,12 +143,12 @@ class Product:
     def __init__(self, store: LocalBlobStore, folder: Path, task: Any) -> None:
         self.store, self.folder, self.task = store, folder, task
         added = import_model(store, ImportPayload(source=str(folder / "model")))
-        always = ["head"] if task == "text-classification" else []
+        always = ["head"] if task in CLASSIFICATIONS else []
         run = prepare(
             store,
             PreparePayload(
                 config=added.config, files=added.files, blocks=added.blocks, task=task,
-                num_labels=LABELS if task == "text-classification" else None, label_names=None, max_length=16, patterns=["layers"],
+                num_labels=LABELS if task in CLASSIFICATIONS else None, label_names=None, max_length=16, patterns=["layers"],
                 always=always, layers_per_block=1, seed=0, held_out=None,
             ),
         )  # fmt: skip

@@ -243,27 +243,32 @@ def file_missing(saved: Saved) -> Saved:
     return changed
 
 
-def _embedding(saved: Saved) -> str:
+def _embedding(saved: Saved) -> str | None:
+    """The table that tokens are looked up in; a model of images has none."""
     found = saved.model.get_input_embeddings()
+    if not isinstance(found, torch.nn.Embedding):
+        return None
     full = next(name for name, module in saved.model.named_modules() if module is found) + ".weight"
     return full if full in saved.tensors else next(n for n in saved.tensors if n.endswith(full.partition(".")[2]))
 
 
 @shape("more embedding rows")
-def more_rows(saved: Saved) -> Saved:
-    name = _embedding(saved)
+def more_rows(saved: Saved) -> Saved | None:
+    if (name := _embedding(saved)) is None:
+        return None
     return dataclasses.replace(saved, tensors=saved.tensors | {name: torch.cat([saved.tensors[name], saved.tensors[name][:3]])})
 
 
 @shape("fewer embedding rows")
-def fewer_rows(saved: Saved) -> Saved:
-    name = _embedding(saved)
+def fewer_rows(saved: Saved) -> Saved | None:
+    if (name := _embedding(saved)) is None:
+        return None
     return dataclasses.replace(saved, tensors=saved.tensors | {name: saved.tensors[name][:-3].clone()})
 
 
 @shape("another vocabulary size")
-def other_vocabulary(saved: Saved) -> Saved:
-    return configured(saved, vocab_size=saved.config["vocab_size"] + 3)
+def other_vocabulary(saved: Saved) -> Saved | None:
+    return None if _embedding(saved) is None else configured(saved, vocab_size=saved.config["vocab_size"] + 3)
 
 
 @shape("a tensor is missing")

@@ -20,6 +20,8 @@ from fedcybgd.shared.tensors.quantized import quantize
 from tests.support.decoded import decode
 from tests.support.families import SUPPORTED, config_of, randomised, tensors_by_block
 from tests.support.models import WORDS
+from tests.support.pictures import parquet
+from tests.support.pictures import rows as pictures
 
 
 def encoded(tensors: Mapping[str, torch.Tensor], codec: str) -> dict[str, torch.Tensor]:
@@ -41,11 +43,17 @@ class Home:
         self.folder = folder
         self.task, make = SUPPORTED[family]
         settings = make(layers).config
-        for name, value in ({"vocab_size": 100} | config).items():  # the tokenizer's words must fit in
+        sizes = {"vocab_size": 100} if self.task != "image-classification" else {}  # the tokenizer's words must fit in
+        for name, value in (sizes | config).items():
             setattr(settings, name, value)
         torch.manual_seed(0)
         self.model = model = randomised(type(make(layers))(settings).eval())
         self.files = {p.name: str(p) for p in tokenizer.iterdir() if p.name.startswith(("tokenizer", "special"))}
+        if self.task == "image-classification":
+            (folder / "preprocessor_config.json").write_text(
+                json.dumps({"size": settings.image_size, "image_processor_type": "ViTImageProcessor"})
+            )
+            self.files = {"preprocessor_config.json": str(folder / "preprocessor_config.json")}
         (folder / "config.json").write_text(json.dumps(config_of(model)))
         self.files["config.json"] = str(folder / "config.json")
         self.blocks = tensors_by_block(model)
@@ -57,11 +65,17 @@ class Home:
                     dense = folder / f"decoded-{codec}"
                     dense.mkdir(exist_ok=True)
                     save_file(decode(self.path(block, codec), codec), dense / f"{block}.safetensors", {"codec": "exact"})
-        self.rows = folder / "rows.jsonl"
+        self.rows = self._rows(folder)
+
+    def _rows(self, folder: Path) -> Path:
+        if self.task == "image-classification":
+            return parquet(folder / "rows.parquet", [row | {"label": i % 3} for i, row in enumerate(pictures(8))])
+        path = folder / "rows.jsonl"
         values = [{"text": " ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 5)), "label": i % 3} for i in range(8)]
         if self.task == "causal-lm":
             values = [{"prompt": " ".join(WORDS[i : i + 2]), "completion": " ".join(WORDS[i + 2 : i + 6 + i % 3])} for i in range(8)]
-        self.rows.write_text("".join(json.dumps(row) + "\n" for row in values))
+        path.write_text("".join(json.dumps(row) + "\n" for row in values))
+        return path
 
     def path(self, block: str, codec: str) -> Path:
         return self.folder / codec / f"{block}.safetensors"

@@ -19,6 +19,7 @@ separator = ";"
 encoding = "cp1252"
 quotes = false
 first_label = 1
+images = "photos"
 columns = { text = "question" }
 runs = ["bank*"]
 tell_rows = "no"

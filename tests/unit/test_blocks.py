@@ -11,10 +11,12 @@ from fedcybgd.shared.contract.block_names import select
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.models.blocks import BlockSpec, layer_index, own_tensors, partition
 from fedcybgd.shared.models.families import base_prefix, canonical, find_stack
-from tests.support.families import EVERY_FAMILY, FAMILIES, MORE_FAMILIES, OPT, TINY, inputs_of
+from tests.support.families import FAMILIES, IMAGES, MORE_FAMILIES, OPT, TINY, inputs_of
 
 # What follows the layers, in order; "lm_head" of a tied model belongs to the embeddings.
 AFTER = {
+    "deit": ["norm", "head"], "beit": ["pooler", "head"], "data2vec-vision": ["pooler", "head"], "dinov2": ["norm", "head"],
+    "dinov2-registers": ["norm", "head"], "swin": ["norm", "head"], "convnext": ["pooler", "head"],
     "bert": ["pooler", "head"], "roberta": ["head"], "distilbert": ["head"], "gpt2": ["norm"], "gpt2-classifier": ["norm", "head"],
     "opt": ["norm"], "opt-projected": ["norm"], "bloom": ["norm"], "llama-tied": ["norm"], "llama-untied": ["norm", "head"],
     "llama-classifier": ["norm", "head"], "mistral": ["norm", "head"], "qwen2": ["norm"],
@@ -27,7 +29,7 @@ AFTER = {
 }  # fmt: skip
 LAYERS = {"albert": 1, "albert-groups": 2}
 """How many layers a model has whose three runs share them; three elsewhere."""
-ALL = EVERY_FAMILY | MORE_FAMILIES
+ALL = FAMILIES | MORE_FAMILIES | IMAGES
 
 
 def names(blocks: list[BlockSpec]) -> list[str]:

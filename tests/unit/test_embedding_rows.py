@@ -25,7 +25,7 @@ from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile
 from fedcybgd.shared.tensors.deltas import add_decoded
 from tests.support.deltas import write_delta
-from tests.support.families import SUPPORTED
+from tests.support.families import TEXT
 from tests.support.training import Home
 
 Tensors = dict[str, torch.Tensor]
@@ -60,7 +60,7 @@ def home(tmp_path: Path, bert: Path) -> Callable[..., Home]:
     return lambda family, **config: Home(tmp_path, bert, family, **config)
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", TEXT)
 def test_every_family_learns_the_same(home: Callable[..., Home], family: str) -> None:
     place = home(family, layers=2, vocab_size_per_layer_input=100)
     file, found = visit(place)

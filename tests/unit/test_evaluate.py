@@ -61,7 +61,7 @@ def as_transformers_says(measured: Measured) -> float:
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in rows.batches():
-            for ids, mask, labels in zip(batch.input_ids, batch.attention_mask, batch.labels, strict=True):
+            for ids, mask, labels in zip(batch.inputs["input_ids"], batch.mask, batch.labels, strict=True):
                 row = {"input_ids": ids[mask.bool()][None], "attention_mask": mask[mask.bool()][None]}
                 logits = measured.model(**row).logits[0].double()
                 targets = labels[None] if measured.task == "text-classification" else labels[mask.bool()][1:]

@@ -1,6 +1,7 @@
 """Every supported family is trained block by block as plain autograd on transformers' own model would train it, cached or not."""
 
 import functools
+import io
 import json
 import re
 import shutil
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 from fedcybgd.agent.training.visitor import Visitor
+from fedcybgd.shared.models.assembly import names_by_canonical
 from tests.support.families import SUPPORTED
+from tests.support.pictures import rows as pictures
 from tests.support.training import Home, apart, options, same, train
 
 every_family = pytest.mark.parametrize("family", SUPPORTED)
@@ -21,7 +25,7 @@ NEGLIGIBLE = 1e-5
 """Of the largest gradient: what is smaller is rounding, and Adam makes anything of it."""
 LONGEST = 16
 """Tokens of a row; completions are kept before prompts."""
-NO_CACHE = {"xlnet", "longformer"}
+NO_CACHE = {"xlnet", "longformer", "swin", "convnext"}
 """Families whose layers lay out hidden states in their own way."""
 
 
@@ -47,6 +51,8 @@ def gradients(home: Home) -> dict[str, Tensor | None]:
     folder.mkdir()
     for name, path in home.files.items():
         shutil.copyfile(path, folder / name)
+    if home.task == "image-classification":
+        return gradients_of_images(home, folder)
     words = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in home.rows.read_text().splitlines()]
     if home.task == "text-classification":
@@ -72,10 +78,20 @@ def gradients(home: Home) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def gradients_of_images(home: Home, folder: Path) -> dict[str, Tensor | None]:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    found = pictures(8)
+    pixels = processor([Image.open(io.BytesIO(row["image"]["bytes"])) for row in found], return_tensors="pt")["pixel_values"]
+    home.model.zero_grad()
+    torch.nn.functional.cross_entropy(home.model(pixel_values=pixels).logits, torch.arange(len(found)) % 3).backward()
+    return {name: parameter.grad for name, parameter in home.model.named_parameters()}
+
+
 @every_family
 def test_every_block_learns_what_autograd_says(family: str, place: tuple[Home, Visitor]) -> None:
     home, visitor = place
     found = gradients(home)
+    full = names_by_canonical(home.model)
     largest = max(float(g.abs().max()) for g in found.values() if g is not None)
     checked = 0
     for block in home.blocks:
@@ -84,7 +100,7 @@ def test_every_block_learns_what_autograd_says(family: str, place: tuple[Home, V
         for name, change in delta.items():
             if "::" in name:
                 continue
-            [gradient] = [g for full, g in found.items() if full == name or full.endswith(f".{name}")]
+            gradient = found[full[name]]
             if (
                 rows := delta.get(f"{name}::rows")
             ) is not None and gradient is not None:  # of these rows alone; others must have no gradient
@@ -124,4 +140,4 @@ def test_the_docs_list_the_families_that_are_held_here() -> None:
     listed = {word for line in page.splitlines() if line.startswith("|") for word in re.findall(r"`([a-z0-9_-]+)`", line)}
     held = {make(2).config.model_type for _, make in SUPPORTED.values()}
     assert held <= listed
-    assert listed - held == {"text-classification", "causal-lm"}
+    assert listed - held == {"text-classification", "causal-lm", "image-classification"}

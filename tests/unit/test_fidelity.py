@@ -12,6 +12,7 @@ from fedcybgd.coordinator.engine.calibration import CalibrationRows
 from fedcybgd.coordinator.engine.fidelity import BatchGradient, NotMeasurable, compare, cosine, fidelity, gradients
 from fedcybgd.shared.models.assembly import AssemblyError, names_by_canonical, read_shard
 from fedcybgd.shared.models.batches import Batch, forward_logits, loss_sum
+from fedcybgd.shared.models.text_rows import TextRows
 from tests.support.families import FAMILIES
 from tests.support.measured import ROWS, WIDE, Measured
 
@@ -41,7 +42,7 @@ def measure(measured: Measured, block: str, codecs: dict[str, str] | None = None
 def batches_of(measured: Measured) -> list[Batch]:
     """The rows in the order of the file, four at a time, as the tokenizer and nothing else makes them."""
     rows = rows_of(measured)
-    return [rows._encoder.collate(rows._features[first : first + BATCH]) for first in range(0, len(rows), BATCH)]
+    return [rows._rows.batch(range(first, min(first + BATCH, len(rows)))) for first in range(0, len(rows), BATCH)]
 
 
 def plainly(measured: Measured, block: str) -> list[BatchGradient]:
@@ -172,9 +173,10 @@ def test_a_batch_that_is_too_large_for_memory_is_taken_in_parts(tmp_path: Path, 
 def test_a_batch_has_its_rows_in_the_order_of_the_file(tmp_path: Path) -> None:
     measured = Measured("bert", tmp_path)
     rows = rows_of(measured)
-    rows._features.reverse()
+    kept: Any = rows._rows
+    rows._rows = TextRows(reversed(kept), kept._encoder)
     steps = [len(part.labels) for step in rows.steps(BATCH) for part in step]
-    longest = [int(part.attention_mask.sum(1).max()) for step in rows.steps(BATCH) for part in step]
+    longest = [int(part.mask.sum(1).max()) for step in rows.steps(BATCH) for part in step]
     assert steps == [4, 4, 1]
     assert longest == sorted(longest, reverse=True)
     assert longest[0] > longest[-1]

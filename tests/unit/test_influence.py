@@ -36,12 +36,12 @@ def as_the_whole_model_says(measured: Measured, per_block: int = 1) -> dict[str,
     cosines: dict[str, list[float]] = {}
     for batch in rows.batches():
         with torch.no_grad():
-            measured.model(**batch.inputs())
+            measured.model(**batch.inputs)
         for first in range(0, len(stack), per_block):
             last = min(first + per_block, len(stack)) - 1
             name = f"layers.{first}" if first == last else f"layers.{first}-{last}"
             cosine = functional.cosine_similarity(seen[first][0], seen[last][1], dim=-1)
-            cosines.setdefault(name, []).extend(cosine[batch.attention_mask.bool()].tolist())
+            cosines.setdefault(name, []).extend(cosine[batch.mask.bool()].tolist())
     return {name: 1 - sum(values) / len(values) for name, values in cosines.items()}
 
 
@@ -78,7 +78,7 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
     measured = Measured("bert", tmp_path)
     together = measure(measured)
     rows = CalibrationRows(measured.store, InfluencePayload.model_validate(measured.payload()))
-    assert any((batch.attention_mask == 0).any() for batch in rows.batches()), "nothing is padded here"
+    assert any((batch.mask == 0).any() for batch in rows.batches()), "nothing is padded here"
     assert together.tokens == int(sum(batch.num_tokens for batch in rows.batches()))
 
 
@@ -125,7 +125,7 @@ def test_no_more_than_one_layer_has_weights_at_any_time(family: str, tmp_path: P
     for layer in every:
         next(m for m in layer.modules() if not list(m.children())).register_forward_hook(look)
     with torch.inference_mode():
-        streamed.model(**next(rows.batches()).inputs())
+        streamed.model(**next(rows.batches()).inputs)
     assert held == [{0}, {1}, {2}]
     look()
     assert held[-1] == set()

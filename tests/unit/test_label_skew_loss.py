@@ -43,11 +43,11 @@ class Table(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(LOGITS))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits[input_ids[:, 0]])
 
 
-BATCH = Batch(torch.arange(3)[:, None], torch.ones(3, 1, dtype=torch.int64), torch.tensor(LABELS))
+BATCH = Batch({"input_ids": torch.arange(3)[:, None]}, torch.ones(3, 1, dtype=torch.int64), torch.tensor(LABELS))
 KINDS: list[LabelSkew] = ["none", "mask", "logit_adjustment", "fedlc"]
 
 

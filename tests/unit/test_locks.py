@@ -12,7 +12,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMAGES = {"coordinator": ("coordinator", "postgresql", "parquet", "hub"), "agent": ("parquet",)}
+IMAGES = {"coordinator": ("coordinator", "postgresql", "parquet", "images", "hub"), "agent": ("parquet", "images")}
 
 
 def entries(lock: str) -> dict[str, tuple[list[Version], int]]:

@@ -168,7 +168,7 @@ def random_batch(rows: int = 3, tokens: int = 12) -> Batch:
     labels = ids.clone()
     labels[:, :3] = -100
     labels[0, 8:] = -100
-    return Batch(ids, torch.ones_like(ids), labels)
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.ones_like(ids), labels)
 
 
 class Largest(TorchDispatchMode):

@@ -8,32 +8,33 @@ from typing import Any
 import pytest
 import torch
 
-from fedcybgd.agent.training.data import Packed
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.models.batches import IGNORED, Features, RowEncoder, forward_logits, loss_sum
-from tests.support.families import SUPPORTED, config_of, randomised
+from fedcybgd.shared.models.batches import IGNORED, forward_logits, loss_sum
+from fedcybgd.shared.models.row_encoder import row_encoder
+from fedcybgd.shared.models.text_rows import Features, Packed, TextEncoder
+from tests.support.families import TEXT, config_of, randomised
 
 
 @pytest.fixture
 def encoder_of(bert: Path, tmp_path: Path) -> Any:
     """An encoder with the tokenizer of tests, for a model of that configuration."""
 
-    def encoder_of(config: dict[str, Any], task: str, max_length: int = 16, **settings: Any) -> RowEncoder:
+    def encoder_of(config: dict[str, Any], task: str, max_length: int = 16, **settings: Any) -> TextEncoder:
         folder = tmp_path / "model"
         shutil.copytree(bert, folder, dirs_exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config))
         values = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(values | settings))
-        return RowEncoder(folder, TaskSpec.model_validate({"task": task, "max_length": max_length}))
+        return row_encoder(folder, TaskSpec.model_validate({"task": task, "max_length": max_length}))
 
     return encoder_of
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", TEXT)
 def test_a_row_beside_longer_ones_has_the_loss_that_it_has_alone(encoder_of: Any, family: str, side: str) -> None:
-    task, make = SUPPORTED[family]
+    task, make = TEXT[family]
     torch.manual_seed(0)
     model = randomised(make(2).eval())
     if model.config.pad_token_id is None:
@@ -94,7 +95,7 @@ def test_a_stream_of_text_is_cut_alike_however_it_is_read(encoder_of: Any, monke
     encoder = encoder_of({"model_type": "bert", "vocab_size": 100}, "causal-lm", max_length=7)
     rows = [{"text": " ".join(["card", "lost", "my"][: 1 + i % 3])} for i in range(50)]
     at_once = encoder(rows)
-    monkeypatch.setattr("fedcybgd.shared.models.batches.EXAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr("fedcybgd.shared.models.text_rows.EXAMPLES_AT_ONCE", 3)
     assert encoder(rows) == at_once
     assert len(at_once) > 10
 

@@ -91,7 +91,7 @@ def test_losses_of_rows_sum_to_the_loss_that_agents_train_by(task: str) -> None:
     labels = ids.clone()
     labels[0, 3:] = IGNORED
     labels[1, :2] = IGNORED
-    batch = Batch(ids, torch.ones_like(ids), labels if task == "causal-lm" else torch.tensor([0, 2, 1, 2]))
+    batch = Batch({"input_ids": ids}, torch.ones_like(ids), labels if task == "causal-lm" else torch.tensor([0, 2, 1, 2]))
     logits = torch.randn((4, 6, 11) if task == "causal-lm" else (4, 3))
     losses, counts = row_losses(logits, batch, task)  # type: ignore[arg-type]
     total, count = loss_sum(logits, batch, task)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ LOOKED_AT = 64
 def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datetime) -> None:
     """A delta was accepted: compare what its agent tells of its labels, if it does, with what the others do."""
     metrics, name = assignment.metrics, queries.agent_name(session, assignment.agent_id)
-    if metrics is None or run.spec.task.kind != "text-classification":
+    if metrics is None or not run.spec.task.is_classification:
         return
     if run.spec.label_skew != "none" and metrics.loss_first == metrics.loss_last == 0.0:
         text = f"the training loss of {name} is 0: its rows seem to have one label, and with train.label_skew {run.spec.label_skew} it teaches nothing"
