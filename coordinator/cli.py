@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, audit, compare, explain, models, operators, plan, runs
+from fedcybgd.coordinator.commands import agents, audit, compare, explain, init, models, operators, plan, runs
 from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
@@ -35,6 +35,7 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(runs.app, name="run")
 app.command()(plan.plan)
 app.command()(compare.compare)
+app.command()(init.init)
 app.command()(explain.explain)
 key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")

@@ -11,7 +11,6 @@ from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
-from fedcybgd.coordinator.engine.positions import usable_positions
 from fedcybgd.coordinator.engine.run_config import padding_of, task_config
 from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, from_tensor, shard_header, write_json, write_shard
 from fedcybgd.coordinator.errors import Invalid
@@ -22,6 +21,7 @@ from fedcybgd.shared.models.adapters import initial
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of
+from fedcybgd.shared.models.positions import usable_positions
 from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 
 

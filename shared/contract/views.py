@@ -47,6 +47,7 @@ class ModelView(BaseModel):
     num_parameters: int
     blocks: list[ModelBlockView]
     left_out: list[str] = Field(description="tensors of the checkpoint that the model does without")
+    config: JsonObject = Field({}, description="its configuration, as it is used: the contents of a config.json")
     created_at: datetime
 
 

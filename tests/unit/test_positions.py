@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from fedcybgd.coordinator.engine.positions import usable_positions
+from fedcybgd.shared.models.positions import usable_positions
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,

@@ -1,0 +1,208 @@
+"""Whether the run files that `fedcoord init` writes are safe to start from: `python -m benchmarks.recipes --data DIR`.
+
+Tasks of different size (`TASKS`), MiniLM (22.7 M parameters) and stories260K (0.26 M), six agents, several seeds (of the head, of who has which rows, of
+the order of rows). The values are of the function that `fedcoord init` calls, from the rows that select the model (`evaluate.held_out`); the run ends as
+the run file says: with its last version, the average, or the best before. The figure is of other rows, which nothing has seen before, and stands beside
+
+majority   saying the label always that most of these rows have
+base       the model before any training: with a fresh head, as the run scores it after 0 rounds
+head       where `--head` asks for it: the same recipe, as many rounds of the same agents, for pooler and head alone
+
+`--data` is a directory with the files that benchmarks/tasks.py names. One thread.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tasks
+from benchmarks.report import arguments
+
+AGENTS = 6
+TASKS: dict[str, dict[str, Any]] = {
+    "sst2-300": {"task": "sst2", "train": 300, "selection": 100, "unseen": 400},
+    "mrpc": {"task": "mrpc", "train": 600, "selection": 150, "unseen": 400},
+    "shakespeare": {},
+    "banking77-10": {"task": "banking77", "train": 400, "selection": 150, "unseen": 400, "labels": 10},
+    "qnli": {"task": "qnli", "train": 600, "selection": 150, "unseen": 400},
+    "gsm8k": {"task": "gsm8k", "train": 600, "selection": 100, "unseen": 200},
+    "stsb-2": {"task": "stsb", "train": 600, "selection": 150, "unseen": 400},
+    "banking77": {"task": "banking77", "train": 1500, "selection": 300, "unseen": 500},
+    "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
+}
+LANGUAGE = ("shakespeare", "gsm8k")
+OF_THE_END = ("average_versions", "keep_best", "stop")
+"""Sections that a run in one process is not told of: what they ask for is done here."""
+
+
+def rows_of(name: str, data: Path, folder: Path, seed: int) -> tuple[list[Path], Path, Path]:
+    """A file for each agent, the held-out one, and the one of the figure."""
+    if name == "shakespeare":
+        from examples.demo.tasks import shakespeare
+
+        _, paths = shakespeare(folder)
+        lines = (folder / "held-out.jsonl").read_text().splitlines(keepends=True)
+        for file, part in (("held-out.jsonl", lines[0::2]), ("unseen.jsonl", lines[1::2])):
+            (folder / file).write_text("".join(part))
+        turned = seed % len(paths)
+        return [*paths[turned:], *paths[:turned]], folder / "held-out.jsonl", folder / "unseen.jsonl"
+    found = tasks.rows(data=data, seed=seed, **TASKS[name])
+    files = [tasks.write(folder / f"{what}.jsonl", rows) for what, rows in (("held-out", found.selection), ("unseen", found.unseen))]
+    return tasks.dealt(found.train, AGENTS, folder), files[0], files[1]
+
+
+def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """The run file of a task, as `fedcoord init` would write it; `changes` are tried beside it, by section."""
+    from fedcybgd.coordinator.commands import recipe_facts
+    from fedcybgd.coordinator.domain.recipe import recipe
+
+    task: Any = "causal-lm" if name in LANGUAGE else "text-classification"
+    facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(model), held_out.name, rows)
+    outline = recipe_facts.model_of("model", recipe_facts.config_of(model), task, facts.num_labels or None)
+    values = recipe(name, task, outline, facts, AGENTS) | {"seed": seed}
+    for section, fields in changes.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return values
+
+
+def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: bool) -> dict[str, Any]:
+    """One run, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="recipes-") as scratch:
+        folder = Path(scratch)
+        paths, held_out, unseen = rows_of(name, data, folder / "rows", seed)
+        model = _model(name)
+        rows = sum(path.read_bytes().count(b"\n") for path in paths)
+        values = run_file_of(name, model, held_out, rows, seed, changes)
+        result = ended(values, model, paths, held_out, unseen, folder)
+        if head:
+            from fedcybgd.coordinator.domain.anchor import head_only
+            from fedcybgd.coordinator.domain.run_file import checked, said
+
+            anchor = said(head_only(checked(values), result["visited"]))
+            result["head"] = ended(anchor, model, paths, held_out, unseen, folder / "head")["score"]
+        return result
+
+
+def _model(name: str) -> Path:
+    from benchmarks.banking77 import minilm
+    from examples.demo.tasks import EXAMPLES
+
+    return EXAMPLES / "models" / "stories260K" if name in LANGUAGE else minilm()
+
+
+def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path, unseen: Path, folder: Path) -> dict[str, Any]:
+    """A run of these values, ended as they say: what it is scored, on the rows that nothing has seen."""
+    from benchmarks import reference
+    from benchmarks.version_averaging import _average
+    from fedcybgd.agent.training.visitor import Visitor
+    from fedcybgd.coordinator.domain.averages import averaged_rounds
+    from fedcybgd.coordinator.domain.candidates import RunCandidate, is_better, kept
+
+    shared = Visitor("cpu")  # one model in memory, not six
+    run = reference.begin(folder, model, {key: value for key, value in values.items() if key not in OF_THE_END})
+    every = values["evaluate"]["every"]
+    often = run.spec.rounds(run.trained) // run.spec.schedule["cycles"] if every == "cycle" else int(every)
+    models, best = [run.blocks], (0, run.evaluate(held_out))
+    base = run.evaluate(unseen)
+    curve = [best[1]]
+
+    def look(_: int) -> None:
+        nonlocal best
+        models.append(run.blocks)
+        if run.rounds_done % often == 0:
+            curve.append(run.evaluate(held_out))
+            if not is_better(best[1], curve[-1]):  # type: ignore[arg-type]
+                best = run.rounds_done, curve[-1]
+
+    reference.run(run, paths, folder / "scratch", visitors=[shared] * len(paths), after_round=look)
+    rounds = averaged_rounds(values["average_versions"]["last"], run.rounds_done)
+    mean = [_average(run.store, list(of)) for of in zip(*models[-rounds:], strict=True)]
+    candidates = {RunCandidate.LAST: models[-1], RunCandidate.AVERAGE: mean, RunCandidate.BEST: models[best[0]]}
+    run.blocks = mean
+    scores: dict[Any, Any] = {RunCandidate.LAST: curve[-1], RunCandidate.AVERAGE: run.evaluate(held_out), RunCandidate.BEST: best[1]}
+    chosen = kept(scores)
+    run.blocks = candidates[chosen]
+    score = run.evaluate(unseen)
+    return {
+        "score": _figure(score), "base": _figure(base), "majority": None if score.majority is None else 100 * score.majority,
+        "error": 100 * score.accuracy_error if score.accuracy_error is not None else score.loss_error,
+        "kept": str(chosen), "best_after": best[0], "rounds": run.rounds_done, "macro_f1": score.macro_f1,
+        "curve": [_figure(each) for each in curve], "average": _figure(scores[RunCandidate.AVERAGE]), "mb": run.bytes_moved() / 1e6,
+        "visited": run.trained,
+    }  # fmt: skip
+
+
+def _figure(score: Any) -> float:
+    """Accuracy in percent; of a language model the loss."""
+    return float(score.loss) if score.accuracy is None else 100 * float(score.accuracy)
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--head", action="store_true", help="train pooler and head alone, too")
+    parser.add_argument("--change", default="{}", help='try other values beside the recipe: JSON, as {"train": {"learning_rate": 1e-4}}')
+    parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.task or TASKS}
+    for seed in range(options.seeds):
+        for name, runs in found.items():
+            runs.append(_once(name, seed, options))
+    figures = report(found)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _once(name: str, seed: int, options: Any) -> dict[str, Any]:
+    case = [name, seed, options.change, options.head]
+    for line in options.results.read_text().splitlines() if options.results is not None and options.results.exists() else ():
+        if (known := json.loads(line))["case"] == case:
+            return dict(known["result"])
+    result = measure(name, options.data, seed, json.loads(options.change), options.head)
+    print(f"{name} seed {seed}: {result}", flush=True)
+    if options.results is not None:
+        with options.results.open("a") as file:
+            file.write(json.dumps({"case": case, "result": result}) + "\n")
+    return result
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Print a table, and return its figures by name. `below`: runs that are worse than the better anchor by more than their standard error."""
+    figures: dict[str, float] = {}
+    print(f"\n{'task':14} {'score':>16} {'majority':>9} {'base':>16} {'head':>16} {'MB':>8} {'below':>6} {'by chance':>9}")
+    for name, runs in found.items():
+
+        def told(key: str, runs: list[dict[str, Any]] = runs) -> str:
+            values = [run[key] for run in runs if run.get(key) is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            return f"{statistics.mean(values):.3f} ± {spread:.3f}" if values else "–"
+
+        short = [_short(run) for run in runs]
+        below = sum(points > run["error"] for points, run in zip(short, runs, strict=True))
+        chance = sum(0 < points <= run["error"] for points, run in zip(short, runs, strict=True))
+        print(
+            f"{name:14} {told('score'):>16} {told('majority')[:8]:>9} {told('base'):>16} {told('head'):>16} {told('mb')[:8]:>8} {below:6} {chance:9}"
+        )
+        figures |= {
+            f"{name}_score": statistics.mean(run["score"] for run in runs), f"{name}_base": statistics.mean(run["base"] for run in runs),
+            f"{name}_below": below, f"{name}_below_by_chance": chance,
+        }  # fmt: skip
+    return figures
+
+
+def _short(run: dict[str, Any]) -> float:
+    """By how much a run is behind the better of majority and base; 0 where it is not."""
+    if run["majority"] is None:
+        return max(0.0, run["score"] - run["base"])
+    return max(0.0, max(run["majority"], run["base"]) - run["score"])
+
+
+if __name__ == "__main__":
+    main()

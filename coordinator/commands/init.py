@@ -1,0 +1,92 @@
+"""`fedcoord init`: looks at held-out rows and a model, and writes a run file to start from."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedcybgd.client.client import Client
+from fedcybgd.client.errors import FileUnusable
+from fedcybgd.client.models import name_of
+from fedcybgd.coordinator.commands import recipe_facts
+from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
+from fedcybgd.coordinator.domain.recipe_file import written_recipe
+from fedcybgd.coordinator.domain.run_file import parse_run_file
+from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.words import JsonObject
+from fedcybgd.shared.host.terminal import Terminal
+
+terminal = Terminal()
+
+
+class RunFileThere(Invalid):
+    code = "file_there"
+
+
+def init(
+    task: Annotated[RecipeTask, typer.Option(help="What the model is to learn.")],
+    data: Annotated[
+        Path, typer.Option(help="Held-out rows: CSV, JSON Lines or Parquet. They stay with the coordinator.", exists=True, dir_okay=False)
+    ],
+    model: Annotated[str, typer.Option(help="A model directory on this machine, or the name of a model that the coordinator has.")],
+    agents: Annotated[int, typer.Option(help="How many agents there will be.", min=1, max=10_000)] = AGENTS,
+    rows: Annotated[int | None, typer.Option(help="Rows of all agents together; default: four for each held-out one.", min=1)] = None,
+    labels: Annotated[int | None, typer.Option(help="How many labels, where not every one has a held-out row.", min=2, max=100_000)] = None,
+    column: Annotated[list[str], typer.Option(help="FIELD=COLUMN, where they differ: text=question. May be repeated.")] = [],  # noqa: B006 - typer reads it
+    name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
+    out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a run file with values to start from: tested ones, chosen by the held-out rows, the model and the number of agents."""
+    if out.exists() and not force:
+        raise RunFileThere(f"{out} is there already; choose another with --out, or give --force to write over it")
+    if labels is not None and task != "text-classification":
+        raise Invalid(f"--labels: {task} has no labels")
+    directory, called, config = _model(model)
+    count = recipe_facts.counting(directory)
+    where = os.path.relpath(data.resolve(), out.resolve().parent)
+    found = recipe_facts.rows_of(data, task, _columns(column), labels, count, where, rows)
+    outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
+    text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
+    parse_run_file(text, str(out))
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileUnusable(f"{out}: {error.strerror or error}; choose another file") from error
+    terminal.say(
+        f"{out}: {found.held_out:,} held-out rows{f', {found.num_labels} labels' if found.num_labels else ''}; {outline.layers} layers"
+    )
+    terminal.say("look through it, then:")
+    for command in (
+        *(() if directory is None else (f"fedcoord models add {directory}",)),
+        f"fedcoord plan {out}",
+        f"fedcoord run create {out}",
+    ):
+        terminal.say(f"  {command}")
+
+
+def _model(model: str) -> tuple[Path | None, str, JsonObject]:
+    """Its directory where it is one on this machine, how runs call it, its configuration."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path, name_of(str(path.resolve())), recipe_facts.config_of(path)
+    if "/" in model or path.exists():
+        raise Invalid(f"--model {model}: there is no directory of that name, and no model of a coordinator is called so")
+    view = Client().models.get(model)
+    if view.state != "ready" or not view.config:
+        raise Invalid(f"--model {model}: the model is {view.state}{f', {view.reason}' if view.reason else ''}")
+    return None, view.name, view.config
+
+
+def _columns(said: list[str]) -> dict[str, str]:
+    found = dict(each.partition("=")[::2] for each in said)
+    if wrong := [field for field, column in found.items() if not field or not column]:
+        raise Invalid(f"--column {wrong[0]}: say FIELD=COLUMN, as in text=question")
+    return found
+
+
+def _plain(data: Path) -> str:
+    stem = data.name.removesuffix(".gz").rpartition(".")[0] or data.name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:90] or "run"

@@ -1,0 +1,161 @@
+"""Looks at rows and at a model for a recipe: what columns and labels there are, how long rows are, which blocks the model has."""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedcybgd.coordinator.domain.recipe import RecipeModel, RecipeRows, RecipeTask
+from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.files.labels import NUMBER
+from fedcybgd.shared.files.tables import Row, examples, read_rows
+
+ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
+    "text-classification": {
+        "text": ("sentence", "sentence1", "question", "utterance", "review", "content", "premise"),
+        "text_pair": ("sentence2", "hypothesis"),
+        "label": ("intent", "class", "category", "target", "labels"),
+    },
+    "causal-lm": {"text": ("content",), "prompt": ("question", "instruction"), "completion": ("answer", "response", "output")},
+}
+"""What columns are called where they are not called as their field"""
+MEASURED = 2000
+"""Rows whose tokens are counted"""
+MOST_LABELS = 1000
+"""As many different values are labels at the most; more are something else"""
+CHARACTERS_A_TOKEN = 3
+"""Where there is no tokenizer to ask: fewer than most have, so that rows are thought rather too long"""
+Count = Callable[[Row], int]
+"""Tokens of an example"""
+
+
+def model_of(name: str, config: Mapping[str, Any], task: RecipeTask, labels: int | None) -> RecipeModel:
+    """What a recipe goes by of a model, from the contents of its config.json. Needs torch; no weight is read. Raises `ModelUnknown`, `PartitionError`."""
+    from fedcybgd.shared.files.configuration import HIDDEN_SIZE, ModelUnknown
+    from fedcybgd.shared.models.assembly import skeleton
+    from fedcybgd.shared.models.blocks import partition
+    from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of
+    from fedcybgd.shared.models.positions import usable_positions
+
+    if task == "causal-lm" and sees_what_follows(settings_of(config)):
+        raise ModelUnknown(f"{name} is an encoder ({config['model_type']}), which cannot learn causal-lm; take a decoder")
+    of_labels = (
+        {} if labels is None else {"id2label": {str(i): str(i) for i in range(labels)}, "label2id": {str(i): i for i in range(labels)}}
+    )
+    made = skeleton({**config, **of_labels}, task)
+    inner = {**config, **(config.get("text_config") or {})}
+    width = next((inner[key] for key in HIDDEN_SIZE if isinstance(inner.get(key), int)), 768)
+    return RecipeModel(name, tuple(block.name for block in partition(made)), width, usable_positions(made))
+
+
+def counting(directory: Path | None) -> Count:
+    """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters."""
+    if directory is None:
+        return lambda row: 3 + sum(len(part) for part in _parts(row)) // CHARACTERS_A_TOKEN
+    from fedcybgd.shared.models.tokens import load_tokenizer
+
+    tokenizer: Any = load_tokenizer(directory)
+    return lambda row: len(tokenizer(*_parts(row))["input_ids"])
+
+
+def _parts(row: Row) -> list[str]:
+    return [row[field] for field in ("text", "text_pair", "prompt", "completion") if row.get(field) is not None]
+
+
+def rows_of(
+    file: Path, task: RecipeTask, columns: Mapping[str, str], labels: int | None, count: Count, called: str, of_agents: int | None = None
+) -> RecipeRows:
+    """What a recipe goes by of a held-out file: each of its rows is read as a run would read it. Raises `DataError`.
+
+    `columns` maps fields that somebody has said; `labels` is their number where somebody says it; `called` is the file for the run file.
+    """
+    first = next(iter(read_rows(file)), None)
+    if first is None:
+        raise DataError(f"{file.name} has no rows", path=str(file))
+    columns = {**_guessed(task, first, columns), **columns}
+    known = _labels(file, columns.get("label", "label"), labels) if task == "text-classification" else None
+    names = None if known is None or isinstance(known, int) else list(known)
+    number = known if isinstance(known, int) or known is None else len(known)
+    spec = TaskSpec(task=task, num_labels=number, label_names=names, max_length=1)
+    lengths: list[int] = []
+    held_out, is_text = 0, False
+    for row in examples(file, spec, columns, None, "--column"):
+        if held_out < MEASURED:
+            lengths.append(count(row))
+        held_out, is_text = held_out + 1, task == "causal-lm" and "text" in row
+    at = (99 * len(lengths) + 99) // 100 - 1
+    length = sum(lengths) // len(lengths) if is_text else sorted(lengths)[at]
+    return RecipeRows(called, held_out, length, known, columns, of_agents, is_text)
+
+
+def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, str]:
+    """Columns under well-known names, for fields that have no column of their own."""
+    found = {}
+    for field, names in ALIASES[task].items():
+        other = next((name for name in names if name in row), None)
+        if field not in row and field not in said and other is not None and other not in said.values():
+            found[field] = other
+    if {"prompt", "completion"} - set(found) - set(row):  # half of a pair is none
+        found = {field: column for field, column in found.items() if field not in ("prompt", "completion")}
+    return found
+
+
+def _labels(file: Path, column: str, said: int | None) -> int | tuple[str, ...] | None:
+    """How many labels there are, where they are numbers from 0; else their names in order."""
+    values: set[Any] = set()
+    for number, row in enumerate(read_rows(file, None, None), 1):
+        value = row.get(column)
+        if value is None:
+            return said or 2  # what is wrong with this row is told when it is read as an example
+        if not isinstance(value, (str, int, float)):
+            raise DataError(f"{file.name} row {number}: column {column!r} holds no label, but a {type(value).__name__}")
+        values.add(value)
+        if len(values) > MOST_LABELS and said is None:
+            raise DataError(
+                f"{file.name}: column {column!r} has more than {MOST_LABELS:,} different values; is that the label? Say how many with --labels"
+            )
+    return _of_numbers(file, column, values, said) if all(_is_number(value) for value in values) else _of_names(file, values, said)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and (not isinstance(value, str) or NUMBER.fullmatch(value.strip()) is not None)
+
+
+def _of_numbers(file: Path, column: str, values: Collection[Any], said: int | None) -> int:
+    if odd := sorted({float(value) for value in values if not float(value).is_integer()}):
+        raise DataError(f"{file.name}: column {column!r} holds {odd[0]:g}, which is no label: labels are whole numbers from 0, or names")
+    least, most = int(min(map(float, values))), int(max(map(float, values)))
+    if least < 0 or (least == 1 and 0 not in {int(float(value)) for value in values} and said in (None, most)):
+        raise DataError(f"{file.name}: labels that are numbers count from 0, and the least here is {least}; number them so, or name them")
+    if said is not None and most >= said:
+        raise DataError(f"{file.name}: label {most} is there, so there are more labels than --labels {said}")
+    found = said or most + 1
+    if found < 2:
+        raise DataError(f"{file.name} has rows of one label only: there is nothing to tell apart. If agents have others, say --labels")
+    return found
+
+
+def _of_names(file: Path, values: Collection[Any], said: int | None) -> tuple[str, ...]:
+    names = tuple(sorted({str(value).strip() for value in values}))
+    if said is not None and said != len(names):
+        raise DataError(
+            f"{file.name} has rows of {len(names)} labels, and --labels says {said}: add a row of each label that is missing, "
+            "or write all names into the run file yourself"
+        )
+    if len(names) < 2:
+        raise DataError(f"{file.name} has rows of one label only ({names[0]!r}): there is nothing to tell apart")
+    return names
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """The contents of a directory's config.json. Raises `DataError`."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{directory} has no config.json: it is no model directory", path=str(directory)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{directory / 'config.json'} cannot be read: {error}", path=str(directory)) from error
+    if not isinstance(config, dict):
+        raise DataError(f"{directory / 'config.json'} is no JSON object", path=str(directory))
+    return config

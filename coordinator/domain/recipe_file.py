@@ -1,0 +1,70 @@
+"""A recipe as a run file that people read and change: YAML with a comment where a value wants one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from fedcybgd.coordinator.domain.recipe import DAMPING, RecipeModel, RecipeRows
+
+HEADING = (
+    "Written by `fedcoord init`: values to start from, chosen by the held-out rows and the model. docs/run-file.md explains every field.",
+    "With keep_best, and a score of the model before any training, a run does not end with a worse score than it began with.",
+)
+PLACE = 44
+"""Where comments begin"""
+
+
+def written_recipe(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agents: int, counted: bool) -> str:
+    """The text of a run file. `counted`: the tokens of rows were counted, and not thought of."""
+    comments = _comments(values, model, rows, agents, counted)
+    lines = [f"# {line}" for line in HEADING]
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += ["", _with(f"{name}:", comments.get(name))]
+            lines += [_with(f"  {field}: {_flow(inner)}", comments.get(f"{name}.{field}")) for field, inner in value.items()]
+        else:
+            lines += ([""] if name == "keep_best" else []) + [_with(f"{name}: {_flow(value)}", comments.get(name))]
+    return "\n".join(lines) + "\n"
+
+
+def _with(text: str, comment: str | None) -> str:
+    return text if comment is None else f"{text:{PLACE}}  # {comment}"
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _comments(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agents: int, counted: bool) -> dict[str, str]:
+    return dict(_said(values, model, rows, agents, counted))
+
+
+def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agents: int, counted: bool) -> Iterator[tuple[str, str]]:
+    schedule, train = values["schedule"], values["train"]
+    yield "model", f"{model.layers} layers of width {model.width}"
+    yield "name", "what agents name in `runs`"
+    if rows.is_text:
+        yield "task.max_length", "tokens of a window"
+    else:
+        how = "have at most" if counted else "have, as their characters let one think, at most"
+        yield "task.max_length", f"99 of 100 held-out rows {how} {rows.length} tokens"
+    wave = schedule.get("wave", 1)
+    if wave > 1:
+        yield "schedule.wave", f"blocks that as many agents train at once; needs {wave} agents"
+        yield "schedule.damping", "; ".join(f"{factor} for waves of {size}" for size, factor in DAMPING.items() if size > 1)
+    known = "" if rows.of_agents is not None else f", if all agents have {rows.rows_of_agents:,} rows; say how many with --rows"
+    yield "schedule.cycles", f"how many times each block is trained{known}"
+    yield "schedule.agents", "another agent for a block in each cycle"
+    yield "schedule.always", "trained along in every visit" if schedule["always"] else "nothing but the visited block"
+    if "epochs" in train:
+        yield "train.epochs", "passes of a visit over its agent's rows"
+    yield "train.learning_rate", "of the visited block; too high if the held-out loss rises from the first rounds on: halve it"
+    if rows.labels is not None:
+        yield "train.always_learning_rate", "of the head"
+    yield "compression.policy", "frozen blocks in 8 bits: costs no quality, as measured; int4 for less memory"
+    yield "evaluate.every", "and before the first round"
+    yield "average_versions.last", "of the rounds: their versions averaged, kept if that scores better"
+    yield "keep_best", "the model that scored best is the one that the run ends with"
+    yield "agents", f"or a list of names; the values are for {agents}"

@@ -1,0 +1,74 @@
+"""`fedcoord init` writes a run file that `run create` takes: from a directory alone, or from a model that the coordinator has."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fedcybgd import Client
+from fedcybgd.coordinator.cli import app
+from fedcybgd.shared.contract.errors import FedError
+from tests.support.live import LiveCoordinator
+from tests.support.visits import fresh
+
+
+def init(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["init", *map(str, words)])
+
+
+def held_out(folder: Path, task: str) -> Path:
+    path = folder / "data" / "held-out.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    made = [{"question": f"my card is lost {i}", "answer": "please wait", "intent": ["lost", "card"][i % 2]} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+@pytest.mark.parametrize(("task", "checkpoint"), [("text-classification", "bert"), ("causal-lm", "llama")])
+def test_what_it_writes_is_a_run(
+    live: LiveCoordinator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, checkpoint: str
+) -> None:
+    monkeypatch.delenv("FEDCOORD_URL", raising=False)
+    directory = tmp_path / fresh(checkpoint)
+    directory.symlink_to(request.getfixturevalue(checkpoint))
+    data, out = held_out(tmp_path, task), tmp_path / "run.yaml"
+    words = ("--task", task, "--data", data, "--out", out, "--model")
+    done = init(*words, directory)
+    assert done.exit_code == 0, done.output
+    before = out.read_text()
+    assert "data/held-out.jsonl" in before, "relative to the run file"
+    refused = init(*words, directory)
+    assert isinstance(refused.exception, FedError)
+    assert refused.exception.code == "file_there"
+    assert out.read_text() == before
+
+    client = Client(live.url, live.operator_key)
+    name = str(request.getfixturevalue(checkpoint).resolve().name)
+    live.add_model(name, request.getfixturevalue(checkpoint))
+    run = client.runs.create(out)
+    assert run.prepared
+    client.runs.cancel(run.id)
+
+    monkeypatch.setenv("FEDCOORD_URL", live.url)
+    monkeypatch.setenv("FEDCOORD_OPERATOR_KEY", live.operator_key)
+    assert init(*words, name, "--force").exit_code == 0
+    values = [line.partition("  #")[0].rstrip() for line in out.read_text().splitlines()]
+    same = [line.partition("  #")[0].rstrip() for line in before.splitlines()]
+    assert [v for v in values if "max_length" not in v] == [v for v in same if "max_length" not in v], (
+        "but for the tokenizer, which is not asked"
+    )
+    run = client.runs.create(out)
+    assert run.prepared
+    client.runs.cancel(run.id)
+
+
+def test_what_is_no_model_is_refused(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDCOORD_URL", live.url)
+    monkeypatch.setenv("FEDCOORD_OPERATOR_KEY", live.operator_key)
+    words = ("--task", "causal-lm", "--data", held_out(tmp_path, "causal-lm"), "--out", tmp_path / "run.yaml", "--model")
+    for model, why in (("nowhere/at/all", "no directory"), ("nobody", "no model"), (str(tmp_path), "config.json")):
+        done = init(*words, model)
+        assert isinstance(done.exception, FedError), done.output
+        assert why in str(done.exception)
+    assert not (tmp_path / "run.yaml").exists()

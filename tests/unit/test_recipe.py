@@ -1,0 +1,138 @@
+"""A recipe goes by the rows, the model and the agents; what cannot be a start is refused with what to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedcybgd.coordinator.commands import recipe_facts
+from fedcybgd.coordinator.domain.recipe import RecipeModel, RecipeRows, RecipeTask, recipe
+from fedcybgd.coordinator.domain.recipe_file import written_recipe
+from fedcybgd.coordinator.domain.run_file import checked, parse_run_file
+from fedcybgd.shared.contract.errors import DataError
+
+BERT = RecipeModel("minilm", ("embeddings", *(f"layers.{i}" for i in range(6)), "pooler", "head"), 384, 512)
+LLAMA = RecipeModel("llama", ("embeddings", *(f"layers.{i}" for i in range(5)), "norm"), 64, 512)
+
+
+def rows(held_out: int = 1000, **more: Any) -> RecipeRows:
+    return RecipeRows("test.jsonl", held_out, 61, **{"labels": 2, **more})
+
+
+@pytest.mark.parametrize(
+    ("layers", "agents", "wave", "damping"),
+    [(6, 6, 3, 0.4), (12, 6, 3, 0.4), (4, 6, 2, 0.5), (6, 2, 2, 0.5), (6, 1, 1, 1.0), (2, 6, 1, 1.0)],
+)
+def test_waves_are_half_of_the_layers_three_at_the_most_and_of_agents_that_are_there(
+    layers: int, agents: int, wave: int, damping: float
+) -> None:
+    model = RecipeModel("m", (*(f"layers.{i}" for i in range(layers)), "head"), 384)
+    schedule = recipe("r", "text-classification", model, rows(), agents)["schedule"]
+    assert (schedule["wave"], schedule["damping"], schedule["always"]) == (wave, damping, ["head"])
+
+
+def test_few_rows_take_smaller_steps_and_more_passes() -> None:
+    few, many = (recipe("r", "text-classification", BERT, rows(of_agents=number))["train"] for number in (300, 30_000))
+    assert few["learning_rate"] == many["learning_rate"] / 2
+    assert (few["epochs"], few["batch_size"]) == (2, 8)
+    assert (many["epochs"], many["batch_size"]) == (1, 32)
+    assert recipe("r", "text-classification", BERT, rows(labels=77))["train"]["always_learning_rate"] > many["always_learning_rate"]
+
+
+def test_wider_models_take_smaller_steps() -> None:
+    wide = RecipeModel("wide", BERT.blocks, 1024)
+    rates = [recipe("r", "text-classification", model, rows(30_000))["train"]["learning_rate"] for model in (BERT, wide)]
+    assert rates == [6e-4, pytest.approx(1.4e-4)]
+
+
+def test_rows_are_no_longer_than_the_model_takes() -> None:
+    assert recipe("r", "text-classification", BERT, rows())["task"]["max_length"] == 64
+    short = RecipeModel("short", BERT.blocks, 384, 50)
+    assert recipe("r", "text-classification", short, rows())["task"]["max_length"] == 50
+
+
+@pytest.mark.parametrize(("task", "model", "found"), [
+    ("text-classification", BERT, rows(labels=("no: 1", "# yes", "ü"), columns={"text": "question"})),
+    ("text-classification", BERT, rows(of_agents=300)),
+    ("causal-lm", LLAMA, rows(labels=None, is_text=True)),
+    ("causal-lm", LLAMA, rows(labels=None, columns={"prompt": "question", "completion": "answer"})),
+])  # fmt: skip
+def test_what_is_written_is_the_recipe_and_a_run_file(task: RecipeTask, model: RecipeModel, found: RecipeRows) -> None:
+    values = recipe("intents", task, model, found)
+    text = written_recipe(values, model, found, 6, counted=True)
+    assert yaml.safe_load(text) == values
+    spec = parse_run_file(text)
+    assert spec == checked(values)
+    assert (spec.keep_best, spec.evaluate and spec.evaluate.every) == (True, "cycle"), (
+        "the model before any training is scored, and kept if it is best"
+    )
+
+
+def written(folder: Path, *made: dict[str, Any]) -> Path:
+    path = folder / "held-out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def look(
+    path: Path, task: RecipeTask = "text-classification", columns: dict[str, str] | None = None, labels: int | None = None
+) -> RecipeRows:
+    return recipe_facts.rows_of(path, task, columns or {}, labels, recipe_facts.counting(None), path.name)
+
+
+def test_columns_and_labels_are_found(tmp_path: Path) -> None:
+    pairs = written(tmp_path, *({"sentence1": "a b", "sentence2": "c", "label": i % 3} for i in range(7)))
+    found = look(pairs)
+    assert (found.columns, found.labels, found.held_out) == ({"text": "sentence1", "text_pair": "sentence2"}, 3, 7)
+    assert look(pairs, labels=5).labels == 5
+    named = look(written(tmp_path, {"text": "a", "intent": "lost"}, {"text": "b", "intent": "card"}, {"text": "c", "intent": "lost"}))
+    assert (named.columns, named.labels) == ({"label": "intent"}, ("card", "lost"))
+    said = look(written(tmp_path, {"q": "a", "label": 0}, {"q": "b", "label": "1"}), columns={"text": "q"})
+    assert (said.columns, said.labels) == ({"text": "q"}, 2)
+
+
+def test_texts_of_language_models_are_found(tmp_path: Path) -> None:
+    asked = look(written(tmp_path, {"question": "why", "answer": "because"}), "causal-lm")
+    assert (asked.columns, asked.is_text, asked.labels) == ({"prompt": "question", "completion": "answer"}, False, None)
+    assert look(written(tmp_path, {"text": "once upon a time"}), "causal-lm").is_text
+    with pytest.raises(DataError, match="--column"):
+        look(written(tmp_path, {"question": "why"}), "causal-lm")
+
+
+@pytest.mark.parametrize(("made", "labels", "why"), [
+    ([], None, "no rows"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 0}], None, "one label only"),
+    ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], None, "one label only"),
+    ([{"text": "a", "label": 1}, {"text": "b", "label": 2}], None, "count from 0"),
+    ([{"text": "a", "label": -1}, {"text": "b", "label": 2}], None, "count from 0"),
+    ([{"text": "a", "label": 0.0}, {"text": "b", "label": 3.25}], None, "3.25, which is no label"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 5}], 3, "more labels than --labels 3"),
+    ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], 3, "a row of each label"),
+    ([{"text": "a", "label": 0}, {"text": " ", "label": 1}], None, "row 2: column 'text' must be text"),
+    ([{"text": "a", "label": 0}, {"text": "b"}], None, "row 2"),
+    ([{"text": "a", "label": [1]}], None, "holds no label"),
+    ([{"words": "a", "label": 0}, {"words": "b", "label": 1}], None, "--column"),
+    ([{"text": f"row {i}", "label": f"row {i}"} for i in range(1002)], None, "is that the label"),
+])  # fmt: skip
+def test_rows_that_no_run_could_use_are_refused(tmp_path: Path, made: list[dict[str, Any]], labels: int | None, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        look(written(tmp_path, *made), labels=labels)
+
+
+def test_a_recipe_looks_at_the_model_as_the_task_has_it(bert: Path, llama: Path) -> None:
+    found = recipe_facts.model_of("bert", recipe_facts.config_of(bert), "text-classification", 3)
+    assert found.blocks[-2:] == ("pooler", "head")
+    assert (found.layers, found.width) == (2, 32)
+    assert recipe_facts.model_of("llama", recipe_facts.config_of(llama), "causal-lm", None).blocks[0] == "embeddings"
+    with pytest.raises(Exception, match="encoder"):
+        recipe_facts.model_of("bert", recipe_facts.config_of(bert), "causal-lm", None)
+
+
+def test_what_is_no_model_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no config\.json"):
+        recipe_facts.config_of(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(DataError, match="no JSON object"):
+        recipe_facts.config_of(tmp_path)
