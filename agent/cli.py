@@ -27,7 +27,7 @@ from fedcybgd.agent.errors import AgentError, ConfigError
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.host import started
+from fedcybgd.shared.host import logs, started
 from fedcybgd.shared.host.addresses import address_of, check_way
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
@@ -141,12 +141,13 @@ def run(
     from fedcybgd.agent.metrics import MetricsPort
     from fedcybgd.agent.worker import Worker
 
-    log_plainly(logging.DEBUG if verbose else logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
     place = Home(home)
     config, rules = reaching.load(place)
+    log_plainly(logging.DEBUG if verbose else logging.INFO, kind=config.log_format)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
     mine = credentials.load(place)
+    logs.always(agent=mine.name)
     raise_open_files()
     if until_eof:
         started.stop_at_eof()

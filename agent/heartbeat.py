@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import CoordinatorSaid
@@ -32,7 +33,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._ending = threading.Lock()
         self.lost = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._loop,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()

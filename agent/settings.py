@@ -80,6 +80,10 @@ class Config(SettingsSection):
     device: DeviceSection = DeviceSection()
     limits: LimitsSection = LimitsSection()
     training: TrainingOptions = TrainingOptions()
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="of lines on standard error: text for people; json: an object a line, with run, round, block and agent as fields",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +201,8 @@ def template(url: str, data: str | None, runs: list[str], plain_http: bool = Fal
     return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
 {"" if plain_http else "# "}plain_http = true             # for a network that is trusted itself: http:// beyond this machine
+
+# log_format = "json"           # lines for programs on standard error
 
 [data.{ONLY}]                     # a name of your own; add [data.OTHER] for other rows
 path = {_quoted(data or "data.jsonl")}          # CSV, JSONL or Parquet (.gz may follow); relative to this file

@@ -40,6 +40,7 @@ from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, ReturnRequest
 from fedcybgd.shared.files.disk import disk_reason, says_full
+from fedcybgd.shared.host import logs
 
 log = logging.getLogger("fedagent")
 WAIT_S = 25.0
@@ -162,7 +163,11 @@ class Worker:
         if assignment is None:
             return
         if self._reread():  # its owner may have changed his mind while it waited
-            self._work(assignment)
+            with logs.about(
+                run=assignment.run_name, round=assignment.round, block=assignment.block, assignment=assignment.assignment_id,
+                attempt=assignment.attempt,
+            ):  # fmt: skip
+                self._work(assignment)
         else:
             self._give_back(assignment.assignment_id, assignment.attempt, "stopping", "")
 

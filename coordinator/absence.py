@@ -1,6 +1,5 @@
 """Notices that nothing could be written for a while, and makes good for it before anything else is written."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import leases
 
-log = logging.getLogger("fedcoord")
 ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Linux has a clock that goes on while the machine sleeps; elsewhere the sleep looks like a clock that was set, which is as good."""
 
@@ -87,4 +85,3 @@ class Absence:
         text = f"for {lost.total_seconds():.0f} s" if lost > timedelta() else f"(its clock was set back by {-lost.total_seconds():.0f} s)"
         message = f"the coordinator could not work {text}: it slept, was stopped, lost its database, or its clock was set; {extended} leases hold on"
         record(session, now.wall, "warning", "coordinator_absent", message)
-        log.warning("%s", message)

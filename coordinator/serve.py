@@ -156,13 +156,13 @@ def configured(app: FastAPI, settings: Settings, **more: Any) -> uvicorn.Config:
     """How uvicorn serves `app`: no WebSockets, and the bounded protocol in place of its own."""
     return uvicorn.Config(
         app, log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE_S, backlog=2048,
-        ws="none", http=BoundedProtocol, forwarded_allow_ips=settings.proxies, server_header=False, **more,
+        log_config=None, ws="none", http=BoundedProtocol, forwarded_allow_ips=settings.proxies, server_header=False, **more,
     )  # fmt: skip
 
 
 def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM; `ready` is called once it answers."""
-    log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_plainly(settings.log_level.upper(), "%(asctime)s %(levelname)s %(name)s %(message)s", settings.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # uvicorn raises the signal that stopped it once more at the end; that it was asked to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

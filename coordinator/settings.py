@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         description="seconds that a new key of an agent is good for; agents change theirs in time by themselves; default: for good",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="of lines on standard error: text for people; json: an object a line, with run, round, block and agent as fields",
+    )
 
     @property
     def names(self) -> frozenset[str]:

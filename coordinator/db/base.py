@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from fedcybgd.coordinator.db import counts, promises, signals
+from fedcybgd.coordinator.db import counts, lines, promises, signals
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.db.typed import Typed
 
@@ -81,8 +81,10 @@ class Database:
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
-            said, promised, counted = signals.of(session), promises.promised(session), counts.of(session)
+            said, promised = signals.of(session), promises.promised(session)
+            counted, told = counts.of(session), lines.of(session)
         self.after_transaction()
+        lines.write(told)
         if self.counted is not None:
             for count in counted:
                 self.counted(*count)

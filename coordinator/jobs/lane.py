@@ -20,6 +20,7 @@ from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.coordinator.storage import StoreFull
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host import logs
 
 log = logging.getLogger("fedcoord.jobs")
 HUNG_S = 120.0
@@ -98,14 +99,19 @@ class LaneThread:
             return False
         self._at = job.hold, self._engine.cpu_s() if self._engine else 0.0
         try:
+            with logs.about(job=job.id, kind=str(job.kind), subject=job.subject):
+                self._do(job)
+        finally:
+            self._at = None
+        return True
+
+    def _do(self, job: Taken) -> None:
+        try:
             self._queue.complete(job, self._run(job))
         except LaneStopped:
             raise
         except Exception as error:
             self._failed(job, error)
-        finally:
-            self._at = None
-        return True
 
     def _run(self, job: Taken, mended: set[str] | None = None) -> BaseModel:
         """What the engine makes of a job. Blobs that it finds lost are made again on the way, where they can be: each once."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.shared.contract.plain import plain
+from fedcybgd.shared.host.logs import JsonFormatter
 
 IDS = {"id", "run"}
 NAMES = {"name", "agent"}
@@ -60,8 +61,8 @@ class PlainFormatter(logging.Formatter):
         return plain(super().format(record))
 
 
-def log_plainly(level: int | str, format: str = LOG_FORMAT) -> None:
-    """Set up logging to standard error."""
+def log_plainly(level: int | str, format: str = LOG_FORMAT, kind: Literal["text", "json"] = "text") -> None:
+    """Set up logging to standard error: lines of this format for people, or an object each for programs."""
     logging.basicConfig(level=level)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(PlainFormatter(format))
+        handler.setFormatter(PlainFormatter(format) if kind == "text" else JsonFormatter())

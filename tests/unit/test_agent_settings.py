@@ -12,6 +12,7 @@ from fedcybgd.agent.settings import Config, Home, template, within_hours
 GOOD = """\
 coordinator = "https://fed.example:8440"
 plain_http = true
+log_format = "json"
 [data.questions]
 path = "rows.csv"
 format = "csv"

@@ -29,7 +29,7 @@ def decided(session: Session, done: Done[GatePayload, GateResult]) -> None:
     shown = "no number" if result.after is None else f"{result.after:.4g}"
     text = f"the held-out loss would rise from {result.losses[-1]:.4g} to {shown} with round {round.number}"
     if found == GateVerdict.WORSE and not payload.applied.halved:
-        record(session, now, "warning", "delta_halved", f"{text}; its deltas are tried by half", run_id=run.id)
+        record(session, now, "warning", "delta_halved", f"{text}; its deltas are tried by half", run_id=run.id, round=round.number)
         jobs.enqueue(session, APPLY, run.id, _halved(payload.applied), now)
         return
     alone = {member: verdict(result.losses, loss) for member, loss in result.alone.items()}

@@ -49,7 +49,8 @@ def failed_attempt(
     if agent_id is not None and reason not in ON_PURPOSE:
         agent = session.get_one(Agent, agent_id)
         agent.last_error, agent.last_error_at = why, now
-        record(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
+        record(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id,
+               round=assignment.round, block=assignment.called)  # fmt: skip
     signals.offer(session, assignment.id)
     if reason in COORDINATORS_OWN:
         _pause_if_agreed(session, run, assignment, reason, why, now)
@@ -108,7 +109,8 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     readiness.refused(session, run.id, agent_id, assignment.id, None, now)
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
-    record(session, now, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id)
+    record(session, now, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id,
+           round=assignment.round, block=assignment.called)  # fmt: skip
     signals.offer(session, assignment.id)
     pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
 

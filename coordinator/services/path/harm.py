@@ -45,7 +45,7 @@ def _tell(session: Session, run: Run, after_rounds: int, found: GateVerdict, wha
     )
     who = ", ".join(f"{called(row.blocks)} by {queries.agent_name(session, row.agent_id)}" for row in session.execute(by))
     text = f"{what} with round {after_rounds - 1} ({who}), out of all proportion to what it did before"
-    record(session, now, "warning", "held_out_worse", text, run_id=run.id)
+    record(session, now, "warning", "held_out_worse", text, run_id=run.id, round=after_rounds - 1)
     if found == GateVerdict.GROSS:
         give_up.pause(
             session, run, f"{text}: the model seems to be damaged; look at these deltas, go back to an earlier round, or resume", now

@@ -61,7 +61,8 @@ def judged(session: Session, done: Done[AdmitPayload, AdmitResult]) -> None:
     if compared.no_work is not None:
         name = queries.agent_name(session, assignment.agent_id)
         text = f"{name} may not have trained for round {assignment.round}: {compared.no_work}"
-        record(session, now, "warning", "free_rider", text, run_id=run.id, agent_id=assignment.agent_id)
+        record(session, now, "warning", "free_rider", text, run_id=run.id, agent_id=assignment.agent_id,
+               round=assignment.round, block=assignment.called)  # fmt: skip
     assignments.accept(assignment, now)
     label_skew.look_at_visit(session, run, assignment, now)
     if assignment.agent_id is not None:
@@ -86,6 +87,8 @@ def reject(session: Session, run: Run, assignment: Assignment, reason: str, now:
         f"delta of {name} for {assignment.called}: {reason}",
         run_id=run.id,
         agent_id=assignment.agent_id,
+        round=assignment.round,
+        block=assignment.called,
     )
     spec = run.spec
     seat = session.get_one(Round, (run.id, assignment.round)).seats[assignment.seat]
