@@ -9,17 +9,19 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from getpass import getpass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
+from rich.live import Live
 from rich.text import Text
 
 from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
@@ -29,6 +31,7 @@ from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host import logs, started
 from fedcybgd.shared.host.addresses import address_of, check_way
+from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
 
@@ -38,6 +41,9 @@ GIVEN = (
     "Token from the operator. Who lists this machine's processes reads it here: rather use FEDAGENT_TOKEN, a file, or type it when asked."
 )
 TokenFile = Annotated[str | None, typer.Option(help="File with the token; - is standard input.")]
+Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
+ASKED_EVERY_S = 30
+"""While the status is watched, seconds between two questions to the coordinator"""
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
 
 
@@ -73,6 +79,7 @@ def enroll(
         typer.Option(help="Fingerprint of the coordinator's signing key, from the operator: nobody else is believed, now and later."),
     ] = None,
     home: HomeOption = None,
+    as_json: Json = False,
 ) -> None:
     """Get an identity and a key, and write a first agent.toml."""
     place = Home(home)
@@ -83,6 +90,9 @@ def enroll(
     settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http)
     believed = enrolment.coordinator_key(coordinator_key)
     answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed)
+    if as_json:
+        _say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
+        return
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:
         terminal.say("no run may use your data yet: name runs in it, under `runs`")
@@ -108,12 +118,16 @@ def _somebody_is_there() -> bool:
 
 
 @app.command()
-def check(home: HomeOption = None) -> None:
+def check(home: HomeOption = None, as_json: Json = False) -> None:
     """Test settings, device, data, coordinator and key; say what to do where something is wrong."""
-    from fedcybgd.agent.check import check as findings
+    from fedcybgd.agent.check import check as look
 
-    wrong = 0
-    for finding in findings(Home(home)):
+    wrong, findings = 0, look(Home(home))
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        _say_json(found)
+        wrong, findings = sum(finding["ok"] is False for finding in found), iter(())
+    for finding in findings:
         mark = {True: Text("ok   ", "green"), False: Text("wrong", "red"), None: Text("note " if finding.note else "no   ", "dim")}[
             finding.ok
         ]
@@ -123,7 +137,7 @@ def check(home: HomeOption = None) -> None:
             wrong += 1
             terminal.say(f"      → {finding.advice}")
     if wrong:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command()
@@ -173,33 +187,55 @@ def _only_one(home: Home) -> Iterator[None]:
 
 
 @app.command()
-def status(home: HomeOption = None) -> None:
-    """What the agent on this machine is doing."""
+def status(
+    home: HomeOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the agent on this machine is doing: visit, step, speed, cache, errors, next contact; and what has left this machine, to whom."""
+    from fedcybgd.agent import status as shown
+
     place = Home(home)
     mine = credentials.load(place)
-    terminal.say(f"agent {mine.name} ({mine.agent_id}) in {place.path}")
-    try:
-        state = json.loads(place.status.read_text())
-    except (OSError, ValueError):
-        terminal.say("it has not run yet: fedagent run")
+    if not watch:
+        view = shown.gathered(place, mine, shown.asked(place, mine))
+        if as_json:
+            _say_json(view.model_dump(mode="json"))
+        else:
+            terminal.print(shown.draw(view))
         return
-    alive = psutil.pid_exists(state["pid"]) and state["state"] != "stopped"
-    terminal.say(f"{state['state'] if alive else 'not running'} (at {state['at'][:19]} UTC), {state['visits']} visits done")
-    if state.get("block") and alive:
-        terminal.say(
-            f"round {state['round']} of {state['run']}: {state['block']}, {state['phase']}, step {state['step']} of {state['steps']}"
-        )
-    if state.get("error"):
-        terminal.say(f"last error, at {state.get('error_at', state['at'])[:19]} UTC: {one_line(state['error'])}", "red")
-    if state.get("walls"):
-        terminal.say(f"training process: {one_line(state['walls'])}")
-    for refused in state.get("takes_no_work_of", ()):
-        terminal.say(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
-    try:
-        me = reaching.client(place, *reaching.load(place), mine).me()
-        terminal.say(f"the coordinator says: {me.state}; open runs: {', '.join(f'{r.name} ({r.state})' for r in me.runs) or 'none'}")
-    except AgentError as error:
-        terminal.say(f"coordinator: {error.message}", "red")
+    says, before = shown.asked(place, mine), None
+    with nullcontext() if as_json else Live(console=terminal, auto_refresh=False) as live:
+        for second in count(1):
+            view = shown.gathered(place, mine, says)
+            if live is not None:
+                live.update(shown.draw(view), refresh=True)
+            elif view != before:
+                typer.echo(json.dumps(view.model_dump(mode="json")))
+            before = view
+            time.sleep(1)
+            if second % ASKED_EVERY_S == 0:
+                says = shown.asked(place, mine)
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", dir_okay=False)] = Path("fedagent-report.json"),
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write what somebody who helps wants to know into a file: no key, no token, no row, no path of this machine is in it."""
+    from fedcybgd.agent import report as made
+
+    size = made.write(Home(home), output)
+    if as_json:
+        _say_json({"file": str(output), "bytes": size})
+    else:
+        terminal.say(f"{output}: {size:,} bytes. Look through it, then send it to whoever helps you")
+
+
+def _say_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
 
 
 @app.command()
@@ -207,6 +243,7 @@ def rotate_key(
     token: Annotated[str | None, typer.Option(envvar="FEDAGENT_TOKEN", help=f"{GIVEN} Only where the operator has made one.")] = None,
     token_file: TokenFile = None,
     home: HomeOption = None,
+    as_json: Json = False,
 ) -> None:
     """Get a new key under the same identity; the old one is void at once. Start the agent again afterwards.
 
@@ -223,25 +260,34 @@ def rotate_key(
             speak = partial(reaching.client, place, config, rules)
             keys.settle(place, speak)
             keys.change(place, speak)
-    terminal.say(f"agent {mine.name} has a new key")
+    if as_json:
+        _say_json({"agent": mine.name, "agent_id": mine.agent_id})
+    else:
+        terminal.say(f"agent {mine.name} has a new key")
 
 
 @app.command()
-def config(home: HomeOption = None) -> None:
-    """Show the settings in force, defaults included."""
-    place = Home(home)
-    settings, rules = reaching.load(place)
-    terminal.print_json(json.dumps({**settings.model_dump(mode="json"), "policy": rules.model_dump(mode="json")}))
+def config(home: HomeOption = None, as_json: Json = False) -> None:
+    """Show the settings in force, defaults included. They are JSON either way; with --json without colours."""
+    settings, rules = reaching.load(Home(home))
+    shown = {**settings.model_dump(mode="json"), "policy": rules.model_dump(mode="json")}
+    if as_json:
+        _say_json(shown)
+    else:
+        terminal.print_json(json.dumps(shown))
 
 
 @app.command()
-def policy_file(home: HomeOption = None) -> None:
+def policy_file(home: HomeOption = None, as_json: Json = False) -> None:
     """Write a policy.toml with every rule and what it means, where there is none."""
     place = Home(home)
     place.ready()
     if place.policy.exists():
         raise ConfigError(f"{place.policy} is there already; `fedagent config` shows what is in force")
     place.policy.write_text(policy.template(), encoding="utf-8")
+    if as_json:
+        _say_json({"file": str(place.policy)})
+        return
     terminal.say(f"{place.policy}: nothing is forbidden yet that was allowed before; take the # away from what should be in force")
 
 
@@ -252,9 +298,9 @@ def main() -> None:
         app()
     except FedError as error:
         Terminal(stderr=True).say(f"error: {error.message}", "red")
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands import agents, audit, compare, explain, init, models, operators, plan, runs
-from fedcybgd.coordinator.commands.output import moment
+from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.operators import OperatorRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
+from fedcybgd.shared.contract.views import StatusView
 from fedcybgd.shared.contract.words import ErrorBody
 from fedcybgd.shared.host import started
+from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -137,9 +139,12 @@ def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str |
 
 
 @app.command()
-def status() -> None:
+def status(as_json: Json = False) -> None:
     """Runs, agents, leases and last errors."""
     view = Client().status()
+    if as_json:
+        say_json(StatusView, view)
+        return
     active = sum(agent.state == "active" for agent in view.agents)
     terminal.say(f"{active} of {len(view.agents)} agents active, {view.waiting_claims} waiting, {len(view.leases)} training")
     if view.signing_key is not None:
@@ -160,12 +165,16 @@ def status() -> None:
 def backup(
     directory: Annotated[Path, typer.Argument(help="Where to; a later backup to the same place copies only what is new.", file_okay=False)],
     home: Home = None,
+    as_json: Json = False,
 ) -> None:
     """Copy database and blobs while the coordinator works. Run this on the coordinator's machine."""
     from fedcybgd.coordinator.backup import backup as copy
 
     done = copy(_settings(home=home), directory)
-    terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
+    if as_json:
+        say_json(Facts, {"directory": str(directory), "blobs": done.blobs, "copied": done.copied, "bytes": done.bytes})
+    else:
+        terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
 
 
 @app.command()
@@ -180,6 +189,7 @@ def verify(
     deltas: Annotated[
         Path | None, typer.Option(help="Of a file: a directory of shards and deltas by their digests.", exists=True, file_okay=False)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make every version of a run again of its deltas; say that the model is what the log says, or what is wrong first (status 1).
 
@@ -189,13 +199,17 @@ def verify(
     from fedcybgd.coordinator.verify import verify as look
 
     if key is not None or export is not None or deltas is not None or what.endswith(".json"):
-        terminal.say(str(check(Path(what), key, export, deltas)))
+        found = str(check(Path(what), key, export, deltas))
     else:
-        terminal.say(f"run {what}: {look(_settings(home=home), what, quick)}")
+        found = f"run {what}: {look(_settings(home=home), what, quick)}"
+    if as_json:
+        say_json(Facts, {"what": what, "verified": True, "found": found})
+    else:
+        terminal.say(found)
 
 
 @key_app.command()
-def renew(home: Home = None) -> None:
+def renew(home: Home = None, as_json: Json = False) -> None:
     """Make a new signing key, if it became known or its secret is lost. Run this on the coordinator's machine: it works on the database itself."""
     from fedcybgd.coordinator.db.base import utcnow
     from fedcybgd.coordinator.home import existing_database, signing_secret
@@ -206,13 +220,18 @@ def renew(home: Home = None) -> None:
     with existing_database(settings).transaction() as session:
         made = signing.renew(session, signing_secret(settings, make=True), utcnow())
         log.write(session, utcnow(), log.MACHINE, "fedcoord key renew", made.fingerprint)
-        said = f"signing key {made.fingerprint}; what was signed before is checked with the key before"
-    terminal.say(said)
+        key = made.fingerprint
+    if as_json:
+        say_json(Facts, {"fingerprint": key})
+    else:
+        terminal.say(f"signing key {key}; what was signed before is checked with the key before")
 
 
 @operators.app.command()
 def recover(
-    name: Annotated[str, typer.Argument(help="Of the owner; one that is not there yet is made.")] = "owner", home: Home = None
+    name: Annotated[str, typer.Argument(help="Of the owner; one that is not there yet is made.")] = "owner",
+    home: Home = None,
+    as_json: Json = False,
 ) -> None:
     """Make a new key for an owner, where none is known any more. Run this on the coordinator's machine: it works on the database itself."""
     from fedcybgd.coordinator.db.base import utcnow
@@ -227,11 +246,14 @@ def recover(
     with existing_database(_settings(home=home)).transaction() as session:
         key = services.recover(session, name, utcnow())
         log.write(session, utcnow(), log.MACHINE, "fedcoord operators recover", name)
-    terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
+    if as_json:
+        say_json(Facts, {"name": name, "key": key})
+    else:
+        terminal.say(f"export FEDCOORD_OPERATOR_KEY={key}")
 
 
 @db_app.command()
-def upgrade(home: Home = None) -> None:
+def upgrade(home: Home = None, as_json: Json = False) -> None:
     """Bring the database to the newest schema (`serve` does so by itself)."""
     from fedcybgd.coordinator.db import migrate
     from fedcybgd.coordinator.home import existing_database, understood
@@ -240,16 +262,23 @@ def upgrade(home: Home = None) -> None:
     database = existing_database(settings)
     with understood(settings):
         migrate.upgrade(database.engine)
-    terminal.say(f"schema {migrate.current(database.engine)}")
+    _say_schema(migrate.current(database.engine), None, as_json)
 
 
 @db_app.command()
-def current(home: Home = None) -> None:
+def current(home: Home = None, as_json: Json = False) -> None:
     """The schema of the database, and the newest there is."""
     from fedcybgd.coordinator.db import migrate
     from fedcybgd.coordinator.home import existing_database
 
-    terminal.say(f"schema {migrate.current(existing_database(_settings(home=home)).engine)}, newest {migrate.newest()}")
+    _say_schema(migrate.current(existing_database(_settings(home=home)).engine), migrate.newest(), as_json)
+
+
+def _say_schema(current: str | None, newest: str | None, as_json: bool) -> None:
+    if as_json:
+        say_json(Facts, {"schema": current} | ({} if newest is None else {"newest": newest}))
+    else:
+        terminal.say(f"schema {current}" + (f", newest {newest}" if newest is not None else ""))
 
 
 class SettingsInvalid(FedError):
@@ -271,9 +300,9 @@ def main() -> None:
         app()
     except FedError as error:
         Terminal(stderr=True).say(f"error: {error.message} [{error.code}]", "red")
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)
 
 
 if __name__ == "__main__":

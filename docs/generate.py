@@ -22,6 +22,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.metrics import Metric
 from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.host.exits import MEANINGS
 
 DOCS = Path(__file__).parent
 ROUTERS = (status, operators, audit, agents, models, held_out, plan, runs, insight, assignments)
@@ -141,6 +142,10 @@ def _statuses(route: APIRoute, low: int, high: int) -> list[int]:
     return sorted(int(s) for s in route.responses if low <= int(s) < high)
 
 
+def exit_codes_table() -> str:
+    return rows(("status", "meaning"), ((str(int(code)), meaning) for code, meaning in MEANINGS.items()))
+
+
 def metrics_table(metrics: Iterable[Metric]) -> str:
     lines = ((f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels) or "–", m.meaning) for m in metrics)
     return rows(("metric", "kind", "labels", "meaning"), lines)
@@ -152,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "policy": policy_table,
     "settings": settings_table,
     "routes": routes_table,
+    "exit-codes": exit_codes_table,
     "metrics": lambda: metrics_table(METRICS),
     "agent-metrics": lambda: metrics_table(agent_metrics.METRICS),
 }

@@ -7,10 +7,10 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import moment, say_json
-from fedcybgd.shared.contract.operators import TokenView
+from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
+from fedcybgd.shared.contract.operators import TokenAnswer, TokenView
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.contract.views import AgentView
+from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list, revoke and release agents.")
@@ -23,10 +23,14 @@ terminal = Terminal()
 def token(
     expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600,
     uses: Annotated[int, typer.Option(help="How many agents may enrol with it.", min=1)] = 1,
+    as_json: Json = False,
 ) -> None:
     """Make a token with which one agent can enrol, or so many."""
     client = Client()
     made = client.agents.token(expires_in_s=expires_in, uses=uses)
+    if as_json:
+        say_json(TokenAnswer, made)
+        return
     terminal.say(made.token)
     believe = f" --coordinator-key {made.coordinator_key}" if made.coordinator_key else ""
     Terminal(stderr=True).say(
@@ -36,7 +40,7 @@ def token(
 
 
 @app.command()
-def tokens(as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False) -> None:
+def tokens(as_json: Json = False) -> None:
     """All tokens, those that are spent too; never their secrets."""
     found = list(Client().agents.tokens())
     if as_json:
@@ -51,16 +55,26 @@ def tokens(as_json: Annotated[bool, typer.Option("--json", help="The whole answe
 
 
 @app.command()
-def withdraw(token_id: Annotated[str, typer.Argument(help="As `fedcoord agents tokens` shows it.")]) -> None:
+def withdraw(token_id: Annotated[str, typer.Argument(help="As `fedcoord agents tokens` shows it.")], as_json: Json = False) -> None:
     """Let nobody enrol with a token any more."""
     Client().agents.withdraw(token_id)
-    terminal.say(f"token {token_id} is withdrawn")
+    if as_json:
+        say_json(Facts, {"id": token_id, "withdrawn": True})
+    else:
+        terminal.say(f"token {token_id} is withdrawn")
 
 
 @app.command()
-def rotate(name: str, expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600) -> None:
+def rotate(
+    name: str,
+    expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600,
+    as_json: Json = False,
+) -> None:
     """Take an agent's key away at once, and make a token with which its owner gets another one."""
     made = Client().agents.reissue(name, expires_in_s=expires_in)
+    if as_json:
+        say_json(TokenAnswer, made)
+        return
     terminal.say(made.token)
     Terminal(stderr=True).say(
         f"\n{name} has no key now. On its machine, before {moment(made.expires_at)} UTC:\n"
@@ -69,7 +83,7 @@ def rotate(name: str, expires_in: Annotated[float, typer.Option(help="Seconds un
 
 
 @app.command(name="list")
-def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False) -> None:
+def list_agents(as_json: Json = False) -> None:
     """All agents."""
     agents = list(Client().agents.list())
     if as_json:
@@ -85,23 +99,32 @@ def list_agents(as_json: Annotated[bool, typer.Option("--json", help="The whole 
 
 
 @app.command()
-def revoke(name: str) -> None:
+def revoke(name: str, as_json: Json = False) -> None:
     """Shut an agent out at once; what it holds is given to others."""
-    agent = Client().agents.revoke(name)
-    terminal.say(f"agent {agent.name} is {agent.state}")
+    _say_state(Client().agents.revoke(name), as_json)
 
 
 @app.command()
-def release(name: str) -> None:
+def release(name: str, as_json: Json = False) -> None:
     """End the quarantine of an agent: it is asked for work again at once."""
-    agent = Client().agents.release(name)
-    terminal.say(f"agent {agent.name} is {agent.state}")
+    _say_state(Client().agents.release(name), as_json)
+
+
+def _say_state(agent: AgentView, as_json: bool) -> None:
+    if as_json:
+        say_json(AgentView, agent)
+    else:
+        terminal.say(f"agent {agent.name} is {agent.state}")
 
 
 @app.command()
-def exposure(agent: Annotated[str | None, typer.Argument(help="Name; all if left out.")] = None) -> None:
+def exposure(agent: Annotated[str | None, typer.Argument(help="Name; all if left out.")] = None, as_json: Json = False) -> None:
     """Which agent has received which block, at which version and codec; the last thousand, the newest first."""
     table = Table("agent", "run", "block", "version", "codec", "first at")
-    for entry in islice(Client().exposure(agent), LAST):
+    found = list(islice(Client().exposure(agent), LAST))
+    if as_json:
+        say_json(list[ExposureView], found)
+        return
+    for entry in found:
         table.add_row(entry.agent, entry.run_id, entry.block, str(entry.version), entry.codec, moment(entry.first_at))
     terminal.table(table)

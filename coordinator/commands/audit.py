@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import moment
+from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host.terminal import Terminal
@@ -20,10 +20,14 @@ terminal = Terminal()
 
 
 @app.command(name="list")
-def list_acts(last: Annotated[int, typer.Option(help="How many, of the newest.", min=1)] = 50) -> None:
+def list_acts(last: Annotated[int, typer.Option(help="How many, of the newest.", min=1)] = 50, as_json: Json = False) -> None:
     """The newest acts, the newest last."""
+    found = deque(Client().audit(), maxlen=last)
+    if as_json:
+        say_json(list[AuditEntry], list(found))
+        return
     table = Table("", "at", "who", "role", "from", "act", "what", "outcome")
-    for one in deque(Client().audit(), maxlen=last):
+    for one in found:
         who = one.name or one.caller
         table.add_row(
             str(one.seq), moment(one.at), who, one.role, one.address, one_line(one.act), one_line(one.subject), one_line(one.outcome)
@@ -32,7 +36,9 @@ def list_acts(last: Annotated[int, typer.Option(help="How many, of the newest.",
 
 
 @app.command()
-def export(file: Annotated[Path, typer.Argument(help="Where to; one JSON object a line, the oldest first.", dir_okay=False)]) -> None:
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to; one JSON object a line, the oldest first.", dir_okay=False)], as_json: Json = False
+) -> None:
     """Write the whole log to a file, and say what its last hash is."""
     with file.open("w", encoding="utf-8") as out:
 
@@ -42,7 +48,10 @@ def export(file: Annotated[Path, typer.Argument(help="Where to; one JSON object 
                 yield entry
 
         number, last = check_audit(written())
-    terminal.say(f"{number} entries in {file}, the last with hash {last}")
+    if as_json:
+        say_json(Facts, {"entries": number, "last_hash": last, "file": str(file)})
+    else:
+        terminal.say(f"{number} entries in {file}, the last with hash {last}")
 
 
 @app.command()
@@ -50,10 +59,14 @@ def verify(
     file: Annotated[
         Path | None, typer.Argument(help="An exported log; default: the coordinator's own.", exists=True, dir_okay=False)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Recompute the chain, and say whether every entry is as it was written. Compare the last hash with one that was kept elsewhere."""
     number, last = check_audit(Client().audit() if file is None else _read(file))
-    terminal.say(f"{number} entries, each as it was written, the last with hash {last}")
+    if as_json:
+        say_json(Facts, {"entries": number, "last_hash": last})
+    else:
+        terminal.say(f"{number} entries, each as it was written, the last with hash {last}")
 
 
 def _read(file: Path) -> Iterator[AuditEntry]:

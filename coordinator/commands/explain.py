@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import moment, say_json
+from fedcybgd.coordinator.commands.output import Json, moment, say_json
 from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host.terminal import Terminal
@@ -18,7 +18,7 @@ STYLES = {"alarm": "red", "warning": "yellow", "note": "dim"}
 
 def explain(
     run: Annotated[str, typer.Argument(help="Name or id of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Where a run stands and why: what it waits for, what is unusual about it, and what helps."""
     view = Client().runs.explain(run)

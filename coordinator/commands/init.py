@@ -11,6 +11,7 @@ from fedcybgd.client.client import Client
 from fedcybgd.client.errors import FileUnusable
 from fedcybgd.client.models import name_of
 from fedcybgd.coordinator.commands import recipe_facts
+from fedcybgd.coordinator.commands.output import Facts, Json, say_json
 from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
@@ -38,6 +39,7 @@ def init(
     name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
     out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run file with values to start from: tested ones, chosen by the held-out rows, the model and the number of agents."""
     if out.exists() and not force:
@@ -55,6 +57,9 @@ def init(
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileUnusable(f"{out}: {error.strerror or error}; choose another file") from error
+    if as_json:
+        say_json(Facts, {"file": str(out), "held_out_rows": found.held_out, "labels": found.num_labels, "layers": outline.layers})
+        return
     terminal.say(
         f"{out}: {found.held_out:,} held-out rows{f', {found.num_labels} labels' if found.num_labels else ''}; {outline.layers} layers"
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.models import name_of
+from fedcybgd.coordinator.commands.output import Json, say_json
 from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -21,6 +22,7 @@ def add(
         str, typer.Argument(help="A directory on the coordinator's machine, or a hub id: owner/name or owner/name@revision.")
     ],
     name: Annotated[str | None, typer.Option(help="How runs call it; default: the last part of the source.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Split a model into blocks and store them. Only safetensors weights; never remote code."""
     client = Client()
@@ -29,29 +31,36 @@ def add(
     begun = client.models.add(source, chosen, wait_s=0)
     with terminal.status(f"adding {chosen}"):
         model = client.models.wait(begun.name)
-    show(model)
+    show(model, as_json)
 
 
 @app.command(name="list")
-def list_models() -> None:
+def list_models(as_json: Json = False) -> None:
     """All models."""
+    models = list(Client().models.list())
+    if as_json:
+        say_json(list[ModelView], models)
+        return
     table = Table("name", "state", "parameters", "blocks", "source")
-    for model in Client().models.list():
+    for model in models:
         table.add_row(model.name, model.state, f"{model.num_parameters:,}", str(len(model.blocks)), model.source)
     terminal.table(table)
 
 
 @app.command(name="show")
-def show_model(name: str) -> None:
+def show_model(name: str, as_json: Json = False) -> None:
     """One model with its blocks."""
-    show(Client().models.get(name))
+    show(Client().models.get(name), as_json)
 
 
-def show(model: ModelView) -> None:
+def show(model: ModelView, as_json: bool = False) -> None:
+    if as_json:
+        say_json(ModelView, model)
+        return
     terminal.say(f"{model.name}: {model.num_parameters:,} parameters")
     table = Table("block", "kind", "parameters", "MB", "digest")
     for block in model.blocks:
-        table.add_row(block.name, block.kind, f"{block.num_parameters:,}", f"{block.size / 1e6:.1f}", block.digest[:12])
+        table.add_row(block.name, block.kind, f"{block.num_parameters:,}", f"{block.size / 1e6:.1f}", block.digest)
     terminal.table(table)
     if model.reason:
         terminal.say(model.reason)

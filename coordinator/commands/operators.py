@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import moment, say_json
+from fedcybgd.coordinator.commands.output import Json, moment, say_json
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.shared.contract.operators import OperatorKeyAnswer, OperatorView
 from fedcybgd.shared.host.terminal import Terminal
@@ -24,13 +24,14 @@ def add(
     name: str,
     role: Annotated[Role, typer.Option(help="viewer sees; operator acts; owner also makes operators, keys and tokens.")],
     expires: Expires = None,
+    as_json: Json = False,
 ) -> None:
     """Add an operator. The key is on standard output, this once."""
-    _say_key(Client().operators.add(name, role.value, expires_in_s=_seconds(expires)))
+    _say_key(Client().operators.add(name, role.value, expires_in_s=_seconds(expires)), as_json)
 
 
 @app.command(name="list")
-def list_operators(as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False) -> None:
+def list_operators(as_json: Json = False) -> None:
     """All operators, those that were revoked too."""
     operators = list(Client().operators.list())
     if as_json:
@@ -46,18 +47,27 @@ def list_operators(as_json: Annotated[bool, typer.Option("--json", help="The who
 
 
 @app.command()
-def rotate(name: Annotated[str, typer.Argument(help="Whose; default: your own.")] = "me", expires: Expires = None) -> None:
+def rotate(
+    name: Annotated[str, typer.Argument(help="Whose; default: your own.")] = "me", expires: Expires = None, as_json: Json = False
+) -> None:
     """Make a new key; the old one is void at once, also in browsers. The key is on standard output, this once."""
-    _say_key(Client().operators.rotate(name, expires_in_s=_seconds(expires)))
+    _say_key(Client().operators.rotate(name, expires_in_s=_seconds(expires)), as_json)
 
 
 @app.command()
-def revoke(name: str) -> None:
+def revoke(name: str, as_json: Json = False) -> None:
     """Shut an operator out at once, browsers included."""
-    terminal.say(f"operator {Client().operators.revoke(name).name} is revoked")
+    gone = Client().operators.revoke(name)
+    if as_json:
+        say_json(OperatorView, gone)
+    else:
+        terminal.say(f"operator {gone.name} is revoked")
 
 
-def _say_key(made: OperatorKeyAnswer) -> None:
+def _say_key(made: OperatorKeyAnswer, as_json: bool) -> None:
+    if as_json:
+        say_json(OperatorKeyAnswer, made)
+        return
     terminal.say(made.key)
     until = f" until {moment(made.expires_at)} UTC" if made.expires_at else ""
     Terminal(stderr=True).say(

@@ -2,12 +2,15 @@
 
 import json
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
+Facts = dict[str, str | int | float | bool | None]
+"""What a command says of itself, where there is no answer of a coordinator"""
 
 
 def moment(at: datetime | None) -> str:
@@ -18,3 +21,8 @@ def moment(at: datetime | None) -> str:
 def say_json(kind: type[T], value: T) -> None:
     """The whole answer, for scripts."""
     typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2))
+
+
+def say_line(kind: type[T], value: T) -> None:
+    """The same in one line, for programs that read as it comes."""
+    typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json")))

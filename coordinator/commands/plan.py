@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import say_json
+from fedcybgd.coordinator.commands.output import Json, say_json
 from fedcybgd.coordinator.domain.compression import plan_key
 from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.shared.contract.plans import AgentPlan, PlanView
@@ -22,7 +22,7 @@ def plan(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", exists=True, dir_okay=False)],
     tokens_per_s: Annotated[float | None, typer.Option(help="Speed of training, for the hours.", min=0.001)] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of each agent, for the hours and the memory that they take.", min=1)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What a run would ask of each agent: memory, megabytes, codecs, hours; and who cannot take part, and why."""
     view = Client().runs.plan(file, tokens_per_s=tokens_per_s, rows=rows)

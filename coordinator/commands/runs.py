@@ -10,20 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.client.client import Client
+from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import FINAL, has_ended
-from fedcybgd.coordinator.commands.output import moment, say_json
+from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
+from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.provenance import fingerprint
 from fedcybgd.shared.contract.views import RunSummary, RunView
 from fedcybgd.shared.contract.words import ExportForm
+from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()
 Run = Annotated[str, typer.Argument(help="Name or id of the run.")]
 Anyway = Annotated[bool, typer.Option("--anyway", help="Count all agents in from the start, whether they are there or not.")]
-Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
 
 
 @app.command()
@@ -31,13 +33,17 @@ def create(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", exists=True, dir_okay=False)],
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
     anyway: Anyway = False,
+    as_json: Json = False,
 ) -> None:
     """Create a run from a run file; its blocks and its head are prepared."""
     client = Client()
     run = client.runs.create(file)
-    terminal.say(f"run {run.name} ({run.id}): {run.rounds_total} rounds over {len(run.blocks)} blocks")
-    for note in run.notes:
-        terminal.say(f"note: {note}")
+    if as_json and not start:
+        say_json(RunView, run)
+    elif not as_json:
+        terminal.say(f"run {run.name} ({run.id}): {run.rounds_total} rounds over {len(run.blocks)} blocks")
+        for note in run.notes:
+            terminal.say(f"note: {note}")
     if not start:
         return
     try:
@@ -47,50 +53,61 @@ def create(
     except ClientError as error:
         client.runs.cancel(run.id)
         raise RunStopped(f"run {run.name} was not started, and is cancelled: its name is free again. {error}") from error
-    say_who(client, view)
+    say_who(client, view, as_json)
 
 
 @app.command()
-def anchor(run: Run, start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False, anyway: Anyway = False) -> None:
+def anchor(
+    run: Run,
+    start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
+    anyway: Anyway = False,
+    as_json: Json = False,
+) -> None:
     """Create the run that trains the head of another alone, as often on as many rows: what that one has to beat."""
     client = Client()
     made = client.runs.anchor(run)
-    terminal.say(f"run {made.name} ({made.id}), the anchor of {made.anchor_of}: {made.rounds_total} visits")
-    terminal.say(f"agents train it whose owners let a run of that name use their rows (`runs` in agent.toml: {made.name})")
+    if as_json and not start:
+        say_json(RunView, made)
+    elif not as_json:
+        terminal.say(f"run {made.name} ({made.id}), the anchor of {made.anchor_of}: {made.rounds_total} visits")
+        terminal.say(f"agents train it whose owners let a run of that name use their rows (`runs` in agent.toml: {made.name})")
     if start:
-        say_who(client, client.runs.start(made.id, anyway=anyway))
+        say_who(client, client.runs.start(made.id, anyway=anyway), as_json)
 
 
 @app.command(name="start")
-def begin(run: Run, anyway: Anyway = False) -> None:
+def begin(run: Run, anyway: Anyway = False, as_json: Json = False) -> None:
     """Open the first round with the agents that are there; say who takes part, and who does not yet."""
     client = Client()
-    say_who(client, client.runs.start(run, anyway=anyway))
+    say_who(client, client.runs.start(run, anyway=anyway), as_json)
 
 
-def say_who(client: Client, view: RunView) -> None:
+def say_who(client: Client, view: RunView, as_json: bool) -> None:
     """Who takes part in a run that has just begun, and who does not yet."""
+    if as_json:
+        say_json(RunView, view)
+        return
     terminal.say(f"run {view.name} is {view.state}; {view.participant_count} agents take part")
     for line in members_in_words(list(client.runs.members(view.id))):
         terminal.say(line)
 
 
 @app.command()
-def pause(run: Run) -> None:
+def pause(run: Run, as_json: Json = False) -> None:
     """Begin no further round; what is being trained is finished and applied."""
-    _say_state(Client().runs.pause(run))
+    _say_state(Client().runs.pause(run), as_json)
 
 
 @app.command()
-def resume(run: Run) -> None:
+def resume(run: Run, as_json: Json = False) -> None:
     """Go on with a paused run."""
-    _say_state(Client().runs.resume(run))
+    _say_state(Client().runs.resume(run), as_json)
 
 
 @app.command()
-def cancel(run: Run) -> None:
+def cancel(run: Run, as_json: Json = False) -> None:
     """End a run for good; its model so far can still be exported."""
-    _say_state(Client().runs.cancel(run))
+    _say_state(Client().runs.cancel(run), as_json)
 
 
 @app.command()
@@ -98,25 +115,25 @@ def rollback(
     run: Run,
     rounds: Annotated[int | None, typer.Argument(help="After how many rounds; 0: as it was prepared.", min=0)] = None,
     best: Annotated[bool, typer.Option("--best", help="Instead of a number: when it scored best on the held-out rows.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Take the model back to what it was after some rounds; the run is paused, and `resume` goes on from there."""
     if (rounds is None) != best:
         raise typer.BadParameter("say after how many rounds, or --best")
-    _say_why(Client().runs.rollback(run, rounds, best=best))
+    _say_state(Client().runs.rollback(run, rounds, best=best), as_json, why=True)
 
 
 @app.command()
-def without(run: Run, agent: Annotated[str, typer.Argument(help="Name of the agent.")]) -> None:
+def without(run: Run, agent: Annotated[str, typer.Argument(help="Name of the agent.")], as_json: Json = False) -> None:
     """Take an agent's deltas out of the model; what others built on them is trained again. The run is paused; `resume` goes on."""
-    _say_why(Client().runs.without(run, agent))
+    _say_state(Client().runs.without(run, agent), as_json, why=True)
 
 
-def _say_why(view: RunView) -> None:
-    terminal.say(f"run {view.name} is {view.state}: {view.reason}")
-
-
-def _say_state(view: RunView) -> None:
-    terminal.say(f"run {view.name} is {view.state}")
+def _say_state(view: RunView, as_json: bool, why: bool = False) -> None:
+    if as_json:
+        say_json(RunView, view)
+    else:
+        terminal.say(f"run {view.name} is {view.state}" + (f": {view.reason}" if why else ""))
 
 
 @app.command()
@@ -134,20 +151,40 @@ def status(run: Run, as_json: Json = False) -> None:
 
 
 @app.command()
-def watch(run: Run) -> None:
-    """Follow a run until it ends; leave with Ctrl-C, the run goes on."""
+def watch(
+    run: Run, as_json: Annotated[bool, typer.Option("--json", help="A line of JSON whenever something has changed.")] = False
+) -> None:
+    """Follow a run until it ends, also over restarts of the coordinator; leave with Ctrl-C, the run goes on."""
     client = Client()
     connection = client.connection
+    if as_json:
+        view = _told(client, run)
+        if view.state != "completed":
+            raise typer.Exit(Exit.FAILED)
+        return
     with Live(console=terminal, refresh_per_second=4) as live:
         connection.notice = lambda text: live.update(Text(text, "yellow"))
         while True:
-            view = connection.patiently(lambda: client.runs.get(run), limit=86_400)
+            view = connection.patiently(lambda: client.runs.get(run), limit=DAY_S)
             live.update(draw(view))
             if has_ended(view):
                 break
             time.sleep(0.5)
     if view.state != "completed":
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
+
+
+def _told(client: Client, run: str) -> RunView:
+    """Say how the run is, as often as it is another way; the last one."""
+    said: RunView | None = None
+    while True:
+        view = client.connection.patiently(lambda: client.runs.get(run), limit=DAY_S)
+        if said is None or view.model_copy(update={"seconds_left": said.seconds_left}) != said:
+            say_line(RunView, view)
+            said = view
+        if has_ended(view):
+            return view
+        time.sleep(0.5)
 
 
 @app.command(name="list")
@@ -169,9 +206,13 @@ def export(
     directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.", file_okay=False)],
     form: Annotated[ExportForm, typer.Option("--format", help="merged: transformers loads it; peft: adapters alone, for peft.")] = "merged",
     force: Annotated[bool, typer.Option("--force", help="Write over what another run or somebody else left there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the run's present model as a directory that transformers loads."""
     view = Client().runs.export(run, directory, form=form, force=force)
+    if as_json:
+        say_json(ExportView, view)
+        return
     terminal.say(f"model after {view.after_rounds} rounds in {directory}: {', '.join(f.name for f in view.files)}")
 
 
@@ -180,6 +221,7 @@ def provenance(
     run: Run,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", dir_okay=False)],
     names: Annotated[bool, typer.Option("--names", help="Name agents as they are called here, instead of by pseudonyms.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write how the present model came to be, signed by the coordinator; `fedcoord verify FILE` checks it."""
     made = Client().runs.provenance(run, names=names)
@@ -187,4 +229,7 @@ def provenance(
         output.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FileUnusable(f"{output}: {error.strerror or error}; choose another file") from error
-    terminal.say(f"{len(made.versions)} versions in {output}, signed with {fingerprint(made.key)}")
+    if as_json:
+        say_json(Facts, {"versions": len(made.versions), "file": str(output), "signed_with": fingerprint(made.key)})
+    else:
+        terminal.say(f"{len(made.versions)} versions in {output}, signed with {fingerprint(made.key)}")

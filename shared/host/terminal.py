@@ -1,6 +1,7 @@
 """The only way to a terminal: nothing in a text is markup, and nothing in it steers the terminal."""
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -51,7 +52,14 @@ class Terminal(Console):
                 break
         for column in table.columns:
             column.no_wrap = column.header in whole
-        self.print(table)
+        before = self._width
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            # A file or a program reads it: a line for each row, however long.
+            self.width = max(self.width, sum(longest) + 3 * len(longest) + 1)
+        try:
+            self.print(table)
+        finally:
+            self._width = before
 
 
 class PlainFormatter(logging.Formatter):

@@ -1,0 +1,163 @@
+"""Every command of both programs: how it ends, what it prints for programs, and that its help says what each option is."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from fedcybgd.agent import cli as agent_cli
+from fedcybgd.coordinator import cli as coordinator_cli
+from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.host.exits import MEANINGS, Exit
+from fedcybgd.shared.host.terminal import Terminal
+from tests.support.hostile import Answer, Asked, serving
+
+PROGRAMS = {"fedcoord": coordinator_cli, "fedagent": agent_cli}
+WITHOUT_JSON = {"fedcoord serve": "it has --ready-file", "fedagent run": "it works until it is stopped; log_format is its own"}
+# These need no coordinator and no agent: they do what they are asked, or say what is wrong with the file.
+ALONE = {"fedagent policy-file"}
+ALSO = {"fedcoord run rollback": ["--best"]}
+"""What they must be given, though no option by itself is needed"""
+
+
+def leaves(command: Any, before: str) -> Iterator[tuple[str, Any]]:
+    for name, child in command.commands.items():
+        if hasattr(child, "commands"):
+            yield from leaves(child, f"{before} {name}")
+        else:
+            yield f"{before} {name}", child
+
+
+COMMANDS = {name: command for program, cli in PROGRAMS.items() for name, command in leaves(typer.main.get_command(cli.app), program)}
+every_command = pytest.mark.parametrize("name", COMMANDS)
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and error of a command line."""
+    monkeypatch.setattr(sys, "argv", list(words))
+    code = 0
+    try:
+        PROGRAMS[words[0]].main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is there: no coordinator answers, no home was ever used."""
+    monkeypatch.setenv("FEDCOORD_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("FEDCOORD_OPERATOR_KEY", "fco_nobody")
+    monkeypatch.setenv("FEDCOORD_HOME", str(tmp_path / "coordinator"))
+    monkeypatch.setenv("FEDAGENT_HOME", str(tmp_path / "agent"))
+    monkeypatch.delenv("FEDAGENT_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@every_command
+def test_help_ends_with_0_and_says_what_each_option_is(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    code, out, _ = ended(monkeypatch, capsys, *name.split(), "--help")
+    assert code == Exit.DONE
+    assert COMMANDS[name].help
+    assert [p.opts for p in COMMANDS[name].params if p.param_type_name == "option" and not getattr(p, "help", None)] == []
+    assert "--json" in out or name in WITHOUT_JSON
+
+
+@every_command
+def test_what_is_not_understood_ends_with_2(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    code, out, err = ended(monkeypatch, capsys, *name.split(), "--no-such-option")
+    assert (code, out) == (Exit.USAGE, "")
+    assert "--no-such-option" in err
+
+
+@every_command
+def test_what_cannot_be_done_ends_with_1_and_one_line(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    if name == "fedcoord serve":
+        monkeypatch.setenv("FEDCOORD_HOST", "0.0.0.0")  # refused before anything is begun
+    json_too = [] if name in WITHOUT_JSON else ["--json"]
+    code, out, err = ended(monkeypatch, capsys, *name.split(), *_needed(COMMANDS[name], tmp_path), *ALSO.get(name, []), *json_too)
+    if name in ALONE:
+        assert code == Exit.DONE
+        assert json.loads(out)
+        return
+    assert code == Exit.FAILED, out + err
+    # `fedagent check` says it as findings, the others as an error.
+    assert err.startswith("error: ") or [finding["ok"] for finding in json.loads(out)] == [False]
+    assert "Traceback" not in err
+
+
+def _needed(command: Any, folder: Path) -> Iterator[str]:
+    """What the command must be given: a file that is there, a role that there is, else a word."""
+    given = {"file": folder / "given.yaml", "data": folder / "given.yaml", "role": "viewer", "task": "causal-lm"}
+    (folder / "given.yaml").write_text("name: x\nmodel: x\ntask: {kind: causal-lm}\n")
+    for parameter in command.params:
+        if parameter.required:
+            value = str(given.get(parameter.name, "x"))
+            yield from ([parameter.opts[0], value] if parameter.param_type_name == "option" else [value])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_says_its_version_and_completes_itself(program: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    code, out, _ = ended(monkeypatch, capsys, program, "--version")
+    assert code == Exit.DONE
+    assert re.fullmatch(rf"{program} \d+\.\d+\.\d+\S*\n", out)
+    code, out, _ = ended(monkeypatch, capsys, program, "--help")
+    assert "--install-completion" in out
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    assert f"{program} --install-completion" in page
+
+
+def test_every_exit_code_is_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    assert set(MEANINGS) == set(Exit)
+    assert [code for code in Exit if f"\n| {int(code)} | " not in page] == []
+
+
+def test_a_table_that_a_program_reads_has_a_line_for_each_row(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from rich.table import Table
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("name", "id", "model", "last error")
+    table.add_row("n" * 60, "run_0123456789abcdef", "m" * 60, "e " * 60)
+    Terminal().table(table)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "run_" in line]
+    assert len(rows) == 1
+    assert "n" * 60 in rows[0]
+    assert ("e " * 60).strip() in rows[0]
+
+
+def run_view(state: str, rounds_done: int) -> dict[str, Any]:
+    nothing: dict[str, Any] = dict.fromkeys(("reason", "started_at", "ended_at", "seconds_left"))
+    empty: dict[str, Any] = {key: [] for key in ("participants", "notes", "files", "blocks", "rounds", "current", "evaluations", "events")}
+    return {
+        "id": "run_1", "name": "intents", "model": "m", "state": state, "prepared": True, "rounds_done": rounds_done, "rounds_total": 2,
+        "created_at": "2030-01-01T00:00:00Z", "spec": {}, "readiness": {}, "bytes": {"down": 0, "up": 0}, "pending_jobs": 0, "failed_measurements": 0,
+        **nothing, **empty,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_watch_goes_on_over_a_restart_of_the_coordinator(how: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """While it is away a proxy says so in its own words, or the coordinator that it stops; nobody answers at all."""
+    from fedcybgd.client import connection
+
+    monkeypatch.setattr(connection.time, "sleep", lambda _: None)
+    away = [Answer.page(502), Answer.json({"code": "stopping", "message": "it stops", "detail": {}}, 503), Answer(announced=1000)]
+    said = [Answer.json(run_view("running", 1)), *away, Answer.json(run_view("running", 1)), *away, Answer.json(run_view("completed", 2))]
+
+    def answer(asked: Asked) -> Answer:
+        assert asked.path == f"{API}/runs/intents"
+        return said.pop(0)
+
+    with serving(answer) as server:
+        monkeypatch.setenv("FEDCOORD_URL", server.url)
+        code, out, err = ended(monkeypatch, capsys, "fedcoord", "run", "watch", "intents", *how)
+    assert (code, said) == (Exit.DONE, []), err
+    if how:
+        assert [json.loads(line)["rounds_done"] for line in out.splitlines()] == [1, 2]
