@@ -115,7 +115,7 @@ OF_LABELS = "text-classification, labels: 3"
 @pytest.mark.parametrize(
     ("kind", "said", "meant"),
     [(OF_LABELS, "", "logit_adjustment"), (OF_LABELS, "label_skew: none", "none"), (OF_LABELS, "label_skew: fedlc", "fedlc"),
-     ("causal-lm", "", "none"), ("causal-lm", "label_skew: none", "none")],
+     ("image-classification, labels: 3", "", "logit_adjustment"), ("causal-lm", "", "none"), ("causal-lm", "label_skew: none", "none")],
 )  # fmt: skip
 def test_classifiers_allow_for_label_skew_by_default(kind: str, said: str, meant: str) -> None:
     assert parse_run_file(RUN % (kind, said)).label_skew == meant

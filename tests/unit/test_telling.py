@@ -24,6 +24,8 @@ def offer(task: str = "text-classification", **visits: Any) -> RunOffer:
         (offer(blocks=["embeddings"]), ["names every token", "longest"]),
         (offer("causal-lm", blocks=["embeddings"]), ["names every token", "tied"]),
         (offer(blocks=["head"]), ["bias of the head"]),
+        (offer("image-classification", blocks=["embeddings"]), ["patches of your images"]),
+        (offer("image-classification", blocks=["head"]), ["bias of the head"]),
         (offer(batch_size=1), ["single rows"]),
         (offer(batch_size=4, steps=4), ["16 rows at the most"]),
         (offer(delta_patches=True), ["other agents"]),
