@@ -202,7 +202,7 @@ def status(
         if as_json:
             _say_json(view.model_dump(mode="json"))
         else:
-            terminal.print(shown.draw(view))
+            terminal.parts(shown.parts(view))
         return
     says, before = shown.asked(place, mine), None
     with nullcontext() if as_json else Live(console=terminal, auto_refresh=False) as live:

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -90,10 +91,12 @@ def size_of(folder: Path) -> int:
 
 
 def draw(view: StatusReport) -> RenderableType:
-    return Group(*_parts(view))
+    """All parts at once, for who goes on looking."""
+    return Group(*parts(view))
 
 
-def _parts(view: StatusReport) -> Iterator[RenderableType]:
+def parts(view: StatusReport) -> Iterator[RenderableType]:
+    """Line by line, then a table of what has left this machine."""
     yield Text(f"agent {view.agent} ({view.agent_id}) in {view.home}")
     if view.status is None:
         yield Text("it has not run yet: fedagent run")
@@ -135,7 +138,8 @@ def _visit(status: dict[str, Any]) -> Iterator[RenderableType]:
         text += f", {status['tokens_per_s']:,.0f} tokens/s"
     yield Text(text)
     if status["steps"]:
-        yield ProgressBar(total=status["steps"], completed=status["step"], width=40)
+        # Alone it ends no line, and the next part would follow in it.
+        yield Padding(ProgressBar(total=status["steps"], completed=status["step"], width=40), 0)
     if status.get("trouble"):
         yield Text(f"held up: {status['trouble']['code']}", "yellow")
 

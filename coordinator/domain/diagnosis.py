@@ -126,7 +126,8 @@ def _rising(facts: DiagnosisFacts) -> Evidence | None:
     if facts.losses[-1] <= (1 + label_skew.RISE) * lowest:
         return None
     since = len(facts.losses) - 1 - list(facts.losses).index(lowest)
-    return Evidence(f"the loss on the calibration rows is {facts.losses[-1]:.4g}; {since} rounds ago it was {lowest:.4g}")
+    ago = f"{since} rounds ago" if since > 1 else "a round ago"
+    return Evidence(f"the loss on the calibration rows is {facts.losses[-1]:.4g}; {ago} it was {lowest:.4g}")
 
 
 def _flat(facts: DiagnosisFacts) -> Evidence | None:

@@ -41,6 +41,14 @@ class Terminal(Console):
         """Lines of text, as long as they are: whoever copies a key or an id gets it whole."""
         self.print(text, style=style, end=end, soft_wrap=True)
 
+    def parts(self, parts: Iterable[RenderableType]) -> None:
+        """One below the other: text as long as it is, tables with nothing cut."""
+        for part in parts:
+            if isinstance(part, Table):
+                self.table(part)
+            else:
+                self.print(part, soft_wrap=isinstance(part, Text))
+
     def table(self, table: Table) -> None:
         """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last."""
         longest = [max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in table.columns]

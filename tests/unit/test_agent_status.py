@@ -44,7 +44,7 @@ def shows(home: Home) -> Showing:
 
 def seen(home: Home) -> str:
     file = io.StringIO()
-    Terminal(file=file, width=150, force_terminal=True, color_system=None).print(status.draw(status.gathered(home, KEYS)))
+    Terminal(file=file, width=150, force_terminal=True, color_system=None).parts(status.parts(status.gathered(home, KEYS)))
     return file.getvalue()
 
 
@@ -65,6 +65,11 @@ def test_status_shows_the_visit_and_what_has_left(home: Home, shows: Showing) ->
     text = seen(home)
     for word in ("training, step 3 of 8, loss 0.250, 1,234 tokens/s", "spoken to again by", "cache: 0.03 of 20.00 GB", "no delta has left"):
         assert word in text
+    drawn = io.StringIO()
+    Terminal(file=drawn, width=60).print(status.draw(status.gathered(home, KEYS)))
+    assert [line for line in drawn.getvalue().splitlines() if line.startswith("━") and " " in line.strip()] == [], (
+        "the bar has a line of its own"
+    )
     shows.ends(assignment(1), 0, False)
     visit(shows, True, 2_500_000, 7_000_000)
     visit(shows, False, 500_000, 0)

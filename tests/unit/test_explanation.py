@@ -1,11 +1,18 @@
 """Why nobody takes work that waits, of those who wait for work: said only where none of them may have it."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
 
 from fedcybgd.coordinator.domain.opening import FIRST, Claimant, Opening
 from fedcybgd.coordinator.services.read.explanation import not_taken
 from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
 from fedcybgd.shared.contract.versions import ADAPTERS, SPOKEN
+from tests.support.hostile import Answer, serving
+
+MOMENT = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 OPENING = Opening("asg", "run-1", "intents", None, frozenset(), False, None, False, FIRST)
 ANN = Claimant("a", "ann", ClaimRequest(runs=["*"]), SPOKEN)
@@ -31,3 +38,23 @@ def test_nobody_speaks_the_protocol() -> None:
     assert found is not None
     assert "ann (1.0)" in found[0]
     assert "update" in found[1]
+
+
+def test_what_is_read_by_a_program_has_each_line_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from fedcybgd.coordinator.commands import explain
+
+    wait = WaitView(kind="lease", text="ann trains layers.0, " + "far " * 60, advice="`fedcoord run resume intents`", until=MOMENT)
+    symptom = SymptomView(code="agents_fail", level="warning", evidence="bob: 3 × stalled", advice="mend " * 50, threshold="two")
+    view = ExplanationView(
+        id="run_1", run="intents", state="running", since=MOMENT, text="it goes on", advice=None, rounds_done=0, rounds_total=2, waits=[wait],
+        symptoms=[symptom],
+    )  # fmt: skip
+    with serving(lambda _: Answer(body=view.model_dump_json().encode())) as server:
+        monkeypatch.setenv("FEDCOORD_URL", server.url)
+        explain.explain("intents")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "intents is running since 2030-01-01T12:00:00 UTC: it goes on"
+    assert lines[2].startswith("  ann trains layers.0")
+    assert lines[2].endswith("; its lease ends unless it is renewed: 2030-01-01T12:00:00 UTC")
+    assert lines[3] == "      → `fedcoord run resume intents`"
+    assert lines[-1] == "      → " + ("mend " * 50).strip()

@@ -155,6 +155,8 @@ def _pending(session: Session, run: Run, claimants: Sequence[Claimant], now: dat
             text = f"{block} waits for an agent, for {(now - assignment.waiting_since).total_seconds():.0f} s; {expected.text or 'somebody is there'}"
             if (opening := opened.get(assignment.id)) is not None and (why := not_taken(opening, claimants)) is not None:
                 text, advice = f"{text}; {why[0]}", why[1]
+            elif not claimants:
+                text += "; no agent asks this coordinator for work right now: those who are there train, or are outside their hours"
         elif expected.kind == OutlookKind.AWAITED and meant is not None:
             text += "; then anybody may stand in"
         if (unfit := _no_room(session, run, assignment)) is not None:
