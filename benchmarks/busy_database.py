@@ -27,7 +27,7 @@ from sqlalchemy import update
 
 from benchmarks import busy_seed
 from benchmarks.busy_model import agent_id, identifier
-from benchmarks.busy_seed import ABSENT, BIG, DRAFT, WAVE, Seed, Seeded
+from benchmarks.busy_seed import ABSENT, BIG, DRAFT, OLD, WAVE, Seed, Seeded
 from benchmarks.report import arguments
 from benchmarks.system import ENVIRONMENT
 from fedcybgd.coordinator.db import migrate
@@ -42,6 +42,8 @@ LEASE = {"cpu_ms": 30.0, "queries": 30.0}
 IDLE = {"beyond_ms": 0.5, "writes": 0.0}
 """Half a millisecond beyond what HTTP itself costs on this machine, at this moment: `GET /v1/health`, which does nothing."""
 SWEEP = {"cpu_ms": 10.0}
+PAGE = {"cpu_ms": 50.0, "bytes": 120_000.0}
+"""With its style sheet and script, of 17 kB, a page is no more than 150 kB at first."""
 BATCHES, BATCH_S, SLOW_S = 5, 0.2, 2.0
 ONCE: dict[str, int] = {"rounds": 1, "times": 1}
 CLAIM = {"runs": ["*"]}
@@ -250,10 +252,19 @@ def claims(bench: Bench, database: Database, seeded: Seeded, options: Any, free:
 def reads(bench: Bench, seeded: Seeded) -> None:
     server, run = bench.server, f"/runs/{BIG}"
     server.log_in()
-    bench.measure("GET /admin", lambda: server.page("/admin"), ROUTE)
-    bench.measure("GET /admin/live", lambda: server.page("/admin/live"), ROUTE)
+    near = f"/admin/runs/{identifier('run', BIG)}"
+    pages = [
+        "/admin", "/admin/live", "/admin/runs", near, f"{near}?part=live", f"{near}/blocks/norm", "/admin/agents", "/admin/agents/agent-00000",
+        "/admin/models", "/admin/events", f"/admin/events?run={BIG}&level=error", "/admin/audit",
+        f"/admin/compare?run={identifier('run', BIG)}&run={identifier('run', f'{OLD}-0')}",
+    ]  # fmt: skip
+    for page in pages:
+        name = page.replace(identifier("run", BIG), "{run}").partition("&run=")[0]
+        bench.measure(f"GET {name}", lambda page=page: server.page(page), PAGE)  # type: ignore[misc]
     paths = [
         "/status", "/runs", run, f"{run}/readiness", f"{run}/rounds", f"{run}/assignments", f"{run}/traffic",
+        f"{run}/blocks", f"{run}/blocks/norm/versions", f"{run}/timeline", f"{run}/series", f"{run}/exports", f"{run}/explanation",
+        "/events", f"/events?run={BIG}", "/events?code=round_closed", "/agents/agent-00000", "/agents/agent-00000/visits", "/audit?newest_first=true",
         f"{run}/exports/{seeded.export_id}", f"{run}/exports/{seeded.export_id}/config.json", "/agents", "/exposure", "/exposure?limit=1000",
         "/exposure?agent=agent-00000", "/models", "/models/llama-70b",
     ]  # fmt: skip

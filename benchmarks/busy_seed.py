@@ -20,6 +20,7 @@ from fedcybgd.coordinator.db.models import (
     Agent,
     Assignment,
     Block,
+    BlockVersion,
     EncodedShard,
     Evaluation,
     Event,
@@ -38,6 +39,7 @@ from fedcybgd.coordinator.db.models import (
 )
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.jobs.registry import JOBS
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
@@ -275,7 +277,7 @@ class Seed:
     def _history(self, session: Session, numbers: range) -> None:
         began = self.now - self.rounds * EVERY
         rows: dict[type[Base], list[dict[str, Any]]] = {
-            table: [] for table in (StoredManifest, Round, Assignment, Job, Fidelity, Event, Evaluation)
+            table: [] for table in (StoredManifest, Round, Assignment, Job, Fidelity, Event, Evaluation, BlockVersion)
         }
         for number in numbers:
             at, block = began + number * EVERY, self.names[number % len(self.names)]
@@ -285,6 +287,12 @@ class Seed:
             rows[StoredManifest].append({"digest": fake("manifest", number), "content": manifest})
             rows[Assignment].append(self._assignment(number, block, at))
             rows[Job] += self._jobs(number, block, at, emulator, real)
+            if number >= self.rounds - len(self.names):  # the present versions
+                made = number // len(self.names) + 1
+                rows[BlockVersion].append({
+                    "run_id": self.run_id, "block": block, "version": made, "origin": "applied", "digest": self.exact(block, made), "size": 1000,
+                    "parent": made - 1, "round": number, "kept": False, "exact": False, "made_at": at,
+                })  # fmt: skip
             codecs = {ref["block"]: ref["codec"] for ref in emulator}
             metrics = {
                 "plan": "int8: others",
@@ -302,7 +310,8 @@ class Seed:
                 rows[Evaluation].append({"run_id": self.run_id, "after_rounds": number, "created_at": at,
                                          "metrics": Score(loss=2.0, accuracy=None, rows=1000, seconds=9.0)})  # fmt: skip
         for table, values in rows.items():
-            session.execute(insert(table), values)
+            if values:
+                session.execute(insert(table), values)
 
     def _assignment(self, number: int, block: str, at: datetime) -> dict[str, Any]:
         train = {
@@ -322,6 +331,7 @@ class Seed:
             "train": TrainSettings.model_validate(train),
             "progress": Progress(phase="sending", step=100, steps=100, loss=1.9), "metrics": TrainMetrics.model_validate(metrics),
             "delta_digest": fake("delta", number), "delta_size": 1 << 29, "applied": True,
+            "measured": {block: BlockDelta(norm=1.0, base_norm=90.0, size=1000, sketch="A" * 342 + "==")},
         }  # fmt: skip
 
     def _jobs(

@@ -24,7 +24,7 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
-from fedcybgd.coordinator.dashboard import files, pages
+from fedcybgd.coordinator.dashboard import acting, files, look_pages, pages, run_pages
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
@@ -76,7 +76,8 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
     app.include_router(v1)
     app.include_router(metrics.router)
-    app.include_router(pages.router)
+    for pages_of in (pages, run_pages, look_pages, acting):
+        app.include_router(pages_of.router)
     app.include_router(files.router)
     app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names, through_proxies=settings.through_proxies)
     app.add_middleware(Headed)

@@ -66,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         SERVICES, "coordinator.engine"},
     "coordinator.walls": {"shared.contract", "shared.host", "coordinator.errors"},
     "coordinator.api": DATA | {"coordinator.home", "shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
-    "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api"},
+    "coordinator.pictures": {"shared.contract", "coordinator.domain"},
+    "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api", "coordinator.pictures"},
     "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
@@ -107,6 +108,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     },
     "coordinator.services": {"fastapi", "starlette", "torch", "transformers", "safetensors", "httpx"},
     "coordinator.api": {"torch", "transformers", "safetensors", "httpx"},
+    "coordinator.pictures": {"fastapi", "starlette", "sqlalchemy", "torch", "transformers", "safetensors", "httpx"},
     "coordinator.dashboard": {"torch", "transformers", "safetensors", "httpx"},
     "coordinator.db": {"fastapi", "starlette", "torch", "transformers", "httpx"},
     "coordinator.storage": {"fastapi", "starlette", "sqlalchemy", "torch", "transformers"},

@@ -14,7 +14,7 @@ FROM_OUTSIDE = {
     "shared.contract": "an older side does not send them yet",
 }
 """Modules whose fields are set by what is read: by people, or by the other side."""
-IN_A_FILE = {"TrainingOptions": "agent.toml, section training"}
+IN_A_FILE = {"TrainingOptions": "agent.toml, section training", "Filled": "a form that a browser sends"}
 """The same of single classes."""
 FILLS = {"append", "add", "update", "setdefault", "extend"}
 

@@ -9,8 +9,9 @@ from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep
 from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.services.operate import exports
 from fedcybgd.coordinator.services.read import block_map, events, series, timeline
-from fedcybgd.shared.contract.run_views import BlockMapView, EventEntry, SeriesView, VersionView, VisitView
+from fedcybgd.shared.contract.run_views import BlockMapView, EventEntry, ExportEntry, SeriesView, VersionView, VisitView
 
 router = APIRouter(route_class=DatabaseRoute, responses=errors(401, 403, 404, 422))
 NAME = 200
@@ -42,6 +43,24 @@ def list_versions(run: str, block: str, session: ReadDep, page: PageDep, respons
 def list_visits(run: str, session: ReadDep, page: PageDep, response: Response) -> list[VisitView]:
     """Who trained which block when, the newest round first, in pages: waiting, transfer, training and judging of each visit."""
     return paged(response, timeline.of_run(session, run, page))
+
+
+@router.get(
+    "/runs/{run}/exports", summary="The exports of a run", response_model=list[ExportEntry], responses={200: PAGED}, tags=["runs"],
+    dependencies=viewer,
+)  # fmt: skip
+def list_exports(run: str, session: ReadDep, page: PageDep, response: Response) -> list[ExportEntry]:
+    """The newest first, in pages; the files of an export are there for a day."""
+    return paged(response, exports.listed(session, run, page))
+
+
+@router.get(
+    "/agents/{name}/visits", summary="The visits of an agent", response_model=list[VisitView], responses={200: PAGED}, tags=["agents"],
+    dependencies=viewer,
+)  # fmt: skip
+def list_visits_of(name: str, session: ReadDep, page: PageDep, response: Response) -> list[VisitView]:
+    """Of all runs, the newest first, in pages: when, what came of it, how fast."""
+    return paged(response, timeline.of_agent(session, name, page))
 
 
 @router.get("/runs/{run}/series", summary="The curves of a run", response_model=SeriesView, tags=["runs"], dependencies=viewer)

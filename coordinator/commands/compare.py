@@ -9,10 +9,11 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.client.comparison import Compared, compared, doubts
+from fedcybgd.client.comparison import compared
 from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
+from fedcybgd.shared.contract.comparison import RunScores, doubts
 from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
 from fedcybgd.shared.contract.views import EvaluationView
 from fedcybgd.shared.host.terminal import Terminal
@@ -52,7 +53,7 @@ def compare(
         terminal.say(f"note: {doubt}")
 
 
-def rows(runs: Sequence[Compared]) -> Iterator[Sequence[object]]:
+def rows(runs: Sequence[RunScores]) -> Iterator[Sequence[object]]:
     """Of a file of curves: a heading, and a row a score."""
     yield ("run", "method", "after_rounds", *MEASURES, *COUNTS, *COSTS)
     for run in runs:
@@ -61,7 +62,7 @@ def rows(runs: Sequence[Compared]) -> Iterator[Sequence[object]]:
             yield (run.called, run.method, score.after_rounds, *(getattr(score, name) for name in (*MEASURES, *COUNTS)), *costs)
 
 
-def table(runs: Sequence[Compared]) -> Table:
+def table(runs: Sequence[RunScores]) -> Table:
     labelled = any(is_labelled(run.scores) for run in runs)
     first, second = measures(labelled)[:2]
     heading = ("run", "method", first, "base", "head", second, "held-out loss", "MB", "memory", "rounds", "min")
@@ -82,7 +83,7 @@ def table(runs: Sequence[Compared]) -> Table:
     return made
 
 
-def drawn(runs: Sequence[Compared]) -> str:
+def drawn(runs: Sequence[RunScores]) -> str:
     """SVG: the last score of each run against its bytes, and against the memory of its agents."""
     labelled = any(is_labelled(run.scores) for run in runs)
     by_bytes, by_memory = [], []

@@ -12,13 +12,13 @@ from rich.text import Text
 from fedcybgd.client.client import Client
 from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
-from fedcybgd.client.runs import FINAL, has_ended
+from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.provenance import fingerprint
 from fedcybgd.shared.contract.views import RunSummary, RunView
-from fedcybgd.shared.contract.words import ExportForm
+from fedcybgd.shared.contract.words import FINAL, ExportForm
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 
 from fedcybgd.coordinator.errors import NotFound
@@ -22,6 +22,12 @@ def swagger_files() -> Path:
     assert found is not None, "the package fastapi-offline is missing: pip install '.[coordinator]'"
     assert found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "static"
+
+
+@router.get("/")
+async def root() -> Response:
+    """Whoever opens the address of the coordinator in a browser means its pages."""
+    return RedirectResponse("/admin")
 
 
 @router.get("/docs")

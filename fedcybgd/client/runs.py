@@ -14,9 +14,8 @@ from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, St
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
 from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
-from fedcybgd.shared.contract.words import ExportForm
+from fedcybgd.shared.contract.words import FINAL, ExportForm
 
-FINAL = frozenset({"completed", "failed", "cancelled"})
 CHUNK = 1 << 20
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.views import BlockView, BytesView, EvaluationView, EventView
 
 PhaseKind = Literal["waiting", "transfer", "training", "judging"]
@@ -76,6 +77,8 @@ class VisitView(BaseModel):
     """One visit on the timeline of a run."""
 
     id: str
+    run: str = Field(description="name of the run")
+    run_id: str
     round: int
     seat: int
     blocks: list[str]
@@ -87,6 +90,10 @@ class VisitView(BaseModel):
     failures: int = Field(description="attempts that came to nothing; the events of the run say when and why")
     applied: bool
     phases: list[PhaseView] = Field(description="of the last attempt, in the order of time")
+    tokens_per_s: float | None = Field(description="as its agent says, like all that follows; null: it has not said")
+    loss_first: float | None
+    loss_last: float | None
+    peak_memory_bytes: int | None
 
 
 class LossView(BaseModel):
@@ -117,3 +124,14 @@ class EventEntry(EventView):
     run: str | None = Field(description="name of the run")
     run_id: str | None
     agent: str | None = Field(description="name of the agent")
+
+
+class ExportEntry(BaseModel):
+    """An export that was asked for."""
+
+    export_id: str
+    state: str = Field(description="queued, running, done or failed")
+    created_at: datetime
+    error: str | None
+    after_rounds: int | None = Field(description="null: it is not done")
+    files: list[FileRef]

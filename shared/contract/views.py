@@ -65,6 +65,11 @@ class EvaluationView(Score):
     after_rounds: int
     created_at: datetime
 
+    def ended_with(self, kept: Score | None) -> "EvaluationView":
+        """The same with the numbers of the model that a run ended with, if that is another; what it had cost stays."""
+        values = {} if kept is None else {name: getattr(kept, name) for name in Score.model_fields if name != "spent"}
+        return self.model_copy(update=values)
+
 
 class AssignmentView(BaseModel):
     id: str

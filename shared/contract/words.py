@@ -42,6 +42,10 @@ ExportForm = Literal["merged", "peft"]
 """A directory that transformers loads, or one with the adapters alone, which peft loads beside the base model."""
 
 
+FINAL = frozenset({"completed", "failed", "cancelled"})
+"""States of a run that it does not leave"""
+
+
 def known_task(word: str) -> Task | None:
     """The task that a word means; None for one of a later version."""
     return next((task for task in get_args(Task) if task == word), None)

@@ -83,7 +83,7 @@ def test_commands_and_a_database_without_a_checkout(installed: Path, tmp_path: P
     program = (
         "import fedcybgd; from fedcybgd.coordinator.serve import prepare_home; from fedcybgd.coordinator.settings import Settings;"
         "from fedcybgd.coordinator.dashboard.pages import templates;"
-        "from pathlib import Path; assert prepare_home(Settings(home=Path('home'))); templates.get_template('admin.html');"
+        "from pathlib import Path; assert prepare_home(Settings(home=Path('home'))); templates.get_template('run.html');"
         "print(fedcybgd.__file__)"
     )
     assert Path(call(installed, tmp_path, "python", "-c", program).strip()).is_relative_to(installed.parent)

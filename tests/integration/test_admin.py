@@ -52,8 +52,12 @@ def test_the_live_part_shows_runs_blocks_and_agents(live: LiveCoordinator, model
     client = logged_in(live)
     assert 'id="live"' in client.get("/admin").text
     text = client.get("/admin/live").text
-    for shown in (run, hand.name, model, "layers.0", "head", "leased 3/9, loss 0.250", "round 0 of 2"):
+    assert "<html" not in text, "it is a part of the page"
+    for shown in (run, model, "now layers.0, 1 leased", "0 of 2 rounds"):
         assert shown in text
+    near = client.get(f"/admin/runs/{run}?part=live").text
+    for shown in (hand.name, "layers.0", "head", "training 3/9, loss 0.250", "0 of 2 rounds"):
+        assert shown in near
 
 
 def test_the_page_holds_no_secret(live: LiveCoordinator, model: str, hand: Hand) -> None:

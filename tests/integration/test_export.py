@@ -14,10 +14,9 @@ from fedcybgd import Client
 from fedcybgd.client.comparison import compared
 from fedcybgd.client.exports import download
 from fedcybgd.coordinator.commands.compare import rows
-from fedcybgd.coordinator.dashboard.pages import templates
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
-from fedcybgd.shared.contract.views import RunView, StatusView
 from tests.support import models
+from tests.support.browser import logged_in
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, finish, operator, refused, run_file, settled, shard_tensors, start_run
@@ -99,12 +98,10 @@ def test_an_exported_classifier_scores_what_the_coordinator_said(live: LiveCoord
     assert [int(line["after_rounds"]) for line in lines] == [0, 1, 2]
     assert int(lines[-1]["tokens"]) == spent["tokens"]
 
-    overview = StatusView.model_validate(
-        live.operator.get("/status")
-    )  # the page itself shows a few of the runs that other tests have going
-    page = templates.get_template("live.html").render(status=overview, runs=[(RunView.model_validate(view), {})], now=overview.now)
-    assert f"{100 * said['accuracy']:.2f} ± {100 * said['accuracy_error']:.2f} %" in page
-    assert f"the commonest label always would score {100 * said['majority']:.2f} %" in page
+    page = logged_in(live).get(f"/admin/runs/{view['id']}").text
+    assert f"{100 * said['accuracy']:.2f} %</b>" in page
+    assert f"± {100 * said['accuracy_error']:.2f} %" in page
+    assert f"commonest label always: {100 * said['majority']:.2f} %" in page
 
     card = (folder / "README.md").read_text()
     assert f"| 2 | {said['accuracy']:.2%} ± " in card

@@ -10,12 +10,12 @@ from tests.support.visits import Hand, finish, operator, refused, start_run
 
 
 @pytest.fixture(scope="module")
-def run(live: LiveCoordinator, model: str) -> str:
-    """A run that is done: it is looked at only."""
+def done(live: LiveCoordinator, model: str) -> dict[str, str]:
+    """A run that is done, one of its blocks and one of its agents: they are looked at only."""
     hands = [Hand(live), Hand(live)]
     name = start_run(live, model, hands)
     finish(live, name, hands)
-    return name
+    return {"run": name, "block": "head", "name": hands[0].name}
 
 
 PATHS = [
@@ -30,6 +30,8 @@ PATHS = [
     "/runs/{run}/blocks",
     "/runs/{run}/blocks/{block}/versions",
     "/runs/{run}/timeline",
+    "/runs/{run}/exports",
+    "/agents/{name}/visits",
     "/runs/{run}/rounds",
     "/runs/{run}/assignments",
     "/runs/{run}/evaluations",
@@ -53,8 +55,8 @@ def is_list(operation: Any) -> bool:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_pages_are_the_list(live: LiveCoordinator, run: str, path: str) -> None:
-    path = path.format(run=run, block="head")
+def test_the_pages_are_the_list(live: LiveCoordinator, done: dict[str, str], path: str) -> None:
+    path = path.format(**done)
     whole = live.operator.every(path)
     assert len(whole) == len({str(row) for row in whole})
     found: list[Any] = []
@@ -72,8 +74,8 @@ def test_the_pages_are_the_list(live: LiveCoordinator, run: str, path: str) -> N
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_no_page_is_refused(live: LiveCoordinator, run: str, path: str) -> None:
-    path = path.format(run=run, block="head")
+def test_what_is_no_page_is_refused(live: LiveCoordinator, done: dict[str, str], path: str) -> None:
+    path = path.format(**done)
     for limit in (0, 1001, "x"):
         refused(operator(live).get(path, params={"limit": limit}), 422, "invalid_request")
     refused(operator(live).get(path, params={"after": "a~b~c~d"}), 422, "cursor_invalid")

@@ -91,8 +91,8 @@ def shown(view: dict[str, Any]) -> str:
     return captured.get()
 
 
-def page(live: LiveCoordinator) -> str:
-    answer = logged_in(live).get("/admin/live")
+def page(live: LiveCoordinator, run: str) -> str:
+    answer = logged_in(live).get(f"/admin/runs/{run}")
     assert answer.status_code == 200, answer.text
     return answer.text
 
@@ -132,7 +132,8 @@ def test_a_failed_measurement_is_kept_and_shown_as_failed(coordinators: Callable
     text = shown(view)
     assert "could not be measured" in text
     assert "failed: blob_missing" in text
-    html = page(live)
+    html = page(live, run)
+    assert f"{view['failed_measurements']} scores, losses or fidelities could not be measured" in html
     assert html.count("failed: blob_missing") >= 3
     assert "-1.0" not in json.dumps(view)
     assert "-1.000" not in html

@@ -51,3 +51,8 @@ def test_no_other_file_is_given(live: LiveCoordinator) -> None:
         "/admin/files/%2e%2e/pages.py",
     ):
         assert httpx.get(live.url + path).status_code == 404
+
+
+def test_the_address_alone_leads_to_the_pages(live: LiveCoordinator) -> None:
+    answer = httpx.get(live.url, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/admin")

@@ -23,10 +23,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     # Not by a key, but by the cookie of a browser that is logged in, or has the form.
     "login": ("401", "401", "401", "401", "in", "in", "in"),
     "form": ("403",) * 7,
+    "login operator": ("401", "401", "401", "401", "403", "in", "in"),
     "login and form": ("401", "401", "401", "401", "403", "403", "403"),
 }
 TABLE = {
-    "GET /openapi.json": "open", "HEAD /openapi.json": "open", "GET /docs": "open",
+    "GET /openapi.json": "open", "HEAD /openapi.json": "open", "GET /docs": "open", "GET /": "open",
     "GET /docs/files/{name}": "open", "GET /admin/files/{name}": "open",
     "GET /v1/health": "open", "GET /v1/key": "open", "POST /v1/agents": "open",
     "GET /v1/agents/me": "agent", "PUT /v1/agents/me/readiness": "agent", "POST /v1/agents/me/key": "agent",
@@ -40,7 +41,8 @@ TABLE = {
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
     "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/explanation": "viewer", "GET /v1/runs/{run}/evaluations": "viewer",
     "GET /v1/runs/{run}/blocks": "viewer", "GET /v1/runs/{run}/blocks/{block}/versions": "viewer", "GET /v1/runs/{run}/timeline": "viewer",
-    "GET /v1/runs/{run}/series": "viewer", "GET /v1/events": "viewer", "GET /v1/agents/{name}": "viewer",
+    "GET /v1/runs/{run}/series": "viewer", "GET /v1/runs/{run}/exports": "viewer",
+    "GET /v1/agents/{name}/visits": "viewer", "GET /v1/events": "viewer", "GET /v1/agents/{name}": "viewer",
     "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "GET /v1/audit": "viewer", "POST /v1/operators/me/rotate": "viewer",
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
@@ -52,6 +54,15 @@ TABLE = {
     "POST /v1/enrolment-tokens/{token_id}/withdraw": "owner", "POST /v1/agents/{name}/reissue": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",
     "POST /v1/operators/{name}/rotate": "owner", "POST /v1/operators/{name}/revoke": "owner",
     "GET /admin": "open", "POST /admin": "form", "GET /admin/live": "login", "POST /admin/logout": "login and form",
+    "GET /admin/runs": "login", "GET /admin/runs/{run}": "login", "GET /admin/runs/{run}/blocks/{block}": "login",
+    "GET /admin/runs/{run}/run.yaml": "login", "GET /admin/runs/{run}/exports/{export_id}/{name}": "login operator",
+    "GET /admin/agents": "login", "GET /admin/agents/{name}": "login", "GET /admin/models": "login", "GET /admin/events": "login",
+    "GET /admin/audit": "login", "GET /admin/compare": "login",
+    "POST /admin/runs/{run}/start": "login and form", "POST /admin/runs/{run}/pause": "login and form",
+    "POST /admin/runs/{run}/resume": "login and form", "POST /admin/runs/{run}/cancel": "login and form",
+    "POST /admin/runs/{run}/rollback": "login and form", "POST /admin/runs/{run}/export": "login and form",
+    "POST /admin/agents/{name}/release": "login and form", "POST /admin/agents/{name}/revoke": "login and form",
+    "POST /admin/agents/{name}/reissue": "login and form", "POST /admin/tokens": "login and form",
 }  # fmt: skip
 
 

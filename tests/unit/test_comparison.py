@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.client.comparison import Compared, doubts
+from fedcybgd.client.comparison import scores_of
 from fedcybgd.coordinator.commands.compare import drawn, table
 from fedcybgd.coordinator.commands.score_table import scores
+from fedcybgd.shared.contract.comparison import RunScores, doubts
 from fedcybgd.shared.contract.measured import Conclusion, Failure, Spent
 from fedcybgd.shared.contract.views import EvaluationView, RunView
 from tests.unit.test_terminal import printed
@@ -30,13 +31,13 @@ def score(
 
 def run(
     name: str, *made: EvaluationView, memory: int | None = 50_000_000, state: str = "completed", model: str = "minilm", **spec: Any
-) -> Compared:
+) -> RunScores:
     spec = {"method": "block-cycle", "seed": 0, "task": {"kind": "text-classification"}, "evaluate": {"digest": "a" * 64}} | spec
     view = RunView.model_construct(name=name, state=state, model=model, spec=spec, rounds_done=4, rounds_total=4)
-    return Compared(view, made, memory, name)
+    return scores_of(view, made, memory, name)
 
 
-def said(*runs: Compared) -> str:
+def said(*runs: RunScores) -> str:
     return "; ".join(doubts(runs))
 
 
@@ -57,15 +58,16 @@ def test_of_runs_that_are_alike_nothing_is_said() -> None:
     (run("long", score(4, 0.5, tokens=2000)), "long trained on 2,000 tokens and good on 1,000"),
     (run("whole", score(4, 0.5), method="whole"), "fewer than three seeds"),
 ])  # fmt: skip
-def test_what_makes_it_unfair_is_said(other: Compared, why: str) -> None:
+def test_what_makes_it_unfair_is_said(other: RunScores, why: str) -> None:
     assert why in said(GOOD, other)
     assert "as far apart" in why or "as far apart" not in said(GOOD, other)
 
 
 def test_a_run_is_what_it_ended_with_and_not_its_last_version() -> None:
-    ended = run("kept", score(0, 0.3), score(4, 0.6, megabytes=9))
     kept = score(3, 0.9, megabytes=1)
-    ended.view.conclusion = Conclusion(kept="best", rounds=0, best_after=3, scores={"best": kept}, without=["last"])
+    conclusion = Conclusion(kept="best", rounds=0, best_after=3, scores={"best": kept}, without=["last"])
+    view = RunView.model_construct(name="kept", state="completed", model="minilm", spec={}, conclusion=conclusion)
+    ended = scores_of(view, [score(0, 0.3), score(4, 0.6, megabytes=9)], None, "kept")
     assert ended.last is not None
     assert ended.last.accuracy == 0.9
     assert ended.last.spent is not None

@@ -14,7 +14,7 @@ from fedcybgd.coordinator.db import migrate, queries
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.db.paging import Listed, Page
-from fedcybgd.coordinator.services.read import block_map, cards, events, lists, series, status, timeline
+from fedcybgd.coordinator.services.read import block_map, cards, comparison, diagnosis, events, lists, series, status, timeline
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
@@ -43,6 +43,9 @@ READS: dict[str, Read] = {
     "block map": lambda s: block_map.of_run(s, big(s), PAGE),
     "versions of a block": lambda s: block_map.versions_of(s, big(s), "norm", PAGE),
     "timeline": lambda s: timeline.of_run(s, BIG, PAGE),
+    "diagnosis": lambda s: diagnosis.of(s, big(s), NOW),
+    "comparison": lambda s: comparison.of(s, [BIG], 20),
+    "visits of an agent": lambda s: timeline.of_agent(s, "agent-00001", PAGE),
     "series": lambda s: series.of_run(s, big(s), 20),
     "events": lambda s: events.listed(s, events.Wanted(run=BIG), PAGE),
     "events of a code": lambda s: events.listed(s, events.Wanted(code="round_closed"), PAGE),

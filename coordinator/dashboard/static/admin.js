@@ -1,14 +1,116 @@
-async function refresh() {
-  const pulse = document.getElementById("pulse");
-  try {
-    const answer = await fetch("/admin/live", {credentials: "same-origin"});
-    if (answer.status === 401) { location.reload(); return; }
-    if (!answer.ok) throw new Error(answer.status);
-    document.getElementById("live").innerHTML = await answer.text();
-    pulse.textContent = "live, " + new Date().toLocaleTimeString();
-  } catch (error) {
-    pulse.textContent = "the coordinator does not answer (" + error.message + "); trying again";
-  }
-  setTimeout(refresh, 2000);
+// Renews the part of the page that changes, writes times in the viewer's zone, and fetches the history of a block when it is opened.
+const live = document.getElementById("live");
+const pulse = document.getElementById("pulse");
+const said = document.getElementById("said");
+const every = 1000 * Number(live.dataset.live);
+let asked = 0;
+let lost = false;
+let alarms = count();
+
+function count() {
+  const list = live.querySelector("[data-count]");
+  return list ? Number(list.dataset.count) : 0;
 }
-refresh();
+
+function local(root) {
+  for (const node of root.querySelectorAll("time")) {
+    const title = new Date(node.dateTime).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
+    if (node.title !== title) node.title = title;
+  }
+  for (const node of root.querySelectorAll("text[data-time]")) {
+    const text = new Date(node.dataset.time).toLocaleTimeString();
+    if (node.textContent !== text) node.textContent = text;
+  }
+}
+
+// Makes `old` what `fresh` is, and leaves alone what is the same: focus, selection, scrolling and what was opened or typed stay.
+function called(node) {
+  return node.nodeType === Node.ELEMENT_NODE ? node.id || node.getAttribute("aria-labelledby") : null;
+}
+
+function become(old, fresh) {
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || called(old) !== called(fresh)) {
+    old.replaceWith(fresh);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  if (old.dataset.loaded) return;
+  for (const {name} of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS")) old.removeAttribute(name);
+  }
+  for (const {name, value} of [...fresh.attributes]) {
+    const own = (name === "open" && old.nodeName === "DETAILS") || (name === "title" && old.nodeName === "TIME" && old.dateTime === fresh.getAttribute("datetime"));
+    if (!own && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  if (old.nodeName === "text" && old.dataset.time && old.dataset.time === fresh.dataset.time) return;
+  const now = [...old.childNodes];
+  const then = [...fresh.childNodes];
+  then.forEach((node, number) => number < now.length ? become(now[number], node) : old.append(node));
+  now.slice(then.length).forEach((node) => node.remove());
+}
+
+function tell(text, bad) {
+  pulse.hidden = false;
+  pulse.textContent = text;
+  pulse.className = bad ? "lost" : "mute";
+}
+
+async function part(path) {
+  const address = new URL(path, location.href);
+  address.searchParams.set("part", "live");
+  address.searchParams.delete("did");
+  const answer = await fetch(address, {credentials: "same-origin"});
+  if (answer.status === 401) { location.reload(); throw new Error("logged out"); }
+  if (!answer.ok) throw new Error(answer.status);
+  const root = document.createElement("div");
+  root.innerHTML = await answer.text();
+  local(root);
+  return root;
+}
+
+async function refresh() {
+  asked = Date.now();
+  try {
+    const fresh = await part(location.href.split("#")[0]);
+    const then = [...fresh.childNodes];
+    const now = [...live.childNodes];
+    then.forEach((node, number) => number < now.length ? become(now[number], node) : live.append(node));
+    now.slice(then.length).forEach((node) => node.remove());
+    local(live);
+    tell("live, " + new Date().toLocaleTimeString(), false);
+    if (lost) said.textContent = "The coordinator answers again.";
+    lost = false;
+    const more = count();
+    if (more > alarms) said.textContent = more + " things need somebody.";
+    alarms = more;
+  } catch (error) {
+    tell("the coordinator does not answer (" + error.message + "); trying again", true);
+    if (!lost) said.textContent = "The coordinator does not answer. What is shown is of " + new Date(asked).toLocaleTimeString() + ".";
+    lost = true;
+  }
+}
+
+async function again() {
+  if (!document.hidden && Date.now() - asked >= every) await refresh();
+  setTimeout(again, document.hidden ? 1000 : Math.max(200, every - (Date.now() - asked)));
+}
+
+live.addEventListener("toggle", async (event) => {
+  const place = event.target.open && event.target.querySelector(":scope > [data-load]:not([data-loaded])");
+  if (!place) return;
+  place.dataset.loaded = "1";
+  try {
+    place.replaceChildren(...(await part(place.dataset.load)).childNodes);
+  } catch (error) {
+    delete place.dataset.loaded;
+  }
+}, true);
+
+local(document);
+if (every) {
+  asked = Date.now();
+  again();
+}

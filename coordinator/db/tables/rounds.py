@@ -106,6 +106,6 @@ class Assignment(Base):
     __table_args__ = (
         Index("ix_assignment_state_agent", "state", "agent_id"),
         Index("ix_assignment_run_round", "run_id", "round"),
-        Index("ix_assignment_agent", "agent_id"),
+        Index("ix_assignment_agent", "agent_id", "leased_at", "id"),
         Index("ix_assignment_manifest", "manifest_digest"),
     )

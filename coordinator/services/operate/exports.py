@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Block, Job, Model, Run
+from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
 from fedcybgd.coordinator.domain.jobs.registry import EXPORT, Failed
@@ -18,8 +20,11 @@ from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.adapters import ADAPTERS
+from fedcybgd.shared.contract.run_views import ExportEntry
 from fedcybgd.shared.contract.words import ExportForm
 
+EXPORTS = Order(Job.created_at, Job.id, newest_first=True)
+EXPORT_ROWS = select(Job.id, Job.state, Job.created_at, Job.error, Job.result_json)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -81,3 +86,16 @@ def export_of(session: Session, name: str, job_id: str) -> ExportResult | None:
     if job.state == JobState.FAILED:
         raise Conflict(f"the export failed: {job.error}")
     return EXPORT.result_of(job.result) if job.result is not None else None
+
+
+def listed(session: Session, name: str, page: Page) -> Listed[ExportEntry]:
+    """Those of a run, the newest first."""
+    run = queries.run_by_name(session, name)
+    query = EXPORT_ROWS.where(Job.subject == run.id, Job.kind == JobKind.EXPORT, Job.state.in_(list(JobState)))
+    return EXPORTS.page(session, query, page).map(
+        lambda row: ExportEntry(
+            export_id=row.id, state=row.state, created_at=row.created_at, error=row.error,
+            after_rounds=row.result_json["after_rounds"] if row.result_json is not None else None,
+            files=row.result_json["files"] if row.result_json is not None else [],
+        )
+    )  # fmt: skip

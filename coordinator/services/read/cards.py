@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Evaluation, Model, Round, Run
 from fedcybgd.coordinator.domain.seat import called
-from fedcybgd.coordinator.services.read import lists, pace
-from fedcybgd.shared.contract.views import EvaluationView, PaceView, RunSummary
+from fedcybgd.coordinator.services.read import lists, pace, status
+from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.shared.contract.views import AnchorView, BytesView, EvaluationView, PaceView, RunSummary
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,14 @@ class RunCard:
     first: EvaluationView | None
     """of the model before any training"""
     last: EvaluationView | None
-    """the newest that came to a number"""
+    """the newest that came to a number; of a run that ended with another model than its last, of that"""
+    anchor: AnchorView | None
+    """its head alone, trained as often"""
     blocks: str
     """of the round that goes on"""
-    waiting: dict[str, int]
+    states: dict[str, int]
     """state → number of the assignments of that round"""
+    sent: BytesView
 
 
 def going(session: Session, now: datetime, limit: int) -> list[RunCard]:
@@ -32,6 +36,10 @@ def going(session: Session, now: datetime, limit: int) -> list[RunCard]:
         select(Run, Model.name).join(Model, Model.id == Run.model_id).where(Run.state.not_in(lists.FINAL)).order_by(Run.created_at.desc()).limit(limit)
     ).all()  # fmt: skip
     return [_card(session, run, model, now) for run, model in rows]
+
+
+def of_run(session: Session, run: Run, now: datetime) -> RunCard:
+    return _card(session, run, session.scalars(select(Model.name).where(Model.id == run.model_id)).one(), now)
 
 
 def last_score(session: Session, run_id: str) -> EvaluationView | None:
@@ -47,10 +55,13 @@ def first_score(session: Session, run_id: str) -> EvaluationView | None:
 
 
 def _card(session: Session, run: Run, model: str, now: datetime) -> RunCard:
+    last, kept = last_score(session, run.id), run.conclusion.score if run.conclusion is not None else None
     names = session.scalar(select(Round.blocks).where(Round.run_id == run.id, Round.number == run.rounds_done))
     states = select(Assignment.state, func.count()).where(Assignment.run_id == run.id, Assignment.round == run.rounds_done)
     return RunCard(
         RunSummary(model=model, **{name: getattr(run, name) for name in RunSummary.model_fields if name != "model"}),
-        pace.of_run(session, run, now), first_score(session, run.id), last_score(session, run.id), called(names) if names else "",
+        pace.of_run(session, run, now), first_score(session, run.id),
+        last.ended_with(kept) if last is not None else None, status.anchor_view(session, run.id), called(names) if names else "",
         {row[0]: row[1] for row in session.execute(states.group_by(Assignment.state))},
+        ledgers.bytes_of(ledgers.totals(session, run.id)),
     )  # fmt: skip

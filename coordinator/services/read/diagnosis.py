@@ -75,10 +75,9 @@ def _events(session: Session, run: Run) -> tuple[dict[str, Counter[str]], dict[s
             told.setdefault(code, message)
         if code in diagnosis.ATTEMPT_CODES and agent is not None:
             failures[agent][code] += 1
-    # Said once a run, however long ago.
-    once = select(Event.code, Event.message).where(
-        Event.run_id == run.id, Event.code.in_(("label_skew", "labels_forgotten", "single_label"))
-    )
+    # Said once a run, however long ago: looked for by the code, of which there are few, and not among all that the run has told.
+    of_run = func.coalesce(Event.run_id, "") == run.id
+    once = select(Event.code, Event.message).where(of_run, Event.code.in_(("label_skew", "labels_forgotten", "single_label")))
     told.update((row.code, row.message) for row in session.execute(once.order_by(Event.id.desc()).limit(10)))
     return dict(failures), told
 
@@ -87,7 +86,7 @@ def _cosines(session: Session, run_id: str) -> dict[str, float]:
     """Emulator → the newest fidelity of it."""
     newest = select(Fidelity.block, Fidelity.metrics).where(Fidelity.run_id == run_id)
     found = dict[str, float]()
-    for block, metrics in session.execute(newest.order_by(Fidelity.round.desc(), Fidelity.block).limit(FIDELITIES)):
+    for block, metrics in session.execute(newest.order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)):
         if metrics.cosine is not None:
             found.setdefault(f"{block} in {metrics.plan}", metrics.cosine)
     return found

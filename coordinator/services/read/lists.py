@@ -123,6 +123,10 @@ def runs(session: Session, page: Page, ended: bool | None = None) -> Listed[RunS
     return RUNS.page(session, query, page).map(lambda row: RunSummary.model_validate(row, from_attributes=True))
 
 
+def run_name(session: Session, run_id: str | None) -> str | None:
+    return session.scalar(select(Run.name).where(Run.id == run_id)) if run_id is not None else None
+
+
 def rounds(session: Session, name: str, page: Page) -> Listed[RoundView]:
     """The newest first."""
     return rounds_of(session, queries.run_id(session, name), page)

@@ -91,7 +91,7 @@ def overview(session: Session, now: datetime, waiting_claims: int, full_disks: S
     return StatusView(
         version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now, waiting_claims=waiting_claims,
         runs=list(lists.runs(session, Page(limit=RUNS_SHOWN)).items),
-        agents_by_state={row[0]: row[1] for row in session.execute(AGENT_STATES)},
+        agents_by_state=agent_counts(session),
         agents=list(lists.agents(session, Page(limit=AGENTS_SHOWN)).items),
         training=session.scalar(TRAINING) or 0,
         leases=[LeaseView(**row._mapping, block=called(row.blocks)) for row in session.execute(LEASES)],
@@ -99,6 +99,11 @@ def overview(session: Session, now: datetime, waiting_claims: int, full_disks: S
         jobs=jobs, running_jobs=running, alarms=alarms.raised(session, now, jobs, running, full_disks),
         last_errors=_events(queries.last_troubles(session, TROUBLES_SHOWN)),
     )  # fmt: skip
+
+
+def agent_counts(session: Session) -> dict[str, int]:
+    """State → number of agents."""
+    return {row[0]: row[1] for row in session.execute(AGENT_STATES)}
 
 
 def signing_key(session: Session) -> SigningKeyView:

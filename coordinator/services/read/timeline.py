@@ -6,19 +6,22 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Agent, Assignment
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.domain.timeline import VisitPhases
 from fedcybgd.shared.contract.run_views import VisitView
 
+OF_AGENT = Order(Assignment.leased_at, Assignment.id, newest_first=True)
 VISITS = Order(Assignment.round, Assignment.seat, Assignment.id, newest_first=True)
 HOLDER, MEANT = aliased(Agent), aliased(Agent)
 VISIT_ROWS = (
     select(
-        Assignment.id, Assignment.round, Assignment.seat, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.attempt,
+        Assignment.id, Assignment.run_id, Run.name.label("run"), Assignment.round, Assignment.seat, Assignment.blocks, Assignment.state,
+        Assignment.reason, Assignment.attempt,
         Assignment.failures, Assignment.applied, Assignment.waiting_since, Assignment.leased_at, Assignment.submitted_at,
         Assignment.judged_at, Assignment.progress, Assignment.metrics, HOLDER.name.label("agent"), MEANT.name.label("meant_for"),
     )
+    .join(Run, Run.id == Assignment.run_id)
     .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
     .join(MEANT, MEANT.id == Assignment.meant_for, isouter=True)
 )  # fmt: skip
@@ -29,10 +32,9 @@ def of_run(session: Session, name: str, page: Page) -> Listed[VisitView]:
     return VISITS.page(session, VISIT_ROWS.where(Assignment.run_id == queries.run_id(session, name)), page).map(_visit)
 
 
-def of_agent(session: Session, agent_id: str, limit: int) -> list[VisitView]:
-    """Visits that an agent holds or held last, of all runs: by the time of the lease, the newest first."""
-    query = VISIT_ROWS.where(Assignment.agent_id == agent_id).order_by(Assignment.leased_at.desc()).limit(limit)
-    return [_visit(row) for row in session.execute(query)]
+def of_agent(session: Session, name: str, page: Page) -> Listed[VisitView]:
+    """Visits that an agent has or had, of all runs, the newest first."""
+    return OF_AGENT.page(session, VISIT_ROWS.where(Assignment.agent_id == queries.agent_by_name(session, name).id), page).map(_visit)
 
 
 def _visit(row: Any) -> VisitView:
@@ -42,6 +44,8 @@ def _visit(row: Any) -> VisitView:
         said.started_at if said is not None else None, said.seconds if said is not None else None,
     )  # fmt: skip
     return VisitView(
-        id=row.id, round=row.round, seat=row.seat, blocks=row.blocks, agent=row.agent, meant_for=row.meant_for, state=row.state,
+        id=row.id, run=row.run, run_id=row.run_id, round=row.round, seat=row.seat, blocks=row.blocks, agent=row.agent, meant_for=row.meant_for, state=row.state,
         reason=row.reason, attempt=row.attempt, failures=row.failures, applied=row.applied, phases=times.all(),
+        tokens_per_s=said.tokens_per_s if said is not None else None, loss_first=said.loss_first if said is not None else None,
+        loss_last=said.loss_last if said is not None else None, peak_memory_bytes=said.peak_memory_bytes or None if said is not None else None,
     )  # fmt: skip

@@ -1,0 +1,110 @@
+"""What operators do on pages: each through the same service as in the API, and in the audit log."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Request, Response
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.api.deps import now
+from fedcybgd.coordinator.api.route import WriteDep
+from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, Filled, FilledDep, PageRoute, checked, did, show
+from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db.models import EnrolmentToken
+from fedcybgd.coordinator.domain.role import Role
+from fedcybgd.coordinator.services.agents import enrolment
+from fedcybgd.coordinator.services.operate import exports, rollback, steer
+from fedcybgd.coordinator.services.operate.release import release as let_out
+from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
+from fedcybgd.coordinator.services.records import signing
+from fedcybgd.shared.contract.words import ExportForm
+
+router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
+operator, owner = [Depends(ABrowser(Role.OPERATOR))], [Depends(ABrowser(Role.OWNER))]
+TOKEN_HOLDS = timedelta(days=1)
+BEST = "best"
+
+
+class StartFilled(Filled):
+    anyway: bool = False
+
+
+class RollbackFilled(Filled):
+    after_rounds: str = ""
+
+
+class ExportFilled(Filled):
+    form_of_export: ExportForm = "merged"
+
+
+@router.post("/runs/{run}/start", dependencies=operator)
+def start(run: str, request: Request, body: Annotated[StartFilled, Form()], session: WriteDep) -> Response:
+    checked(request, body)
+    return did("started", f"/runs/{steer.start(session, run, now(), body.anyway).id}")
+
+
+@router.post("/runs/{run}/pause", dependencies=operator)
+def pause(run: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    return did("paused", f"/runs/{steer.pause(session, run, now()).id}")
+
+
+@router.post("/runs/{run}/resume", dependencies=operator)
+def resume(run: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    return did("resumed", f"/runs/{steer.resume(session, run, now()).id}")
+
+
+@router.post("/runs/{run}/cancel", dependencies=operator)
+def cancel(run: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    return did("cancelled", f"/runs/{steer.cancel(session, run, now()).id}")
+
+
+@router.post("/runs/{run}/rollback", dependencies=operator)
+def take_back(run: str, request: Request, body: Annotated[RollbackFilled, Form()], session: WriteDep) -> Response:
+    """To what it was after some rounds, or when it scored best."""
+    checked(request, body)
+    said = body.after_rounds.strip()
+    if said != BEST and not (said.isascii() and said.isdigit() and len(said) < 10):
+        raise rollback.RoundUnknown(f"{said!r:.60} is no number of rounds; say 0 or more, or {BEST}")
+    return did("rolled-back", f"/runs/{rollback.rollback(session, run, None if said == BEST else int(said), now()).id}")
+
+
+@router.post("/runs/{run}/export", dependencies=operator)
+def export(run: str, request: Request, body: Annotated[ExportFilled, Form()], session: WriteDep) -> Response:
+    checked(request, body)
+    exports.request_export(session, run, now(), body.form_of_export)
+    return did("exporting", f"/runs/{queries.run_id(session, run)}")
+
+
+@router.post("/agents/{name}/release", dependencies=operator)
+def release(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    return did("released", f"/agents/{let_out(session, name, now()).id}")
+
+
+@router.post("/agents/{name}/revoke", dependencies=operator)
+def revoke(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    return did("revoked", f"/agents/{shut_out(session, name, now()).id}")
+
+
+@router.post("/agents/{name}/reissue", dependencies=owner)
+def reissue(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    """Its key is void at once; the token for another one is shown this once."""
+    checked(request, body)
+    return _token(request, session, *enrolment.reissue(session, name, now(), TOKEN_HOLDS), name)
+
+
+@router.post("/tokens", dependencies=owner)
+def token(request: Request, body: FilledDep, session: WriteDep) -> Response:
+    """For one new agent; shown this once."""
+    checked(request, body)
+    return _token(request, session, *enrolment.create_token(session, now(), TOKEN_HOLDS), None)
+
+
+def _token(request: Request, session: Session, row: EnrolmentToken, secret: str, agent: str | None) -> Response:
+    key = signing.newest(session)
+    fingerprint = key.fingerprint if key is not None else None
+    return show(request, "token.html", here="agents", token=secret, row=row, agent=agent, fingerprint=fingerprint)

@@ -1,0 +1,1 @@
+"""Pictures as SVG: numbers in, markup out."""
