@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from fedcybgd import Client
 from fedcybgd.agent.messages import DataSource, TrainRequest
 from fedcybgd.agent.training.visitor import Visitor
+from fedcybgd.coordinator.db.models import Run
+from fedcybgd.coordinator.services.emulators.pace import row_tokens
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.training import TrainMetrics
 from tests.support.light import LightAgent, LightTrainer
@@ -61,6 +64,9 @@ def test_a_vision_transformer_learns(method: str, live: LiveCoordinator, vit: st
         "evaluate": {"held_out": held_out.name, "digest": Client(live.url, live.operator_key).runs.upload_held_out(held_out), "every": "end"},
     }  # fmt: skip
     name = str(live.create_run(spec, start=True)["name"])
+    with live.database.reading() as session:
+        [run] = session.scalars(select(Run).where(Run.name == name))
+        assert row_tokens(session, run) == 5, "four patches and the class token"
     while live.operator.get(f"/runs/{name}")["state"] == "running":
         for agent in agents:
             if (assignment := agent.claim(name)) is not None:

@@ -9,10 +9,12 @@ import torch
 import transformers
 from PIL import Image
 
-from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, HeldOutRef, InfluencePayload
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, FidelityPayload, HeldOutRef, InfluencePayload
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ImportPayload, PreparePayload, PrepareResult
+from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
 from fedcybgd.coordinator.engine.export import export
+from fedcybgd.coordinator.engine.fidelity import fidelity
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.engine.influence import influence
 from fedcybgd.coordinator.engine.model_directory import ModelRefused
@@ -81,6 +83,19 @@ def test_influence_is_over_all_patches(place: Prepared) -> None:
     found = influence(place.store, InfluencePayload(files=run.files, blocks=refs(run), held_out=place.held_out, rows=5, **place.task))
     assert (found.rows, found.tokens) == (5, 5 * 5)
     assert set(found.influence) == {"layers.0", "layers.1"}
+
+
+def test_emulators_are_measured_on_images(place: Prepared) -> None:
+    run = place.prepared()
+    shards = {ref.block: ref for ref in refs(run)}
+    config = next(file for file in run.files if file.name == "config.json")
+    made = ShardEncoder(place.store, config, "image-classification").encode(shards["layers.1"].digest, "int4")
+    emulator = [ref if ref.block != "layers.1" else ref.model_copy(update={"codec": "int4", "digest": made.digest}) for ref in refs(run)]
+    found = fidelity(place.store, FidelityPayload(
+        files=run.files, blocks=refs(run), held_out=place.held_out, rows=8, plan="p", block="layers.0", emulator=emulator, batch_size=4, **place.task
+    ))  # fmt: skip
+    assert found.rows == 8
+    assert 0.9 < found.cosine <= 1
 
 
 def test_held_out_images_are_in_the_file_itself(place: Prepared) -> None:

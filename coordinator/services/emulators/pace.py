@@ -7,9 +7,10 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Readiness, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Model, Readiness, Run
 from fedcybgd.coordinator.planning import duration
 from fedcybgd.coordinator.planning.duration import Pace, Work
+from fedcybgd.coordinator.planning.shapes import ModelShape
 from fedcybgd.coordinator.services.emulators import costing
 from fedcybgd.shared.contract.manifests import Manifest
 
@@ -49,7 +50,14 @@ def _work(session: Session, run: Run, assignment: Assignment, agent: Agent, mani
         # Roughly said is a power of ten, or more.
         rows = MOST_ROWS if known is None else known * (1 if said is not None and said.exact else 10)
         steps = math.ceil((train.epochs or 1.0) * rows / train.batch_size)
-    return Work(parameters, train.batch_size * train.max_length, steps, bytes)
+    return Work(parameters, train.batch_size * row_tokens(session, run), steps, bytes)
+
+
+def row_tokens(session: Session, run: Run) -> int:
+    """Tokens of a row of this run, as long as rows may be."""
+    if run.spec.task.kind != "image-classification":
+        return run.spec.task.max_length
+    return ModelShape.of(session.scalars(select(Model.config).where(Model.id == run.model_id)).one()).row_tokens(run.spec)
 
 
 def _pace(session: Session, assignment: Assignment, agent_id: str) -> Pace | None:
