@@ -54,6 +54,8 @@ class Arm:
     """the same for the language model"""
     only: tuple[str, ...] = tuple(TASKS)
     """the tasks that it runs in by itself"""
+    head_factor: float = 1.0
+    """on the rate of pooler and head, which is the same for all others"""
 
     @property
     def turns(self) -> bool:
@@ -83,6 +85,10 @@ ARMS: dict[str, Arm] = {
         {TURNS: True, "method": "adapters", "adapters": {"rank": 8, "alpha": 16, "combine": "handed"}, "schedule": {"always": ["embeddings", "norm"]}},
         language_rate=1e-2, only=("shakespeare",),
     ),
+    "whole, faster head": Arm(8e-4, "whole models", {"method": "whole"}, only=(), head_factor=3.0),
+    "adapters equal, faster head": Arm(
+        4e-3, "adapters", {"method": "adapters", "adapters": {"rank": None, "alpha": None}}, only=(), head_factor=3.0,
+    ),
 }  # fmt: skip
 """`adapters equal`: of the rank that takes the state of a block cycle's visit. Deltas are int8, and frozen blocks too; under `whole` nothing is frozen."""
 
@@ -101,7 +107,7 @@ def spec_of(task: str, arm: str, rate: float, seed: int, cycles: int, tiny: bool
         spec["task"] = {"kind": "text-classification", "labels": what.labels, "max_length": what.max_length}
         schedule |= {"blocks": ["layers"], "always": ["pooler", "head"]}
         train |= {
-            "epochs": 1, "learning_rate_decay": 0.75 ** (1 / rounds_a_cycle), "always_learning_rate": rate if arm == "head" else what.head_rate,
+            "epochs": 1, "learning_rate_decay": 0.75 ** (1 / rounds_a_cycle), "always_learning_rate": rate if arm == "head" else what.head_rate * method.head_factor,
             "always_learning_rate_decay": 0.6 ** (1 / rounds_a_cycle),
         }  # fmt: skip
     averages = method.sections.get("method")

@@ -6,6 +6,7 @@ blocks            the default recipe: waves of 3 blocks, damping 0.4, another ag
 strict            one block after another; `strict fixed`: each block always with the same agent
 whole             every agent trains the whole model, and the mean is taken (FedAvg)
 adapters r8, r16  LoRA beside all linear matrices, averaged; `equal`: of the rank that takes the state of a block's visit; `handed` from agent to agent
+… faster head     three times the rate of pooler and head, which is no part of the search: by name alone
 head              the anchor: pooler and head alone; `base`: the model as it comes, its head fresh; and the majority class
 
 Every method has a learning-rate search of its own on a seed that is not reported: three values, a factor of two apart, and further ones while the
@@ -39,7 +40,7 @@ DEFAULT_ROWS = 3000
 Result = dict[str, Any]
 COLUMNS = (
     "accuracy", "macro_f1", "loss", "last_accuracy", "last_loss", "average_accuracy", "average_loss", "accuracy_gain", "loss_gain", "state",
-    "state_share", "peak_memory", "bytes", "bytes_share", "serial", "visits", "tokens", "seconds", "majority",
+    "state_share", "bytes", "bytes_share", "serial", "visits", "tokens", "seconds", "majority",
 )  # fmt: skip
 
 
