@@ -33,7 +33,7 @@ GAUGES: tuple[Metric, ...] = (
     Metric("fedcoord_engine_still_seconds", "gauge", "for how long an engine with a job has used no processor, at the most"),
     Metric("fedcoord_run_rounds", "gauge", "rounds that a run has in all, of the newest that have not ended", ("run",)),
     Metric("fedcoord_run_rounds_done", "gauge", "rounds that a run has done", ("run",)),
-    Metric("fedcoord_run_paused", "gauge", "1 while a run is paused", ("run",)),
+    Metric("fedcoord_run_paused", "gauge", "1 while a run that has begun is paused, 0 while it goes on", ("run",)),
     Metric("fedcoord_run_loss", "gauge", "the last held-out loss of a run that has not ended, in nats", ("run",)),
     Metric("fedcoord_run_accuracy", "gauge", "the last held-out accuracy of a run that has not ended, 0 to 1", ("run",)),
     Metric("fedcoord_waiting_claims", "gauge", "agents whose claims wait at this process"),

@@ -33,7 +33,8 @@ def test_from_draft_to_a_lease_to_a_pause(live: LiveCoordinator, model: str, han
     waiting = of_kind(explain(live, run), "agent")
     assert (waiting.agent, waiting.block) == (hand.name, "layers.0")
     assert waiting.until is not None, "somebody else may stand in then"
-    assert hand.name in waiting.text
+    assert f"waits for {hand.name}, for " in waiting.text
+    assert f"{hand.name} does not ask this coordinator" in waiting.text
 
     assignment = hand.take(run)
     hand.renew(assignment, phase="training", step=3, steps=7, loss=0.5, trouble={"code": "unreachable"})
@@ -76,7 +77,8 @@ def test_who_is_absent_and_who_fails_is_said(live: LiveCoordinator, model: str, 
     assert f"{hand.name}: 2 × trainer_died" in symptoms["agents_fail"].evidence
     assert "memory" in symptoms["agents_fail"].advice
 
-    other.deliver(other.take(run), {name: t * float("nan") for name, t in _delta(other, run).items()})
+    work = other.take(run)
+    other.deliver(work, {name: t * float("nan") for name, t in other.delta(work).items()})
     settled(live, run)
     rejected = next(one for one in explain(live, run).symptoms if one.code == "deltas_rejected")
     assert other.name in rejected.evidence
@@ -87,11 +89,6 @@ def test_who_is_absent_and_who_fails_is_said(live: LiveCoordinator, model: str, 
     stuck = wait_for(lambda: (v := explain(live, run)).state == "paused" and v, limit=15)
     assert hand.name in stuck.text
     assert "by itself" in (stuck.advice or "")
-
-
-def _delta(hand: Hand, run: str) -> Any:
-    """Of the assignment that it holds."""
-    return hand.delta(hand.take(run))
 
 
 def test_there_is_no_explanation_of_what_is_not_there(live: LiveCoordinator) -> None:

@@ -56,6 +56,9 @@ def test_a_round_with_a_rejected_delta_is_told(live: LiveCoordinator, model: str
         assert grown(f"fedcoord_{histogram}_seconds_count") == count, histogram
     assert after[f"fedcoord_run_rounds_done|run={run}"] == 1
     assert not [series for series in after if hand.name in series], "agents are counted, and not named"
+    assert after[f"fedcoord_run_paused|run={run}"] == 0
+    live.operator.post(f"/runs/{run}/pause")
+    assert scrape(live)[f"fedcoord_run_paused|run={run}"] == 1
     live.operator.post(f"/runs/{run}/cancel")
     assert f"fedcoord_run_rounds|run={run}" not in scrape(live), "what has ended makes no series any more"
 

@@ -97,6 +97,9 @@ def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_there_are() -> Non
         named = [series[name] for name in NAMED.findall(expr)]
         assert labels <= {label for metric in named for label in metric.labels}, expr
         assert expr.count("(") == expr.count(")"), expr
+        # What stands on both sides of `and` is matched by all labels: one side more of them, and nothing ever matches.
+        sides = [re.findall(r"^max by \(([^)]*)\)", side.strip()) for side in expr.split(" and ")]
+        assert len(sides) == 1 or (sides[0] and sides.count(sides[0]) == len(sides)), expr
 
 
 def test_every_metric_is_documented() -> None:

@@ -147,32 +147,32 @@ def _pending(session: Session, run: Run, claimants: Sequence[Claimant], now: dat
     for number, (assignment, expected) in enumerate(outlook.of_run(session, run, now)):
         if number >= SHOWN:
             return
-        block = ", ".join(assignment.blocks)
-        until = assignment.waiting_since + patience
-        meant = queries.agent_name(session, assignment.meant_for) if assignment.meant_for is not None else None
-        text, advice = f"{block} {expected.text or 'waits for an agent'}", None
+        block, until, own = ", ".join(assignment.blocks), assignment.waiting_since + patience, assignment.meant_for
+        meant = queries.agent_name(session, own) if own is not None else None
+        awaited = own is not None and until > now and own not in assignment.excluded and bool(readiness.there(session, run.id, [own]))
+        text, advice = f"{block} {expected.text}", None
         if expected.kind == OutlookKind.OPEN:
-            text = f"{block} waits for an agent, for {(now - assignment.waiting_since).total_seconds():.0f} s; {expected.text or 'somebody is there'}"
-            if (opening := opened.get(assignment.id)) is not None and (why := not_taken(opening, claimants)) is not None:
+            asked = [claimant for claimant in claimants if claimant.id == own] if awaited else claimants
+            waited = f"{(now - assignment.waiting_since).total_seconds():.0f} s"
+            text = f"{block} waits for {meant if awaited else 'anybody who may take it'}, for {waited}"
+            why = not_taken(opened[assignment.id], asked) if assignment.id in opened else None
+            if why is not None:
                 text, advice = f"{text}; {why[0]}", why[1]
-            elif not claimants:
-                text += "; no agent asks this coordinator for work right now: those who are there train, or are outside their hours"
-        elif expected.kind == OutlookKind.AWAITED and meant is not None:
-            text += "; then anybody may stand in"
+            elif not asked:
+                idle = (
+                    f"{meant} does not ask this coordinator for work right now: it trains, or is outside its hours"
+                    if awaited
+                    else "no agent asks this coordinator for work right now: those who are there train, or are outside their hours"
+                )
+                text += f"; {idle}"
         if (unfit := _no_room(session, run, assignment)) is not None:
             text = f"{text}; {unfit}"
             advice = (
                 advice or "raise limits.memory_gb there, lower train.batch_size, or choose another compression.policy (`fedcoord plan`)"
             )
         yield WaitView(
-            kind="agent",
-            text=text,
-            advice=advice,
-            agent=meant,
-            block=block,
-            round=assignment.round,
-            until=until if meant is not None and until > now else None,
-        )
+            kind="agent", text=text, advice=advice, agent=meant, block=block, round=assignment.round, until=until if awaited else None
+        )  # fmt: skip
 
 
 def not_taken(opening: Opening, claimants: Sequence[Claimant]) -> tuple[str, str] | None:

@@ -61,7 +61,8 @@ def _of_runs(session: Session) -> Iterator[MetricEntry]:
     for run in found:
         yield MetricEntry("fedcoord_run_rounds", run.rounds_total, {"run": run.name})
         yield MetricEntry("fedcoord_run_rounds_done", run.rounds_done, {"run": run.name})
-        yield MetricEntry("fedcoord_run_paused", run.state == RunState.PAUSED, {"run": run.name})
+        if run.state != RunState.DRAFT:
+            yield MetricEntry("fedcoord_run_paused", run.state == RunState.PAUSED, {"run": run.name})
     names = {run.id: run.name for run in found}
     newest = select(Evaluation.run_id, func.max(Evaluation.after_rounds).label("last")).where(Evaluation.run_id.in_(names))
     last = newest.group_by(Evaluation.run_id).subquery()
