@@ -14,13 +14,22 @@ from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
 from fedcybgd.coordinator.services.operate import anchors, exports, prepare, provenance, rollback, steer
-from fedcybgd.coordinator.services.read import explanation, lists, status
+from fedcybgd.coordinator.services.read import explanation, labels, lists, status
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, ExportRequested, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.provenance import Provenance
-from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
-from fedcybgd.shared.contract.words import ID, ExportForm
+from fedcybgd.shared.contract.views import (
+    AssignmentView,
+    EvaluationView,
+    LabelScoresView,
+    MemberView,
+    RoundView,
+    RunSummary,
+    RunView,
+    TrafficView,
+)
+from fedcybgd.shared.contract.words import ID, ExportForm, LabelOrder
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/runs", tags=["runs"], responses=errors(401, 403, 422))
 viewer, operator = [ViewerDep], [OperatorDep]
@@ -134,6 +143,25 @@ def list_rounds(run: str, session: ReadDep, page: PageDep, response: Response) -
 def list_evaluations(run: str, session: ReadDep, page: PageDep, response: Response) -> list[EvaluationView]:
     """Each with its standard errors, and with the bytes, tokens and seconds that the model had cost by then; the oldest first, in pages."""
     return paged(response, lists.evaluations(session, run, page))
+
+
+@router.get(
+    "/{run}/evaluations/{after_rounds}/labels",
+    summary="Scores of single labels",
+    response_model=LabelScoresView,
+    responses=errors(404),
+    dependencies=viewer,
+)
+def label_scores(
+    run: str,
+    after_rounds: Annotated[int, Path(ge=0, lt=1 << 31)],
+    session: ReadDep,
+    order: Annotated[LabelOrder, Query(description="worst: the lowest recall first; label: by number")] = "worst",
+    skip: Annotated[int, Query(ge=0, le=200_000)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> LabelScoresView:
+    """Recall, precision and F1 of each label in one of the evaluations, a part at a time."""
+    return labels.of_evaluation(session, run, after_rounds, order, skip, limit)
 
 
 @router.get(

@@ -13,11 +13,12 @@ from fedcybgd.client.client import Client
 from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import has_ended
+from fedcybgd.coordinator.commands import score_table
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.provenance import fingerprint
-from fedcybgd.shared.contract.views import RunSummary, RunView
+from fedcybgd.shared.contract.views import EvaluationView, LabelScoresView, RunSummary, RunView
 from fedcybgd.shared.contract.words import FINAL, ExportForm
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
@@ -148,6 +149,32 @@ def status(run: Run, as_json: Json = False) -> None:
     if view.state not in FINAL:
         for line in members_in_words(list(client.runs.members(view.id)), absent_only=True):
             terminal.say(line)
+
+
+@app.command()
+def scores(
+    run: Run,
+    labels: Annotated[bool, typer.Option("--labels", help="Label by label, those of the lowest recall first.")] = False,
+    after: Annotated[int | None, typer.Option(help="With --labels: after how many rounds; default: the newest score.", min=0)] = None,
+    most: Annotated[int, typer.Option(help="With --labels: how many.", min=1, max=1000)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Every held-out score, each with what it had cost by then; or one of them label by label."""
+    client = Client()
+    found = list(client.runs.evaluations(run)) if after is None or not labels else []
+    made = [score.after_rounds for score in found if score.loss is not None]
+    if labels and (after is not None or made):
+        by_label = client.runs.label_scores(run, made[-1] if after is None else after, limit=most)
+        if as_json:
+            say_json(LabelScoresView, by_label)
+        else:
+            terminal.print(score_table.of_labels(by_label))
+    elif as_json:
+        say_json(list[EvaluationView], found)
+    elif found:
+        terminal.print(score_table.scores(found, client.runs.get(run).anchor, shown=len(found)))
+    else:
+        terminal.say("no score yet")
 
 
 @app.command()

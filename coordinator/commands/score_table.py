@@ -7,14 +7,14 @@ from rich.text import Text
 
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
-from fedcybgd.shared.contract.views import AnchorView, EvaluationView
+from fedcybgd.shared.contract.views import AnchorView, EvaluationView, LabelScoresView
 
 SHOWN = 8
 
 
-def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = None) -> Table:
+def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = None, shown: int = SHOWN) -> Table:
     """The newest ones, before them that of the base model, and after them that of the head alone: what all others are measured against."""
-    newest = list(evaluations[-SHOWN:])
+    newest = list(evaluations[-shown:])
     if evaluations[0].after_rounds == 0 and evaluations[0] is not newest[0]:
         newest = [evaluations[0], *newest[1:]]
     labelled = is_labelled(newest)
@@ -31,6 +31,17 @@ def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = No
         table.add_row(*_of_anchor(anchor, labelled))
     if made := [e for e in newest if e.loss is not None]:
         table.caption = _told_of(made[-1])
+    return table
+
+
+def of_labels(found: LabelScoresView) -> Table:
+    """One of the evaluations, label by label."""
+    table = Table("label", "recall", "precision", "F1", "rows", "taken for it", "right", box=None, padding=(0, 2), caption_justify="left")
+    for one in found.scores:
+        shares = ("–" if share is None else f"{share:.1%}" for share in (one.recall, one.precision, one.f1))
+        called = str(one.label) if one.name is None else f"{one.label} {one.name}"
+        table.add_row(called, *shares, f"{one.rows:,}", f"{one.guessed:,}", f"{one.right:,}")
+    table.caption = f"after {found.after_rounds} rounds; {len(found.scores)} of {found.labels} labels"
     return table
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedcybgd.shared.contract.measured import LabelScore
+
 
 @dataclass(frozen=True)
 class LabelTally:
@@ -22,6 +24,11 @@ class LabelTally:
             self.rows[label] += 1
             self.guessed[guess] += 1
             self.right[label] += label == guess
+
+    def counted(self) -> list[list[int]]:
+        """Of each label that a row has or was taken for: the label, rows, guesses, and those that were right. There are twice as many as rows at the most."""
+        columns = zip(self.rows, self.guessed, self.right, strict=True)
+        return [[label, *counts] for label, counts in enumerate(columns) if any(counts)]
 
     @property
     def accuracy(self) -> float:
@@ -60,3 +67,20 @@ class LabelTally:
     def accuracy_error(self) -> float:
         """The standard error of the accuracy, as of rows drawn one by one: √(p (1 - p) / rows)."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / max(1, sum(self.rows)))
+
+
+def label_scores(counted: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> list[LabelScore]:
+    """Of what `LabelTally.counted` gave, by label."""
+    return [
+        LabelScore(
+            label=label, name=names[label] if names is not None and label < len(names) else None, rows=rows, guessed=guessed, right=right,
+            recall=right / rows if rows else None, precision=right / guessed if guessed else None,
+            f1=2 * right / (rows + guessed) if rows else None,
+        )
+        for label, rows, guessed, right in counted
+    ]  # fmt: skip
+
+
+def worst_first(scores: Sequence[LabelScore]) -> list[LabelScore]:
+    """By recall, of equals the one with more rows first; last those that no held-out row has."""
+    return sorted(scores, key=lambda one: (one.recall is None, one.recall or 0.0, -one.rows, one.label))

@@ -99,6 +99,7 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
         matthews=tally.matthews if labelled else None,
         macro_f1=tally.macro_f1 if labelled else None,
         labels_held_out=tally.held_out if labelled else None,
+        counted=tally.counted() if labelled else None,
         labels_never_right=tally.never_right if labelled else None,
         seconds=time.monotonic() - began,
     )

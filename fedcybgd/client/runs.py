@@ -13,8 +13,17 @@ from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
-from fedcybgd.shared.contract.views import AssignmentView, EvaluationView, MemberView, RoundView, RunSummary, RunView, TrafficView
-from fedcybgd.shared.contract.words import FINAL, ExportForm
+from fedcybgd.shared.contract.views import (
+    AssignmentView,
+    EvaluationView,
+    LabelScoresView,
+    MemberView,
+    RoundView,
+    RunSummary,
+    RunView,
+    TrafficView,
+)
+from fedcybgd.shared.contract.words import FINAL, ExportForm, LabelOrder
 
 CHUNK = 1 << 20
 
@@ -135,6 +144,11 @@ class Runs:
     def evaluations(self, run: str) -> Iterator[EvaluationView]:
         """Every score so far, the oldest first, each with what the model had cost by then."""
         return self._connection.pages(EvaluationView, f"/runs/{segment(run)}/evaluations")
+
+    def label_scores(self, run: str, after_rounds: int, *, order: LabelOrder = "worst", skip: int = 0, limit: int = 100) -> LabelScoresView:
+        """Recall, precision and F1 of single labels in one of the evaluations: a thousand a call at the most, the lowest recall first or by label."""
+        place = f"/runs/{segment(run)}/evaluations/{after_rounds}/labels"
+        return self._connection.read(LabelScoresView, place, {"order": order, "skip": skip, "limit": limit})
 
     def assignments(self, run: str) -> Iterator[AssignmentView]:
         """Every visit so far, the oldest first."""

@@ -21,6 +21,19 @@ class Spent(BaseModel):
     seconds: float = Field(description="since the run was first started, pauses included")
 
 
+class LabelScore(BaseModel):
+    """How a classifier fares with one label."""
+
+    label: int = Field(description="its number, from 0")
+    name: str | None = Field(None, description="where the run file names labels")
+    rows: int = Field(description="held-out rows that have it")
+    guessed: int = Field(description="rows that were taken for it")
+    right: int = Field(description="rows that have it and were taken for it")
+    recall: float | None = Field(description="right of rows; null: no row has it")
+    precision: float | None = Field(description="right of guessed; null: no row was taken for it")
+    f1: float | None = Field(description="the harmonic mean of the two; null: no row has it")
+
+
 class Score(BaseModel):
     """Of a model, on held-out rows."""
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.measured import Conclusion, Failure, Score
+from fedcybgd.shared.contract.measured import Conclusion, Failure, LabelScore, Score
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.words import JsonObject
 
@@ -69,6 +69,14 @@ class EvaluationView(Score):
         """The same with the numbers of the model that a run ended with, if that is another; what it had cost stays."""
         values = {} if kept is None else {name: getattr(kept, name) for name in Score.model_fields if name != "spent"}
         return self.model_copy(update=values)
+
+
+class LabelScoresView(BaseModel):
+    """Some of the labels of one evaluation."""
+
+    after_rounds: int
+    labels: int = Field(description="how many there are, that a held-out row has or was taken for")
+    scores: list[LabelScore]
 
 
 class AssignmentView(BaseModel):
@@ -198,6 +206,7 @@ class RunView(RunSummary):
     rounds: list[RoundView] = Field(description="the newest rounds, the newest first")
     current: list[AssignmentView] = Field(description="assignments of the newest round")
     evaluations: list[EvaluationView] = Field(description="the newest hundred, the newest last")
+    worst_labels: list[LabelScore] = Field([], description="of the newest score: the labels with the lowest recall, five at the most")
     bytes: BytesView
     conclusion: Conclusion | None = Field(
         None, description="with which candidate it ended; null: with its last version, there was no other"

@@ -55,6 +55,8 @@ Precision = Literal["float32", "bfloat16", "auto"]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 """A state, a kind: one of our own words."""
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+LabelOrder = Literal["worst", "label"]
+"""In which labels are listed: the lowest recall first, or by their numbers"""
 ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
 Id = Annotated[str, StringConstraints(pattern=ID)]
 """An id that a coordinator made, as in run_0123456789abcdef. It becomes part of paths and URLs, so nothing else is one."""

@@ -40,6 +40,7 @@ TABLE = {
     "GET /v1/models": "viewer", "GET /v1/models/{name}": "viewer", "GET /v1/runs": "viewer", "GET /v1/runs/{run}": "viewer",
     "GET /v1/runs/{run}/assignments": "viewer", "GET /v1/runs/{run}/readiness": "viewer", "GET /v1/runs/{run}/rounds": "viewer",
     "GET /v1/runs/{run}/traffic": "viewer", "GET /v1/runs/{run}/explanation": "viewer", "GET /v1/runs/{run}/evaluations": "viewer",
+    "GET /v1/runs/{run}/evaluations/{after_rounds}/labels": "viewer",
     "GET /v1/runs/{run}/blocks": "viewer", "GET /v1/runs/{run}/blocks/{block}/versions": "viewer", "GET /v1/runs/{run}/timeline": "viewer",
     "GET /v1/runs/{run}/series": "viewer", "GET /v1/runs/{run}/exports": "viewer",
     "GET /v1/agents/{name}/visits": "viewer", "GET /v1/events": "viewer", "GET /v1/agents/{name}": "viewer",

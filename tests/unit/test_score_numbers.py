@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedcybgd.coordinator.domain.label_tally import LabelTally
+from fedcybgd.coordinator.domain.label_tally import LabelTally, label_scores, worst_first
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
 from fedcybgd.shared.models.batches import IGNORED, Batch, loss_sum, row_losses
 
@@ -52,6 +52,22 @@ def test_the_majority_is_the_commonest_label_of_the_rows_and_not_of_the_guesses(
     found = tally([0, 0, 0, 1, 2], [1, 1, 1, 1, 1], 3)
     assert (found.majority, found.accuracy) == (0.6, 0.2)
     assert found.accuracy_error == pytest.approx(math.sqrt(0.2 * 0.8 / 5))
+
+
+def test_labels_one_by_one_come_to_the_whole() -> None:
+    draw = random.Random(2)
+    labels = [draw.choice([0, 1, 1, 3]) for _ in range(60)]
+    guesses = [label if draw.random() < 0.5 else draw.randrange(5) for label in labels]
+    found = tally(labels, guesses, 100_000)
+    by_label = {one.label: one for one in label_scores(found.counted(), ["a", "b"])}
+    assert set(by_label) == {*labels, *guesses}, "of a hundred thousand those that some row has to do with"
+    assert statistics.mean(one.f1 for one in by_label.values() if one.f1 is not None) == pytest.approx(found.macro_f1)
+    for label, one in by_label.items():
+        assert one.recall == (found.right[label] / labels.count(label) if label in labels else None)
+        assert one.precision == (found.right[label] / guesses.count(label) if label in guesses else None)
+    assert (by_label[1].name, by_label[3].name) == ("b", None)
+    shares = [one.recall for one in worst_first(list(by_label.values()))]
+    assert shares == [*sorted(share for share in shares if share is not None), *[None] * shares.count(None)]
 
 
 def test_the_error_of_a_mean_over_rows_of_one_prediction_is_the_textbooks() -> None:

@@ -17,6 +17,8 @@ class Evaluation(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
     after_rounds: Mapped[int] = mapped_column(primary_key=True)
     metrics: Mapped[Score] = mapped_column(Typed(Score))
+    counted: Mapped[list[list[int]] | None] = mapped_column(Typed(list[list[int]]), deferred=True)
+    """of a classifier, of each label that a row has or was taken for: the label, rows, guesses, and those that were right"""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

@@ -52,6 +52,8 @@ class EvaluateResult(BaseModel):
     labels_held_out: int | None = None
     labels_never_right: int | None = None
     """of those, how many no row was right of"""
+    counted: list[list[int]] | None = None
+    """of each label that a row has or was taken for: the label, rows, guesses, and those that were right"""
     seconds: float
 
 

@@ -141,7 +141,7 @@ def spent(session: Session, run: Run, after_rounds: int, now: datetime) -> Spent
 
 def scored(session: Session, done: Done[EvaluatePayload, EvaluateResult]) -> None:
     score = score_of(done.result).model_copy(update={"spent": done.payload.spent})
-    _keep_score(session, done.subject, done.payload.after_rounds, score, done.now)
+    _keep_score(session, done.subject, done.payload.after_rounds, score, done.now, done.result.counted)
     session.flush()
     label_skew.look_at_score(session, done.subject, done.payload.after_rounds, score, done.now)
 
@@ -160,7 +160,9 @@ def _no_score(why: Failure, spent: Spent | None) -> Score:
     return Score(loss=None, accuracy=None, rows=0, seconds=0.0, spent=spent, failed=why)
 
 
-def _keep_score(session: Session, run_id: str, after_rounds: int, score: Score, now: datetime) -> None:
+def _keep_score(
+    session: Session, run_id: str, after_rounds: int, score: Score, now: datetime, counted: list[list[int]] | None = None
+) -> None:
     undone = session.scalar(select(Run.rounds_done).where(Run.id == run_id, Run.rounds_done < after_rounds)) is not None
     if not undone and session.get(Evaluation, (run_id, after_rounds)) is None:
-        session.add(Evaluation(run_id=run_id, after_rounds=after_rounds, metrics=score, created_at=now))
+        session.add(Evaluation(run_id=run_id, after_rounds=after_rounds, metrics=score, counted=counted, created_at=now))

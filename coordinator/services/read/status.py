@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import readiness
-from fedcybgd.coordinator.services.read import alarms, lists, pace
+from fedcybgd.coordinator.services.read import alarms, labels, lists, pace
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import ledgers, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
@@ -68,6 +68,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
                 for row in session.execute(BLOCKS.where(Block.run_id == run.id))],
         rounds=list(rounds), current=current,
         evaluations=[lists.evaluation(row) for row in queries.last_evaluations(session, run.id, SHOWN)],
+        worst_labels=labels.worst(session, run),
         conclusion=run.conclusion, anchor=anchor_view(session, run.id),
         anchor_of=session.scalar(select(Run.name).where(Run.id == run.anchor_of)) if run.anchor_of is not None else None,
         bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
