@@ -41,7 +41,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run file with values to start from: tested ones, chosen by the held-out rows, the model and the number of agents."""
+    """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
     if out.exists() and not force:
         raise RunFileThere(f"{out} is there already; choose another with --out, or give --force to write over it")
     if labels is not None and task != "text-classification":

@@ -1,6 +1,7 @@
 """Looks at rows and at a model for a recipe: what columns and labels there are, how long rows are, which blocks the model has."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,17 @@ def rows_of(
     spec = TaskSpec(task=task, num_labels=number, label_names=names, max_length=1)
     lengths: list[int] = []
     held_out, is_text = 0, False
+    with_label: Counter[int] = Counter()
     for row in examples(file, spec, columns, None, "--column"):
         if held_out < MEASURED:
             lengths.append(count(row))
+        if "label" in row:
+            with_label[row["label"]] += 1
         held_out, is_text = held_out + 1, task == "causal-lm" and "text" in row
     at = (99 * len(lengths) + 99) // 100 - 1
     length = sum(lengths) // len(lengths) if is_text else sorted(lengths)[at]
-    return RecipeRows(called, held_out, length, known, columns, of_agents, is_text)
+    commonest = max(with_label.values()) / held_out if with_label else None
+    return RecipeRows(called, held_out, length, known, columns, of_agents, is_text, commonest)
 
 
 def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Recipes: tested starting values of a run file, chosen by rule from the rows, the model and the number of agents.
+"""Recipes: starting values of a run file, chosen by rule from the rows, the model and the number of agents.
 
-What the values come to is measured by `python -m benchmarks.recipes`, which calls the same functions.
+Where each number comes from stands in docs/run-file.md. What they come to is measured by `python -m benchmarks.recipes`, which calls the same function.
 """
 
 from collections.abc import Mapping
@@ -54,6 +54,9 @@ class RecipeRows:
     """all of them together; None: nobody says"""
     is_text: bool = False
     """whether all texts are one stream, cut into windows"""
+
+    commonest: float | None = None
+    """share of the held-out rows that have the commonest label"""
 
     @property
     def rows_of_agents(self) -> int:

@@ -11,6 +11,8 @@ HEADING = (
     "Written by `fedcoord init`: values to start from, chosen by the held-out rows and the model. docs/run-file.md explains every field.",
     "With keep_best, and a score of the model before any training, a run does not end with a worse score than it began with.",
 )
+UNEQUAL = 1.3
+"""Times as many rows as its share that the commonest label has: from then on its share is spoken of"""
 PLACE = 44
 """Where comments begin"""
 
@@ -45,6 +47,9 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     schedule, train = values["schedule"], values["train"]
     yield "model", f"{model.layers} layers of width {model.width}"
     yield "name", "what agents name in `runs`"
+    if rows.commonest is not None and rows.commonest * rows.num_labels >= UNEQUAL:
+        text = f"one is on {rows.commonest:.0%} of the held-out rows: if agents have it about as often, label_skew: none under train may score higher"
+        yield "task.labels", text
     if rows.is_text:
         yield "task.max_length", "tokens of a window"
     else:

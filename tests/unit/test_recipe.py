@@ -93,6 +93,16 @@ def test_columns_and_labels_are_found(tmp_path: Path) -> None:
     assert (said.columns, said.labels) == ({"text": "q"}, 2)
 
 
+def test_labels_of_unequal_shares_are_spoken_of(tmp_path: Path) -> None:
+    """The usual loss makes logits of balanced labels: where all agents have the same unequal shares, that costs accuracy."""
+    for often, spoken in ((7, True), (5, False)):
+        found = look(written(tmp_path, *({"text": "a", "label": int(i >= often)} for i in range(10))))
+        assert found.commonest == often / 10
+        assert (
+            "label_skew: none" in written_recipe(recipe("r", "text-classification", BERT, found), BERT, found, 6, counted=True)
+        ) == spoken
+
+
 def test_texts_of_language_models_are_found(tmp_path: Path) -> None:
     asked = look(written(tmp_path, {"question": "why", "answer": "because"}), "causal-lm")
     assert (asked.columns, asked.is_text, asked.labels) == ({"prompt": "question", "completion": "answer"}, False, None)
