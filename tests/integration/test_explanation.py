@@ -68,6 +68,13 @@ def test_nobody_consents(live: LiveCoordinator, model: str, hand: Hand) -> None:
     asked.join()
 
 
+def test_who_does_not_come_in_time_is_waited_for_no_more(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
+    run = start_run(live, model, [hand, other], schedule={"agents": "fixed", "reassign_after_s": 0})
+    late = of_kind(explain(live, run), "agent")
+    assert f"waits for anybody who may take it ({hand.name}, whose it was, has not come in time)" in late.text
+    assert late.until is None
+
+
 def test_who_is_absent_and_who_fails_is_said(live: LiveCoordinator, model: str, hand: Hand, other: Hand) -> None:
     run = start_run(live, model, [hand, other], schedule={"agents": "first_come", "max_attempts": 9})
     for _ in range(2):

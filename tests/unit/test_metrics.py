@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedcybgd.agent import metrics as agent_metrics
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.coordinator.db.base import Base, Database, utcnow
+from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.domain.metrics import COUNTED, METRICS
+from fedcybgd.coordinator.services.read import gauges
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.metrics import SECONDS, Metric, MetricEntry, text
 from fedcybgd.shared.host.counters import MOST_SERIES, Counters
 
@@ -121,3 +126,23 @@ def test_the_agents_port_answers_this_machine_alone_and_by_its_name_alone() -> N
             agent_metrics.MetricsPort(int(port.url.split(":")[2].split("/")[0]), str)
     finally:
         port.close()
+
+
+def test_a_thousand_agents_cost_ten_milliseconds_at_the_most(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    Base.metadata.create_all(database.engine)
+    with database.transaction() as session:
+        for number in range(1000):
+            session.add(Agent(
+                id=f"agt_{number}", name=f"agent-{number}", key_hash=f"{number:064}", state="silent", device=DeviceInfo(), limits=DeclaredLimits(),
+                version="1", enrolled_at=utcnow(),
+            ))  # fmt: skip
+    took = []
+    with database.reading() as session:
+        for _ in range(5):
+            began = time.process_time()
+            written = text(METRICS, [*Counters(COUNTED).entries(), *gauges.of(session, utcnow())])
+            took.append(time.process_time() - began)
+    assert read(written)["fedcoord_agents|state=silent"] == 1000
+    assert min(took) < 0.010, took
+    database.close()

@@ -154,7 +154,8 @@ def _pending(session: Session, run: Run, claimants: Sequence[Claimant], now: dat
         if expected.kind == OutlookKind.OPEN:
             asked = [claimant for claimant in claimants if claimant.id == own] if awaited else claimants
             waited = f"{(now - assignment.waiting_since).total_seconds():.0f} s"
-            text = f"{block} waits for {meant if awaited else 'anybody who may take it'}, for {waited}"
+            late = f" ({meant}, whose it was, {'is not there' if until > now else 'has not come in time'})" if own is not None else ""
+            text = f"{block} waits for {meant if awaited else f'anybody who may take it{late}'}, for {waited}"
             why = not_taken(opened[assignment.id], asked) if assignment.id in opened else None
             if why is not None:
                 text, advice = f"{text}; {why[0]}", why[1]
