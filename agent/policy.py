@@ -127,6 +127,8 @@ def check_offer(policy: Policy, run: RunOffer) -> None:
         _check_steps(policy, run.visits.steps, run.visits.batch_size)
         if run.visits.all_at_once:
             _check_blocks(policy, run.visits.blocks)
+        elif run.visits.corrects == "all":
+            _check_blocks(policy, [block for block in run.visits.blocks if layer_range(block)])
 
 
 def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | None) -> None:

@@ -36,6 +36,9 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
         found.append(
             "every visit trains all of these blocks at once: the agent gets the whole model exact, and one delta tells of all blocks"
         )
+    if visit.corrects is not None:
+        which = "all of these layers" if visit.corrects == "all" else "these layers from its own upwards"
+        found.append(f"every visit trains factors beside matrices of layers that are not its own: one delta tells of {which}")
     if visit.weighed_by_rows:
         found.append("a delta counts by the rows that it was trained on, and says how many they are")
     if visit.batch_size == 1:

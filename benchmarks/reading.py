@@ -30,6 +30,7 @@ OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
 TASK: dict[str, Any] = {"kind": None, "labels": None, "max_length": 128}
 AVERAGING: dict[str, Any] = {"fraction": 1.0, "weights": "rows", "outer": {}}
 ADAPTERS: dict[str, Any] = AVERAGING | {"matrices": ["linear"], "rank": 8, "alpha": 16.0, "combine": "mean"}
+CORRECTIONS: dict[str, Any] = {"rank": 4, "alpha": 16.0, "layers": "all", "matrices": ["linear"], "learning_rate": 3e-3}
 OUTER: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "nesterov": False}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
@@ -74,7 +75,19 @@ class Reading:
     """The values of a run file, as YAML or JSON has them."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        known = {"task", "method", "whole", "adapters", "schedule", "train", "compression", "delta", "exposure", "seed"} | ELSEWHERE
+        known = {
+            "task",
+            "method",
+            "whole",
+            "adapters",
+            "corrections",
+            "schedule",
+            "train",
+            "compression",
+            "delta",
+            "exposure",
+            "seed",
+        } | ELSEWHERE
         if strange := set(values) - known:
             raise Unreadable(f"the sections {sorted(strange)}")
         task = _section(values, "task", TASK)
@@ -86,6 +99,7 @@ class Reading:
             raise Unreadable(f"the method {self.method}")
         self.averages = self.method != "block-cycle"
         self.adapters = _section(values, "adapters", ADAPTERS) if self.method == "adapters" else None
+        self.corrections = _section(values, "corrections", CORRECTIONS) if values.get("corrections") is not None else None
         self.averaging = self.adapters or _section(values, "whole", AVERAGING)
         self._outer = _section(self.averaging, "outer", OUTER)
         self.train = _section(values, "train", TRAIN | RATES)
@@ -165,9 +179,28 @@ class Reading:
         told = {field: train[field] for field in TRAIN} | self._length(cycle)
         return told | {
             "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
-            "max_length": self.task.max_length, "groups": groups, "seed": seed,
+            "max_length": self.task.max_length, "groups": groups, "corrections": None, "seed": seed,
             "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
         }  # fmt: skip
+
+    def corrected(self, order: Order, blocks: Sequence[str], matrices: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
+        """What a visit is told of the layers that it does not train, if it corrects any.
+
+        `blocks` are those that the run visits, `matrices` by the names of all blocks, in the order of the model, those that may be corrected.
+        """
+        said, names = self.corrections, list(matrices)
+        if said is None:
+            return None
+        first = 0 if said["layers"] == "all" else min(names.index(block) for block in order.trained)
+        found = [weight for name in names[first:] if name in blocks and name not in order.trained for weight in matrices[name]]
+        cycle = self.cycle(blocks, order.round)
+        rate = said["learning_rate"] * self.train["learning_rate_decay"] ** cycle
+        told = {"rank": said["rank"], "scale": said["alpha"] / said["rank"], "learning_rate": rate, "matrices": found}
+        return told if found else None
+
+    def of_corrections(self, seats: int, cycle: int) -> float:
+        """What each member of a round of so many weighs in what it corrects."""
+        return float(self._in_cycle(cycle, "damping")) / seats
 
     def weights(
         self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int], cycle: int

@@ -7,7 +7,7 @@ judged: of it only the engine is taken, whose functions are judged by tests of t
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit
+from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import (
     AdaptersBase,
@@ -57,6 +58,7 @@ class Holdings:
 class Made:
     """A delta by its digest, and what is told of the labels and rows that it was trained on."""
 
+    seat: int
     digest: str
     labels: list[int] | None
     rows: int
@@ -148,6 +150,7 @@ def begin(folder: Path, model: Path, run_file: Mapping[str, Any]) -> Reference:
         label_names=spec.task.label_names, max_length=spec.task.max_length, patterns=spec.schedule["blocks"], always=spec.schedule["always"],
         layers_per_block=spec.schedule["layers_per_block"], seed=spec.seed, held_out=None,
         adapters=AdaptersSection.model_validate(spec.adapters) if spec.adapters else None,
+        corrections=CorrectionsSection.model_validate(spec.corrections) if spec.corrections else None,
     )  # fmt: skip
     prepared = prepare(store, payload)
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in prepared.blocks]
@@ -176,17 +179,27 @@ def run(
     last = spec.rounds(reference.trained) if rounds is None else first + rounds
     for number in range(first, last):
         terms: dict[str, list[Made]] = {}
-        for order in spec.round(reference.trained, len(partitions), number):
-            made = _visit(reference, encoder, visitors[order.agent], partitions[order.agent], order, scratch)
+        corrections: dict[str, list[tuple[int, Term]]] = {}
+        cycle = spec.cycle(reference.trained, number)
+        orders = spec.round(reference.trained, len(partitions), number)
+        matrices = {s.name: [t.name for t in s.tensors if t.linear] for s in reference.stored}
+        for seat, order in enumerate(orders):
+            told = spec.corrected(order, reference.trained, matrices)
+            asked = replace(order, told={**order.told, "corrections": told})
+            made = _visit(reference, encoder, visitors[order.agent], partitions[order.agent], asked, seat, scratch)
             for name in order.trained:
                 terms.setdefault(name, []).append(made)
-        _apply(reference, number, terms)
+            for name, own in matrices.items() if told is not None else ():
+                if set(own) & set(told["matrices"]):
+                    term = Term(digest=made.digest, weight=spec.of_corrections(len(orders), cycle), scale=told["scale"])
+                    corrections.setdefault(name, []).append((seat, term))
+        _apply(reference, number, terms, corrections)
         reference.rounds_done = number + 1
         after_round(number)
     return time.monotonic() - began
 
 
-def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: Path, order: Order, scratch: Path) -> Made:
+def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: Path, order: Order, seat: int, scratch: Path) -> Made:
     """One visit; its delta is in the store."""
     agent, spec, store = order.agent, reference.spec, reference.store
     trained = set(order.trained)
@@ -213,18 +226,26 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     held.up += delta.stat().st_size
     held.digests.add(digest := _store_file(store, delta))
     reference.deltas.append(digest)
-    return Made(digest, reference.metrics[-1].label_counts, reference.metrics[-1].rows)
+    return Made(seat, digest, reference.metrics[-1].label_counts, reference.metrics[-1].rows)
 
 
-def _apply(reference: Reference, number: int, terms: dict[str, list[Made]]) -> None:
+def _apply(reference: Reference, number: int, terms: dict[str, list[Made]], corrections: dict[str, list[tuple[int, Term]]]) -> None:
     spec = reference.spec
     changes = []
     for block in reference.blocks:
-        if found := terms.get(block.block):
-            weights = spec.weights(
-                block.block, [made.labels for made in found], [made.rows for made in found], spec.cycle(reference.trained, number)
+        found, corrected = terms.get(block.block, []), corrections.get(block.block, [])
+        if found or corrected:
+            weights = (
+                spec.weights(
+                    block.block, [made.labels for made in found], [made.rows for made in found], spec.cycle(reference.trained, number)
+                )
+                if found
+                else []
             )
-            added = [Term(digest=made.digest, weight=weight, rows=rows) for made, (weight, rows) in zip(found, weights, strict=True)]
+            trained = [
+                (made.seat, Term(digest=made.digest, weight=weight, rows=rows)) for made, (weight, rows) in zip(found, weights, strict=True)
+            ]
+            added = [term for _, term in sorted([*trained, *corrected], key=lambda each: each[0])]
             outer = Outer(**spec.outer) if spec.outer else None
             changes.append(Change(block=block, terms=added, outer=outer, velocity=reference.velocities.get(block.block)))
     factored = next((change for change in changes if change.block.block == "adapters"), None)

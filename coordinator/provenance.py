@@ -152,7 +152,13 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion], adapters: Map
         if parent is not None and entry.terms and entry.aggregate is not None:
             base = ShardRef(block=entry.block, version=parent.facts.version, codec=EXACT, digest=parent.digest, size=parent.size)
             terms = [
-                Term(digest=term.delta, weight=float(term.weight), visit=term.visit, rows=[float(weight) for weight in term.rows])
+                Term(
+                    digest=term.delta,
+                    weight=float(term.weight),
+                    visit=term.visit,
+                    rows=[float(weight) for weight in term.rows],
+                    scale=None if term.scale is None else float(term.scale),
+                )
                 for term in entry.terms
             ]
             outer = _outer(entry.outer) if entry.outer is not None else None

@@ -19,6 +19,8 @@ from fedcybgd.shared.models.assembly import read_shard
 from fedcybgd.shared.tensors.delta_file import read_rows
 from fedcybgd.shared.tensors.deltas import Encoded, decoded, encode_delta
 
+NO_FACTORS: Mapping[str, Tensor] = {}
+
 
 class DeltaTransform(Protocol):
     """What every delta passes through between training and encoding: takes the differences by name, gives others for the same names.
@@ -58,19 +60,26 @@ class TrainedBlock:
 
 
 class Differences(Mapping[str, Tensor]):
-    """Trained minus received, by canonical name. Each is made when it is asked for: memory holds one at a time."""
+    """Trained minus received, by canonical name. Each is made when it is asked for: memory holds one at a time.
 
-    def __init__(self, blocks: Mapping[str, TrainedBlock]) -> None:
+    The factors of corrections were not received: they are themselves.
+    """
+
+    def __init__(self, blocks: Mapping[str, TrainedBlock], factors: Mapping[str, Tensor]) -> None:
         self._block_of = {name: block for block in blocks.values() for name in block.tensors}
+        self._factors = factors
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._factors:
+            return self._factors[name].detach().to("cpu", torch.float32)
         return self._block_of[name].difference(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._block_of)
+        yield from self._block_of
+        yield from self._factors
 
     def __len__(self) -> int:
-        return len(self._block_of)
+        return len(self._block_of) + len(self._factors)
 
 
 def write_delta(
@@ -79,8 +88,11 @@ def write_delta(
     codec: DeltaCodec = "float32",
     new_residuals: Path | None = None,
     transform: DeltaTransform = unchanged,
+    factors: Mapping[str, Tensor] = NO_FACTORS,
 ) -> float:
-    """Write the differences of all trained blocks into one packed file at `path`, and say how much the codec left out.
+    """Write the differences of all trained blocks into one packed file at `path`, and say how much the codec left out of them.
+
+    The factors of corrections go along, as they are: what the codec leaves out of them is not carried, for the next begin anew.
 
     Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847): what was left out of a block's last delta is added to
     this one; what this one leaves out goes to `new_residuals`/block.safetensors. Returns the norm of what was left out relative to that of
@@ -89,7 +101,7 @@ def write_delta(
     """
     encoded = Encoded()
     left_square, square = 0.0, 0.0
-    differences = transform(Differences(blocks))
+    differences = transform(Differences(blocks, factors))
     for block, trained in blocks.items():
         carried = read_shard(trained.residual) if trained.residual is not None else {}
         left: dict[str, Tensor] = {}
@@ -109,6 +121,8 @@ def write_delta(
         if new_residuals is not None:
             new_residuals.mkdir(parents=True, exist_ok=True)
             _save(left, new_residuals / f"{block}.safetensors", {})
+    for name in factors:
+        encoded.update(encode_delta({name: differences[name]}, codec))
     _pack(encoded, path, codec)
     return math.sqrt(left_square / square) if square else 0.0
 

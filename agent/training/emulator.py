@@ -15,8 +15,11 @@ from fedcybgd.agent.training.frozen import can_be_quantized, can_train_rows, mak
 from fedcybgd.shared.contract.adapters import factors_of
 from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.codec import DROPPED, PRUNED, kind_of
+from fedcybgd.shared.contract.training import Corrections
 from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.models.adapters import Lent, linear_weights
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import partition
 from fedcybgd.shared.models.families import find_stack
@@ -40,6 +43,8 @@ class Emulator:
         self._stack = find_stack(model).path
         self._holders = _holders(model)
         self._assembled = Assembled(model)
+        self._linear = linear_weights(model)
+        self._lent: Lent | None = None
         self._held: dict[str, tuple[str, str, int]] = {}
         self._reshaped: set[str] = set()
         self._opened: set[str] = set()
@@ -110,6 +115,27 @@ class Emulator:
             parameter.requires_grad_(True)
         return parameters | few
 
+    def correct(self, corrections: Corrections, seed: int) -> dict[str, nn.Parameter]:
+        """Give frozen matrices factors that can be trained, by canonical name; they go when the emulator is closed.
+
+        Raises `ModelUnknown` for matrices that are not there, or that no such factors can be beside.
+        """
+        shapes = {weight: self._linear.get(weight, ()) for weight in corrections.matrices}
+        changed = {layer for block in self._reshaped for layer in layers_of(block)}
+        for weight, shape in shapes.items():
+            if not shape or corrections.rank > min(shape) or self.layer_of(weight) in changed:
+                raise ModelUnknown(f"no correction of rank {corrections.rank} can be beside {weight[:100]!r}, as this visit has the model")
+            if any(
+                parameter.requires_grad for parameter in self._assembled.module_of(weight)._parameters.values() if parameter is not None
+            ):
+                raise ModelUnknown(f"{weight} is trained, and cannot be corrected as well")
+        self._lent = Lent(self.model, shapes, corrections.rank, corrections.scale, seed, self._device)
+        return self._lent.parameters
+
+    def layer_of(self, weight: str) -> int | None:
+        """The layer that a parameter belongs to."""
+        return self._assembled.layer_of(weight)
+
     def _ids(self, tokens: Collection[int], size: int) -> torch.Tensor:
         # Some models pad once more, to a length of their own.
         padding = getattr(self.model.config, "pad_token_id", None)
@@ -127,7 +153,10 @@ class Emulator:
         return {layer for name in read_header(path).tensors if (layer := self._assembled.layer_of(name)) is not None}
 
     def close(self) -> None:
-        """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit."""
+        """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit. Corrections are taken away."""
+        if self._lent is not None:
+            self._lent.take_away()
+            self._lent = None
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None

@@ -78,8 +78,9 @@ class Visit:
         """The lowest layer that gradients reach: 0 when the embeddings are trained, the number of layers when only what follows them is."""
         if "embeddings" in self.blocks:
             return 0
-        trained = (layer for block in self.blocks for layer in self.emulator.layers_in(self.shard(block)))
-        return min(trained, default=len(self.emulator.layers))
+        trained = [layer for block in self.blocks for layer in self.emulator.layers_in(self.shard(block))]
+        corrected = [layer for weight in self.settings.corrected if (layer := self.emulator.layer_of(weight)) is not None]
+        return min([*trained, *corrected], default=len(self.emulator.layers))
 
     def batch(self, rows: list[int]) -> Batch:
         return self.partition.batch(rows).to(self.compute.device)
@@ -96,6 +97,11 @@ class Visit:
             opened = {block: self.emulator.open(self.shard(block)) for block in self.blocks}
         return opened
 
+    def correct(self) -> dict[str, nn.Parameter]:
+        """Give what is corrected its factors, by canonical name; once the blocks are open."""
+        corrections = self.settings.corrections
+        return self.emulator.correct(corrections, self.settings.seed) if corrections is not None else {}
+
     def _runs(self, batch: Batch) -> bool:
         """Whether the model does with some rows of its table: it does not if it uses the table for more than to look tokens up."""
         try:
@@ -105,12 +111,21 @@ class Visit:
             return False
         return True
 
-    def write_delta(self, opened: Opened, rows: Mapping[str, torch.Tensor], transform: DeltaTransform = unchanged) -> float:
-        """Leave the delta where the request says; how much its codec left out. `rows` are those of the tables that were trained in part."""
+    def write_delta(
+        self,
+        opened: Opened,
+        factors: Mapping[str, torch.Tensor],
+        rows: Mapping[str, torch.Tensor],
+        transform: DeltaTransform = unchanged,
+    ) -> float:
+        """Leave the delta where the request says; how much its codec left out of the blocks.
+
+        `factors` are those of the corrections, `rows` those of the tables that were trained in part.
+        """
         residuals = self.request.residuals
         trained = {
             block: TrainedBlock(tensors, self.shard(block), rows, Path(residuals[block]) if block in residuals else None)
             for block, tensors in opened.items()
         }
         new_residuals = Path(self.request.new_residuals) if self.request.new_residuals else None
-        return write_delta(trained, Path(self.request.delta_path), self.request.delta_codec, new_residuals, transform)
+        return write_delta(trained, Path(self.request.delta_path), self.request.delta_codec, new_residuals, transform, factors)

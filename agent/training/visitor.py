@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from fedcybgd.agent.messages import TrainingOptions, TrainRequest
 from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
 from fedcybgd.agent.training.compute import NO_ORDER, Compute, choose_precision, repeat_exactly, warm_up
@@ -25,6 +27,8 @@ from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.safetensors_header import read_header
 
 log = logging.getLogger("fedagent.training")
+CORRECTED = "a correction"
+"""What a matrix is trained as that is corrected, for the owner of rows."""
 SHORT = 256
 """Tokens up to which the attention matrix costs little memory."""
 
@@ -81,19 +85,22 @@ class Visitor:
         visit = Visit(request, emulator, partition, compute, memory, report, should_stop)
         self._check(visit)
         opened: Opened = {}
+        factors: dict[str, nn.Parameter] = {}
         groups: list[OptimizerGroup] = []
         try:
             with savings(visit, self._options, self._limit) as (loss_of, cache):
                 opened = visit.open(self._whole_tables)
-                rows = dict(emulator.rows)
+                factors, rows = visit.correct(), dict(emulator.rows)
                 groups = [OptimizerGroup([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
+                if visit.settings.corrections is not None:
+                    groups.append(OptimizerGroup(list(factors.values()), visit.settings.corrections.learning_rate))
                 metrics = train(visit, groups, loss_of, cache)
             emulator.close()
-            error = visit.write_delta(opened, rows, self._transform)
+            error = visit.write_delta(opened, factors, rows, self._transform)
             told = {"delta_error": error, "peak_memory_bytes": memory.peak(), "label_counts": visit.told_labels}
             return metrics.model_copy(update=told)
         finally:
-            opened, groups = {}, []
+            opened, factors, groups = {}, {}, []
             emulator.close()
             give_back_memory()
 
@@ -105,8 +112,12 @@ class Visitor:
         check_rows(bounds, num_steps(visit.settings, len(features)), visit.settings.batch_size, len(features))
         check_used(bounds, visit.order)
         if bounds.never:
-            trained = {block: read_header(visit.shard(block)).tensors for block in visit.blocks}
-            check_tensors(bounds, trained, homes(Path(visit.request.files["config.json"]), visit.settings.task))
+            trained = {block: list(read_header(visit.shard(block)).tensors) for block in visit.blocks}
+            check_tensors(
+                bounds,
+                trained | {CORRECTED: visit.settings.corrected},
+                homes(Path(visit.request.files["config.json"]), visit.settings.task),
+            )
 
     def _model(self, request: TrainRequest, compute: Compute, width: int) -> Emulator:
         key = (request.model_key, request.train.task, compute.precision)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.delta_rows import ROWS, layout_by_rows
 from fedcybgd.shared.contract.words import DeltaCodec
 from fedcybgd.shared.files.safetensors_header import Header
@@ -31,13 +32,13 @@ class BlockNumbers:
 def check_structure(expected: Mapping[str, tuple[int, ...]], header: Header, codec: DeltaCodec = "float32") -> None:
     """Compare a delta's header with the tensors (name → shape) that the assignment trains, in the codec that was asked for.
 
-    A matrix may come by rows; which ones is for the engine to look at. Raises `DeltaRefused` on a difference.
+    A matrix may come by rows, but no factor; which ones is for the engine to look at. Raises `DeltaRefused` on a difference.
     """
     if (found := header.metadata.get("codec", "float32")) != codec:
         raise DeltaRefused(f"the delta is in codec {found[:40]!r}, this run asks for {codec}", codec=codec)
     rows = {
         name: index.shape[0] for name, shape in expected.items()
-        if len(shape) == 2 and (index := header.tensors.get(name + ROWS)) is not None and len(index.shape) == 1
+        if len(shape) == 2 and not is_factor(name) and (index := header.tensors.get(name + ROWS)) is not None and len(index.shape) == 1
     }  # fmt: skip
     for name, count in rows.items():
         if not 1 <= count <= expected[name][0]:

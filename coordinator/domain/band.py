@@ -1,7 +1,7 @@
 """Whether a delta is in line with a run's own: how far deltas of such blocks go, and which way those of this block point."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -52,6 +52,8 @@ class BlockDelta(BaseModel):
     size: int
     """numbers that the delta has"""
     sketch: str
+    correction: bool = False
+    """it is what a visit of other blocks has corrected: such deltas are compared with each other alone"""
     reach: float = 0.0
     """norm that its steps at their learning rate could have at the most"""
 
@@ -94,6 +96,23 @@ def reach(settings: TrainSettings, block: str, delta: BlockDelta, steps: int) ->
     """The norm that a visit of so many steps can give the delta of a block."""
     rate = next(group.learning_rate for group in settings.groups if block in group.blocks)
     return rate * steps * (math.sqrt(delta.size) + settings.weight_decay * delta.base_norm)
+
+
+def reach_of_corrections(settings: TrainSettings, shapes: Iterable[Sequence[int]], steps: int) -> float:
+    """The same of the corrections of a block: one factor begins at zero, and the other within what is drawn, 1 / √inputs at the most.
+
+    `shapes` are those of the matrices. Which of the two sides are the inputs is not known here: the shorter is the larger bound.
+    As above an optimizer may go twice as far.
+    """
+    said = settings.corrections
+    assert said is not None
+    moved = said.learning_rate * steps
+    squares = 0.0
+    for rows, columns in shapes:
+        begun = 1 / math.sqrt(min(rows, columns))
+        entry = said.scale * said.rank * moved * (begun + 2 * moved)
+        squares += rows * columns * entry**2
+    return math.sqrt(squares)
 
 
 def out_of_band(

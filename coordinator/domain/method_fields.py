@@ -12,7 +12,7 @@ ALL_AT_ONCE = "under `method: whole` a round trains all blocks at once"
 EXACT_MODEL = "under `method: whole` agents train in the exact model, and nothing is compressed"
 ADAPTED = "under `method: adapters` every visit trains all adapters at once"
 BESIDE_ALL = "under `method: adapters` all layers are there with all of their matrices, beside which the adapters are"
-SECTIONS = {"whole": "whole", "adapters": "adapters"}
+SECTIONS = {"whole": "whole", "adapters": "adapters", "corrections": "block-cycle"}
 """section → the method that it is of"""
 FILLED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "whole": {"compression": {"policy": "none"}, "whole": {}},
@@ -79,6 +79,8 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (name, field), why
     if method == "block-cycle" and file.schedule.first_cycle is not None and file.schedule.cycles == 1:
         yield ("schedule", "first_cycle"), "with `cycles: 1` there is no other cycle: say it of the schedule itself, and of `train`"
+    if method == "block-cycle" and file.corrections is not None:
+        yield from _of_corrections(file)
     if method in ("whole", "adapters"):
         if file.schedule.agents == "fixed":
             why = (
@@ -93,6 +95,16 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             yield from _of_one_agent(file)
         elif getattr(file, method).weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
             yield ("admission", "average"), f"{average} goes by the order of numbers, and `{method}.weights` is rows: say `weights: equal`"
+
+
+def _of_corrections(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    if file.compression.policy in ("hybrid", "auto"):
+        yield (
+            ("compression", "policy"),
+            "`corrections` are beside the matrices of whole layers, none dropped or pruned: say none, int8 or int4",
+        )
+    if file.admission.average != "mean":
+        yield ("admission", "average"), "the `corrections` of a round become one as their mean: say mean"
 
 
 def _of_one_agent(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:

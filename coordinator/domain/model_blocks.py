@@ -6,6 +6,8 @@ from pydantic import BaseModel
 class TensorShape(BaseModel):
     name: str
     shape: list[int]
+    linear: bool = False
+    """whether it is a matrix that the run file means by `corrections.matrices`"""
 
 
 class StoredBlock(BaseModel):

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.domain import method_fields
 from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
 from fedcybgd.coordinator.domain.averaging_section import WholeSection
+from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
 from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_scores
 from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
@@ -147,6 +148,9 @@ class RunFile(Section):
     whole: WholeSection | None = Field(None, description="only under `method: whole`: who trains in a round, and what deltas weigh")
     adapters: AdaptersSection | None = Field(
         None, description="only under `method: adapters`: beside which matrices, how large, and how those of several agents become one"
+    )
+    corrections: CorrectionsSection | None = Field(
+        None, description="whether visits correct the layers that they do not train; only under `method: block-cycle`; never, if left out"
     )
     schedule: ScheduleSection = Field(ScheduleSection(), description="which blocks, in which order, by whom")
     train: TrainSection = Field(TrainSection(), description="how a visit trains")

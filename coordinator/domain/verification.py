@@ -90,6 +90,8 @@ class VisitFacts:
     state: str
     applied: bool
     trained: frozenset[str]
+    corrected: frozenset[str]
+    """the blocks of which its delta has corrections"""
     delta: str | None
 
 
@@ -223,7 +225,8 @@ def _check_terms(history: History) -> None:
         for row in rows.values():
             for term in row.change.terms if row.change else ():
                 visit, of = visits.get(term.visit), ADAPTERS if row.change and row.change.beside else row.facts.block
-                if visit is None or (visit.delta, visit.round) != (term.digest, row.facts.round) or of not in visit.trained:
+                gave = frozenset[str]() if visit is None else visit.trained if term.scale is None else visit.corrected
+                if visit is None or (visit.delta, visit.round) != (term.digest, row.facts.round) or of not in gave:
                     raise DeltaUnknown(f"{row.called}: no visit of round {row.facts.round} gave delta {term.digest} for it")
     found = Counter[tuple[str, str]]()
     for block, line in lines.items():
@@ -238,7 +241,7 @@ def _check_terms(history: History) -> None:
                     )
                 found[visit.id, block] += 1
     for visit in history.visits:
-        for block in sorted(visit.trained if visit.applied else ()):
+        for block in sorted(visit.trained | visit.corrected if visit.applied else ()):
             if not found[visit.id, block] and not _before(lines.get(block, ()), visit.round):
                 raise DeltaLost(
                     f"round {visit.round}: delta {visit.delta} of visit {visit.id} counts as applied, and block {block} is without it"

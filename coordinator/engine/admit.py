@@ -1,6 +1,8 @@
 """Measures a delta and judges it by its numbers; the structure was checked before it was taken."""
 
 import math
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,10 +11,12 @@ from safetensors import SafetensorError, safe_open
 from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
 from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
+from fedcybgd.coordinator.engine.changes import corrected
 from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.contract.adapters import is_factor, matrix_of
 from fedcybgd.shared.contract.delta_layout import DeltaCodecError
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.lossless import PackedError
@@ -28,12 +32,15 @@ def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
     """Read the delta some rows at a time; memory holds a few MB."""
     numbers: dict[str, BlockNumbers] = {}
     deltas: dict[str, BlockDelta] = {}
-    bases = {block.block: (block.digest, shard_header(store, block.digest)) for block in payload.blocks}
+    bases = {block.block: (block.digest, shard_header(store, block.digest)) for block in [*payload.blocks, *payload.corrected]}
+    frozen, scale = {block.block for block in payload.corrected}, payload.corrections.scale if payload.corrections else 1.0
     try:
-        with open_delta(store, payload.delta, limit_of(header for _, header in bases.values())) as delta:
+        with open_delta(store, payload.delta, _limit(bases, frozen)) as delta:
             for block, (digest, header) in bases.items():
                 with store.localised(digest) as path:
-                    numbers[block], deltas[block] = _measure(delta, path, header)
+                    measured = _Correction(delta, scale) if block in frozen else delta
+                    numbers[block], deltas[block] = _measure(measured, path, header)
+                    deltas[block] = deltas[block].model_copy(update={"correction": block in frozen})
     # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
     except (CodecError, DeltaCodecError) as error:
         return AdmitResult(rejected_because=f"codec: {error.message}")
@@ -45,7 +52,26 @@ def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
     return AdmitResult(rejected_because=reason, deltas={block: found for block, found in deltas.items() if math.isfinite(found.norm)})
 
 
-def _measure(delta: DeltaFile, path: Path, header: Header) -> tuple[BlockNumbers, BlockDelta]:
+def _limit(bases: Mapping[str, tuple[str, Header]], frozen: Collection[str]) -> int:
+    """Two factors have twice the numbers of their matrix at the most."""
+    return limit_of([header for _, header in bases.values()] + [bases[block][1] for block in frozen])
+
+
+class _Correction:
+    """The corrections of a block that a delta has, multiplied out some rows at a time."""
+
+    def __init__(self, delta: DeltaFile, scale: float) -> None:
+        self._delta, self._scale = delta, scale
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(matrix_of(name) for name in self._delta.names if is_factor(name))
+
+    def tensor(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> torch.Tensor:
+        return corrected(self._delta, name, shape, rows, self._scale)
+
+
+def _measure(delta: DeltaFile | _Correction, path: Path, header: Header) -> tuple[BlockNumbers, BlockDelta]:
     non_finite, squares, base_squares, size, sketcher = [], 0.0, 0.0, 0, Sketcher()
     for name, tensor in header.tensors.items():
         if name not in delta.names:

@@ -91,6 +91,7 @@ def _encode(
             and len(change.terms) == 1
             and change.outer is None
             and change.beside is None
+            and change.terms[0].scale is None
             and store.size(change.terms[0].digest) < shard.packed.size
         ):
             # Whoever trained it, or fetches its delta, can add it as it was added here.

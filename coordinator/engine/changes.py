@@ -14,15 +14,20 @@ from fedcybgd.coordinator.engine.folding import Folding
 from fedcybgd.coordinator.engine.outer import stepped
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.shared.contract.adapters import factors_of
 from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.models.adapters import product
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices
 
 
 @contextlib.contextmanager
 def open_deltas(store: EngineStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
-    """The deltas of changes by their digests, unpacked aside; `limit`: bytes that each has at the most, by default what its blocks allow."""
+    """The deltas of changes by their digests, unpacked aside; `limit`: bytes that each has at the most, by default what its blocks allow,
+    two factors twice what their matrix does.
+    """
     digests = dict.fromkeys(term.digest for change in changes for term in change.terms)
-    limit = limit or limit_of(shard_header(store, change.block.digest) for change in changes)
+    of = [change for change in changes for _ in range(2 if any(term.scale is not None for term in change.terms) else 1)]
+    limit = limit or limit_of(shard_header(store, change.block.digest) for change in of)
     with contextlib.ExitStack() as stack:
         yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
 
@@ -38,10 +43,12 @@ class OpenedChange:
         self._aggregate = AGGREGATES[change.aggregate]
         files = [deltas[term.digest] for term in change.terms]
         weights = self._aggregate.weigh([term.weight for term in change.terms], _rows(header, files))
-        self._terms = [_Weighed(file, weight, term.rows) for file, weight, term in zip(files, weights, change.terms, strict=True)]
+        self._terms = [
+            _Weighed(file, weight, term.rows, term.scale) for file, weight, term in zip(files, weights, change.terms, strict=True)
+        ]
         self._by_label = _by_label(header, len(change.terms[0].rows))
         self.outer = change.outer
-        self.names = frozenset(name for name in header.tensors if any(name in file.names for file in files))
+        self.names = frozenset(name for name in header.tensors if any(term.has(name) for term in self._terms))
         """the tensors that it changes"""
         self.shapes = [(name, "F32", tensor.shape) for name, tensor in header.tensors.items() if name in self.names]
 
@@ -50,7 +57,7 @@ class OpenedChange:
     ) -> tuple[Tensor, Tensor | None]:
         """The new values of some rows of a tensor of this shape, float32, and the new velocity, where there is an outer optimizer."""
         by_label = name in self._by_label
-        parts = [term.part(name, shape, rows, by_label) for term in self._terms if name in term.file.names]
+        parts = [term.part(name, shape, rows, by_label) for term in self._terms if term.has(name)]
         if self.outer is None:
             return self._aggregate.changed(base, parts), None
         return stepped(self.outer, base, self._aggregate.changed(torch.zeros_like(base), parts), velocity)
@@ -63,14 +70,28 @@ class _Weighed:
     file: DeltaFile
     weight: float
     rows: Sequence[float]
+    scale: float | None
+    """where it has corrections of the block"""
+
+    def has(self, name: str) -> bool:
+        """Whether it changes this tensor of the block."""
+        return (name if self.scale is None else factors_of(name)[0]) in self.file.names
 
     def part(self, name: str, shape: tuple[int, ...], rows: slice | None, by_label: bool) -> tuple[Tensor, float]:
         """Some rows of a tensor, and the weight that is left to give them."""
+        if self.scale is not None:
+            return corrected(self.file, name, shape, rows, self.scale), self.weight
         found = self.file.tensor(name, shape, rows)
         if not by_label:
             return found, self.weight
         weights = torch.tensor(self.rows, dtype=torch.float32)[rows or slice(None)]
         return found * weights.view(-1, *[1] * (found.ndim - 1)), 1.0
+
+
+def corrected(file: DeltaFile, name: str, shape: tuple[int, ...], rows: slice | None, scale: float) -> Tensor:
+    """What a correction adds to some rows of the matrix of this name and shape."""
+    (left, right), (height, width), rank = factors_of(name), shape, file.rows_of(factors_of(name)[1])
+    return product(file.tensor(left, (height, rank), rows), file.tensor(right, (rank, width))) * scale
 
 
 def _by_label(header: Header, labels: int) -> frozenset[str]:

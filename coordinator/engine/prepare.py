@@ -1,6 +1,7 @@
 """Makes a run's model from an added one: its blocks for the task, a fresh head where the task needs one, its configuration."""
 
 import json
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -16,8 +17,9 @@ from fedcybgd.coordinator.engine.shards import Piece, as_directory, from_blob, f
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.adapters import is_factor
+from fedcybgd.shared.contract.adapters import select as select_matrices
 from fedcybgd.shared.contract.block_names import select
-from fedcybgd.shared.models.adapters import initial
+from fedcybgd.shared.models.adapters import initial, linear_weights
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of
@@ -55,7 +57,8 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     available = {t.name: tuple(t.shape) for block in payload.blocks for t in block.tensors}
     fresh = _check_fresh(blocks, available, visited, always)
     values = _initialise(model, fresh, payload.seed)
-    stored = [_store(store, block, payload, values) for block in blocks]
+    linear = _corrected(model, payload)
+    stored = [_store(store, block, payload, values, linear) for block in blocks]
     config["pad_token_id"] = padding_of(model)
     with as_directory(store, payload.files) as folder:
         (folder / "config.json").write_text(json.dumps(config))
@@ -64,6 +67,12 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     files = [*payload.files, write_json(store, "config.json", config)]
     rows = _count(store, payload.held_out, payload, encoder) if payload.held_out else None
     return PrepareResult(files=files, blocks=stored, trained=visited, held_out_rows=rows)
+
+
+def _corrected(model: nn.Module, payload: PreparePayload) -> frozenset[str]:
+    """The matrices that visits may correct. Raises `AdaptersRefused`."""
+    said = payload.corrections
+    return frozenset(select_matrices(said.matrices, said.rank, linear_weights(model), "corrections") if said is not None else ())
 
 
 def _check_length(model: nn.Module, max_length: int) -> None:
@@ -123,8 +132,10 @@ def _same(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _store(store: EngineStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor]) -> StoredBlock:
-    trainable = [TensorShape(name=t.name, shape=list(t.shape)) for t in block.tensors if t.is_parameter]
+def _store(
+    store: EngineStore, block: BlockSpec, payload: PreparePayload, values: dict[str, torch.Tensor], linear: Collection[str]
+) -> StoredBlock:
+    trainable = [TensorShape(name=t.name, shape=list(t.shape), linear=t.name in linear) for t in block.tensors if t.is_parameter]
     wanted = {(t.name, t.shape) for t in block.tensors}
     same = next((b for b in payload.blocks if {(t.name, tuple(t.shape)) for t in b.tensors} == wanted), None)
     if same is not None:

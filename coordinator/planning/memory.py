@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import rows_held
-from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, is_quantizable, shard_bytes
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, corrections, delta_bytes, is_quantizable, shard_bytes
 from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
 from fedcybgd.shared.contract.block_names import layer_range, layers_of
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, percent_of
@@ -123,7 +123,7 @@ class _Visit:
         limit: int, rows: int | None,
     ) -> None:  # fmt: skip
         self.spec, self.model, self.blocks, self.plan, self.limit, self.device = spec, model, blocks, plan, limit, device
-        self.opened = [b for b in blocks if b.name in trained]
+        self.opened = [*(b for b in blocks if b.name in trained), *corrections(spec, blocks, trained)]
         self.language = spec.task.kind == "causal-lm"
         self.tied = self.language and not any(b.kind == "head" for b in blocks)
         self.held = [self._few(b, rows) for b in self.opened]
@@ -235,7 +235,7 @@ class _Visit:
         return kept
 
     def _is_adapted(self, block: BlockShape) -> bool:
-        """Whether adapters are trained beside matrices of a block: their products keep what enters them, as trained ones do."""
+        """Whether adapters, or corrections, are trained beside matrices of a block: their products keep what enters them, as trained ones do."""
         factors = next((b.tensors for b in self.opened if b.kind == ADAPTERS), {})
         return any(factors_of(name)[0] in factors for name in block.tensors)
 

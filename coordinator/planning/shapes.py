@@ -1,7 +1,7 @@
 """What the blocks of a run are made of, known from names and shapes alone: before a run is prepared, and before a shard is encoded."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -125,6 +125,7 @@ def blocks_of_run(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[Blo
     names = [b.name for b in result]
     if unknown := [name for name in spec.schedule.always if name not in names]:
         raise PlanRefused(f"`always` names {', '.join(unknown)}; the blocks of this model are {', '.join(names)}", blocks=names)
+    check_corrections(spec, result)
     trained = select(spec.schedule.blocks, names)
     return result, [name for name in trained if name not in spec.schedule.always] or trained
 
@@ -165,12 +166,42 @@ def _adapters(spec: RunFile, layers: Sequence[BlockShape]) -> list[BlockShape]:
     """Their block. Which matrices of the layers are linear is not known here: those that are called weights are taken to be."""
     if spec.adapters is None:
         return []
+    return [_factors(layers, spec.adapters.matrices, spec.adapters.rank, ADAPTERS)]
+
+
+def _factors(layers: Sequence[BlockShape], patterns: Sequence[str], rank: int, section: str) -> BlockShape:
     shapes = {name: shape for block in layers for name, shape in block.tensors.items() if name.endswith(WEIGHT) and len(shape) == 2}
-    rank, tensors = spec.adapters.rank, dict[str, tuple[int, ...]]()
-    for weight in select_adapters(spec.adapters.matrices, rank, shapes):
+    tensors = dict[str, tuple[int, ...]]()
+    for weight in select_adapters(patterns, rank, shapes, section):
         (left, right), (rows, columns) = factors_of(weight), shapes[weight]
         tensors |= {left: (rows, rank), right: (rank, columns)}
-    return [BlockShape(ADAPTERS, ADAPTERS, tensors)]
+    return BlockShape(section, ADAPTERS, tensors)
+
+
+def check_corrections(spec: RunFile, blocks: Sequence[BlockShape]) -> None:
+    """Raises `AdaptersRefused` where the layers have no such matrices as the run file would correct, or too small ones."""
+    if spec.corrections is not None:
+        _factors([block for block in blocks if block.kind == "layer"], spec.corrections.matrices, spec.corrections.rank, "corrections")
+
+
+def corrected(spec: RunFile, blocks: Sequence[BlockShape], trained: Collection[str]) -> list[BlockShape]:
+    """The blocks that a visit of those in `trained` corrects, by the same rule as domain/corrections.py."""
+    if spec.corrections is None:
+        return []
+    names = [block.name for block in blocks]
+    visited = set(select(spec.schedule.blocks, names)) - {*spec.schedule.always}
+    first = 0 if spec.corrections.layers == "all" else min(place for place, name in enumerate(names) if name in trained)
+    return [block for block in blocks[first:] if block.kind == "layer" and block.name in visited and block.name not in trained]
+
+
+def corrections(spec: RunFile, blocks: Sequence[BlockShape], trained: Collection[str]) -> list[BlockShape]:
+    """The factors of these corrections, as a block of their own: such a visit opens it as one of adapters, and nobody has a shard of it."""
+    found, said = corrected(spec, blocks, trained), spec.corrections
+    if not found or said is None:
+        return []
+    every = _factors([block for block in blocks if block.kind == "layer"], said.matrices, said.rank, "corrections")
+    wanted = {factor for block in found for name in block.tensors for factor in factors_of(name)}
+    return [replace(every, tensors={name: shape for name, shape in every.tensors.items() if name in wanted})]
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

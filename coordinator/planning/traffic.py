@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.compression import Plan
 from fedcybgd.coordinator.domain.methods.registry import method_of, place_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.vocabulary import types_met
-from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, delta_bytes, shard_bytes, updated
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, corrected, corrections, delta_bytes, shard_bytes, updated
 from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED, kind_of
 
@@ -32,6 +32,8 @@ USUAL_ROWS = 1000
 """Rows of an agent, where nobody says."""
 MAX_STEPS = 4
 """Patches in a row, as in services/shards.py."""
+NOTHING = frozenset[str]()
+"""What a visit trains of a block that it corrects."""
 Held = tuple[str, int, str]
 """block, version, codec; or seat, round and "delta" """
 
@@ -145,16 +147,18 @@ def simulate(
             down = 0 if held else file_bytes
             others = spec.compression.delta_patches
             down += sum(_fetch(state, held, block, plan[block.name], model, others) for block in now if plan[block.name] != DROPPED)
-            up = change.delta(b for b in now if b.name in trained)
+            up = change.delta([*(b for b in now if b.name in trained), *corrections(spec, now, trained)])
             held.add((str(seat.number), number, "delta"))
             for name in trained:
                 trained_by.setdefault(name, []).append((str(seat.number), trained))
+            for block in corrected(spec, now, trained):
+                trained_by.setdefault(block.name, []).append((str(seat.number), NOTHING))
             yield Transfer(seat.cycle, seat.blocks, agent, plan, down, up)
         if spec.adapters is not None and spec.adapters.combine == "exact" and len(trained_by.get(ADAPTERS, ())) > 1:
             factors = state.blocks[ADAPTERS].tensors
             folded = [b.name for b in state.blocks.values() if any(factors_of(name)[0] in factors for name in b.tensors)]
             trained_by |= dict.fromkeys(folded, trained_by[ADAPTERS])
-        _apply(state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
+        _apply(spec, state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
 
 
 def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> int:
@@ -184,6 +188,7 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
 
 
 def _apply(
+    spec: RunFile,
     state: _State,
     number: int,
     trained_by: Mapping[str, list[tuple[str, frozenset[str]]]],
@@ -200,9 +205,10 @@ def _apply(
             made_of: Held | None = None
             if codec != EXACT:
                 size = change.difference(new, codec, decay, model)
-            elif len(trainers) == 1:
+            elif len(trainers) == 1 and trainers[0][1] != NOTHING:
                 (seat, trained), *_ = trainers
-                size, made_of = change.delta(state.blocks[n] for n in trained), (seat, number, "delta")
+                sent = [*(state.blocks[n] for n in trained), *corrections(spec, list(state.blocks.values()), trained)]
+                size, made_of = change.delta(sent), (seat, number, "delta")
             else:
                 continue
             if size < packed_bytes(new, codec, model):

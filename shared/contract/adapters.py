@@ -44,28 +44,33 @@ def factors_of(weight: str) -> tuple[str, str]:
     return f"{module}.{LEFT}", f"{module}.{RIGHT}"
 
 
+def matrix_of(factor: str) -> str:
+    """The name of the weight that a factor is beside."""
+    return f"{factor.rpartition('.')[0]}{WEIGHT}"
+
+
 def is_factor(name: str) -> bool:
     return name.rpartition(".")[2] in (LEFT, RIGHT)
 
 
-def select(patterns: Sequence[str], rank: int, weights: Mapping[str, Sequence[int]]) -> list[str]:
-    """Which of the linear weights of the layers (name → shape, in model order) get adapters of this rank.
+def select(patterns: Sequence[str], rank: int, weights: Mapping[str, Sequence[int]], section: str = ADAPTERS) -> list[str]:
+    """Which of the linear weights of the layers (name → shape, in model order) get factors of this rank.
 
     `linear` means all, `attention` those of attention, another pattern a module by its last names: `query`, `mlp.*`. Raises
-    `AdaptersRefused`, which names the field of the run file.
+    `AdaptersRefused`, which names the field of this section of the run file.
     """
     if not weights:
-        raise AdaptersRefused("adapters.matrices: the layers of this model have no linear matrix that an adapter could be beside")
+        raise AdaptersRefused(f"{section}.matrices: the layers of this model have no linear matrix that factors could be beside")
     names = ", ".join(dict.fromkeys(name.removesuffix(WEIGHT).rpartition(".")[2] for name in weights))
     for pattern in patterns:
         if not any(_means(pattern, name) for name in weights):
-            raise AdaptersRefused(f"adapters.matrices: {pattern!r} means no linear matrix of the layers of this model; there are {names}")
+            raise AdaptersRefused(f"{section}.matrices: {pattern!r} means no linear matrix of the layers of this model; there are {names}")
     found = [name for name in weights if any(_means(pattern, name) for pattern in patterns)]
     least = min(found, key=lambda name: min(weights[name]))
     if rank > min(weights[least]):
         shape = " × ".join(map(str, weights[least]))
         raise AdaptersRefused(
-            f"adapters.rank is {rank}, which is above the rank that {least} ({shape}) can have: {min(weights[least])} at the most"
+            f"{section}.rank is {rank}, which is above the rank that {least} ({shape}) can have: {min(weights[least])} at the most"
         )
     return found
 

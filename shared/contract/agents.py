@@ -10,7 +10,7 @@ from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.signatures import PUBLIC_KEY
 from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, Count, Id, Name, Word
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, CorrectedLayers, Count, Id, Name, Word
 
 PublicKey = Annotated[str, StringConstraints(pattern=PUBLIC_KEY)]
 Secret = Annotated[str, StringConstraints(max_length=200, pattern=r"^[!-~]+$")]
@@ -69,6 +69,9 @@ class VisitOffer(BaseModel):
     batch_size: int = Field(ge=1, le=65536)
     delta_patches: bool = Field(description="whether other agents may fetch this agent's deltas")
     all_at_once: bool = Field(False, description="every visit trains all of these blocks, and its agent gets the whole model exact")
+    corrects: CorrectedLayers | None = Field(
+        None, description="which layers a visit corrects that it does not train: all of these blocks, or those above its own; null: none"
+    )
     weighed_by_rows: bool = Field(False, description="a delta counts by the rows that it was trained on")
 
 

@@ -17,6 +17,8 @@ from fedcybgd.shared.contract.words import MOST_LABELS, JsonObject
 FORMAT: Literal["fedcybgd-provenance-1"] = "fedcybgd-provenance-1"
 WITH_AVERAGES: Literal["fedcybgd-provenance-2"] = "fedcybgd-provenance-2"
 WITH_ADAPTERS: Literal["fedcybgd-provenance-3"] = "fedcybgd-provenance-3"
+WITH_CORRECTIONS: Literal["fedcybgd-provenance-4"] = "fedcybgd-provenance-4"
+ProvenanceFormat = Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2", "fedcybgd-provenance-3", "fedcybgd-provenance-4"]
 FILE = "provenance.json"
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""
@@ -41,11 +43,18 @@ class ProvenanceTerm(ProvenanceSection):
         description="of a head: weights of the rows of its labels, decimal numbers; not there where all are `weight`",
     )
 
+    scale: str | None = Field(
+        None,
+        max_length=40,
+        description="the delta has corrections of the block, and how often counts the product of two factors, a decimal number; "
+        "not there where it has the block itself",
+    )
+
     @model_serializer(mode="wrap")
-    def _without_no_rows(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As files were before there were rows, so that an earlier checker reads those that have none."""
+    def _without_what_is_not_there(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As files were before there were rows and corrections, so that an earlier checker reads those that have none."""
         found: dict[str, Any] = plain(self)
-        return found if self.rows else {name: value for name, value in found.items() if name != "rows"}
+        return {name: value for name, value in found.items() if name not in ("rows", "scale") or value}
 
 
 class ProvenanceAverageTerm(ProvenanceSection):
@@ -119,8 +128,8 @@ class ProvenanceExport(ProvenanceSection):
 
 
 class Provenance(ProvenanceSection):
-    format: Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2", "fedcybgd-provenance-3"] = Field(
-        description="2: it has averages; 3: adapters were folded into blocks"
+    format: ProvenanceFormat = Field(
+        description="2: it has averages; 3: adapters were folded into blocks; 4: visits corrected blocks that they did not train"
     )
     coordinator: str = Field(description="id of its database")
     made_at: str

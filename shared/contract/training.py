@@ -1,9 +1,11 @@
 """How a visit trains, and what it reports of itself."""
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from fedcybgd.shared.contract.adapters import MOST_MATRICES
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_LABELS, MOST_STEPS, AgentMessage, Count, LabelSkew, Name, Optimizer, Precision
 
@@ -33,10 +35,23 @@ class Training(BaseModel):
     optimizer: Optimizer = Field("adamw", description="adamw-8bit keeps its two moments in 8 bits; agents need bitsandbytes for it")
 
 
+class Corrections(BaseModel):
+    """Of an expanded visit: beside which matrices of blocks that are frozen factors are trained, which are merged into them afterwards."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    rank: int = Field(ge=1, le=1 << 16)
+    scale: float = Field(gt=0, le=1e6, description="how often counts the product of two factors")
+    learning_rate: float = Field(gt=0, le=1e6)
+    matrices: list[Annotated[str, StringConstraints(max_length=500)]] = Field(
+        min_length=1, max_length=MOST_MATRICES, description="canonical names of the weights"
+    )
+
+
 class TrainSettings(Training, TaskSpec):
     """One visit: which blocks are trained, and how."""
 
     groups: list[ParameterGroup] = Field(max_length=MOST_BLOCKS)
+    corrections: Corrections | None = Field(None, description="what is trained of blocks that are frozen; null: nothing")
     label_skew: LabelSkew = Field("none", description="what the loss does about labels that the agent's rows have seldom or never")
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
@@ -44,6 +59,11 @@ class TrainSettings(Training, TaskSpec):
     def trained(self) -> tuple[str, ...]:
         """The blocks that are trained, the visited one first."""
         return tuple(name for group in self.groups for name in group.blocks)
+
+    @property
+    def corrected(self) -> tuple[str, ...]:
+        """The matrices of frozen blocks that are corrected, in the order of the model."""
+        return tuple(self.corrections.matrices) if self.corrections is not None else ()
 
 
 class TrainMetrics(AgentMessage):

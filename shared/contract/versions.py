@@ -21,13 +21,15 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 4)
+SPOKEN = Version(1, 5)
 SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
 LABEL_SKEW = Version(1, 3)
 """From this one on an agent knows `train.label_skew`; an earlier one would leave it out, and train by another loss than the others."""
 ADAPTERS = Version(1, 4)
 """From this one on an agent knows models with adapters; an earlier one could not make them."""
+CORRECTIONS = Version(1, 5)
+"""From this one on an agent knows `train.corrections`; an earlier one would leave them out, and send a delta without them."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

@@ -34,6 +34,7 @@ DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 """How a delta travels."""
 Optimizer = Literal["adamw", "adamw-8bit"]
 LabelSkew = Literal["none", "mask", "logit_adjustment", "fedlc"]
+CorrectedLayers = Literal["all", "above"]
 """What the training loss of a classifier does about labels that an agent has few rows of, or none."""
 Task = Literal["text-classification", "causal-lm", "image-classification"]
 CLASSIFICATIONS: frozenset[Task] = frozenset({"text-classification", "image-classification"})

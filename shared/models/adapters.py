@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from fedcybgd.shared.contract.adapters import LEFT, RIGHT, WEIGHT, Adapters
+from fedcybgd.shared.contract.adapters import LEFT, RIGHT, WEIGHT, Adapters, factors_of
 from fedcybgd.shared.contract.errors import PartitionError
 from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.models.blocks import layer_index, names_by_canonical
@@ -41,10 +42,41 @@ def attach(model: nn.Module, adapters: Adapters) -> None:
         module, (rows, columns) = _module(model, names[weight]), known[weight]
         if LEFT in module._parameters or adapters.rank > min(rows, columns):
             raise ModelUnknown(f"config.json: no adapter of rank {adapters.rank} can be beside {weight}, or it has one already")
-        module.register_parameter(LEFT, nn.Parameter(torch.empty(rows, adapters.rank, device="meta")))
-        module.register_parameter(RIGHT, nn.Parameter(torch.empty(adapters.rank, columns, device="meta")))
-        module.adapter_scale = adapters.scale
-        module.register_forward_hook(_add_inputs_first if isinstance(module, Conv1D) else _add, with_kwargs=True)
+        left, right = torch.empty(rows, adapters.rank, device="meta"), torch.empty(adapters.rank, columns, device="meta")
+        _place(module, left, right, adapters.scale)
+
+
+def _place(module: Any, left: Tensor, right: Tensor, scale: float) -> RemovableHandle:
+    module.register_parameter(LEFT, nn.Parameter(left))
+    module.register_parameter(RIGHT, nn.Parameter(right))
+    module.adapter_scale = scale
+    add = _add_inputs_first if isinstance(module, Conv1D) else _add
+    handle: RemovableHandle = module.register_forward_hook(add, with_kwargs=True)
+    return handle
+
+
+class Lent:
+    """Factors that matrices have for a while: they begin as `initial` has them, from `seed` alone, and go at `take_away`."""
+
+    def __init__(self, model: nn.Module, matrices: Mapping[str, tuple[int, ...]], rank: int, scale: float, seed: int, device: str) -> None:
+        """`matrices` are canonical names of weights with their shapes."""
+        names = names_by_canonical(model)
+        self._modules, self._handles = [_module(model, names[weight]) for weight in matrices], list[RemovableHandle]()
+        for module, (rows, columns) in zip(self._modules, matrices.values(), strict=True):
+            self._handles.append(_place(module, torch.empty(rows, rank), torch.empty(rank, columns), scale))
+        factors = [factor for weight in matrices for factor in factors_of(weight)]
+        paths = names_by_canonical(model)
+        self.parameters: dict[str, nn.Parameter] = {}
+        """by canonical name"""
+        for name, value in initial(model, factors, seed).items():
+            module, leaf = _module(model, paths[name]), paths[name].rpartition(".")[2]
+            module._parameters[leaf] = self.parameters[name] = nn.Parameter(value.to(device))
+
+    def take_away(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module in self._modules:
+            del module._parameters[LEFT], module._parameters[RIGHT], module.adapter_scale
 
 
 def _module(model: nn.Module, path: str) -> Any:

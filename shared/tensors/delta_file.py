@@ -31,6 +31,10 @@ class DeltaFile:
         self._tensors = header.tensors
         self._rows: dict[str, Tensor] = {}
 
+    def rows_of(self, name: str) -> int:
+        """How many rows of a matrix it has."""
+        return self._tensors[name].shape[0]
+
     def tensor(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
         """The difference of one tensor of this shape, or of some rows (along its first dimension): float32; NaN and infinity come through.
 

@@ -23,12 +23,16 @@ TRAIN: dict[str, dict[str, Any]] = {
         "epochs": 1.5, "batch_size": 7, "learning_rate": 1e-3, "learning_rate_decay": 0.5, "warmup_steps": 2, "max_grad_norm": 0.5,
         "precision": "float32",
     },
+    "corrected": {
+        "steps": 12, "batch_size": 8, "learning_rate": 1e-3, "learning_rate_decay": 0.5, "warmup_steps": 1, "weight_decay": 0.01, "precision": "float32",
+    },
     "adapters": {
         "steps": 12, "batch_size": 8, "learning_rate": 3e-3, "always_learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.01, "max_grad_norm": 0.7,
         "precision": "float32",
     },
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
+    "corrected": {"corrections": {"rank": 3, "alpha": 9.0, "matrices": ["query", "intermediate.dense"], "learning_rate": 5e-3}},
     "whole": {"method": "whole"},
     "adapters": {
         "method": "adapters", "adapters": {"matrices": ["query", "intermediate.dense"], "rank": 3, "alpha": 9.0, "combine": "exact"}, "compression": {"policy": "int4"},
@@ -36,10 +40,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["fixed", "rotating", "whole", "adapters"])
+@pytest.mark.parametrize("how", ["fixed", "rotating", "whole", "adapters", "corrected"])
 def test_equal_to_one_process(federation: Federation, bert: Path, tmp_path: Path, how: str) -> None:
     more = METHODS.get(how, {})
     values = spec(f"equal-{how}", **({} if more else {"agents": how, "order": "random"})) | {"train": TRAIN[how], "seed": 5} | more
+    if how == "corrected":
+        values["schedule"] |= {"wave": 2, "damping": 0.5}
     if how == "adapters":
         del values["schedule"]["blocks"]
     over_http = federation.digests(federation.start(values))

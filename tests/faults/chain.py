@@ -61,6 +61,9 @@ def opened(url: str) -> Query:
     return ask_file
 
 
+Delta = dict[str, Callable[[tuple[int, ...]], Any]]
+
+
 def check(ask: Query, blobs: Path, run: str) -> Findings:
     found = Findings()
     assert run.replace("_", "").isalnum()
@@ -155,11 +158,22 @@ def _product(left: Any, right: Any) -> Any:
     return total
 
 
+def _added(delta: Delta, scale: float | None) -> Delta:
+    """Of a delta that corrects a block, what it adds to its matrices."""
+    if scale is None:
+        return delta
+    sides = {name.rpartition(".")[0]: name for name in delta if name.endswith(".adapter_left")}
+    return {
+        f"{part}.weight": (lambda _, left=left, right=f"{part}.adapter_right": _product(delta[left](()), delta[right](())) * numpy.float32(scale))
+        for part, left in sides.items()
+    }  # fmt: skip
+
+
 def _computed_again(blobs: Path, change: Any, digest: str) -> str | None:
     try:
         old, new = _read(blobs, change["block"]["digest"]), _read(blobs, digest)
         before = _read(blobs, change["velocity"]) if change.get("velocity") else None
-        deltas = [(_delta(blobs, term["digest"]), numpy.float32(term["weight"])) for term in change["terms"]]
+        deltas = [(_added(_delta(blobs, term["digest"]), term.get("scale")), numpy.float32(term["weight"])) for term in change["terms"]]
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     if set(old) != set(new):
@@ -201,7 +215,7 @@ def _read(blobs: Path, digest: str) -> dict[str, Any]:
     return dict(load(_bytes(blobs, digest)))
 
 
-def _delta(blobs: Path, digest: str) -> dict[str, Callable[[tuple[int, ...]], Any]]:
+def _delta(blobs: Path, digest: str) -> Delta:
     """name → what makes the difference of a tensor of some shape, in float32."""
     data = _bytes(blobs, digest)
     parts = dict(load(_unpacked(data) if data.startswith(MAGIC) else data))

@@ -64,13 +64,15 @@ class Plan:
 def draw(seed: int) -> Plan:
     """Seeds of one class stand together, so that one system serves them.
 
-    Of 20, eight are plain, one of whole models, one of adapters, four with error feedback, three waves, three on PostgreSQL.
+    Of 20, seven are plain, one of expanded visits, one of whole models, one of adapters, four with error feedback, three waves, three on PostgreSQL.
     """
     chosen = random.Random(seed)
     place = seed % 20
     flavour = (
         "plain"
-        if place < 8 or place >= 17
+        if place < 7 or place >= 17
+        else "corrected"
+        if place < 8
         else "whole"
         if place < 9
         else "adapters"

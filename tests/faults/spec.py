@@ -23,8 +23,8 @@ def held_out(folder: Path) -> tuple[Path, str]:
 def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = None) -> dict[str, Any]:
     """In a `wave` others may take over what was left lying; runs of the other flavours must end bit-identical whatever happens.
 
-    `whole` averages whole models, `adapters` averages adapters exactly; `feedback` has error feedback, `full` is measured and scored besides,
-    on held-out `rows`; `short` is over soon.
+    `whole` averages whole models, `adapters` averages adapters exactly, `corrected` has expanded visits; `feedback` has error feedback, `full`
+    is measured and scored besides, on held-out `rows`; `short` is over soon.
     """
     schedule: dict[str, Any] = {"cycles": 3, "blocks": ["layers"], "always": ["pooler", "head"]}
     more: dict[str, Any] = {}
@@ -35,6 +35,8 @@ def spec(flavour: str, name: str, seed: int, rows: tuple[Path, str] | None = Non
     if flavour == "adapters":
         del schedule["blocks"]
         more = {"method": "adapters", "adapters": {"combine": "exact", "rank": 3, "matrices": ["attention"]}}
+    if flavour == "corrected":
+        schedule["cycles"], more = 2, {"corrections": {"rank": 2}, "delta": {"codec": "float32"}}
     if flavour in ("feedback", "full"):
         more = {"delta": {"codec": "int8", "error_feedback": True}}
     if flavour == "full" and rows is not None:

@@ -13,6 +13,7 @@ SEED, AGENTS = 100, 2
 OF_WHOLE_MODELS = (r"submit:", r"\(apply\) commit after")
 """Where a process dies while whole models are averaged; at the other points it is a block cycle, but for one."""
 OF_ADAPTERS = r"engine \S+\(apply\)"
+OF_CORRECTIONS = r"Outbox\.put replace after"
 IMPORTANT = [
     r"web coordinator\.services\.path\.submit:\S+ commit after",
     r"web coordinator\.jobs\.taking:Queue\.complete\(apply\) commit before",
@@ -41,6 +42,8 @@ def test_what_is_killed_cut_stopped_or_spoilt_changes_no_bit() -> None:
                 plan = replace(plan, flavour="whole")
             if OF_ADAPTERS in pattern:
                 plan = replace(plan, flavour="adapters")
+            if OF_CORRECTIONS in pattern:
+                plan = replace(plan, flavour="corrected")
             outcome = disturbed(fleet, plan)
             print(f"{outcome.seconds:.1f} s: {'; '.join(outcome.faults)}")
             if not outcome.well:

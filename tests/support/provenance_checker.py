@@ -20,7 +20,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
     file = json.loads(path.read_text())
     signature = base64.b64decode(file.pop("signature"))
     signed = json.dumps(file, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    assert file["format"] in [f"fedcybgd-provenance-{number}" for number in (1, 2, 3)]
+    assert file["format"] in [f"fedcybgd-provenance-{number}" for number in (1, 2, 3, 4)]
     assert file["key"] == key
     Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
 
@@ -44,7 +44,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
             for term in version["terms"]:
                 data = (blobs / term["delta"]).read_bytes()
                 assert hashlib.sha256(data).hexdigest() == term["delta"]
-                deltas.append(load(data))
+                deltas.append(load(data) if "scale" not in term else corrections(load(data), float(term["scale"])))
             weights = [float(term["weight"]) for term in version["terms"]]
             parent = made[block, version["parent"]]
             if (beside := version.get("beside")) is not None:
@@ -92,6 +92,12 @@ def folded(parent: Tensors, adapters: Tensors, scale: float, deltas: list[Tensor
     return new
 
 
+def corrections(delta: Tensors, scale: float) -> Tensors:
+    """What a delta adds to the matrices that it corrects."""
+    sides = {name.rpartition(".")[0]: name for name in delta if name.endswith(".adapter_left")}
+    return {f"{part}.weight": product(delta[left], delta[f"{part}.adapter_right"]) * np.float32(scale) for part, left in sides.items()}
+
+
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Number by number, in the order of the rank."""
     total = left[:, :1] * right[:1]
@@ -114,14 +120,15 @@ def together(aggregate: str, parent: Tensors, deltas: list[Tensors], weights: li
         weights = nearest([np.concatenate([d[n].ravel() for n in parent if n in d]).astype(np.float64) for d in deltas], weights)
     new = {}
     for name, old in parent.items():
-        rows = [delta[name] for delta in deltas if name in delta]
+        given = [(delta[name], weight) for delta, weight in zip(deltas, weights, strict=True) if name in delta]
+        rows, shares = [row for row, _ in given], [weight for _, weight in given]
         if rows and aggregate in ("trimmed_mean", "median"):
             most = (len(rows) - 1) // 2
             out = most if aggregate == "median" else min(max(1, len(rows) // 4), most)
             middle = np.sort(np.stack(rows), axis=0)[out : len(rows) - out]
-            old = old + added(np.zeros_like(old), list(middle), [1 / len(middle)] * len(middle)) * np.float32(fsum(weights))
+            old = old + added(np.zeros_like(old), list(middle), [1 / len(middle)] * len(middle)) * np.float32(fsum(shares))
         else:
-            old = added(old, rows, weights) if rows else old
+            old = added(old, rows, shares)
         new[name] = old
     return new
 

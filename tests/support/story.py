@@ -99,7 +99,7 @@ def _shapes(layers: int) -> list[BlockShape]:
 
 
 def _stored(name: str, block: BlockShape) -> StoredBlock:
-    tensors = [TensorShape(name=n, shape=list(s)) for n, s in block.tensors.items()]
+    tensors = [TensorShape(name=n, shape=list(s), linear=block.kind == "layer" and len(s) == 2) for n, s in block.tensors.items()]
     digest = digest_of(f"{name} {block.name}".encode())
     return StoredBlock(name=block.name, kind=block.kind, digest=digest, size=4 * block.num_parameters, num_parameters=block.num_parameters,
                        tensors=tensors)  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.db.base import Base, Database
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
+from fedcybgd.shared.contract.training import Corrections, ParameterGroup, TrainSettings
 from tests.support.methods import all_averaged
 from tests.support.story import HELD_OUT, Story, stage
 from tests.support.training import Home
@@ -47,6 +47,11 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "adapters.rank": ("prepare", 2, {"method": "adapters"}),
     "adapters.alpha": ("prepare", 2.0, {"method": "adapters"}),
     "adapters.combine": ("assignment", "handed", {"method": "adapters"}),
+    "corrections.rank": ("assignment", 2, {"corrections.matrices": ["linear"]}),
+    "corrections.alpha": ("assignment", 2.0, {"corrections.matrices": ["linear"]}),
+    "corrections.layers": ("assignment", "above", {"corrections.matrices": ["linear"]}),
+    "corrections.matrices": ("prepare", ["q"], {"corrections.rank": 4}),
+    "corrections.learning_rate": ("assignment", 0.1, {"corrections.matrices": ["linear"]}),
     "schedule.cycles": ("end", 1, {}),
     "schedule.order": ("assignment", "descending", {}),
     "schedule.agents": ("assignment", "fixed", {}),
@@ -173,6 +178,7 @@ def test_the_same_run_file_makes_the_same_story(database: Database) -> None:
     assert {"plan", "offer", "assignment", "admit", "apply", "evaluate", "fidelity"} <= set(one)
 
 
+CORRECTIONS = Corrections(rank=2, scale=1.0, learning_rate=1e-2, matrices=["encoder.layer.0.output.dense.weight"])
 VISIT: dict[str, tuple[Any, Mapping[str, Any]]] = {
     # what an agent is told: (another value, what it is told beside it)
     "steps": (2, {}),
@@ -189,6 +195,7 @@ VISIT: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "label_names": (["c", "b", "a"], {}),
     "groups": ([ParameterGroup(blocks=["layers.1"], learning_rate=2e-2)], {}),
     "max_length": (5, {}),
+    "corrections": (CORRECTIONS, {}),
     "seed": (8, {}),
 }
 

@@ -309,6 +309,29 @@ def test_a_visit_of_adapters_takes_what_their_factors_take_and_little_is_moved()
     assert plan(method="adapters", adapters={"rank": 4, "matrices": ["q"]}, **schedule).agents[0].visits[0].up < visit.up
 
 
+@pytest.mark.parametrize("layers", ["all", "above"])
+def test_corrections_are_counted_in_memory_and_in_what_moves_both_ways(layers: str) -> None:
+    schedule: dict[str, Any] = {"schedule": {"blocks": ["layers"], "cycles": 2}, "compression": {"policy": "int8"}}
+    plain, expanded = run(**schedule), run(**schedule, corrections={"rank": 4, "layers": layers})
+    found, _ = blocks_of_run(plain, CONFIG, shapes())
+    int8 = {b.name: "int8" for b in found}
+    kept = []
+    for number in range(4):
+        trained = [f"layers.{number}"]
+        memory = [estimate(spec, MODEL, found, int8 | dict.fromkeys(trained, "exact"), trained) for spec in (plain, expanded)]
+        parts, more = (max(m.parts["weights"] for m in memory[i:]) for i in (0, 1))
+        factors = 4 * (4 * (64 + 64) + 2 * (64 + 256)) * (3 if layers == "all" else 3 - number)
+        assert parts == more == memory[0].parts["weights"] + 4 * factors
+        kept.append(memory[1].parts["activations"] - memory[0].parts["activations"])
+    assert kept == sorted(kept) if layers == "all" else kept[-1] == 0, (
+        "the higher the visited layer, the more is passed that was not before"
+    )
+    one, other = (plan(**schedule, **more).agents[0].later_cycle for more in ({}, {"corrections": {"rank": 4, "layers": layers}}))
+    assert one is not None
+    assert other is not None
+    assert (other.down > 1.05 * one.down, other.up > one.up) == (True, True), "layers change that were not visited"
+
+
 @pytest.mark.parametrize(
     ("adapters", "says"),
     [({"rank": 65}, r"adapters\.rank is 65, .*: 64 at the most"), ({"matrices": ["linear", "qkv"]}, r"adapters\.matrices: 'qkv' .* are q, k, v, o, up, down")],

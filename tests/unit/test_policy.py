@@ -165,7 +165,8 @@ def test_the_fingerprint_is_of_names_and_contents_in_any_order() -> None:
 NUMBERS = [
     ("attempt",), ("lease_seconds",), ("stall_s",), ("round",), ("cycle",), ("max_delta_bytes",), ("train", "steps"), ("train", "epochs"),
     ("train", "batch_size"), ("train", "warmup_steps"), ("train", "weight_decay"), ("train", "max_grad_norm"), ("train", "num_labels"),
-    ("train", "max_length"), ("train", "seed"), ("train", "groups", 0, "learning_rate"), ("manifest", "files", 0, "size"),
+    ("train", "max_length"), ("train", "seed"), ("train", "corrections", "rank"), ("train", "corrections", "scale"), ("train", "corrections", "learning_rate"),
+    ("train", "groups", 0, "learning_rate"), ("manifest", "files", 0, "size"),
     ("manifest", "blocks", 0, "version"), ("manifest", "blocks", 0, "size"), ("manifest", "blocks", 0, "packed", "size"),
     ("manifest", "blocks", 0, "patches", 0, "size"), ("manifest", "blocks", 0, "patches", 0, "weight"),
 ]  # fmt: skip

@@ -9,9 +9,11 @@ import pytest
 
 from benchmarks import reading
 from benchmarks.reading import Reading, Unreadable
+from fedcybgd.coordinator.domain.corrections import corrections_of
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
+from fedcybgd.coordinator.domain.model_blocks import TensorShape
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path.open_round import train_settings
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
@@ -20,16 +22,32 @@ BLOCKS = ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
 AGENTS = ["agent-0", "agent-1", "agent-2"]
 CHOICES: dict[str, dict[str, list[Any]]] = {
     "schedule": {
-        "cycles": [1, 2, 3], "order": ["ascending", "descending", "random"], "agents": ["fixed", "rotating"], "damping": [0.5, 1.0],
-        "always": [[], ["head"], ["head", "layers.1"]], "wave": [1, 3], "max_attempts": [2], "head_average": ["damped", "mean"],
+        "cycles": [1, 2, 3],
+        "order": ["ascending", "descending", "random"],
+        "agents": ["fixed", "rotating"],
+        "damping": [0.5, 1.0],
+        "always": [[], ["head"], ["head", "layers.1"]],
+        "wave": [1, 3],
+        "max_attempts": [2],
+        "head_average": ["damped", "mean"],
     },
     "train": {
-        "batch_size": [1, 8], "warmup_steps": [0, 7], "weight_decay": [0.0, 0.1], "max_grad_norm": [None, 0.3],
-        "precision": ["float32", "bfloat16"], "optimizer": ["adamw", "adamw-8bit"], "learning_rate": [1e-4], "learning_rate_decay": [0.5],
-        "always_learning_rate": [2e-3], "always_learning_rate_decay": [0.7], "label_skew": ["none"],
+        "batch_size": [1, 8],
+        "warmup_steps": [0, 7],
+        "weight_decay": [0.0, 0.1],
+        "max_grad_norm": [None, 0.3],
+        "precision": ["float32", "bfloat16"],
+        "optimizer": ["adamw", "adamw-8bit"],
+        "learning_rate": [1e-4],
+        "learning_rate_decay": [0.5],
+        "always_learning_rate": [2e-3],
+        "always_learning_rate_decay": [0.7],
+        "label_skew": ["none"],
     },
     "delta": {"codec": ["int4"]},
-}  # fmt: skip
+    "corrections": {"rank": [2], "alpha": [3.0], "layers": ["all", "above"], "learning_rate": [1e-2], "matrices": [["linear"]]},
+}
+MATRICES = {name: [TensorShape(name=f"{name}.w", shape=[4, 4], linear=name.startswith("layers"))] for name in BLOCKS}  # fmt: skip
 
 
 def drawn(number: int) -> dict[str, Any]:
@@ -55,6 +73,8 @@ def drawn(number: int) -> dict[str, Any]:
         values |= {"method": method, method: more | ({} if "combine" in more else averaging)}
         for field in ("order", "agents", "wave", "damping", "first_cycle"):
             values["schedule"].pop(field, None)
+    if "method" in values or draw.random() < 0.5:
+        values.pop("corrections")
     return values
 
 
@@ -82,6 +102,11 @@ def test_the_coordinator_tells_what_the_run_file_says(begin: int) -> None:
             if spec.method == "block-cycle" and seats[0].block not in spec.schedule.always:
                 [term] = terms_of(spec.in_cycle(seats[0].cycle), seats[0].block, delivered[:1], len(seats))[0]
                 assert [(term.weight, [])] == mine.weights(seats[0].block, [None], [1], mine.cycle(BLOCKS, round)), values
+            mine_too = mine.round(BLOCKS, len(AGENTS), round)
+            linear = {name: [t.name for t in tensors if t.linear] for name, tensors in MATRICES.items()}
+            for seat, order in zip(seats, mine_too, strict=True):
+                found = corrections_of(spec, seat, MATRICES, BLOCKS)
+                assert (found.model_dump() if found else None) == mine.corrected(order, BLOCKS, linear), values
             assert told == [(order.agent, dict(order.told)) for order in mine.round(BLOCKS, len(AGENTS), round)], values
 
 

@@ -16,6 +16,7 @@ model: minilm
 method: block-cycle
 whole: null
 adapters: null
+corrections: null
 task:
   kind: text-classification
   labels: [card, loan, "pin"]
@@ -111,13 +112,8 @@ def test_a_good_file_is_read_whole() -> None:
 
 def test_three_fields_are_enough() -> None:
     run = parse_run_file(SMALLEST)
-    assert (run.schedule.cycles, run.schedule.order, run.schedule.blocks, run.agents, run.evaluate) == (
-        1,
-        "ascending",
-        ["all"],
-        "all",
-        None,
-    )
+    found = (run.schedule.cycles, run.schedule.order, run.schedule.blocks, run.agents, run.evaluate)
+    assert found == (1, "ascending", ["all"], "all", None)
     assert run.train.steps is None
     assert run.train.epochs is None
 
@@ -152,6 +148,11 @@ WRONG = [
     ("adapters:", "adapters: {outer: {learning_rate: 0}}", "adapters.outer.learning_rate"),
     ("adapters:", "adapters: {outer: {momentum: 1}}", "adapters.outer.momentum"),
     ("adapters:", "adapters: {outer: {nesterov: often}}", "adapters.outer.nesterov"),
+    ("corrections:", "corrections: {rank: 0}", "corrections.rank"),
+    ("corrections:", "corrections: {alpha: .inf}", "corrections.alpha"),
+    ("corrections:", "corrections: {layers: below}", "corrections.layers"),
+    ("corrections:", "corrections: {matrices: []}", "corrections.matrices"),
+    ("corrections:", "corrections: {learning_rate: 0}", "corrections.learning_rate"),
     ("whole:", "whole: {fraction: 0}", "whole.fraction"),
     ("whole:", "whole: {fraction: 1.1}", "whole.fraction"),
     ("whole:", "whole: {weights: loss}", "whole.weights"),

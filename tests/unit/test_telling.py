@@ -31,6 +31,8 @@ def offer(task: str = "text-classification", **visits: Any) -> RunOffer:
         (offer(delta_patches=True), ["other agents"]),
         (offer(all_at_once=True), ["whole model exact", "all blocks"]),
         (offer(blocks=["adapters"], all_at_once=True), ["beside matrices", "all of these layers"]),
+        (offer(corrects="all"), ["factors beside matrices", "all of these layers"]),
+        (offer(corrects="above"), ["factors beside matrices", "from its own upwards"]),
         (offer(weighed_by_rows=True), ["counts by the rows", "how many"]),
         (offer(), ["no way is known"]),
         (offer("causal-lm", blocks=["head"]), ["no way is known"]),
@@ -66,3 +68,8 @@ def test_a_block_that_is_never_trained_is_a_reason_only_where_it_is_in_every_vis
     check_offer(policy, offer())
     with pytest.raises(PolicyRefused, match=r"work\.never_train: block norm"):
         check_offer(policy, offer(all_at_once=True))
+    check_offer(policy, offer(corrects="all"))
+    layer = Policy.model_validate({"work": {"never_train": ["layers.0"]}})
+    check_offer(layer, offer(corrects="above"))
+    with pytest.raises(PolicyRefused, match=r"work\.never_train: block layers.0"):
+        check_offer(layer, offer(corrects="all"))

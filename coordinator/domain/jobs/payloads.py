@@ -5,12 +5,14 @@ from pydantic import BaseModel
 from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.band import BlockDelta
+from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
 from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.contract.training import Corrections
 from fedcybgd.shared.contract.words import ExportForm, JsonObject, Task
 
 
@@ -38,6 +40,7 @@ class PreparePayload(TaskSpec):
     seed: int
     held_out: HeldOutRef | None
     adapters: AdaptersSection | None = None
+    corrections: CorrectionsSection | None = None
 
 
 class PrepareResult(BaseModel):
@@ -53,6 +56,9 @@ class AdmitPayload(BaseModel):
     blocks: list[ShardRef]
     always: list[str]
     rules: AdmissionSection
+    corrected: list[ShardRef] = []
+    """exact, the blocks of which the delta has corrections"""
+    corrections: Corrections | None = None
 
 
 class AdmitResult(BaseModel):
@@ -70,6 +76,8 @@ class Term(BaseModel):
     """id of the assignment whose delta it is"""
     rows: list[float] = []
     """weights of the rows of the tensors that have a row for each label, where they are not all `weight`"""
+    scale: float | None = None
+    """where the delta has corrections of the block: how often counts the product of two factors; None: it has the block itself"""
 
     def scaled(self, factor: float) -> "Term":
         return self.model_copy(update={"weight": self.weight * factor, "rows": [weight * factor for weight in self.rows]})

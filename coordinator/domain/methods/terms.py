@@ -19,10 +19,21 @@ class VisitDelta:
     digest: str
     visit: str
     delivered: Delivered
+    scale: float | None = None
+    """of the corrections that it has of the block; None: the block itself was trained"""
 
 
 def terms_of(spec: RunFile, block: str, deltas: Sequence[VisitDelta], seats: int) -> tuple[list[Term], Aggregate]:
-    """In the order given: that of the seats, of which the round has so many."""
+    """In the order given: that of the seats, of which the round has so many.
+
+    Corrections are averaged over the seats, damped, however many have come: so their sum never counts more than one visit.
+    """
+    if any(delta.scale is not None for delta in deltas):
+        own = iter(terms_of(spec, block, [delta for delta in deltas if delta.scale is None], seats)[0])
+        weight = spec.schedule.damping / seats
+        return [next(own) if d.scale is None else Term(digest=d.digest, weight=weight, visit=d.visit, scale=d.scale) for d in deltas], "sum"
+    if not deltas:
+        return [], "sum"
     method = method_of(spec)
     weights = method.weights(spec, block, [delta.delivered for delta in deltas], seats)
     aggregate = chosen(method.aggregate, spec.admission.average, len(deltas))

@@ -57,6 +57,7 @@ def _offer(run: Run) -> RunOffer:
     visits = VisitOffer(
         blocks=list(dict.fromkeys([*run.trained_blocks, *run.spec.schedule.always])), steps=steps, batch_size=train.batch_size,
         delta_patches=run.spec.compression.delta_patches, all_at_once=method.trains_all(run.spec), weighed_by_rows=method.weighs_rows(run.spec),
+        corrects=run.spec.corrections.layers if run.spec.corrections is not None else None,
     )  # fmt: skip
     return RunOffer(
         run_id=run.id, name=run.name, state=run.state,

@@ -1,6 +1,6 @@
 """The provenance file of a run: what its database knows of how the model came to be, signed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -19,11 +19,13 @@ from fedcybgd.shared.contract.provenance import (
     FORMAT,
     WITH_ADAPTERS,
     WITH_AVERAGES,
+    WITH_CORRECTIONS,
     Provenance,
     ProvenanceAdapters,
     ProvenanceAverageTerm,
     ProvenanceBlock,
     ProvenanceExport,
+    ProvenanceFormat,
     ProvenanceModel,
     ProvenanceOuter,
     ProvenanceRun,
@@ -50,7 +52,7 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
     called = _agents(session, run.id, names)
     rows = versions.of_run(session, run.id)
     unsigned = Provenance(
-        format=WITH_ADAPTERS if any(row.change and row.change.beside for row in rows) else WITH_AVERAGES if any(row.average for row in rows) else FORMAT,
+        format=_format(rows),
         coordinator=instance.identity(session, now), made_at=now.isoformat(timespec="seconds"),
         model=ProvenanceModel(
             name=model.name, files=model.files, blocks=[ProvenanceBlock(name=b.name, digest=b.digest) for b in model.blocks]
@@ -62,6 +64,16 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
         present={b.name: b.version for b in blocks}, export=_export(session, run, export_id), key=key.public, signature="",
     )  # fmt: skip
     return unsigned.model_copy(update={"signature": signing.sign(key, secret, unsigned.signed())})
+
+
+def _format(rows: Sequence[BlockVersion]) -> ProvenanceFormat:
+    """The first in which all can be said: so an earlier checker reads what it can."""
+    changes = [row.change for row in rows if row.change is not None]
+    if any(term.scale is not None for change in changes for term in change.terms):
+        return WITH_CORRECTIONS
+    if any(change.beside for change in changes):
+        return WITH_ADAPTERS
+    return WITH_AVERAGES if any(row.average for row in rows) else FORMAT
 
 
 def _agents(session: Session, run_id: str, names: bool) -> Callable[[str], str]:
@@ -94,7 +106,8 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
         aggregate=row.change.aggregate if row.change is not None else None,
         terms=[
             ProvenanceTerm(
-                delta=term.digest, weight=repr(term.weight), agent=called(term.visit), visit=term.visit, rows=[repr(weight) for weight in term.rows]
+                delta=term.digest, weight=repr(term.weight), agent=called(term.visit), visit=term.visit, rows=[repr(weight) for weight in term.rows],
+                scale=None if term.scale is None else repr(term.scale),
             )
             for term in terms
         ],

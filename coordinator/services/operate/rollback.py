@@ -200,7 +200,7 @@ def _replays(
     members = {a.id: a for a in queries.assignments_of(session, run.id, round.number) if a.applied}
 
     def made_of(block: str, terms: Sequence[Term]) -> tuple[list[Term], Aggregate]:
-        deltas = [VisitDelta(t.digest, t.visit, delivered.of(round, members[t.visit])) for t in terms]
+        deltas = [VisitDelta(t.digest, t.visit, delivered.of(round, members[t.visit]), t.scale) for t in terms]
         return terms_of(run.spec.in_cycle(round.cycle), block, deltas, len(round.seats))
 
     replays, stay = dict[str, Change](), set[str]()

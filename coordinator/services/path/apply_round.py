@@ -84,14 +84,14 @@ def _withdraw(session: Session, assignment: Assignment, now: datetime) -> str:
 def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: Sequence[Assignment]) -> list[Change]:
     """For each block that was trained: the deltas of those who trained it, weighted by the method."""
     blocks = queries.blocks_of(session, run.id)
-    trainers: dict[str, list[tuple[Assignment, ShardRef]]] = {}
+    trainers: dict[str, list[tuple[Assignment, ShardRef, float | None]]] = {}
     for assignment in accepted:
-        for base in trained.trained_refs(assignment):
-            trainers.setdefault(base.block, []).append((assignment, base))
+        for base, scale in trained.changed_refs(session, assignment):
+            trainers.setdefault(base.block, []).append((assignment, base, scale))
     refs, put_together = {ref.block: ref for ref in queries.shard_refs(blocks)}, {}
     for name, each in trainers.items():
-        assert all(base.version == refs[name].version for _, base in each), "every delta is from the present version"
-        deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a)) for a, _ in each]
+        assert all(base.version == refs[name].version for _, base, _ in each), "every delta is from the present version"
+        deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a), scale) for a, _, scale in each]
         put_together[name] = terms_of(spec.in_cycle(round.cycle), name, deltas, len(round.seats))
     folded = _folded(session, run, spec, [term.weight for term in put_together[ADAPTERS][0]] if ADAPTERS in put_together else [])
     codecs = choose.codecs_after(spec, blocks, {*trainers, *folded})

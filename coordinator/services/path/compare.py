@@ -10,7 +10,7 @@ from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain import band
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta
-from fedcybgd.coordinator.services.path import delivered
+from fedcybgd.coordinator.services.path import delivered, trained
 
 
 def measured(session: Session, assignment: Assignment, found: Mapping[str, BlockDelta]) -> dict[str, BlockDelta]:
@@ -22,6 +22,10 @@ def measured(session: Session, assignment: Assignment, found: Mapping[str, Block
         block: delta.model_copy(update={"reach": band.reach(assignment.train, block, delta, steps)})
         for block, delta in found.items()
         if block in assignment.train.trained
+    } | {
+        block: found[block].model_copy(update={"reach": band.reach_of_corrections(assignment.train, shapes.values(), steps)})
+        for block, shapes in trained.corrected_matrices(session, assignment).items()
+        if block in found
     }
 
 
@@ -43,7 +47,8 @@ def with_accepted(session: Session, run: Run, assignment: Assignment) -> Compare
     against = [
         result
         for block, delta in found.items()
-        if (result := band.out_of_band(block, kinds[block], delta, past, run.spec.admission, agent, among)) is not None
+        if (result := band.out_of_band(*_as_compared(block, kinds[block], delta), delta, past, run.spec.admission, agent, among))
+        is not None
     ]
     signs = [band.no_work(block, delta, past) for block, delta in found.items() if block in assignment.blocks]
     said = [sign for sign in signs if sign is not None]
@@ -53,12 +58,17 @@ def with_accepted(session: Session, run: Run, assignment: Assignment) -> Compare
     )
 
 
+def _as_compared(block: str, kind: str, delta: BlockDelta) -> tuple[str, str]:
+    """Block and kind under which a delta is compared: a correction goes less far than a visit, and another way."""
+    return (f"{block} (corrections)", f"{kind} (corrections)") if delta.correction else (block, kind)
+
+
 def _past(session: Session, run_id: str, kinds: Mapping[str, str]) -> list[AcceptedDelta]:
     accepted = (Assignment.run_id == run_id) & (Assignment.state == AssignmentState.ACCEPTED) & Assignment.measured.is_not(None)
     newest = select(Assignment.round, Assignment.agent_id, Assignment.measured).where(accepted)
     rows = session.execute(newest.order_by(Assignment.round.desc(), Assignment.seat.desc()).limit(band.REMEMBERED)).all()
     return [
-        AcceptedDelta(block, kinds[block], row.round, row.agent_id or "", delta)
+        AcceptedDelta(*_as_compared(block, kinds[block], delta), row.round, row.agent_id or "", delta)
         for row in rows
         for block, delta in (row.measured or {}).items()
     ]

@@ -28,7 +28,8 @@ def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> 
     spec = run.spec
     payload = AdmitPayload(
         assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
-        always=spec.schedule.always, rules=spec.admission,
+        always=spec.schedule.always, rules=spec.admission, corrected=trained.corrected_refs(session, assignment),
+        corrections=assignment.train.corrections,
     )  # fmt: skip
     jobs.enqueue(session, ADMIT, run.id, payload, now)
 

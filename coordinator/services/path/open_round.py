@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import ASSIGNMENT
+from fedcybgd.coordinator.domain.corrections import corrections_of
 from fedcybgd.coordinator.domain.exposure import ExposureBudgetTooSmall
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.quarantine import passed_over
@@ -20,7 +21,7 @@ from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.path import conclude, give_up
 from fedcybgd.coordinator.services.records import keys
-from fedcybgd.shared.contract.training import ParameterGroup, Training, TrainSettings
+from fedcybgd.shared.contract.training import Corrections, ParameterGroup, Training, TrainSettings
 
 
 def open_next(session: Session, run: Run, now: datetime) -> None:
@@ -77,7 +78,7 @@ def assign(
         id=keys.new_id("asg"), run_id=run.id, round=seat.round, seat=seat.number, blocks=list(seat.blocks), state=ASSIGNMENT.start,
         attempt=0, failures=failures, failed=dict(failed or {}), meant_for=seat.agent, excluded=list(excluded),
         waiting_since=now,
-        train=train_settings(spec, seat), applied=False,
+        train=train_settings(spec, seat, _corrections(session, run, spec, seat)), applied=False,
     )  # fmt: skip
     if seat.agent is not None:
         can_come = seat.agent not in {*excluded, *passed_over(assignment.failed)} and seat.agent in there
@@ -90,7 +91,14 @@ def assign(
     return assignment
 
 
-def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
+def _corrections(session: Session, run: Run, spec: RunFile, seat: Seat) -> Corrections | None:
+    if spec.corrections is None:
+        return None
+    blocks = {block.name: block.tensors for block in queries.blocks_of(session, run.id, tensors=True)}
+    return corrections_of(spec, seat, blocks, run.trained_blocks)
+
+
+def train_settings(spec: RunFile, seat: Seat, corrections: Corrections | None = None) -> TrainSettings:
     """What an agent is told about a visit: all that the run file says of training, and what the method makes of its learning rates."""
     along = [name for name in spec.schedule.always if name not in seat.blocks]
     groups = [ParameterGroup(blocks=list(seat.blocks), learning_rate=seat.learning_rate)]
@@ -99,5 +107,5 @@ def train_settings(spec: RunFile, seat: Seat) -> TrainSettings:
     train = spec.in_cycle(seat.cycle).train
     return TrainSettings(
         **{name: getattr(train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups,
-        label_skew=spec.label_skew, seed=seat.seed,
+        label_skew=spec.label_skew, corrections=corrections, seed=seat.seed,
     )  # fmt: skip

@@ -1,11 +1,14 @@
 """What an assignment trains, and what its delta may therefore hold."""
 
+import math
 from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, Run
+from fedcybgd.coordinator.domain.corrections import factor_shapes
 from fedcybgd.shared.contract.delta_rows import layout_by_rows
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import DeltaCodec
@@ -46,13 +49,49 @@ def trained_refs(assignment: Assignment) -> list[ShardRef]:
     return [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
 
 
+def corrected_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
+    """The blocks that an assignment corrects, exact, as they are now: as they were when it was handed out, for it has not been applied."""
+    if assignment.train.corrections is None:
+        return []
+    corrected = corrected_matrices(session, assignment)
+    return [ref for ref in queries.shard_refs(queries.blocks_of(session, assignment.run_id)) if ref.block in corrected]
+
+
+def changed_refs(session: Session, assignment: Assignment) -> list[tuple[ShardRef, float | None]]:
+    """The blocks that the delta of an assignment changes; those that it corrects, with how often a correction counts."""
+    corrections = assignment.train.corrections
+    corrected = [(ref, corrections.scale) for ref in corrected_refs(session, assignment)] if corrections is not None else []
+    return [*((ref, None) for ref in trained_refs(assignment)), *corrected]
+
+
+def corrected_matrices(session: Session, assignment: Assignment) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Block → the matrices of it that an assignment corrects, with their shapes; only blocks that have some."""
+    corrections = assignment.train.corrections
+    if corrections is None:
+        return {}
+    wanted = set(corrections.matrices)
+    rows = session.execute(select(Block.name, Block.tensors).where(Block.run_id == assignment.run_id).order_by(Block.position))
+    found = {name: {tensor.name: tuple(tensor.shape) for tensor in tensors if tensor.name in wanted} for name, tensors in rows}
+    return {name: shapes for name, shapes in found.items() if shapes}
+
+
+def _factors(session: Session, assignment: Assignment) -> dict[str, tuple[int, ...]]:
+    corrections = assignment.train.corrections
+    if corrections is None:
+        return {}
+    by_block = corrected_matrices(session, assignment).values()
+    return factor_shapes(corrections, {name: shape for shapes in by_block for name, shape in shapes.items()})
+
+
 def form_of(session: Session, assignment: Assignment) -> DeltaForm:
     mine = (Block.run_id == assignment.run_id) & Block.name.in_(assignment.train.trained)
     tensors = {tensor.name: tuple(tensor.shape) for block in session.scalars(select(Block.tensors).where(mine)) for tensor in block}
+    tensors |= _factors(session, assignment)
     return DeltaForm(tensors, session.get_one(Run, assignment.run_id).spec.delta.codec, limit_of(session, assignment))
 
 
 def limit_of(session: Session, assignment: Assignment) -> int:
     """The most bytes that a delta of an assignment may have."""
     mine = (Block.run_id == assignment.run_id) & Block.name.in_(assignment.train.trained)
-    return 4 * sum(session.scalars(select(Block.num_parameters).where(mine))) + HEADER_ROOM
+    factors = sum(math.prod(shape) for shape in _factors(session, assignment).values())
+    return 4 * (sum(session.scalars(select(Block.num_parameters).where(mine))) + factors) + HEADER_ROOM

@@ -23,12 +23,14 @@ def of(session: Session, run: Run) -> History:
     visits = select(
         Assignment.id, Assignment.round, Assignment.seat, Assignment.state, Assignment.applied, Assignment.train, Assignment.delta_digest
     )
+    home = {t.name: b.name for b in queries.blocks_of(session, run.id, tensors=True) for t in b.tensors} if run.spec.corrections else {}
     return History(
         run=run.name, rounds_done=run.rounds_done, present={name: (version, digest) for name, version, digest in present},
         versions=found,
         rounds=[RoundFacts(row.number, row.state, len(row.seats))
                 for row in session.execute(select(Round.number, Round.state, Round.seats).where(Round.run_id == run.id))],
-        visits=[VisitFacts(a.id, a.round, a.seat, a.state, a.applied, frozenset(a.train.trained), a.delta_digest)
+        visits=[VisitFacts(a.id, a.round, a.seat, a.state, a.applied, frozenset(a.train.trained),
+                           frozenset(home[name] for name in a.train.corrected), a.delta_digest)
                 for a in session.execute(visits.where(Assignment.run_id == run.id).order_by(Assignment.round, Assignment.seat, Assignment.id))],
     )  # fmt: skip
 
