@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.paper.federation import Place, plays_spec
 from benchmarks.paper.table import Figures, show, summary
 
-RATE = 6e-3
+RATE = 3e-3
 NOTHING = "none / float32"
 ARMS = (
     NOTHING, "none / int8", "none / int4", "int8 / float32", "int8 / int8", "int4 / float32", "int4 / int4", "hybrid / float32",

@@ -23,7 +23,7 @@ THEIRS: dict[str, tuple[float, ...]] = {
 """held-out loss at the ends of their cycles; central: after as many passes as the first"""
 CYCLES = 3
 BLOCKS = 6
-RATE = 6e-3
+RATE = 3e-3
 
 
 def spec_of(arm: str, steps: int, seed: int) -> dict[str, Any]:
