@@ -155,7 +155,10 @@ def status(run: Run, as_json: Json = False) -> None:
 def scores(
     run: Run,
     labels: Annotated[bool, typer.Option("--labels", help="Label by label, those of the lowest recall first.")] = False,
-    after: Annotated[int | None, typer.Option(help="With --labels: after how many rounds; default: the newest score.", min=0)] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(help="With --labels: after how many rounds; default: of the model that the run ended with, or the newest.", min=0),
+    ] = None,
     most: Annotated[int, typer.Option(help="With --labels: how many.", min=1, max=1000)] = 20,
     as_json: Json = False,
 ) -> None:
@@ -164,11 +167,14 @@ def scores(
     found = list(client.runs.evaluations(run)) if after is None or not labels else []
     made = [score.after_rounds for score in found if score.loss is not None]
     if labels and (after is not None or made):
-        by_label = client.runs.label_scores(run, made[-1] if after is None else after, limit=most)
+        place, note = (after, None) if after is not None else score_table.last_scored(client.runs.get(run), made)
+        by_label = client.runs.label_scores(run, place, limit=most)
         if as_json:
             say_json(LabelScoresView, by_label)
         else:
             terminal.print(score_table.of_labels(by_label))
+            if note is not None:
+                terminal.say(f"note: {note}")
     elif as_json:
         say_json(list[EvaluationView], found)
     elif found:

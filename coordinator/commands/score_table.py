@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
-from fedcybgd.shared.contract.views import AnchorView, EvaluationView, LabelScoresView
+from fedcybgd.shared.contract.views import AnchorView, EvaluationView, LabelScoresView, RunView
 
 SHOWN = 8
 
@@ -32,6 +32,19 @@ def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = No
     if made := [e for e in newest if e.loss is not None]:
         table.caption = _told_of(made[-1])
     return table
+
+
+def last_scored(run: RunView, scored: Sequence[int]) -> tuple[int, str | None]:
+    """After how many rounds the model was scored that a run ended with, or the newest; and what is to be said where it was another one.
+
+    `scored`: after how many rounds there are scores, the oldest first.
+    """
+    ended = run.conclusion
+    if ended is None or ended.kept == "last":
+        return scored[-1], None
+    if ended.kept == "best":
+        return (ended.best_after if ended.best_after in scored else scored[-1]), None
+    return scored[-1], f"not of the model that the run ended with: {ended.in_words()}; of an average labels are not counted"
 
 
 def of_labels(found: LabelScoresView) -> Table:

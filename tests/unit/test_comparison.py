@@ -8,7 +8,7 @@ import pytest
 
 from fedcybgd.client.comparison import scores_of
 from fedcybgd.coordinator.commands.compare import drawn, table
-from fedcybgd.coordinator.commands.score_table import scores
+from fedcybgd.coordinator.commands.score_table import last_scored, scores
 from fedcybgd.shared.contract.comparison import RunScores, doubts
 from fedcybgd.shared.contract.measured import Conclusion, Failure, Spent
 from fedcybgd.shared.contract.views import EvaluationView, RunView
@@ -72,6 +72,15 @@ def test_a_run_is_what_it_ended_with_and_not_its_last_version() -> None:
     assert ended.last.accuracy == 0.9
     assert ended.last.spent is not None
     assert ended.last.spent.bytes_down == 9_000_000, "what it had cost is all that the run did"
+
+
+@pytest.mark.parametrize(("kept", "after", "said"), [(None, 4, False), ("last", 4, False), ("best", 3, False), ("average", 4, True)])
+def test_labels_are_of_the_model_that_a_run_ended_with_or_it_is_said_that_they_are_not(kept: str | None, after: int, said: bool) -> None:
+    view = run("r").view
+    if kept is not None:
+        view.conclusion = Conclusion(kept=kept, rounds=2, best_after=3, scores={kept: score(4, 0.9)}, without=["last"])
+    place, note = last_scored(view, [0, 3, 4])
+    assert (place, note is not None) == (after, said)
 
 
 def test_a_lower_loss_of_language_models_is_the_better_one() -> None:
