@@ -118,8 +118,8 @@ class Reading:
         """How many rounds the run has, whose trained blocks are `blocks`, in the order of the model."""
         return sum(self._rounds_of_a_cycle(blocks, cycle) for cycle in range(self.schedule["cycles"]))
 
-    def round(self, blocks: Sequence[str], agents: int, number: int) -> list[Order]:
-        """The visits of round `number`, counted from 0."""
+    def round(self, blocks: Sequence[str], agents: int, number: int, importance: Mapping[str, float] | None = None) -> list[Order]:
+        """The visits of round `number`, counted from 0. `importance`: of blocks, where it was measured."""
         if self.averages:
             draw = random.Random(f"{self.seed}:{number}:agents")
             count = max(1, int(self.averaging["fraction"] * agents + 0.5))
@@ -134,6 +134,8 @@ class Reading:
             order.reverse()
         elif self.schedule["order"] == "random":
             random.Random(f"{self.seed}:{cycle}").shuffle(order)
+        elif self.schedule["order"] == "importance" and importance:
+            order.sort(key=importance.__getitem__, reverse=True)
         wave = self._in_cycle(cycle, "wave")
         members = order[place * wave : (place + 1) * wave]
         turn = cycle if self.schedule["agents"] == "rotating" else 0

@@ -81,6 +81,7 @@ class Reference:
     patches: dict[str, PatchMade] = field(default_factory=dict)
     holdings: dict[int, Holdings] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
+    importance: dict[str, float] = field(default_factory=dict)
     residuals: dict[tuple[int, str], Path] = field(default_factory=dict)
     tell_labels: bool = False
     """whether the agents tell how many rows of each label they trained on"""
@@ -181,7 +182,7 @@ def run(
         terms: dict[str, list[Made]] = {}
         corrections: dict[str, list[tuple[int, Term]]] = {}
         cycle = spec.cycle(reference.trained, number)
-        orders = spec.round(reference.trained, len(partitions), number)
+        orders = spec.round(reference.trained, len(partitions), number, reference.importance)
         matrices = {s.name: [t.name for t in s.tensors if t.linear] for s in reference.stored}
         for seat, order in enumerate(orders):
             told = spec.corrected(order, reference.trained, matrices)
@@ -282,11 +283,22 @@ def measure_influence(reference: Reference, held_out: Path) -> None:
     from fedcybgd.coordinator.domain.jobs.measurements import InfluencePayload
     from fedcybgd.coordinator.engine.influence import influence
 
+    reference.influence = influence(reference.store, InfluencePayload.model_validate(_calibration(reference, held_out))).influence
+
+
+def measure_importance(reference: Reference, held_out: Path) -> None:
+    """Have the importance of the visited blocks measured on them, for `order: importance`."""
+    from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload
+    from fedcybgd.coordinator.engine.importance import importance
+
+    payload = ImportancePayload.model_validate(_calibration(reference, held_out) | {"visited": reference.trained})
+    reference.importance = importance(reference.store, payload).importance
+
+
+def _calibration(reference: Reference, held_out: Path) -> dict[str, Any]:
     task = reference.spec.task
-    digest = _store_file(reference.store, held_out)
-    payload = InfluencePayload(
-        task=task.kind, num_labels=task.num_labels, label_names=task.label_names, max_length=task.max_length, files=reference.file_refs,
-        blocks=reference.blocks, held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
-        rows=reference.spec.compression["calibration_rows"],
-    )  # fmt: skip
-    reference.influence = influence(reference.store, payload).influence
+    return {
+        "task": task.kind, "num_labels": task.num_labels, "label_names": task.label_names, "max_length": task.max_length,
+        "files": reference.file_refs, "blocks": reference.blocks, "rows": reference.spec.compression["calibration_rows"],
+        "held_out": HeldOutRef(digest=_store_file(reference.store, held_out), name=held_out.name, columns={}),
+    }  # fmt: skip

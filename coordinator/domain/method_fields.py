@@ -77,6 +77,8 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         usual = FILLED[method].get(name, {}).get(field, type(section).model_fields[field].default)
         if getattr(section, field) != usual:
             yield (name, field), why
+    if method == "block-cycle" and file.schedule.order == "importance" and not (file.evaluate and file.compression.calibration_rows):
+        yield ("schedule", "order"), "importance is measured on held-out rows: give `evaluate`, and `compression.calibration_rows` above 0"
     if method == "block-cycle" and file.schedule.first_cycle is not None and file.schedule.cycles == 1:
         yield ("schedule", "first_cycle"), "with `cycles: 1` there is no other cycle: say it of the schedule itself, and of `train`"
     if method == "block-cycle" and file.corrections is not None:

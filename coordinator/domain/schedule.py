@@ -24,14 +24,16 @@ def cycle_of(rounds_per_cycle: Callable[[RunFile], int], spec: RunFile, round: i
     return cycle + 1, place
 
 
-def cycle_order(spec: RunFile, blocks: Sequence[str], cycle: int) -> list[str]:
-    """The blocks (given in model order) in the order in which cycle number `cycle` visits them."""
+def cycle_order(spec: RunFile, blocks: Sequence[str], cycle: int, ranking: Sequence[str] = ()) -> list[str]:
+    """The blocks (given in model order) in the order in which cycle number `cycle` visits them. `ranking`: by importance, where that is known."""
     order = list(blocks)
     match spec.schedule.order:
         case "descending":
             order.reverse()
         case "random":
             random.Random(f"{spec.seed}:{cycle}").shuffle(order)  # noqa: S311 - an order, not a secret
+        case "importance":
+            order = [*(name for name in ranking if name in order), *(name for name in order if name not in ranking)]
         case "ascending":
             pass
     return order

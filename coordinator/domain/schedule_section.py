@@ -36,8 +36,10 @@ class FirstCycleSection(Section):
 
 class ScheduleSection(Section):
     cycles: int = Field(1, ge=1, le=10_000, description="passes in which every trained block is visited once")
-    order: Literal["ascending", "descending", "random"] = Field(
-        "ascending", description="of the blocks in a cycle; random is drawn from the seed"
+    order: Literal["ascending", "descending", "random", "importance"] = Field(
+        "ascending",
+        description="of the blocks in a cycle; random is drawn from the seed; importance: those first along which the loss of the calibration "
+        "rows is steepest, measured once before the first round",
     )
     agents: Literal["fixed", "rotating", "first_come"] = Field(
         "rotating", description="who trains which block: always the same agent (the paper), another one each cycle, or who asks first"

@@ -20,6 +20,7 @@ ENTRIES: Mapping[JobKind, str] = {
     JobKind.IMPORT: "import_model:import_model",
     JobKind.PREPARE: "prepare:prepare",
     JobKind.INFLUENCE: "influence:influence",
+    JobKind.IMPORTANCE: "importance:importance",
     JobKind.EXPORT: "export:export",
     JobKind.EVALUATE: "evaluate:evaluate",
     JobKind.LOSS: "evaluate:evaluate",

@@ -138,7 +138,7 @@ def cosine(real: Mapping[str, Tensor], bent: Mapping[str, Tensor]) -> float | No
     Raises `NotMeasurable` where `real` is not finite.
     """
     product = sum(_dot(real[name], bent[name]) for name in real)
-    lengths = [math.sqrt(sum(_dot(g, g) for g in one.values())) for one in (real, bent)]
+    lengths = [norm(one) for one in (real, bent)]
     if not math.isfinite(lengths[0]):
         raise NotMeasurable("the real model has no finite gradient on the calibration rows", norm=str(lengths[0]))
     if lengths[0] == 0:
@@ -146,6 +146,10 @@ def cosine(real: Mapping[str, Tensor], bent: Mapping[str, Tensor]) -> float | No
     if not (math.isfinite(lengths[1]) and lengths[1] > 0 and math.isfinite(product)):
         return 0.0
     return max(-1.0, min(1.0, product / (lengths[0] * lengths[1])))
+
+
+def norm(gradient: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(_dot(g, g) for g in gradient.values()))
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -60,6 +60,7 @@ OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.IMPORT: Outcome(registry.IMPORT, models.imported, models.import_failed),
     JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),
     JobKind.INFLUENCE: Outcome(registry.INFLUENCE, prepare.influence_measured, prepare.prepare_failed),
+    JobKind.IMPORTANCE: Outcome(registry.IMPORTANCE, prepare.importance_measured, prepare.importance_failed),
     JobKind.EXPORT: Outcome(registry.EXPORT, _nothing_more, exports.report_failed),
     JobKind.EVALUATE: Outcome(registry.EVALUATE, scored.scored, scored.score_failed),
     JobKind.CONCLUDE: Outcome(registry.CONCLUDE, conclude.concluded, conclude.failed),

@@ -26,12 +26,14 @@ def held_out(federation: Federation, path: Path) -> dict[str, Any]:
     return {"held_out": path.name, "digest": digest, "every": "end"}
 
 
-def alone(federation: Federation, bert: Path, folder: Path, values: dict[str, Any]) -> reference.Reference:
+def alone(federation: Federation, bert: Path, folder: Path, values: dict[str, Any], measured_on: Path | None = None) -> reference.Reference:
     """The same run in this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         run = reference.begin(folder / "alone", bert, values)
+        if measured_on is not None:
+            reference.measure_importance(run, measured_on)
         reference.run(run, federation.partitions, folder / "scratch")
     finally:
         torch.set_num_threads(threads)
@@ -93,7 +95,11 @@ def test_both_sides_count_the_same_bytes_and_as_many_as_were_planned(federation:
     ("name", "sections", "schedule"),
     [
         ("int4", {"compression": {"policy": "int4"}, "delta": {"codec": "int4", "error_feedback": True}}, {"agents": "rotating"}),
-        ("waves", {}, {"damping": 0.5, "agents": "rotating", "first_cycle": {"wave": 2, "damping": 0.3, "steps": 7}}),
+        (
+            "waves",
+            {},
+            {"damping": 0.5, "agents": "rotating", "first_cycle": {"wave": 2, "damping": 0.3, "steps": 7}, "order": "importance"},
+        ),
     ],
 )
 def test_equal_to_one_process(
@@ -102,9 +108,12 @@ def test_equal_to_one_process(
     values = with_nothing_cached(federation, spec(f"emulated-{name}", **schedule), 992)
     for section, entries in sections.items():
         values[section] = entries
+    rows = tmp_path / "held-out.jsonl" if "order" in schedule else None
+    if rows is not None:
+        values["evaluate"] = held_out(federation, rows)
     run_id = federation.start(values)
     over_http = federation.digests(run_id)
-    same = alone(federation, bert, tmp_path, values)
+    same = alone(federation, bert, tmp_path, values, rows)
     assert over_http == same.digests()
     assert totals(federation, run_id) == {f"agent-{number}": [held.down, held.up] for number, held in same.holdings.items()}
     assert {codec for _, codec in same.encoded} == {"exact", "int8", *(["int4"] if name == "int4" else [])}

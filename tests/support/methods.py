@@ -27,7 +27,15 @@ class AllAveraged:
     def rounds_per_cycle(self, spec: RunFile, visited: Sequence[str]) -> int:
         return 1
 
-    def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
+    def seats(
+        self,
+        spec: RunFile,
+        visited: Sequence[str],
+        agents: Sequence[str],
+        round: int,
+        common: Collection[str],
+        ranking: Sequence[str] = (),
+    ) -> list[Seat]:
         rate = spec.train.learning_rate
         return [
             Seat(round=round, number=number, cycle=round, blocks=tuple(visited), agent=agent, learning_rate=rate,

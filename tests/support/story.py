@@ -19,7 +19,14 @@ from fedcybgd.coordinator.domain.admission import BlockNumbers, judge_numbers
 from fedcybgd.coordinator.domain.band import BlockDelta
 from fedcybgd.coordinator.domain.jobs.candidates import ConcludePayload, ConcludeResult
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
-from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, FidelityPayload, FidelityResult, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.measurements import (
+    EvaluatePayload,
+    EvaluateResult,
+    FidelityPayload,
+    FidelityResult,
+    ImportanceResult,
+    InfluenceResult,
+)
 from fedcybgd.coordinator.domain.jobs.payloads import (
     AdmitPayload,
     AdmitResult,
@@ -239,8 +246,11 @@ class Story:
                 self._say(job.kind, job.payload_json)
                 states.take(job, "story", utcnow())
                 self.session.flush()
-                outcomes.complete(self.session, job_leases.hold_of(job), getattr(self, f"_{job.kind}")(job), utcnow())
+                self._finish(job)
                 self.session.flush()
+
+    def _finish(self, job: Job) -> None:
+        outcomes.complete(self.session, job_leases.hold_of(job), getattr(self, f"_{job.kind}")(job), utcnow())
 
     def _prepare(self, job: Job) -> PrepareResult:
         payload = PreparePayload.model_validate(job.payload)
@@ -251,6 +261,9 @@ class Story:
 
     def _influence(self, job: Job) -> InfluenceResult:
         return InfluenceResult(influence={f"layers.{i}": 0.1 * (i + 1) for i in range(5)}, rows=1, tokens=1, seconds=1.0)
+
+    def _importance(self, job: Job) -> ImportanceResult:
+        return ImportanceResult(importance={"layers.1": 2.0, "layers.0": 1.0}, rows=1, seconds=1.0)
 
     def _encode(self, job: Job) -> EncodeResult:
         return EncodeResult(shards=[_made(ref.digest, ref.codec) for ref in EncodePayload.model_validate(job.payload).wanted])

@@ -48,7 +48,7 @@ def test_what_becomes_of_it_is_of_this_kind(kind: JobKind) -> None:
 
 def test_the_failure_of_a_measurement_stops_nobody() -> None:
     goes_on = {kind for kind, job in JOBS.items() if job.on_failure == OnFailure.GOES_ON}
-    assert goes_on == {JobKind.EVALUATE, JobKind.LOSS, JobKind.FIDELITY}
+    assert goes_on == {JobKind.EVALUATE, JobKind.LOSS, JobKind.FIDELITY, JobKind.IMPORTANCE}
     assert {kind for kind, job in JOBS.items() if job.on_failure == OnFailure.REPEATED} == {JobKind.ADMIT, JobKind.APPLY, JobKind.GATE}
 
 

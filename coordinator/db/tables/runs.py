@@ -97,3 +97,5 @@ class Block(Base):
     """the trainable ones: name, shape"""
     influence: Mapped[float | None]
     """of a block of layers, on the calibration rows"""
+    importance: Mapped[float | None]
+    """of a visited block, on the calibration rows, before the first round; null: the order of cycles does not go by it, or cannot"""

@@ -12,6 +12,7 @@ class JobKind(StrEnum):
     EXPORT = "export"
     ENCODE = "encode"
     INFLUENCE = "influence"
+    IMPORTANCE = "importance"
     FIDELITY = "fidelity"
     LOSS = "loss"
     GATE = "gate"

@@ -69,6 +69,17 @@ class InfluenceResult(BaseModel):
     seconds: float
 
 
+class ImportancePayload(Calibration):
+    visited: list[str]
+
+
+class ImportanceResult(BaseModel):
+    importance: dict[str, float]
+    """by visited block: the norm of the gradient of the mean loss (nats) by its parameters"""
+    rows: int
+    seconds: float
+
+
 class FidelityPayload(Calibration):
     plan: str
     """key of the plan that the emulator was made by; it comes back in the result"""

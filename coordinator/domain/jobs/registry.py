@@ -17,6 +17,8 @@ from fedcybgd.coordinator.domain.jobs.measurements import (
     EvaluateResult,
     FidelityPayload,
     FidelityResult,
+    ImportancePayload,
+    ImportanceResult,
     InfluencePayload,
     InfluenceResult,
 )
@@ -95,6 +97,7 @@ RESTORE = JobType(JobKind.RESTORE, Lane.QUICK, RestorePayload, RestoreResult, On
 IMPORT = JobType(JobKind.IMPORT, Lane.SLOW, ImportPayload, ImportResult, OnFailure.ENDS)
 PREPARE = JobType(JobKind.PREPARE, Lane.SLOW, PreparePayload, PrepareResult, OnFailure.ENDS)
 INFLUENCE = JobType(JobKind.INFLUENCE, Lane.SLOW, InfluencePayload, InfluenceResult, OnFailure.ENDS)
+IMPORTANCE = JobType(JobKind.IMPORTANCE, Lane.SLOW, ImportancePayload, ImportanceResult, OnFailure.GOES_ON)
 EXPORT = JobType(JobKind.EXPORT, Lane.SLOW, ExportPayload, ExportResult, OnFailure.ENDS)
 EVALUATE = JobType(JobKind.EVALUATE, Lane.SLOW, EvaluatePayload, EvaluateResult, OnFailure.GOES_ON)
 LOSS = JobType(JobKind.LOSS, Lane.SLOW, EvaluatePayload, EvaluateResult, OnFailure.GOES_ON)
@@ -104,7 +107,23 @@ MEND = JobType(JobKind.MEND, None, MendPayload, MendResult, OnFailure.ENDS)
 
 JOBS: Mapping[JobKind, JobType[BaseModel, BaseModel]] = {
     job.kind: job
-    for job in (ADMIT, APPLY, GATE, ENCODE, RESTORE, IMPORT, PREPARE, INFLUENCE, EXPORT, EVALUATE, LOSS, FIDELITY, CONCLUDE, MEND)
+    for job in (
+        ADMIT,
+        APPLY,
+        GATE,
+        ENCODE,
+        RESTORE,
+        IMPORT,
+        PREPARE,
+        INFLUENCE,
+        IMPORTANCE,
+        EXPORT,
+        EVALUATE,
+        LOSS,
+        FIDELITY,
+        CONCLUDE,
+        MEND,
+    )
 }
 
 

@@ -17,10 +17,18 @@ class AdaptersMethod(Whole):
     def weighs_rows(self, spec: RunFile) -> bool:
         return super().weighs_rows(spec) and not is_handed(spec)
 
-    def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
+    def seats(
+        self,
+        spec: RunFile,
+        visited: Sequence[str],
+        agents: Sequence[str],
+        round: int,
+        common: Collection[str],
+        ranking: Sequence[str] = (),
+    ) -> list[Seat]:
         """As of whole models; handed from agent to agent, the turn is the next one's in each round."""
         turn = [agents[round % len(agents)]] if is_handed(spec) else agents
-        return super().seats(spec, visited, turn, round, common)
+        return super().seats(spec, visited, turn, round, common, ranking)
 
 
 def is_handed(spec: RunFile) -> bool:

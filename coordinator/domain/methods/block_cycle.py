@@ -29,7 +29,15 @@ class BlockCycle:
         """A wave larger than the number of blocks makes one round of a cycle."""
         return -(-len(visited) // spec.schedule.wave)
 
-    def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
+    def seats(
+        self,
+        spec: RunFile,
+        visited: Sequence[str],
+        agents: Sequence[str],
+        round: int,
+        common: Collection[str],
+        ranking: Sequence[str] = (),
+    ) -> list[Seat]:
         """The cycle's order, cut into pieces of so many blocks as its waves have. Block i (of the n-agent run, in model order) goes to
 
         fixed:      agent i mod n (the paper's: a client is responsible for a block);
@@ -40,7 +48,7 @@ class BlockCycle:
         """
         cycle, place = cycle_of(lambda of: self.rounds_per_cycle(of, visited), spec, round)
         wave, train = spec.in_cycle(cycle).schedule.wave, spec.train
-        piece = cycle_order(spec, visited, cycle)[place * wave : (place + 1) * wave]
+        piece = cycle_order(spec, visited, cycle, ranking)[place * wave : (place + 1) * wave]
         meant_for: Sequence[str | None] = [None] * len(piece)
         if spec.schedule.agents != "first_come":
             meant_for = [agents[i] for i in planned(spec, visited, len(agents), cycle, piece, common)]

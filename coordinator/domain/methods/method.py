@@ -45,10 +45,19 @@ class Method(Protocol):
         `visited` are the blocks that the run trains (in model order), without those that are only trained along."""
         ...
 
-    def seats(self, spec: RunFile, visited: Sequence[str], agents: Sequence[str], round: int, common: Collection[str]) -> list[Seat]:
+    def seats(
+        self,
+        spec: RunFile,
+        visited: Sequence[str],
+        agents: Sequence[str],
+        round: int,
+        common: Collection[str],
+        ranking: Sequence[str] = (),
+    ) -> list[Seat]:
         """The seats of round number `round`, counted from 0 over the whole run, by their numbers. `spec` is the run file itself.
 
-        `agents` are the participants in a fixed order; `common` are the blocks that every agent gets exact, whatever it trains.
+        `agents` are the participants in a fixed order; `common` are the blocks that every agent gets exact, whatever it trains; `ranking` are
+        the visited blocks by importance, where that was measured.
         """
         ...
 

@@ -38,6 +38,7 @@ class Whole:
         agents: Sequence[str],
         round: int,
         common: Collection[str],  # noqa: ARG002
+        ranking: Sequence[str] = (),  # noqa: ARG002
     ) -> list[Seat]:
         """For the agents that are drawn, in their fixed order; with `first_come` as many for whoever asks first."""
         train = spec.train

@@ -1,5 +1,6 @@
-"""The calibration rows of a run, and the influence of its layers, measured on them."""
+"""The calibration rows of a run, and what is measured on them before it begins: the influence of its layers, the importance of its blocks."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel
@@ -8,8 +9,15 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Block, Run
-from fedcybgd.coordinator.domain.jobs.measurements import Calibration, HeldOutRef, InfluencePayload, InfluenceResult
-from fedcybgd.coordinator.domain.jobs.registry import INFLUENCE, Failed
+from fedcybgd.coordinator.domain.jobs.measurements import (
+    Calibration,
+    HeldOutRef,
+    ImportancePayload,
+    ImportanceResult,
+    InfluencePayload,
+    InfluenceResult,
+)
+from fedcybgd.coordinator.domain.jobs.registry import IMPORTANCE, INFLUENCE, Failed
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.records import jobs
@@ -60,6 +68,28 @@ def request_influence(session: Session, run: Run, spec: RunFile, now: datetime) 
 def influence_measured(session: Session, run: Run, result: InfluenceResult) -> None:
     for block in session.scalars(select(Block).where(Block.run_id == run.id)):
         block.influence = result.influence.get(block.name)
+
+
+def request_importance(session: Session, run: Run, spec: RunFile, now: datetime) -> bool:
+    """The same of the importance of the visited blocks, where the order of cycles goes by it."""
+    calibration = calibration_of(session, run, spec)
+    if calibration is None or spec.schedule.order != "importance":
+        return False
+    jobs.enqueue(session, IMPORTANCE, run.id, ImportancePayload(**dict(calibration), visited=run.trained_blocks), now)
+    return True
+
+
+def importance_measured(session: Session, run: Run, result: ImportanceResult, now: datetime) -> None:
+    blocks = queries.blocks_of(session, run.id)
+    for block in blocks:
+        block.importance = result.importance.get(block.name)
+    text = f"run {run.name}: its blocks come by importance, {', '.join(by_importance(blocks))}"
+    record(session, now, "info", "importance_measured", text, run_id=run.id)
+
+
+def by_importance(blocks: Sequence[Block]) -> list[str]:
+    """Those that are known, the most important first, equal ones in the order of the model; none where it was not measured."""
+    return [block.name for block in sorted(blocks, key=lambda b: (-(b.importance or 0.0), b.position)) if block.importance is not None]
 
 
 def failed(session: Session, failed: Failed[BaseModel], what: str) -> Failure:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Block, HeldOut, Model, Run
 from fedcybgd.coordinator.domain import exposure, fresh_parts
-from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, InfluencePayload, InfluenceResult
+from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, ImportancePayload, ImportanceResult, InfluencePayload, InfluenceResult
 from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
 from fedcybgd.coordinator.domain.jobs.registry import PREPARE, Done, Failed
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
@@ -97,8 +97,8 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
     run.rounds_total = rounds_in(spec, result.trained)
     session.flush()
     spec = run.spec
-    if not calibration.request_influence(session, run, spec, now):  # else it is prepared once that is measured
-        _is_prepared(session, run)
+    if not calibration.request_influence(session, run, spec, now):  # else it goes on once that is measured
+        _goes_on(session, run, now)
     choose.request_ahead(session, run, now)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(
@@ -116,6 +116,27 @@ def influence_measured(session: Session, done: Done[InfluencePayload, InfluenceR
     run = session.get_one(Run, done.subject, with_for_update=True)
     if not run.prepared and not RUN.is_final(run.state):
         calibration.influence_measured(session, run, done.result)
+        _goes_on(session, run, done.now)
+
+
+def importance_measured(session: Session, done: Done[ImportancePayload, ImportanceResult]) -> None:
+    run = session.get_one(Run, done.subject, with_for_update=True)
+    if not run.prepared and not RUN.is_final(run.state):
+        calibration.importance_measured(session, run, done.result, done.now)
+        _is_prepared(session, run)
+
+
+def importance_failed(session: Session, failed: Failed[ImportancePayload]) -> None:
+    """No run waits for an order that cannot be had: its blocks come in ascending order, and the event says so."""
+    run = session.get_one(Run, failed.subject, with_for_update=True)
+    if not run.prepared and not RUN.is_final(run.state):
+        calibration.failed(session, failed, "the importance of the blocks (schedule.order), which come in ascending order therefore,")
+        _is_prepared(session, run)
+
+
+def _goes_on(session: Session, run: Run, now: datetime) -> None:
+    """With what is measured next, where the run file asks for it, before the run is prepared."""
+    if not calibration.request_importance(session, run, run.spec, now):
         _is_prepared(session, run)
 
 

@@ -18,7 +18,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.measure import calibration, scores
 from fedcybgd.coordinator.services.path import conclude, give_up
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.training import Corrections, ParameterGroup, Training, TrainSettings
@@ -57,9 +57,11 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
 
 
 def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
-    unbounded = spec.exposure.max_exact_blocks is None
-    common = spec.schedule.always if unbounded else exposure_budget.common(spec, queries.blocks_of(session, run.id))
-    return method_of(spec).seats(spec, run.trained_blocks, run.participants, number, common)
+    unbounded, ranked = spec.exposure.max_exact_blocks is None, spec.schedule.order == "importance"
+    blocks = [] if unbounded and not ranked else queries.blocks_of(session, run.id)
+    common = spec.schedule.always if unbounded else exposure_budget.common(spec, blocks)
+    ranking = calibration.by_importance(blocks) if ranked else []
+    return method_of(spec).seats(spec, run.trained_blocks, run.participants, number, common, ranking)
 
 
 def assign(
