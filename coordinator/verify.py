@@ -78,6 +78,8 @@ def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[in
     if not quick:
         recomputing.recompute(store, again)
         recomputing.recompute_averages(store, averages)
+        if history.measured is not None:
+            recomputing.remeasure(store, *history.measured)
     return len(rows), 0 if quick else len(again) + len(averages), deltas
 
 

@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.averages import stood
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
 from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
+from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import Conflict
@@ -49,6 +50,12 @@ class DeltaLost(Conflict):
     """A delta counts as applied and is in no version."""
 
     code = "delta_not_applied"
+
+
+class ImportanceUnlike(Conflict):
+    """The importance of a block was measured again, and came out as something else."""
+
+    code = "importance_not_reproduced"
 
 
 class RoundInvalid(Conflict):
@@ -101,6 +108,9 @@ class RoundFacts:
     state: str
     seats: int
     """how many"""
+    cycle: int
+    blocks: Sequence[str]
+    """the visited ones"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,10 @@ class History:
     versions: Versions
     rounds: Sequence[RoundFacts]
     visits: Sequence[VisitFacts]
+    ranking: Sequence[str]
+    """the visited blocks by importance, where cycles go by it"""
+    measured: tuple[ImportancePayload, Mapping[str, float]] | None
+    """how that was measured, and what came of it"""
 
 
 def check_rows(history: History) -> None:
@@ -122,6 +136,7 @@ def check_rows(history: History) -> None:
     check_beside(history.versions)
     _check_terms(history)
     _check_rounds(history)
+    check_order(history.rounds, history.ranking)
 
 
 def check_chains(versions: Versions, present: Mapping[str, tuple[int, str]]) -> None:
@@ -252,6 +267,16 @@ def _before(line: Sequence[KeptVersion], round: int) -> bool:
     """Whether a round was over when the history of a block began."""
     first = line[-1].facts.round if line else None
     return first is not None and round <= first
+
+
+def check_order(rounds: Sequence[RoundFacts], ranking: Sequence[str]) -> None:
+    """Raise unless each cycle visits its blocks in the order of their importance, as far as that is known."""
+    cycles: dict[int, list[str]] = {}
+    for row in sorted(rounds, key=lambda row: row.number):
+        cycles.setdefault(row.cycle, []).extend(name for name in row.blocks if name in ranking)
+    for cycle, names in cycles.items():
+        if names != sorted(names, key=ranking.index):
+            raise RoundInvalid(f"cycle {cycle} visits {', '.join(names)}, and by importance the blocks come as {', '.join(ranking)}")
 
 
 def _check_rounds(history: History) -> None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedcybgd.coordinator.domain.candidates import candidate_block
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
+from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload
 from fedcybgd.coordinator.domain.jobs.payloads import Change
-from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, VersionUnlike, lineages
+from fedcybgd.coordinator.domain.verification import ImportanceUnlike, KeptVersion, Versions, VersionUnlike, lineages
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -73,6 +75,22 @@ def recompute_averages(store: EngineStore, averages: Sequence[tuple[KeptVersion,
                 f"{row.called}: the versions that it is the average of make {digest}, and the history says {row.digest}", digest=row.digest
             )
         store.delete(digest)
+
+
+def remeasure(store: EngineStore, payload: ImportancePayload, known: Mapping[str, float]) -> bool:
+    """Measure the importance of a run's blocks again; whether that can be done, for older versions may be gone.
+
+    Raises `ImportanceUnlike` where a number is another by more than a thousandth: machines round sums otherwise.
+    """
+    from fedcybgd.coordinator.engine.importance import importance
+
+    if not all(store.has(digest) for digest in (payload.held_out.digest, *(ref.digest for ref in payload.blocks))):
+        return False
+    found = importance(store, payload).importance
+    for name, value in known.items():
+        if not math.isclose(found.get(name, math.nan), value, rel_tol=1e-3):
+            raise ImportanceUnlike(f"block {name} has importance {found.get(name)} on the calibration rows, and {value} is written of it")
+    return True
 
 
 def add_joined(store: EngineStore, config: JsonObject, task: Task, blocks: Sequence[ShardRef], scale: float, to: "hashlib._Hash") -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from fedcybgd.coordinator.backup import backup
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
 from fedcybgd.shared.contract.errors import FedError
+from tests.integration.test_measurements import held_out
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, settled, start_run
 
@@ -62,6 +64,21 @@ def test_a_run_under_way_is_verified_too(live: LiveCoordinator, model: str) -> N
     settled(live, run)
     hands[0].take(run)
     assert verify(live.settings, run).rounds == 1
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+def test_the_order_of_a_run_by_importance_is_measured_again(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    schedule = {"cycles": 2, "wave": 2, "order": "importance"}
+    run = start_run(live, model, [Hand(live), Hand(live)], schedule=schedule, evaluate=held_out(live, tmp_path, "end"))
+    assert verify(live.settings, run).versions == 5
+    with live.database.transaction() as session:
+        blocks = queries.blocks_of(session, queries.run_by_name(session, run).id)
+        known = {block.name: block.importance for block in blocks if block.importance is not None}
+        assert set(known) == {"layers.0", "layers.1"}
+        next(block for block in blocks if block.name == "layers.1").importance = known["layers.1"] * 1.01
+    with pytest.raises(FedError, match=r"layers\.1") as refused:
+        verify(live.settings, run)
+    assert refused.value.code == "importance_not_reproduced"
     live.operator.post(f"/runs/{run}/cancel")
 
 

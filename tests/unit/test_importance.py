@@ -15,8 +15,10 @@ from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload, Imp
 from fedcybgd.coordinator.domain.methods.block_cycle import BlockCycle
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.schedule import cycle_order
+from fedcybgd.coordinator.domain.verification import ImportanceUnlike, RoundFacts, RoundInvalid, check_order
 from fedcybgd.coordinator.engine.fidelity import NotMeasurable
 from fedcybgd.coordinator.engine.importance import importance
+from fedcybgd.coordinator.jobs.recomputing import remeasure
 from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.records import job_leases
 from fedcybgd.shared.models.assembly import names_by_canonical
@@ -96,6 +98,31 @@ def test_it_needs_held_out_rows(more: str) -> None:
     [(_, field, message)] = problems(SMALLEST + more + "schedule: {order: importance}")
     assert field == "schedule.order"
     assert "give `evaluate`, and `compression.calibration_rows` above 0" in message
+
+
+# ---- verified --------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_measured_again_and_another_number_is_named(tmp_path: Path) -> None:
+    measured = Measured("bert", tmp_path)
+    visited = ["layers.0", "layers.1"]
+    payload = ImportancePayload.model_validate(measured.payload() | {"visited": visited})
+    known = importance(measured.store, payload).importance
+    assert remeasure(measured.store, payload, known)
+    with pytest.raises(ImportanceUnlike, match=r"layers\.1"):
+        remeasure(measured.store, payload, known | {"layers.1": known["layers.1"] * 1.01})
+    gone = payload.model_copy(update={"held_out": payload.held_out.model_copy(update={"digest": "0" * 64})})
+    assert not remeasure(measured.store, gone, {"layers.1": 0.0}), "of what is gone nothing can be said"
+
+
+def test_rounds_that_go_by_another_order_are_named() -> None:
+    def rounds(*blocks: str) -> list[RoundFacts]:
+        return [RoundFacts(number, "closed", 1, number // 2, [name]) for number, name in enumerate(blocks)]
+
+    check_order(rounds("layers.1", "layers.0", "layers.1", "layers.0"), ["layers.1", "layers.0"])
+    check_order(rounds("layers.0", "layers.1"), [])
+    with pytest.raises(RoundInvalid, match=r"cycle 1 visits layers\.0, layers\.1"):
+        check_order(rounds("layers.1", "layers.0", "layers.0", "layers.1"), ["layers.1", "layers.0"])
 
 
 # ---- measured before the run begins -----------------------------------------------------------------------------------
