@@ -11,6 +11,7 @@ outer     momentum over the rounds of damped waves: 5 steps a visit, 16 visits a
 late      waves in which a third of the deltas comes one or two rounds too late: lost, trained again, or added with a factor
 
 `20 x 4` are four cycles of visits of 20 steps, in the strict ascending order where nothing else is said.
+Every arm is tried at every learning rate of `--rate`, and told of at the one that does best for it: a damped wave bears a higher one than the strict cycle.
 With `--results` what was measured is kept, and not measured again.
 """
 
@@ -26,7 +27,8 @@ from typing import Any
 from benchmarks.report import arguments
 from benchmarks.schedule_trial import Outer, Trial, Visit, Wave, write_rows
 
-AGENTS, RATE = 6, 3e-3
+AGENTS = 6
+RATES = (1e-3, 2e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,12 @@ GROUPS: dict[str, list[str]] = {
 """Each group's first arm is what the others are held against."""
 
 
-def measure(trial: Trial, arm: Arm) -> dict[str, float]:
-    trial.reset(RATE)
+Case = tuple[str, float, int]
+"""arm, learning rate, seed"""
+
+
+def measure(trial: Trial, arm: Arm, rate: float) -> dict[str, float]:
+    trial.reset(rate)
     loss = trial.run(arm.waves(trial), arm.outer, arm.factors)
     return {"loss": loss, "steps": trial.steps, "visits": trial.visits, "rounds": trial.rounds}
 
@@ -156,45 +162,50 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--group", choices=list(GROUPS), action="append", help="only these")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, action="append", help=f"learning rates to try; default {', '.join(map(str, RATES))}")
     parser.add_argument("--results", type=Path, help="file that every result is added to; what is in it is not repeated")
     options = parser.parse_args()
     groups = options.group or list(GROUPS)
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    rates = options.rate or list(RATES)
+    found: dict[Case, dict[str, float]] = {}
     if options.results is not None and options.results.exists():
         lines = [json.loads(line) for line in options.results.read_text().splitlines()]
-        found = {(line["arm"], line["seed"]): line["result"] for line in lines}
+        found = {(line["arm"], line["rate"], line["seed"]): line["result"] for line in lines}
     trials: dict[int, Trial] = {}
     wanted = {name for group in groups for name in GROUPS[group]}
-    for name in (name for name in ARMS if name in wanted):
+    for name, rate in ((name, rate) for name in ARMS if name in wanted for rate in rates):
         for seed in range(options.seeds):
-            if (name, seed) in found:
+            if (name, rate, seed) in found:
                 continue
             if seed not in trials:
                 with tempfile.TemporaryDirectory(prefix="schedules-") as folder:
                     trials[seed] = Trial(*write_rows(Path(folder), seed), seed)
-            found[name, seed] = result = measure(trials[seed], ARMS[name])
-            print(f"{name}, seed {seed}: {result}", flush=True)
+            found[name, rate, seed] = result = measure(trials[seed], ARMS[name], rate)
+            print(f"{name}, rate {rate}, seed {seed}: {result}", flush=True)
             if options.results is not None:
                 with options.results.open("a") as file:
-                    file.write(json.dumps({"arm": name, "seed": seed, "result": result}) + "\n")
+                    file.write(json.dumps({"arm": name, "rate": rate, "seed": seed, "result": result}) + "\n")
     figures: dict[str, float] = {}
     for group in groups:
-        figures |= report(group, found, options.seeds)
+        figures |= report(group, found, rates, options.seeds)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def report(group: str, found: Mapping[tuple[str, int], Mapping[str, float]], seeds: int) -> dict[str, float]:
-    """Print a table, with the difference from the group's first arm seed by seed, and return its means by name."""
-    print(f"\n{group:48} {'loss':>18} {'against the first':>18} {'steps':>6} {'visits':>6} {'rounds':>6}")
+def report(group: str, found: Mapping[Case, Mapping[str, float]], rates: Sequence[float], seeds: int) -> dict[str, float]:
+    """Print a table, each arm at its best rate, with the difference from the group's first arm seed by seed; return its means by name."""
+    print(f"\n{group:40} {'rate':>7} {'loss':>18} {'against the first':>18} {'steps':>6} {'visits':>6} {'rounds':>6}")
     figures: dict[str, float] = {}
-    first = [found[GROUPS[group][0], seed]["loss"] for seed in range(seeds)]
+    first: list[float] = []
     for name in GROUPS[group]:
-        runs = [found[name, seed] for seed in range(seeds)]
-        losses = [run["loss"] for run in runs]
+        losses, rate = min(
+            (([found[name, rate, seed]["loss"] for seed in range(seeds)], rate) for rate in rates),
+            key=lambda pair: statistics.mean(pair[0]),
+        )
+        first = first or losses
         apart = [loss - one for loss, one in zip(losses, first, strict=True)]
-        means = [statistics.mean(run[key] for run in runs) for key in ("steps", "visits", "rounds")]
-        print(f"{name:48} {_pm(losses)} {_pm(apart, '+')} {means[0]:6.0f} {means[1]:6.1f} {means[2]:6.1f}")
+        means = [statistics.mean(found[name, rate, seed][key] for seed in range(seeds)) for key in ("steps", "visits", "rounds")]
+        print(f"{name:40} {rate:7.4f} {_pm(losses)} {_pm(apart, '+')} {means[0]:6.0f} {means[1]:6.1f} {means[2]:6.1f}")
         figures[name] = statistics.mean(losses)
     return figures
 
