@@ -23,7 +23,7 @@ class CorrectionsSection(Section):
         description="beside which matrices of these layers: linear for all, attention, or modules by their last names (query, mlp.*)",
     )
     learning_rate: float = Field(
-        3e-3, gt=0, lt=10, description="of the factors, in the first cycle; `train.learning_rate_decay` is theirs, too"
+        2e-3, gt=0, lt=10, description="of the factors, in the first cycle; `train.learning_rate_decay` is theirs, too"
     )
 
     @property

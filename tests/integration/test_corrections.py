@@ -61,7 +61,7 @@ def test_a_run_of_expanded_visits_from_its_first_round_to_its_provenance(
         assignment = hand.take(run)
         said, visited = assignment.train.corrections, assignment.block
         assert said is not None
-        assert (said.rank, said.scale, said.learning_rate) == (2, SCALE, 3e-3)
+        assert (said.rank, said.scale, said.learning_rate) == (2, SCALE, 2e-3)
         other = f"layers.{1 - int(visited[-1])}"
         assert [name in present[other] for name in said.matrices] == [True] * 3
         assert {b.block: b.codec for b in assignment.manifest.blocks}[other] == "int4", "what is corrected is seen by nobody"
