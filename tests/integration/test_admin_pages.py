@@ -1,5 +1,6 @@
 """The pages of /admin: who sees and who acts, what is shown as text, how lists are walked, and what is said where there is nothing."""
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -46,6 +47,33 @@ def pages(live: LiveCoordinator, run: str) -> list[str]:
         "/admin", "/admin/runs", f"/admin/runs/{run}", f"/admin/runs/{run}?x=bytes", f"/admin/runs/{run}/blocks/layers.0", "/admin/agents",
         f"/admin/agents/{agent}", "/admin/models", f"/admin/events?run={run}", "/admin/audit", f"/admin/compare?run={run}&run={run}&x=minutes",
     ]  # fmt: skip
+
+
+def test_what_a_run_shows_is_what_happened(live: LiveCoordinator, run: str) -> None:
+    visits = live.operator.every(f"/runs/{run}/timeline")
+    assert {visit["state"] for visit in visits} == {"accepted"}
+    assert sum(visit["failures"] for visit in visits) == 1, "it gave one back"
+    who = {visit["agent"] for visit in visits}
+    for visit in visits:
+        kinds = [phase["kind"] for phase in visit["phases"]]
+        assert kinds[-1] == "judging", visit
+        assert set(kinds) <= {"waiting", "transfer", "training", "judging"}
+        times = [(phase["begins"], phase["ends"]) for phase in visit["phases"]]
+        assert times == sorted(times)
+        assert all(ends == begins for (_, ends), (begins, _) in itertools.pairwise(times)), "no time is lost in between"
+    for block in live.operator.every(f"/runs/{run}/blocks"):
+        history = live.operator.every(f"/runs/{run}/blocks/{block['name']}/versions")
+        assert [v["version"] for v in history] == list(range(block["version"], -1, -1))
+        assert (block["last"] is None) == (block["version"] == 0)
+        assert block["holders"] == []
+        if block["last"] is not None:
+            assert block["last"]["agent"] in who
+            assert block["last"]["norm"] > 0
+            assert block["last"]["round"] == block["round"] == history[0]["round"]
+            assert history[0]["made_by"][0] == block["last"]
+    shown = live.operator.get(f"/runs/{run}/series")
+    parameters = live.operator.get(f"/models/{live.operator.get(f'/runs/{run}')['model']}")["num_parameters"]
+    assert (shown["visits"], shown["fedavg_bytes"]) == (len(visits), len(visits) * 2 * 2 * parameters)
 
 
 def test_every_page_can_be_read_by_program_and_person(live: LiveCoordinator, run: str) -> None:

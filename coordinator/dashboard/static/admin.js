@@ -46,10 +46,31 @@ function become(old, fresh) {
     if (!own && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
   if (old.nodeName === "text" && old.dataset.time && old.dataset.time === fresh.dataset.time) return;
-  const now = [...old.childNodes];
-  const then = [...fresh.childNodes];
-  then.forEach((node, number) => number < now.length ? become(now[number], node) : old.append(node));
-  now.slice(then.length).forEach((node) => node.remove());
+  children(old, fresh);
+}
+
+// What has an id is found by it, wherever it stands now: a chosen row stays the row of its run.
+function children(old, fresh) {
+  const known = new Map([...old.children].filter((node) => node.id).map((node) => [node.id, node]));
+  let at = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    const same = node.id ? known.get(node.id) : null;
+    if (same) {
+      if (same === at) at = at.nextSibling; else old.insertBefore(same, at);
+      become(same, node);
+    } else if (at && !at.id && !node.id) {
+      const next = at.nextSibling;
+      become(at, node);
+      at = next;
+    } else {
+      old.insertBefore(node, at);
+    }
+  }
+  while (at) {
+    const next = at.nextSibling;
+    at.remove();
+    at = next;
+  }
 }
 
 function tell(text, bad) {
@@ -75,10 +96,7 @@ async function refresh() {
   asked = Date.now();
   try {
     const fresh = await part(location.href.split("#")[0]);
-    const then = [...fresh.childNodes];
-    const now = [...live.childNodes];
-    then.forEach((node, number) => number < now.length ? become(now[number], node) : live.append(node));
-    now.slice(then.length).forEach((node) => node.remove());
+    children(live, fresh);
     local(live);
     tell("live, " + new Date().toLocaleTimeString(), false);
     if (lost) said.textContent = "The coordinator answers again.";

@@ -53,7 +53,10 @@ def of_run(session: Session, run: Run, page: Page) -> Listed[BlockMapView]:
     accepted = _judged(session, run.id, Assignment.round.in_(rounds), Assignment.applied)
     since = max(min(rounds, default=run.rounds_done), run.rounds_done - CYCLES * max(1, len(run.trained_blocks)))
     rejected = _judged(session, run.id, Assignment.round >= since, Assignment.state == AssignmentState.REJECTED)
-    last = {row.name: _of_block(accepted, row.name, row.round) for row in found.items if row.round is not None}
+    by_round: dict[int, list[Any]] = defaultdict(list)
+    for visit in accepted:
+        by_round[visit.round].append(visit)
+    last = {row.name: _of_block(by_round[row.round], row.name) for row in found.items if row.round is not None}
     refused = {row.name: next((v for v in rejected if row.name in v.blocks), None) for row in found.items}
     told = _told(session, {v.id for v in (*last.values(), *refused.values()) if v is not None})
     sizes, holders = _sizes(session, {row.digest for row in found.items}), _holders(session, run)
@@ -98,9 +101,8 @@ def _judged(session: Session, run_id: str, *which: Any) -> Sequence[Any]:
     return session.execute(query.order_by(Assignment.round.desc(), Assignment.seat, Assignment.id).limit(JUDGED)).all()
 
 
-def _of_block(rows: Sequence[Any], block: str, round: int) -> Any:
+def _of_block(of_round: Sequence[Any], block: str) -> Any:
     """Of a round that one whose visited block it is, else the first: the block was trained along in it."""
-    of_round = [row for row in rows if row.round == round]
     return next((row for row in of_round if block in row.blocks), of_round[0] if of_round else None)
 
 

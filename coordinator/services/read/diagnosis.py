@@ -32,11 +32,10 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
     )
     order = Assignment.round.desc(), Assignment.seat.desc(), Assignment.id
     visits = session.execute(newest.where(mine).order_by(*order).limit(diagnosis.LOOKED_AT)).all()
-    agents = {row.id: row for row in session.execute(
-        select(Agent.id, Agent.name, Agent.limits, Agent.quarantined_until).where(
-            Agent.id.in_({v.agent_id for v in visits} | set(run.participants[:1000]))
-        )
-    )}  # fmt: skip
+    who = select(Agent.id, Agent.name, Agent.limits).where(Agent.id.in_({v.agent_id for v in visits}))
+    agents = {row.id: row for row in session.execute(who)}
+    in_quarantine = session.execute(select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until.is_not(None)))
+    participants = set(run.participants)
     names = {agent_id: row.name for agent_id, row in agents.items()}
     seconds, peaks = defaultdict[str, list[float]](list), Counter[str]()
     for visit in visits:
@@ -53,7 +52,7 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
         failures=failures, told=told, seconds=seconds,
         memory={names[a]: (peak, agents[a].limits.memory_bytes) for a, peak in peaks.items() if a in agents},
         cosines=_cosines(session, run.id), floor=run.spec.compression.floor, still=_still(session, run.id, now),
-        quarantined={row.name: at(row.quarantined_until) for row in agents.values() if row.quarantined_until is not None},
+        quarantined={name: at(until) for agent_id, name, until in in_quarantine if until is not None and agent_id in participants},
         unmeasured=queries.failed_measurements(session, run.id),
     )  # fmt: skip
 
