@@ -19,7 +19,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.pictures.gantt import gantt
 from fedcybgd.coordinator.services.operate import exports
-from fedcybgd.coordinator.services.read import block_map, cards, events, explanation, lists, series, timeline
+from fedcybgd.coordinator.services.read import block_map, cards, events, explanation, labels, lists, series, timeline
 from fedcybgd.coordinator.services.read.events import Wanted
 from fedcybgd.shared.contract.words import ID
 
@@ -50,7 +50,8 @@ def one(run: str, request: Request, session: ReadDep, waiting: WaitingDep, x: X 
     return show(
         request, "run.html", here="runs", run=found, card=card, ended=RUN.is_final(found.state),
         why=explanation.explain(session, found.id, waiting.claimants(), at), series=measured, pictures=pictures([(found.name, measured)], x, card.anchor),
-        x=x, blocks=block_map.of_run(session, found, Page(limit=BLOCKS)), visits=trained, timeline=gantt(trained.items, failures, at),
+        x=x, worst_labels=labels.worst(session, found),
+        blocks=block_map.of_run(session, found, Page(limit=BLOCKS)), visits=trained, timeline=gantt(trained.items, failures, at),
         older=visits is not None, rounds=lists.rounds_of(session, found.id, Page(limit=ROUNDS)).items,
         failures=sorted(failures, key=lambda event: -event.id)[:EVENTS],
         unmeasured=queries.failed_measurements(session, found.id), exports=exports.listed(session, found.id, Page(limit=EXPORTS)).items, file=run_file(found.spec),

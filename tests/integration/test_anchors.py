@@ -36,9 +36,10 @@ def test_a_run_is_shown_beside_its_head_alone(live: LiveCoordinator, model: str,
     loss = view.anchor.score.loss
     assert loss is not None
     assert (view.anchor.state, loss) == ("completed", client.runs.get(made.id).evaluations[-1].loss)
-    for shown in (printed(lambda terminal: terminal.print(draw(view))), logged_in(live).get("/admin/live").text):
-        assert "head alone" in shown
-        assert f"{loss:.4f}" in shown
+    shown = printed(lambda terminal: terminal.print(draw(view)))
+    assert "head alone" in shown
+    assert f"{loss:.4f}" in shown
+    assert "head alone" in logged_in(live).get(f"/admin/runs/{name}").text
     accuracy = f"{view.anchor.score.accuracy:.2%}"
     assert accuracy in printed(lambda terminal: terminal.print(table(compared(client.runs, [name]))))
     client.runs.export(name, tmp_path / "export")

@@ -39,10 +39,9 @@ def test_labels_are_looked_at_one_by_one(live: LiveCoordinator, model: str, tmp_
     assert f"{found.scores[0].rows:,}" in shown.output
     whole = CliRunner().invoke(app, ["run", "scores", name], env=environment)
     assert f"{score['loss']:.4f}" in whole.output
-    page = logged_in(live).get("/admin/live").text
+    page = logged_in(live).get(f"/admin/runs/{name}").text
     assert "Labels with the lowest recall" in page
     assert "<b>lost" not in page
-    assert f"{score['matthews']:.3f}" in page
 
 
 def test_what_was_not_scored_has_no_labels(live: LiveCoordinator, model: str) -> None:
