@@ -10,6 +10,7 @@ import psutil
 import pytest
 import yaml
 
+from fedcybgd.agent import sent
 from tests.e2e.conftest import Federation, spec, write_rows
 from tests.support.processes import ENVIRONMENT, start_agent, trainer
 
@@ -53,6 +54,12 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     assert watched.returncode == 0, watched.stdout
     view = federation.operator.get("/runs/by-hand")
     assert [e["after_rounds"] for e in view["evaluations"]] == [0, 2, 4]
+    explained = json.loads(fedcoord(federation, "explain", "by-hand", "--json").stdout)
+    assert (explained["state"], explained["waits"], explained["rounds_done"]) == ("completed", [], 4)
+    left = [one for agent in federation.agents for one in sent.read(agent.home / "sent.json") if one.run == "by-hand"]
+    assert sum(one.deltas for one in left) == 4
+    assert sum(one.bytes_sent for one in left) == view["bytes"]["up"]
+    assert {one.coordinator for one in left} == {federation.coordinator.url}
     exported = fedcoord(federation, "run", "export", "by-hand", str(tmp_path / "out"))
     assert exported.returncode == 0, exported.stderr
 
