@@ -10,6 +10,9 @@ disjoint      each label's rows are all with one agent
 
 strict        one block after another (`wave: 1`)
 waves         three at once (`wave: 3`, `damping: 0.4`), the head put together as `schedule.head_average` says
+whole         whole models averaged by rows (`method: whole`): three rounds, so as many passes of every agent over its rows for each block
+
+Each is scored as its last version, and as the average of the versions of the last half of its rounds.
 """
 
 import argparse
@@ -31,6 +34,9 @@ from benchmarks.report import arguments
 
 AGENTS, HELD_OUT_OF_A_LABEL = 6, 20
 SPLITS = ("equal", "dirichlet-0.5", "dirichlet-0.1", "disjoint")
+WHOLE = 0
+CYCLES = 3
+RATES = {1: 4e-4, 3: 6e-4, WHOLE: 4e-4}
 ARMS: dict[str, tuple[int, str, str]] = {
     # wave, head_average, label_skew
     "strict none": (1, "damped", "none"),
@@ -44,21 +50,25 @@ ARMS: dict[str, tuple[int, str, str]] = {
     "waves by_label mask": (3, "by_label", "mask"),
     "waves by_label fedlc": (3, "by_label", "fedlc"),
     "waves by_label logit_adjustment": (3, "by_label", "logit_adjustment"),
+    "whole mean none": (WHOLE, "mean", "none"),
+    "whole by_label logit_adjustment": (WHOLE, "by_label", "logit_adjustment"),
 }
-MEASURED = ("accuracy", "macro_f1", "never_right", "loss")
+MEASURED = ("accuracy", "macro_f1", "never_right", "loss", "average_accuracy", "average_never_right", "average_loss")
 
 
-def spec_of(arm: str, seed: int, labels: int) -> dict[str, Any]:
-    """The run file of one arm."""
+def spec_of(arm: str, seed: int, labels: int, rate: float | None = None) -> dict[str, Any]:
+    """The run file of one arm; `rate` is the learning rate in place of the arm's own."""
     wave, head_average, label_skew = ARMS[arm]
-    rate = 6e-4 if wave > 1 else 4e-4
+    method = "whole" if wave == WHOLE else "block-cycle"
+    schedule: dict[str, Any] = {"cycles": CYCLES, "blocks": ["layers"], "always": ["pooler", "head"], "head_average": head_average}
+    if method == "block-cycle":
+        schedule |= {"wave": wave, "damping": 0.4 if wave > 1 else 1.0}
     return {
-        "name": "skew", "model": "minilm", "task": {"kind": "text-classification", "labels": labels, "max_length": 64},
-        "schedule": {"cycles": 3, "blocks": ["layers"], "always": ["pooler", "head"], "wave": wave, "damping": 0.4 if wave > 1 else 1.0,
-                     "head_average": head_average},
-        "train": {"epochs": 1, "batch_size": 16, "learning_rate": rate, "learning_rate_decay": 0.75, "always_learning_rate": 5e-3,
-                  "always_learning_rate_decay": 0.6, "label_skew": label_skew},
-        "compression": {"policy": "int8"}, "delta": {"codec": "int8"}, "seed": seed,
+        "name": "skew", "model": "minilm", "method": method, "task": {"kind": "text-classification", "labels": labels, "max_length": 64},
+        "schedule": schedule,
+        "train": {"epochs": 1, "batch_size": 16, "learning_rate": rate or RATES[wave], "learning_rate_decay": 0.75,
+                  "always_learning_rate": 5e-3, "always_learning_rate_decay": 0.6, "label_skew": label_skew},
+        "compression": {"policy": "none" if method == "whole" else "int8"}, "delta": {"codec": "int8"}, "seed": seed,
     }  # fmt: skip
 
 
@@ -105,19 +115,26 @@ def measure(split: str, arm: str, seed: int, options: argparse.Namespace) -> dic
 
     torch.set_num_threads(1)
     from benchmarks import reference
+    from benchmarks.version_averaging import averaged
     from fedcybgd.agent.training.visitor import Visitor
+    from fedcybgd.coordinator.domain.averages import averaged_rounds
 
     with tempfile.TemporaryDirectory(prefix="label-skew-") as scratch:
         folder = Path(scratch)
         partitions, held_out = write_rows(folder / "rows", split, seed, options.rows, options.labels)
         model = tiny(folder / "model") if options.tiny else minilm()
-        run = reference.begin(folder, model, spec_of(arm, seed, options.labels))
+        run = reference.begin(folder, model, spec_of(arm, seed, options.labels, options.rate))
         run.tell_labels = True  # what a run makes of it, its run file says
-        reference.run(run, partitions, folder / "scratch", visitors=[Visitor("cpu")] * AGENTS)
+        versions: list[list[Any]] = []
+        shared = [Visitor("cpu")] * AGENTS
+        reference.run(run, partitions, folder / "scratch", visitors=shared, after_round=lambda _: versions.append(run.blocks))
         found = run.evaluate(held_out)
+        run.blocks = averaged(run.store, versions[-averaged_rounds(0.5, len(versions)) :])
+        mean = run.evaluate(held_out)
         return {
             "accuracy": 100 * (found.accuracy or 0.0), "macro_f1": 100 * (found.macro_f1 or 0.0),
-            "never_right": float(found.labels_never_right or 0), "loss": found.loss,
+            "never_right": float(found.labels_never_right or 0), "loss": found.loss, "average_accuracy": 100 * (mean.accuracy or 0.0),
+            "average_never_right": float(mean.labels_never_right or 0), "average_loss": mean.loss,
         }  # fmt: skip
 
 
@@ -129,6 +146,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--labels", type=int, default=LABELS)
+    parser.add_argument("--rate", type=float, help="the learning rate of layers, in place of each arm's own")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers: whether it runs at all")
     parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="the arms of one split and seed, in this process")
     options = parser.parse_args()
@@ -137,7 +156,7 @@ def main() -> None:
         for arm in arms:
             print(json.dumps(measure(options.one[0], arm, int(options.one[1]), options)), flush=True)
         return
-    cases = [(split, seed) for seed in range(options.seeds) for split in options.split or SPLITS]
+    cases = [(split, seed) for seed in range(options.first_seed, options.first_seed + options.seeds) for split in options.split or SPLITS]
     with ThreadPoolExecutor(options.processes) as pool:
         found = list(pool.map(lambda case: _child(*case, arms, options), cases))
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -163,6 +182,7 @@ def _child(split: str, seed: int, arms: Sequence[str], options: argparse.Namespa
         str(options.labels),
     ]
     command += [word for arm in arms for word in ("--arm", arm)] + (["--tiny"] if options.tiny else [])
+    command += ["--rate", str(options.rate)] if options.rate else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     results: list[dict[str, float]] = []
     with (
@@ -182,7 +202,7 @@ def _child(split: str, seed: int, arms: Sequence[str], options: argparse.Namespa
 def report(runs: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, float]:
     """Print a table, and return its figures by name: mean and standard deviation over the seeds."""
     figures: dict[str, float] = {}
-    print(f"\n{'split':14} {'arm':32} {'accuracy %':>14} {'macro-F1 %':>14} {'never right':>16} {'held-out loss':>16} seeds")
+    print(f"\n{'split':14} {'arm':32} {' '.join(f'{name:>19}' for name in MEASURED)} seeds")
     for (split, arm), found in runs.items():
         shown = []
         for name in MEASURED:
@@ -190,7 +210,7 @@ def report(runs: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, flo
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             figures |= {f"{split}/{arm}/{name}": statistics.mean(values), f"{split}/{arm}/{name}_sd": spread}
             shown.append(f"{statistics.mean(values):7.2f} ± {spread:4.2f}")
-        print(f"{split:14} {arm:32} {shown[0]:>14} {shown[1]:>14} {shown[2]:>16} {shown[3]:>16} {len(found):5}")
+        print(f"{split:14} {arm:32} {' '.join(f'{text:>19}' for text in shown)} {len(found):5}")
     return figures
 
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,17 @@ def measure(task: str, cycles: int, part: float, seed: int) -> dict[str, float]:
         )
         last = run.evaluate(held_out)
         rounds = averaged_rounds(part, len(models))
-        run.blocks = [_average(run.store, list(of)) for of in zip(*models[-rounds:], strict=True)]
+        run.blocks = averaged(run.store, models[-rounds:])
         mean = run.evaluate(held_out)
         return {
             "rounds": len(models), "averaged": rounds, "last_loss": last.loss, "average_loss": mean.loss,
             "last_accuracy": 100 * (last.accuracy or 0.0), "average_accuracy": 100 * (mean.accuracy or 0.0),
         }  # fmt: skip
+
+
+def averaged(store: Any, versions: Sequence[Sequence[Any]]) -> list[Any]:
+    """The blocks of the mean of the models that rounds ended with."""
+    return [_average(store, list(of)) for of in zip(*versions, strict=True)]
 
 
 def _average(store: Any, versions: list[Any]) -> Any:
