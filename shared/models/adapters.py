@@ -62,21 +62,33 @@ class Lent:
         """`matrices` are canonical names of weights with their shapes."""
         names = names_by_canonical(model)
         self._modules, self._handles = [_module(model, names[weight]) for weight in matrices], list[RemovableHandle]()
+        self.parameters: dict[str, nn.Parameter] = {}
+        """by canonical name"""
+        try:
+            self._place_all(model, matrices, rank, scale, seed, device)
+        except BaseException:  # no memory for them, say: the model lives on, and the next visit must find it as it was
+            self.take_away()
+            raise
+
+    def _place_all(
+        self, model: nn.Module, matrices: Mapping[str, tuple[int, ...]], rank: int, scale: float, seed: int, device: str
+    ) -> None:
         for module, (rows, columns) in zip(self._modules, matrices.values(), strict=True):
             self._handles.append(_place(module, torch.empty(rows, rank), torch.empty(rank, columns), scale))
         factors = [factor for weight in matrices for factor in factors_of(weight)]
         paths = names_by_canonical(model)
-        self.parameters: dict[str, nn.Parameter] = {}
-        """by canonical name"""
         for name, value in initial(model, factors, seed).items():
             module, leaf = _module(model, paths[name]), paths[name].rpartition(".")[2]
             module._parameters[leaf] = self.parameters[name] = nn.Parameter(value.to(device))
 
     def take_away(self) -> None:
+        """The model is as it was before, also where not all of them had been placed."""
         for handle in self._handles:
             handle.remove()
         for module in self._modules:
-            del module._parameters[LEFT], module._parameters[RIGHT], module.adapter_scale
+            module._parameters.pop(LEFT, None)
+            module._parameters.pop(RIGHT, None)
+            vars(module).pop("adapter_scale", None)
 
 
 def _module(model: nn.Module, path: str) -> Any:

@@ -162,6 +162,19 @@ def test_merged_the_model_computes_what_it_did_with_factors(tmp_path: Path, fami
     assert not torch.allclose(plain, moved, atol=1e-3)
 
 
+def test_factors_that_could_not_be_placed_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(models.tiny_llama(tmp_path / "model")).eval()
+    matrices, before = linear_weights(model), set(dict(model.named_parameters()))
+    with pytest.raises(RuntimeError):
+        Lent(model, matrices, 2, 1.5, 7, "no-such-device")
+    assert set(dict(model.named_parameters())) == before
+    assert not any(module._forward_hooks for module in model.modules())
+    tokens = torch.arange(6)[None]
+    plain = model(tokens).logits
+    Lent(model, matrices, 2, 1.5, 7, "cpu").take_away()
+    assert torch.equal(model(tokens).logits, plain)
+
+
 def test_what_is_not_visited_by_the_run_is_not_corrected_and_a_run_is_the_same_twice(tmp_path: Path) -> None:
     folder = models.tiny_bert(tmp_path / "model", layers=3)
     rows = [write_rows(tmp_path / "rows.jsonl", 0, 16)]
