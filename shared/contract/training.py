@@ -1,9 +1,9 @@
 """How a visit trains, and what it reports of itself."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from fedcybgd.shared.contract.adapters import MOST_MATRICES
 from fedcybgd.shared.contract.task import TaskSpec
@@ -86,3 +86,9 @@ class TrainMetrics(AgentMessage):
     label_counts: list[Count] | None = Field(
         None, max_length=MOST_LABELS, description="of each label, on how many rows the visit trained; null: the owner does not say"
     )
+
+    @field_validator("started_at")
+    @classmethod
+    def _has_a_zone(cls, value: datetime | None) -> datetime | None:
+        """It is compared with the coordinator's times, which have one."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value

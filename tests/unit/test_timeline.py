@@ -1,11 +1,13 @@
 """The phases of a visit, by the coordinator's clock."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from fedcybgd.coordinator.domain.timeline import VisitPhases
+from fedcybgd.shared.contract.training import TrainMetrics
 
 T = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -33,6 +35,12 @@ def test_a_clock_that_is_wrong_moves_nothing_out_of_the_lease(started_at: dateti
         ("training", 20, 60),
         ("judging", 60, 62),
     ]
+
+
+def test_a_time_without_a_zone_is_one_of_utc() -> None:
+    said = {"steps": 1, "rows": 1, "tokens": 1, "loss_first": 1, "loss_last": 1, "seconds": 1, "tokens_per_s": 1}
+    metrics = TrainMetrics.model_validate_json(json.dumps(said | {"started_at": "2026-11-26T10:00:00"}))
+    assert metrics.started_at == datetime(2026, 11, 26, 10, tzinfo=UTC)
 
 
 def test_whoever_says_to_have_trained_for_longer_than_the_lease_trained_that_long() -> None:
