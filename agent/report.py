@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +41,7 @@ def write(home: Home, file: Path) -> int:
     """Write the report; its bytes. Raises `AgentError` where there is no agent, or a secret would be in it."""
     mine = credentials.load(home)
     secrets = [word for word in (mine.key, mine.private_key, mine.next_private_key) if word]
-    text = json.dumps(redacted(made(home, mine), home, secrets), indent=2, default=str) + "\n"
+    text = json.dumps(redacted(made(home, mine), home, secrets, _places(home)), indent=2, default=str) + "\n"
     if any(secret in text for secret in secrets):
         raise ReportUnsafe("a key would be in the report; nothing is written")
     try:
@@ -72,12 +72,24 @@ def made(home: Home, mine: Credentials) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _places(home: Home) -> list[str]:
+    """Where the settings say that something lies, as they say it and as it is found, the longest first."""
+    try:
+        config, policy = reaching.load(home)
+    except AgentError:
+        return []  # then nothing of them is told
+    found = {policy.coordinator.authority, *(data.path for data in config.data.values()), *(data.images for data in config.data.values())}
+    found |= {str(place) for data in config.data.values() for place in (home.data_path(data), home.images_path(data))}
+    return sorted((place for place in found if place and len(place) >= SHORTEST), key=len, reverse=True)
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """Of data sets neither where they lie, nor how their columns are called."""
     said = config.model_dump(mode="json")
     for data in said["data"].values():
         data["path"] = Path(data["path"]).suffixes[-2:]
         data["columns"] = sorted(data["columns"])
+        data["images"] = bool(data.get("images"))
     return said
 
 
@@ -99,20 +111,22 @@ def _packages() -> Iterable[tuple[str, str]]:
             yield name, "not installed"
 
 
-def redacted(value: Any, home: Home, secrets: Iterable[str] = ()) -> Any:
-    """The same without keys, paths, and the names of user and machine, in whatever depth."""
+def redacted(value: Any, home: Home, secrets: Sequence[str] = (), places: Sequence[str] = ()) -> Any:
+    """The same without keys, paths (`places` are known, with spaces or not), and the names of user and machine, in whatever depth."""
     if isinstance(value, str):
-        return _redacted(value, home, secrets)
+        return _redacted(value, home, secrets, places)
     if isinstance(value, Mapping):
-        return {_redacted(str(name), home, secrets): redacted(one, home, secrets) for name, one in value.items()}
+        return {_redacted(str(name), home, secrets, places): redacted(one, home, secrets, places) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(one, home, secrets) for one in value]
+        return [redacted(one, home, secrets, places) for one in value]
     return value
 
 
-def _redacted(text: str, home: Home, secrets: Iterable[str]) -> str:
+def _redacted(text: str, home: Home, secrets: Sequence[str], places: Sequence[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "<key>")
+    for place in places:
+        text = text.replace(place, "<path>")
     text = text.replace(str(home.path), "<home>")
     text = WHO.sub("<who>@", text)
     text = QUERY.sub("", text)

@@ -144,6 +144,19 @@ def test_a_report_has_no_key_no_row_and_no_path(home: Home, shows: Showing, tmp_
     assert made["packages"]["fedcybgd"]
 
 
+def test_a_report_names_no_place_with_spaces_and_no_folder_of_images(home: Home, shows: Showing, tmp_path: Path) -> None:
+    rows = "/srv/Jane Doe/st mary/scans.parquet"
+    home.config.write_text(
+        f'coordinator = "{URL}"\n[data.rows]\npath = "{rows}"\nruns = ["*"]\nimages = "../hospital mueller/scans-2024"\n'
+    )
+    shows.note("safe", f"{rows}: row 3: /srv/Jane Doe/hospital mueller/scans-2024/7.png is no image")
+    shows.state("waiting for work", 25)
+    report.write(home, tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    assert [word for word in ("Doe", "mary", "mueller", "scans") if word in text] == []
+    assert json.loads(text)["settings"]["agent.toml"]["data"]["rows"]["images"] is True
+
+
 def test_a_report_is_made_of_wrong_settings_too_and_quotes_nothing_of_them(home: Home, tmp_path: Path) -> None:
     home.config.write_text(f'coordinator = "{URL}"\nnot_a_setting = "{ROW}"\n')
     report.write(home, tmp_path / "r.json")
