@@ -83,6 +83,7 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
         "POST /runs/{run}/cancel": (f"/runs/{draft}/cancel", next(keys), {}),
         "POST /runs/{run}/rollback": (f"/runs/{draft}/rollback", next(keys), {"json": {"after_rounds": 9}}),
         "POST /runs/{run}/without": (f"/runs/{draft}/without", next(keys), {"json": {"agent": "nobody"}}),
+        "POST /runs/{run}/anchor": (f"/runs/{draft}/anchor", next(keys), {}),
         "POST /runs/{run}/exports": (f"/runs/{run}/exports", next(keys), {}),
         "GET /runs/{run}/exports/{export_id}/{name}": (f"/runs/{run}/exports/job_0000000000000000/x", next(keys), {}),
         "GET /runs/{run}/provenance": (f"/runs/{run}/provenance", next(keys), {}),
