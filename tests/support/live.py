@@ -63,13 +63,15 @@ class LiveCoordinator:
         config.timeout_graceful_shutdown = 2
         self._server = Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
+        # That uvicorn has started is not enough: it listens a moment later.
+        ready = threading.Event()
+        self._server.on_ready = ready.set
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()
-        until = time.monotonic() + 30
-        while not self._server.started:
+        until = time.monotonic() + 60
+        while not ready.wait(0.02):
             assert time.monotonic() < until, "the coordinator did not start"
             assert self._thread.is_alive(), "the coordinator stopped at once"
-            time.sleep(0.02)
         with self.database.transaction() as session:
             self.operator_key = operators.recover(session, operators.FIRST, utcnow())
         self.operator = Connection(self.url, self.operator_key)
