@@ -226,9 +226,11 @@ def request_export(
     run: str,
     session: WriteDep,
     form: Annotated[ExportForm, Query(description="merged: transformers loads it; peft: adapters alone, which peft loads")] = "merged",
+    after_rounds: Annotated[int | None, Query(ge=0, description="as it was after so many; default: as it is")] = None,
+    best: Annotated[bool, Query(description="as it was when it scored best")] = False,
 ) -> ExportRequested:
-    """Have the present model joined into the files of a directory that transformers loads, or its adapters into one for peft."""
-    return ExportRequested(export_id=exports.request_export(session, run, now(), form).id)
+    """Have the present model, or an older one, joined into the files of a directory that transformers loads, or its adapters into one for peft."""
+    return ExportRequested(export_id=exports.request_export(session, run, now(), form, after_rounds, best).id)
 
 
 @router.get(

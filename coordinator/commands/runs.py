@@ -14,6 +14,7 @@ from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table
+from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
@@ -238,11 +239,12 @@ def export(
     run: Run,
     directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.", file_okay=False)],
     form: Annotated[ExportForm, typer.Option("--format", help="merged: transformers loads it; peft: adapters alone, for peft.")] = "merged",
+    version: Version = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what another run or somebody else left there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the run's present model as a directory that transformers loads."""
-    view = Client().runs.export(run, directory, form=form, force=force)
+    """Write the run's model as a directory that transformers loads: the present one, or an older one."""
+    view = Client().runs.export(run, directory, form=form, version=model_version(version), force=force)
     if as_json:
         say_json(ExportView, view)
         return

@@ -13,7 +13,7 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import EnrolmentToken
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.services.agents import enrolment
-from fedcybgd.coordinator.services.operate import exports, rollback, steer
+from fedcybgd.coordinator.services.operate import exports, restorations, rollback, steer
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
@@ -67,7 +67,7 @@ def take_back(run: str, request: Request, body: Annotated[RollbackFilled, Form()
     checked(request, body)
     said = body.after_rounds.strip()
     if said != BEST and not (said.isascii() and said.isdigit() and len(said) < 10):
-        raise rollback.RoundUnknown(f"{said!r:.60} is no number of rounds; say 0 or more, or {BEST}")
+        raise restorations.RoundUnknown(f"{said!r:.60} is no number of rounds; say 0 or more, or {BEST}")
     return did("rolled-back", f"/runs/{rollback.rollback(session, run, None if said == BEST else int(said), now()).id}")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
 from fedcybgd.coordinator.domain.model_card import NAME
 from fedcybgd.coordinator.engine.peft import peft_files
+from fedcybgd.coordinator.engine.restore import make_again
 from fedcybgd.coordinator.engine.shards import (
     Piece,
     as_directory,
@@ -37,6 +38,8 @@ def export(store: EngineStore, payload: ExportPayload) -> ExportResult:
     Matrices that have an adapter are joined with it, one at a time. A form for peft has the adapters and what was trained beside them. Raises
     `ExportRefused`.
     """
+    for block in payload.restorations:
+        make_again(store, block)
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / CONFIG).read_text())
     model = skeleton(config, payload.task)

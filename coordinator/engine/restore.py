@@ -12,7 +12,7 @@ def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
     encoder = ShardEncoder(store, payload.config, payload.task)
     result = RestoreResult(replayed=[])
     for block in payload.blocks:
-        _make(store, block)
+        make_again(store, block)
         new = block.target.digest
         if block.replay is not None:
             replayed, velocity = add_deltas(store, block.replay)
@@ -25,7 +25,8 @@ def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
     return result
 
 
-def _make(store: EngineStore, block: Restoration) -> None:
+def make_again(store: EngineStore, block: Restoration) -> None:
+    """The older version of a block is in the store. Raises `BlobMissing`, `BlobDamaged`."""
     wanted = [digest for digest in (block.target.digest, block.velocity) if digest is not None]
     if not all(map(store.has, wanted)):
         for change in block.way:

@@ -3,7 +3,8 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
+from urllib.parse import urlencode
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,9 @@ from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance
 from fedcybgd.shared.contract.views import RunSummary
 from fedcybgd.shared.contract.words import ExportForm
 from fedcybgd.shared.files.paths import UnsafeName, inside, open_for_appending
+
+ModelVersion = int | Literal["best"]
+"""A model as it was after so many rounds, or when it scored best"""
 
 
 class Card(BaseModel):
@@ -68,16 +72,25 @@ def write_provenance(directory: Path, connection: Connection, run_id: str, expor
         raise _unusable(directory, error) from error
 
 
-def export(connection: Connection, run_id: str, directory: Path, form: ExportForm, timeout_s: float) -> ExportView:
+def export(
+    connection: Connection, run_id: str, directory: Path, form: ExportForm, version: ModelVersion | None, timeout_s: float
+) -> ExportView:
     """Have a run's model joined, and fetch its files. They lie in `directory` itself, or nothing is written at all."""
     path = f"/runs/{segment(run_id)}/exports"
     # Without a word of what is usual: coordinators of earlier versions do not know it.
-    path += "/" + segment(connection.do(ExportRequested, path if form == "merged" else f"{path}?form={form}").export_id)
+    said: dict[str, str] = {} if form == "merged" else {"form": form}
+    if version is not None:
+        said |= {"best": "true"} if version == "best" else {"after_rounds": str(version)}
+    path += "/" + segment(connection.do(ExportRequested, f"{path}?{urlencode(said)}" if said else path).export_id)
     try:
         view = connection.wait(partial(connection.read, ExportView, path), lambda v: v.ready, limit=timeout_s)
         targets = [(file, inside(directory, file.name)) for file in view.files]
     except (AnswerInvalid, UnsafeName) as error:
         raise AnswerInvalid(f"{connection.url} names files that no export has; nothing was written: {error.message}") from error
+    if isinstance(version, int) and view.after_rounds != version:
+        raise AnswerInvalid(
+            f"{connection.url} has no exports of older models: this is the one after {view.after_rounds} rounds; upgrade it"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, target in targets:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fedcybgd.client import exports
 from fedcybgd.client.connection import DAY_S, Connection, segment
 from fedcybgd.client.errors import FileUnusable, RunStopped
+from fedcybgd.client.exports import ModelVersion
 from fedcybgd.client.run_files import Given, read
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.explanations import ExplanationView
@@ -185,17 +186,25 @@ class Runs:
     # ---- its model ------------------------------------------------------------------------------------------------------------
 
     def export(
-        self, run: str, directory: Path | str, *, form: ExportForm = "merged", force: bool = False, timeout_s: float = DAY_S
+        self,
+        run: str,
+        directory: Path | str,
+        *,
+        form: ExportForm = "merged",
+        version: ModelVersion | None = None,
+        force: bool = False,
+        timeout_s: float = DAY_S,
     ) -> ExportView:
         """Write the present model as a directory that transformers loads; `force` writes over what another run left there.
 
+        `version` is a number of rounds, for the model as it was after them, or "best", for the one that scored best.
         Of a run with adapters the form `peft` is a directory of these alone, which peft loads beside the base model.
 
         Raises `DirectoryTaken`, `FileUnusable`, `AnswerInvalid`, `Refused`, `TimedOut`.
         """
         made_by, directory = self.get(run), Path(directory)
         before = exports.claim(directory, made_by, force)
-        view = exports.export(self._connection, made_by.id, directory, form, timeout_s)
+        view = exports.export(self._connection, made_by.id, directory, form, version, timeout_s)
         exports.clear(directory, before, view.files)
         exports.write_card(directory, made_by, view.after_rounds, view.files)
         exports.write_provenance(directory, self._connection, made_by.id, view.export_id)

@@ -12,6 +12,7 @@ import fedcybgd.coordinator.engine.apply
 from fedcybgd import Client
 from fedcybgd.client.errors import Refused
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.provenance import check
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
 from tests.integration.test_methods import blocks_of, drawn
@@ -70,6 +71,11 @@ def test_a_run_that_was_taken_back_ends_in_the_same_bytes(live: LiveCoordinator,
     for hours in (2, 4):
         tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=hours))
     assert not live.store.has(models[1]["head"])
+    older = runs(live).export(run, tmp_path / "older", version=1)
+    assert older.after_rounds == 1
+    assert "1 of 4 rounds" in (tmp_path / "older" / "README.md").read_text()
+    check(tmp_path / "older" / "provenance.json", None, tmp_path / "older", live.settings.blobs)
+    assert digests(live, run) == models[3], "the run itself is as it was"
     held = agent.claim(run, wait=30)
     assert held is not None
     for rounds in (1, 0):
@@ -79,6 +85,9 @@ def test_a_run_that_was_taken_back_ends_in_the_same_bytes(live: LiveCoordinator,
         assert f"after {rounds} rounds" in view.reason
         assert digests(live, run) == models[rounds]
         assert verify(live.settings, run).rounds == rounds
+        if rounds == older.after_rounds:
+            now = {file.name: file.digest for file in runs(live).export(run, tmp_path / "now").files}
+            assert now == {file.name: file.digest for file in older.files}
         runs(live).resume(run)
         if rounds:
             state = agent.client.state(held.assignment_id)
@@ -154,6 +163,12 @@ def test_a_round_that_is_not_there_or_not_kept_is_refused_and_nothing_changes(li
     now = digests(live, run)
     refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 6}), 404, "round_unknown")
     refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 1}), 409, "versions_not_kept")
+    for query, status, code in (
+        ("after_rounds=6", 404, "round_unknown"),
+        ("after_rounds=1", 409, "versions_not_kept"),
+        ("best=true", 409, "never_scored"),
+    ):
+        refused(client.post(f"/runs/{run}/exports?{query}"), status, code)
     refused(client.post(f"/runs/{run}/without", json={"agent": "nobody"}), 404, "not_found")
     refused(client.post(f"/runs/{run}/without", json={"agent": Hand(live).name}), 409, "nothing_to_undo")
     refused(client.post(f"/runs/{run}/without", json={"agent": hand.name}), 409, "versions_not_kept")

@@ -226,6 +226,8 @@ class ExportPayload(BaseModel):
     """what peft calls the added model"""
     card: str | None = None
     """what the model says of itself; None: the export was asked for before there were cards"""
+    restorations: list[Restoration] = []
+    """of the blocks that are not the present ones and have to be made again first"""
 
 
 class ExportResult(BaseModel):

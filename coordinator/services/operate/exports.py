@@ -12,11 +12,13 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Block, Job, Model, Run
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
-from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult
+from fedcybgd.coordinator.domain.jobs.payloads import ExportPayload, ExportResult, Restoration
 from fedcybgd.coordinator.domain.jobs.registry import EXPORT, Failed
 from fedcybgd.coordinator.domain.model_card import CardFacts, model_card
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.operate import restorations
+from fedcybgd.coordinator.services.operate.restorations import rounds_of
 from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.adapters import ADAPTERS
@@ -42,8 +44,13 @@ def report_failed(session: Session, failed: Failed[ExportPayload]) -> None:
     record(session, failed.now, "error", failed.code, f"{failed.kind} failed: {failed.message}", run_id=failed.subject)
 
 
-def request_export(session: Session, name: str, now: datetime, form: ExportForm = "merged") -> Job:
-    """Have the present model joined to a directory of files; works in every state once the run is prepared."""
+def request_export(
+    session: Session, name: str, now: datetime, form: ExportForm = "merged", after_rounds: int | None = None, best: bool = False
+) -> Job:
+    """Have a model joined to a directory of files; works in every state once the run is prepared.
+
+    The present one, or as it was after so many rounds, or when it scored best. Raises `RoundUnknown`, `NeverScored`, `VersionsGone`.
+    """
     run = queries.run_by_name(session, name)
     if not run.prepared:
         raise RunNotPrepared(f"run {run.name} has no model yet")
@@ -52,21 +59,28 @@ def request_export(session: Session, name: str, now: datetime, form: ExportForm 
         if run.spec.adapters is None:
             raise NoAdapters(f"run {run.name} has no adapters, for its method is {run.spec.method}: only a merged export of it can be made")
         blocks = _beside(model, blocks)
+    refs, again = queries.shard_refs(blocks), list[Restoration]()
+    wanted = rounds_of(session, run, None if best else after_rounds) if best or after_rounds is not None else run.rounds_done
+    if wanted < run.rounds_done:
+        again = restorations.after(session, run, wanted, {ref.block: ref for ref in refs})
+        older = {block.target.block: block.target for block in again}
+        refs = [older.get(ref.block, ref) for ref in refs]
     payload = ExportPayload(
-        after_rounds=run.rounds_done, task=run.spec.task.kind, files=run.files, blocks=queries.shard_refs(blocks),
-        card=model_card(_facts(session, run, model, form)), form=form,
-        base=model.source if HUB_ID.fullmatch(model.source) else None,
+        after_rounds=wanted, task=run.spec.task.kind, files=run.files, blocks=refs,
+        card=model_card(_facts(session, run, model, form, wanted)), form=form,
+        base=model.source if HUB_ID.fullmatch(model.source) else None, restorations=again,
     )  # fmt: skip
     return jobs.enqueue(session, EXPORT, run.id, payload, now)
 
 
-def _facts(session: Session, run: Run, model: Model, form: ExportForm) -> CardFacts:
+def _facts(session: Session, run: Run, model: Model, form: ExportForm, after_rounds: int) -> CardFacts:
+    last = after_rounds == run.rounds_done
     return CardFacts(
         run=run.name, base=model.name, base_blocks=model.blocks, spec=run.spec,
-        rounds_done=run.rounds_done, rounds_total=run.rounds_total, agents=len(run.participants),
-        scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run)],
+        rounds_done=after_rounds, rounds_total=run.rounds_total, agents=len(run.participants),
+        scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run) if e.after_rounds <= after_rounds],
         sent=ledgers.bytes_of(ledgers.totals(session, run.id)), whole_model_bytes=sum(block.size for block in model.blocks),
-        made_with=version("fedcybgd"), form=form, kept=run.conclusion.score if run.conclusion is not None else None,
+        made_with=version("fedcybgd"), form=form, kept=run.conclusion.score if run.conclusion is not None and last else None,
         head=queries.final_score(session, anchor) if (anchor := queries.anchor_of(session, run.id)) is not None else None,
     )  # fmt: skip
 

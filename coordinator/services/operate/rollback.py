@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -9,48 +10,24 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, BlockVersion, EncodedShard, Round, Run
 from fedcybgd.coordinator.domain.aggregate import Aggregate
-from fedcybgd.coordinator.domain.history import lineage
-from fedcybgd.coordinator.domain.jobs.payloads import Change, Restoration, RestorePayload, Term
+from fedcybgd.coordinator.domain.jobs.payloads import Change, RestorePayload, Term
 from fedcybgd.coordinator.domain.jobs.registry import RESTORE
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
 from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.emulators import shards
-from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
+from fedcybgd.coordinator.services.operate.restorations import Line, is_of, lines_of, restoration, rounds_of
 from fedcybgd.coordinator.services.path import delivered
-from fedcybgd.coordinator.services.records import jobs, versions
+from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
-from fedcybgd.shared.contract.codec import EXACT
-from fedcybgd.shared.contract.manifests import ShardRef
-
-Line = Sequence[BlockVersion]
-"""The lineage of a block's present version, the youngest first"""
-
-
-class RoundUnknown(NotFound):
-    """A run has not done so many rounds."""
-
-    code = "round_unknown"
-
-
-class VersionsGone(Conflict):
-    """What it takes to make the older versions again is not kept."""
-
-    code = "versions_not_kept"
 
 
 class RollbackUnderWay(Conflict):
     """The run is being taken back already."""
 
     code = "rollback_under_way"
-
-
-class NeverScored(Conflict):
-    """A best is asked for, and no score is there."""
-
-    code = "never_scored"
 
 
 class NothingToUndo(Conflict):
@@ -64,15 +41,7 @@ def rollback(session: Session, name: str, after_rounds: int | None, now: datetim
     has done it.
     """
     run = _held(session, name, now)
-    if after_rounds is None:
-        best = scores.best_of(session, run)
-        if best is None:
-            raise NeverScored(f"no model of run {run.name} was scored yet (`evaluate` in its run file): say after how many rounds")
-        after_rounds = best.after_rounds
-    if not 0 <= after_rounds <= run.rounds_done:
-        raise RoundUnknown(
-            f"run {run.name} has done {run.rounds_done} rounds: it can be taken back to after 0 to {run.rounds_done} of them"
-        )
+    after_rounds = rounds_of(session, run, after_rounds)
     ask(session, run, after_rounds, None, now)
     return run
 
@@ -113,20 +82,12 @@ def ask(session: Session, run: Run, after_rounds: int, agent_id: str | None, now
     replays, stay = _replays(session, run, lines, first, agent_id) if first is not None and agent_id is not None else ({}, set[str]())
     blocks = []
     for name, line in lines.items():
-        target = next((row for row in line if _was_there(row, after_rounds, first, name in replays, stay)), None)
-        if target is None:
-            raise VersionsGone(f"block {name}: what it was after {after_rounds} rounds was before its history began")
-        if target is not line[0] or name in replays:
-            now_there = queries.shard_refs([present[name]])[0]
-            blocks.append(
-                Restoration(
-                    present=now_there,
-                    target=_ref(target),
-                    velocity=target.velocity,
-                    way=_way(line, target, now_there),
-                    replay=replays.get(name),
-                )
-            )
+        now_there = queries.shard_refs([present[name]])[0]
+        replay = replays.get(name)
+        was_there = partial(_was_there, after_rounds=after_rounds, first=first, replayed=replay is not None, stay=stay)
+        block = restoration(name, line, now_there, was_there, after_rounds)
+        if block.target.version != line[0].version or replay is not None:
+            blocks.append(block.model_copy(update={"replay": replay}))
     before = select(EncodedShard).where(EncodedShard.source.in_([block.present.digest for block in blocks]))
     payload = RestorePayload(
         after_rounds=after_rounds, versions={name: block.version for name, block in present.items()}, blocks=blocks, without=agent_id,
@@ -134,18 +95,6 @@ def ask(session: Session, run: Run, after_rounds: int, agent_id: str | None, now
         before=[shards.encoded_ref(row) for row in session.scalars(before.order_by(EncodedShard.source, EncodedShard.codec))],
     )  # fmt: skip
     jobs.enqueue(session, RESTORE, run.id, payload, now)
-
-
-def lines_of(session: Session, run: Run) -> dict[str, Line]:
-    """Block → what its present version is made of, the youngest first."""
-    rows: dict[str, dict[int, BlockVersion]] = {}
-    for row in versions.of_run(session, run.id):
-        rows.setdefault(row.block, {})[row.version] = row
-    facts = versions.facts(session, run.id)
-    return {
-        block.name: [rows[block.name][f.version] for f in lineage(facts.get(block.name, {}), block.version)]
-        for block in queries.blocks_of(session, run.id)
-    }
 
 
 def _first_of(session: Session, run: Run, lines: Mapping[str, Line], agent_id: str) -> tuple[int, datetime] | None:
@@ -164,28 +113,10 @@ def _first_of(session: Session, run: Run, lines: Mapping[str, Line], agent_id: s
 def _was_there(row: BlockVersion, after_rounds: int, first: tuple[int, datetime] | None, replayed: bool, stay: Collection[str]) -> bool:
     """Whether a version is one of the time that is gone back to."""
     if row.round is None or first is None:
-        return row.round is None or row.round < after_rounds
+        return is_of(row, after_rounds)
     if (row.round, row.made_at) == first and not replayed:
         return row.change is not None and {term.visit for term in row.change.terms} <= set(stay)
     return (row.round, row.made_at) < first
-
-
-def _ref(row: BlockVersion) -> ShardRef:
-    return ShardRef(block=row.block, version=row.version, codec=EXACT, digest=row.digest, size=row.size)
-
-
-def _way(line: Line, target: BlockVersion, present: ShardRef) -> list[Change]:
-    """The changes that lead to `target` from a version whose bytes are kept."""
-    way: list[Change] = []
-    for row in line[line.index(target) :]:
-        if row.exact or row.digest == present.digest:
-            return way[::-1]
-        if not row.kept or row.change is None:
-            break
-        way.append(row.change)
-    raise VersionsGone(
-        f"block {target.block}, version {target.version}: what it takes to make it again is not kept; FEDCOORD_KEEP_VERSIONS says how far back that is"
-    )
 
 
 def _replays(
