@@ -71,6 +71,10 @@ ARMS: dict[str, Arm] = {
     "base": Arm(0.0, "untrained", {}),
     "head": Arm(2e-3, "head only", {TURNS: True, "schedule": {"blocks": ["pooler"], "always": ["head"]}}, only=CLASSIFICATION),
     "blocks": Arm(6e-4, "block cycle", {"schedule": WAVES}, language_rate=6e-3),
+    "blocks fixed": Arm(6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}}, language_rate=6e-3, only=()),
+    "blocks fixed, int4": Arm(
+        6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}, "compression": {"policy": "int4"}}, language_rate=6e-3, only=(),
+    ),
     "strict": Arm(3e-4, "block cycle", {}),
     "strict fixed": Arm(3e-4, "block cycle", {"schedule": {"agents": "fixed"}}, only=("sst2",)),
     "whole": Arm(2e-4, "whole models", {"method": "whole"}),
@@ -115,7 +119,7 @@ def spec_of(task: str, arm: str, rate: float, seed: int, cycles: int, tiny: bool
         schedule.pop("agents")
         schedule["blocks"] = ["all"] if averages == "whole" else ["adapters"]
     spec |= {"schedule": schedule | method.sections.get("schedule", {}), "train": train, "delta": {"codec": "int8"}}
-    spec["compression"] = {"policy": "none" if averages == "whole" else "int8"}
+    spec["compression"] = method.sections.get("compression", {"policy": "none" if averages == "whole" else "int8"})
     if averages:
         spec["method"] = averages
     if "adapters" in method.sections:
