@@ -34,7 +34,7 @@ from examples.demo.tasks import EXAMPLES, banking77, shakespeare
 from examples.demo.tasks import _read as demo_rows
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain import band, gate
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BlockDelta
+from fedcybgd.coordinator.domain.band import AcceptedDelta, AcceptedDeltas, BlockDelta
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, HeldOutRef
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, Change, Term
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
@@ -91,12 +91,13 @@ class Trial:
         }
 
     def against(self, found: dict[str, BlockDelta], past: list[AcceptedDelta], agent: str) -> str | None:
-        among = len(self.partitions)
-        results = [band.out_of_band(block, self.kinds[block], delta, past, RULES, agent, among) for block, delta in found.items()]
+        accepted = AcceptedDeltas(past, agent, len(self.partitions))
+        results = [band.out_of_band(block, self.kinds[block], delta, accepted, RULES) for block, delta in found.items()]
         return next((result.reason for result in results if result is not None), None)
 
     def told(self, found: dict[str, BlockDelta], order: Order) -> str | None:
-        return band.no_work(order.block, found[order.block], self.past) if order.block in found else None
+        accepted = AcceptedDeltas(self.past, str(order.agent), len(self.partitions))
+        return band.no_work(order.block, found[order.block], accepted) if order.block in found else None
 
     def accept(self, found: dict[str, BlockDelta], round: int, agent: str) -> None:
         self.past = [AcceptedDelta(block, self.kinds[block], round, agent, delta) for block, delta in found.items()] + self.past

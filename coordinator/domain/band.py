@@ -1,8 +1,10 @@
 """Whether a delta is in line with a run's own: how far deltas of such blocks go, and which way those of this block point."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
@@ -77,6 +79,37 @@ class AcceptedDelta:
     agent: str
     delta: BlockDelta
 
+    @cached_property
+    def direction(self) -> list[float]:
+        return sketch.unpacked(self.delta.sketch)
+
+
+class AcceptedDeltas:
+    """What a run has accepted, newest first, as a delta of `agent`, one of the `among` agents that take part, is compared with it.
+
+    Each is looked at once, however many blocks the delta is of: with corrections that is as many as the model has.
+    """
+
+    def __init__(self, past: Iterable[AcceptedDelta], agent: str, among: int) -> None:
+        self._of_block: dict[str, list[AcceptedDelta]] = defaultdict(list)
+        self._of_kind: dict[str, list[AcceptedDelta]] = defaultdict(list)
+        for p in past:
+            self._of_block[p.block].append(p)
+            self._of_kind[p.kind].append(p)
+        self._agent, self._among = agent, among
+        self._pools: dict[str, _Pool] = {}
+
+    def of_block(self, block: str) -> Sequence[AcceptedDelta]:
+        return self._of_block.get(block, ())
+
+    def usual_of_block(self, block: str) -> "_Pool":
+        return _pool(self.of_block(block), self._agent, self._among)
+
+    def usual_of_kind(self, kind: str) -> "_Pool":
+        if kind not in self._pools:
+            self._pools[kind] = _pool(self._of_kind.get(kind, ()), self._agent, self._among)
+        return self._pools[kind]
+
 
 class BandResult(NamedTuple):
     """What there is against a delta."""
@@ -115,24 +148,20 @@ def reach_of_corrections(settings: TrainSettings, shapes: Iterable[Sequence[int]
     return math.sqrt(squares)
 
 
-def out_of_band(
-    block: str, kind: str, delta: BlockDelta, past: Sequence[AcceptedDelta], rules: AdmissionSection, agent: str, among: int
-) -> BandResult | None:
-    """What there is against a delta of `agent`, one of the `among` agents that take part."""
+def out_of_band(block: str, kind: str, delta: BlockDelta, past: AcceptedDeltas, rules: AdmissionSection) -> BandResult | None:
+    """What there is against the delta of a block."""
     if rules.max_relative_norm is None or rules.norm_band is None:
         return None
     if delta.norm > BEYOND_OPTIMIZER * delta.reach:
         far = f"the delta of {block} has norm {delta.norm:.4g}; its steps at their learning rate come to {delta.reach:.4g} at the most"
         return BandResult(f"norm: {far}", blamed=True)
-    if (turned := next((p for p, cosine in _same(delta, [p for p in past if p.block == block]) if cosine < 0), None)) is not None:
+    if (turned := next((p for p, cosine in _same(delta, past.of_block(block)) if cosine < 0), None)) is not None:
         return BandResult(f"direction: the delta of {block} is that of round {turned.round}, turned round", blamed=True)
-    telling = [p for p in past if p.delta.share >= NOTHING]
-    of_kind, of_block = (
-        _pool(of, agent, among) for of in ([p for p in telling if p.kind == kind], [p for p in telling if p.block == block])
-    )
+    of_kind = past.usual_of_kind(kind)
     if (limit := _limit(of_kind, delta, rules.norm_band)) is not None:
         far = f"{delta.relative:.3g} times its block's norm, beyond the {limit:.3g} that {of_kind.whose} bear out"
         return BandResult(f"norm: the delta of {block} has {far}", of_kind.blamed)
+    of_block = past.usual_of_block(block)
     if (against := _against(of_block, delta)) is not None:
         found, usual = against
         return BandResult(
@@ -146,7 +175,7 @@ def out_of_band(
 class _Pool:
     """Deltas that tell what is usual. Each agent counts once, however many it handed in."""
 
-    deltas: dict[str, list[BlockDelta]]
+    deltas: dict[str, list[AcceptedDelta]]
     """by agent"""
     rank: int
     """agents whose values lie beyond the one that counts: half of those that take part, so that no minority narrows a band"""
@@ -156,24 +185,53 @@ class _Pool:
     def blamed(self) -> bool:
         return len(self.deltas) > 1
 
-    @property
+    @cached_property
     def number(self) -> int:
         return sum(len(mine) for mine in self.deltas.values())
 
-    def upper(self, values: dict[str, list[float]]) -> float:
+    @cached_property
+    def relative(self) -> "_Usual":
+        return self._usual(lambda delta: delta.relative)
+
+    @cached_property
+    def share(self) -> "_Usual":
+        return self._usual(lambda delta: delta.share)
+
+    def _usual(self, value: Callable[[BlockDelta], float]) -> "_Usual":
+        values = {agent: [value(p.delta) for p in mine] for agent, mine in self.deltas.items()}
+        middle = self.upper(values)
+        if not math.isfinite(middle):
+            return _Usual(math.inf, math.inf)
+        spread = SIGMA * self.upper({agent: [abs(one - middle) for one in mine] for agent, mine in values.items()})
+        farthest = self.upper({agent: [max(mine)] for agent, mine in values.items()})
+        return _Usual(middle, max(middle + DEVIATIONS * spread, AS_FAR_AGAIN * farthest))
+
+    def upper(self, values: Mapping[str, Sequence[float]]) -> float:
         """The upper median of the agents' own medians; those of whom nothing is known count as higher."""
         return sorted(median(mine) for mine in values.values())[self.rank]
 
-    def lower(self, values: dict[str, list[float]]) -> float:
+    def lower(self, values: Mapping[str, Sequence[float]]) -> float:
         """The lower median; those of whom nothing is known count as lower."""
         return sorted((median(mine) for mine in values.values()), reverse=True)[self.rank]
 
 
-def _pool(past: Sequence[AcceptedDelta], agent: str, among: int) -> _Pool:
-    """Those of all, where most of the agents have handed some in; else the agent's own, which nobody else has made."""
-    by_agent: dict[str, list[BlockDelta]] = {}
+class _Usual(NamedTuple):
+    """How far the deltas of a pool go."""
+
+    middle: float
+    farthest: float
+    """what spread and the farthest of them allow, whatever the band's factor"""
+
+    def limit(self, factor: float) -> float:
+        return max(factor * self.middle, self.farthest)
+
+
+def _pool(past: Iterable[AcceptedDelta], agent: str, among: int) -> _Pool:
+    """Those of all that tell something, where most of the agents have handed some in; else the agent's own, which nobody else has made."""
+    by_agent: dict[str, list[AcceptedDelta]] = {}
     for p in past:
-        by_agent.setdefault(p.agent, []).append(p.delta)
+        if p.delta.share >= NOTHING:
+            by_agent.setdefault(p.agent, []).append(p)
     rank = max(len(by_agent), min(among, MANY)) // 2
     if len(by_agent) > rank:
         return _Pool(by_agent, rank, "this run's")
@@ -184,29 +242,21 @@ def _limit(pool: _Pool, delta: BlockDelta, factor: float) -> float | None:
     """The limit that a delta is beyond: both of its block's norm and of what was in reach, for visits are of unlike length."""
     if pool.number < ENOUGH or delta.share <= LITTLE:
         return None
-    relative = _robust_limit(pool, {agent: [d.relative for d in mine] for agent, mine in pool.deltas.items()}, factor)
-    share = _robust_limit(pool, {agent: [d.share for d in mine] for agent, mine in pool.deltas.items()}, factor)
+    relative, share = pool.relative.limit(factor), pool.share.limit(factor)
     return relative if delta.relative > relative and delta.share > share else None
-
-
-def _robust_limit(pool: _Pool, values: dict[str, list[float]], factor: float) -> float:
-    middle = pool.upper(values)
-    if not math.isfinite(middle):
-        return math.inf
-    spread = SIGMA * pool.upper({agent: [abs(value - middle) for value in mine] for agent, mine in values.items()})
-    farthest = pool.upper({agent: [max(mine)] for agent, mine in values.items()})
-    return max(factor * middle, middle + DEVIATIONS * spread, AS_FAR_AGAIN * farthest)
 
 
 def _against(pool: _Pool, delta: BlockDelta) -> tuple[float, float] | None:
     """Cosine of a delta that points against the others, and the usual one."""
     if pool.number < ENOUGH_DIRECTIONS or not delta.sketch or delta.size < WIDE:
         return None
-    if delta.norm < pool.upper({agent: [d.norm for d in mine] for agent, mine in pool.deltas.items()}):
+    if delta.norm < pool.upper({agent: [p.delta.norm for p in mine] for agent, mine in pool.deltas.items()}):
         return None
-    units = {agent: [sketch.unpacked(d.sketch) for d in mine] for agent, mine in pool.deltas.items()}
+    units = {agent: [p.direction for p in mine] for agent, mine in pool.deltas.items()}
     parts = {agent: [[u / len(mine) for u in unit] for unit in mine] for agent, mine in units.items()}
     total = [sum(column) for column in zip(*(part for mine in parts.values() for part in mine), strict=True)]
+    if (found := sketch.cosine(sketch.unpacked(delta.sketch), total)) > AGAINST:  # as most do: the others' own cosines do not matter
+        return None
     usual = {
         agent: [
             sketch.cosine(unit, [t - p for t, p in zip(total, part, strict=True)]) for unit, part in zip(mine, parts[agent], strict=True)
@@ -215,8 +265,7 @@ def _against(pool: _Pool, delta: BlockDelta) -> tuple[float, float] | None:
     }
     middle, least = pool.lower(usual), min(min(mine) for mine in usual.values())
     spread = SIGMA * pool.upper({agent: [abs(value - middle) for value in mine] for agent, mine in usual.items()})
-    found = sketch.cosine(sketch.unpacked(delta.sketch), total)
-    beyond = found <= min(AGAINST, least - SIGMA * spread, middle - max(AWAY, DEVIATIONS * spread))
+    beyond = found <= min(least - SIGMA * spread, middle - max(AWAY, DEVIATIONS * spread))
     return (found, middle) if middle >= USUAL and beyond else None
 
 
@@ -226,13 +275,13 @@ def _same(delta: BlockDelta, past: Sequence[AcceptedDelta]) -> Iterator[tuple[Ac
         return
     mine = sketch.unpacked(delta.sketch)
     for other in past:
-        if abs(cosine := sketch.cosine(mine, sketch.unpacked(other.delta.sketch))) >= SAME:
+        if abs(cosine := sketch.cosine(mine, other.direction)) >= SAME:
             yield other, cosine
 
 
-def no_work(block: str, delta: BlockDelta, past: Sequence[AcceptedDelta]) -> str | None:
+def no_work(block: str, delta: BlockDelta, past: AcceptedDeltas) -> str | None:
     """What tells that nothing was trained: no change, or a multiple of an earlier one. That may be chance, so it is only said."""
     if not delta.norm:
         return f"the delta of {block} changes nothing"
-    earlier = next((p for p, _ in _same(delta, [p for p in past if p.block == block])), None)
+    earlier = next((p for p, _ in _same(delta, past.of_block(block))), None)
     return f"the delta of {block} is a multiple of that of round {earlier.round}" if earlier is not None else None

@@ -4,6 +4,7 @@ import base64
 import math
 from array import array
 from collections.abc import Sequence
+from operator import mul
 
 WIDTH = 256
 HIGHEST = 127
@@ -22,11 +23,11 @@ def unpacked(sketch: str) -> list[float]:
     if not sketch:
         return [0.0] * WIDTH
     values = array("b", base64.b64decode(sketch))
-    length = math.sqrt(sum(value * value for value in values)) or 1.0
+    length = math.sqrt(sum(map(mul, values, values))) or 1.0
     return [value / length for value in values]
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """0 where either has no direction."""
-    lengths = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0
+    lengths = math.sqrt(sum(map(mul, one, one)) * sum(map(mul, other, other)))
+    return sum(map(mul, one, other)) / lengths if lengths else 0.0

@@ -1,11 +1,25 @@
 """Deltas are compared with what their run accepted before; what is expected is worked out here with numpy, or by hand."""
 
+import sys
+from types import FrameType
+
 import numpy as np
 import pytest
 import torch
 
 from fedcybgd.coordinator.domain import sketch
-from fedcybgd.coordinator.domain.band import WIDE, AcceptedDelta, BandResult, BlockDelta, believed_steps, no_work, out_of_band, reach
+from fedcybgd.coordinator.domain.band import (
+    REMEMBERED,
+    WIDE,
+    AcceptedDelta,
+    AcceptedDeltas,
+    BandResult,
+    BlockDelta,
+    believed_steps,
+    no_work,
+    out_of_band,
+    reach,
+)
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
@@ -41,7 +55,11 @@ def accepted(*deltas: BlockDelta, block: str = "layers.0", kind: str = "layer", 
 def result(
     found: BlockDelta, past: list[AcceptedDelta], agent: str = "a", among: int = 1, rules: AdmissionSection = RULES, kind: str = "layer"
 ) -> BandResult | None:
-    return out_of_band("layers.0", kind, found, past, rules, agent, among)
+    return out_of_band("layers.0", kind, found, AcceptedDeltas(past, agent, among), rules)
+
+
+def unworked(block: str, found: BlockDelta, past: list[AcceptedDelta]) -> str | None:
+    return no_work(block, found, AcceptedDeltas(past, "a", 1))
 
 
 def judged(found: BlockDelta, past: list[AcceptedDelta], rules: AdmissionSection = RULES, kind: str = "layer") -> str | None:
@@ -246,15 +264,15 @@ def test_an_earlier_delta_turned_round_is_out_and_one_repeated_is_told() -> None
     past = accepted(of_norm(1.0), delta(values))
     for factor in (-1.0, -0.3):
         assert judged(delta(factor * values), past) == "direction: the delta of layers.0 is that of round 1, turned round"
-        assert no_work("layers.0", delta(factor * values), past) is not None
+        assert unworked("layers.0", delta(factor * values), past) is not None
     for factor in (1.0, 3.7):
         assert judged(delta(factor * values), past) is None
-        assert no_work("layers.0", delta(factor * values), past) == "the delta of layers.0 is a multiple of that of round 1"
-    assert no_work("layers.1", delta(values), past) is None, "of another block"
-    assert no_work("layers.0", delta(np.zeros(SIZE)), past) == "the delta of layers.0 changes nothing"
-    assert no_work("layers.0", delta(values + 0.2 * DRAW.standard_normal(SIZE)), past) is None
+        assert unworked("layers.0", delta(factor * values), past) == "the delta of layers.0 is a multiple of that of round 1"
+    assert unworked("layers.1", delta(values), past) is None, "of another block"
+    assert unworked("layers.0", delta(np.zeros(SIZE)), past) == "the delta of layers.0 changes nothing"
+    assert unworked("layers.0", delta(values + 0.2 * DRAW.standard_normal(SIZE)), past) is None
     small = values[:8]
-    assert no_work("layers.0", delta(small), accepted(delta(2 * small))) is None, "eight numbers are soon alike"
+    assert unworked("layers.0", delta(small), accepted(delta(2 * small))) is None, "eight numbers are soon alike"
 
 
 def test_what_points_against_all_others_is_out_where_they_have_a_direction() -> None:
@@ -298,3 +316,32 @@ def test_whose_rows_are_new_to_a_model_that_has_settled_may_go_as_far_as_all_did
     settled = accepted(*[of_norm(norm, reach=10) for norm in (2.0, 2.1, 1.9, *[0.2] * 12)], agents="abc")
     assert judged(of_norm(3.9, reach=10), settled) is None
     assert judged(of_norm(4.3, reach=10), settled) is not None
+
+
+def test_a_delta_of_many_blocks_is_compared_with_each_accepted_one_as_often_as_one_of_few() -> None:
+    """Of all blocks: that is what corrections make of every delta. What is counted are calls, of our functions and of the language's."""
+
+    def calls(blocks: int) -> int:
+        found = {f"layers.{number}": of_norm(1.0, reach=10) for number in range(blocks)}
+        past = [
+            AcceptedDelta(block, "layer", round, "mhi"[round % 3], delta)
+            for round in range(REMEMBERED // 4)
+            for block, delta in found.items()
+        ]
+        counted = 0
+
+        def count(_frame: FrameType, event: str, _what: object) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            compared = AcceptedDeltas(past, "m", 3)
+            against = [out_of_band(block, "layer", delta, compared, RULES) for block, delta in found.items()]
+        finally:
+            sys.setprofile(None)
+        assert against == [None] * blocks
+        return counted
+
+    few, many = calls(4), calls(16)
+    assert many < 5 * few, "four times the blocks"

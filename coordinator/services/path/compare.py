@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Assignment, Block, Round, Run
 from fedcybgd.coordinator.domain import band
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.band import AcceptedDelta, BandResult, BlockDelta
+from fedcybgd.coordinator.domain.band import AcceptedDelta, AcceptedDeltas, BandResult, BlockDelta
 from fedcybgd.coordinator.services.path import delivered, trained
 
 
@@ -43,12 +43,12 @@ def with_accepted(session: Session, run: Run, assignment: Assignment) -> Compare
     """Read the deltas that the run accepted, once, and look at this one beside them."""
     found, agent = assignment.measured or {}, assignment.agent_id or ""
     kinds = {row.name: row.kind for row in session.execute(select(Block.name, Block.kind).where(Block.run_id == run.id))}
-    past, among = _past(session, run.id, kinds), len({*run.participants, agent})
+    past = AcceptedDeltas(_past(session, run.id, kinds), agent, len({*run.participants, agent}))
+    rules = run.spec.admission
     against = [
         result
         for block, delta in found.items()
-        if (result := band.out_of_band(*_as_compared(block, kinds[block], delta), delta, past, run.spec.admission, agent, among))
-        is not None
+        if (result := band.out_of_band(*_as_compared(block, kinds[block], delta), delta, past, rules)) is not None
     ]
     signs = [band.no_work(block, delta, past) for block, delta in found.items() if block in assignment.blocks]
     said = [sign for sign in signs if sign is not None]
