@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         "all",
         description="rounds that a run can be taken back by: as many deltas are kept; all: every delta of every run; 0: none once applied",
     )
+    keep_runs_s: Literal["all"] | Annotated[float, Field(ge=86400)] = Field(
+        "all", description="seconds after its end at which a run is deleted, with its history and its model; all: none is, by itself"
+    )
     keep_payloads_s: float = Field(
         7 * 86400,
         ge=60,

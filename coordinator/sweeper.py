@@ -12,6 +12,7 @@ from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.services.operate import deletion
 from fedcybgd.coordinator.services.records import audit, job_leases, replicas, spent
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
@@ -144,6 +145,16 @@ def shorten(settings: Settings, database: Database, now: datetime) -> None:
         log.info("took payloads and manifests from %d rows that were finished long ago", changed)
 
 
+def forget_runs(settings: Settings, database: Database, now: datetime) -> None:
+    """Delete the runs that ended long enough ago, one in a transaction."""
+    if settings.keep_runs_s == "all":
+        return
+    before, deleted = now - timedelta(seconds=settings.keep_runs_s), True
+    while deleted:
+        with database.transaction() as session:
+            deleted = deletion.delete_ended_run(session, before, now)
+
+
 def forget_versions(settings: Settings, database: Database) -> None:
     """Let go what leads to versions beyond those that are to be kept."""
     if settings.keep_versions == "all":
@@ -158,6 +169,7 @@ def forget_versions(settings: Settings, database: Database) -> None:
 def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime) -> None:
     """Delete blobs that nothing has needed for long enough, and what finished work was given."""
     shorten(settings, database, now)
+    forget_runs(settings, database, now)
     forget_versions(settings, database)
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.reading() as session:  # the whole database is looked through: nobody waits for that with something to write

@@ -12,6 +12,7 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.db.models import Agent, EnrolmentToken
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
+from fedcybgd.coordinator.services.operate import deletion
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
@@ -138,6 +139,16 @@ def revoke(name: str, session: WriteDep) -> Agent:
 def release(name: str, session: WriteDep) -> Agent:
     """Hold nothing against an agent any more, and ask it for work again at once."""
     return let_out(session, name, now())
+
+
+@router.post(
+    "/agents/{name}/delete", summary="Delete an agent", status_code=204, response_class=Response,
+    responses=errors(401, 403, 404, 409, 422), dependencies=[OperatorDep],
+)  # fmt: skip
+def delete(name: str, session: WriteDep) -> Response:
+    """An agent that was revoked and has worked in no run that is still there; its name is free again."""
+    deletion.delete_agent(session, name, now())
+    return Response(status_code=204)
 
 
 @router.post(

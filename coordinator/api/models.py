@@ -7,7 +7,7 @@ from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.db.models import Model
-from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.services.operate import deletion, models
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.shared.contract.operators import ModelRequest
 from fedcybgd.shared.contract.views import ModelView
@@ -25,6 +25,16 @@ def add(body: ModelRequest, session: WriteDep) -> Model:
 def list_models(session: ReadDep, page: PageDep, response: Response) -> list[ModelView]:
     """All models by name, in pages."""
     return paged(response, lists.models(session, page))
+
+
+@router.post(
+    "/{name}/delete", summary="Delete a model", status_code=204, response_class=Response, responses=errors(404, 409),
+    dependencies=[OperatorDep],
+)  # fmt: skip
+def delete(name: str, session: WriteDep) -> Response:
+    """A model that no run is of."""
+    deletion.delete_model(session, name, now())
+    return Response(status_code=204)
 
 
 @router.get("/{name}", summary="One model", response_model=ModelView, responses=errors(404), dependencies=[ViewerDep])

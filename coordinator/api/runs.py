@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.services.agents import offers
-from fedcybgd.coordinator.services.operate import anchors, exports, prepare, provenance, rollback, steer
+from fedcybgd.coordinator.services.operate import anchors, deletion, exports, prepare, provenance, rollback, steer
 from fedcybgd.coordinator.services.read import explanation, labels, lists, status
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
@@ -186,6 +186,15 @@ def resume(run: str, session: WriteDep) -> RunView:
 def cancel(run: str, session: WriteDep) -> RunView:
     """End a run for good; what was applied stays and can be exported."""
     return status.run_view(session, steer.cancel(session, run, now()), now())
+
+
+@router.post(
+    "/{run}/delete", summary="Delete a run", status_code=204, response_class=Response, responses=errors(404, 409), dependencies=operator,
+)  # fmt: skip
+def delete(run: str, session: WriteDep) -> Response:
+    """All that is written of a run that has ended, and the model that it made; the audit log says that it was there."""
+    deletion.delete_run(session, run, now())
+    return Response(status_code=204)
 
 
 @router.post(

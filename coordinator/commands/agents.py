@@ -7,13 +7,13 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
+from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.operators import TokenAnswer, TokenView
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, list, revoke and release agents.")
+app = typer.Typer(no_args_is_help=True, help="Enrol, list, revoke, release and delete agents.")
 LAST = 1000
 """Lines of the ledger that are shown"""
 terminal = Terminal()
@@ -108,6 +108,16 @@ def revoke(name: str, as_json: Json = False) -> None:
 def release(name: str, as_json: Json = False) -> None:
     """End the quarantine of an agent: it is asked for work again at once."""
     _say_state(Client().agents.release(name), as_json)
+
+
+@app.command()
+def delete(name: str, yes: Yes = False, as_json: Json = False) -> None:
+    """Delete an agent that was revoked and has worked in no run that is still there; its name is free again."""
+    client = Client()
+    agent = client.agents.get(name)
+    be_sure(f"All that is known of agent {agent.name} ({agent.id}), which is {agent.state}, will be gone.", yes)
+    client.agents.delete(agent.id)
+    say_deleted("agent", agent.name, agent.id, as_json)
 
 
 def _say_state(agent: AgentView, as_json: bool) -> None:

@@ -9,13 +9,13 @@ import typer
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import FileUnusable
-from fedcybgd.client.models import name_of
 from fedcybgd.coordinator.commands import recipe_facts
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
 from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
 from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.words import JsonObject
 from fedcybgd.shared.host.terminal import Terminal
 

@@ -7,12 +7,12 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.client.models import name_of
-from fedcybgd.coordinator.commands.output import Json, say_json
+from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, say_deleted, say_json
+from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Add and list base models.")
+app = typer.Typer(no_args_is_help=True, help="Add, list and delete base models.")
 terminal = Terminal()
 
 
@@ -51,6 +51,16 @@ def list_models(as_json: Json = False) -> None:
 def show_model(name: str, as_json: Json = False) -> None:
     """One model with its blocks."""
     show(Client().models.get(name), as_json)
+
+
+@app.command()
+def delete(name: str, yes: Yes = False, as_json: Json = False) -> None:
+    """Delete a model that no run is of."""
+    client = Client()
+    model = client.models.get(name)
+    be_sure(f"Model {model.name} ({model.id}), from {model.source}, will be gone here.", yes)
+    client.models.delete(model.id)
+    say_deleted("model", model.name, model.id, as_json)
 
 
 def show(model: ModelView, as_json: bool = False) -> None:

@@ -9,8 +9,15 @@ from pydantic import TypeAdapter
 
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 Facts = dict[str, str | int | float | bool | None]
 """What a command says of itself, where there is no answer of a coordinator"""
+
+
+def be_sure(what: str, yes: bool) -> None:
+    """Ask before something is gone for good. Where nobody can answer it is not done."""
+    if not yes:
+        typer.confirm(f"{what} Go on?", abort=True, err=True)
 
 
 def moment(at: datetime | None) -> str:
@@ -21,6 +28,13 @@ def moment(at: datetime | None) -> str:
 def say_json(kind: type[T], value: T) -> None:
     """The whole answer, for scripts."""
     typer.echo(json.dumps(TypeAdapter(kind).dump_python(value, mode="json"), indent=2))
+
+
+def say_deleted(kind: str, name: str, id: str, as_json: bool) -> None:
+    if as_json:
+        say_json(Facts, {"deleted": kind, "name": name, "id": id})
+    else:
+        typer.echo(f"{kind} {name} ({id}) is deleted")
 
 
 def say_line(kind: type[T], value: T) -> None:

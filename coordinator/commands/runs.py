@@ -15,7 +15,7 @@ from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, R
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table
 from fedcybgd.coordinator.commands.model_version import Version, model_version
-from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json, say_line
+from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.provenance import fingerprint
@@ -110,6 +110,16 @@ def resume(run: Run, as_json: Json = False) -> None:
 def cancel(run: Run, as_json: Json = False) -> None:
     """End a run for good; its model so far can still be exported."""
     _say_state(Client().runs.cancel(run), as_json)
+
+
+@app.command()
+def delete(run: Run, yes: Yes = False, as_json: Json = False) -> None:
+    """Delete all that is kept of a run that has ended: its model, its history, its scores. What was exported elsewhere stays."""
+    client = Client()
+    view = client.runs.get(run)
+    be_sure(f"Run {view.name} ({view.id}) of {moment(view.created_at)}, {view.state} after {view.rounds_done} rounds, will be gone.", yes)
+    client.runs.delete(view.id)
+    say_deleted("run", view.name, view.id, as_json)
 
 
 @app.command()

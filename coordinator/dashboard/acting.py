@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.deps import now
@@ -12,11 +13,13 @@ from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, Filled, Fille
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import EnrolmentToken
 from fedcybgd.coordinator.domain.role import Role
+from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.agents import enrolment
-from fedcybgd.coordinator.services.operate import exports, restorations, rollback, steer
+from fedcybgd.coordinator.services.operate import deletion, exports, models, restorations, rollback, steer
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
+from fedcybgd.shared.contract.operators import ModelRequest, name_of
 from fedcybgd.shared.contract.words import ExportForm
 
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
@@ -31,6 +34,15 @@ class StartFilled(Filled):
 
 class RollbackFilled(Filled):
     after_rounds: str = ""
+
+
+class ModelFilled(Filled):
+    source: str = ""
+    name: str = ""
+
+
+class ModelUnclear(Invalid):
+    code = "model_unclear"
 
 
 class ExportFilled(Filled):
@@ -59,6 +71,39 @@ def resume(run: str, request: Request, body: FilledDep, session: WriteDep) -> Re
 def cancel(run: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
     checked(request, body)
     return did("cancelled", f"/runs/{steer.cancel(session, run, now()).id}")
+
+
+@router.post("/runs/{run}/delete", dependencies=operator)
+def delete_run(run: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    deletion.delete_run(session, run, now())
+    return did("deleted", "/runs")
+
+
+@router.post("/models/{name}/delete", dependencies=operator)
+def delete_model(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    deletion.delete_model(session, name, now())
+    return did("deleted", "/models")
+
+
+@router.post("/models", dependencies=operator)
+def add_model(request: Request, body: Annotated[ModelFilled, Form()], session: WriteDep) -> Response:
+    """From a directory on this machine, or a hub; its name is the last part of that where none is given."""
+    checked(request, body)
+    try:
+        asked = ModelRequest(name=body.name.strip() or name_of(body.source.strip()), source=body.source.strip())
+    except ValidationError as error:
+        raise ModelUnclear(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from error
+    models.add(session, asked.name, asked.source, now())
+    return did("adding", "/models")
+
+
+@router.post("/agents/{name}/delete", dependencies=operator)
+def delete_agent(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    deletion.delete_agent(session, name, now())
+    return did("deleted", "/agents")
 
 
 @router.post("/runs/{run}/rollback", dependencies=operator)

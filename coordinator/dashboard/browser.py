@@ -36,6 +36,8 @@ for _write in (writing.size, writing.count, writing.long, writing.fixed, writing
 DONE = {
     "started": "Started.", "paused": "Paused. What is being trained may still be sent, and is applied.", "resumed": "It goes on.",
     "cancelled": "Cancelled. What was applied stays, and can be exported.",
+    "deleted": "Deleted. Blobs that only this needed go when their time is over.",
+    "adding": "It is being split into blocks; its state says when it is ready, or why it cannot be added.",
     "rolled-back": "It is being taken back; it is paused, and its reason will say what was done. Resume it then.",
     "exporting": "The model is being put together; its files appear under Exports.",
     "released": "Released: it is asked for work again at once.", "revoked": "Revoked: it is shut out, and what it held goes to others.",

@@ -31,6 +31,10 @@ class Agents:
         """Take an agent's key away at once; with the token its owner enrols it again as the same agent. Raises `Refused`."""
         return self._connection.do(TokenAnswer, f"/agents/{segment(name)}/reissue", AgentKeyRequest(expires_in_s=expires_in_s))
 
+    def get(self, name: str) -> AgentView:
+        """One agent by its name or id. Raises `Refused` with `not_found`."""
+        return self._connection.read(AgentView, f"/agents/{segment(name)}")
+
     def list(self) -> Iterator[AgentView]:
         """All agents by name."""
         return self._connection.pages(AgentView, "/agents")
@@ -38,6 +42,10 @@ class Agents:
     def revoke(self, name: str) -> AgentView:
         """Shut an agent out at once; what it holds is given to others. Raises `Refused`."""
         return self._connection.do(AgentView, f"/agents/{segment(name)}/revoke")
+
+    def delete(self, name: str) -> None:
+        """Delete an agent that was revoked and has worked in no run that is still there. Raises `Refused` (`agent_in_use`)."""
+        self._connection.send("POST", f"/agents/{segment(name)}/delete")
 
     def release(self, name: str) -> AgentView:
         """End the quarantine of an agent: it is asked for work again at once. Raises `Refused`."""

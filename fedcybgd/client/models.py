@@ -1,12 +1,11 @@
 """`client.models`: base models."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedcybgd.client.connection import DAY_S, Connection, segment
 from fedcybgd.client.errors import ModelFailed
-from fedcybgd.shared.contract.operators import ModelRequest
+from fedcybgd.shared.contract.operators import ModelRequest, name_of
 from fedcybgd.shared.contract.views import ModelView
 
 
@@ -42,11 +41,10 @@ class Models:
         """One model with its blocks. Raises `Refused` with `not_found`."""
         return self._connection.read(ModelView, f"/models/{segment(name)}")
 
+    def delete(self, name: str) -> None:
+        """Delete a model that no run is of. Raises `Refused` (`model_in_use`)."""
+        self._connection.send("POST", f"/models/{segment(name)}/delete")
+
     def list(self) -> Iterator[ModelView]:
         """All models by name."""
         return self._connection.pages(ModelView, "/models")
-
-
-def name_of(source: str) -> str:
-    """What a model is called if nobody says: the last part of where it comes from."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])

@@ -106,6 +106,10 @@ class Runs:
         """End a run for good; its model so far can still be exported. Raises `Refused`."""
         return self._connection.do(RunView, f"/runs/{segment(run)}/cancel")
 
+    def delete(self, run: str) -> None:
+        """Delete all that is kept of a run that has ended, and the model that it made. Raises `Refused` (`run_not_over`, `run_busy`)."""
+        self._connection.send("POST", f"/runs/{segment(run)}/delete")
+
     def rollback(self, run: str, after_rounds: int | None = None, *, best: bool = False, wait_s: float = DAY_S) -> RunView:
         """Take a run back to what it was after some rounds, or when it scored best (`best=True`): it is paused, and `reason` says what was
         done. `resume` goes on from there.

@@ -1,6 +1,7 @@
 """What operators send, and the answers that are no view of anything."""
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
@@ -57,6 +58,11 @@ class ModelRequest(Message):
         pattern=r"^[^\x00]*$",
         description="a directory on the coordinator's machine, or a hub id (owner/name[@revision])",
     )
+
+
+def name_of(source: str) -> str:
+    """What a model is called if nobody says: the last part of where it comes from."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
 class HeldOutAnswer(BaseModel):

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import counts
-from fedcybgd.coordinator.db.models import Exposure, Traffic, TrafficTotal
+from fedcybgd.coordinator.db.models import Exposure, Run, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.upsert import upsert
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.views import BytesView
@@ -25,6 +25,8 @@ def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, a
     if amount <= 0:
         return
     counts.count(session, "fedcoord_bytes_total", amount, kind)
+    if session.scalar(select(Run.id).where(Run.id == run_id)) is None:
+        return  # it was deleted while they crossed
     sent = upsert(session, Traffic).values(run_id=run_id, round=round, agent_id=agent_id, kind=kind, bytes=amount)
     keys = ["run_id", "round", "agent_id", "kind"]
     session.execute(sent.on_conflict_do_update(index_elements=keys, set_={"bytes": Traffic.bytes + amount}))
