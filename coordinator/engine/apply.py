@@ -6,14 +6,14 @@ import torch
 from safetensors import safe_open
 
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade
-from fedcybgd.coordinator.engine.changes import as_bytes, open_deltas, opened_change
+from fedcybgd.coordinator.engine.changes import as_bytes, open_admitted, open_deltas, opened_change
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.outer import new_velocity, old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
+from fedcybgd.shared.files.safetensors_header import copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 
@@ -43,7 +43,7 @@ def add_deltas(store: EngineStore, change: Change) -> tuple[ShardRef, str | None
 
     With the digest of what the outer optimizer carries on, where there is one.
     """
-    with open_deltas(store, [change], MAX_NUMBER) as deltas:
+    with open_admitted(store, [change], shard_header(store, change.block.digest)) as deltas:
         return _apply_block(store, change, deltas)
 
 

@@ -8,14 +8,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
-from fedcybgd.coordinator.engine.changes import as_bytes, open_deltas, opened_change
+from fedcybgd.coordinator.engine.changes import as_bytes, open_admitted, opened_change
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
 from fedcybgd.coordinator.engine.outer import old_velocity
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, copy_tensor, pack_header
+from fedcybgd.shared.files.safetensors_header import Header, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 
@@ -37,12 +37,12 @@ def average(store: EngineStore, block: CandidateBlock) -> ShardRef:
 
     The versions are made again some rows at a time, and added up as they are: none is held, or stored.
     """
-    with open_deltas(store, block.changes, MAX_NUMBER) as deltas:
-        return _average(store, block, deltas)
-
-
-def _average(store: EngineStore, block: CandidateBlock, deltas: Mapping[str, DeltaFile]) -> ShardRef:
     header = shard_header(store, block.base.digest)
+    with open_admitted(store, block.changes, header) as deltas:
+        return _average(store, block, header, deltas)
+
+
+def _average(store: EngineStore, block: CandidateBlock, header: Header, deltas: Mapping[str, DeltaFile]) -> ShardRef:
     changes = [opened_change(store, change, header, deltas) for change in block.changes]
     changed = frozenset[str]().union(*(change.names for change in changes))
     head = pack_header([(n, "F32" if n in changed else tensor.dtype, tensor.shape) for n, tensor in header.tensors.items()])

@@ -15,21 +15,32 @@ from fedcybgd.coordinator.engine.outer import stepped
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.adapters import factors_of
-from fedcybgd.shared.files.safetensors_header import Header
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER, Header
 from fedcybgd.shared.models.adapters import product
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices
 
 
 @contextlib.contextmanager
-def open_deltas(store: EngineStore, changes: Sequence[Change], limit: int | None = None) -> Iterator[Mapping[str, DeltaFile]]:
-    """The deltas of changes by their digests, unpacked aside; `limit`: bytes that each has at the most, by default what its blocks allow,
-    two factors twice what their matrix does.
+def open_deltas(store: EngineStore, changes: Sequence[Change]) -> Iterator[Mapping[str, DeltaFile]]:
+    """The deltas of changes by their digests, unpacked aside: no more bytes of each than its blocks allow, two factors twice what their
+    matrix does.
     """
-    digests = dict.fromkeys(term.digest for change in changes for term in change.terms)
     of = [change for change in changes for _ in range(2 if any(term.scale is not None for term in change.terms) else 1)]
-    limit = limit or limit_of(shard_header(store, change.block.digest) for change in of)
+    limit = limit_of(shard_header(store, change.block.digest) for change in of)
     with contextlib.ExitStack() as stack:
-        yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in digests}
+        yield {digest: stack.enter_context(open_delta(store, digest, limit)) for digest in _digests(changes)}
+
+
+@contextlib.contextmanager
+def open_admitted(store: EngineStore, changes: Sequence[Change], header: Header) -> Iterator[Mapping[str, DeltaFile]]:
+    """The deltas of changes of one block with this header, which were admitted: what they have of other blocks is not unpacked."""
+    names = frozenset([*header.tensors, *(factor for name in header.tensors for factor in factors_of(name))])
+    with contextlib.ExitStack() as stack:
+        yield {digest: stack.enter_context(open_delta(store, digest, MAX_NUMBER, names)) for digest in _digests(changes)}
+
+
+def _digests(changes: Sequence[Change]) -> list[str]:
+    return list(dict.fromkeys(term.digest for change in changes for term in change.terms))
 
 
 def opened_change(store: EngineStore, change: Change, header: Header, deltas: Mapping[str, DeltaFile]) -> "OpenedChange | Folding":

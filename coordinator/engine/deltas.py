@@ -1,7 +1,7 @@
 """Opens deltas as they came: unpacked into files aside, read tensor by tensor."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files import lossless
@@ -19,10 +19,16 @@ def limit_of(headers: Iterable[Header]) -> int:
 
 
 @contextlib.contextmanager
-def open_delta(store: EngineStore, digest: str, limit: int) -> Iterator[DeltaFile]:
-    """A delta from the store. Raises `PackedError` or `HeaderError` for what is none, or would unpack to more than `limit` bytes."""
+def open_delta(store: EngineStore, digest: str, limit: int, names: Collection[str] | None = None) -> Iterator[DeltaFile]:
+    """A delta from the store, of which only the tensors with these `names` can be read, where they are given: one that was admitted.
+
+    Raises `PackedError` or `HeaderError` for what is none, or would unpack to more than `limit` bytes.
+    """
     with store.localised(digest) as path, store.scratch() as folder:
         if lossless.is_packed(path):
-            lossless.unpack(path, folder / "delta", limit)
+            if names is None:
+                lossless.unpack(path, folder / "delta", limit)
+            else:
+                lossless.unpack_some(path, folder / "delta", limit, names)
             path = folder / "delta"
         yield DeltaFile(path)

@@ -13,14 +13,14 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
 from fedcybgd.shared.contract.errors import FedError
-from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, read_header
+from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, first_header, read_header
 
 MAGIC = b"FEDPACK1"
 PATCH_MAGIC = b"FEDPTCH1"
@@ -66,6 +66,31 @@ def unpack(source: Path, target: Path, limit: int) -> None:
     """
     with source.open("rb") as packed:
         _write(unpacked(packed, limit), target)
+
+
+def unpack_some(source: Path, target: Path, limit: int, names: Collection[str]) -> None:
+    """As `unpack`, but only of the tensors with these names and of what belongs to them (`name::scales`): `target` has holes where others are.
+
+    What is left out is stepped over, and the check sum not looked at: the source is one that was unpacked whole before.
+    """
+    with source.open("rb") as packed, _whole(target) as file:
+        header = first_header(unpacked(packed, limit), source.name)
+        wanted = [(0, header.data_start)]
+        wanted += [
+            (header.data_start + t.begin, header.data_start + t.end) for t in header.tensors.values() if t.name.partition("::")[0] in names
+        ]
+        packed.seek(0)
+        decompressor, at = zstandard.ZstdDecompressor(), 0
+        for width, length in _heads(packed, MAGIC, limit):
+            if any(begin < at + length and at < end for begin, end in wanted):
+                file.seek(at)
+                file.write(_planes(packed, width, length, decompressor))
+            else:
+                for _ in range(width):
+                    packed.seek(_LENGTH.unpack(_exactly(packed, _LENGTH.size))[1], os.SEEK_CUR)
+            at += length
+        _check_end(packed, at)
+        file.truncate(at)
 
 
 def unpacked(packed: BinaryIO, limit: int) -> Iterator[bytes]:
@@ -139,10 +164,23 @@ def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], base: BinaryIO | None
 
 
 def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | None = None) -> Iterator[bytes]:
-    if packed.read(len(magic)) != magic:
-        raise PackedError("the file is not packed, or not in a form known here")
     decompressor = zstandard.ZstdDecompressor()
     total = crc = 0
+    for width, length in _heads(packed, magic, limit):
+        data = _planes(packed, width, length, decompressor)
+        out = data if base is None else _add(data, base.read(length))
+        total, crc = total + length, zlib.crc32(out, crc)
+        yield out
+    _check_end(packed, total, crc)
+    if base is not None and base.read(1):
+        raise PackedError("the base of the patch is longer than the patch")
+
+
+def _heads(packed: BinaryIO, magic: bytes, limit: int) -> Iterator[tuple[int, int]]:
+    """Byte width and length of each chunk; whoever takes one is past its planes before taking the next."""
+    if packed.read(len(magic)) != magic:
+        raise PackedError("the file is not packed, or not in a form known here")
+    total = 0
     while width := _exactly(packed, 1)[0]:
         (length,) = struct.unpack("<I", _exactly(packed, 4))
         total += length
@@ -150,18 +188,22 @@ def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | 
             raise PackedError(f"a chunk claims {length} bytes in values of {width}")
         if total > limit:
             raise PackedError(f"the file unpacks to more than the {limit} bytes allowed")
-        data = bytearray(length)
-        for i in range(width):
-            data[i::width] = _plane(packed, length // width, decompressor)
-        out = bytes(data) if base is None else _add(bytes(data), base.read(length))
-        crc = zlib.crc32(out, crc)
-        yield out
-    if _END.unpack(_exactly(packed, _END.size)) != (total, crc):
+        yield width, length
+
+
+def _check_end(packed: BinaryIO, total: int, crc: int | None = None) -> None:
+    length, check_sum = _END.unpack(_exactly(packed, _END.size))
+    if length != total or crc not in (None, check_sum):
         raise PackedError("length or check sum of the unpacked bytes is wrong")
     if packed.read(1):
         raise PackedError("there are bytes after the end")
-    if base is not None and base.read(1):
-        raise PackedError("the base of the patch is longer than the patch")
+
+
+def _planes(packed: BinaryIO, width: int, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    data = bytearray(length)
+    for i in range(width):
+        data[i::width] = _plane(packed, length // width, decompressor)
+    return bytes(data)
 
 
 def _plane(packed: BinaryIO, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
@@ -191,11 +233,18 @@ def _exactly(file: BinaryIO, n: int) -> bytes:
 
 
 def _write(chunks: Iterable[bytes], target: Path) -> None:
+    with _whole(target) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[BinaryIO]:
+    """A file that is `target` once all is written, and nothing before."""
     aside = target.with_name(target.name + ".part")
     try:
         with aside.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)

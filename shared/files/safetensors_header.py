@@ -97,6 +97,18 @@ def header_of_chunks(chunks: Iterable[bytes], name: str, most: int = MAX_HEADER)
     return _whole(parsed, size, name)
 
 
+def first_header(chunks: Iterable[bytes], name: str) -> Header:
+    """As `header_of_chunks`, but no more chunks are taken than the header needs: whether the file is whole is not looked at."""
+    begun, end = bytearray(), 8
+    for chunk in chunks:
+        begun += chunk
+        if len(begun) >= 8:
+            end = 8 + _length(bytes(begun[:8]), None, name, MAX_HEADER)
+        if len(begun) >= end:
+            return parse_header(bytes(begun[8:end]), name)
+    raise HeaderError(f"{name} is cut short within its header")
+
+
 def _length(head: bytes, size: int | None, name: str, most: int) -> int:
     """Of the header, by the first eight bytes of a file of `size` bytes; None: nobody knows yet."""
     if len(head) < 8:

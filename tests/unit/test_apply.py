@@ -9,14 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
+from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
-from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.apply import add_deltas, apply
+from fedcybgd.coordinator.engine.candidates import average
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import PackedError
 from fedcybgd.shared.tensors.deltas import add_decoded, decoded, encode_delta
 
 Tensors = dict[str, torch.Tensor]
@@ -159,3 +162,25 @@ def test_a_delta_that_is_larger_than_the_shard_is_no_step(tmp_path: Path, store:
 
 def test_every_aggregate_that_a_method_may_name_is_there() -> None:
     assert set(AGGREGATES) == set(get_args(Aggregate))
+
+
+def test_of_a_delta_of_many_blocks_only_the_one_at_hand_is_unpacked(tmp_path: Path, store: BlobStore) -> None:
+    """Who makes versions again takes them block by block. Bytes of the other block that nobody could unpack show that nobody tries."""
+    blocks = {name: {f"{name}.weight": normal(1024, 600, seed=seed)} for seed, name in enumerate(("one", "two"))}
+    digest, meant = delta(store, tmp_path, "float32", True, 7, {n: t for tensors in blocks.values() for n, t in tensors.items()})
+    refs = {name: put(store, name, tensors) for name, tensors in blocks.items()}
+    whole = {name: add_deltas(store, Change(block=refs[name], terms=[Term(digest=digest, weight=0.5)]))[0] for name in blocks}
+    for name, ref in whole.items():
+        assert torch.equal(
+            load_file(store.path(ref.digest))[f"{name}.weight"], blocks[name][f"{name}.weight"] + meant[f"{name}.weight"] * 0.5
+        )
+    data = bytearray(store.path(digest).read_bytes())
+    data[-1100:-100] = bytes(byte ^ 0xFF for byte in data[-1100:-100])  # within the last plane
+    spoilt, _ = write_blob(store, bytes(data))
+    assert add_deltas(store, Change(block=refs["one"], terms=[Term(digest=spoilt, weight=0.5)]))[0] == whole["one"]
+    assert average(store, CandidateBlock(base=refs["one"], changes=[Change(block=refs["one"], terms=[Term(digest=spoilt, weight=0.5)])],
+                                         rounds=[0, 1], last=whole["one"])).digest == whole["one"].digest  # fmt: skip
+    with pytest.raises(PackedError):
+        add_deltas(store, Change(block=refs["two"], terms=[Term(digest=spoilt, weight=0.5)]))
+    with pytest.raises(PackedError):
+        run(store, Change(block=refs["one"], terms=[Term(digest=spoilt, weight=0.5)]), Change(block=refs["two"], terms=[]))

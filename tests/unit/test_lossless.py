@@ -15,7 +15,17 @@ from safetensors.torch import save_file
 
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.files.lossless import MAGIC, PATCH_MAGIC, PackedError, apply_difference, difference, is_packed, pack, unpack
+from fedcybgd.shared.files.lossless import (
+    MAGIC,
+    PATCH_MAGIC,
+    PackedError,
+    apply_difference,
+    difference,
+    is_packed,
+    pack,
+    unpack,
+    unpack_some,
+)
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.tensors.codecs import encode_tensor
 
@@ -50,6 +60,49 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(tmp_path: Path, source: Path) -> Path:
     return written(tmp_path / "packed", pack(source))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Tensors of several chunks each, with neighbours in one chunk."""
+    return saved(
+        tmp_path / "large", {"a": normal(700, 700), "b": normal(600, 600, seed=1), "b::scales": normal(600), "c": normal(500_000, seed=2)}
+    )
+
+
+@pytest.mark.parametrize("names", [{"a"}, {"b"}, {"a", "c"}, set(), {"a", "b", "c"}, {"z"}])
+def test_of_some_tensors_the_rest_is_stepped_over(tmp_path: Path, large: Path, names: set[str]) -> None:
+    packed = written(tmp_path / "packed", pack(large))
+    unpack_some(packed, tmp_path / "some", large.stat().st_size, names)
+    unpack(packed, tmp_path / "all", large.stat().st_size)
+    some, whole, header = (tmp_path / "some").read_bytes(), (tmp_path / "all").read_bytes(), read_header(large)
+    assert len(some) == len(whole)
+    assert some[: header.data_start] == whole[: header.data_start]
+    for name, info in header.tensors.items():
+        begin, end = header.data_start + info.begin, header.data_start + info.end
+        if name.partition("::")[0] in names:
+            assert some[begin:end] == whole[begin:end]
+        elif info.nbytes > 3 * lossless.CHUNK // 2 and not names & {"b", "c"}:
+            assert not any(some[begin + lossless.CHUNK : end]), "a hole"
+
+
+def test_of_some_tensors_what_is_malformed_leaves_nothing_behind(tmp_path: Path, large: Path) -> None:
+    data = b"".join(pack(large))
+    for name, broken in {
+        "cut": data[:-3],
+        "longer": data + b"x",
+        "within": data[: len(data) // 2],
+        "short": data[:20],
+        "other": b"X" + data,
+    }.items():
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises((PackedError, HeaderError)):
+            unpack_some(tmp_path / name, tmp_path / "out", LIMIT, {"a"})
+    (tmp_path / "packed").write_bytes(data)
+    with pytest.raises(PackedError, match="more than"):
+        unpack_some(tmp_path / "packed", tmp_path / "out", large.stat().st_size - 1, {"a"})
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.part").exists()
 
 
 def test_round_trip(tmp_path: Path, source: Path, packed: Path) -> None:
