@@ -13,9 +13,9 @@ from fedcybgd.agent.errors import ConfigError, VisitFailed
 from fedcybgd.agent.settings import Home, RunPattern, SettingsSection
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.assignments import LeasedAssignment
-from fedcybgd.shared.contract.block_names import layer_range, touches
+from fedcybgd.shared.contract.block_names import layer_of, layer_range, layers_of, touches
 from fedcybgd.shared.contract.digests import Digest, digest_of
-from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.manifests import FileRef, Manifest
 from fedcybgd.shared.contract.words import ID, MOST_STEPS, Task
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,500}$")]
@@ -141,6 +141,7 @@ def check_assignment(policy: Policy, assignment: LeasedAssignment, rows: int | N
     _check_task(policy, train.task)
     _check_model(policy, assignment.manifest.files)
     _check_blocks(policy, train.trained)
+    _check_corrected(policy, train.corrected, assignment.manifest)
     _check_steps(policy, train.steps, train.batch_size)
     used = None if train.steps is None else train.steps * train.batch_size
     if train.is_classification and rows is not None:
@@ -171,10 +172,19 @@ def _check_task(policy: Policy, task: str) -> None:
         raise PolicyRefused("work.tasks", f"task {task}", ", ".join(policy.work.tasks) or "none")
 
 
-def _check_blocks(policy: Policy, blocks: Iterable[str]) -> None:
+def _check_blocks(policy: Policy, blocks: Iterable[str], how: str = "trained") -> None:
     for block in blocks:
         if found := next((pattern for pattern in policy.work.never_train if touches(pattern, block)), None):
-            raise PolicyRefused("work.never_train", f"block {block} would be trained", f"no block that {found} means to be trained")
+            raise PolicyRefused("work.never_train", f"block {block} would be {how}", f"no block that {found} means to be trained")
+
+
+def _check_corrected(policy: Policy, matrices: Iterable[str], manifest: Manifest) -> None:
+    """By their names: what they are beside in the model itself is looked at once more, before the first step."""
+    if not policy.work.never_train:
+        return
+    for layer in sorted({layer for weight in matrices if (layer := layer_of(weight)) is not None}):
+        names = dict.fromkeys([f"layers.{layer}", *(ref.block for ref in manifest.blocks if layer in layers_of(ref.block))])
+        _check_blocks(policy, names, "corrected")
 
 
 def _check_steps(policy: Policy, steps: int | None, batch_size: int) -> None:

@@ -51,6 +51,11 @@ def layers_of(block: str) -> range:
     return range(found[0], found[1] + 1) if found else range(0)
 
 
+def layer_of(weight: str) -> int | None:
+    """The layer of a matrix by its canonical name, where that has one: the first number among its words, `encoder.layer.3.output.weight` → 3."""
+    return next((int(word) for word in weight.split(".") if re.fullmatch(r"[0-9]{1,6}", word)), None)
+
+
 def _means(pattern: str, name: str) -> bool:
     if pattern in ("all", name):
         return True

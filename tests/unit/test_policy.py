@@ -49,6 +49,11 @@ def groups(*blocks: str) -> list[dict[str, Any]]:
     return [{"blocks": list(blocks), "learning_rate": 0.001}]
 
 
+def corrected(*matrices: str, block: str = "layers.0") -> dict[str, Any]:
+    said = SAMPLE["train"]["corrections"] | {"matrices": list(matrices)}
+    return {"train__corrections": said, "manifest__blocks": [SAMPLE["manifest"]["blocks"][0] | {"block": block}]}
+
+
 def judged(policy: Policy, assignment: LeasedAssignment, rows: int | None) -> str | None:
     """The message of a refusal, if there is one."""
     try:
@@ -74,6 +79,9 @@ def test_without_a_policy_whatever_the_protocol_allows_is_done() -> None:
         ("work.never_train", ["layers.0-3"], {"train__groups": groups("layers.2-5")}, "layers.2-5"),
         ("work.never_train", ["he*"], {}, "head"),
         ("work.never_train", ["all"], {}, "layers.0"),
+        ("work.never_train", ["layers.1"], {}, "layers.1 would be corrected"),
+        ("work.never_train", ["layers.11-20"], corrected("h.12.mlp.c_fc.weight", "h.3.mlp.c_fc.weight"), "layers.12 would be corrected"),
+        ("work.never_train", ["layers.4-*"], corrected("layers.5.mlp.w.weight", block="layers.4-5"), "layers.4-5 would be corrected"),
         ("most.steps", 39, {}, "40 steps"),
         ("least.batch_size", 9, {}, "batch of 8"),
         ("least.rows", 321, {}, "320 different rows"),
@@ -95,7 +103,7 @@ def test_each_rule_is_held_against_an_assignment(rule: str, value: Any, changes:
     "sections",
     [
         {"work": {"runs": ["int*"], "tasks": ["text-classification"], "models": [fingerprint(asked().manifest.files)]}},
-        {"work": {"never_train": ["embeddings", "layers.1-9", "pooler"]}},
+        {"work": {"never_train": ["embeddings", "layers.2-9", "pooler"]}},
         {"most": {"steps": 40, "seconds": 60}, "least": {"batch_size": 8, "rows": 320}},
     ],
 )
