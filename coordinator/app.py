@@ -50,6 +50,7 @@ from fedcybgd.coordinator.walls.answers import answer_of
 from fedcybgd.coordinator.walls.door import Doorkeeper
 from fedcybgd.coordinator.walls.headings import Headed
 from fedcybgd.coordinator.walls.rules import HONEST, HowOften
+from fedcybgd.coordinator.webhook import Receiver, webhook_settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.counters import Counters
@@ -155,10 +156,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.refusals,
         )
     )
+    tasks = [sweeper]
+    if (webhook := webhook_settings(settings)) is not None:
+        tasks.append(asyncio.create_task(Receiver(webhook, database, app.state.identity).tell(app.state.outages)))
     try:
         yield
     finally:
-        sweeper.cancel()
+        for task in tasks:
+            task.cancel()
         waiting.close()
         with contextlib.suppress(Exception):  # a database that is away now is told at the next start who is there
             await attendance.write()

@@ -102,11 +102,13 @@ def _serve(settings: Settings, ready_file: Path | None) -> None:
     from fedcybgd.coordinator.home import occupied
     from fedcybgd.coordinator.serve import address, bind, certificate_of, check_listening, prepare_home
     from fedcybgd.coordinator.serve import serve as run
+    from fedcybgd.coordinator.webhook import webhook_settings
 
     check_listening(settings, certificate_of(settings))
     listener = bind(settings.host, settings.port)
     with occupied(settings):
         key, url = prepare_home(settings), address(settings, listener)
+        webhook_settings(settings)
         _say_hello(settings, listener, url, key)
 
         def ready() -> None:

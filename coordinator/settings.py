@@ -60,6 +60,8 @@ class Settings(BaseSettings):
         ge=60,
         description="seconds that a new key of an agent is good for; agents change theirs in time by themselves; default: for good",
     )
+    webhook_url: str | None = Field(None, description="address that every event is POSTed to, signed; default: none")
+    webhook_level: Literal["info", "warning", "error"] = Field("warning", description="the least level of the events that are POSTed")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["text", "json"] = Field(
         "text",
@@ -89,6 +91,11 @@ class Settings(BaseSettings):
     def signing_secret(self) -> Path:
         """File of the secret under which the signing key is sealed."""
         return self.home / "signing.secret"
+
+    @property
+    def webhook_secret(self) -> Path:
+        """File of the secret that the webhook signs with."""
+        return self.home / "webhook.secret"
 
     @property
     def blobs(self) -> Path:

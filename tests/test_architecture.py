@@ -74,8 +74,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator.parts",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.replays", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
         SERVICES, "coordinator.settings", "shared.host",
-        "coordinator.sweeper", "coordinator.wakes", "coordinator.walls",
+        "coordinator.sweeper", "coordinator.wakes", "coordinator.walls", "coordinator.webhook",
     },
+    "coordinator.webhook": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.sweeper": DATA
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
     "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.provenance": DATA | {"coordinator.jobs"},
     "coordinator.cli": DATA | {
         "coordinator.provenance",
-        "coordinator.verify",
+        "coordinator.verify", "coordinator.webhook",
         "shared.host", "coordinator.backup", "coordinator.commands", "coordinator.home", "client", "coordinator.serve",
         SERVICES, "coordinator.settings",
     },

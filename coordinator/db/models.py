@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
 from fedcybgd.coordinator.db.tables.rounds import Assignment, Round, StoredManifest
 from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, Run
 from fedcybgd.coordinator.db.tables.shards import EncodedShard, Garbage, Patch
+from fedcybgd.coordinator.db.tables.webhook import Webhook
 
 __all__ = [
     "Agent",
@@ -40,4 +41,5 @@ __all__ = [
     "StoredManifest",
     "Traffic",
     "TrafficTotal",
+    "Webhook",
 ]

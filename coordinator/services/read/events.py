@@ -40,3 +40,9 @@ def listed(session: Session, wanted: Wanted, page: Page) -> Listed[EventEntry]:
     if wanted.code is not None:
         query = query.where(Event.code == wanted.code)
     return EVENTS.page(session, query, page).map(lambda row: EventEntry.model_validate(row, from_attributes=True))
+
+
+def entry(session: Session, event: int) -> EventEntry | None:
+    """One of them; None: it was deleted with what it was about."""
+    row = session.execute(EVENT_ROWS.where(Event.id == event)).one_or_none()
+    return None if row is None else EventEntry.model_validate(row, from_attributes=True)
