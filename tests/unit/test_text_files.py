@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.files import text_files
+from fedcybgd.shared.files import parquet_rows, text_files
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.files.tables import read_examples, read_rows
 from tests.support.tables import ROWS, examples, refused, write_csv, write_jsonl, write_parquet
@@ -117,6 +117,51 @@ def test_an_archive_that_was_made_to_fill_a_memory_is_refused(tmp_path: Path, mo
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"text,label\n" + b"aaaaaaaaaaaaaaaaaaaaaaaaaa,1\n" * 100_000))
     assert "unpacks to more than 200 times its size" in refused(path).message
+
+
+def shared(path: Path, value: str | bytes, rows: int, nested: bool = False) -> Path:
+    """A Parquet file in which all rows have the same value: it is there once."""
+    table = pyarrow.table({"text": [value] * rows, "label": [1] * rows})
+    if nested:
+        image = pyarrow.StructArray.from_arrays([pyarrow.array([value] * rows), pyarrow.nulls(rows, pyarrow.string())], ["bytes", "path"])
+        table = pyarrow.table({"image": image, "label": [1] * rows})
+    parquet.write_table(table, path, dictionary_pagesize_limit=1 << 30)
+    return path
+
+
+@pytest.mark.parametrize(("value", "nested"), [("x" * 100_000, False), (b"x" * 100_000, False), (b"x" * 100_000, True)])
+def test_a_value_that_parquet_rows_share_is_in_memory_once(tmp_path: Path, value: str | bytes, nested: bool) -> None:
+    path = shared(tmp_path / "a.parquet", value, 1000, nested)
+    assert path.stat().st_size < 100_000
+    before, most, rows = pyarrow.total_allocated_bytes(), 0, 0
+    column = "image" if nested else "text"
+    for row in read_rows(path, None, [column]):
+        rows += 1
+        assert row == {column: {"bytes": value, "path": None} if nested else value}
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert rows == 1000
+    assert most < 5_000_000, "all rows of the batch have 100 MB"
+
+
+def test_a_parquet_file_that_was_made_to_fill_a_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shared(tmp_path / "a.parquet", "word " * 1000, 1000)
+    monkeypatch.setattr(parquet_rows, "BYTES_AT_ONCE", 5001)
+    assert len(examples(path)) == 1000, "row by row"
+    monkeypatch.setattr(parquet_rows, "RATIO_FROM", 1_000_000)
+    error = refused(path)
+    assert error.code == "data_invalid"
+    assert "unpacks to more than 200 times its size" in error.message
+    monkeypatch.setattr(parquet_rows, "BYTES_AT_ONCE", 4999)
+    assert "a.parquet row 1 has 5,000 bytes; at most 4,999 are read" in refused(path).message
+
+
+def test_a_parquet_column_of_lists_is_refused_before_one_of_them_is_read(tmp_path: Path) -> None:
+    """A row of a few bytes may have a billion zeros."""
+    parquet.write_table(pyarrow.table({"text": ["a"], "label": [[1] * 1_000_000], "more": [[1]]}), tmp_path / "a.parquet")
+    error = refused(tmp_path / "a.parquet")
+    assert (error.code, error.detail["column"]) == ("data_invalid", "label")
+    assert "column 'label' has lists; it must be a whole number, text or an image" in error.message
+    assert list(read_rows(tmp_path / "a.parquet", None, ["text"])) == [{"text": "a"}], "others do not matter"
 
 
 @pytest.mark.parametrize("text", ["gamma \ud83d", "\udc00", "a\ud83db"])
