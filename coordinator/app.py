@@ -16,7 +16,20 @@ from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from fedcybgd.coordinator.absence import Absence
-from fedcybgd.coordinator.api import agents, assignments, audit, held_out, insight, metrics, models, operators, plan, runs, status
+from fedcybgd.coordinator.api import (
+    agents,
+    assignments,
+    audit,
+    event_stream,
+    held_out,
+    insight,
+    metrics,
+    models,
+    operators,
+    plan,
+    runs,
+    status,
+)
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.proofs import Proved, Prover
 from fedcybgd.coordinator.api.recognise import Recognition
@@ -38,12 +51,14 @@ from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.replays import Replays
 from fedcybgd.coordinator.services.path import openings
+from fedcybgd.coordinator.services.read import events
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.services.records.audit import Bound
 from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.sweeper import sweep, tell_of_refusals
+from fedcybgd.coordinator.wakes.event_feed import TOGETHER, EventFeed
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.coordinator.walls.answers import answer as _answer
 from fedcybgd.coordinator.walls.answers import answer_of
@@ -52,11 +67,12 @@ from fedcybgd.coordinator.walls.headings import Headed
 from fedcybgd.coordinator.walls.rules import HONEST, HowOften
 from fedcybgd.coordinator.webhook import Receiver, webhook_settings
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.run_views import EventEntry
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.counters import Counters
 
 log = logging.getLogger("fedcoord")
-ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, held_out, status)]
+ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, event_stream, held_out, status)]
 
 
 def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST) -> FastAPI:
@@ -109,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     waiting = app.state.waiting = WaitingRoom(waiting_for_an_agent)
     waiting.open()
+    feed = app.state.feed = _feed(database)
     attendance = app.state.attendance = Attendance(database)
     app.state.replays = Replays()
     app.state.prover = Prover(database, signing_secret(settings))
@@ -164,6 +181,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
+        feed.close()
         waiting.close()
         with contextlib.suppress(Exception):  # a database that is away now is told at the next start who is there
             await attendance.write()
@@ -173,6 +191,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         _leave(database, replica)
         parts.wakes.close()
         database.close()
+
+
+def _feed(database: Database) -> EventFeed[EventEntry]:
+    def read(after: int) -> list[EventEntry]:
+        with database.reading() as session:
+            return events.after(session, after, TOGETHER)
+
+    def newest() -> int:
+        with database.reading() as session:
+            return events.newest(session)
+
+    return EventFeed(read, newest)
 
 
 def _leave(database: Database, replica: str) -> None:

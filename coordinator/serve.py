@@ -82,6 +82,7 @@ class Server(uvicorn.Server):
         state = self.config.app.state  # type: ignore[union-attr]
         if hasattr(state, "waiting"):
             state.waiting.close()
+            state.feed.close()
         super().handle_exit(sig, frame)
 
 

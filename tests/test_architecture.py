@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.planning": {"shared.contract", "shared.files", "coordinator.errors", "coordinator.domain"},
     "coordinator.storage": {"shared.contract", "shared.files", "shared.host", "coordinator.errors"},
     "coordinator.db": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain"},
-    "coordinator.wakes": {"coordinator.db", "coordinator.errors", "coordinator.domain"},
+    "coordinator.wakes": {"shared.host", "coordinator.db", "coordinator.errors", "coordinator.domain"},
     # The rooms of the services, from the lowest floor to the highest: none imports what stands below it in this list.
     f"{SERVICES}.states": DATA,
     f"{SERVICES}.records": DATA | {f"{SERVICES}.states"},

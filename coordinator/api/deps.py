@@ -11,7 +11,9 @@ from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.storage.full import FullDisks
+from fedcybgd.coordinator.wakes.event_feed import EventFeed
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
+from fedcybgd.shared.contract.run_views import EventEntry
 from fedcybgd.shared.host.counters import Counters
 
 
@@ -50,6 +52,11 @@ async def _waiting(request: Request) -> WaitingRoom:
     return room
 
 
+async def _feed(request: Request) -> EventFeed[EventEntry]:
+    feed: EventFeed[EventEntry] = request.app.state.feed
+    return feed
+
+
 async def _counters(request: Request) -> Counters:
     counters: Counters = request.app.state.counters
     return counters
@@ -68,6 +75,7 @@ DisksDep = Annotated[FullDisks, Depends(_disks)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
+FeedDep = Annotated[EventFeed[EventEntry], Depends(_feed)]
 CountersDep = Annotated[Counters, Depends(_counters)]
 AttendanceDep = Annotated[Attendance, Depends(_attendance)]
 OpenDep = Depends(Anyone())

@@ -3,11 +3,12 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Header, Request, Response
 from fastapi.responses import RedirectResponse
 
 from fedcybgd.coordinator.api import acts
-from fedcybgd.coordinator.api.deps import DisksDep, OpenDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import DisksDep, FeedDep, OpenDep, WaitingDep, now
+from fedcybgd.coordinator.api.event_stream import streamed
 from fedcybgd.coordinator.api.guard import address_of
 from fedcybgd.coordinator.api.route import ReadDep, WriteDep
 from fedcybgd.coordinator.dashboard.browser import (
@@ -49,6 +50,12 @@ def page(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDe
 def live(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep) -> Response:
     """The part of the page that changes."""
     return _overview(request, session, waiting, disks, part=True)
+
+
+@router.get("/stream", dependencies=[Depends(ABrowser())])
+async def stream(feed: FeedDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None) -> Response:
+    """What happens, as it does: the page that is open shows it at once."""
+    return streamed(feed, last_event_id)
 
 
 def _overview(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep, **more: bool) -> Response:

@@ -6,11 +6,13 @@ from typing import Self, TypeVar
 
 from fedcybgd.client.agents import Agents
 from fedcybgd.client.connection import DAY_S, Connection
+from fedcybgd.client.event_stream import follow
 from fedcybgd.client.models import Models
 from fedcybgd.client.operators import Operators
 from fedcybgd.client.runs import Runs
 from fedcybgd.shared.contract.agents import Health
 from fedcybgd.shared.contract.operators import AuditEntry
+from fedcybgd.shared.contract.run_views import EventEntry
 from fedcybgd.shared.contract.views import ExposureView, StatusView
 
 T = TypeVar("T")
@@ -53,6 +55,13 @@ class Client:
     def audit(self) -> Iterator[AuditEntry]:
         """Who did what, the oldest first."""
         return self.connection.pages(AuditEntry, "/audit")
+
+    def events(self, after: int | None = None, *, timeout_s: float = DAY_S) -> Iterator[EventEntry]:
+        """Events as they happen: those after an id, or from now on; it goes on with the next by itself where the line was cut.
+
+        It ends after `timeout_s` seconds. Raises `Refused`, and `CoordinatorAway` where nobody answers for `patience_s`.
+        """
+        return follow(self.connection, after, timeout_s)
 
     def wait(self, look: Callable[[], T], until: Callable[[T], bool], *, timeout_s: float = DAY_S, every_s: float = 0.2) -> T:
         """What `look` gives, once `until` holds of it. Raises `TimedOut` after `timeout_s` seconds."""

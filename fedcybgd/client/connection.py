@@ -46,7 +46,7 @@ class Connection:
             raise AddressInvalid(f"{self.url} is no address of a coordinator ({error}); set FEDCOORD_URL") from error
         check_way(self.url, os.environ.get("FEDCOORD_PLAIN_HTTP") == "allowed", "set FEDCOORD_PLAIN_HTTP=allowed")
         self._has_key = bool(key)
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._answered = False
         self._told = False
         self.notice: Callable[[str], None] = log.warning
@@ -102,7 +102,7 @@ class Connection:
 
     def patiently(self, call: Callable[[], T], every: float = 1.0, limit: float | None = None) -> T:
         """Call until it works, every so many seconds and for so many: once a coordinator has answered, it may be restarted meanwhile. What it refuses is raised."""
-        until = time.monotonic() + (self._patience_s if limit is None else limit)
+        until = time.monotonic() + (self.patience_s if limit is None else limit)
         while True:
             try:
                 return call()

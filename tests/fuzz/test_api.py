@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
+from fedcybgd.coordinator.api import event_stream
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.shared.contract.words import API, ErrorBody
@@ -100,7 +101,9 @@ class Instance:
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     made = Instance(tmp_path_factory.mktemp("fuzz"))
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_stream, "LASTS_S", 0.1)  # nothing of it is judged before its end
+        yield made
     made.live.stop()
 
 

@@ -43,7 +43,7 @@ TABLE = {
     "GET /v1/runs/{run}/evaluations/{after_rounds}/labels": "viewer",
     "GET /v1/runs/{run}/blocks": "viewer", "GET /v1/runs/{run}/blocks/{block}/versions": "viewer", "GET /v1/runs/{run}/timeline": "viewer",
     "GET /v1/runs/{run}/series": "viewer", "GET /v1/runs/{run}/exports": "viewer",
-    "GET /v1/agents/{name}/visits": "viewer", "GET /v1/events": "viewer", "GET /v1/agents/{name}": "viewer",
+    "GET /v1/agents/{name}/visits": "viewer", "GET /v1/events": "viewer", "GET /v1/events/stream": "viewer", "GET /v1/agents/{name}": "viewer",
     "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "GET /v1/audit": "viewer", "POST /v1/operators/me/rotate": "viewer",
     "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
@@ -55,7 +55,7 @@ TABLE = {
     "POST /v1/enrolment-tokens": "owner", "GET /v1/enrolment-tokens": "owner",
     "POST /v1/enrolment-tokens/{token_id}/withdraw": "owner", "POST /v1/agents/{name}/reissue": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",
     "POST /v1/operators/{name}/rotate": "owner", "POST /v1/operators/{name}/revoke": "owner",
-    "GET /admin": "open", "POST /admin": "form", "GET /admin/live": "login", "POST /admin/logout": "login and form",
+    "GET /admin": "open", "POST /admin": "form", "GET /admin/live": "login", "GET /admin/stream": "login", "POST /admin/logout": "login and form",
     "GET /admin/runs": "login", "GET /admin/runs/{run}": "login", "GET /admin/runs/{run}/blocks/{block}": "login",
     "GET /admin/runs/{run}/run.yaml": "login", "GET /admin/runs/{run}/exports/{export_id}/{name}": "login operator",
     "GET /admin/agents": "login", "GET /admin/agents/{name}": "login", "GET /admin/models": "login", "GET /admin/events": "login",
@@ -115,7 +115,10 @@ def knock(caller: httpx.Client, live: LiveCoordinator, route: str, assignment: s
         path = path.replace(f"{{{name}}}", "no-such")
     body = b"{" if method in ("POST", "PUT") else None
     kind = "application/x-www-form-urlencoded" if path.startswith("/admin") else "application/json"
-    answer = caller.request(method, live.url + path, content=body, headers={"Content-Type": kind}, follow_redirects=False)
+    with caller.stream(method, live.url + path, content=body, headers={"Content-Type": kind}, follow_redirects=False) as answer:
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            return "in"  # it does not end
+        answer.read()
     assert answer.status_code < 500, f"{route}: {answer.text}"
     # Whoever holds the assignment is told that it has no such shard.
     return str(answer.status_code) if answer.status_code in (401, 403) and "not_in_manifest" not in answer.text else "in"

@@ -129,5 +129,6 @@ class LiveCoordinator:
 
     def stop(self) -> None:
         self.app.state.waiting.close()
+        self.app.state.feed.close()
         self._server.should_exit = True
         self._thread.join(timeout=15)

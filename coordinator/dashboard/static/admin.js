@@ -128,7 +128,15 @@ live.addEventListener("toggle", async (event) => {
 }, true);
 
 local(document);
+// What happens is shown at once, but never more often than twice a second: many events are one look.
+let soon = null;
+function happened() {
+  if (document.hidden || soon) return;
+  soon = setTimeout(async () => { soon = null; await refresh(); }, Math.max(50, 500 - (Date.now() - asked)));
+}
+
 if (every) {
   asked = Date.now();
   again();
+  new EventSource("/admin/stream").onmessage = happened;
 }

@@ -23,8 +23,7 @@ def address_of(url: str) -> str:
 def begin(session: Session, address: str, now: datetime) -> None:
     """Know a receiver, from now on."""
     if session.get(Webhook, address) is None:
-        newest = session.scalar(select(func.max(Event.id))) or 0
-        session.add(Webhook(address=address, told=newest, next_at=now))
+        session.add(Webhook(address=address, told=session.scalar(select(func.max(Event.id))) or 0, next_at=now))
 
 
 def take(session: Session, address: str, least: Level, now: datetime) -> int | None:

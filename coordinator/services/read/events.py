@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -46,3 +46,14 @@ def entry(session: Session, event: int) -> EventEntry | None:
     """One of them; None: it was deleted with what it was about."""
     row = session.execute(EVENT_ROWS.where(Event.id == event)).one_or_none()
     return None if row is None else EventEntry.model_validate(row, from_attributes=True)
+
+
+def after(session: Session, event: int, limit: int) -> list[EventEntry]:
+    """Those that were written down after one, the oldest first."""
+    rows = session.execute(EVENT_ROWS.where(Event.id > event).order_by(Event.id).limit(limit))
+    return [EventEntry.model_validate(row, from_attributes=True) for row in rows]
+
+
+def newest(session: Session) -> int:
+    """The id of the last one; 0: nothing has happened yet."""
+    return session.scalar(select(func.max(Event.id))) or 0

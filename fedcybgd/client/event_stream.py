@@ -1,0 +1,51 @@
+"""Follows the events of a coordinator: one stream after another, each from where the last one ended."""
+
+import time
+from collections.abc import Iterator
+
+import httpx
+from pydantic import ValidationError
+
+from fedcybgd.client.connection import Connection
+from fedcybgd.client.errors import CoordinatorAway
+from fedcybgd.shared.contract.run_views import EventEntry
+
+LONGEST_LINE = 1 << 20
+PAUSE_S = 1.0
+
+
+def follow(connection: Connection, after: int | None, timeout_s: float) -> Iterator[EventEntry]:
+    """See `Client.events`."""
+    until = time.monotonic() + timeout_s
+    away_since: float | None = None
+    while time.monotonic() < until:
+        try:
+            for event in _stream(connection, after, until):
+                away_since = None
+                if event is not None:
+                    after = event.id
+                    yield event
+        except (CoordinatorAway, httpx.HTTPError) as error:
+            away_since = time.monotonic() if away_since is None else away_since
+            if time.monotonic() - away_since > connection.patience_s:
+                raise CoordinatorAway(f"{connection.url} tells no events ({error or type(error).__name__})") from error
+            time.sleep(PAUSE_S)
+
+
+def _stream(connection: Connection, after: int | None, until: float) -> Iterator[EventEntry | None]:
+    """Until it ends; None for what says only that somebody is there."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    with connection.stream("/events/stream", headers) as answer:
+        if not answer.is_success:
+            answer.read()
+            connection.check(answer)
+        for line in answer.iter_lines():
+            if len(line) > LONGEST_LINE or time.monotonic() > until:
+                return
+            if line.startswith("data:"):
+                try:
+                    yield EventEntry.model_validate_json(line[5:])
+                except ValidationError as error:
+                    raise CoordinatorAway("what comes is no event of a coordinator") from error
+            else:
+                yield None
