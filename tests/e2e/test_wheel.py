@@ -1,5 +1,9 @@
-"""What `pip install` brings: one package, whole, that works and has types far from any checkout."""
+"""What `pip install` brings from a folder of wheels, without a network: one package, whole, that works and has types far from any checkout.
 
+Only our wheel lies in the folder. What it needs is lent by the environment of the tests, a link for each package: all but ourselves.
+"""
+
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +13,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
+
+from tests.support.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("coordinator", "agent", "shared", "migrations")
@@ -47,17 +54,30 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build("wheel", source, folder), build("wheel", unpacked, folder / "again")
 
 
+def lend(target: Path) -> None:
+    """Everything that is installed here, but for ourselves and what `.pth` files lead to."""
+    target.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith(("fedcybgd", "__editable__")) and path.suffix != ".pth":
+            (target / path.name).symlink_to(path)
+
+
 @pytest.fixture(scope="module")
 def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment with the wheel in it; what it depends on is borrowed from this one."""
+    """The `bin` of an environment into which pip has put the wheel by its name, and found there all that the wheel asks for."""
     place = tmp_path_factory.mktemp("environment")
     venv.create(place)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(place)}))
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    lend(place / "lent")
+    (site / "lent.pth").write_text(f"{place / 'lent'}\n")
     pip = [sys.executable, "-m", "pip", "--python", str(place / "bin/python"), "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "install", "--no-deps", "--no-index", str(built[0])], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {"fedcybgd", "borrowed.pth"}
+    asked = [*pip, "install", "--no-index", "--find-links", str(built[0].parent), "fedcybgd[coordinator,postgresql,parquet,images]"]
+    nothing_else = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))} | {
+        "PIP_CONFIG_FILE": os.devnull
+    }
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, env=nothing_else)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {"fedcybgd", "lent.pth"}
     return place / "bin"
 
 
@@ -77,16 +97,29 @@ def test_one_package_with_every_file(built: tuple[Path, Path]) -> None:
         assert {name for name in names if name.startswith("fedcybgd/")} == written()
 
 
-def test_commands_and_a_database_without_a_checkout(installed: Path, tmp_path: Path) -> None:
+def test_both_programs_say_which_they_are(installed: Path, tmp_path: Path) -> None:
     for command in ("fedcoord", "fedagent"):
         assert call(installed, tmp_path, command, "--version").split() == [command, "0.1.0"]
-    program = (
-        "import fedcybgd; from fedcybgd.coordinator.serve import prepare_home; from fedcybgd.coordinator.settings import Settings;"
-        "from fedcybgd.coordinator.dashboard.pages import templates;"
-        "from pathlib import Path; assert prepare_home(Settings(home=Path('home'))); templates.get_template('run.html');"
-        "print(fedcybgd.__file__)"
-    )
+    program = "import fedcybgd; print(fedcybgd.__file__)"
     assert Path(call(installed, tmp_path, "python", "-c", program).strip()).is_relative_to(installed.parent)
+
+
+def test_a_coordinator_is_served_with_its_schema_and_its_pages(installed: Path, tmp_path: Path) -> None:
+    """Migrations, templates and static files are found where the wheel has put them."""
+    home, ready = tmp_path / "home", tmp_path / "ready.json"
+    command = [str(installed / "fedcoord"), "serve", "--home", str(home), "--port", "0", "--ready-file", str(ready)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log) as served:
+        try:
+            url = wait_for(lambda: ready.exists() and json.loads(ready.read_text()))["ready"]["url"]
+            assert "FedCyBGD" in httpx.get(f"{url}/admin").text
+            for name in (path.name for path in (ROOT / "coordinator/dashboard/static").iterdir() if path.is_file()):
+                assert httpx.get(f"{url}/admin/files/{name}").status_code == 200, name
+            schema = json.loads(call(installed, tmp_path, "fedcoord", "db", "current", "--home", str(home), "--json"))
+            assert schema["schema"] == schema["newest"] == max(path.name[:4] for path in (ROOT / "migrations/versions").glob("0*.py"))
+        finally:
+            served.terminate()
+    assert served.returncode == 0
 
 
 def test_types_come_with_it(installed: Path, tmp_path: Path) -> None:
