@@ -5,8 +5,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -17,10 +18,13 @@ from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
 from fedcybgd.coordinator.api import agents, assignments, audit, event_stream, held_out, insight, models, operators, plan, runs, status
 from fedcybgd.coordinator.api.route import guard_of
+from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.domain.metrics import METRICS
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.metrics import Metric
+from fedcybgd.shared.contract.provenance import ProvenanceFormat
+from fedcybgd.shared.contract.versions import SPOKEN
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.exits import MEANINGS
 
@@ -151,6 +155,16 @@ def metrics_table(metrics: Iterable[Metric]) -> str:
     return rows(("metric", "kind", "labels", "meaning"), lines)
 
 
+def versions_table() -> str:
+    numbers = (
+        ("the program", version("fedcybgd")),
+        ("[the protocol](protocol.md#versions)", str(SPOKEN)),
+        ("the schema of the database", str(migrate.newest())),
+        ("the kinds of provenance files that are read", ", ".join(get_args(ProvenanceFormat))),
+    )
+    return rows(("of", "version"), numbers)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "run-file": run_file_table,
     "agent": agent_table,
@@ -159,6 +173,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "routes": routes_table,
     "exit-codes": exit_codes_table,
     "metrics": lambda: metrics_table(METRICS),
+    "versions": versions_table,
     "agent-metrics": lambda: metrics_table(agent_metrics.METRICS),
 }
 
