@@ -46,6 +46,8 @@ class Tools:
     """hears what keeps a visit waiting"""
     pause: Callable[[float], None] = time.sleep
     """waits between two calls"""
+    alive: Callable[[], None] = lambda: None
+    """hears that the visit goes on"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
 
     def remember(progress: Progress) -> None:
         latest[:] = [progress]
+        tools.alive()
         report(progress)
 
     note = tools.told
@@ -83,7 +86,7 @@ def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[
     tools = replace(tools, told=told)
     remember(Progress(phase="fetching"))
     with Heartbeat(
-        tools.client, assignment, lambda: moving(tools, latest[-1]), lambda: tools.trainer.stop(visit_name(assignment))
+        tools.client, assignment, lambda: moving(tools, latest[-1]), lambda: tools.trainer.stop(visit_name(assignment)), tools.alive
     ) as heartbeat:
         try:
             # A delta of this very work may lie in the outbox: made before a crash, not sent yet.

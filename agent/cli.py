@@ -34,6 +34,7 @@ from fedcybgd.shared.host.addresses import address_of, check_way
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
+from fedcybgd.shared.host.watchdog import Watchdog
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 terminal = Terminal()
@@ -169,7 +170,7 @@ def run(
         speak = partial(reaching.client, place, config, rules)
         keys.settle_in_time(place, speak)
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)
-        worker = Worker(place, config, speak(credentials.load(place)))
+        worker = Worker(place, config, speak(credentials.load(place)), Watchdog.of())
         if metrics is not None:
             logging.getLogger("fedagent").info("metrics at %s", MetricsPort(metrics, worker.metrics).url)
         worker.run()
@@ -190,6 +191,12 @@ def _only_one(home: Home) -> Iterator[None]:
 def status(
     home: HomeOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, until Ctrl-C.")] = False,
+    exit_code: Annotated[
+        bool,
+        typer.Option(
+            "--exit-code", help="For health checks: status 1 where its daemon does not run, or hangs; the coordinator is not asked."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What the agent on this machine is doing: visit, step, speed, cache, errors, next contact; and what has left this machine, to whom."""
@@ -198,11 +205,13 @@ def status(
     place = Home(home)
     mine = credentials.load(place)
     if not watch:
-        view = shown.gathered(place, mine, shown.asked(place, mine))
+        view = shown.gathered(place, mine, None if exit_code else shown.asked(place, mine))
         if as_json:
             _say_json(view.model_dump(mode="json"))
         else:
             terminal.parts(shown.parts(view))
+        if exit_code and not view.well:
+            raise typer.Exit(Exit.FAILED)
         return
     says, before = shown.asked(place, mine), None
     with nullcontext() if as_json else Live(console=terminal, auto_refresh=False) as live:

@@ -22,14 +22,20 @@ FIRST_S = 0.5
 class Heartbeat:
     """Use as a context manager around one visit; `lost` is set when its lease is gone or not wanted any more.
 
+    `alive` hears of each renewal that was tried, as long as the visit is wanted: while nobody answers, training goes on all the same.
     An answer may come long after the visit has ended: then nothing is done any more, whatever it says.
     """
 
     def __init__(
-        self, client: Client, assignment: LeasedAssignment, progress: Callable[[], Progress | None], on_lost: Callable[[], None]
+        self,
+        client: Client,
+        assignment: LeasedAssignment,
+        progress: Callable[[], Progress | None],
+        on_lost: Callable[[], None],
+        alive: Callable[[], None],
     ) -> None:
         self._client, self._assignment = client, assignment
-        self._progress, self._on_lost = progress, on_lost
+        self._progress, self._on_lost, self._alive = progress, on_lost, alive
         self._stop = threading.Event()
         self._ending = threading.Lock()
         self.lost = threading.Event()
@@ -65,6 +71,7 @@ class Heartbeat:
             except Exception as error:
                 # No answer: go on training. The coordinator gives everybody a fresh lease when it comes back.
                 log.warning("lease not renewed for %.0f s: %s", time.monotonic() - renewed, error)
+            self._alive()
 
     def _lose(self, why: str) -> None:
         with self._ending:

@@ -117,6 +117,8 @@ class Home:
         self.residuals = self.path / "residuals"
         self.work = self.path / "work"
         self.status = self.path / "status.json"
+        self.sign = self.path / "sign"
+        """Touched by the daemon as long as it works"""
         self.sent = self.path / "sent.json"
         self.lock = self.path / "lock"
         self.checked = self.path / "checked"

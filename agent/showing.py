@@ -1,5 +1,6 @@
 """What the agent shows of itself: the status in its home, what has left this machine, and metrics."""
 
+import contextlib
 import logging
 import os
 import time
@@ -19,15 +20,26 @@ from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
 from fedcybgd.shared.contract.metrics import MetricEntry, text
 from fedcybgd.shared.host.counters import Counters
 from fedcybgd.shared.host.rarely import Rarely
+from fedcybgd.shared.host.watchdog import Watchdog
 
 log = logging.getLogger("fedagent")
 ERRORS = 5
 """The last ones, that are told"""
+SIGN_EVERY_S = 15.0
+"""Between two signs in the home that it works"""
 
 
 class Showing:
-    def __init__(self, home: Home, client: Client, walls: Callable[[], str | None], without: Callable[[], Sequence[Verdict]]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        client: Client,
+        walls: Callable[[], str | None],
+        without: Callable[[], Sequence[Verdict]],
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self._home, self._client, self._walls, self._without = home, client, walls, without
+        self._watchdog, self._signed = watchdog or Watchdog(), -SIGN_EVERY_S
         self._errors: deque[dict[str, str]] = deque(maxlen=ERRORS)
         self._written, self._unwritten = 0.0, Rarely()
         self._visits, self._began, self._before = 0, 0.0, (0, 0)
@@ -43,8 +55,20 @@ class Showing:
         """An error, and what of it may leave this machine: the whole may quote a row."""
         self._errors.append({"error": error, "error_at": datetime.now(UTC).isoformat(), "told": told})
 
+    def alive(self) -> None:
+        """To be called when it was answered, and before it waits on purpose: there is nothing else that it is there for, also at its start."""
+        self._watchdog.ready()
+        self._watchdog.alive()
+        if (now := time.monotonic()) - self._signed < SIGN_EVERY_S:
+            return
+        self._signed = now
+        with contextlib.suppress(OSError):  # a disk that is full
+            self._home.sign.touch()
+
     def state(self, state: str, next_s: float | None = None, **more: Any) -> None:
         """Write down what the agent is at. `next_s`: when the coordinator is spoken to next, at the latest."""
+        if state == "stopped":
+            self._watchdog.stopping()
         self._written = time.monotonic()
         now = datetime.now(UTC)
         status = {"state": state, "at": now.isoformat(), "pid": os.getpid(), "visits": self._visits, **more}

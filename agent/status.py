@@ -1,6 +1,7 @@
 """What the agent on this machine is doing, as its files say: for `fedagent status`, which asks nobody but them, and the coordinator once."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,9 @@ from fedcybgd.agent.sent import Sent
 from fedcybgd.agent.settings import Home
 from fedcybgd.shared.contract.plain import one_line
 
+HANGS_AFTER_S = 900.0
+"""Without a sign it hangs: longer than anything that it does between two"""
+
 
 class CoordinatorView(BaseModel):
     """What the coordinator says of this agent, or why it says nothing."""
@@ -39,6 +43,8 @@ class StatusReport(BaseModel):
     home: str
     alive: bool
     """its daemon runs"""
+    sign_s: float | None
+    """seconds since it has given a sign that it works: it was answered, or waited on purpose; None: never"""
     status: dict[str, Any] | None
     """as the daemon wrote it last; None: it has not run yet"""
     cache_bytes: int
@@ -47,6 +53,11 @@ class StatusReport(BaseModel):
     """deltas that wait to be sent"""
     sent: list[Sent]
     coordinator: CoordinatorView | None = None
+
+    @property
+    def well(self) -> bool:
+        """It runs, and does not hang."""
+        return self.alive and self.sign_s is not None and self.sign_s < HANGS_AFTER_S
 
 
 def gathered(home: Home, mine: Credentials, coordinator: CoordinatorView | None = None) -> StatusReport:
@@ -60,9 +71,13 @@ def gathered(home: Home, mine: Credentials, coordinator: CoordinatorView | None 
     except AgentError:
         limit = None
     alive = status is not None and status["state"] != "stopped" and psutil.pid_exists(status["pid"])
+    try:
+        sign_s = max(0.0, time.time() - home.sign.stat().st_mtime)
+    except OSError:
+        sign_s = None
     waiting = sum(1 for _ in home.outbox.glob("*.json"))
     return StatusReport(
-        agent=mine.name, agent_id=mine.agent_id, home=str(home.path), alive=alive, status=status, cache_bytes=size_of(home.cache),
+        agent=mine.name, agent_id=mine.agent_id, home=str(home.path), alive=alive, sign_s=sign_s, status=status, cache_bytes=size_of(home.cache),
         cache_limit=limit, outbox=waiting, sent=sent.read(home.sent), coordinator=coordinator,
     )  # fmt: skip
 

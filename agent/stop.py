@@ -20,10 +20,14 @@ class Stop:
     """`asked` once SIGTERM or SIGINT came; `on_asked` is called then, unless the main thread only waits.
 
     `overdue` is called from another thread where the program has not come to its end by itself: whatever holds it up, nobody has to ask twice.
+    `on_pause` is called before each pause: who waits on purpose does not hang.
     """
 
-    def __init__(self, on_asked: Callable[[], None], overdue: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, on_asked: Callable[[], None], overdue: Callable[[], None] | None = None, on_pause: Callable[[], None] | None = None
+    ) -> None:
         self.asked = False
+        self._on_pause = on_pause
         self._on_asked = on_asked
         self._overdue = threading.Timer(LEAVE_WITHIN_S, overdue) if overdue is not None else None
         self._waits = False
@@ -61,5 +65,7 @@ class Stop:
             self._waits = before
 
     def pause(self, seconds: float) -> None:
+        if self._on_pause is not None:
+            self._on_pause()
         with self.waiting():
             time.sleep(seconds)

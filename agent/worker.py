@@ -41,6 +41,7 @@ from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import LASTING_REASONS, LeasedAssignment, ReturnRequest
 from fedcybgd.shared.files.disk import disk_reason, says_full
 from fedcybgd.shared.host import logs
+from fedcybgd.shared.host.watchdog import Watchdog
 
 log = logging.getLogger("fedagent")
 WAIT_S = 25.0
@@ -53,13 +54,13 @@ STOPPING_S = 3.0
 
 
 class Worker:
-    def __init__(self, home: Home, config: Config, client: Client) -> None:
+    def __init__(self, home: Home, config: Config, client: Client, watchdog: Watchdog | None = None) -> None:
         self._home, self._client = home, client
         self._standing = Verdicts(home, client)
         self._read = self._stamps()
         self._use(config, load_policy(home))
-        self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without)
-        self._stop = Stop(lambda: self._trainer.end(), self._leave)
+        self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without, watchdog)
+        self._stop = Stop(lambda: self._trainer.end(), self._leave, self._shows.alive)
         self._shortage = Shortage(home.path)
 
     def metrics(self) -> str:
@@ -89,6 +90,7 @@ class Worker:
             memory_allowed(self._config, self._device) or None,
             lambda error: self._shows.note(str(error), str(error)),
             self._stop.pause,
+            self._shows.alive,
         )
 
     def _reread(self) -> bool:
@@ -123,6 +125,7 @@ class Worker:
             while not self._stop.asked:
                 try:
                     self._one()
+                    self._shows.alive()
                 except (OSError, MemoryError) as error:
                     if not is_short(error):
                         raise
@@ -151,6 +154,7 @@ class Worker:
             return
         self._refresh()
         self._renew_key()
+        self._shows.alive()
         self._shows.state("waiting for work", WAIT_S)
         try:
             assignment = self._claim()

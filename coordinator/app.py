@@ -70,12 +70,13 @@ from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.run_views import EventEntry
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.counters import Counters
+from fedcybgd.shared.host.watchdog import Watchdog
 
 log = logging.getLogger("fedcoord")
 ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, event_stream, held_out, status)]
 
 
-def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST) -> FastAPI:
+def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST, watchdog: Watchdog | None = None) -> FastAPI:
     """The coordinator for `settings`, of these parts; its database is brought to the newest schema when it starts. `bounds`: how often somebody may call."""
     app = FastAPI(
         title="FedCyBGD coordinator", version=version("fedcybgd"), lifespan=_lifespan, docs_url=None, redoc_url=None,
@@ -83,6 +84,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     )  # fmt: skip
     app.state.settings = settings
     app.state.make_parts = parts
+    app.state.watchdog = watchdog or Watchdog()
     app.state.refusals = Bound()
     app.state.counters = Counters(COUNTED)
     disks = app.state.disks = FullDisks(settings.blobs)
@@ -171,6 +173,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             attendance,
             replica,
             app.state.refusals,
+            app.state.watchdog,
         )
     )
     tasks = [sweeper]
@@ -179,6 +182,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        app.state.watchdog.stopping()
         for task in tasks:
             task.cancel()
         feed.close()

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, audit, compare, explain, init, models, operators, plan, runs
+from fedcybgd.coordinator.commands import agents, audit, compare, explain, health, init, models, operators, plan, runs
+from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
@@ -39,6 +40,7 @@ app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(init.init)
 app.command()(explain.explain)
+app.command()(health.health)
 key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operators.app, name="operators")
@@ -46,7 +48,6 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(key_app, name="key")
 app.add_typer(db_app, name="db")
 terminal = Terminal()
-Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -79,7 +80,7 @@ def serve(
 ) -> None:
     """Run the coordinator. Needs no configuration; the first time it makes the first operator's key, and says where it is."""
     with reported(ready_file):
-        settings = _settings(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
+        settings = settings_of(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
         if until_eof:
             started.stop_at_eof()
         _serve(settings, ready_file)
@@ -172,7 +173,7 @@ def backup(
     """Copy database and blobs while the coordinator works. Run this on the coordinator's machine."""
     from fedcybgd.coordinator.backup import backup as copy
 
-    done = copy(_settings(home=home), directory)
+    done = copy(settings_of(home=home), directory)
     if as_json:
         say_json(Facts, {"directory": str(directory), "blobs": done.blobs, "copied": done.copied, "bytes": done.bytes})
     else:
@@ -203,7 +204,7 @@ def verify(
     if key is not None or export is not None or deltas is not None or what.endswith(".json"):
         found = str(check(Path(what), key, export, deltas))
     else:
-        found = f"run {what}: {look(_settings(home=home), what, quick)}"
+        found = f"run {what}: {look(settings_of(home=home), what, quick)}"
     if as_json:
         say_json(Facts, {"what": what, "verified": True, "found": found})
     else:
@@ -218,7 +219,7 @@ def renew(home: Home = None, as_json: Json = False) -> None:
     from fedcybgd.coordinator.services.records import audit as log
     from fedcybgd.coordinator.services.records import signing
 
-    settings = _settings(home=home)
+    settings = settings_of(home=home)
     with existing_database(settings).transaction() as session:
         made = signing.renew(session, signing_secret(settings, make=True), utcnow())
         log.write(session, utcnow(), log.MACHINE, "fedcoord key renew", made.fingerprint)
@@ -245,7 +246,7 @@ def recover(
         OperatorRequest(name=name, role="owner")
     except ValidationError as error:
         raise SettingsInvalid(f"{name!r} is no name for an operator: {error.errors()[0]['msg']}") from error
-    with existing_database(_settings(home=home)).transaction() as session:
+    with existing_database(settings_of(home=home)).transaction() as session:
         key = services.recover(session, name, utcnow())
         log.write(session, utcnow(), log.MACHINE, "fedcoord operators recover", name)
     if as_json:
@@ -260,7 +261,7 @@ def upgrade(home: Home = None, as_json: Json = False) -> None:
     from fedcybgd.coordinator.db import migrate
     from fedcybgd.coordinator.home import existing_database, understood
 
-    settings = _settings(home=home)
+    settings = settings_of(home=home)
     database = existing_database(settings)
     with understood(settings):
         migrate.upgrade(database.engine)
@@ -273,7 +274,7 @@ def current(home: Home = None, as_json: Json = False) -> None:
     from fedcybgd.coordinator.db import migrate
     from fedcybgd.coordinator.home import existing_database
 
-    _say_schema(migrate.current(existing_database(_settings(home=home)).engine), migrate.newest(), as_json)
+    _say_schema(migrate.current(existing_database(settings_of(home=home)).engine), migrate.newest(), as_json)
 
 
 def _say_schema(current: str | None, newest: str | None, as_json: bool) -> None:
@@ -281,18 +282,6 @@ def _say_schema(current: str | None, newest: str | None, as_json: bool) -> None:
         say_json(Facts, {"schema": current} | ({} if newest is None else {"newest": newest}))
     else:
         terminal.say(f"schema {current}" + (f", newest {newest}" if newest is not None else ""))
-
-
-class SettingsInvalid(FedError):
-    code = "settings_invalid"
-
-
-def _settings(**given: Any) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        lines = [f"FEDCOORD_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
-        raise SettingsInvalid("settings are wrong:\n" + "\n".join(lines)) from error
 
 
 def main() -> None:

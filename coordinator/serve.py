@@ -29,6 +29,7 @@ from fedcybgd.coordinator.walls.protocol import BoundedProtocol
 from fedcybgd.coordinator.walls.tls import Certificate, TlsUnusable
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import log_plainly
+from fedcybgd.shared.host.watchdog import Watchdog
 
 GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""
@@ -181,8 +182,14 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
             "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",
             files, agents,
         )  # fmt: skip
-    server = Server(configured(create_app(settings), settings), certificate_of(settings), agents)
-    server.on_ready = ready
+    watchdog = Watchdog.of()
+    server = Server(configured(create_app(settings, watchdog=watchdog), settings), certificate_of(settings), agents)
+
+    def answers() -> None:
+        ready()
+        watchdog.ready()
+
+    server.on_ready = answers
     server.run([listener])
 
 

@@ -23,6 +23,7 @@ from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.files.disk import says_full
 from fedcybgd.shared.host.rarely import Rarely
+from fedcybgd.shared.host.watchdog import Watchdog
 
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 60 * 86_400
@@ -43,8 +44,9 @@ async def sweep(
     attendance: Attendance,
     replica: str,
     refusals: audit.Bound,
+    watchdog: Watchdog,
 ) -> None:
-    """Run until cancelled; a sweep that fails is tried again."""
+    """Run until cancelled; a sweep that fails is tried again. The watchdog hears of those whose transactions went through."""
     tidied = beaten = time.monotonic()
     stumbles = Rarely()
     while True:
@@ -56,6 +58,7 @@ async def sweep(
                 beaten = time.monotonic()
                 await run_in_threadpool(beat, database, replica)
             await run_in_threadpool(sweep_leases, settings, database, absence)
+            watchdog.alive()
             await run_in_threadpool(discard_uploads, database, uploads)
             await run_in_threadpool(tell_of_disks, database, disks)
             await run_in_threadpool(tell_of_refusals, database, refusals)
@@ -64,6 +67,7 @@ async def sweep(
             if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
                 tidied = time.monotonic()
                 await run_in_threadpool(tidy, settings, database, store, utcnow())
+                watchdog.alive()
                 await run_in_threadpool(uploads.sweep, UPLOAD_KEPT_S)
         except Exception as error:
             if is_away(error):

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.api": DATA | {"coordinator.home", "shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.pictures": {"shared.contract", "coordinator.domain"},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api", "coordinator.pictures"},
-    "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors"},
+    "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
         "coordinator.parts",

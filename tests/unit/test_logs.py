@@ -107,7 +107,7 @@ def test_a_heartbeat_speaks_of_its_visit(written: Lines, monkeypatch: pytest.Mon
     monkeypatch.setattr(heartbeat, "FIRST_S", 0.01)
     with serving(lambda _: Answer.json({"code": "database_away", "message": "later", "detail": {}}, 503)) as server:
         with logs.about(run="intents", block="layers.0"):
-            beating = Heartbeat(Client(server.url, "fca_x"), assignment(1), lambda: None, lambda: None)
+            beating = Heartbeat(Client(server.url, "fca_x"), assignment(1), lambda: None, lambda: None, lambda: None)
         with beating:
             until(written)
     assert {(line.get("run"), line.get("block")) for line in written() if line["logger"] == "fedagent.heartbeat"} == {
