@@ -9,7 +9,7 @@ WORKERS ?= 2
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help locks sbom setup demo demo-lm test suite test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
+.PHONY: help docs-site locks sbom images-lint setup demo demo-lm test suite test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -70,7 +70,7 @@ docs: setup ## Generate the parts of docs/ that come from the code
 
 locks: setup ## Write requirements/*.lock anew: what the images install, by version and hash
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py $(if $(CPU_BUILDS),--cpu-builds $(CPU_BUILDS))
 
 sbom: setup ## Write sbom-coordinator.json and sbom-agent.json (CycloneDX): what is in the images
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
@@ -81,6 +81,10 @@ benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.idle_agents
 	$(BIN)/python -m benchmarks.import_memory
+images-lint: setup ## Look over the Dockerfile with hadolint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
+	$(BIN)/hadolint Dockerfile
+
 	$(BIN)/python -m benchmarks.coordinator_memory
 	$(BIN)/python -m benchmarks.agent_memory
 	$(BIN)/python -m benchmarks.step_time

@@ -25,7 +25,7 @@ def entries(lock: str) -> dict[str, tuple[list[Version], int]]:
     return found
 
 
-@pytest.mark.parametrize("lock", ["torch.lock", "coordinator.lock", "agent.lock"])
+@pytest.mark.parametrize("lock", ["torch.lock", "torch-cpu.lock", "coordinator.lock", "agent.lock"])
 def test_every_package_has_hashes_and_no_place_is_named(lock: str) -> None:
     found = entries(lock)
     assert len(found) > 10
