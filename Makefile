@@ -68,6 +68,10 @@ types: setup
 docs: setup ## Generate the parts of docs/ that come from the code
 	$(BIN)/python -m docs.generate
 
+docs-site: setup ## Build site/, the pages of docs/ as a site; fails where a link leads nowhere
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 locks: setup ## Write requirements/*.lock anew: what the images install, by version and hash
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py $(if $(CPU_BUILDS),--cpu-builds $(CPU_BUILDS))
@@ -77,14 +81,14 @@ sbom: setup ## Write sbom-coordinator.json and sbom-agent.json (CycloneDX): what
 	for image in coordinator agent; do cat requirements/torch.lock requirements/$$image.lock \
 		| $(BIN)/cyclonedx-py requirements --output-format JSON --output-file sbom-$$image.json - || exit 1; done
 
-benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a quiet machine); docs/benchmarks.md has the others
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.idle_agents
-	$(BIN)/python -m benchmarks.import_memory
 images-lint: setup ## Look over the Dockerfile with hadolint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[supply]'
 	$(BIN)/hadolint Dockerfile
 
+benchmarks: setup ## Measure what needs no other data (about 40 minutes; needs a quiet machine); docs/benchmarks.md has the others
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.idle_agents
+	$(BIN)/python -m benchmarks.import_memory
 	$(BIN)/python -m benchmarks.coordinator_memory
 	$(BIN)/python -m benchmarks.agent_memory
 	$(BIN)/python -m benchmarks.step_time
@@ -96,4 +100,4 @@ serve: setup ## Run a coordinator here
 	$(BIN)/fedcoord serve
 
 clean: ## Remove what the demos and tools left (not .venv)
-	rm -rf demo-banking77 demo-shakespeare chaos.json .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf demo-banking77 demo-shakespeare chaos.json .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
