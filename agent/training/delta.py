@@ -74,6 +74,9 @@ class Differences(Mapping[str, Tensor]):
             return self._factors[name].detach().to("cpu", torch.float32)
         return self._block_of[name].difference(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._factors or name in self._block_of
+
     def __iter__(self) -> Iterator[str]:
         yield from self._block_of
         yield from self._factors
@@ -106,9 +109,7 @@ def write_delta(
         carried = read_shard(trained.residual) if trained.residual is not None else {}
         left: dict[str, Tensor] = {}
         for name, tensor in trained.tensors.items():
-            index, difference = trained.rows.get(name), differences[name]
-            if difference.shape != tensor.shape:
-                raise ValueError(f"the transform of deltas made {tuple(difference.shape)} of {tuple(tensor.shape)} for {name}")
+            index, difference = trained.rows.get(name), _transformed(differences, name, tensor)
             square += float(torch.linalg.vector_norm(difference)) ** 2
             if name in carried:
                 index, difference = _with_carried(index, difference, carried, name)
@@ -121,10 +122,20 @@ def write_delta(
         if new_residuals is not None:
             new_residuals.mkdir(parents=True, exist_ok=True)
             _save(left, new_residuals / f"{block}.safetensors", {})
-    for name in factors:
-        encoded.update(encode_delta({name: differences[name]}, codec))
+    for name, factor in factors.items():
+        encoded.update(encode_delta({name: _transformed(differences, name, factor)}, codec))
     _pack(encoded, path, codec)
     return math.sqrt(left_square / square) if square else 0.0
+
+
+def _transformed(differences: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+    """What the transform has made of the difference of a tensor, or of a factor."""
+    if name not in differences:
+        raise ValueError(f"the transform of deltas made nothing of {name}")
+    difference = differences[name]
+    if difference.shape != tensor.shape:
+        raise ValueError(f"the transform of deltas made {tuple(difference.shape)} of {tuple(tensor.shape)} for {name}")
+    return difference
 
 
 def _with_carried(index: Tensor | None, difference: Tensor, carried: Mapping[str, Tensor], name: str) -> tuple[Tensor | None, Tensor]:

@@ -1,6 +1,6 @@
 """Every delta passes one place between training and encoding; what is done to it there is done to all that is sent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedcybgd.agent.training import delta
+from fedcybgd.agent.training.delta import TrainedBlock
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.delta_rows import ROWS
 from fedcybgd.shared.contract.words import DeltaCodec
@@ -70,13 +72,20 @@ def test_half_of_every_difference_is_half_of_what_is_sent_and_of_what_is_left_ou
         assert torch.equal(plain[TABLE + ROWS], half[TABLE + ROWS])
 
 
-@pytest.mark.parametrize("change", [lambda t: t[:1], lambda t: t.unsqueeze(0)])
-def test_a_transform_that_changes_shapes_sends_nothing(tmp_path: Path, change: object) -> None:
-    save_file({"w": torch.ones(4, 4)}, tmp_path / "shard")
-    with pytest.raises(ValueError, match="the transform of deltas made"):
-        write_delta(
-            {"b": {"w": torch.zeros(4, 4)}}, {"b": tmp_path / "shard"}, tmp_path / "delta", transform=lambda d: {n: change(d[n]) for n in d}
-        )  # type: ignore[operator]
+@pytest.mark.parametrize("name", ["w", "w.adapter_left", "w.adapter_right"])
+@pytest.mark.parametrize("change", [lambda t: t[:1], lambda t: t.unsqueeze(0), lambda t: t.T, lambda _: None])
+def test_a_transform_that_changes_shapes_sends_nothing(tmp_path: Path, name: str, change: Callable[[Tensor], Tensor | None]) -> None:
+    """Neither of what was trained nor of the factors of corrections; nor one that leaves something out."""
+    save_file({"w": torch.ones(4, 5)}, tmp_path / "shard")
+    factors = {"w.adapter_left": torch.ones(4, 2), "w.adapter_right": torch.ones(2, 5)}
+
+    def changing(differences: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        made = {n: change(t) if n == name else t for n, t in differences.items()}
+        return {n: t for n, t in made.items() if t is not None}
+
+    block = TrainedBlock({"w": torch.zeros(4, 5)}, tmp_path / "shard")
+    with pytest.raises(ValueError, match=rf"the transform of deltas made .* (for|of) {name}$"):
+        delta.write_delta({"b": block}, tmp_path / "delta", "float32", None, changing, factors)
     assert not (tmp_path / "delta").exists()
 
 
