@@ -10,7 +10,9 @@ import typer
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands import recipe_facts
+from fedcybgd.coordinator.commands.columns import Column, columns_of
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
+from fedcybgd.coordinator.commands.rows_file import check_free
 from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
@@ -22,10 +24,6 @@ from fedcybgd.shared.host.terminal import Terminal
 terminal = Terminal()
 
 
-class RunFileThere(Invalid):
-    code = "file_there"
-
-
 def init(
     task: Annotated[RecipeTask, typer.Option(help="What the model is to learn.")],
     data: Annotated[
@@ -35,21 +33,20 @@ def init(
     agents: Annotated[int, typer.Option(help="How many agents there will be.", min=1, max=10_000)] = AGENTS,
     rows: Annotated[int | None, typer.Option(help="Rows of all agents together; default: four for each held-out one.", min=1)] = None,
     labels: Annotated[int | None, typer.Option(help="How many labels, where not every one has a held-out row.", min=2, max=100_000)] = None,
-    column: Annotated[list[str], typer.Option(help="FIELD=COLUMN, where they differ: text=question. May be repeated.")] = [],  # noqa: B006 - typer reads it
+    column: Column = [],  # noqa: B006 - typer reads it
     name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
     out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
-    if out.exists() and not force:
-        raise RunFileThere(f"{out} is there already; choose another with --out, or give --force to write over it")
+    check_free(out, force)
     if labels is not None and task != "text-classification":
         raise Invalid(f"--labels: {task} has no labels")
     directory, called, config = _model(model)
     count = recipe_facts.counting(directory)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
-    found = recipe_facts.rows_of(data, task, _columns(column), labels, count, where, rows)
+    found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
     text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
     parse_run_file(text, str(out))
@@ -83,13 +80,6 @@ def _model(model: str) -> tuple[Path | None, str, JsonObject]:
     if view.state != "ready" or not view.config:
         raise Invalid(f"--model {model}: the model is {view.state}{f', {view.reason}' if view.reason else ''}")
     return None, view.name, view.config
-
-
-def _columns(said: list[str]) -> dict[str, str]:
-    found = dict(each.partition("=")[::2] for each in said)
-    if wrong := [field for field, column in found.items() if not field or not column]:
-        raise Invalid(f"--column {wrong[0]}: say FIELD=COLUMN, as in text=question")
-    return found
 
 
 def _plain(data: Path) -> str:

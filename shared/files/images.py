@@ -51,7 +51,7 @@ class StoredImage:
             from PIL import Image
         except ImportError as error:
             raise DataError(f"{self.where} has an image, and Pillow is not installed here (the extra `images`)", **self.facts) from error
-        data = self._bytes()
+        data = self.encoded()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -65,7 +65,8 @@ class StoredImage:
             raise self.wrong(f"has more than 8 bits a channel (mode {image.mode}); say how its values become 8 bits by converting it")
         return image
 
-    def _bytes(self) -> bytes:
+    def encoded(self) -> bytes:
+        """Its file, as it is. Raises `DataError`."""
         if self.data is not None:
             return self.data
         assert self.path is not None

@@ -37,6 +37,12 @@ FIELDS: dict[Task, FieldSet] = {
     "causal-lm": FieldSet((("text",), ("prompt", "completion"))),
     "image-classification": FieldSet((("image", "label"),)),
 }
+ASKED: dict[Task, FieldSet] = {
+    "text-classification": FieldSet((("text",),), ("text_pair", "label")),
+    "causal-lm": FieldSet((("text",), ("prompt", "completion"), ("prompt",))),
+    "image-classification": FieldSet((("image",),), ("label",)),
+}
+"""Of rows that a model is asked about: labels may be there, and are then what should come out"""
 
 
 def format_of(path: Path) -> Format:
@@ -95,8 +101,10 @@ def examples(
     how: TableFormat | None = None,
     mapped_in: str = "[data.NAME.columns]",
     images: Path | None = None,
+    fields: Mapping[Task, FieldSet] = FIELDS,
 ) -> Iterator[Row]:
-    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion} or {image, label}.
+    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion} or {image, label}; with `fields`
+    of these some.
 
     `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
     integers in [0, num_labels); a label that has a name in `spec` becomes its index. `mapped_in` is the setting of `columns`.
@@ -107,8 +115,8 @@ def examples(
     there = _columns(path, how)
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
-    wanted = _match_columns(spec.task, columns, there, path, mapped_in)
-    unmapped = {f: columns.get(f, f) for f in FIELDS[spec.task].optional if f not in wanted}
+    wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, mapped_in)
+    unmapped = {f: columns.get(f, f) for f in fields[spec.task].optional if f not in wanted}
     labels = Labels(spec.num_labels, spec.label_names, how.first_label)
     for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
         for field, column in unmapped.items():
@@ -119,8 +127,9 @@ def examples(
         yield _example(row, wanted, labels, path, number, images)
 
 
-def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str) -> dict[str, str]:
-    fields = FIELDS[task]
+def _match_columns(
+    task: Task, fields: FieldSet, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str
+) -> dict[str, str]:
     known = {f for alternative in fields.alternatives for f in alternative} | set(fields.optional)
     if unknown := sorted(set(columns) - known):
         raise DataError(f"{task} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}", fields=sorted(known))
@@ -137,7 +146,13 @@ def _match_columns(task: Task, columns: Mapping[str, str], there: list[str], pat
             return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
     first = next(iter(there), "COLUMN")
     field = fields.alternatives[0][0]
-    how = f'{field} = "{first}"' if mapped_in.startswith("[") else f"{{{field}: {first}}}"
+    match mapped_in[0]:
+        case "[":
+            how = f'{field} = "{first}"'
+        case "-":
+            how = f"{mapped_in} {field}={first}"
+        case _:
+            how = f"{{{field}: {first}}}"
     raise DataError(
         f"{path.name} lacks what {task} needs: {' or '.join(' and '.join(a) for a in fields.alternatives)}; its columns are "
         f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {how}",

@@ -20,6 +20,18 @@ def heard() -> None:
 
 
 @contextmanager
+def at_the_end() -> Iterator[None]:
+    """In here a request to end, or a terminal that goes away, is a Ctrl-C: whatever was begun is cleaned up."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
 def withheld() -> Iterator[None]:
     """Processes that are started in here never get Ctrl-C themselves: who started them ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

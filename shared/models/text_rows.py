@@ -127,6 +127,10 @@ class TextEncoder(ABC):
         """All rows or windows of `examples`, or the first `most`."""
         return TextRows(itertools.islice(self.stream(examples, source), most), self)
 
+    def of_row(self, example: Row, number: int, source: str) -> list[Features]:
+        """The features of row `number` by itself: of a text as many windows as it fills."""
+        return list(self._features([([number], [example])], source))
+
     @abstractmethod
     def _features(self, parts: Iterable[tuple[Sequence[int], Sequence[Row]]], source: str) -> Iterator[Features]:
         """Of examples in parts, each with the numbers of its rows."""
@@ -224,6 +228,13 @@ class LanguageEncoder(TextEncoder):
             plain = True
         if plain:
             yield from windows.rest()
+
+    def prompt(self, example: Row, number: int, source: str) -> list[int]:
+        """The tokens that row `number` is to be gone on from, as one with a completion begins."""
+        (ids,) = self._tokens([example], [number], source, "prompt")
+        if not (found := [*self._around()[0], *ids]):
+            raise DataError(f"{source} row {number}: its prompt gives no token in this tokenizer", row=number, field="prompt")
+        return found
 
     def _labels(self, features: Sequence[Features], places: Sequence[slice], like: torch.Tensor, /) -> torch.Tensor:
         labels = torch.full_like(like, IGNORED)

@@ -1,0 +1,16 @@
+"""What a model says of one row."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What does not go for the task is None."""
+
+    label: int | None = None
+    probability: float | None = None
+    loss: float | None = None
+    """nats a token, of what is predicted of the row; None also where that is nothing"""
+    tokens: int | None = None
+    """predicted ones, or those that a prompt is gone on by"""
+    continuation: str | None = None
