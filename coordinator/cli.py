@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, audit, compare, explain, health, init, models, operators, plan, predict, runs
+from fedcybgd.coordinator.commands import agents, audit, compare, explain, health, init, models, operators, plan, predict, runs, trial
 from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
@@ -42,6 +42,7 @@ app.command()(init.init)
 app.command()(explain.explain)
 app.command()(health.health)
 app.command()(predict.predict)
+app.command("try")(trial.try_run)
 key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(operators.app, name="operators")

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shared.models": {"shared.contract", "shared.files", "shared.tensors"},
     # The Python API: what speaks to a coordinator, and what starts one and its agents.
     "client": {"shared.contract", "shared.files", "shared.host", "coordinator.domain"},
-    "local": {"shared.contract", "shared.host", "client", "agent", "coordinator.settings"},
+    "local": {"shared.contract", "shared.files", "shared.host", "client", "agent", "coordinator.settings"},
     "agent": {"shared.contract", "shared.files", "shared.host", "agent.sandbox"},
     "agent.training": {"shared", "agent.messages"},
     "agent.sandbox": set(),
@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.api": DATA | {"coordinator.home", "shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.pictures": {"shared.contract", "coordinator.domain"},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api", "coordinator.pictures"},
-    "coordinator.commands": {"shared", "client", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
+    "coordinator.commands": {"shared", "client", "local", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
         "coordinator.parts",

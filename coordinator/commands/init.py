@@ -62,7 +62,7 @@ def init(
     )
     terminal.say("look through it, then:")
     for command in (
-        *(() if directory is None else (f"fedcoord models add {directory}",)),
+        *(() if directory is None else (f"fedcoord try {out} --data ROWS --model {directory}", f"fedcoord models add {directory}")),
         f"fedcoord plan {out}",
         f"fedcoord run create {out}",
     ):

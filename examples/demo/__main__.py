@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 
 from examples.demo import report, tasks
 from examples.demo.measure import in_process
 from examples.demo.system import DemoFailed, System
 from fedcybgd.client.client import Client
-from fedcybgd.client.runs import has_ended
-from fedcybgd.coordinator.commands.run_view import draw
+from fedcybgd.coordinator.commands.following import followed
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.path.open_round import train_settings
@@ -26,8 +24,10 @@ from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.views import EvaluationView, RunView
+from fedcybgd.shared.host.terminal import Terminal
 
 console = Console(soft_wrap=True)
+terminal = Terminal()
 # One agent trains at a time, so it may have the machine; a model of 260,000 parameters only loses by a second thread.
 THREADS = {"banking77": min(4, os.cpu_count() or 1), "shakespeare": 1}
 MAKERS: dict[str, Callable[[Path], tuple[tasks.DemoTask, list[Path]]]] = {"banking77": tasks.banking77, "shakespeare": tasks.shakespeare}
@@ -129,32 +129,13 @@ def _demo(system: System, name: str, threads: int, json_path: Path | None) -> No
 
 
 def _follow(system: System, client: Client, run: RunView) -> RunView:
-    """Start a run and show it live until it has ended; a terminal gets a picture, a log file one line a round."""
+    """Start a run and show it live until it has ended."""
     client.wait(lambda: list(client.agents.list()), lambda agents: all(agent.state == "active" for agent in agents), timeout_s=120)
     client.runs.start(run.id)
-    shown = -1
-    with Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else _Lines() as live:
-        while True:
-            system.check()
-            view = client.runs.get(run.id)
-            if isinstance(live, Live):
-                live.update(draw(view))
-            elif view.rounds_done != shown:
-                shown = view.rounds_done
-                score = next((e for e in reversed(view.evaluations) if not e.failed), None)
-                text = f"round {shown:>3} of {view.rounds_total}, {view.bytes.down / 1e6:,.0f} MB down, {view.bytes.up / 1e6:,.0f} up"
-                console.print(text + (f", held-out loss {score.loss:.4f} after round {score.after_rounds}" if score else ""))
-            if has_ended(view):
-                break
-            time.sleep(0.5)
+    view = followed(client, run.id, terminal, lambda _: system.check())
     if view.state != "completed":
         raise DemoFailed(f"the run ended {view.state}: {view.reason}")
     return view
-
-
-class _Lines:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _seconds(run: RunView) -> float:

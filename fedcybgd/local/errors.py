@@ -6,7 +6,8 @@ FedError (shared)
     ├── ProcessEnded        a process is not there any more
     ├── SettingUnknown      the coordinator has no setting of that name
     ├── ExtraMissing        the packages of a coordinator are not installed
-    └── KeyUnknown          the home has no operator.key, and the program was not told a key
+    ├── KeyUnknown          the home has no operator.key, and the program was not told a key
+    └── SplitInvalid        rows cannot be dealt out as it was said
 """
 
 from fedcybgd.shared.contract.errors import FedError
@@ -49,3 +50,7 @@ class ExtraMissing(LocalError):
 
 class KeyUnknown(LocalError):
     code = "operator_key_unknown"
+
+
+class SplitInvalid(LocalError):
+    code = "split_invalid"

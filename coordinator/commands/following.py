@@ -1,0 +1,52 @@
+"""Follows a run until it ends: a picture on a terminal, a line whenever a round is done elsewhere."""
+
+import time
+from collections.abc import Callable
+
+from rich.live import Live
+
+from fedcybgd.client.client import Client
+from fedcybgd.client.runs import has_ended
+from fedcybgd.coordinator.commands.run_view import draw
+from fedcybgd.shared.contract.views import RunView
+from fedcybgd.shared.host.terminal import Terminal
+
+EVERY_S = 0.25
+
+
+def followed(client: Client, run_id: str, terminal: Terminal, look: Callable[[RunView], None]) -> RunView:
+    """The run, once it has ended and everything is measured. `look` sees it each time, and may raise."""
+    if terminal.is_terminal:
+        with Live(console=terminal, refresh_per_second=4) as live:
+            return _until_the_end(client, run_id, look, lambda view: live.update(draw(view)))
+    return _until_the_end(client, run_id, look, Lines(terminal).show)
+
+
+def _until_the_end(client: Client, run_id: str, look: Callable[[RunView], None], show: Callable[[RunView], None]) -> RunView:
+    while True:
+        view = client.runs.get(run_id)
+        look(view)
+        show(view)
+        if has_ended(view):
+            return view
+        time.sleep(EVERY_S)
+
+
+class Lines:
+    """One line for each number of rounds and each score."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._said: str | None = None
+
+    def show(self, view: RunView) -> None:
+        score = next((e for e in reversed(view.evaluations) if e.loss is not None), None)
+        text = f"round {view.rounds_done:>3} of {view.rounds_total}"
+        if score is not None:
+            accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
+            text += f"; after {score.after_rounds} rounds: held-out loss {score.loss:.4f}{accuracy}"
+        if view.state == "paused":
+            text += f"; paused: {view.reason}"
+        if text != self._said:
+            self._said = text
+            self._terminal.say(text)
