@@ -25,7 +25,9 @@ from rich.live import Live
 from rich.text import Text
 
 from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
+from fedcybgd.agent.approving import approve
 from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.options import HomeOption, Json, say_json
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
@@ -37,15 +39,14 @@ from fedcybgd.shared.host.terminal import Terminal, log_plainly
 from fedcybgd.shared.host.watchdog import Watchdog
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command()(approve)
 terminal = Terminal()
 GIVEN = (
     "Token from the operator. Who lists this machine's processes reads it here: rather use FEDAGENT_TOKEN, a file, or type it when asked."
 )
 TokenFile = Annotated[str | None, typer.Option(help="File with the token; - is standard input.")]
-Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
 ASKED_EVERY_S = 30
 """While the status is watched, seconds between two questions to the coordinator"""
-HomeOption = Annotated[Path | None, typer.Option("--home", envvar="FEDAGENT_HOME", help="The agent's directory.")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -92,7 +93,7 @@ def enroll(
     believed = enrolment.coordinator_key(coordinator_key)
     answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed)
     if as_json:
-        _say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
+        say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
     if not consented:
@@ -126,7 +127,7 @@ def check(home: HomeOption = None, as_json: Json = False) -> None:
     wrong, findings = 0, look(Home(home))
     if as_json:
         found = [asdict(finding) for finding in findings]
-        _say_json(found)
+        say_json(found)
         wrong, findings = sum(finding["ok"] is False for finding in found), iter(())
     for finding in findings:
         mark = {True: Text("ok   ", "green"), False: Text("wrong", "red"), None: Text("note " if finding.note else "no   ", "dim")}[
@@ -207,7 +208,7 @@ def status(
     if not watch:
         view = shown.gathered(place, mine, None if exit_code else shown.asked(place, mine))
         if as_json:
-            _say_json(view.model_dump(mode="json"))
+            say_json(view.model_dump(mode="json"))
         else:
             terminal.parts(shown.parts(view))
         if exit_code and not view.well:
@@ -238,13 +239,9 @@ def report(
 
     size = made.write(Home(home), output)
     if as_json:
-        _say_json({"file": str(output), "bytes": size})
+        say_json({"file": str(output), "bytes": size})
     else:
         terminal.say(f"{output}: {size:,} bytes. Look through it, then send it to whoever helps you")
-
-
-def _say_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 @app.command()
@@ -270,7 +267,7 @@ def rotate_key(
             keys.settle(place, speak)
             keys.change(place, speak)
     if as_json:
-        _say_json({"agent": mine.name, "agent_id": mine.agent_id})
+        say_json({"agent": mine.name, "agent_id": mine.agent_id})
     else:
         terminal.say(f"agent {mine.name} has a new key")
 
@@ -281,7 +278,7 @@ def config(home: HomeOption = None, as_json: Json = False) -> None:
     settings, rules = reaching.load(Home(home))
     shown = {**settings.model_dump(mode="json"), "policy": rules.model_dump(mode="json")}
     if as_json:
-        _say_json(shown)
+        say_json(shown)
     else:
         terminal.print_json(json.dumps(shown))
 
@@ -295,7 +292,7 @@ def policy_file(home: HomeOption = None, as_json: Json = False) -> None:
         raise ConfigError(f"{place.policy} is there already; `fedagent config` shows what is in force")
     place.policy.write_text(policy.template(), encoding="utf-8")
     if as_json:
-        _say_json({"file": str(place.policy)})
+        say_json({"file": str(place.policy)})
         return
     terminal.say(f"{place.policy}: nothing is forbidden yet that was allowed before; take the # away from what should be in force")
 
