@@ -16,7 +16,7 @@ from fedcybgd.coordinator.engine.deltas import limit_of, open_delta
 from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.coordinator.storage import EngineStore
-from fedcybgd.shared.contract.adapters import is_factor, matrix_of
+from fedcybgd.shared.contract.adapters import factors_of, is_factor, matrix_of
 from fedcybgd.shared.contract.delta_layout import DeltaCodecError
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.lossless import PackedError
@@ -24,6 +24,8 @@ from fedcybgd.shared.files.safetensors_header import Header
 from fedcybgd.shared.tensors.codecs import CodecError
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
+MOST_PRODUCT = 1e32
+"""Of two factors of an adapter: what they come to counts up to a million times, and float32 ends at 3.4e38. Honest ones stay below 1e4."""
 OVERFLOWS = 1e74
 """Square of a norm from which on float32 numbers may add up to infinity (beyond 3.4e38): only then the sum is looked at."""
 
@@ -41,6 +43,7 @@ def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
                     measured = _Correction(delta, scale) if block in frozen else delta
                     numbers[block], deltas[block] = _measure(measured, path, header)
                     deltas[block] = deltas[block].model_copy(update={"correction": block in frozen})
+                    numbers[block].non_finite.extend(_overflowing(delta, path, header))
     # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
     except (CodecError, DeltaCodecError) as error:
         return AdmitResult(rejected_because=f"codec: {error.message}")
@@ -92,6 +95,20 @@ def _measure(delta: DeltaFile | _Correction, path: Path, header: Header) -> tupl
             non_finite.append(name)
     norm, base_norm = math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(base_squares)
     return BlockNumbers(non_finite, norm, base_norm), BlockDelta(norm=norm, base_norm=base_norm, size=size, sketch=sketcher.packed())
+
+
+def _overflowing(delta: DeltaFile, path: Path, header: Header) -> list[str]:
+    """The matrices whose adapters, once the delta was added to their factors, could come to what is no number: each factor alone may be one."""
+    found = []
+    for left in (name for name in header.tensors if is_factor(name) and name == factors_of(matrix_of(name))[0]):
+        largest = []
+        for name in factors_of(matrix_of(left)):
+            with safe_open(path, framework="pt") as base:
+                largest.append(float((base.get_tensor(name).float() + delta.tensor(name, header.tensors[name].shape)).abs().max()))
+        rank = header.tensors[left].shape[1]
+        if not rank * largest[0] * largest[1] < MOST_PRODUCT and all(map(math.isfinite, largest)):
+            found.append(f"{matrix_of(left)} (its factors)")
+    return found
 
 
 def _finite(base: torch.Tensor, delta: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from fedcybgd.coordinator.domain.admission import BlockNumbers, DeltaRefused, check_structure, judge_numbers
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.safetensors_header import Header, pack_header, parse_header
 
 EXPECTED = {"layers.0.weight": (4, 3), "layers.0.bias": (4,)}
@@ -103,3 +104,35 @@ def test_without_a_limit_only_numbers_that_are_finite_count() -> None:
 def test_what_is_not_finite_is_told_before_a_norm() -> None:
     found = {"layers.0": numbers(norm=99), "layers.1": numbers(non_finite=["w"])}
     assert str(judge_numbers(found, NOTHING, RULES)).startswith("non_finite: w in block layers.1")
+
+
+FACTORS = {"a.adapter_left": (6, 2), "a.adapter_right": (2, 16)}
+LEFT, RIGHT = ("a.adapter_left", "F32", (6, 2)), ("a.adapter_right", "F32", (2, 16))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        pytest.param([LEFT], "missing: a.adapter_right", id="one of two"),
+        pytest.param([("a.adapter_left", "F32", (6, 9)), ("a.adapter_right", "F32", (9, 16))], r"has shape \[6, 9\]", id="a rank above the matrix"),
+        pytest.param([("a.adapter_left", "F32", (6, 0)), ("a.adapter_right", "F32", (0, 16))], r"has shape \[6, 0\]", id="no rank"),
+        pytest.param([("a.adapter_left", "F32", (2, 6)), RIGHT], r"has shape \[2, 6\]", id="turned"),
+        pytest.param([LEFT, ("a.adapter_right", "F64", (2, 16))], "is F64, must be F32", id="wider"),
+        pytest.param([LEFT, ("a.adapter_right", "BF16", (2, 16))], "is BF16, must be F32", id="narrower"),
+        pytest.param([LEFT, RIGHT, ("a.weight", "F32", (6, 16))], "foreign: a.weight", id="the matrix itself"),
+        pytest.param([LEFT, RIGHT, ("b.adapter_left", "F32", (6, 2))], "foreign: b.adapter_left", id="beside another"),
+        pytest.param([LEFT, ("a.adapter_right", "F32", (1, 16)), ("a.adapter_right::rows", "I32", (1,))], "foreign: a.adapter_right::rows", id="by rows"),
+        pytest.param([LEFT, RIGHT, ("a.adapter_right::scales", "F32", (2,))], "foreign: a.adapter_right::scales", id="scales of another codec"),
+    ],
+)  # fmt: skip
+def test_factors_of_any_other_form_are_refused_by_name(tensors: list[tuple[str, str, tuple[int, ...]]], says: str) -> None:
+    assert check_structure(FACTORS, header(LEFT, RIGHT)) is None
+    with pytest.raises(DeltaRefused, match=says):
+        check_structure(FACTORS, header(*tensors))
+
+
+def test_a_name_that_stands_twice_is_no_header() -> None:
+    """Whichever of the two was looked at, the other might be read."""
+    entry = '"a.adapter_left": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    with pytest.raises(HeaderError, match="no JSON"):
+        parse_header(f"{{{entry}, {entry}}}".encode())

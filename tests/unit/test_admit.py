@@ -13,6 +13,7 @@ from fedcybgd.coordinator.engine.admit import admit
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage import open_store
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.training import Corrections
 from fedcybgd.shared.tensors import delta_file
 
 Tensors = dict[str, torch.Tensor]
@@ -25,7 +26,12 @@ LARGEST = 3.4e38
 
 
 def admitted(
-    home: Path, delta: Tensors, blocks: dict[str, Tensors] = BLOCKS, most: float | None = None, codec: str = "float32"
+    home: Path,
+    delta: Tensors,
+    blocks: dict[str, Tensors] = BLOCKS,
+    most: float | None = None,
+    codec: str = "float32",
+    corrections: Corrections | None = None,
 ) -> AdmitResult:
     """What the engine makes of a delta; without a limit to norms nothing but the finite check stands between it and the model."""
     store, refs = open_store(home / "blobs"), []
@@ -34,7 +40,10 @@ def admitted(
         refs.append(ShardRef(block=name, version=0, codec="exact", digest=digest, size=size))
     digest, _ = write_blob(store, save(delta, {"codec": codec}))
     rules = AdmissionSection(max_relative_norm=most)
-    return admit(store, AdmitPayload(assignment_id="asg_0123456789abcdef", delta=digest, blocks=refs, always=["head"], rules=rules))
+    trained, corrected = (refs, []) if corrections is None else ([], refs)
+    return admit(store, AdmitPayload(
+        assignment_id="asg_0123456789abcdef", delta=digest, blocks=trained, always=["head"], rules=rules, corrected=corrected, corrections=corrections,
+    ))  # fmt: skip
 
 
 def small(**values: float) -> Tensors:
@@ -78,3 +87,51 @@ def test_a_codec_that_rounds_to_infinity_is_rejected(tmp_path: Path) -> None:
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in small(h__weight=LARGEST).items()}
     assert rounded["h.weight"].isinf().any()
     assert admitted(tmp_path, rounded, codec="bfloat16").rejected_because == "non_finite: h.weight in block head"
+
+
+# ---- two factors ----------------------------------------------------------------------------------------------------
+
+LEFT, RIGHT = "a.adapter_left", "a.adapter_right"
+MATRIX = {"layers.0": {"a.weight": torch.full((6, 4), 0.5), "a.bias": torch.ones(3)}}
+CORRECTIONS = Corrections(rank=2, scale=1e6, learning_rate=1e-3, matrices=["a.weight"])
+SPOILT = {
+    "NaN beside zeros": ({LEFT: math.nan}, {RIGHT: 0.0}),
+    "infinity beside zeros": ({RIGHT: math.inf}, {LEFT: 0.0}),
+    "infinities that cancel": ({LEFT: math.inf, RIGHT: -math.inf}, {}),
+    "a product beyond float32": ({LEFT: 1e25, RIGHT: 1e25}, {}),
+    "a product whose scale is": ({LEFT: 1e17, RIGHT: 1e17}, {}),
+    "products that cancel": ({LEFT: 1e25, RIGHT: 1e25}, {"minus": 1.0}),
+}
+
+
+def factors(last: dict[str, float], whole: dict[str, float]) -> Tensors:
+    made = {LEFT: torch.full((6, 2), 1e-3), RIGHT: torch.full((2, 4), 1e-3)}
+    for name, value in whole.items():
+        if name in made:
+            made[name].fill_(value)
+    for name, value in last.items():
+        made[name][-1, -1] = value
+        if "minus" in whole:
+            made[name][-1 if name == LEFT else 0, 0 if name == LEFT else -1] = value if name == LEFT else -value
+    return made
+
+
+@pytest.mark.parametrize("rows_at_once", [1 << 20, 4])
+@pytest.mark.parametrize("how", SPOILT)
+def test_corrections_that_come_to_no_number_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(delta_file, "NUMBERS", rows_at_once)
+    assert admitted(tmp_path, factors({}, {}), MATRIX, corrections=CORRECTIONS).rejected_because is None
+    spoilt = admitted(tmp_path, factors(*SPOILT[how]), MATRIX, corrections=CORRECTIONS)
+    assert spoilt.rejected_because == "non_finite: a.weight in block layers.0"
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_adapters_that_come_to_no_number_are_rejected(tmp_path: Path, how: str) -> None:
+    """Each factor of theirs is looked at as what it is, a trained tensor: of two that are finite the product may not be."""
+    blocks = {"adapters": {LEFT: torch.zeros(6, 2), RIGHT: torch.ones(2, 4)}}
+    good = factors({}, {})
+    assert admitted(tmp_path, good, blocks).rejected_because is None
+    assert admitted(tmp_path, {n: t * 1e6 for n, t in good.items()}, blocks).rejected_because is None
+    assert str(admitted(tmp_path, factors(*SPOILT[how]), blocks).rejected_because).startswith("non_finite: a.")
