@@ -1,8 +1,10 @@
 """One assignment from claim to receipt: fetch, train, send."""
 
+import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +22,11 @@ from fedcybgd.agent.sending import Delivery, DeltaDamaged
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment, Progress
 from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest
 from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.files.configuration import image_shape
+from fedcybgd.shared.files.images import bytes_on_disk
 
 log = logging.getLogger("fedagent")
 ENOUGH = 1 << 20
@@ -48,6 +53,8 @@ class Tools:
     """waits between two calls"""
     alive: Callable[[], None] = lambda: None
     """hears that the visit goes on"""
+    rows: int | None = None
+    """how many the run may use, where they were counted"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Fetched:
     """block → file of what is carried to it"""
     spent: set[str]
     """digests of what is of no use once the shards are made"""
+    disk_bytes: int | None = None
+    """what limits.disk_gb leaves to encoded rows"""
 
 
 def run_assignment(tools: Tools, assignment: LeasedAssignment, report: Callable[[Progress], None]) -> DeltaReceipt:
@@ -157,18 +166,25 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     check_fetch(tools.policy, sum({ref.digest: ref.size for ref in blobs if not tools.cache.has(ref.digest)}.values()))
     tools.cache.share(lambda allowed: beside(tools, assignment, allowed))
     tools.cache.pin(needed(manifest, ways).items(), tools.policy.most.seconds)
-    paths: dict[str, Path] = {}
-    for ref in blobs:
-        paths[ref.digest] = patiently(
-            lambda ref=ref: fetch_blob(tools, assignment, ref),  # type: ignore[misc]
-            waited=tools.told,
-            pause=tools.pause,
-        )
+    paths, disk_bytes = fetch_blobs(tools, assignment, manifest.files), tools.cache.left
+    tools.cache.reserve(pixel_bytes(paths, assignment, tools.rows), "pixels")
+    fetch_blobs(tools, assignment, blobs[len(manifest.files) :])
     for shard in manifest.blocks:
         tools.cache.make_room(shard.digest, shard.size)
     shards = [way.local(tools.cache.path) for way in ways]
     spent = {blob.digest for way in ways for blob in way.blobs} - {ref.digest for ref in manifest.blocks}
-    return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, residuals, spent)
+    return Fetched({f.name: str(paths[f.digest]) for f in manifest.files}, shards, residuals, spent, disk_bytes)
+
+
+def pixel_bytes(paths: Mapping[str, Path], assignment: LeasedAssignment, rows: int | None) -> int:
+    """What the images of a visit take of the disk once they are decoded, where their number is known. The training process counts them, too."""
+    config = next((paths[file.digest] for file in assignment.manifest.files if file.name == "config.json"), None)
+    if assignment.train.task != "image-classification" or rows is None or config is None:
+        return 0
+    try:
+        return bytes_on_disk(rows, math.prod(image_shape(json.loads(config.read_text()))))
+    except (ValueError, RecursionError, AttributeError, FedError):  # it is looked at by whoever makes the model, and named there
+        return 0
 
 
 def needed(manifest: Manifest, ways: list[Recipe]) -> dict[str, int]:
@@ -190,6 +206,14 @@ def is_over(client: Client, assignment_id: str) -> bool:
         return client.state(assignment_id).state not in ("pending", "leased")
     except (CoordinatorSaid, Unreachable):
         return False
+
+
+def fetch_blobs(tools: Tools, assignment: LeasedAssignment, refs: Iterable[FileRef | BlobRef]) -> dict[str, Path]:
+    """By their digests, as long as it takes."""
+    return {
+        ref.digest: patiently(lambda ref=ref: fetch_blob(tools, assignment, ref), waited=tools.told, pause=tools.pause)  # type: ignore[misc]
+        for ref in refs
+    }
 
 
 def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
@@ -224,7 +248,7 @@ def train(
         assignment_id=assignment.assignment_id, visit=visit_name(assignment), files=fetched.files, model_key=assignment.run_id,
         shards=fetched.shards,
         dropped=assignment.manifest.dropped, bounds=bounds_of(tools.policy), stall_s=assignment.stall_s, train=assignment.train,
-        data=tools.data, delta_path=str(tools.outbox.delta_path(assignment)),
+        data=tools.data, disk_bytes=fetched.disk_bytes, delta_path=str(tools.outbox.delta_path(assignment)),
         delta_codec=assignment.delta_codec, residuals=fetched.residuals,
         new_residuals=str(tools.outbox.left_path(assignment)) if assignment.error_feedback else None,
     )  # fmt: skip

@@ -30,6 +30,7 @@ class ShardCache:
     def __init__(self, root: Path, limit: int) -> None:
         self._root = root
         self._limit = self._room = limit
+        self._needed = 0
         self._beside: Callable[[int], int] = lambda _: 0
         self._pinned: set[str] = set()
         self._found: dict[str, _Found] | None = None
@@ -59,14 +60,26 @@ class ShardCache:
         self._found = None  # the training process makes shards too
         self.bytes_fetched = 0
         self._seconds_left = self._seconds = seconds
-        needed = sum(wanted.values())
-        beside = self._beside(self._limit - needed)
-        self._room = self._limit - beside
-        if needed > self._room:
-            text = (
-                f"this visit needs {(needed + beside) / 1e9:.2f} GB of shards and residuals, limits.disk_gb allows {self._limit / 1e9:.2f}"
+        self._needed = sum(wanted.values())
+        self._room = self._limit - self._beside(self._limit - self._needed)
+        self._check_room("shards and residuals")
+
+    @property
+    def left(self) -> int:
+        """Bytes within the limit that the visit at hand may have for something else."""
+        return self._room - self._needed
+
+    def reserve(self, size: int, what: str) -> None:
+        """Leave room for `what` until the next `pin`; raises as that does."""
+        self._room -= size
+        self._check_room(f"shards, residuals and {what}")
+
+    def _check_room(self, what: str) -> None:
+        if self._needed > self._room:
+            wanted = (self._limit - self._room + self._needed) / 1e9
+            raise VisitFailed(
+                "disk_limit", f"this visit needs {wanted:.2f} GB of {what}, limits.disk_gb allows {self._limit / 1e9:.2f}; raise it"
             )
-            raise VisitFailed("disk_limit", f"{text}; raise it")
 
     def path(self, digest: str) -> Path:
         """Where a blob is, or would be."""

@@ -91,6 +91,8 @@ class TrainRequest(BaseModel):
     """seconds without progress after which the coordinator takes the visit back"""
     train: TrainSettings
     data: DataSource
+    disk_bytes: int | None = None
+    """what the rows may take of the disk once they are encoded; None: whatever they do"""
     delta_path: str
     delta_codec: DeltaCodec = "float32"
     residuals: dict[str, str] = {}

@@ -78,7 +78,7 @@ class Worker:
         self._residuals = Residuals(self._home.residuals, self._client.url)
         self._cache = ShardCache(self._home.cache, int(config.limits.disk_gb * 1e9))
 
-    def _tools(self, data: DataSource) -> Tools:
+    def _tools(self, data: DataSource, rows: int | None) -> Tools:
         return Tools(
             self._client,
             self._cache,
@@ -91,6 +91,7 @@ class Worker:
             lambda error: self._shows.note(str(error), str(error)),
             self._stop.pause,
             self._shows.alive,
+            rows,
         )
 
     def _reread(self) -> bool:
@@ -179,7 +180,7 @@ class Worker:
         # Whatever a coordinator offers: nothing is fetched, and no row is read, for a run that the owner has tied no data to.
         try:
             source = source_for(self._home, self._config, assignment.run_name)
-            check_assignment(self._policy, assignment, self._standing.rows(assignment.run_id))
+            check_assignment(self._policy, assignment, rows := self._standing.rows(assignment.run_id))
         except NotConsented as error:
             self._failed(assignment, "not_consented", error.message)
             return
@@ -191,7 +192,7 @@ class Worker:
         cache, delivered = self._cache, False
         self._shows.begins(cache.fetched_in_all)
         try:
-            run_assignment(self._tools(source), assignment, lambda progress: self._shows.progress(assignment, progress, PROGRESS_EVERY_S))
+            run_assignment(self._tools(source, rows), assignment, lambda said: self._shows.progress(assignment, said, PROGRESS_EVERY_S))
             delivered = True
             self._shortage.over()
             log.info("round %d: %s sent after %.1f s", assignment.round, assignment.block, time.monotonic() - began)

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from fedcybgd.agent.messages import DataSource
+from fedcybgd.agent.training.errors import DiskFilled
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.files.images import bytes_on_disk
 from fedcybgd.shared.files.tables import Row, examples
 from fedcybgd.shared.models.batches import Batch, chunks
 from fedcybgd.shared.models.row_encoder import EncodedRows, row_encoder
@@ -18,8 +20,10 @@ WINDOW = 32
 class Partition:
     """The agent's share of the data, as features of one task."""
 
-    def __init__(self, source: DataSource, files: Path, spec: TaskSpec) -> None:
+    def __init__(self, source: DataSource, files: Path, spec: TaskSpec, disk_bytes: int | None = None) -> None:
+        """`disk_bytes`: what encoded rows may take of the disk; None: whatever they do. Raises `DiskFilled` before they take more."""
         encoder = row_encoder(files, spec)
+        self._row_bytes, self._disk_bytes = encoder.row_bytes, disk_bytes
         self.width = encoder.width
         """tokens of the longest row that there may be"""
         self.rows = 0
@@ -30,6 +34,10 @@ class Partition:
     def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             self.rows += 1
+            if self._disk_bytes is not None and (taken := bytes_on_disk(self.rows, self._row_bytes)) > self._disk_bytes:
+                raise DiskFilled(
+                    f"{taken / 1e9:.2f} GB of pixels of {self.rows} images and more; limits.disk_gb leaves them {self._disk_bytes / 1e9:.2f}; raise it"
+                )
             yield row
 
     def batch(self, indices: Sequence[int]) -> Batch:

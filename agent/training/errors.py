@@ -17,6 +17,12 @@ class PolicyBroken(FedError):
     code = "policy_refused"
 
 
+class DiskFilled(FedError):
+    """The pixels of the rows take more of the disk than limits.disk_gb leaves them."""
+
+    code = "disk_limit"
+
+
 class OptimizerMissing(FedError):
     """An optimizer whose library is not installed here."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fedcybgd.agent.messages import Facts, TrainerEvent
-from fedcybgd.agent.training.errors import DeviceMissing, NonFinite, OptimizerMissing, PolicyBroken
+from fedcybgd.agent.training.errors import DeviceMissing, DiskFilled, NonFinite, OptimizerMissing, PolicyBroken
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.shared.contract.assignments import Progress, ReturnReason
 from fedcybgd.shared.contract.errors import DataError, HeaderError, PartitionError
@@ -22,6 +22,7 @@ PACKAGES = Path(__file__).parents[2]
 KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((NonFinite,), "non_finite_loss"),
     ((PolicyBroken,), "policy_refused"),
+    ((DiskFilled,), "disk_limit"),
     ((DataError,), "data_invalid"),
     ((ShardCorrupt, PackedError, CodecError, HeaderError), "shard_corrupt"),
     ((AssemblyError, PartitionError, ModelUnknown, TokenizerUnusable), "model_mismatch"),
@@ -45,7 +46,7 @@ def failure_of(error: BaseException, at: Progress | None) -> TrainerEvent:
     if isinstance(error, DataError):
         row, field = error.detail.get("row", error.detail.get("line")), error.detail.get("field")
         facts = facts.model_copy(update={"row": row if isinstance(row, int) else None, "field": field if isinstance(field, str) else None})
-    said = str(error) if isinstance(error, PolicyBroken) else f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, PolicyBroken | DiskFilled) else f"{type(error).__name__}: {error}"
     return TrainerEvent(event="failed", reason=reason, message=said[:1500], facts=facts, spoilt=is_spoilt(error))
 
 

@@ -135,10 +135,11 @@ class Visitor:
         changed = path.stat().st_mtime_ns if path.exists() else 0
         key = (request.model_key, request.data.model_dump_json(), changed, settings.task, settings.max_length, settings.num_labels)
         if self._partition is None or self._partition[0] != key:
+            self._partition = None  # what the old one has on the disk is counted no more
             with tempfile.TemporaryDirectory(prefix="fedagent-") as folder:
                 for name, local in request.files.items():
                     shutil.copyfile(local, Path(folder) / name)
-                self._partition = (key, Partition(request.data, Path(folder), settings))
+                self._partition = (key, Partition(request.data, Path(folder), settings, request.disk_bytes))
         if not self._partition[1].features:
             raise DataError("there are no rows to train on")
         return self._partition[1]

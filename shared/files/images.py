@@ -15,7 +15,14 @@ MOST_PIXELS = 1 << 26
 FORMATS = ("PNG", "JPEG")
 DEEP = ("I", "F")
 """First letters of the modes with more than eight bits a channel; a conversion would cut their values off at 255."""
+IN_MEMORY = 64 << 20
+"""Bytes of the pixels of all rows from which they lie in an unnamed file instead of in memory."""
 CHANNELS = {1: "L", 3: "RGB"}
+
+
+def bytes_on_disk(rows: int, each: int) -> int:
+    """What the pixels of so many preprocessed images take of a disk, each of so many bytes."""
+    return rows * each if rows * each > IN_MEMORY else 0
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.files import images
 from fedcybgd.shared.files.configuration import image_shape, image_tokens
 from fedcybgd.shared.files.preprocessing import Preprocessing, read_preprocessing
 from fedcybgd.shared.files.tables import Row
 from fedcybgd.shared.models.batches import Batch
-
-IN_MEMORY = 64 << 20
-"""Bytes of pixels from which they lie in an unnamed file instead of in memory."""
 
 
 class ImageRows:
@@ -24,8 +22,8 @@ class ImageRows:
 
     def __init__(self, encoder: "ImageEncoder") -> None:
         self._encoder = encoder
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, prefix="fedcybgd-images-")  # noqa: SIM115 - lives as long as the rows
-        self._size = encoder.channels * encoder.height * encoder.width_px
+        self._file = tempfile.SpooledTemporaryFile(max_size=images.IN_MEMORY, prefix="fedcybgd-images-")  # noqa: SIM115 - lives as long as the rows
+        self._size = encoder.row_bytes
         self.labels: Sequence[int] = array("i")
 
     def add(self, pixels: bytes, label: int) -> None:
@@ -67,6 +65,7 @@ class ImageEncoder:
         self.preprocessing: Preprocessing = read_preprocessing(directory, config)
         self.channels, self.height, self.width_px = image_shape(config)
         self.width = image_tokens(config)
+        self.row_bytes = self.channels * self.height * self.width_px
         self._values = _values(self.preprocessing, self.channels)
 
     def encoded(self, examples: Iterable[Row], _source: str = "the data", most: int | None = None) -> ImageRows:
@@ -76,12 +75,12 @@ class ImageEncoder:
             rows.add(self.preprocessing.pixels(example["image"], self.channels), example["label"])
         return rows
 
-    def collate(self, images: Sequence[bytearray], labels: Sequence[int]) -> Batch:
+    def collate(self, pictures: Sequence[bytearray], labels: Sequence[int]) -> Batch:
         """`pixel_values` is (rows, channels, height, width), float32."""
-        bytes_ = torch.stack([torch.frombuffer(image, dtype=torch.uint8) for image in images])
-        pixels = bytes_.view(len(images), self.height, self.width_px, self.channels).permute(0, 3, 1, 2)
+        bytes_ = torch.stack([torch.frombuffer(picture, dtype=torch.uint8) for picture in pictures])
+        pixels = bytes_.view(len(pictures), self.height, self.width_px, self.channels).permute(0, 3, 1, 2)
         values = torch.stack([self._values[channel][pixels[:, channel].long()] for channel in range(self.channels)], dim=1)
-        mask = torch.ones(len(images), self.width, dtype=torch.int64)
+        mask = torch.ones(len(pictures), self.width, dtype=torch.int64)
         return Batch({"pixel_values": values}, mask, torch.tensor(labels))
 
 

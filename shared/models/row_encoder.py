@@ -42,6 +42,10 @@ class RowEncoder(Protocol):
         """Tokens of the longest row that there may be."""
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of an encoded row that may lie on the disk; 0: none do."""
+
+    @property
     def pad(self) -> int | None:
         """The token that rows are padded with; None where none is."""
 

@@ -96,6 +96,7 @@ class TextRows(Packed):
 
 
 class TextEncoder(ABC):
+    row_bytes = 0
     """Encodes the examples of one task with the tokenizer in `directory` (never with remote code)."""
 
     reads_a_place: ClassVar[bool] = False

@@ -255,6 +255,22 @@ def test_a_visit_that_does_not_fit_is_refused_before_the_first_byte(tmp_path: Pa
     assert files(tmp_path) == kept
 
 
+def test_what_lies_beside_the_shards_takes_their_room(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3500)
+    kept = fill(cache, tmp_path, range(3))
+    digest, data = shard(9)
+    cache.pin([(digest, 1000)])
+    assert cache.left == 2500
+    cache.reserve(1500, "pixels")
+    cache.get(digest, 1000, Coordinator(data).fetch)
+    assert files(tmp_path) == sorted([kept[2], digest]), "with 1,500 beside them, two of 1,000 fit in 3,500"
+    with pytest.raises(VisitFailed, match=r"this visit needs 0\.00 GB of shards, residuals and pixels") as failed:
+        cache.reserve(1001, "pixels")
+    assert failed.value.reason == "disk_limit"
+    cache.pin([(digest, 1000)])
+    assert cache.left == 2500, "until the next visit"
+
+
 def test_a_shard_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     assert ShardCache(tmp_path / "cache", 1000).pin([(DIGEST, 1000), (DIGEST, 1000)]) is None
 

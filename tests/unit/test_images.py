@@ -13,6 +13,10 @@ import torch
 import transformers
 from PIL import Image
 
+from fedcybgd.agent.messages import DataSource
+from fedcybgd.agent.training.data import Partition
+from fedcybgd.agent.training.errors import DiskFilled
+from fedcybgd.agent.training.failures import failure_of
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files import images
@@ -219,12 +223,26 @@ def test_an_image_is_turned_upright() -> None:
     assert StoredImage("row", file.getvalue(), None, {}).decoded(3).size == (2, 4)
 
 
+def test_more_pixels_than_the_disk_may_take_are_refused_before_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 8}))
+    (tmp_path / NAME).write_text(json.dumps({"size": 8}))
+    monkeypatch.setattr("fedcybgd.shared.files.images.IN_MEMORY", 400)
+    source = DataSource(path=str(parquet(tmp_path / "rows.parquet", rows(6))))
+    of_all = 6 * 3 * 8 * 8
+    assert Partition(source, tmp_path, TWO, of_all).rows == 6
+    with pytest.raises(DiskFilled, match=r"pixels of 6 images and more; limits\.disk_gb leaves them") as failed:
+        Partition(source, tmp_path, TWO, of_all - 1)
+    assert failure_of(failed.value, None).reason == "disk_limit"
+    monkeypatch.setattr("fedcybgd.shared.files.images.IN_MEMORY", of_all)
+    assert Partition(source, tmp_path, TWO, 0).rows == 6, "in memory"
+
+
 def test_pixels_lie_in_a_file_from_a_size_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 8}))
     (tmp_path / NAME).write_text(json.dumps({"size": 8}))
     path = parquet(tmp_path / "rows.parquet", rows(6))
     in_memory = ImageEncoder(tmp_path, TWO).encoded(read(path))
-    monkeypatch.setattr("fedcybgd.shared.models.image_rows.IN_MEMORY", 400)
+    monkeypatch.setattr("fedcybgd.shared.files.images.IN_MEMORY", 400)
     on_disk = ImageEncoder(tmp_path, TWO).encoded(read(path))
     order = [5, 0, 3]
     assert torch.equal(in_memory.batch(order).inputs["pixel_values"], on_disk.batch(order).inputs["pixel_values"])

@@ -4,6 +4,7 @@ import json
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedcybgd.agent import lengths, policy, reaching
 from fedcybgd.agent.assignment_run import Tools, fetch, send
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.errors import ConfigError, VisitFailed
 from fedcybgd.agent.messages import Bounds, DataSource
 from fedcybgd.agent.outbox import Outbox
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, fingerprint, load_policy
@@ -150,6 +151,34 @@ def test_more_than_may_be_fetched_is_refused_before_a_byte_is(tmp_path: Path, gb
     with pytest.raises(Asked if asks else PolicyRefused) as stopped:
         fetch(tools, with_shard())
     assert asks or str(stopped.value).startswith("most.fetch_gb: ")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "limit", "refused"),
+    [
+        ("image-classification", 400, 3 * 224 * 224 * 400 + TO_FETCH + 1000, None), ("image-classification", 700, 1 << 20, "shards, residuals and pixels"),
+        ("image-classification", 400, 1 << 20, None), ("image-classification", None, 1 << 20, None), ("text-classification", 10**9, 1 << 20, None),
+        ("image-classification", 10**9, 1 << 40, "needs 150528.00 GB"),
+    ],
+)  # fmt: skip
+def test_pixels_take_of_the_disk_what_the_cache_may_not_have(
+    tmp_path: Path, task: str, rows: int | None, limit: int, refused: str | None
+) -> None:
+    """A byte for each channel of 224 × 224: 400 images have 60 MB, which lie in memory, and 700 have 105. Only the configuration was fetched."""
+    config = b'{"model_type": "vit", "image_size": 224}'
+    files = [{"name": "config.json", "digest": digest_of(config), "size": len(config)}]
+    assignment = asked(train__task=task, manifest__files=files, manifest__blocks=with_shard().model_dump(mode="json")["manifest"]["blocks"])
+    tools = tools_with(tmp_path, {})
+    tools = replace(tools, cache=ShardCache(Home(tmp_path).cache, limit), rows=rows)
+    tools.cache.path(digest_of(config)).write_bytes(config)
+    tools.cache.path(digest_of(SHARD)).write_bytes(SHARD)
+    if refused is None:
+        assert fetch(tools, assignment).disk_bytes == limit - len(config) - len(SHARD)
+        return
+    with pytest.raises(VisitFailed, match=refused) as failed:
+        fetch(tools, assignment)
+    assert failed.value.reason == "disk_limit"
+    assert failed.value.message.startswith("this visit needs ")
 
 
 @pytest.mark.parametrize(("gb", "asks"), [(50, True), (49, False)])
