@@ -31,6 +31,14 @@ def init(
     ],
     model: Annotated[str, typer.Option(help="A model directory on this machine, or the name of a model that the coordinator has.")],
     agents: Annotated[int, typer.Option(help="How many agents there will be.", min=1, max=10_000)] = AGENTS,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows as the agents have them, where they are on this machine: they are counted, and their labels too.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of all agents together; default: four for each held-out one.", min=1)] = None,
     labels: Annotated[int | None, typer.Option(help="How many labels, where not every one has a held-out row.", min=2, max=100_000)] = None,
     column: Column = [],  # noqa: B006 - typer reads it
@@ -46,7 +54,7 @@ def init(
     directory, called, config = _model(model)
     count = recipe_facts.counting(directory)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
-    found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows)
+    found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows, train)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
     text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
     parse_run_file(text, str(out))
@@ -62,7 +70,11 @@ def init(
     )
     terminal.say("look through it, then:")
     for command in (
-        *(() if directory is None else (f"fedcoord try {out} --data ROWS --model {directory}", f"fedcoord models add {directory}")),
+        *(
+            ()
+            if directory is None
+            else (f"fedcoord try {out} --data {train or 'ROWS'} --model {directory}", f"fedcoord models add {directory}")
+        ),
         f"fedcoord plan {out}",
         f"fedcoord run create {out}",
     ):

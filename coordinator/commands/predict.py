@@ -12,7 +12,7 @@ import typer
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.exports import ModelVersion
-from fedcybgd.coordinator.commands.columns import Column, columns_of
+from fedcybgd.coordinator.commands.columns import Column, columns_of, mapped, read_as
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.output import Facts, say_json
 from fedcybgd.coordinator.commands.prediction_tally import PredictionTally
@@ -24,7 +24,7 @@ from fedcybgd.shared.contract.provenance import CARD, FILE
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import JsonObject
 from fedcybgd.shared.files.table_format import TableFormat
-from fedcybgd.shared.files.tables import ASKED, Row, examples, read_rows
+from fedcybgd.shared.files.tables import ASKED, Row, examples
 from fedcybgd.shared.host import interrupt
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -78,9 +78,8 @@ def predict(
         asked = _of_directory(what, version) if Path(what).expanduser().is_dir() else _of_run(what)
         if asked.spec.is_classification and new_tokens is not None:
             raise Invalid(f"--max-new-tokens: {asked.called} is a {asked.spec.task}, which writes no text")
-        mapped = _columns(columns_of(column), asked, data)
-        how = asked.held_out.table_format() if asked.held_out is not None else None
-        rows = AskedRows(data, asked.spec, mapped, how, images)
+        columns = mapped(asked.held_out, data, columns_of(column))
+        rows = AskedRows(data, asked.spec, columns, read_as(asked.held_out, data), images)
         rows.check(new_tokens)
         with _weights(asked, wanted) as (directory, after_rounds):
             tally = _predict(asked, directory, rows, new_tokens, file, as_json and out is None)
@@ -144,13 +143,6 @@ def _weights(asked: Asked, version: ModelVersion | None) -> Iterator[tuple[Path,
         yield Path(folder) / "model", view.after_rounds
 
 
-def _columns(said: Mapping[str, str], asked: Asked, data: Path) -> dict[str, str]:
-    """What somebody says, and of what the run file says that which is there."""
-    usual = asked.held_out.columns if asked.held_out is not None else {}
-    there = next(read_rows(data, asked.held_out.table_format() if asked.held_out is not None else None), {})
-    return {**{field: column for field, column in usual.items() if column in there}, **said}
-
-
 @dataclass
 class AskedRows:
     """The rows that a model is asked about, read as often as need be."""
@@ -158,7 +150,7 @@ class AskedRows:
     file: Path
     spec: TaskSpec
     columns: Mapping[str, str]
-    how: TableFormat | None
+    how: TableFormat
     images: Path | None
     count: int = 0
     continues: bool = False

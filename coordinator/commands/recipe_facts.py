@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,26 @@ def _parts(row: Row) -> list[str]:
 
 
 def rows_of(
-    file: Path, task: RecipeTask, columns: Mapping[str, str], labels: int | None, count: Count, called: str, of_agents: int | None = None
+    file: Path,
+    task: RecipeTask,
+    columns: Mapping[str, str],
+    labels: int | None,
+    count: Count,
+    called: str,
+    of_agents: int | None = None,
+    train: Path | None = None,
 ) -> RecipeRows:
     """What a recipe goes by of a held-out file: each of its rows is read as a run would read it. Raises `DataError`.
 
-    `columns` maps fields that somebody has said; `labels` is their number where somebody says it; `called` is the file for the run file.
+    `columns` maps fields that somebody has said; `labels` is their number where somebody says it; `called` is the file for the run file;
+    `of_agents` how many rows agents have, and `train` a file of such rows: their labels count, too.
     """
     first = next(iter(read_rows(file)), None)
     if first is None:
         raise DataError(f"{file.name} has no rows", path=str(file))
     columns = {**_guessed(task, first, columns), **columns}
-    known = _labels(file, columns.get("label", "label"), labels) if task == "text-classification" else None
+    files = [file] if train is None else [file, train]
+    known = _labels(files, columns.get("label", "label"), labels) if task == "text-classification" else None
     names = None if known is None or isinstance(known, int) else list(known)
     number = known if isinstance(known, int) or known is None else len(known)
     spec = TaskSpec(task=task, num_labels=number, label_names=names, max_length=1)
@@ -88,6 +97,9 @@ def rows_of(
         if "label" in row:
             with_label[row["label"]] += 1
         held_out, is_text = held_out + 1, task == "causal-lm" and "text" in row
+    if train is not None:
+        of_train = sum(1 for _ in examples(train, spec, columns, None, "--column"))
+        of_agents = of_agents or of_train
     at = (99 * len(lengths) + 99) // 100 - 1
     length = sum(lengths) // len(lengths) if is_text else sorted(lengths)[at]
     commonest = max(with_label.values()) / held_out if with_label else None
@@ -106,10 +118,10 @@ def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, s
     return found
 
 
-def _labels(file: Path, column: str, said: int | None) -> int | tuple[str, ...] | None:
+def _labels(files: Sequence[Path], column: str, said: int | None) -> int | tuple[str, ...] | None:
     """How many labels there are, where they are numbers from 0; else their names in order."""
     values: set[Any] = set()
-    for number, row in enumerate(read_rows(file, None, None), 1):
+    for file, number, row in _numbered(files):
         value = row.get(column)
         if value is None:
             return said or 2  # what is wrong with this row is told when it is read as an example
@@ -120,7 +132,14 @@ def _labels(file: Path, column: str, said: int | None) -> int | tuple[str, ...] 
             raise DataError(
                 f"{file.name}: column {column!r} has more than {MOST_LABELS:,} different values; is that the label? Say how many with --labels"
             )
-    return _of_numbers(file, column, values, said) if all(_is_number(value) for value in values) else _of_names(file, values, said)
+    return _of_numbers(files[0], column, values, said) if all(_is_number(value) for value in values) else _of_names(files[0], values, said)
+
+
+def _numbered(files: Iterable[Path]) -> Iterator[tuple[Path, int, Row]]:
+    """Rows of all files, each with its file and its number there."""
+    for file in files:
+        for number, row in enumerate(read_rows(file), 1):
+            yield file, number, row
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from fedcybgd.client import run_files
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import DirectoryTaken, FileUnusable, RunStopped
 from fedcybgd.coordinator.commands import trial_report
-from fedcybgd.coordinator.commands.columns import Column, columns_of
+from fedcybgd.coordinator.commands.columns import Column, columns_of, mapped, read_as
 from fedcybgd.coordinator.commands.following import followed
 from fedcybgd.coordinator.commands.output import Json, say_json
 from fedcybgd.coordinator.commands.trial_report import TrialReport
@@ -144,7 +144,6 @@ def _looked_through(
             raise FileUnusable(f"evaluate.held_out: there is no file {held_out}")
         if digest_of_file(held_out) == digest_of_file(data):
             notes.append("the rows are the held-out rows themselves: scores say how well they are remembered, and nothing of others")
-        columns = {**spec.evaluate.columns, **columns}
     else:
         notes.append("the run file has no `evaluate`: nothing will be scored")
     if spec.agents != "all":
@@ -153,8 +152,7 @@ def _looked_through(
         agents = len(spec.agents)
     elif agents is None and how.kind != "column":
         agents = AGENTS
-    table = spec.evaluate.table_format() if spec.evaluate is not None else None
-    rows = TrialRows(data, spec.task.spec, columns, table, images)
+    rows = TrialRows(data, spec.task.spec, mapped(spec.evaluate, data, columns), read_as(spec.evaluate, data), images)
     return Trial(file, spec, _model(model, spec, file.parent), rows, how, agents, threads, notes)
 
 

@@ -48,7 +48,7 @@ def nothing_is_left(scratch: Path) -> bool:
 
 def test_a_run_is_tried_while_agents_are_killed(tmp_path: Path, scratch: Path, bert: Path) -> None:
     done = subprocess.run(
-        command(tmp_path, bert, "--split", "dirichlet:0.5", "--chaos", "--json", "--export", str(tmp_path / "out"), steps=150),
+        command(tmp_path, bert, "--split", "dirichlet:0.5", "--chaos", "--json", "--export", str(tmp_path / "out"), steps=40),
         capture_output=True, text=True, timeout=240, env={**os.environ, **ENVIRONMENT, "TMPDIR": str(scratch)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.models.prediction import ModelUnusable, Predictor, spec_of
 from tests.support.models import WORDS, tiny_vit, word_piece
 
-TEXTS = [" ".join(WORDS[n : n + 1 + n % 5]) for n in range(12)]
+TEXTS = [" ".join(WORDS[n : n + 5 - n % 5]) for n in range(12)]
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,19 @@ def test_columns_and_labels_are_found(tmp_path: Path) -> None:
     assert (said.columns, said.labels) == ({"text": "q"}, 2)
 
 
+def test_rows_of_agents_count_with_their_labels(tmp_path: Path) -> None:
+    held_out = written(tmp_path, {"text": "a", "intent": "lost"}, {"text": "b", "intent": "card"})
+    train = tmp_path / "train.csv"
+    train.write_text("text,intent\na,pin\nb,lost\nc,lost\n")
+    count = recipe_facts.counting(None)
+    found = recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", None, train)
+    assert (found.labels, found.held_out, found.rows_of_agents) == (("card", "lost", "pin"), 2, 3)
+    assert recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", 50, train).rows_of_agents == 50
+    train.write_text("words,intent\na,pin\n")
+    with pytest.raises(DataError, match=r"train\.csv lacks"):
+        recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", None, train)
+
+
 def test_labels_of_unequal_shares_are_spoken_of(tmp_path: Path) -> None:
     """The usual loss makes logits of balanced labels: where all agents have the same unequal shares, that costs accuracy."""
     for often, spoken in ((7, True), (5, False)):
