@@ -55,5 +55,5 @@ def what_counts_tell(counts: Mapping[object, int], labels: int | None) -> str:
     return (
         f"tell_labels: with each delta goes how many rows of each label its visit trained on; of these rows {len(counts)} of {labels or '?'} labels, "
         f"{min(counts.values(), default=0):,} to {max(counts.values(), default=0):,} rows each. The coordinator keeps that, and a signed provenance file may show "
-        "the shares"
+        "the shares. In a run whose head begins at class means its first delta is the mean of what the model makes of the rows of each label"
     )

@@ -12,6 +12,8 @@ strict        one block after another (`wave: 1`)
 waves         three at once (`wave: 3`, `damping: 0.4`), the head put together as `schedule.head_average` says
 whole         whole models averaged by rows (`method: whole`): three rounds, so as many passes of every agent over its rows for each block
 
+class_means   before the first cycle a round of heads (`schedule.head_start`): as many visits more as there are agents, of the head alone
+
 Each is scored as its last version, and as the average of the versions of the last half of its rounds.
 """
 
@@ -37,30 +39,37 @@ SPLITS = ("equal", "dirichlet-0.5", "dirichlet-0.1", "disjoint")
 WHOLE = 0
 CYCLES = 3
 RATES = {1: 4e-4, 3: 6e-4, WHOLE: 4e-4}
-ARMS: dict[str, tuple[int, str, str]] = {
-    # wave, head_average, label_skew
-    "strict none": (1, "damped", "none"),
-    "strict mask": (1, "damped", "mask"),
-    "strict fedlc": (1, "damped", "fedlc"),
-    "strict logit_adjustment": (1, "damped", "logit_adjustment"),
-    "waves damped none": (3, "damped", "none"),
-    "waves damped logit_adjustment": (3, "damped", "logit_adjustment"),
-    "waves mean logit_adjustment": (3, "mean", "logit_adjustment"),
-    "waves by_label none": (3, "by_label", "none"),
-    "waves by_label mask": (3, "by_label", "mask"),
-    "waves by_label fedlc": (3, "by_label", "fedlc"),
-    "waves by_label logit_adjustment": (3, "by_label", "logit_adjustment"),
-    "whole mean none": (WHOLE, "mean", "none"),
-    "whole by_label logit_adjustment": (WHOLE, "by_label", "logit_adjustment"),
+ARMS: dict[str, tuple[int, str, str, str]] = {
+    # wave, head_average, label_skew, head_start
+    "strict none": (1, "damped", "none", "fresh"),
+    "strict mask": (1, "damped", "mask", "fresh"),
+    "strict fedlc": (1, "damped", "fedlc", "fresh"),
+    "strict logit_adjustment": (1, "damped", "logit_adjustment", "fresh"),
+    "strict smoothed": (1, "damped", "smoothed", "fresh"),
+    "strict smoothed class_means": (1, "by_label", "smoothed", "class_means"),
+    "waves damped none": (3, "damped", "none", "fresh"),
+    "waves damped logit_adjustment": (3, "damped", "logit_adjustment", "fresh"),
+    "waves mean logit_adjustment": (3, "mean", "logit_adjustment", "fresh"),
+    "waves by_label none": (3, "by_label", "none", "fresh"),
+    "waves by_label mask": (3, "by_label", "mask", "fresh"),
+    "waves by_label fedlc": (3, "by_label", "fedlc", "fresh"),
+    "waves by_label logit_adjustment": (3, "by_label", "logit_adjustment", "fresh"),
+    "waves by_label smoothed": (3, "by_label", "smoothed", "fresh"),
+    "waves by_label smoothed class_means": (3, "by_label", "smoothed", "class_means"),
+    "whole mean none": (WHOLE, "mean", "none", "fresh"),
+    "whole by_label logit_adjustment": (WHOLE, "by_label", "logit_adjustment", "fresh"),
+    "whole by_label smoothed": (WHOLE, "by_label", "smoothed", "fresh"),
+    "whole by_label smoothed class_means": (WHOLE, "by_label", "smoothed", "class_means"),
 }
 MEASURED = ("accuracy", "macro_f1", "never_right", "loss", "average_accuracy", "average_never_right", "average_loss")
 
 
 def spec_of(arm: str, seed: int, labels: int, rate: float | None = None) -> dict[str, Any]:
     """The run file of one arm; `rate` is the learning rate in place of the arm's own."""
-    wave, head_average, label_skew = ARMS[arm]
+    wave, head_average, label_skew, head_start = ARMS[arm]
     method = "whole" if wave == WHOLE else "block-cycle"
     schedule: dict[str, Any] = {"cycles": CYCLES, "blocks": ["layers"], "always": ["pooler", "head"], "head_average": head_average}
+    schedule["head_start"] = head_start
     if method == "block-cycle":
         schedule |= {"wave": wave, "damping": 0.4 if wave > 1 else 1.0}
     return {
@@ -93,9 +102,9 @@ def deal(rows: list[dict[str, Any]], split: str, seed: int, labels: int) -> list
 def write_rows(folder: Path, split: str, seed: int, rows: int, labels: int) -> tuple[list[Path], Path]:
     """A file for each agent, and the held-out one."""
     folder.mkdir(parents=True)
-    train = [row for row in _read(ROWS) if row["label"] < labels]
+    train = [row for row in read_rows(ROWS) if row["label"] < labels]
     random.Random(seed).shuffle(train)
-    tested = _read(ROWS.with_name("banking77_test.jsonl.gz"))
+    tested = read_rows(ROWS.with_name("banking77_test.jsonl.gz"))
     held_out = [row for label in range(labels) for row in [row for row in tested if row["label"] == label][:HELD_OUT_OF_A_LABEL]]
     files = [(folder / f"agent-{i}.jsonl", part) for i, part in enumerate(deal(train[:rows], split, seed, labels))]
     files.append((folder / "held-out.jsonl", held_out))
@@ -104,7 +113,8 @@ def write_rows(folder: Path, split: str, seed: int, rows: int, labels: int) -> t
     return [path for path, _ in files[:-1]], files[-1][0]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Of a compressed file of the project."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

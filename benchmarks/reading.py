@@ -7,7 +7,7 @@ A field that is not known here is refused, for a judge that overlooks a field le
 import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 TRAIN: dict[str, Any] = {
@@ -18,11 +18,11 @@ TRAIN: dict[str, Any] = {
 RATES: dict[str, Any] = {
     "label_skew": None, "learning_rate": 3e-4, "learning_rate_decay": 1.0, "always_learning_rate": None, "always_learning_rate_decay": 1.0,
 }  # fmt: skip
-LABEL_SKEW = {"text-classification": "logit_adjustment", "image-classification": "logit_adjustment"}
+LABEL_SKEW = {"text-classification": "smoothed", "image-classification": "smoothed"}
 """What the loss does where `train.label_skew` is left out, by kind of task."""
 SCHEDULE: dict[str, Any] = {
     "cycles": 1, "order": "ascending", "agents": "rotating", "blocks": ["all"], "always": [], "layers_per_block": 1, "wave": 1, "damping": 1.0,
-    "head_average": None, "first_cycle": None,
+    "head_average": None, "head_start": "fresh", "first_cycle": None,
 }  # fmt: skip
 FIRST_CYCLE: dict[str, Any] = {"wave": None, "damping": None, "steps": None, "epochs": None}
 OF_WAITING = {"reassign_after_s", "wave_deadline_s", "max_attempts"}
@@ -108,6 +108,7 @@ class Reading:
         self.compression = _section(values, "compression", usual)
         self.delta = _section(values, "delta", DELTA)
         self._first = _section(self.schedule, "first_cycle", FIRST_CYCLE)
+        self.heads_first = int(self.schedule["head_start"] == "class_means")
         self.seed: int = values.get("seed", 0)
         if (values.get("exposure") or {}).get("max_exact_blocks") is not None:
             raise Unreadable("a budget of exact blocks")
@@ -116,10 +117,17 @@ class Reading:
 
     def rounds(self, blocks: Sequence[str]) -> int:
         """How many rounds the run has, whose trained blocks are `blocks`, in the order of the model."""
-        return sum(self._rounds_of_a_cycle(blocks, cycle) for cycle in range(self.schedule["cycles"]))
+        return self.heads_first + sum(self._rounds_of_a_cycle(blocks, cycle) for cycle in range(self.schedule["cycles"]))
 
     def round(self, blocks: Sequence[str], agents: int, number: int, importance: Mapping[str, float] | None = None) -> list[Order]:
         """The visits of round `number`, counted from 0. `importance`: of blocks, where it was measured."""
+        if self.heads_first and number == 0:
+            return [Order(0, agent, f"head {agent}", self._told_of_a_head(agent)) for agent in range(agents)]
+        found = self._round(blocks, agents, number - self.heads_first, importance)
+        return [replace(order, round=number) for order in found]
+
+    def _round(self, blocks: Sequence[str], agents: int, number: int, importance: Mapping[str, float] | None) -> list[Order]:
+        """The same without what comes before the first cycle."""
         if self.averages:
             draw = random.Random(f"{self.seed}:{number}:agents")
             count = max(1, int(self.averaging["fraction"] * agents + 0.5))
@@ -127,7 +135,7 @@ class Reading:
             if self.adapters and self.adapters["combine"] == "handed":
                 who = [number % agents]
             return [Order(number, agent, f"seat {i}", self._told(number, number, list(blocks), f"seat {i}")) for i, agent in enumerate(who)]
-        cycle = self.cycle(blocks, number)
+        cycle = self.cycle(blocks, number + self.heads_first)
         place = number - sum(self._rounds_of_a_cycle(blocks, before) for before in range(cycle))
         order = list(blocks)
         if self.schedule["order"] == "descending":
@@ -148,7 +156,7 @@ class Reading:
 
     def cycle(self, blocks: Sequence[str], number: int) -> int:
         """That of round `number`."""
-        ends = 0
+        ends, number = 0, max(0, number - self.heads_first)
         for cycle in range(self.schedule["cycles"]):
             if number < (ends := ends + self._rounds_of_a_cycle(blocks, cycle)):
                 return cycle
@@ -182,8 +190,13 @@ class Reading:
         return told | {
             "task": self.task.kind, "num_labels": self.task.num_labels, "label_names": self.task.label_names,
             "max_length": self.task.max_length, "groups": groups, "corrections": None, "seed": seed,
-            "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"),
+            "label_skew": train["label_skew"] or LABEL_SKEW.get(self.task.kind, "none"), "head_start": "fresh",
         }  # fmt: skip
+
+    def _told_of_a_head(self, agent: int) -> dict[str, Any]:
+        """Nothing is trained along with it, and it begins at class means."""
+        groups = [{"blocks": ["head"], "learning_rate": self.train["always_learning_rate"] or self.train["learning_rate"]}]
+        return self._told(0, 0, ["head"], f"head {agent}") | {"groups": groups, "head_start": "class_means"}
 
     def corrected(self, order: Order, blocks: Sequence[str], matrices: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
         """What a visit is told of the layers that it does not train, if it corrects any.
@@ -191,7 +204,7 @@ class Reading:
         `blocks` are those that the run visits, `matrices` by the names of all blocks, in the order of the model, those that may be corrected.
         """
         said, names = self.corrections, list(matrices)
-        if said is None:
+        if said is None or order.told["head_start"] == "class_means":
             return None
         first = 0 if said["layers"] == "all" else min(names.index(block) for block in order.trained)
         found = [weight for name in names[first:] if name in blocks and name not in order.trained for weight in matrices[name]]
@@ -219,7 +232,7 @@ class Reading:
             if self.averaging["weights"] == "rows":
                 factors = [all_of_it * one / sum(rows) for one in rows]
         elif block != "head" or block not in self.schedule["always"] or self._in_cycle(cycle, "wave") == 1 or of_head == "damped":
-            return [(float(self._in_cycle(cycle, "damping")) / trainers, [])] * trainers
+            factors = [float(self._in_cycle(cycle, "damping")) / trainers] * trainers
         else:
             factors = [1.0 / trainers] * trainers
         if block != "head" or of_head != "by_label" or trainers == 1 or None in counts:

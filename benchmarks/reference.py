@@ -151,7 +151,7 @@ def begin(folder: Path, model: Path, run_file: Mapping[str, Any]) -> Reference:
         label_names=spec.task.label_names, max_length=spec.task.max_length, patterns=spec.schedule["blocks"], always=spec.schedule["always"],
         layers_per_block=spec.schedule["layers_per_block"], seed=spec.seed, held_out=None,
         adapters=AdaptersSection.model_validate(spec.adapters) if spec.adapters else None,
-        corrections=CorrectionsSection.model_validate(spec.corrections) if spec.corrections else None,
+        corrections=CorrectionsSection.model_validate(spec.corrections) if spec.corrections else None, head_start=spec.schedule["head_start"],
     )  # fmt: skip
     prepared = prepare(store, payload)
     blocks = [ShardRef(block=b.name, version=0, codec="exact", digest=b.digest, size=b.size) for b in prepared.blocks]

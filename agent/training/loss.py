@@ -18,6 +18,8 @@ WORTHWHILE = 1 << 23
 """Logits (tokens × vocabulary) from which they are computed in chunks: 32 MB in float32, and the plain way holds them three times."""
 CHUNK = 1 << 23
 """Logits that exist at a time."""
+SMOOTHED = 0.25
+"""Share of the prior that is the same for every label, rows or none, its λ."""
 FEDLC_TAU = 1.0
 """Strength of FedLC's calibration, its τ."""
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_scale")
@@ -26,15 +28,17 @@ AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_he
 def label_offsets(label_skew: LabelSkew, counts: Sequence[int]) -> Tensor:
     """What is added to the logits of each label before the softmax of the training loss, float32; `counts` are those of one agent's rows.
 
-    With n_c rows of label c, and n in all:
+    With n_c rows of label c, and n in all, of C labels:
 
     none:              0;
     mask:              0, and no softmax over labels without rows (as FedRS restricts it, Li and Zhan, KDD 2021);
     logit_adjustment:  log(n_c / n), so that logits need not learn how frequent a label is here (Menon et al., ICLR 2021; between agents
                        Legate et al., CoLLAs 2023);
+    smoothed:          log((1 - λ) n_c / n + λ / C): the same, but a label without rows is there, and seldom. It is pushed down where it is
+                       taken for one of the agent's own, and hardly anywhere else;
     fedlc:             -τ · n_c^(-1/4), a margin that is the wider the fewer rows (Zhang et al., ICML 2022).
 
-    A label without rows has minus infinity in all but the first: it has no part in the loss, so this agent unlearns nothing of it.
+    A label without rows has minus infinity in mask, logit_adjustment and fedlc: it has no part in the loss, so this agent unlearns nothing of it.
     """
     rows = torch.tensor(counts, dtype=torch.float64)
     match label_skew:
@@ -44,6 +48,8 @@ def label_offsets(label_skew: LabelSkew, counts: Sequence[int]) -> Tensor:
             offsets = torch.zeros_like(rows)
         case "logit_adjustment":
             offsets = (rows / rows.sum()).log()
+        case "smoothed":
+            return ((1 - SMOOTHED) * rows / rows.sum() + SMOOTHED / len(counts)).log().float()
         case "fedlc":
             offsets = -FEDLC_TAU * rows.pow(-0.25)
     return offsets.masked_fill(rows == 0, -torch.inf).float()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fedcybgd.coordinator.domain import sketch
 from fedcybgd.coordinator.domain.run_file import AdmissionSection
+from fedcybgd.shared.contract.block_names import HEAD, LONGEST_MEAN
 from fedcybgd.shared.contract.training import TrainSettings
 from fedcybgd.shared.contract.words import MOST_STEPS
 
@@ -128,7 +129,8 @@ def believed_steps(settings: TrainSettings, claimed: int, seconds: float) -> int
 def reach(settings: TrainSettings, block: str, delta: BlockDelta, steps: int) -> float:
     """The norm that a visit of so many steps can give the delta of a block."""
     rate = next(group.learning_rate for group in settings.groups if block in group.blocks)
-    return rate * steps * (math.sqrt(delta.size) + settings.weight_decay * delta.base_norm)
+    means = LONGEST_MEAN * math.sqrt(settings.num_labels or 0) if block == HEAD and settings.head_start == "class_means" else 0.0
+    return rate * steps * (math.sqrt(delta.size) + settings.weight_decay * delta.base_norm) + means
 
 
 def reach_of_corrections(settings: TrainSettings, shapes: Iterable[Sequence[int]], steps: int) -> float:

@@ -15,7 +15,7 @@ def corrections_of(spec: RunFile, seat: Seat, blocks: Mapping[str, Sequence[Tens
     What a visit trains gets no corrections, and what the run leaves as it is gets none either.
     """
     said = spec.corrections
-    if said is None:
+    if said is None or seat.head_start != "fresh":
         return None
     trained = {*seat.blocks, *spec.schedule.always}
     names = list(blocks)

@@ -293,7 +293,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "what the evidence says after its semicolon, for a run after this one", _told("labels_forgotten"),
     ),
     Symptom(
-        "single_label", "warning", "a training loss of exactly 0", "leave that agent out, or train.label_skew: none", _told("single_label"),
+        "single_label", "warning", "label counts of one label, or a training loss of exactly 0", "leave that agent out, or train.label_skew: none",
+        _told("single_label"),
     ),
     Symptom(
         "emulator_unfaithful", "warning", f"compression.floor, else a cosine of {UNFAITHFUL:g}: more than half of a step goes elsewhere",

@@ -86,10 +86,12 @@ def remedy(spec: RunFile, told: bool) -> str:
     """What a run file, or the owners of rows, can do about it. `told`: all agents tell how many rows of each label they trained on."""
     found, shared = [], method_of(spec).is_shared(spec)
     if spec.label_skew == "none":
-        found.append("train.label_skew: logit_adjustment")
+        found.append("train.label_skew: smoothed")
+    if spec.schedule.head_start == "fresh":
+        found.append("schedule.head_start: class_means, if the model's head is fresh")
     if shared and spec.head_average != "by_label":
         found.append("schedule.head_average: by_label")
-    if shared and not told:
+    if (shared or spec.schedule.head_start != "fresh") and not told:
         found.append("tell_labels = true in the agents' agent.toml, if their owners agree")
     if not found:
         return "the run file allows for it already; what is left are more cycles, or rows of more labels at each agent"

@@ -37,6 +37,7 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("schedule", "wave"): f"{ADAPTED}; how many agents train is `adapters.fraction`",
         ("schedule", "damping"): "under `method: adapters` deltas are averaged, and their mean is taken as it is",
         ("schedule", "first_cycle"): ADAPTED,
+        ("schedule", "head_start"): f"{ADAPTED}, and whatever else is trained along",
         ("compression", "drop_ratio"): BESIDE_ALL,
         ("compression", "prune_ratio"): BESIDE_ALL,
     },

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.versions import ADAPTERS, CORRECTIONS, LABEL_SKEW, SPOKEN, Version
+from fedcybgd.shared.contract.versions import ADAPTERS, CORRECTIONS, LABEL_SKEW, SMOOTHED, SPOKEN, Version
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ FIRST = Version(SPOKEN.major, 0)
 
 def needed(spec: RunFile) -> Version:
     """The version of the protocol that an agent must know to train as the run file says: an earlier one would leave out what is new."""
+    if spec.label_skew == "smoothed" or spec.schedule.head_start != "fresh":
+        return SMOOTHED
     if spec.corrections is not None:
         return CORRECTIONS
     if spec.adapters is not None:

@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
 from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.block_names import HEAD
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
@@ -71,7 +72,7 @@ class TrainSection(Training, Section):
     always_learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the same factor for the blocks trained along")
     label_skew: LabelSkew | None = Field(
         None,
-        description="what the loss does where agents have different labels; default: logit_adjustment for classification, else none",
+        description="what the loss does where agents have different labels; default: smoothed for classification, else none",
     )
 
     @model_validator(mode="after")
@@ -198,7 +199,7 @@ class RunFile(Section):
     @property
     def label_skew(self) -> LabelSkew:
         """What visits are told. It costs nothing where shares are equal."""
-        usual: LabelSkew = "logit_adjustment" if self.task.is_classification else "none"
+        usual: LabelSkew = "smoothed" if self.task.is_classification else "none"
         return self.train.label_skew or usual
 
     @property
@@ -212,10 +213,21 @@ class RunFile(Section):
             raise ValueError(f"train.label_skew: {self.task.kind} has no labels; leave it out, or say none (not {self.label_skew!r})")
         if not self.task.is_classification and self.head_average == "by_label":
             raise ValueError(f"schedule.head_average: {self.task.kind} has no labels; say damped or mean (not 'by_label')")
+        if self.schedule.head_start != "fresh":
+            self._check_head_start()
         if self.schedule.head_average == "by_label" and self.admission.average != "mean":
             text = f"schedule.head_average: by_label is a mean; it does not go with admission.average {self.admission.average!r}"
             raise ValueError(text)
         return self
+
+    def _check_head_start(self) -> None:
+        field = f"schedule.head_start: {self.schedule.head_start}"
+        if not self.task.is_classification:
+            raise ValueError(f"{field} is for classifications, and {self.task.kind} has no labels; leave it out, or say fresh")
+        if HEAD not in self.schedule.always:
+            raise ValueError(f"{field} needs a head that is trained along: write `always: [{HEAD}]` under `schedule`")
+        if self.label_skew == "none":
+            raise ValueError(f"{field} does not go with train.label_skew none, with which each agent moves the rows of all labels")
 
     @field_validator("average_versions", "keep_best", "stop")
     @classmethod

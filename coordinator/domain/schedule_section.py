@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fedcybgd.coordinator.domain.aggregate import HeadAverage
 from fedcybgd.coordinator.domain.section import Section
-from fedcybgd.shared.contract.words import MOST_STEPS
+from fedcybgd.shared.contract.words import MOST_STEPS, HeadStart
 
 
 class FirstCycleSection(Section):
@@ -61,6 +61,11 @@ class ScheduleSection(Section):
         None,
         description="how a head is put together that a wave trains along; default: by_label for classification, else damped",
     )
+    head_start: HeadStart = Field(
+        "fresh",
+        description="what a classifier's fresh head begins as; class_means: in a round before the first cycle each agent sets its labels' rows to the "
+        "means of its rows, where its owner lets labels be told",
+    )
     wave_deadline_s: float | None = Field(
         None,
         gt=0,
@@ -73,6 +78,11 @@ class ScheduleSection(Section):
         le=1000,
         description="failed attempts and rejections of one visit before the run is paused, once nobody is left who has not failed at it",
     )
+
+    @property
+    def rounds_before(self) -> int:
+        """Rounds before the first cycle, which is counted with it."""
+        return int(self.head_start != "fresh")
 
     @property
     def widest(self) -> int:

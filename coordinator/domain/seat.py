@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedcybgd.shared.contract.words import HeadStart
+
 
 class Seat(BaseModel):
     """(round, number): which blocks are trained, by whom, at which learning rates, from which seed."""
@@ -21,6 +23,12 @@ class Seat(BaseModel):
     learning_rate: float
     always_learning_rate: float
     seed: int
+    head_start: HeadStart = "fresh"
+    """what its head begins as; where it is not fresh, nothing is trained along"""
+
+    def along(self, always: Sequence[str]) -> list[str]:
+        """Which of the blocks that the run trains along this seat does."""
+        return [name for name in always if name not in self.blocks] if self.head_start == "fresh" else []
 
     @property
     def block(self) -> str:

@@ -18,7 +18,7 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.adapters import select as select_matrices
-from fedcybgd.shared.contract.block_names import select
+from fedcybgd.shared.contract.block_names import HEAD, of_labels, select
 from fedcybgd.shared.models.adapters import initial, linear_weights
 from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, partition
@@ -57,6 +57,8 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
     available = {t.name: tuple(t.shape) for block in payload.blocks for t in block.tensors}
     fresh = _check_fresh(blocks, available, visited, always)
     values = _initialise(model, fresh, payload.seed)
+    if payload.head_start == "class_means":
+        values |= _unset(blocks, fresh, payload.num_labels)
     linear = _corrected(model, payload)
     stored = [_store(store, block, payload, values, linear) for block in blocks]
     config["pad_token_id"] = padding_of(model)
@@ -126,6 +128,13 @@ def _initialise(model: nn.Module, fresh: list[str], seed: int) -> dict[str, torc
             model._init_weights(model.get_submodule(path))  # type: ignore[operator]
     made = {name: model.get_submodule(path).get_parameter(leaf).detach() for name, (path, _, leaf) in places.items()}
     return made | factors
+
+
+def _unset(blocks: list[BlockSpec], fresh: list[str], labels: int | None) -> dict[str, torch.Tensor]:
+    """The rows of a fresh classifier's head at zero: so visits see which nobody has set yet."""
+    shapes = {tensor.name: tensor.shape for block in blocks if block.name == HEAD for tensor in block.tensors}
+    name = of_labels(shapes, labels or 0)
+    return {name: torch.zeros(shapes[name])} if name in fresh else {}
 
 
 def _same(value: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ def simulate(
         change = changes[min(cycle, 1)]
         for seat in method.seats(spec, visited, agents, number, common):
             agent, turn = seat.agent or agents[turn % len(agents)], turn + 1
-            trained = frozenset({*seat.blocks, *spec.schedule.always})
+            trained = frozenset({*seat.blocks, *seat.along(spec.schedule.always)})
             now = list(state.blocks.values())
             plan = plan_for(agent, now, trained)
             if plan is None:

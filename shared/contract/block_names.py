@@ -1,13 +1,15 @@
 """The names of blocks, without torch: which blocks a pattern means, and which layers a name holds."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from fedcybgd.shared.contract.errors import PartitionError
 
 HEAD = "head"
 """The block of what comes after the base model, for one task"""
+LONGEST_MEAN = 20.0
+"""No row of a classifier's head that is set to a class mean is longer: a logit of so much tells its label from others of MiniLM."""
 
 
 def block_name(kind: str, index: int, per_block: int, length: int) -> str:
@@ -32,6 +34,11 @@ def select(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
             raise PartitionError(f"{pattern!r} means no block of this model; its blocks are {', '.join(names)}", blocks=list(names))
         chosen |= found
     return [name for name in names if name in chosen]
+
+
+def of_labels(shapes: Mapping[str, Sequence[int]], labels: int) -> str | None:
+    """Of the tensors of a classifier's head the matrix with a row for each label: the last one of that many rows, for what it gives are logits."""
+    return next((name for name, shape in reversed(list(shapes.items())) if len(shape) == 2 and shape[0] == labels), None)
 
 
 def touches(pattern: str, name: str) -> bool:

@@ -7,7 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from fedcybgd.shared.contract.adapters import MOST_MATRICES
 from fedcybgd.shared.contract.task import TaskSpec
-from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_LABELS, MOST_STEPS, AgentMessage, Count, LabelSkew, Name, Optimizer, Precision
+from fedcybgd.shared.contract.words import (
+    MOST_BLOCKS,
+    MOST_LABELS,
+    MOST_STEPS,
+    AgentMessage,
+    Count,
+    HeadStart,
+    LabelSkew,
+    Name,
+    Optimizer,
+    Precision,
+)
 
 
 class ParameterGroup(BaseModel):
@@ -53,6 +64,9 @@ class TrainSettings(Training, TaskSpec):
     groups: list[ParameterGroup] = Field(max_length=MOST_BLOCKS)
     corrections: Corrections | None = Field(None, description="what is trained of blocks that are frozen; null: nothing")
     label_skew: LabelSkew = Field("none", description="what the loss does about labels that the agent's rows have seldom or never")
+    head_start: HeadStart = Field(
+        "fresh", description="class_means: rows of the head that are zero are first set to the means of the agent's own rows"
+    )
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
 
     @property

@@ -21,7 +21,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 5)
+SPOKEN = Version(1, 6)
 SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
 LABEL_SKEW = Version(1, 3)
@@ -30,6 +30,8 @@ ADAPTERS = Version(1, 4)
 """From this one on an agent knows models with adapters; an earlier one could not make them."""
 CORRECTIONS = Version(1, 5)
 """From this one on an agent knows `train.corrections`; an earlier one would leave them out, and send a delta without them."""
+SMOOTHED = Version(1, 6)
+"""From this one on an agent knows `label_skew: smoothed` and `train.head_start`; an earlier one would refuse the first and leave out the second."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

@@ -33,9 +33,11 @@ Codec = Annotated[str, AfterValidator(_known_codec)]
 DeltaCodec = Literal["float32", "bfloat16", "int8", "int4"]
 """How a delta travels."""
 Optimizer = Literal["adamw", "adamw-8bit"]
-LabelSkew = Literal["none", "mask", "logit_adjustment", "fedlc"]
-CorrectedLayers = Literal["all", "above"]
+LabelSkew = Literal["none", "mask", "logit_adjustment", "smoothed", "fedlc"]
 """What the training loss of a classifier does about labels that an agent has few rows of, or none."""
+HeadStart = Literal["fresh", "class_means"]
+"""What a classifier's fresh head begins as: as the model draws it, or at the means of what the model makes of the rows of each label."""
+CorrectedLayers = Literal["all", "above"]
 Task = Literal["text-classification", "causal-lm", "image-classification"]
 CLASSIFICATIONS: frozenset[Task] = frozenset({"text-classification", "image-classification"})
 """Tasks whose rows have one label each."""

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from safetensors.torch import save
 
@@ -18,13 +19,17 @@ def hands(live: LiveCoordinator) -> list[Hand]:
     return [Hand(live) for _ in range(3)]
 
 
-def deliver(hand: Hand, run: str, counts: list[int], code: str | None = None, **more: Any) -> Any:
-    assignment = hand.take(run)
+def submit(hand: Hand, assignment: Any, counts: list[int], **more: Any) -> httpx.Response:
     data = save(hand.delta(assignment))
     assert hand.put(assignment, data).status_code == 200
     metrics = METRICS.model_copy(update={"rows": 16, "label_counts": counts, **more}).model_dump(mode="json")
     body = {"attempt": assignment.attempt, "digest": digest_of(data), "metrics": metrics}
-    answer = hand.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
+    return hand.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
+
+
+def deliver(hand: Hand, run: str, counts: list[int], code: str | None = None, **more: Any) -> Any:
+    assignment = hand.take(run)
+    answer = submit(hand, assignment, counts, **more)
     if code is not None:
         refused(answer, 422, code)
         return hand.give_back(assignment, "other")
@@ -51,15 +56,16 @@ def test_unlike_labels_that_are_told_are_a_warning_with_the_remedy(live: LiveCoo
     settled(live, run)
     [(code, text)] = told(live, run)
     assert code == "label_skew"
-    assert "train.label_skew: logit_adjustment" in text
+    assert "train.label_skew: smoothed" in text
     shown = [live.operator.get(f"/runs/{run}"), live.operator.get(f"/runs/{run}/assignments"), live.operator.get("/status")]
     assert not re.search(r"'label_counts': \[", str(shown)), "counts are nobody's to read"
 
 
-def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
-    run = start_run(live, model, hands[:1], schedule={"cycles": 2})
+@pytest.mark.parametrize(("kind", "loss"), [("logit_adjustment", 0.0), ("smoothed", 0.1)])
+def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, hands: list[Hand], kind: str, loss: float) -> None:
+    run = start_run(live, model, hands[:1], schedule={"cycles": 2}, train={"label_skew": kind})
     for _ in range(2):
-        deliver(hands[0], run, [16, 0, 0], loss_first=0.0, loss_last=0.0)
+        deliver(hands[0], run, [16, 0, 0], loss_first=loss, loss_last=loss)
         settled(live, run)
     [(code, text)] = told(live, run)
     assert code == "single_label"
@@ -73,6 +79,24 @@ def test_counts_that_a_run_file_asks_for_and_nobody_tells_are_missed_once(live: 
     settled(live, run)
     codes = [e["code"] for e in live.operator.get(f"/runs/{run}")["events"]]
     assert codes.count("label_counts_missing") == 1
+
+
+def test_class_means_are_a_round_of_heads_before_the_first_cycle(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
+    schedule = {"head_start": "class_means", "wave": 2, "damping": 0.5, "blocks": ["layers.0", "layers.1"], "cycles": 2}
+    run = start_run(live, model, hands, schedule=schedule)
+    assert settled(live, run)["rounds_total"] == 3
+    for number, hand in enumerate(hands):
+        assignment = hand.take(run)
+        assert (assignment.train.trained, assignment.train.head_start) == (("head",), "class_means")
+        counts = [0, 0, 0]
+        counts[number] = 16
+        assert submit(hand, assignment, counts).status_code == 202
+    view = settled(live, run)
+    assert view["rounds_done"] == 1
+    later = next(found for hand in hands if (found := hand.claim(run)) is not None)
+    assert (later.train.head_start, "head" in later.train.trained, later.train.trained[0].startswith("layers.")) == ("fresh", True, True)
+    series = live.operator.get(f"/runs/{run}/series")
+    assert series["visits"] == len(hands)
 
 
 ROWS = [{"text": f"w{i}", "label": i % 3} for i in range(30)]

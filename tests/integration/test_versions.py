@@ -87,7 +87,7 @@ def test_an_agent_of_before_label_skew_is_told_of_and_gets_no_work_that_it_would
     assert old.claim(run["name"]) is None
     fits = {"runs": [{"run_id": run["id"], "fits": True}]}
     assert old.http.put("/agents/me/readiness", json=fits).status_code == 204
-    assert hand.take(run["name"]).train.label_skew == "logit_adjustment", "what was meant for the old one is anybody's at once"
+    assert hand.take(run["name"]).train.label_skew == "smoothed", "what was meant for the old one is anybody's at once"
     [said] = [e["message"] for e in live.operator.get(f"/runs/{run['id']}")["events"] if e["code"] == "agent_unfit"]
     assert old.name in said
     assert "1.2" in said

@@ -32,15 +32,16 @@ def word_piece(folder: Path, most: int | None = None) -> None:
     fast.save_pretrained(folder)
 
 
-def tiny_bert(folder: Path, layers: int = 2, seed: int = 0) -> Path:
-    """A BertModel of about 10,000 parameters, with a pooler and without a head."""
+def tiny_bert(folder: Path, layers: int = 2, seed: int = 0, **more: float) -> Path:
+    """A BertModel of about 10,000 parameters, with a pooler and without a head; `more` is of its configuration."""
     import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
-    )
+        vocab_size=100, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+        **more,
+    )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     word_piece(folder)
     return folder

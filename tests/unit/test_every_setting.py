@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.training import Corrections, ParameterGroup, TrainSettings
 from tests.support.methods import all_averaged
 from tests.support.story import HELD_OUT, Story, stage
-from tests.support.training import Home
+from tests.support.training import Home, unset_rows
 
 ROWS, OTHERS = HELD_OUT
 PLAIN: dict[str, Any] = {
@@ -66,6 +66,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "schedule.first_cycle.steps": ("assignment", 2, {"schedule.first_cycle.wave": 3}),
     "schedule.first_cycle.epochs": ("assignment", 0.5, {"schedule.first_cycle.wave": 3}),
     "schedule.head_average": ("apply", "damped", {"schedule.wave": 3, "schedule.damping": 0.5}),
+    "schedule.head_start": ("prepare", "class_means", {}),
     "schedule.wave_deadline_s": ("deadline", 60, {"schedule.wave": 3}),
     "schedule.max_attempts": ("attempts", 9, {}),  # fewer than six make no difference: each of three agents is asked twice
     "train.steps": ("assignment", 5, {}),
@@ -190,6 +191,7 @@ VISIT: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "precision": ("bfloat16", {}),
     "optimizer": ("adamw-8bit", {}),
     "label_skew": ("logit_adjustment", {}),
+    "head_start": ("class_means", {"groups": [ParameterGroup(blocks=["head"], learning_rate=2e-2)]}),
     "task": ("causal-lm", {}),
     "num_labels": (2, {}),
     "label_names": (["c", "b", "a"], {}),
@@ -203,7 +205,8 @@ VISIT: dict[str, tuple[Any, Mapping[str, Any]]] = {
 def outcome(home: Home, values: Mapping[str, Any]) -> bytes | str:
     """The delta of a visit, or the kind of error that it ended with."""
     request = home.request("layers.1", label_names=["a", "b", "c"])
-    request = request.model_copy(update={"train": TrainSettings.model_validate({**dict(request.train), **values})})
+    train, data = TrainSettings.model_validate({**dict(request.train), **values}), request.data.model_copy(update={"tell_labels": True})
+    request = request.model_copy(update={"train": train, "data": data})
     try:
         Visitor("cpu").visit(request, lambda _: None, lambda: False)
     except Exception as error:  # whichever it is: it comes of the setting
@@ -216,6 +219,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Home:
     made = Home(tmp_path_factory.mktemp("home"), bert, "bert")
     named = made.rows.read_text().replace('"label": 0', '"label": "a"').replace('"label": 1', '"label": "b"')
     made.rows.write_text(named)
+    unset_rows(made, [1])
     return made
 
 

@@ -154,8 +154,11 @@ def test_forgetting_is_a_loss_that_rose_and_labels_that_are_never_right(
 
 def test_the_remedy_names_what_is_not_set_yet() -> None:
     worst = spec({"head_average": "damped"}, train={"label_skew": "none"})
-    assert "train.label_skew: logit_adjustment; schedule.head_average: by_label; tell_labels = true" in remedy(worst, told=False)
-    assert remedy(spec(), told=True).startswith("the run file allows for it already")
+    assert (
+        "train.label_skew: smoothed; schedule.head_start: class_means, if the model's head is fresh; schedule.head_average: by_label; tell_labels = true"
+        in remedy(worst, told=False)
+    )
+    assert remedy(spec({"head_start": "class_means"}), told=True).startswith("the run file allows for it already")
     assert "tell_labels" not in remedy(spec({"wave": 1}, train={"label_skew": "none"}), told=False)
 
 

@@ -31,6 +31,8 @@ def by_hand(kind: LabelSkew, logits: Sequence[float], label: int) -> float:
             terms[c] = math.exp(logit)
         elif count and kind == "logit_adjustment":  # softmax of f_c + log of the prior of c
             terms[c] = math.exp(logit) * count / n
+        elif kind == "smoothed":  # the same with a prior of which a quarter is alike for all labels
+            terms[c] = math.exp(logit) * (0.75 * count / n + 0.25 / len(COUNTS))
         elif count and kind == "fedlc":  # the margin of c is one over the fourth root of its rows
             terms[c] = math.exp(logit - 1 / count**0.25)
     return -math.log(terms[label] / sum(terms.values()))
@@ -48,7 +50,7 @@ class Table(nn.Module):
 
 
 BATCH = Batch({"input_ids": torch.arange(3)[:, None]}, torch.ones(3, 1, dtype=torch.int64), torch.tensor(LABELS))
-KINDS: list[LabelSkew] = ["none", "mask", "logit_adjustment", "fedlc"]
+KINDS: list[LabelSkew] = ["none", "mask", "logit_adjustment", "smoothed", "fedlc"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,18 +64,19 @@ def test_the_loss_is_that_of_its_paper(kind: LabelSkew, precision: torch.dtype) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_label_without_rows_gets_a_gradient_only_where_nothing_is_done_about_skew(kind: LabelSkew) -> None:
+def test_a_label_without_rows_gets_a_gradient_only_where_it_has_a_part_in_the_loss(kind: LabelSkew) -> None:
     model = Table()
     Loss(model, "text-classification", torch.float32, offsets=label_offsets(kind, COUNTS))(BATCH)[0].backward()
     gradient = model.logits.grad
     assert gradient is not None
     assert gradient.isfinite().all()
-    assert gradient[:, 1].any().item() == (kind == "none")
+    assert gradient[:, 1].any().item() == (kind in ("none", "smoothed"))
     assert gradient[:, 0].all()
 
 
-def test_equal_shares_make_logit_adjustment_the_plain_loss() -> None:
-    equal = label_offsets("logit_adjustment", [5, 5, 5, 5])
+@pytest.mark.parametrize("kind", ["logit_adjustment", "smoothed"])
+def test_equal_shares_make_logit_adjustment_the_plain_loss(kind: LabelSkew) -> None:
+    equal = label_offsets(kind, [5, 5, 5, 5])
     adjusted = Loss(Table(), "text-classification", torch.float32, offsets=equal)(BATCH)[0]
     assert adjusted.item() == pytest.approx(float(Loss(Table(), "text-classification", torch.float32)(BATCH)[0]), rel=1e-6)
 
@@ -86,11 +89,13 @@ def home(tmp_path: Path, bert: Path) -> Home:
     return made
 
 
-@pytest.mark.parametrize("kind", ["mask", "logit_adjustment", "fedlc"])
+@pytest.mark.parametrize("kind", ["mask", "logit_adjustment", "smoothed", "fedlc"])
 def test_a_visit_leaves_the_head_of_a_label_without_rows_as_it_was(home: Home, kind: LabelSkew) -> None:
-    weight = "classifier.weight"
+    weight, bias = "classifier.weight", "classifier.bias"
     plain = train(home.request("head"))[weight]
-    moved = train(home.request("head", label_skew=kind))[weight]
+    delta = train(home.request("head", label_skew=kind))
+    moved = delta[weight]
+    assert not delta[bias][1].any()
     assert plain[1].any(), "the plain loss unlearns it"
     assert not moved[1].any()
     assert moved[0].any()
@@ -114,8 +119,8 @@ OF_LABELS = "text-classification, labels: 3"
 
 @pytest.mark.parametrize(
     ("kind", "said", "meant"),
-    [(OF_LABELS, "", "logit_adjustment"), (OF_LABELS, "label_skew: none", "none"), (OF_LABELS, "label_skew: fedlc", "fedlc"),
-     ("image-classification, labels: 3", "", "logit_adjustment"), ("causal-lm", "", "none"), ("causal-lm", "label_skew: none", "none")],
+    [(OF_LABELS, "", "smoothed"), (OF_LABELS, "label_skew: none", "none"), (OF_LABELS, "label_skew: fedlc", "fedlc"),
+     ("image-classification, labels: 3", "", "smoothed"), ("causal-lm", "", "none"), ("causal-lm", "label_skew: none", "none")],
 )  # fmt: skip
 def test_classifiers_allow_for_label_skew_by_default(kind: str, said: str, meant: str) -> None:
     assert parse_run_file(RUN % (kind, said)).label_skew == meant

@@ -60,6 +60,8 @@ def drawn(number: int) -> dict[str, Any]:
     for section, fields in CHOICES.items():
         values[section] = {name: draw.choice(options) for name, options in fields.items() if draw.random() < 0.5}
     values["train"] |= draw.choice([{}, {"steps": 5}, {"epochs": 0.5}])
+    if classes and values["train"].get("label_skew") != "none" and "head" in values["schedule"].get("always", []) and draw.random() < 0.7:
+        values["schedule"]["head_start"] = "class_means"
     if draw.random() < 0.5:
         values["seed"] = draw.randrange(1000)
     if values["schedule"].get("cycles", 1) > 1:
@@ -71,7 +73,7 @@ def drawn(number: int) -> dict[str, Any]:
         method, more = draw.choice([("whole", {}), ("adapters", {"rank": 2}), ("adapters", {"combine": "handed"})])
         averaging = draw.choice([{}, {"fraction": 0.5}, {"fraction": 0.1, "weights": "equal"}, {"outer": {"momentum": 0.9}}])
         values |= {"method": method, method: more | ({} if "combine" in more else averaging)}
-        for field in ("order", "agents", "wave", "damping", "first_cycle"):
+        for field in ("order", "agents", "wave", "damping", "first_cycle", *(["head_start"] if method == "adapters" else [])):
             values["schedule"].pop(field, None)
     if "method" in values or draw.random() < 0.5:
         values.pop("corrections")

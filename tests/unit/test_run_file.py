@@ -35,6 +35,7 @@ schedule:
   damping: 0.5
   first_cycle: {wave: 4, damping: 0.3, steps: 5, epochs: null}
   head_average: mean
+  head_start: class_means
   wave_deadline_s: 60
   max_attempts: 3
 train:
@@ -103,9 +104,8 @@ def problems(text: str) -> list[tuple[int, str, str]]:
 
 def test_a_good_file_is_read_whole() -> None:
     run = parse_run_file(GOOD)
-    assert run.model_dump(exclude={"evaluate": {"digest"}}) == yaml.safe_load(GOOD) | {
-        "train": yaml.safe_load(GOOD)["train"] | {"steps": None}
-    }
+    good = yaml.safe_load(GOOD)
+    assert run.model_dump(exclude={"evaluate": {"digest"}}) == good | {"train": good["train"] | {"steps": None}}
     assert run.task.num_labels == 3
     assert run.task.label_names == ["card", "loan", "pin"]
 
@@ -114,8 +114,7 @@ def test_three_fields_are_enough() -> None:
     run = parse_run_file(SMALLEST)
     found = (run.schedule.cycles, run.schedule.order, run.schedule.blocks, run.agents, run.evaluate)
     assert found == (1, "ascending", ["all"], "all", None)
-    assert run.train.steps is None
-    assert run.train.epochs is None
+    assert (run.train.steps, run.train.epochs) == (None, None)
 
 
 def test_what_the_coordinator_keeps_is_the_same_run_file() -> None:
@@ -177,6 +176,7 @@ WRONG = [
     ("  damping:", "  damping: 1.5", "schedule.damping"),
     *(("  first_cycle:", f"  first_cycle: {{{n}: 0}}", f"schedule.first_cycle.{n}") for n in ("wave", "damping", "steps", "epochs")),
     ("  head_average:", "  head_average: median", "schedule.head_average"),
+    ("  head_start:", "  head_start: zero", "schedule.head_start"),
     ("  wave_deadline_s:", "  wave_deadline_s: 0", "schedule.wave_deadline_s"),
     ("  epochs:", "  epochs: 0", "train.epochs"),
     ("  epochs:", "  steps: 0", "train.steps"),

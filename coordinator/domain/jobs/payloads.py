@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.run_file import AdmissionSection
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Corrections
-from fedcybgd.shared.contract.words import ExportForm, JsonObject, Task
+from fedcybgd.shared.contract.words import ExportForm, HeadStart, JsonObject, Task
 
 
 class ImportPayload(BaseModel):
@@ -41,6 +41,7 @@ class PreparePayload(TaskSpec):
     held_out: HeldOutRef | None
     adapters: AdaptersSection | None = None
     corrections: CorrectionsSection | None = None
+    head_start: HeadStart = "fresh"
 
 
 class PrepareResult(BaseModel):

@@ -21,11 +21,14 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
     metrics, name = assignment.metrics, queries.agent_name(session, assignment.agent_id)
     if metrics is None or not run.spec.task.is_classification:
         return
-    if run.spec.label_skew != "none" and metrics.loss_first == metrics.loss_last == 0.0:
-        text = f"the training loss of {name} is 0: its rows seem to have one label, and with train.label_skew {run.spec.label_skew} it teaches nothing"
+    of_one = metrics.label_counts is not None and sum(count > 0 for count in metrics.label_counts) == 1
+    if run.spec.label_skew != "none" and (of_one or metrics.loss_first == metrics.loss_last == 0.0):
+        teaches = "little" if run.spec.label_skew == "smoothed" else "nothing"
+        text = f"the rows of {name} seem to have one label, and with train.label_skew {run.spec.label_skew} it teaches {teaches}"
         if not _told(session, run.id, "single_label", assignment.agent_id):
             record(session, now, "warning", "single_label", text, run_id=run.id, agent_id=assignment.agent_id)
-    asked = run.spec.schedule.head_average == "by_label" and run.spec.schedule.widest > 1
+    means = run.spec.schedule.head_start == "class_means"
+    asked = (run.spec.schedule.head_average == "by_label" and run.spec.schedule.widest > 1) or means
     if asked and metrics.label_counts is None and not _told(session, run.id, "label_counts_missing"):
         text = f"{name} does not tell its label counts (tell_labels in its agent.toml): heads of waves in which it is are undamped means, not by label"
         record(session, now, "warning", "label_counts_missing", text, run_id=run.id, agent_id=assignment.agent_id)

@@ -50,6 +50,7 @@ def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None
         **dict(spec.task.spec), config=model.config, files=model.files, blocks=model.blocks,
         patterns=spec.schedule.blocks, always=spec.schedule.always, layers_per_block=spec.schedule.layers_per_block,
         seed=spec.seed, held_out=held_out, adapters=spec.adapters, corrections=spec.corrections,
+        head_start=spec.schedule.head_start,
     )  # fmt: skip
     jobs.enqueue(session, PREPARE, run.id, payload, now)
     record(session, now, "info", "run_created", f"run {run.name} created", run_id=run.id)

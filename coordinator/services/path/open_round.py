@@ -102,12 +102,12 @@ def _corrections(session: Session, run: Run, spec: RunFile, seat: Seat) -> Corre
 
 def train_settings(spec: RunFile, seat: Seat, corrections: Corrections | None = None) -> TrainSettings:
     """What an agent is told about a visit: all that the run file says of training, and what the method makes of its learning rates."""
-    along = [name for name in spec.schedule.always if name not in seat.blocks]
+    along = seat.along(spec.schedule.always)
     groups = [ParameterGroup(blocks=list(seat.blocks), learning_rate=seat.learning_rate)]
     if along:
         groups.append(ParameterGroup(blocks=along, learning_rate=seat.always_learning_rate))
     train = spec.in_cycle(seat.cycle).train
     return TrainSettings(
         **{name: getattr(train, name) for name in Training.model_fields}, **dict(spec.task.spec), groups=groups,
-        label_skew=spec.label_skew, corrections=corrections, seed=seat.seed,
+        label_skew=spec.label_skew, head_start=seat.head_start, corrections=corrections, seed=seat.seed,
     )  # fmt: skip

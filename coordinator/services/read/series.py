@@ -6,8 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Evaluation, Model, Round, Run
-from fedcybgd.coordinator.domain.methods.registry import method_of
-from fedcybgd.coordinator.domain.schedule import cycle_of
+from fedcybgd.coordinator.domain.methods.registry import method_of, place_of
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.shared.contract.run_views import LossView, SeriesView
@@ -33,13 +32,17 @@ def visits_of(session: Session, run: Run) -> int:
     """Of closed rounds; by the shape of rounds, for to count ten million rows takes seconds."""
     if not run.rounds_done:
         return 0
-    method = method_of(run.spec)
-    if method.trains_all(run.spec):
-        seats = session.scalars(select(Round.seats).where(Round.run_id == run.id, Round.number == run.rounds_done - 1)).one_or_none()
-        return run.rounds_done * len(seats or ())
+    before = run.spec.schedule.rounds_before
+    first = _seats(session, run, 0) if before else 0
+    if method_of(run.spec).trains_all(run.spec):
+        return first + (run.rounds_done - before) * _seats(session, run, run.rounds_done - 1)
     blocks = len(run.trained_blocks)
-    cycle, place = cycle_of(lambda of: method.rounds_per_cycle(of, run.trained_blocks), run.spec, run.rounds_done)
-    return cycle * blocks + min(blocks, place * run.spec.in_cycle(cycle).schedule.wave)
+    cycle, place = place_of(run.spec, run.trained_blocks, run.rounds_done)
+    return first + cycle * blocks + min(blocks, place * run.spec.in_cycle(cycle).schedule.wave)
+
+
+def _seats(session: Session, run: Run, number: int) -> int:
+    return len(session.scalars(select(Round.seats).where(Round.run_id == run.id, Round.number == number)).one_or_none() or ())
 
 
 def _evaluations(session: Session, run_id: str, spacing: int) -> Sequence[Evaluation]:
