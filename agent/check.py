@@ -198,6 +198,8 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
     found += f"; tokens a row: median {statistics.median(lengths):.0f}, longest {max(lengths)}, in all {sum(lengths):,}"
     if cut and run.task == "text-classification":
         found += f"; {cut:,} rows are longer than {run.max_length} and would be cut"
+    if cut and run.task == "extractive-qa":
+        found += f"; contexts of {cut:,} rows are cut into windows of {run.max_length} tokens"
     return Finding(True, what, found)
 
 
@@ -213,5 +215,5 @@ def _token_lengths(run: RunOffer, examples: list[Row], client: Client, walls: Wa
     if (ref := next((f for f in run.files if f.name == "tokenizer.json"), None)) is None:
         return None
     tokenizer = client.run_file(run.run_id, ref).decode("utf-8", "replace")
-    texts = [" ".join(str(v) for k, v in e.items() if k != "label") for e in examples]
+    texts = [" ".join(str(v) for k, v in e.items() if k not in ("label", "answers")) for e in examples]
     return token_lengths(walls, tokenizer, texts)

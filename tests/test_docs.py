@@ -211,7 +211,7 @@ def options_of(command: object, before: str = "") -> Iterator[tuple[str, set[str
 
 def test_run_files_that_are_shown_are_valid() -> None:
     shown = fenced(text("run-file.md"), "yaml")
-    assert len(shown) == 6
+    assert len(shown) == 7
     for example in shown:
         assert parse_run_file(example).name == yaml.safe_load(example)["name"]
 

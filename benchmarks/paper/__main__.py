@@ -6,6 +6,7 @@ schedules     layers a visit, orders, and which agent trains which block, on a m
 interference  what training one block does to the gain and the gradient of the next, in four architectures; needs `--data` for one
 wall-clock    what compression costs in time, and the bandwidth at which it pays; needs `--data`
 ratios        the ratios that the authors' own logs show, beside ours
+question-answering  answers in contexts, and a LoRA that was never trained; needs `--data` with xquad_en_squad_dev_subset.jsonl.gz
 
 All arms of a seed are run one after another, in this process, with one thread, on the same rows. `--data` is a directory with glue_sst2_train.jsonl.gz
 and glue_sst2_dev.jsonl.gz (fields `sentence` and `label`); the rest comes with the project. `--tiny` tells in seconds whether it runs at all.
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.paper import compression, interference, one_client, ratios, schedules, wall_clock
+from benchmarks.paper import compression, interference, one_client, question_answering, ratios, schedules, wall_clock
 from benchmarks.paper.federation import Place
 from benchmarks.paper.table import Figures
 from benchmarks.report import arguments
@@ -43,6 +44,7 @@ QUESTIONS: dict[str, Question] = {
     "interference": interference,
     "wall-clock": wall_clock,
     "ratios": ratios,
+    "question-answering": question_answering,
 }
 
 

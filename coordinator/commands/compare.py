@@ -14,12 +14,25 @@ from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
 from fedcybgd.shared.contract.comparison import RunScores, doubts
-from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
+from fedcybgd.shared.contract.score_words import cells, kind_of, loss, measures
 from fedcybgd.shared.contract.views import EvaluationView
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
-MEASURES = ("loss", "loss_error", "bits_per_byte", "accuracy", "accuracy_error", "majority", "macro_f1", "matthews")
+MEASURES = (
+    "loss",
+    "loss_error",
+    "bits_per_byte",
+    "accuracy",
+    "accuracy_error",
+    "majority",
+    "macro_f1",
+    "matthews",
+    "f1",
+    "f1_error",
+    "exact_match",
+    "exact_match_error",
+)
 COUNTS = ("labels_never_right", "rows")
 COSTS = ("bytes_down", "bytes_up", "tokens", "seconds")
 
@@ -63,17 +76,17 @@ def rows(runs: Sequence[RunScores]) -> Iterator[Sequence[object]]:
 
 
 def table(runs: Sequence[RunScores]) -> Table:
-    labelled = any(is_labelled(run.scores) for run in runs)
-    first, second = measures(labelled)[:2]
+    kind = kind_of([score for run in runs for score in run.scores])
+    first, second = measures(kind)[:2]
     heading = ("run", "method", first, "base", "head", second, "held-out loss", "MB", "memory", "rounds", "min")
     made = Table(*heading, box=None, padding=(0, 1, 0, 0))
     for column in made.columns:
         column.overflow = "fold"
     for run in runs:
         last, spent = run.last, run.last.spent if run.last is not None else None
-        quality = cells(last, labelled) if last is not None else ["–", "–"]
-        base = cells(run.base, labelled)[0].partition(" ")[0] if run.base is not None else "–"
-        head = cells(run.head, labelled)[0].partition(" ")[0] if run.head is not None else "–"
+        quality = cells(last, kind) if last is not None else ["–", "–"]
+        base = cells(run.base, kind)[0].partition(" ")[0] if run.base is not None else "–"
+        head = cells(run.head, kind)[0].partition(" ")[0] if run.head is not None else "–"
         made.add_row(
             run.called, run.method, quality[0], base, head, quality[1], loss(last) if last is not None else "–",
             f"{(spent.bytes_down + spent.bytes_up) / 1e6:,.0f}" if spent is not None else "–",
@@ -85,16 +98,16 @@ def table(runs: Sequence[RunScores]) -> Table:
 
 def drawn(runs: Sequence[RunScores]) -> str:
     """SVG: the last score of each run against its bytes, and against the memory of its agents."""
-    labelled = any(is_labelled(run.scores) for run in runs)
+    kind = kind_of([score for run in runs for score in run.scores])
     by_bytes, by_memory = [], []
     for run in runs:
-        value = None if run.last is None else run.last.accuracy if labelled else run.last.loss
+        value = None if run.last is None else run.last.loss if kind == "text" else run.last.quality
         if value is None or run.last is None:
             continue
-        value = 100 * value if labelled else value
+        value = value if kind == "text" else 100 * value
         if run.last.spent is not None:
             by_bytes.append(Point(run.called, run.method, (run.last.spent.bytes_down + run.last.spent.bytes_up) / 1e6, value))
         if run.peak_memory_bytes is not None:
             by_memory.append(Point(run.called, run.method, run.peak_memory_bytes / 1e6, value))
-    up = "accuracy, %" if labelled else "held-out loss, nats"
+    up = "held-out loss, nats" if kind == "text" else f"{measures(kind)[0]}, %"
     return scatter([("MB sent and received", by_bytes), ("peak memory of an agent, MB", by_memory)], up)

@@ -76,6 +76,10 @@ def predict(
     with interrupt.at_the_end(), rows_file(out, force) as file:
         wanted = model_version(version)
         asked = _of_directory(what, version) if Path(what).expanduser().is_dir() else _of_run(what)
+        if asked.spec.task == "extractive-qa":
+            raise Invalid(
+                f"{asked.called} finds answers in contexts, which is not asked for here: load its export with AutoModelForQuestionAnswering"
+            )
         if asked.spec.is_classification and new_tokens is not None:
             raise Invalid(f"--max-new-tokens: {asked.called} is a {asked.spec.task}, which writes no text")
         columns = mapped(asked.held_out, data, columns_of(column))

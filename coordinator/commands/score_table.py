@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcybgd.shared.contract.measured import Score
-from fedcybgd.shared.contract.score_words import cells, is_labelled, loss, measures
+from fedcybgd.shared.contract.score_words import ScoreKind, cells, kind_of, loss, measures
 from fedcybgd.shared.contract.views import AnchorView, EvaluationView, LabelScoresView, RunView
 
 SHOWN = 8
@@ -17,18 +17,18 @@ def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = No
     newest = list(evaluations[-shown:])
     if evaluations[0].after_rounds == 0 and evaluations[0] is not newest[0]:
         newest = [evaluations[0], *newest[1:]]
-    labelled = is_labelled(newest)
+    kind = kind_of(newest)
     table = Table(
-        "after rounds", *measures(labelled), "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 2), caption_justify="left"
+        "after rounds", *measures(kind), "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 2), caption_justify="left"
     )
     for e in newest:
         if e.failed:
             why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
             table.add_row(str(e.after_rounds), Text(why, "dim" if why == "skipped" else "red"))
         else:
-            table.add_row(str(e.after_rounds), *cells(e, labelled), loss(e), *_spent(e))
+            table.add_row(str(e.after_rounds), *cells(e, kind), loss(e), *_spent(e))
     if anchor is not None:
-        table.add_row(*_of_anchor(anchor, labelled))
+        table.add_row(*_of_anchor(anchor, kind))
     if made := [e for e in newest if e.loss is not None]:
         table.caption = _told_of(made[-1])
     return table
@@ -58,11 +58,11 @@ def of_labels(found: LabelScoresView) -> Table:
     return table
 
 
-def _of_anchor(anchor: AnchorView, labelled: bool) -> list[str | Text]:
+def _of_anchor(anchor: AnchorView, kind: ScoreKind) -> list[str | Text]:
     if anchor.score is None:
         return ["head alone", Text(anchor.state, "dim")]
     far = "" if anchor.state == "completed" else f", {anchor.rounds_done} of {anchor.rounds_total}"
-    return [f"head alone{far}", *cells(anchor.score, labelled), loss(anchor.score), *_spent(anchor.score)]
+    return [f"head alone{far}", *cells(anchor.score, kind), loss(anchor.score), *_spent(anchor.score)]
 
 
 def _told_of(e: EvaluationView) -> str:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from fedcybgd.coordinator.pictures.curves import Curve, Level, curves, legend
 from fedcybgd.shared.contract.run_views import SeriesView
-from fedcybgd.shared.contract.score_words import is_labelled
+from fedcybgd.shared.contract.score_words import kind_of, measures
 from fedcybgd.shared.contract.views import AnchorView, EvaluationView
 
 X = Literal["rounds", "bytes", "minutes"]
@@ -19,7 +19,9 @@ Named = tuple[str, SeriesView]
 @dataclass(frozen=True)
 class Pictures:
     score: Markup | None
-    """of a classifier its accuracy; None: of a language model, whose loss says it"""
+    """accuracy of a classifier, or F1 of answers; None: of a language model, whose loss says it"""
+    measure: str
+    """which of them"""
     loss: Markup
     calibration: Markup | None
     """the loss on the calibration rows from round to round, where it is measured"""
@@ -28,20 +30,22 @@ class Pictures:
 
 
 def pictures(of: Sequence[Named], x: X, anchor: AnchorView | None = None) -> Pictures:
-    labelled = is_labelled([e for _, series in of for e in series.evaluations])
-    several = len(of) > 1
+    kind = kind_of([e for _, series in of for e in series.evaluations])
+    measure = "accuracy" if kind == "text" else measures(kind)[0]
     losses = [Curve(name, [(at, e.loss) for e in s.evaluations if e.loss is not None and (at := _x(e, x)) is not None]) for name, s in of]
-    accuracies = [
-        Curve(name, [(at, 100 * e.accuracy) for e in s.evaluations if e.accuracy is not None and (at := _x(e, x)) is not None]) for name, s in of
+    shares = [
+        Curve(name, [(at, 100 * e.quality) for e in s.evaluations if e.quality is not None and (at := _x(e, x)) is not None]) for name, s in of
     ]  # fmt: skip
     rounds = [Curve(name, [(each.after_rounds, each.loss) for each in s.losses]) for name, s in of]
-    label = LABELS[x]
+    label, (first, *others) = LABELS[x], of
+    of_share, of_loss = ([], []) if others else (_levels(first[1], quality, anchor) for quality in (True, False))
     return Pictures(
-        score=curves("Held-out accuracy", accuracies, label, "accuracy, %", [] if several else _levels(of[0][1], accuracy=True, anchor=anchor)) if labelled else None,
-        loss=curves("Held-out loss", losses, label, "loss, nats", [] if several else _levels(of[0][1], accuracy=False, anchor=anchor)),
+        score=None if kind == "text" else curves(f"Held-out {measure}", shares, label, f"{measure}, %", of_share),
+        measure=measure,
+        loss=curves("Held-out loss", losses, label, "loss, nats", of_loss),
         calibration=curves("Loss on the calibration rows", rounds, "rounds", "loss, nats") if any(c.points for c in rounds) else None,
-        legend=legend(losses) if several else None,
-    )  # fmt: skip
+        legend=legend(losses) if others else None,
+    )
 
 
 def _x(score: EvaluationView, x: X) -> float | None:
@@ -52,13 +56,13 @@ def _x(score: EvaluationView, x: X) -> float | None:
     return (score.spent.bytes_down + score.spent.bytes_up) / 1e6 if x == "bytes" else score.spent.seconds / 60
 
 
-def _levels(series: SeriesView, accuracy: bool, anchor: AnchorView | None) -> list[Level]:
+def _levels(series: SeriesView, quality: bool, anchor: AnchorView | None) -> list[Level]:
     """The model before training, its head alone, and what says the commonest label always."""
     first = series.evaluations[0] if series.evaluations and series.evaluations[0].after_rounds == 0 else None
     head = anchor.score if anchor is not None else None
     named = [("before training", first), ("head alone", head)]
-    if not accuracy:
+    if not quality:
         return [Level(name, score.loss) for name, score in named if score is not None and score.loss is not None]
-    found = [Level(name, 100 * score.accuracy) for name, score in named if score is not None and score.accuracy is not None]
+    found = [Level(name, 100 * score.quality) for name, score in named if score is not None and score.quality is not None]
     majority = first.majority if first is not None else None
     return [*found, *([Level("commonest label always", 100 * majority)] if majority is not None else [])]

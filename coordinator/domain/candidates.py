@@ -63,11 +63,11 @@ def without_improvement(scores: Iterable[Score]) -> int:
 
 
 def is_better(one: Score | None, other: Score | None) -> bool:
-    """Whether a score is better than another by the run's metric: accuracy where there are labels, else the loss."""
+    """Whether a score is better than another by the run's metric: accuracy where there are labels, F1 of answers in contexts, else the loss."""
     return _value(one) > _value(other)
 
 
 def _value(score: Score | None) -> float:
     if score is None or score.loss is None:
         return -math.inf
-    return score.accuracy if score.accuracy is not None else -score.loss
+    return score.quality if score.quality is not None else -score.loss

@@ -7,21 +7,22 @@ from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.run_file import RunFile, written
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.measured import Score
-from fedcybgd.shared.contract.score_words import cells, loss, measures
+from fedcybgd.shared.contract.score_words import cells, kind_of, loss, measures
 from fedcybgd.shared.contract.views import BytesView
-from fedcybgd.shared.contract.words import CLASSIFICATIONS, ExportForm, Task
+from fedcybgd.shared.contract.words import ExportForm, Task
 
 NAME = "README.md"
 CLASSES: dict[Task, str] = {
     "text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM",
-    "image-classification": "AutoModelForImageClassification",
+    "image-classification": "AutoModelForImageClassification", "extractive-qa": "AutoModelForQuestionAnswering",
 }  # fmt: skip
 PIPELINES: dict[Task, str] = {
     "text-classification": "text-classification", "causal-lm": "text-generation", "image-classification": "image-classification",
+    "extractive-qa": "question-answering",
 }  # fmt: skip
 READERS: dict[Task, tuple[str, str]] = {
     "text-classification": ("tokenizer", "AutoTokenizer"), "causal-lm": ("tokenizer", "AutoTokenizer"),
-    "image-classification": ("processor", "AutoImageProcessor"),
+    "image-classification": ("processor", "AutoImageProcessor"), "extractive-qa": ("tokenizer", "AutoTokenizer"),
 }  # fmt: skip
 """What turns rows into what the model takes: a name for it, and its class."""
 
@@ -69,7 +70,7 @@ def model_card(facts: CardFacts) -> str:
         f"| sent to agents, received | {facts.sent.down / 1e6:,.1f} MB, {facts.sent.up / 1e6:,.1f} MB; the model has {facts.whole_model_bytes / 1e6:,.1f} MB |",
         f"| made with | fedcybgd {facts.made_with} |", "",
         "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",
-        "## Scores", "", *_scores(task, facts), "",
+        "## Scores", "", *_scores(facts), "",
         "## Use", "", "```python", f"from transformers import {READERS[task][1]}, {CLASSES[task]}", *_use(facts), "```", "",
         "## Run file", "", "What is not named has the default of that version. Agents are counted, not named.", "",
         *("    " + line for line in written(facts.spec, facts.agents).splitlines()), "",
@@ -95,22 +96,22 @@ def _use(facts: CardFacts) -> list[str]:
     return ["from peft import PeftModel", "", tokenizer, f'model = PeftModel.from_pretrained({base}, ".")']
 
 
-def _scores(task: Task, facts: CardFacts) -> list[str]:
+def _scores(facts: CardFacts) -> list[str]:
     made = [(str(rounds), score) for rounds, score in facts.scores if score.loss is not None]
     if facts.kept is not None:
         made.append(("this model", facts.kept))
     if not made:
         return ["It was not scored on held-out rows."]
     chosen = made[:1] + (made[-1:] if len(made) > 1 else [])
-    labelled = task in CLASSIFICATIONS
+    kind = kind_of([score for _, score in made])
     lines = [f"On {made[-1][1].rows:,} held-out rows, ± one standard error.", ""]
-    columns = measures(labelled)
+    columns = measures(kind)
     lines += ["| after rounds | " + " | ".join(columns) + " | loss |", "|---|" + "---|" * (len(columns) + 1)]
     if facts.head is not None:
         chosen.insert(1, ("head alone, trained as often", facts.head))
     for rounds, score in chosen:
         after = f"{rounds} (base model)" if rounds == "0" else rounds
-        lines.append(f"| {after} | {' | '.join(cells(score, labelled))} | {loss(score)} |")
+        lines.append(f"| {after} | {' | '.join(cells(score, kind))} | {loss(score)} |")
     last = made[-1][1]
     if last.majority is not None:
         lines += ["", f"Saying the commonest label always would have an accuracy of {last.majority:.2%}."]

@@ -1,6 +1,7 @@
 """Scores a run's model on held-out rows, in float32."""
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -11,6 +12,7 @@ import torch
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
+from fedcybgd.coordinator.engine.answering import answer
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
@@ -19,7 +21,8 @@ from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import Row, examples
 from fedcybgd.shared.models.batches import chunks, forward_logits, row_losses
-from fedcybgd.shared.models.row_encoder import row_encoder
+from fedcybgd.shared.models.question_rows import QuestionEncoder
+from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
@@ -59,7 +62,7 @@ def held_out_examples(store: EngineStore, held_out: HeldOutRef, spec: TaskSpec) 
 
 
 def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
-    """Mean held-out loss, and accuracy for classification.
+    """Mean held-out loss; of classification also accuracy, of answers in contexts exact match and F1.
 
     Whatever type the weights are stored in. Memory: one layer, what comes before and after the stack, the activations of one batch.
     Raises `NotFinite`.
@@ -68,11 +71,33 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
     with as_directory(store, payload.files) as folder:
         config = json.loads((folder / "config.json").read_text())
         encoder = row_encoder(folder, payload)
+    streamed = Streamed(store, config, payload.task)
+    streamed.fill(payload.blocks)
+    if isinstance(encoder, QuestionEncoder):
+        found = _answered(store, payload, streamed, encoder)
+    else:
+        found = _predicted(store, payload, streamed, encoder)
+    if not math.isfinite(found.loss):
+        raise NotFinite(
+            f"the loss after {payload.after_rounds} rounds is {found.loss}: the weights have grown too large, or are not finite"
+        )
+    return found.model_copy(update={"seconds": time.monotonic() - began})
+
+
+def _answered(store: EngineStore, payload: EvaluatePayload, streamed: Streamed, encoder: QuestionEncoder) -> EvaluateResult:
+    with held_out_examples(store, payload.held_out, payload) as given:
+        some = itertools.islice(given, payload.rows)
+        measured, tally = answer(streamed.model, encoder, some, payload.held_out.name, TOKENS_A_BATCH)
+    return EvaluateResult(
+        rows=given.count, loss=measured.mean, loss_error=measured.error, accuracy=None, f1=tally.f1, f1_error=tally.f1_error,
+        exact_match=tally.exact_match, exact_match_error=tally.exact_match_error, seconds=0,
+    )  # fmt: skip
+
+
+def _predicted(store: EngineStore, payload: EvaluatePayload, streamed: Streamed, encoder: RowEncoder) -> EvaluateResult:
     with held_out_examples(store, payload.held_out, payload) as given:
         rows = encoder.encoded(given, payload.held_out.name, most=payload.rows)
         held_out_rows = given.all_of_them()
-    streamed = Streamed(store, config, payload.task)
-    streamed.fill(payload.blocks)
     order = sorted(range(len(rows)), key=rows.length)
     measured, tally = MeanLoss(), LabelTally.empty(payload.num_labels or 0)
     with torch.inference_mode():
@@ -83,10 +108,6 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
             measured.add(losses.tolist(), predictions.tolist())
             if payload.is_classification:
                 tally.add(batch.labels.tolist(), logits.argmax(-1).tolist())
-    if not math.isfinite(measured.total):
-        raise NotFinite(
-            f"the loss after {payload.after_rounds} rounds is {measured.total}: the weights have grown too large, or are not finite"
-        )
     labelled = payload.is_classification
     return EvaluateResult(
         rows=min(held_out_rows, payload.rows or held_out_rows),
@@ -101,7 +122,7 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
         labels_held_out=tally.held_out if labelled else None,
         counted=tally.counted() if labelled else None,
         labels_never_right=tally.never_right if labelled else None,
-        seconds=time.monotonic() - began,
+        seconds=0,
     )
 
 

@@ -95,7 +95,7 @@ def _untied(config: dict[str, Any]) -> dict[str, Any]:
 def _candidates(config: dict[str, Any], checkpoint: Mapping[str, Source], before: Mapping[Any, Loading] | None = None) -> list[_Candidate]:
     """`before`: what was found when matrices counted as tied, so that a name without a tensor of its own has its partner's."""
     settings = settings_of(config)
-    tasks = [task for task in tasks_of(settings) if task != "causal-lm" or not sees_what_follows(settings)]
+    tasks = [task for task in tasks_of(settings) if _adds(task, settings, checkpoint)]
     made: list[_Candidate] = []
     refusal: PartitionError | None = None
     for task in (None, *tasks):
@@ -114,6 +114,13 @@ def _candidates(config: dict[str, Any], checkpoint: Mapping[str, Source], before
     if not made:
         raise refusal or ModelUnknown(f"no model can be made of the type {settings.model_type}")
     return made
+
+
+def _adds(task: Task, settings: Any, checkpoint: Mapping[str, Source]) -> bool:
+    """Whether the task's class may have a place for what others have none for; a head that points at answers is all that its own has."""
+    if task == "extractive-qa":
+        return any("qa_outputs." in raw for raw in checkpoint)
+    return task != "causal-lm" or not sees_what_follows(settings)
 
 
 def _compare(candidate: _Candidate) -> None:

@@ -119,7 +119,9 @@ def blocks_of_run(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[Blo
     layers = [b for b in blocks if b.kind == "layer"]
     per = spec.schedule.layers_per_block
     joined = [_joined(layers[i : i + per], block_name("layer", i // per, per, len(layers))) for i in range(0, len(layers), per)]
-    before, after = [b for b in blocks if b.kind == "embeddings"], [b for b in blocks if b.kind not in ("embeddings", "layer", "head")]
+    # What points at answers looks at every token, and has no pooler.
+    elsewhere = {"embeddings", "layer", "head"} | ({"pooler"} if spec.task.kind == "extractive-qa" else set())
+    before, after = [b for b in blocks if b.kind == "embeddings"], [b for b in blocks if b.kind not in elsewhere]
     head = _head(spec, config, blocks)
     result = [*before, *joined, *after, *([head] if head else []), *_adapters(spec, joined)]
     names = [b.name for b in result]
@@ -140,6 +142,9 @@ def _joined(blocks: Sequence[BlockShape], name: str) -> BlockShape:
 def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> BlockShape | None:
     """The head of the task: the model's own, or a fresh one as transformers makes it for this family."""
     own = next((b for b in blocks if b.kind == "head"), None)
+    if spec.task.kind == "extractive-qa":
+        width = ModelShape.of(config).hidden
+        return BlockShape("head", "head", {"qa_outputs.weight": (2, width), "qa_outputs.bias": (2,)})
     if not spec.task.is_classification:
         return own
     labels = spec.task.num_labels or 2

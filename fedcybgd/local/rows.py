@@ -80,6 +80,8 @@ class TrialRows:
             portion.images.mkdir(exist_ok=True)
             (portion.images / str(number)).write_bytes(image.encoded())
             row = {**row, "image": str(number)}
+        if "answers" in row:
+            row = {**row, "answers": [{"text": answer.text, "answer_start": answer.start} for answer in row["answers"]]}
         return row
 
 

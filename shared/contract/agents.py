@@ -81,7 +81,7 @@ class RunOffer(BaseModel):
     run_id: Id
     name: Name
     state: Word
-    task: Name = Field(description="text-classification, image-classification or causal-lm; of a later version, others")
+    task: Name = Field(description="text-classification, image-classification, causal-lm or extractive-qa; of a later version, others")
     fields: list[FieldNames] = Field(max_length=20, description="fields that the agent's columns must supply")
     optional_fields: list[FieldNames] = Field(max_length=20)
     num_labels: int | None = Field(ge=1, le=100_000)

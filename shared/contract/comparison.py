@@ -83,8 +83,8 @@ def _by_chance(runs: Sequence[RunScores]) -> Iterator[str]:
 
 def _value(score: EvaluationView) -> tuple[float, float] | None:
     """What is to be as high as can be, with its standard error."""
-    if score.accuracy is not None and score.accuracy_error is not None:
-        return score.accuracy, score.accuracy_error
+    if score.quality is not None and score.quality_error is not None:
+        return score.quality, score.quality_error
     if score.loss is not None and score.loss_error is not None:
         return -score.loss, score.loss_error
     return None

@@ -37,7 +37,9 @@ class LabelScore(BaseModel):
 class Score(BaseModel):
     """Of a model, on held-out rows."""
 
-    loss: float | None = Field(description="mean cross entropy in nats, per row (classification) or per token (language modelling)")
+    loss: float | None = Field(
+        description="mean cross entropy in nats, per row (classification, answers in a context) or per token (language modelling)"
+    )
     loss_error: float | None = Field(None, description="standard error of the loss, for the choice of the rows (or of the windows of text)")
     bits_per_byte: float | None = Field(
         None, description="of a language model: bits it needs for a byte of the text, whatever the tokenizer"
@@ -49,15 +51,33 @@ class Score(BaseModel):
     macro_f1: float | None = Field(None, description="of a classifier: the mean over the labels that held-out rows have")
     labels_held_out: int | None = Field(None, description="how many labels held-out rows have")
     labels_never_right: int | None = Field(None, description="of those, how many no row was right of")
+    f1: float | None = Field(None, description="of answers in a context: SQuAD's F1 over words, the mean over the rows, 0 to 1")
+    f1_error: float | None = Field(None, description="standard error of the F1, for the choice of the rows")
+    exact_match: float | None = Field(None, description="of answers in a context: the share of the rows whose answer is said word by word")
+    exact_match_error: float | None = Field(None, description="standard error of the exact match, for the choice of the rows")
     rows: int
     seconds: float
     spent: Spent | None = Field(None, description="what the model had cost by then: bytes, tokens, seconds")
     failed: Failure | None = Field(None, description="why there is no loss")
 
+    @property
+    def quality(self) -> float | None:
+        """What is to be high, 0 to 1: accuracy where there are labels, F1 of answers; None: of text, whose loss says it."""
+        return self.f1 if self.accuracy is None else self.accuracy
+
+    @property
+    def quality_error(self) -> float | None:
+        return self.f1_error if self.accuracy is None else self.accuracy_error
+
+    @property
+    def measure(self) -> str | None:
+        """What the quality is called."""
+        return None if self.quality is None else "F1" if self.accuracy is None else "accuracy"
+
     def in_words(self) -> str:
         if self.loss is None:
             return "no score"
-        return f"loss {self.loss:.4f}" if self.accuracy is None else f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f}"
+        return f"loss {self.loss:.4f}" if self.quality is None else f"{self.measure} {self.quality:.2%}, loss {self.loss:.4f}"
 
 
 class Conclusion(BaseModel):

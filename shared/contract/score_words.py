@@ -2,22 +2,37 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from fedcybgd.shared.contract.measured import Score
 
+ScoreKind = Literal["labels", "answers", "text"]
+"""What scores are of: a classifier, a model that finds answers in contexts, or a language model"""
+MEASURES: dict[ScoreKind, tuple[str, ...]] = {
+    "labels": ("accuracy", "macro-F1", "Matthews"), "answers": ("F1", "exact match"), "text": ("perplexity", "bits a byte"),
+}  # fmt: skip
 
-def measures(labelled: bool) -> tuple[str, ...]:
-    """What `cells` are of: of a classifier, or of a language model."""
-    return ("accuracy", "macro-F1", "Matthews") if labelled else ("perplexity", "bits a byte")
+
+def kind_of(scores: Sequence[Score]) -> ScoreKind:
+    measured = next((score.measure for score in scores if score.measure is not None), None)
+    return "text" if measured is None else "labels" if measured == "accuracy" else "answers"
 
 
-def cells(score: Score, labelled: bool) -> list[str]:
-    if labelled:
-        error = f" ± {100 * score.accuracy_error:.2f}" if score.accuracy_error is not None else ""
-        accuracy = "–" if score.accuracy is None else f"{score.accuracy:.2%}{error}"
-        return [accuracy, *("–" if number is None else f"{number:.3f}" for number in (score.macro_f1, score.matthews))]
-    perplexity = "–" if score.loss is None else f"{math.exp(min(score.loss, 700)):,.2f}"
-    return [perplexity, "–" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"]
+def measures(kind: ScoreKind) -> tuple[str, ...]:
+    """What `cells` are of."""
+    return MEASURES[kind]
+
+
+def cells(score: Score, kind: ScoreKind) -> list[str]:
+    match kind:
+        case "labels":
+            accuracy = _share(score.accuracy, score.accuracy_error)
+            return [accuracy, *("–" if number is None else f"{number:.3f}" for number in (score.macro_f1, score.matthews))]
+        case "answers":
+            return [_share(score.f1, score.f1_error), _share(score.exact_match, score.exact_match_error)]
+        case "text":
+            perplexity = "–" if score.loss is None else f"{math.exp(min(score.loss, 700)):,.2f}"
+            return [perplexity, "–" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"]
 
 
 def loss(score: Score) -> str:
@@ -25,6 +40,6 @@ def loss(score: Score) -> str:
     return "–" if score.loss is None else f"{score.loss:.4f}{error}"
 
 
-def is_labelled(scores: Sequence[Score]) -> bool:
-    """Whether they are of a classifier."""
-    return any(score.accuracy is not None for score in scores)
+def _share(value: float | None, error: float | None) -> str:
+    spread = f" ± {100 * error:.2f}" if error is not None else ""
+    return "–" if value is None else f"{value:.2%}{spread}"

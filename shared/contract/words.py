@@ -38,7 +38,7 @@ LabelSkew = Literal["none", "mask", "logit_adjustment", "smoothed", "fedlc"]
 HeadStart = Literal["fresh", "class_means"]
 """What a classifier's fresh head begins as: as the model draws it, or at the means of what the model makes of the rows of each label."""
 CorrectedLayers = Literal["all", "above"]
-Task = Literal["text-classification", "causal-lm", "image-classification"]
+Task = Literal["text-classification", "causal-lm", "image-classification", "extractive-qa"]
 CLASSIFICATIONS: frozenset[Task] = frozenset({"text-classification", "image-classification"})
 """Tasks whose rows have one label each."""
 ExportForm = Literal["merged", "peft"]

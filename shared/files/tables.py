@@ -10,6 +10,7 @@ from typing import Any
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
+from fedcybgd.shared.files.answers import stored_answers
 from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
@@ -36,6 +37,7 @@ FIELDS: dict[Task, FieldSet] = {
     "text-classification": FieldSet((("text", "label"),), ("text_pair",)),
     "causal-lm": FieldSet((("text",), ("prompt", "completion"))),
     "image-classification": FieldSet((("image", "label"),)),
+    "extractive-qa": FieldSet((("question", "context", "answers"),)),
 }
 ASKED: dict[Task, FieldSet] = {
     "text-classification": FieldSet((("text",),), ("text_pair", "label")),
@@ -103,8 +105,8 @@ def examples(
     images: Path | None = None,
     fields: Mapping[Task, FieldSet] = FIELDS,
 ) -> Iterator[Row]:
-    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion} or {image, label}; with `fields`
-    of these some.
+    """The rows of `path` as examples of a task, one by one: {text, label, …} or {text} or {prompt, completion} or {image, label}
+    or {question, context, answers}; with `fields` of these some.
 
     `columns` maps a field to the column that supplies it; a field that is not in it is its own column. Labels come out as
     integers in [0, num_labels); a label that has a name in `spec` becomes its index. `mapped_in` is the setting of `columns`.
@@ -171,6 +173,8 @@ def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, numbe
         elif field == "image":
             example[field] = stored_image(value, images, where, facts)
             example[field].check()
+        elif field == "answers":
+            example[field] = stored_answers(value, example["context"], where, facts)
         else:
             example[field] = _text(value, field, where, facts)
     return example

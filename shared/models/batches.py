@@ -15,7 +15,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one step. `labels` is (rows,) for classification, else (rows, tokens), int64."""
+    """Tensors of one step. `labels` is (rows,) for classification, (rows, 2) for answers in a context, else (rows, tokens), int64."""
 
     inputs: Mapping[str, torch.Tensor]
     """what the model is called with, by its own names"""
@@ -40,7 +40,7 @@ class Batch:
 
 
 def forward_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits in float32: (rows, labels) for classification, (rows, tokens, vocabulary) for language modelling."""
+    """Logits in float32: (rows, labels) for classification, (rows, tokens, 2) for answers in a context, else (rows, tokens, vocabulary)."""
     return plain_forward(model, batch).float()
 
 
@@ -48,7 +48,9 @@ def plain_forward(model: nn.Module, batch: Batch) -> torch.Tensor:
     """What the model itself returns as logits, in the type that it computed them in."""
     # Decoders would keep keys and values for later tokens; a configuration of another model may have the field all the same.
     decodes = "input_ids" in batch.inputs and hasattr(getattr(model, "config", None), "use_cache")
-    logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits if decodes else model(**batch.inputs).logits
+    output = model(**batch.inputs, use_cache=False) if decodes else model(**batch.inputs)
+    # A model that points at answers returns two numbers of each token, apart: it begins there, it ends there.
+    logits: torch.Tensor = output.logits if "logits" in output else torch.stack((output.start_logits, output.end_logits), dim=-1)
     return logits
 
 
@@ -56,6 +58,9 @@ def loss_sum(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Tens
     """The summed cross entropy (nats, float32) and over how many predictions it was summed."""
     if task in CLASSIFICATIONS:
         return functional.cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels)
+    if task == "extractive-qa":
+        losses, asked = _span_losses(logits, batch)
+        return losses.sum(), int(asked.sum())
     targets = batch.labels[:, 1:].reshape(-1)
     total = functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
     return total, int((targets != IGNORED).sum())
@@ -65,9 +70,18 @@ def row_losses(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Te
     """Of each row the summed cross entropy (nats, float32, shape (rows,)) and over how many predictions it was summed (int64, (rows,))."""
     if task in CLASSIFICATIONS:
         return functional.cross_entropy(logits, batch.labels, reduction="none"), torch.ones_like(batch.labels)
+    if task == "extractive-qa":
+        return _span_losses(logits, batch)
     targets = batch.labels[:, 1:]
     losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     return losses.sum(1), (targets != IGNORED).sum(1)
+
+
+def _span_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the mean of the cross entropies of its first and of its last token, over the tokens of the row alone; and 1, or 0 without an answer."""
+    among = logits.masked_fill(batch.mask[..., None] == 0, -torch.inf).transpose(1, 2)
+    losses = functional.cross_entropy(among.reshape(-1, among.shape[-1]), batch.labels.reshape(-1), ignore_index=IGNORED, reduction="none")
+    return losses.view(-1, 2).mean(1), (batch.labels[:, 0] != IGNORED).long()
 
 
 def chunks(order: Iterable[int], size: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
     "image-classification": transformers.AutoModelForImageClassification,
+    "extractive-qa": transformers.AutoModelForQuestionAnswering,
 }
 BOTH_SIDES = frozenset({"xlnet", "xlm", "bert-generation"})
 """Model types whose language models attend to what follows unless told otherwise, though none of them is a masked language model."""

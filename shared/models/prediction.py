@@ -13,6 +13,7 @@ from torch import nn
 from fedcybgd.shared.contract.errors import DataError, FedError
 from fedcybgd.shared.contract.predictions import Prediction
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.configuration import in_a_line, plain
 from fedcybgd.shared.files.tables import Row
 from fedcybgd.shared.models.batches import Batch, forward_logits, row_losses
@@ -58,7 +59,7 @@ def spec_of(directory: Path, max_length: int | None = None) -> TaskSpec:
         raise ModelUnusable(
             f"{directory} holds a {named}, which has not learned a task: what `fedcoord run export` writes can be asked, and a base model cannot"
         )
-    names = [settings.id2label[index] for index in sorted(settings.id2label)] if task != "causal-lm" else None
+    names = [settings.id2label[index] for index in sorted(settings.id2label)] if task in CLASSIFICATIONS else None
     are_numbers = names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return TaskSpec(
         task=task, num_labels=None if names is None else len(names), label_names=None if are_numbers else names, max_length=max_length or LONGEST

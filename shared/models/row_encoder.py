@@ -9,6 +9,7 @@ from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.tables import Row
 from fedcybgd.shared.models.batches import Batch
 from fedcybgd.shared.models.image_rows import ImageEncoder
+from fedcybgd.shared.models.question_rows import QuestionEncoder
 from fedcybgd.shared.models.text_rows import ClassificationEncoder, LanguageEncoder
 
 
@@ -57,6 +58,7 @@ ENCODERS: dict[Task, Callable[[Path, TaskSpec], RowEncoder]] = {
     "text-classification": ClassificationEncoder,
     "causal-lm": LanguageEncoder,
     "image-classification": ImageEncoder,
+    "extractive-qa": QuestionEncoder,
 }
 
 

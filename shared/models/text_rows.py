@@ -122,7 +122,7 @@ class TextEncoder(ABC):
 
     def stream(self, examples: Iterable[Row], source: str = "the data") -> Iterator[Features]:
         """The same one by one, with few examples in memory at a time."""
-        yield from self._features(_some(examples), source)
+        yield from self._features(some(examples), source)
 
     def encoded(self, examples: Iterable[Row], source: str = "the data", most: int | None = None) -> TextRows:
         """All rows or windows of `examples`, or the first `most`."""
@@ -272,7 +272,7 @@ class LanguageEncoder(TextEncoder):
         return len(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).encode())
 
 
-def _some(examples: Iterable[Row]) -> Iterator[tuple[list[int], list[Row]]]:
+def some(examples: Iterable[Row]) -> Iterator[tuple[list[int], list[Row]]]:
     """Examples in parts, with the numbers of their rows, from 1."""
     numbered = enumerate(examples, 1)
     while some := list(itertools.islice(numbered, EXAMPLES_AT_ONCE)):

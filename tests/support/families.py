@@ -136,6 +136,13 @@ IMAGES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "convnext": ("image-classification", staged("ConvNextConfig", "ConvNextForImageClassification", "hidden_sizes", **STAGED)),
 }
 SUPPORTED = TEXT | IMAGES
+QUESTIONS: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "bert-questions": ("extractive-qa", make("BertConfig", "BertForQuestionAnswering", **TINY)),
+    "roberta-questions": ("extractive-qa", make("RobertaConfig", "RobertaForQuestionAnswering", **TINY)),
+    "distilbert-questions": ("extractive-qa", make("DistilBertConfig", "DistilBertForQuestionAnswering", **DISTIL | {"num_labels": 2})),
+    "gpt2-questions": ("extractive-qa", make("GPT2Config", "GPT2ForQuestionAnswering", **GPT2)),
+}
+"""Some of the families above, which point at answers."""
 
 EVERY_FAMILY = FAMILIES | {"vit": IMAGES["vit"]}
 """Those of which what is said of their structure is tried out one by one."""

@@ -18,10 +18,11 @@ from fedcybgd.shared.files import lossless
 from fedcybgd.shared.tensors.codecs import encoded_names
 from fedcybgd.shared.tensors.quantized import quantize
 from tests.support.decoded import decode
-from tests.support.families import SUPPORTED, config_of, randomised, tensors_by_block
+from tests.support.families import QUESTIONS, SUPPORTED, config_of, randomised, tensors_by_block
 from tests.support.models import WORDS
 from tests.support.pictures import parquet
 from tests.support.pictures import rows as pictures
+from tests.support.questions import question
 
 
 def encoded(tensors: Mapping[str, torch.Tensor], codec: str) -> dict[str, torch.Tensor]:
@@ -41,7 +42,7 @@ class Home:
 
     def __init__(self, folder: Path, tokenizer: Path, family: str, layers: int = 3, **config: Any) -> None:
         self.folder = folder
-        self.task, make = SUPPORTED[family]
+        self.task, make = (SUPPORTED | QUESTIONS)[family]
         settings = make(layers).config
         sizes = {"vocab_size": 100} if self.task != "image-classification" else {}  # the tokenizer's words must fit in
         for name, value in (sizes | config).items():
@@ -74,6 +75,8 @@ class Home:
         values = [{"text": " ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 5)), "label": i % 3} for i in range(8)]
         if self.task == "causal-lm":
             values = [{"prompt": " ".join(WORDS[i : i + 2]), "completion": " ".join(WORDS[i + 2 : i + 6 + i % 3])} for i in range(8)]
+        if self.task == "extractive-qa":
+            values = [question(" ".join(WORDS[i : i + 2]), " ".join(WORDS[i + 3 : i + 9 + i % 3]), i % 5, 1 + i % 2) for i in range(8)]
         path.write_text("".join(json.dumps(row) + "\n" for row in values))
         return path
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.models.assembly import names_by_canonical
-from tests.support.families import SUPPORTED
+from tests.support.families import QUESTIONS, SUPPORTED
 from tests.support.pictures import rows as pictures
 from tests.support.training import Home, apart, options, same, train
 
-every_family = pytest.mark.parametrize("family", SUPPORTED)
 NEGLIGIBLE = 1e-5
 """Of the largest gradient: what is smaller is rounding, and Adam makes anything of it."""
 LONGEST = 16
@@ -53,6 +52,8 @@ def gradients(home: Home) -> dict[str, Tensor | None]:
         shutil.copyfile(path, folder / name)
     if home.task == "image-classification":
         return gradients_of_images(home, folder)
+    if home.task == "extractive-qa":
+        return gradients_of_questions(home, folder)
     words = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in home.rows.read_text().splitlines()]
     if home.task == "text-classification":
@@ -87,7 +88,21 @@ def gradients_of_images(home: Home, folder: Path) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in home.model.named_parameters()}
 
 
-@every_family
+def gradients_of_questions(home: Home, folder: Path) -> dict[str, Tensor | None]:
+    """With transformers' own loss; an answer stands where its first character and its last one do."""
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = [json.loads(line) for line in home.rows.read_text().splitlines()]
+    home.model.zero_grad()
+    for row in rows:
+        begin, text = row["answers"]["answer_start"][0], row["answers"]["text"][0]
+        encoded = words(row["question"], row["context"], return_tensors="pt")
+        first, last = (torch.tensor([encoded.char_to_token(at, sequence_index=1)]) for at in (begin, begin + len(text) - 1))
+        inputs = {name: encoded[name] for name in ("input_ids", "token_type_ids", "attention_mask") if name in encoded}
+        (home.model(**inputs, start_positions=first, end_positions=last).loss / len(rows)).backward()
+    return {name: parameter.grad for name, parameter in home.model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", [*SUPPORTED, *QUESTIONS])
 def test_every_block_learns_what_autograd_says(family: str, place: tuple[Home, Visitor]) -> None:
     home, visitor = place
     found = gradients(home)
@@ -115,7 +130,7 @@ def test_every_block_learns_what_autograd_says(family: str, place: tuple[Home, V
     assert checked > 0.3 * sum(p.numel() for p in home.model.parameters() if p.grad is not None and p.ndim < 2)
 
 
-@every_family
+@pytest.mark.parametrize("family", [*SUPPORTED, "bert-questions"])
 def test_a_prefix_cache_changes_nothing(family: str, place: tuple[Home, Visitor], caplog: pytest.LogCaptureFixture) -> None:
     home, visitor = place
     rows_alone: Any = {"batch_size": 1, "steps": 10}  # of eight rows
@@ -140,4 +155,4 @@ def test_the_docs_list_the_families_that_are_held_here() -> None:
     listed = {word for line in page.splitlines() if line.startswith("|") for word in re.findall(r"`([a-z0-9_-]+)`", line)}
     held = {make(2).config.model_type for _, make in SUPPORTED.values()}
     assert held <= listed
-    assert listed - held == {"text-classification", "causal-lm", "image-classification"}
+    assert listed - held == {"text-classification", "causal-lm", "image-classification", "extractive-qa"}

@@ -1,12 +1,14 @@
 """What the programs behind docs/paper.md compute: from real, tiny runs, and from figures that are given."""
 
+import gzip
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.paper import compression, interference, ratios, wall_clock
+from benchmarks.paper import compression, interference, question_answering, ratios, wall_clock
 from benchmarks.paper.federation import ALL, Place, plays_spec
 from benchmarks.paper.landscape import Judge, Landscape, cosine
 
@@ -73,3 +75,18 @@ def test_interference_is_measured_in_a_model_that_was_made_here(place: Place) ->
     assert {"lost adjacent %", "lost distant %", "cosine adjacent", "kept of all %", "best damping of all"} <= set(found)
     assert found["best damping of all"] in interference.DAMPINGS
     assert found["kept of all at best %"] >= found["kept of all %"] or found["gain of one"] < 0
+
+
+def test_no_article_is_with_two_agents_or_held_out_too(tmp_path: Path) -> None:
+    rows = [{"title": f"t{i % 30}", "question": f"{i % 30}", "context": "c", "answers": []} for i in range(300)]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    held = []
+    for seed, search in ((0, False), (1, False), (1, True)):
+        agents, held_out = question_answering.split(path, seed, 55, search)
+        articles = [{row["question"] for row in part} for part in (*agents, held_out)]
+        assert len(set().union(*articles)) == sum(map(len, articles)) == (24 if search else 30), (seed, search)
+        assert {len(part) for part in agents} <= {30, 40}
+        held.append(articles[-1])
+    assert held[0] == held[1], "the same rows for every seed"
+    assert not held[0] & held[2], "held-out rows choose no rate"

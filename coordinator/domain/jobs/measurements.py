@@ -40,7 +40,7 @@ class EvaluatePayload(TaskSpec):
 class EvaluateResult(BaseModel):
     rows: int
     loss: float
-    """Mean cross entropy in nats, per row (classification) or per token (language modelling)."""
+    """Mean cross entropy in nats, per row (classification, answers in a context) or per token (language modelling)."""
     loss_error: float | None = None
     bits_per_byte: float | None = None
     accuracy: float | None
@@ -54,6 +54,10 @@ class EvaluateResult(BaseModel):
     """of those, how many no row was right of"""
     counted: list[list[int]] | None = None
     """of each label that a row has or was taken for: the label, rows, guesses, and those that were right"""
+    f1: float | None = None
+    f1_error: float | None = None
+    exact_match: float | None = None
+    exact_match_error: float | None = None
     seconds: float
 
 
