@@ -14,6 +14,7 @@ from fedcybgd.coordinator.db.base import Base, utcnow
 from fedcybgd.coordinator.db.models import Assignment, Block, Job, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.services.records import ledgers
+from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.sweeper import tidy
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, operator, refused, run_file, start_run
@@ -57,7 +58,14 @@ def test_a_run_that_is_over_goes_with_all_that_is_written_of_it(live: LiveCoordi
         digests = set(session.scalars(select(Block.digest).where(Block.run_id == run)))
         own = digests - set(session.scalars(select(Block.digest).where(Block.run_id == other)))
     assert len(columns_with(live, run)) > 5, "there is something to forget"
+    with live.database.transaction() as session:
+        record(session, utcnow(), "info", "last", "that which happened last is of the run", run_id=run)
+    newest = live.operator.get("/events", limit=1)[0]
+    assert newest["code"] == "last"
     assert operator(live).post(f"/runs/{run}/delete").status_code == 204
+    told = live.operator.get("/events", limit=1)[0]
+    assert told["code"] == "run_deleted"
+    assert told["id"] > newest["id"], "who goes on by id hears of it"
     assert columns_with(live, run) == set()
     assert columns_with(live, other) == before
     refused(operator(live).get(f"/runs/{run}"), 404, "not_found")

@@ -62,16 +62,18 @@ def delete_ended_run(session: Session, before: datetime, now: datetime) -> bool:
 def _forget_run(session: Session, run: Run, now: datetime) -> None:
     if (why := _busy(session, run, now)) is not None:
         raise RunBusy(f"{why} run {run.name} ({run.id}); delete it in a moment")
+    text = f"run {run.name} ({run.id}) of {run.created_at:%Y-%m-%d} was deleted; it was {run.state} after {run.rounds_done} rounds"
+    # Before the events of the run go: SQLite gives the id of the last one again, and who goes on by id would not hear of it.
+    record(session, now, "warning", "run_deleted", text)
+    session.flush()
     session.execute(update(Run).where(Run.anchor_of == run.id).values(anchor_of=None))
     session.execute(delete(Event).where(Event.run_id == run.id))
     session.execute(delete(Job).where(Job.subject == run.id))
     held_out = run.spec.evaluate.digest if run.spec.evaluate is not None else None
-    text = f"run {run.name} ({run.id}) of {run.created_at:%Y-%m-%d} was deleted; it was {run.state} after {run.rounds_done} rounds"
     _delete_what_names(session, Run, run.id)
     session.flush()
     if held_out is not None:
         _forget_held_out(session, held_out, now)
-    record(session, now, "warning", "run_deleted", text)
 
 
 def _busy(session: Session, run: Run, now: datetime) -> str | None:
@@ -117,10 +119,10 @@ def delete_agent(session: Session, name: str, now: datetime) -> None:
         raise AgentInUse(
             f"agent {agent.name} has worked in runs: {names}. What it has had and sent is told as long as these are; delete them first"
         )
+    record(session, now, "warning", "agent_deleted", f"agent {agent.name} ({agent.id}) was deleted")  # first, as with a run
+    session.flush()
     session.execute(delete(Event).where(Event.agent_id == agent.id))
-    text = f"agent {agent.name} ({agent.id}) was deleted"
     _delete_what_names(session, Agent, agent.id)
-    record(session, now, "warning", "agent_deleted", text)
 
 
 def _names(session: Session, of: object) -> str:
