@@ -28,7 +28,8 @@ from fedcybgd.shared.host.rarely import Rarely
 EVERY_S = 1.0
 TOGETHER = 20
 """Events that are told without a pause"""
-TIMEOUT_S = 15.0
+TIMEOUT_S, WHOLE_S = 15.0, 40.0
+"""Of a step of a try, and of all of it: a receiver that sends a byte now and then is not waited for"""
 MOST_SECRET = 1000
 log = logging.getLogger("fedcoord.webhook")
 
@@ -65,17 +66,19 @@ class Receiver:
     def __init__(self, settings: WebhookSettings, database: Database, coordinator: str) -> None:
         self._settings, self._database, self._coordinator = settings, database, coordinator
         self._address = webhooks.address_of(settings.url)
+        for name in ("httpx", "httpcore"):  # they log the address, which is often itself a secret, at each POST
+            logging.getLogger(name).setLevel(logging.WARNING)
         with database.transaction() as session:
             webhooks.begin(session, self._address, utcnow())
 
     async def tell(self, outages: OutageLog) -> None:
         """Run until cancelled."""
-        stumbles = Rarely()
-        with httpx.Client(timeout=TIMEOUT_S, verify=believed(httpx.create_ssl_context), follow_redirects=False, trust_env=False) as http:
+        stumbles, verify = Rarely(), believed(httpx.create_ssl_context)
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=verify, follow_redirects=False, trust_env=False) as http:
             while True:
                 try:
                     for _ in range(TOGETHER):
-                        if not await run_in_threadpool(self.tell_one, http):
+                        if not await self._tell_one(http):
                             break
                 except Exception as error:
                     if is_away(error):
@@ -84,21 +87,27 @@ class Receiver:
                         log.exception("the webhook failed; it tries again")
                 await asyncio.sleep(EVERY_S)
 
-    def tell_one(self, http: httpx.Client) -> bool:
+    async def _tell_one(self, http: httpx.AsyncClient) -> bool:
         """Whether an event was told, and taken. No transaction lasts while it is on its way."""
         now = utcnow()
-        with self._database.transaction() as session:
-            event = webhooks.take(session, self._address, self._settings.level, now)
-            message = None if event is None else self._message(session, event)
+        event, message = await run_in_threadpool(self._take, now)
         if event is None:
             return False
-        why = None if message is None else self._post(http, f"evt_{self._coordinator}_{event}", message, now)
+        why = None if message is None else await self._post(http, f"evt_{self._coordinator}_{event}", message, now)
+        await run_in_threadpool(self._answered, event, why)
+        return why is None
+
+    def _take(self, now: datetime) -> tuple[int | None, bytes | None]:
+        with self._database.transaction() as session:
+            event = webhooks.take(session, self._address, self._settings.level, now)
+            return event, None if event is None else self._message(session, event)
+
+    def _answered(self, event: int, why: str | None) -> None:
         with self._database.transaction() as session:
             if why is None:
                 webhooks.taken(session, self._address, event, utcnow())
             else:
                 webhooks.refused(session, self._address, event, why, utcnow())
-        return why is None
 
     def _message(self, session: Session, event: int) -> bytes | None:
         """None: it was deleted with what it was about."""
@@ -108,14 +117,15 @@ class Receiver:
         data = {**entry.model_dump(mode="json"), "coordinator": self._coordinator}
         return json.dumps({"type": entry.code, "timestamp": data["at"], "data": data}).encode()
 
-    def _post(self, http: httpx.Client, message_id: str, body: bytes, now: datetime) -> str | None:
+    async def _post(self, http: httpx.AsyncClient, message_id: str, body: bytes, now: datetime) -> str | None:
         """Why it was not taken; None: it was."""
         headings = {"content-type": "application/json", **signed(self._settings.secret, message_id, now, body)}
+        asked = http.stream("POST", self._settings.url, content=body, headers=headings)
         try:
-            with http.stream(
-                "POST", self._settings.url, content=body, headers=headings
-            ) as answer:  # its body is nothing to us, however long
+            async with asyncio.timeout(WHOLE_S), asked as answer:  # its body is nothing to us, however long
                 return None if answer.is_success else f"it answers {answer.status_code}"
+        except TimeoutError:
+            return f"no answer within {WHOLE_S:.0f} s"
         except httpx.HTTPError as error:
             return f"{error or type(error).__name__}"
 

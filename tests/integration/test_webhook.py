@@ -4,7 +4,9 @@ import base64
 import hashlib
 import hmac
 import json
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from fedcybgd.coordinator import webhook
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Event, Webhook
 from fedcybgd.coordinator.domain.webhook import GIVEN_UP_AFTER
@@ -29,6 +32,8 @@ class Receiver:
         self.headings: list[dict[str, str]] = []
         self.raw: list[bytes] = []
         self.status, self.refused = 200, 0
+        self.answers = threading.Event()
+        self.answers.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,6 +45,7 @@ class Receiver:
                     outer.taken.append(json.loads(body))
                 else:
                     outer.refused += 1
+                outer.answers.wait()
                 self.send_response(outer.status)
                 self.send_header("location", "http://127.0.0.1:1/elsewhere")
                 self.end_headers()
@@ -52,6 +58,7 @@ class Receiver:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.answers.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -107,9 +114,31 @@ def test_what_is_not_taken_is_told_again_also_by_the_next_coordinator(
     receiver.status = 200
     live = coordinators(webhook_url=receiver.url)
     hurry(live)
-    wait_for(lambda: "webhook_refused" in receiver.codes(), limit=30)
-    assert receiver.codes()[:3] == ["first", "second", "webhook_refused"]
-    assert any(e["code"] == "webhook_taken" for e in live.operator.every("/events"))
+    wait_for(lambda: any(e["code"] == "webhook_taken" for e in live.operator.every("/events")), limit=30)
+    happen(live, "third")
+    wait_for(lambda: "third" in receiver.codes(), limit=30)
+    assert receiver.codes() == ["first", "second", "third"], "but not of itself: that it was not told at once"
+
+
+@pytest.mark.one_database
+def test_a_receiver_that_hangs_holds_up_no_stop_and_its_address_is_in_no_log(
+    coordinators: Callable[..., LiveCoordinator], receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    live = coordinators(webhook_url=f"{receiver.url}/very-secret")
+    happen(live, "first")
+    wait_for(lambda: receiver.codes() == ["first"], limit=30)
+    receiver.answers.clear()
+    happen(live, "second")
+    wait_for(lambda: receiver.codes() == ["first", "second"], limit=30)
+    live.stop()
+    assert not live._thread.is_alive()
+    assert not any(
+        within.f_code.co_filename == webhook.__file__
+        for frame in sys._current_frames().values()
+        for within, _ in traceback.walk_stack(frame)
+    ), "a thread that still waits is waited for when the process ends"
+    assert "very-secret" not in caplog.text
 
 
 @pytest.mark.database_decides

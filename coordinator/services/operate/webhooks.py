@@ -12,6 +12,8 @@ from fedcybgd.shared.contract.digests import digest_of
 
 HELD = timedelta(seconds=60)
 """Longer than a try takes: nobody else tells the receiver meanwhile."""
+OWN = ("webhook_refused", "webhook_taken")
+"""Not told: a receiver that takes so many a second would be told of each that it did not take, and never be through."""
 SETTLED = timedelta(seconds=5)
 """Ids of events are given in another order than they are committed in: one this old has none before it that is still to come."""
 
@@ -33,7 +35,7 @@ def take(session: Session, address: str, least: Level, now: datetime) -> int | N
     if told is None:
         return None
     settled = Event.at < now - SETTLED if session.get_bind().dialect.name == "postgresql" else Event.id > told
-    wanted = (Event.id > told) & Event.level.in_(levels_from(least)) & settled
+    wanted = (Event.id > told) & Event.level.in_(levels_from(least)) & Event.code.not_in(OWN) & settled
     found = session.scalar(select(Event.id).where(wanted).order_by(Event.id).limit(1))
     if found is None:
         session.execute(update(Webhook).where(Webhook.address == address).values(next_at=now))
