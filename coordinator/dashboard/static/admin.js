@@ -135,8 +135,21 @@ function happened() {
   soon = setTimeout(async () => { soon = null; await refresh(); }, Math.max(50, 500 - (Date.now() - asked)));
 }
 
+// A browser has six connections to a host, for all its tabs: only a page that is seen keeps one.
+let stream = null;
+function listen() {
+  if (document.hidden) {
+    if (stream) stream.close();
+    stream = null;
+  } else if (!stream || stream.readyState === EventSource.CLOSED) {
+    stream = new EventSource("/admin/stream");
+    stream.onmessage = happened;
+  }
+}
+
 if (every) {
   asked = Date.now();
   again();
-  new EventSource("/admin/stream").onmessage = happened;
+  listen();
+  document.addEventListener("visibilitychange", () => { listen(); happened(); });
 }
