@@ -1,6 +1,7 @@
 """`fedagent approve`: what a run would do with the owner's rows, and its name in agent.toml once the owner has agreed."""
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from fedcybgd.agent.errors import AgentError, ConfigError
 from fedcybgd.agent.policy import PolicyRefused, check_offer
 from fedcybgd.agent.readiness import Verdict, judge, report
 from fedcybgd.agent.settings import ONLY, Config, Home
-from fedcybgd.agent.telling import what_deltas_tell
+from fedcybgd.agent.telling import FIRST_MEANS, LABELS_GO, what_deltas_tell
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 
 SECTION = re.compile(r"^\s*\[\s*(.+?)\s*\]\s*(#.*)?$")
 RUNS = re.compile(r"^(\s*runs\s*=\s*)\[(.*?)\](.*)$", re.DOTALL)
@@ -65,6 +67,8 @@ class Approval:
             if visit.delta_patches:
                 yield "other agents may fetch this agent's deltas"
         yield from what_deltas_tell(self.run)
+        if section.tell_labels and self.run.task in CLASSIFICATIONS:
+            yield f"{LABELS_GO}. {FIRST_MEANS}"
 
     def give(self) -> Verdict:
         """Write the name of the run into agent.toml, see whether the rows fit, and tell the coordinator. Raises `ConfigError`, and nothing is written."""
@@ -122,14 +126,18 @@ def with_run(text: str, data: str, run: str) -> str:
 
 
 def _replace(home: Home, before: str, after: str) -> None:
-    """Whole or not at all; what somebody has changed meanwhile is not lost."""
-    part = home.config.with_name(f"{home.config.name}.new")
+    """Whole or not at all; what somebody has changed meanwhile is not lost. Who may read it may go on, also where root did this."""
+    file = home.config.resolve()  # a link stays one
+    part = file.with_name(f"{file.name}.new")
     try:
+        was = file.stat()
         part.write_text(after, encoding="utf-8")
-        part.chmod(home.config.stat().st_mode & 0o777)
-        if home.config.read_text(encoding="utf-8") != before:
+        part.chmod(was.st_mode & 0o777)
+        if os.name == "posix" and os.geteuid() == 0:
+            os.chown(part, was.st_uid, was.st_gid)
+        if file.read_text(encoding="utf-8") != before:
             raise ConfigError(f"{home.config} was changed meanwhile; try again")
-        part.replace(home.config)
+        part.replace(file)
     except OSError as error:
         raise ConfigError(f"{home.config} cannot be written: {error.strerror or error}") from error
     finally:

@@ -50,10 +50,14 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     return found or ["of its blocks no way is known to read single tokens or labels from a delta; it is made from your rows all the same"]
 
 
+LABELS_GO = "tell_labels: with each delta goes how many rows of each label its visit trained on"
+FIRST_MEANS = "In a run whose head begins at class means its first delta is the mean of what the model makes of the rows of each label"
+
+
 def what_counts_tell(counts: Mapping[object, int], labels: int | None) -> str:
     """For the owner of rows with `tell_labels`: what the coordinator learns of them beyond the deltas."""
     return (
-        f"tell_labels: with each delta goes how many rows of each label its visit trained on; of these rows {len(counts)} of {labels or '?'} labels, "
+        f"{LABELS_GO}; of these rows {len(counts)} of {labels or '?'} labels, "
         f"{min(counts.values(), default=0):,} to {max(counts.values(), default=0):,} rows each. The coordinator keeps that, and a signed provenance file may show "
-        "the shares. In a run whose head begins at class means its first delta is the mean of what the model makes of the rows of each label"
+        f"the shares. {FIRST_MEANS}"
     )

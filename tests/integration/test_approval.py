@@ -1,6 +1,7 @@
 """An owner lets a run use rows by a command: told first what it would do, and the coordinator hears of it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,23 @@ def standing(live: LiveCoordinator, run: str, home: Path) -> str:
 
 def test_it_is_asked_and_told_before_anything_is_written(live: LiveCoordinator, model: str, home: Path) -> None:
     run = live.create_run(run_file(model, []) | {"agents": "all"})["name"]
-    before = Home(home).config.read_text()
+    elsewhere = Home(home).config.rename(home / "kept.toml")
+    elsewhere.write_text(elsewhere.read_text().replace("\nruns = ", "\ntell_labels = true\nruns = "))
+    Home(home).config.symlink_to(elsewhere)
+    if os.geteuid() == 0:
+        os.chown(elsewhere, 12345, 12345)
+    before, owner = Home(home).config.read_text(), elsewhere.stat().st_uid
     no = CliRunner().invoke(app, ["approve", run, "--home", str(home)], input="n\n")
     assert no.exit_code == 1
     assert "text-classification" in no.output
     assert "head" in no.output
+    assert "how many rows of each label" in no.output
     assert Home(home).config.read_text() == before
     yes = CliRunner().invoke(app, ["approve", run, "--home", str(home)], input="y\n")
     assert (yes.exit_code, "8 rows" in yes.output) == (0, True), yes.output
     assert Home(home).load_config().data.popitem()[1].runs == [run]
+    assert Home(home).config.is_symlink(), "what the link names was written"
+    assert elsewhere.stat().st_uid == owner
     assert standing(live, run, home) == "ready"
     again = CliRunner().invoke(app, ["approve", run, "--home", str(home), "--json"])
     assert json.loads(again.stdout)["fits"] is True
