@@ -47,6 +47,9 @@ class Approval:
         except PolicyRefused as error:
             raise PolicyForbids(f"run {self.run.name}: {error.message} (policy.toml)") from error
         self.data = _data_set(self._config, data)
+        others = [name for name, section in self._config.data.items() if name != self.data and self.run.name in section.runs]
+        if others:
+            raise ConfigError(f"run {self.run.name} may use [data.{others[0]}] already; take its name out there first, if others are meant")
 
     @property
     def given(self) -> bool:

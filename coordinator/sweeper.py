@@ -48,7 +48,24 @@ async def sweep(
 ) -> None:
     """Run until cancelled; a sweep that fails is tried again. The watchdog hears of those whose transactions went through."""
     tidied = beaten = time.monotonic()
-    stumbles = Rarely()
+    stumbles, tidying = Rarely(), asyncio.create_task(asyncio.sleep(0))
+
+    def failed(error: Exception) -> None:
+        if is_away(error):
+            outages.say(error)
+        elif isinstance(error, StoreFull) or says_full(error):
+            disks.say(error if isinstance(error, StoreFull) else StoreFull(str(error)))
+        elif stumbles.is_due():
+            log.error("the sweeper failed; it tries again", exc_info=error)
+
+    async def tidy_all() -> None:
+        """Beside the sweeps, for it may take minutes, and leases end meanwhile."""
+        try:
+            await run_in_threadpool(tidy, settings, database, store, utcnow())
+            await run_in_threadpool(uploads.sweep, UPLOAD_KEPT_S)
+        except Exception as error:
+            failed(error)
+
     while True:
         await asyncio.sleep(settings.sweep_every_s)
         try:
@@ -64,18 +81,11 @@ async def sweep(
             await run_in_threadpool(tell_of_refusals, database, refusals)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
             # By the age of its file a blob just written seems old when the clock was set, or the machine slept.
-            if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s:
+            if time.monotonic() - tidied > settings.keep_blobs_s / 6 and absence.steady_s() > settings.keep_blobs_s and tidying.done():
                 tidied = time.monotonic()
-                await run_in_threadpool(tidy, settings, database, store, utcnow())
-                watchdog.alive()
-                await run_in_threadpool(uploads.sweep, UPLOAD_KEPT_S)
+                tidying = asyncio.create_task(tidy_all())
         except Exception as error:
-            if is_away(error):
-                outages.say(error)
-            elif isinstance(error, StoreFull) or says_full(error):
-                disks.say(error if isinstance(error, StoreFull) else StoreFull(str(error)))
-            elif stumbles.is_due():
-                log.exception("the sweeper failed; it tries again")
+            failed(error)
 
 
 def tell_of_disks(database: Database, disks: FullDisks) -> None:

@@ -13,7 +13,7 @@ from fedcybgd.shared.contract.run_views import EventEntry
 
 router = APIRouter(route_class=DatabaseRoute, responses=errors(401, 403, 422, 503))
 KIND = "text/event-stream"
-LASTS_S = 300.0
+LASTS_S = 60.0
 """Then who listens asks again, and shows that it may."""
 HEARD_S = 15.0
 """Something is sent at least so often, for those on the way who end what is silent"""
@@ -29,7 +29,7 @@ async def stream(
     after: Id = None,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="the same, as browsers say it")] = None,
 ) -> StreamingResponse:
-    """Each event within a second. The stream ends after five minutes: go on with the id of the last event, as `EventSource` does by itself."""
+    """Each event within a second. The stream ends after a minute: go on with the id of the last event, as `EventSource` does by itself."""
     return streamed(feed, last_event_id if last_event_id is not None else after)
 
 

@@ -58,15 +58,17 @@ class EventFeed(Generic[E]):
         if self._closed or len(self._listeners) >= LISTENERS:
             raise FeedFull("too many listen to the events already, or the coordinator stops; ask again in a moment", retry_after_s=5)
 
-    async def follow(self, after: int | None, lasts_s: float, heard_s: float) -> AsyncIterator[E | None]:
-        """Events after an id, or from now on; None each time that nothing has happened for `heard_s`. It ends after `lasts_s`."""
+    async def follow(self, after: int | None, lasts_s: float, heard_s: float) -> AsyncIterator[E | int | None]:
+        """The id after which is told; then events after that, and None each time that nothing has happened for `heard_s`. It ends after `lasts_s`."""
         queue: asyncio.Queue[E | None] = asyncio.Queue(BEHIND)
         self._listeners.add(queue)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
         until = time.monotonic() + lasts_s
         try:
-            last = after if after is not None else await to_thread.run_sync(self._newest)
+            now = await to_thread.run_sync(self._newest)
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._look(now))
+            last = now if after is None else after
+            yield last
             told = set[int]()
             while found := await to_thread.run_sync(self._read, last):
                 for event in found:
@@ -89,14 +91,11 @@ class EventFeed(Generic[E]):
                 self._looking.cancel()
                 self._looking = None
 
-    async def _look(self) -> None:
-        """Once for all who listen."""
-        stumbles = Rarely()
-        settled, recent = -1, dict[int, float]()
+    async def _look(self, settled: int) -> None:
+        """Once for all who listen, for what comes after an id."""
+        stumbles, recent = Rarely(), dict[int, float]()
         while True:
             try:
-                if settled < 0:
-                    settled = await to_thread.run_sync(self._newest)
                 after = settled
                 while found := await to_thread.run_sync(self._read, after):
                     for event in found:
@@ -130,7 +129,10 @@ class EventFeed(Generic[E]):
 async def server_sent(
     feed: EventFeed[E], after: int | None, lasts_s: float, heard_s: float, written: Callable[[E], str]
 ) -> AsyncIterator[str]:
-    """The lines of the stream that a browser's `EventSource` reads: a comment where nothing has happened."""
+    """The lines of the stream that a browser's `EventSource` reads: first where it begins, and a comment where nothing has happened."""
     yield "retry: 1000\n\n"
     async for event in feed.follow(after, lasts_s, heard_s):
-        yield ":\n\n" if event is None else f"id: {event.id}\ndata: {written(event)}\n\n"
+        if event is None:
+            yield ":\n\n"
+        else:
+            yield f"id: {event}\n\n" if isinstance(event, int) else f"id: {event.id}\ndata: {written(event)}\n\n"

@@ -1,5 +1,6 @@
 """Follows the events of a coordinator: one stream after another, each from where the last one ended."""
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -22,8 +23,9 @@ def follow(connection: Connection, after: int | None, timeout_s: float) -> Itera
         try:
             for event in _stream(connection, after, until):
                 away_since = None
-                if event is not None:
-                    after = event.id
+                if isinstance(event, int):
+                    after = event
+                elif event is not None:
                     yield event
         except (CoordinatorAway, httpx.HTTPError) as error:
             away_since = time.monotonic() if away_since is None else away_since
@@ -32,8 +34,8 @@ def follow(connection: Connection, after: int | None, timeout_s: float) -> Itera
             time.sleep(PAUSE_S)
 
 
-def _stream(connection: Connection, after: int | None, until: float) -> Iterator[EventEntry | None]:
-    """Until it ends; None for what says only that somebody is there."""
+def _stream(connection: Connection, after: int | None, until: float) -> Iterator[EventEntry | int | None]:
+    """Until it ends; before each event its id, or the one after which is told; None for what says only that somebody is there."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     with connection.stream("/events/stream", headers) as answer:
         if not answer.is_success:
@@ -48,4 +50,4 @@ def _stream(connection: Connection, after: int | None, until: float) -> Iterator
                 except ValidationError as error:
                     raise CoordinatorAway("what comes is no event of a coordinator") from error
             else:
-                yield None
+                yield int(line[3:]) if re.fullmatch(r"id: ?\d{1,19}", line) else None

@@ -69,3 +69,15 @@ def test_what_is_not_open_or_not_allowed_is_refused(live: LiveCoordinator, model
     other = CliRunner().invoke(app, ["approve", run, "--yes", "--data", "none", "--home", str(home)])
     assert other.exit_code != 0
     assert Home(home).config.read_text() == before
+
+
+def test_a_run_that_has_other_rows_is_not_given_these_too(live: LiveCoordinator, model: str, home: Path) -> None:
+    """With both it would get none."""
+    run = live.create_run(run_file(model, []) | {"agents": "all"})["name"]
+    with Home(home).config.open("a") as file:
+        file.write(f'[data.second]\npath = "b.jsonl"\nruns = ["{run}"]\n')
+    before = Home(home).config.read_text()
+    first = next(iter(Home(home).load_config().data))
+    refused = CliRunner().invoke(app, ["approve", run, "--yes", "--data", first, "--home", str(home)])
+    assert "second" in str(refused.exception)
+    assert Home(home).config.read_text() == before

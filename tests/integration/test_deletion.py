@@ -169,3 +169,15 @@ def test_the_command_asks_before_something_is_gone(live: LiveCoordinator, model:
     assert live.operator.get(f"/runs/{run}")["id"] == run
     done = CliRunner().invoke(app, ["run", "delete", run, "--yes", "--json"])
     assert (done.exit_code, '"deleted": "run"' in done.output) == (0, True), done.output
+
+
+def test_of_several_runs_of_a_name_none_is_guessed(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = ended(live, model, hand)
+    name = live.operator.get(f"/runs/{run}")["name"]
+    spec = run_file(model, [hand]) | {"name": name}
+    newer = live.create_run(spec)["id"]
+    live.operator.post(f"/runs/{newer}/cancel")
+    refused(operator(live).post(f"/runs/{name}/delete"), 409, "run_name_shared")
+    assert operator(live).post(f"/runs/{newer}/delete").status_code == 204
+    assert operator(live).post(f"/runs/{name}/delete").status_code == 204
+    refused(operator(live).get(f"/runs/{run}"), 404, "not_found")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
@@ -112,3 +112,22 @@ def test_who_listens_does_not_hold_up_a_coordinator_that_stops(coordinators: Cal
     assert not live._thread.is_alive()
     listener.thread.join(20)
     assert listener.away
+
+
+def test_who_has_heard_nothing_yet_misses_nothing_between_two_streams(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "LASTS_S", 0.3)
+    monkeypatch.setattr("fedcybgd.client.event_stream.PAUSE_S", 0.0)
+    code = fresh("between")
+    ends = threading.Event()
+    ask = Client.events.__globals__["follow"].__globals__["_stream"]
+
+    def once(*given: object) -> Iterator[object]:
+        yield from ask(*given)
+        if not ends.is_set():
+            happen(live, 1, code)  # between the first stream and the next
+            ends.set()
+
+    monkeypatch.setattr("fedcybgd.client.event_stream._stream", once)
+    listener = Listener(live, None, 1, code)
+    listener.thread.join(20)
+    assert len(listener.ids) == 1

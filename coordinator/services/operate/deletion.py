@@ -33,6 +33,12 @@ class RunBusy(Conflict):
     code = "run_busy"
 
 
+class RunNameShared(Conflict):
+    """What is gone for good is not guessed by its name."""
+
+    code = "run_name_shared"
+
+
 class ModelInUse(Conflict):
     code = "model_in_use"
 
@@ -44,6 +50,8 @@ class AgentInUse(Conflict):
 def delete_run(session: Session, name: str, now: datetime) -> None:
     """All that is written of a run that has ended: rounds, visits, scores, ledgers, events. Raises `RunNotOver`, `RunBusy`."""
     run = queries.run_by_name(session, name, lock=True)
+    if run.id != name and (number := session.scalar(select(func.count()).where(Run.name == run.name)) or 0) > 1:
+        raise RunNameShared(f"{number} runs are named {run.name}; say the id of the one that is meant (the newest is {run.id})")
     if not RUN.is_final(run.state):
         raise RunNotOver(f"run {run.name} ({run.id}) is {run.state}; cancel it before it is deleted")
     _forget_run(session, run, now)
