@@ -25,8 +25,9 @@ def approve(
 
     approval = Approval(Home(home), run, data)
     if not approval.given:
+        asking = Terminal(stderr=as_json)
         for sentence in approval.terms():
-            typer.echo(f"- {one_line(sentence)}", err=as_json)
+            asking.say(f"- {one_line(sentence)}")
         if not yes:
             typer.confirm(f"May run {approval.run.name} use these rows?", abort=True, err=as_json)
     verdict = approval.give()

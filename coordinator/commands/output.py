@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 import typer
 from pydantic import TypeAdapter
 
+from fedcybgd.shared.host.terminal import Terminal
+
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
@@ -34,7 +36,7 @@ def say_deleted(kind: str, name: str, id: str, as_json: bool) -> None:
     if as_json:
         say_json(Facts, {"deleted": kind, "name": name, "id": id})
     else:
-        typer.echo(f"{kind} {name} ({id}) is deleted")
+        Terminal().say(f"{kind} {name} ({id}) is deleted")
 
 
 def say_line(kind: type[T], value: T) -> None:

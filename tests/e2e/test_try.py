@@ -66,7 +66,9 @@ def test_a_run_is_tried_while_agents_are_killed(tmp_path: Path, scratch: Path, b
 def test_nothing_is_left_of_one_that_is_interrupted_while_agents_come_up(tmp_path: Path, scratch: Path, bert: Path) -> None:
     with (tmp_path / "said").open("w") as said:
         tried = subprocess.Popen(
-            command(tmp_path, bert, steps=20), stdout=said, stderr=said, env={**os.environ, **ENVIRONMENT, "TMPDIR": str(scratch)}
+            command(tmp_path, bert, steps=20), stdout=said, stderr=said, env={**os.environ, **ENVIRONMENT, "TMPDIR": str(scratch)},
+            # Where the tests run in the background of a shell they ignore it, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         wait_for(lambda: agents_of(scratch) or tried.poll() is not None, limit=120)

@@ -4,11 +4,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fedcybgd.agent.training.loss import Loss, label_offsets
 from fedcybgd.agent.training.visitor import Visitor
@@ -45,8 +45,8 @@ class Table(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(LOGITS))
 
-    def forward(self, input_ids: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logits[input_ids[:, 0]])
+    def forward(self, input_ids: Tensor) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.logits[input_ids[:, 0]])
 
 
 BATCH = Batch({"input_ids": torch.arange(3)[:, None]}, torch.ones(3, 1, dtype=torch.int64), torch.tensor(LABELS))

@@ -43,7 +43,7 @@ def test_a_link_in_the_place_of_a_name_is_refused(tmp_path: Path) -> None:
 
 
 def export(url: str, target: Path) -> Any:
-    return exports.export(Connection(url, "fco_x"), "r", target, "merged", 10)
+    return exports.export(Connection(url, "fco_x"), "r", target, "merged", None, 10)
 
 
 def hostile(files: list[dict[str, Any]], data: bytes = DATA, export_id: str = EXPORT) -> Any:
