@@ -1,7 +1,6 @@
 """The feed of events: whoever listens hears each as it happens, and after a gap those that it missed."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -120,10 +119,10 @@ class EventFeed(Generic[E]):
 
     @staticmethod
     def _end(queue: asyncio.Queue[E | None]) -> None:
-        with contextlib.suppress(asyncio.QueueEmpty):
+        """Whatever it has not heard yet goes with it: the later ones alone would say that there were no others."""
+        while not queue.empty():
             queue.get_nowait()
-        with contextlib.suppress(asyncio.QueueFull):
-            queue.put_nowait(None)
+        queue.put_nowait(None)
 
 
 async def server_sent(
