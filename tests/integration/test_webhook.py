@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -159,3 +160,29 @@ def test_two_coordinators_tell_an_event_once_and_none_waits_for_ever(live: LiveC
         assert session.scalars(select(Event.code).order_by(Event.id.desc()).limit(1)).one() == "webhook_given_up"
         assert session.get_one(Webhook, address).told == event
         session.delete(session.get_one(Webhook, address))
+
+
+@pytest.mark.one_database
+def test_where_nothing_happens_nothing_is_written(coordinators: Callable[..., LiveCoordinator], receiver: Receiver) -> None:
+    live = coordinators(webhook_url=receiver.url)
+    happen(live, "first")
+    wait_for(lambda: receiver.codes() == ["first"], limit=30)
+
+    def next_at() -> datetime:
+        with live.database.reading() as session:
+            return session.scalars(select(Webhook.next_at)).one()
+
+    wait_for(lambda: next_at() <= utcnow(), limit=10)  # that it was taken is written down
+    before = next_at()
+    looks: list[bool] = []
+    look = webhooks.is_due
+
+    def counted(*given: Any) -> bool:
+        looks.append(look(*given))
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webhooks, "is_due", counted)
+        wait_for(lambda: len(looks) >= 2, limit=30)
+    assert looks == [False] * len(looks)
+    assert next_at() == before

@@ -28,18 +28,27 @@ def begin(session: Session, address: str, now: datetime) -> None:
         session.add(Webhook(address=address, told=session.scalar(select(func.max(Event.id))) or 0, next_at=now))
 
 
+def is_due(session: Session, address: str, least: Level, now: datetime) -> bool:
+    """Whether there is something to tell, and it is time: looked at before anything is written."""
+    told = session.scalar(select(Webhook.told).where(Webhook.address == address, Webhook.next_at <= now))
+    return told is not None and _next(session, told, least, now) is not None
+
+
 def take(session: Session, address: str, least: Level, now: datetime) -> int | None:
     """The id of the event that is to be told next, for whoever takes it now; None: there is none, or somebody is at it, or it is too early."""
     due = (Webhook.address == address) & (Webhook.next_at <= now)
     told = session.scalar(update(Webhook).where(due).values(next_at=now + HELD).returning(Webhook.told))
     if told is None:
         return None
-    settled = Event.at < now - SETTLED if session.get_bind().dialect.name == "postgresql" else Event.id > told
-    wanted = (Event.id > told) & Event.level.in_(levels_from(least)) & Event.code.not_in(OWN) & settled
-    found = session.scalar(select(Event.id).where(wanted).order_by(Event.id).limit(1))
-    if found is None:
+    if (found := _next(session, told, least, now)) is None:
         session.execute(update(Webhook).where(Webhook.address == address).values(next_at=now))
     return found
+
+
+def _next(session: Session, told: int, least: Level, now: datetime) -> int | None:
+    settled = Event.at < now - SETTLED if session.get_bind().dialect.name == "postgresql" else Event.id > told
+    wanted = (Event.id > told) & Event.level.in_(levels_from(least)) & Event.code.not_in(OWN) & settled
+    return session.scalar(select(Event.id).where(wanted).order_by(Event.id).limit(1))
 
 
 def taken(session: Session, address: str, event: int, now: datetime) -> None:
