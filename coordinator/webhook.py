@@ -98,6 +98,9 @@ class Receiver:
         return why is None
 
     def _take(self, now: datetime) -> tuple[int | None, bytes | None]:
+        with self._database.reading() as session:
+            if not webhooks.is_due(session, self._address, self._settings.level, now):
+                return None, None
         with self._database.transaction() as session:
             event = webhooks.take(session, self._address, self._settings.level, now)
             return event, None if event is None else self._message(session, event)
