@@ -2,7 +2,7 @@
 
 MiniLM (22.7 M parameters) on rows of Banking77 (77 labels; they come with the project), dealt out to six agents: 1,500 rows and 20 held-out rows
 of each label, or fewer (`--rows`, `--labels`: the first ones). Three cycles over its six layers, a visit is one pass over an agent's rows; pooler and head
-along, frozen blocks and deltas in int8. All arms of a split and a seed are run one after another in one process with one thread.
+along, frozen blocks and deltas in int8. Every run has a process of its own, with one thread.
 
 equal         every agent has rows of all labels
 dirichlet-A   the rows of each label are dealt out in shares drawn from a Dirichlet distribution of parameter A: 0.5 is skewed, 0.1 very
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -159,54 +158,44 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="the learning rate of layers, in place of each arm's own")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers: whether it runs at all")
-    parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="the arms of one split and seed, in this process")
+    parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
+    parser.add_argument("--one", nargs=3, metavar=("SPLIT", "ARM", "SEED"), help="a single run, in this process")
     options = parser.parse_args()
-    arms = options.arm or list(ARMS)
     if options.one:
-        for arm in arms:
-            print(json.dumps(measure(options.one[0], arm, int(options.one[1]), options)), flush=True)
+        split, arm, seed = options.one
+        print(json.dumps(measure(split, arm, int(seed), options)), flush=True)
         return
-    cases = [(split, seed) for seed in range(options.first_seed, options.first_seed + options.seeds) for split in options.split or SPLITS]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    cases = [(split, arm, seed) for seed in seeds for split in options.split or SPLITS for arm in options.arm or ARMS]
     with ThreadPoolExecutor(options.processes) as pool:
-        found = list(pool.map(lambda case: _child(*case, arms, options), cases))
+        found = list(pool.map(lambda case: _once(*case, options), cases))
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for (split, _), results in zip(cases, found, strict=True):
-        for arm, result in zip(arms, results, strict=True):
-            runs.setdefault((split, arm), []).append(result)
+    for (split, arm, _), result in zip(cases, found, strict=True):
+        runs.setdefault((split, arm), []).append(result)
     figures = report(runs)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _child(split: str, seed: int, arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, float]]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.label_skew",
-        "--one",
-        split,
-        str(seed),
-        "--rows",
-        str(options.rows),
-        "--labels",
-        str(options.labels),
-    ]
-    command += [word for arm in arms for word in ("--arm", arm)] + (["--tiny"] if options.tiny else [])
-    command += ["--rate", str(options.rate)] if options.rate else []
+def _once(split: str, arm: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """One run, in a process of its own, unless its result is known."""
+    sizes = ["--rows", str(options.rows), "--labels", str(options.labels), *(["--tiny"] if options.tiny else [])]
+    sizes += ["--rate", str(options.rate)] if options.rate else []
+    case = [split, arm, seed, *sizes]
+    for line in options.results.read_text().splitlines() if options.results is not None and options.results.exists() else ():
+        if (known := json.loads(line))["case"] == case:
+            return dict(known["result"])
+    command = [sys.executable, "-m", "benchmarks.label_skew", "--one", split, arm, str(seed), *sizes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    results: list[dict[str, float]] = []
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as child,
-    ):
-        for line in child.stdout or ():
-            results.append(json.loads(line))
-            shown = ", ".join(f"{name} {value:.2f}" for name, value in results[-1].items())
-            print(f"{split}, {arms[len(results) - 1]}, seed {seed}: {shown}", flush=True)
-        if child.wait():
-            said.seek(0)
-            raise RuntimeError(f"{split}, seed {seed} failed:\n{said.read()}")
-    return results
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if child.returncode:
+        raise RuntimeError(f"{split}, {arm}, seed {seed} failed:\n{child.stderr}")
+    result: dict[str, float] = json.loads(child.stdout)
+    print(f"{split}, {arm}, seed {seed}: {', '.join(f'{name} {value:.2f}' for name, value in result.items())}", flush=True)
+    if options.results is not None:
+        with options.results.open("a") as file:
+            file.write(json.dumps({"case": case, "result": result}) + "\n")
+    return result
 
 
 def report(runs: dict[tuple[str, str], list[dict[str, float]]]) -> dict[str, float]:
