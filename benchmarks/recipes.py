@@ -102,21 +102,26 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
     from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.domain.averages import averaged_rounds
     from fedcybgd.coordinator.domain.candidates import RunCandidate, is_better, kept
+    from fedcybgd.shared.contract.measured import Score
 
     shared = Visitor("cpu")  # one model in memory, not six
     run = reference.begin(folder, model, {key: value for key, value in values.items() if key not in OF_THE_END})
     every = values["evaluate"]["every"]
     often = run.spec.rounds(run.trained) // run.spec.schedule["cycles"] if every == "cycle" else int(every)
-    models, best = [run.blocks], (0, run.evaluate(held_out))
-    base = run.evaluate(unseen)
+
+    def scored(rows: Path) -> Score:
+        return Score.model_validate(run.evaluate(rows).model_dump())
+
+    models, best = [run.blocks], (0, scored(held_out))
+    base = scored(unseen)
     curve = [best[1]]
 
     def look(_: int) -> None:
         nonlocal best
         models.append(run.blocks)
         if run.rounds_done % often == 0:
-            curve.append(run.evaluate(held_out))
-            if not is_better(best[1], curve[-1]):  # type: ignore[arg-type]
+            curve.append(scored(held_out))
+            if not is_better(best[1], curve[-1]):
                 best = run.rounds_done, curve[-1]
 
     reference.run(run, paths, folder / "scratch", visitors=[shared] * len(paths), after_round=look)
@@ -124,10 +129,14 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
     mean = [_average(run.store, list(of)) for of in zip(*models[-rounds:], strict=True)]
     candidates = {RunCandidate.LAST: models[-1], RunCandidate.AVERAGE: mean, RunCandidate.BEST: models[best[0]]}
     run.blocks = mean
-    scores: dict[Any, Any] = {RunCandidate.LAST: curve[-1], RunCandidate.AVERAGE: run.evaluate(held_out), RunCandidate.BEST: best[1]}
+    scores: dict[RunCandidate, Score | None] = {
+        RunCandidate.LAST: curve[-1],
+        RunCandidate.AVERAGE: scored(held_out),
+        RunCandidate.BEST: best[1],
+    }
     chosen = kept(scores)
     run.blocks = candidates[chosen]
-    score = run.evaluate(unseen)
+    score = scored(unseen)
     return {
         "score": _figure(score), "base": _figure(base), "majority": None if score.majority is None else 100 * score.majority,
         "error": 100 * score.accuracy_error if score.accuracy_error is not None else score.loss_error,
