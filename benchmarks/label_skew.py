@@ -133,7 +133,7 @@ def measure(split: str, arm: str, seed: int, options: argparse.Namespace) -> dic
         partitions, held_out = write_rows(folder / "rows", split, seed, options.rows, options.labels)
         model = tiny(folder / "model") if options.tiny else minilm()
         run = reference.begin(folder, model, spec_of(arm, seed, options.labels, options.rate))
-        run.tell_labels = True  # what a run makes of it, its run file says
+        run.tell_labels = not options.untold  # what a run makes of it, its run file says
         versions: list[list[Any]] = []
         shared = [Visitor("cpu")] * AGENTS
         reference.run(run, partitions, folder / "scratch", visitors=shared, after_round=lambda _: versions.append(run.blocks))
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--labels", type=int, default=LABELS)
     parser.add_argument("--rate", type=float, help="the learning rate of layers, in place of each arm's own")
+    parser.add_argument("--untold", action="store_true", help="agents do not tell how many rows of each label they have")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers: whether it runs at all")
     parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
@@ -179,7 +180,14 @@ def main() -> None:
 
 def _once(split: str, arm: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """One run, in a process of its own, unless its result is known."""
-    sizes = ["--rows", str(options.rows), "--labels", str(options.labels), *(["--tiny"] if options.tiny else [])]
+    sizes = [
+        "--rows",
+        str(options.rows),
+        "--labels",
+        str(options.labels),
+        *(["--tiny"] if options.tiny else []),
+        *(["--untold"] if options.untold else []),
+    ]
     sizes += ["--rate", str(options.rate)] if options.rate else []
     case = [split, arm, seed, *sizes]
     for line in options.results.read_text().splitlines() if options.results is not None and options.results.exists() else ():

@@ -67,8 +67,8 @@ def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, ch
     return values
 
 
-def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: bool) -> dict[str, Any]:
-    """One run, in this process."""
+def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: bool, told: bool) -> dict[str, Any]:
+    """One run, in this process. `told`: agents tell how many rows of each label they have, as their owners may allow."""
     import torch
 
     torch.set_num_threads(1)
@@ -78,13 +78,13 @@ def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: boo
         model = _model(name)
         rows = sum(path.read_bytes().count(b"\n") for path in paths)
         values = run_file_of(name, model, held_out, rows, seed, changes)
-        result = ended(values, model, paths, held_out, unseen, folder)
+        result = ended(values, model, paths, held_out, unseen, folder, told)
         if head:
             from fedcybgd.coordinator.domain.anchor import head_only
             from fedcybgd.coordinator.domain.run_file import checked, said
 
             anchor = said(head_only(checked(values), result["visited"]))
-            result["head"] = ended(anchor, model, paths, held_out, unseen, folder / "head")["score"]
+            result["head"] = ended(anchor, model, paths, held_out, unseen, folder / "head", told)["score"]
         return result
 
 
@@ -95,7 +95,7 @@ def _model(name: str) -> Path:
     return EXAMPLES / "models" / "stories260K" if name in LANGUAGE else minilm()
 
 
-def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path, unseen: Path, folder: Path) -> dict[str, Any]:
+def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path, unseen: Path, folder: Path, told: bool) -> dict[str, Any]:
     """A run of these values, ended as they say: what it is scored, on the rows that nothing has seen."""
     from benchmarks import reference
     from benchmarks.version_averaging import _average
@@ -106,6 +106,7 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
 
     shared = Visitor("cpu")  # one model in memory, not six
     run = reference.begin(folder, model, {key: value for key, value in values.items() if key not in OF_THE_END})
+    run.tell_labels = told
     every = values["evaluate"]["every"]
     often = run.spec.rounds(run.trained) // run.spec.schedule["cycles"] if every == "cycle" else int(every)
 
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--head", action="store_true", help="train pooler and head alone, too")
+    parser.add_argument("--told", action="store_true", help="agents tell how many rows of each label they have; default: they do not")
     parser.add_argument("--change", default="{}", help='try other values beside the recipe: JSON, as {"train": {"learning_rate": 1e-4}}')
     parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
     options = parser.parse_args()
@@ -170,11 +172,11 @@ def main() -> None:
 
 
 def _once(name: str, seed: int, options: Any) -> dict[str, Any]:
-    case = [name, seed, options.change, options.head]
+    case = [name, seed, options.change, options.head, options.told]
     for line in options.results.read_text().splitlines() if options.results is not None and options.results.exists() else ():
         if (known := json.loads(line))["case"] == case:
             return dict(known["result"])
-    result = measure(name, options.data, seed, json.loads(options.change), options.head)
+    result = measure(name, options.data, seed, json.loads(options.change), options.head, options.told)
     print(f"{name} seed {seed}: {result}", flush=True)
     if options.results is not None:
         with options.results.open("a") as file:
