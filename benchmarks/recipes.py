@@ -30,9 +30,10 @@ TASKS: dict[str, dict[str, Any]] = {
     "gsm8k": {"task": "gsm8k", "train": 600, "selection": 100, "unseen": 200},
     "stsb-2": {"task": "stsb", "train": 600, "selection": 150, "unseen": 400},
     "banking77": {"task": "banking77", "train": 1500, "selection": 300, "unseen": 500},
+    "xquad": {"train": 800},
     "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
 }
-LANGUAGE = ("shakespeare", "gsm8k")
+LANGUAGE, QUESTIONS = ("shakespeare", "gsm8k"), "xquad"
 OF_THE_END = ("average_versions", "keep_best", "stop")
 """Sections that a run in one process is not told of: what they ask for is done here."""
 
@@ -48,9 +49,24 @@ def rows_of(name: str, data: Path, folder: Path, seed: int) -> tuple[list[Path],
             (folder / file).write_text("".join(part))
         turned = seed % len(paths)
         return [*paths[turned:], *paths[:turned]], folder / "held-out.jsonl", folder / "unseen.jsonl"
+    if name == QUESTIONS:
+        return _questions(data, folder, seed)
     found = tasks.rows(data=data, seed=seed, **TASKS[name])
     files = [tasks.write(folder / f"{what}.jsonl", rows) for what, rows in (("held-out", found.selection), ("unseen", found.unseen))]
     return tasks.dealt(found.train, AGENTS, folder), files[0], files[1]
+
+
+def _questions(data: Path, folder: Path, seed: int) -> tuple[list[Path], Path, Path]:
+    """Articles of XQuAD: those of the figure and those that select the model are the same for all seeds, the others are dealt out by `seed`."""
+    from benchmarks.paper import question_answering
+
+    agents, held_out = question_answering.split(data / question_answering.FILE, seed, 400)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [*agents, held_out[:200], held_out[200:]]
+    paths = [
+        tasks.write(folder / f"{name}.jsonl", part) for name, part in zip([*range(len(agents)), "held-out", "unseen"], parts, strict=True)
+    ]
+    return paths[:-2], *paths[-2:]
 
 
 def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +74,7 @@ def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, ch
     from fedcybgd.coordinator.commands import recipe_facts
     from fedcybgd.coordinator.domain.recipe import recipe
 
-    task: Any = "causal-lm" if name in LANGUAGE else "text-classification"
+    task: Any = "causal-lm" if name in LANGUAGE else "extractive-qa" if name == QUESTIONS else "text-classification"
     facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(model), held_out.name, rows)
     outline = recipe_facts.model_of("model", recipe_facts.config_of(model), task, facts.num_labels or None)
     values = recipe(name, task, outline, facts, AGENTS) | {"seed": seed}
@@ -140,7 +156,7 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
     score = scored(unseen)
     return {
         "score": _figure(score), "base": _figure(base), "majority": None if score.majority is None else 100 * score.majority,
-        "error": 100 * score.accuracy_error if score.accuracy_error is not None else score.loss_error,
+        "error": score.loss_error if score.quality_error is None else 100 * score.quality_error, "measure": score.measure or "loss",
         "kept": str(chosen), "best_after": best[0], "rounds": run.rounds_done, "macro_f1": score.macro_f1,
         "curve": [_figure(each) for each in curve], "average": _figure(scores[RunCandidate.AVERAGE]), "mb": run.bytes_moved() / 1e6,
         "visited": run.trained,
@@ -148,8 +164,8 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
 
 
 def _figure(score: Any) -> float:
-    """Accuracy in percent; of a language model the loss."""
-    return float(score.loss) if score.accuracy is None else 100 * float(score.accuracy)
+    """Accuracy or F1 in percent; of a language model the loss."""
+    return float(score.loss) if score.quality is None else 100 * float(score.quality)
 
 
 def main() -> None:
@@ -210,9 +226,9 @@ def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
 
 def _short(run: dict[str, Any]) -> float:
     """By how much a run is behind the better of majority and base; 0 where it is not."""
-    if run["majority"] is None:
+    if run["measure"] == "loss":
         return max(0.0, run["score"] - run["base"])
-    return max(0.0, max(run["majority"], run["base"]) - run["score"])
+    return max(0.0, max(run["majority"] or 0.0, run["base"]) - run["score"])
 
 
 if __name__ == "__main__":

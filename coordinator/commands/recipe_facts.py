@@ -19,6 +19,7 @@ ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
         "label": ("intent", "class", "category", "target", "labels"),
     },
     "causal-lm": {"text": ("content",), "prompt": ("question", "instruction"), "completion": ("answer", "response", "output")},
+    "extractive-qa": {"question": ("query",), "context": ("passage", "paragraph")},
 }
 """What columns are called where they are not called as their field"""
 MEASURED = 2000
@@ -61,7 +62,7 @@ def counting(directory: Path | None) -> Count:
 
 
 def _parts(row: Row) -> list[str]:
-    return [row[field] for field in ("text", "text_pair", "prompt", "completion") if row.get(field) is not None]
+    return [row[field] for field in ("text", "text_pair", "prompt", "completion", "question", "context") if row.get(field) is not None]
 
 
 def rows_of(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RecipeTask = Literal["text-classification", "causal-lm"]
+RecipeTask = Literal["text-classification", "causal-lm", "extractive-qa"]
 """Tasks that there is a recipe for"""
 AGENTS = 6
 """Where nobody says how many there are"""
@@ -19,6 +19,8 @@ SHORTEST, STEP = 16, 8
 """Of `task.max_length`: the least, and what it is a multiple of"""
 WINDOW = 128
 """Tokens of a window of text"""
+LONGEST_WITH_CONTEXT = 384
+"""Tokens of a question and a window of its context, as is usual for SQuAD: a longer context is cut into several"""
 FEW = 300
 """Rows of an agent: from so many on a visit is one pass over them in batches of 32"""
 MANY_LABELS = 10
@@ -71,11 +73,11 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
     """The values of a run file. With `keep_best`, and a score of the model before any training, the run ends with no worse a
     score than the base model has."""
     each = rows.rows_of_agents / agents
-    parts = _classifier(model, rows, agents, each) if task == "text-classification" else _language_model(model, rows, each)
+    parts = _language_model(model, rows, each) if task == "causal-lm" else _encoder(task, model, rows, agents, each)
     return {
         "name": name,
         "model": model.name,
-        "task": {"kind": task, **_labels(rows), "max_length": _max_length(model, rows)},
+        "task": {"kind": task, **_labels(rows), "max_length": _max_length(task, model, rows)},
         **parts,
         "compression": {"policy": "int8"},
         "delta": {"codec": "int8"},
@@ -87,14 +89,17 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
     }
 
 
-def _classifier(model: RecipeModel, rows: RecipeRows, agents: int, each: float) -> dict[str, Any]:
+def _encoder(task: RecipeTask, model: RecipeModel, rows: RecipeRows, agents: int, each: float) -> dict[str, Any]:
+    """With a fresh head, trained along."""
     wave = max(1, min(3, model.layers // 2, agents))
     few = each < FEW
     along = [name for name in model.blocks if name in ("norm", "pooler", "head")]
     rate = _rate(6e-4 if wave > 1 else 3e-4, 384, model.width, 1.5)
+    means = task == "text-classification" and wave > 1 and "head" in along
     return {
         "schedule": {
             "cycles": 6 if few else 5, "agents": "rotating", "blocks": ["layers"], "always": along, "wave": wave, "damping": DAMPING[wave],
+            **({"head_start": "class_means"} if means else {}),
         },
         "train": {
             "epochs": 2 if few else 1, "batch_size": 32 if not few else 16 if each >= 96 else 8,
@@ -125,6 +130,7 @@ def _labels(rows: RecipeRows) -> dict[str, Any]:
     return {"labels": rows.labels if isinstance(rows.labels, int) else list(rows.labels)}
 
 
-def _max_length(model: RecipeModel, rows: RecipeRows) -> int:
+def _max_length(task: RecipeTask, model: RecipeModel, rows: RecipeRows) -> int:
     wanted = WINDOW if rows.is_text else max(SHORTEST, -(-rows.length // STEP) * STEP)
-    return min(wanted, model.positions or wanted)
+    most = LONGEST_WITH_CONTEXT if task == "extractive-qa" else wanted
+    return min(wanted, most, model.positions or wanted)

@@ -52,6 +52,11 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
         yield "task.labels", text
     if rows.is_text:
         yield "task.max_length", "tokens of a window"
+    elif rows.length > values["task"]["max_length"] and values["task"]["kind"] == "extractive-qa":
+        yield (
+            "task.max_length",
+            f"of a question and a window of its context; 99 of 100 have {rows.length} tokens or fewer, and are cut into several",
+        )
     else:
         how = "have at most" if counted else "have, as their characters let one think, at most"
         yield "task.max_length", f"99 of 100 held-out rows {how} {rows.length} tokens"
@@ -62,11 +67,14 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     known = "" if rows.of_agents is not None else f", if all agents have {rows.rows_of_agents:,} rows; say how many with --rows"
     yield "schedule.cycles", f"how many times each block is trained{known}"
     yield "schedule.agents", "another agent for a block in each cycle"
+    if "head_start" in schedule:
+        text = "of the rows of each label, from agents that may tell their labels (tell_labels): far better where agents have unlike labels"
+        yield "schedule.head_start", text
     yield "schedule.always", "trained along in every visit" if schedule["always"] else "nothing but the visited block"
     if "epochs" in train:
         yield "train.epochs", "passes of a visit over its agent's rows"
     yield "train.learning_rate", "of the visited block; too high if the held-out loss rises from the first rounds on: halve it"
-    if rows.labels is not None:
+    if "always_learning_rate" in train:
         yield "train.always_learning_rate", "of the head"
     yield "compression.policy", "frozen blocks in 8 bits: costs no quality, as measured; int4 for less memory"
     yield "evaluate.every", "and before the first round"

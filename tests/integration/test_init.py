@@ -21,11 +21,15 @@ def held_out(folder: Path, task: str) -> Path:
     path = folder / "data" / "held-out.jsonl"
     path.parent.mkdir(exist_ok=True)
     made = [{"question": f"my card is lost {i}", "answer": "please wait", "intent": ["lost", "card"][i % 2]} for i in range(8)]
+    if task == "extractive-qa":
+        made = [
+            {"question": f"which card {i}", "context": f"card {i}", "answers": {"text": ["card"], "answer_start": [0]}} for i in range(8)
+        ]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path
 
 
-@pytest.mark.parametrize(("task", "checkpoint"), [("text-classification", "bert"), ("causal-lm", "llama")])
+@pytest.mark.parametrize(("task", "checkpoint"), [("text-classification", "bert"), ("causal-lm", "llama"), ("extractive-qa", "bert")])
 def test_what_it_writes_is_a_run(
     live: LiveCoordinator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, checkpoint: str
 ) -> None:
@@ -45,7 +49,8 @@ def test_what_it_writes_is_a_run(
 
     client = Client(live.url, live.operator_key)
     name = str(request.getfixturevalue(checkpoint).resolve().name)
-    live.add_model(name, request.getfixturevalue(checkpoint))
+    if name not in {model.name for model in client.models.list()}:
+        live.add_model(name, request.getfixturevalue(checkpoint))
     run = client.runs.create(out)
     assert run.prepared
     client.runs.cancel(run.id)

@@ -41,6 +41,23 @@ def test_few_rows_take_smaller_steps_and_more_passes() -> None:
     assert recipe("r", "text-classification", BERT, rows(labels=77))["train"]["always_learning_rate"] > many["always_learning_rate"]
 
 
+def test_heads_of_waves_begin_at_class_means() -> None:
+    """Where agents have unlike labels the fresh head of a wave learns next to nothing else; one after another it does."""
+    alone = RecipeModel("alone", ("layers.0", "layers.1", "head"), 384)
+    bare = RecipeModel("bare", tuple(f"layers.{i}" for i in range(6)), 384)
+    found = {model.name: recipe("r", "text-classification", model, rows())["schedule"].get("head_start") for model in (BERT, alone, bare)}
+    assert found == {"minilm": "class_means", "alone": None, "bare": None}
+    assert "head_start" not in recipe("r", "extractive-qa", BERT, rows(labels=None))["schedule"]
+
+
+def test_questions_have_windows_of_the_usual_length() -> None:
+    for length, most in ((99, 104), (1000, 384)):
+        found = RecipeRows("test.jsonl", 100, length)
+        values = recipe("r", "extractive-qa", BERT, found)
+        assert values["task"] == {"kind": "extractive-qa", "max_length": most}
+        assert ("cut into several" in written_recipe(values, BERT, found, 6, counted=True)) == (most < length)
+
+
 def test_wider_models_take_smaller_steps() -> None:
     wide = RecipeModel("wide", BERT.blocks, 1024)
     rates = [recipe("r", "text-classification", model, rows(30_000))["train"]["learning_rate"] for model in (BERT, wide)]
@@ -58,6 +75,7 @@ def test_rows_are_no_longer_than_the_model_takes() -> None:
     ("text-classification", BERT, rows(of_agents=300)),
     ("causal-lm", LLAMA, rows(labels=None, is_text=True)),
     ("causal-lm", LLAMA, rows(labels=None, columns={"prompt": "question", "completion": "answer"})),
+    ("extractive-qa", BERT, rows(labels=None, columns={"context": "passage"})),
 ])  # fmt: skip
 def test_what_is_written_is_the_recipe_and_a_run_file(task: RecipeTask, model: RecipeModel, found: RecipeRows) -> None:
     values = recipe("intents", task, model, found)
@@ -122,6 +140,15 @@ def test_texts_of_language_models_are_found(tmp_path: Path) -> None:
     assert look(written(tmp_path, {"text": "once upon a time"}), "causal-lm").is_text
     with pytest.raises(DataError, match="--column"):
         look(written(tmp_path, {"question": "why"}), "causal-lm")
+
+
+def test_questions_are_found(tmp_path: Path) -> None:
+    row = {"query": "how many", "passage": "there were 308 of them", "answers": {"text": ["308"], "answer_start": [11]}}
+    found = look(written(tmp_path, row, row), "extractive-qa")
+    assert (found.columns, found.labels, found.held_out) == ({"question": "query", "context": "passage"}, None, 2)
+    assert found.length >= (len(row["query"]) + len(row["passage"])) // recipe_facts.CHARACTERS_A_TOKEN, "question and context count"
+    with pytest.raises(DataError, match="row 1"):
+        look(written(tmp_path, {**row, "answers": {"text": ["309"], "answer_start": [11]}}), "extractive-qa")
 
 
 @pytest.mark.parametrize(("made", "labels", "why"), [
