@@ -49,7 +49,9 @@ def predict(
     what: Annotated[str, typer.Argument(metavar="RUN|DIRECTORY", help="Name or id of a run, or a directory that `run export` wrote.")],
     data: Annotated[
         Path,
-        typer.Option(help="Rows: CSV, JSON Lines or Parquet. Labels may be there; then they are compared.", exists=True, dir_okay=False),
+        typer.Option(
+            help="Rows: CSV, JSON Lines or Parquet. Labels or answers may be there; then they are compared.", exists=True, dir_okay=False
+        ),
     ],
     version: Version = None,
     out: Annotated[Path | None, typer.Option(help="Write a line of JSON for each row to this file.", dir_okay=False)] = None,
@@ -69,18 +71,14 @@ def predict(
         bool, typer.Option("--json", help="A line of JSON for each row; with --out these are in the file, and here is the summary.")
     ] = False,
 ) -> None:
-    """Ask a run's model, or an exported one, about rows: labels with their probability, losses of texts, or how prompts go on.
+    """Ask a run's model, or an exported one, about rows: labels with their probability, losses of texts, how prompts go on, or answers.
 
     A run's model is fetched into a temporary folder, which is gone afterwards.
     """  # fmt: skip
     with interrupt.at_the_end(), rows_file(out, force) as file:
         wanted = model_version(version)
         asked = _of_directory(what, version) if Path(what).expanduser().is_dir() else _of_run(what)
-        if asked.spec.task == "extractive-qa":
-            raise Invalid(
-                f"{asked.called} finds answers in contexts, which is not asked for here: load its export with AutoModelForQuestionAnswering"
-            )
-        if asked.spec.is_classification and new_tokens is not None:
+        if asked.spec.task != "causal-lm" and new_tokens is not None:
             raise Invalid(f"--max-new-tokens: {asked.called} is a {asked.spec.task}, which writes no text")
         columns = mapped(asked.held_out, data, columns_of(column))
         rows = AskedRows(data, asked.spec, columns, read_as(asked.held_out, data), images)
@@ -192,6 +190,9 @@ def _predict(asked: Asked, directory: Path, rows: AskedRows, new_tokens: int | N
                 line["expected"] = names[row["label"]] if names else row["label"]
             if rows.continues:
                 line |= {"continuation": one.continuation, "tokens": one.tokens}
+            elif one.answer is not None:
+                line |= {"answer": one.answer, "margin": one.margin}
+                line |= {"expected": [answer.text for answer in row["answers"]]} if "answers" in row else {}
             elif one.label is None:
                 line |= {"loss": one.loss, "tokens": one.tokens}
             tally.add(one, row)

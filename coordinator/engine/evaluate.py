@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import torch
 
+from fedcybgd.coordinator.domain.answer_tally import AnswerCandidate, AnswerTally
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
-from fedcybgd.coordinator.engine.answering import answer
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
@@ -20,6 +20,7 @@ from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import Row, examples
+from fedcybgd.shared.models.answering import answers
 from fedcybgd.shared.models.batches import chunks, forward_logits, row_losses
 from fedcybgd.shared.models.question_rows import QuestionEncoder
 from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
@@ -86,8 +87,11 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
 
 def _answered(store: EngineStore, payload: EvaluatePayload, streamed: Streamed, encoder: QuestionEncoder) -> EvaluateResult:
     with held_out_examples(store, payload.held_out, payload) as given:
-        some = itertools.islice(given, payload.rows)
-        measured, tally = answer(streamed.model, encoder, some, payload.held_out.name, TOKENS_A_BATCH)
+        measured, tally = MeanLoss(), AnswerTally()
+        for said in answers(streamed.model, encoder, itertools.islice(given, payload.rows), payload.held_out.name, TOKENS_A_BATCH):
+            measured.add([said.loss], [1])
+            right = [answer.text for answer in said.question.answers]
+            tally.add(AnswerCandidate(said.text, right, rather_nothing=said.margin < 0))
     return EvaluateResult(
         rows=given.count, loss=measured.mean, loss_error=measured.error, accuracy=None, f1=tally.f1, f1_error=tally.f1_error,
         exact_match=tally.exact_match, exact_match_error=tally.exact_match_error, seconds=0,

@@ -14,3 +14,7 @@ class Prediction:
     tokens: int | None = None
     """predicted ones, or those that a prompt is gone on by"""
     continuation: str | None = None
+    answer: str | None = None
+    """the part of the context that answers the question"""
+    margin: float | None = None
+    """logits by which the answer is surer than that there is none; below 0 the model would rather say nothing"""

@@ -43,8 +43,9 @@ ASKED: dict[Task, FieldSet] = {
     "text-classification": FieldSet((("text",),), ("text_pair", "label")),
     "causal-lm": FieldSet((("text",), ("prompt", "completion"), ("prompt",))),
     "image-classification": FieldSet((("image",),), ("label",)),
+    "extractive-qa": FieldSet((("question", "context"),), ("answers",)),
 }
-"""Of rows that a model is asked about: labels may be there, and are then what should come out"""
+"""Of rows that a model is asked about: labels and answers may be there, and are then what should come out"""
 
 
 def format_of(path: Path) -> Format:

@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of rows: a label and how likely it is, the loss of a text, or how a prompt goes on. In float32, on a CPU."""
+"""What a fine-tuned model says of rows: a label and how likely it is, the loss of a text, how a prompt goes on, an answer. In float32, on a CPU."""
 
 import itertools
 import json
@@ -16,10 +16,12 @@ from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.configuration import in_a_line, plain
 from fedcybgd.shared.files.tables import Row
+from fedcybgd.shared.models.answering import answers
 from fedcybgd.shared.models.batches import Batch, forward_logits, row_losses
 from fedcybgd.shared.models.image_rows import ImageEncoder
 from fedcybgd.shared.models.model_classes import AUTO_CLASSES, settings_of, tasks_of
 from fedcybgd.shared.models.positions import usable_positions
+from fedcybgd.shared.models.question_rows import QuestionEncoder
 from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 from fedcybgd.shared.models.text_rows import Features, LanguageEncoder, TextEncoder
 
@@ -81,7 +83,11 @@ class Predictor:
         self._encoder: RowEncoder = row_encoder(directory, self.spec)
 
     def predictions(self, examples: Iterable[Row], source: str) -> Iterator[Prediction]:
-        """Of each row of the file called `source`, in its order: its label, or its loss. Raises `DataError`, with the row."""
+        """Of each row of the file called `source`, in its order: its label, its answer, or its loss. Raises `DataError`, with the row."""
+        if isinstance(self._encoder, QuestionEncoder):
+            for said in answers(self._model, self._encoder, examples, source, TOKENS_A_BATCH):
+                yield Prediction(answer=said.text, margin=said.margin)
+            return
         for some in _some(examples):
             if self.spec.is_classification:
                 yield from self._labelled(some, source)

@@ -71,7 +71,7 @@ class QuestionEncoder(TextEncoder):
                 return_offsets_mapping=True,
             )
             for index, (row, example) in enumerate(zip(rows, given, strict=True)):
-                yield self._question(encoded, index, example, row, source)
+                yield self._question(encoded, index, {"answers": (), **example}, row, source)
 
     def _features(self, parts: Iterable[tuple[Sequence[int], Sequence[Row]]], source: str) -> Iterator[Features]:
         for question in self.questions((example for _, examples in parts for example in examples), source):

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
 from benchmarks import reference
 from fedcybgd import Client
 from fedcybgd.agent.messages import DataSource
+from fedcybgd.coordinator.cli import app
 from tests.integration.test_export import export
 from tests.integration.test_image_runs import RealTrainer
 from tests.support.browser import logged_in
@@ -64,6 +66,17 @@ def test_a_model_learns_to_find_answers(live: LiveCoordinator, bert: Path, model
     exported, info = transformers.AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert said_by(exported.eval(), folder, held_out) == last["exact_match"]
+    said = CliRunner().invoke(app, ["predict", str(folder), "--data", str(held_out), "--out", str(tmp_path / "said.jsonl"), "--json"])
+    assert said.exit_code == 0, said.output
+    summary = json.loads(said.stdout)
+    assert (summary["rows"], summary["exact_match"], summary["f1"]) == (24, last["exact_match"], pytest.approx(last["f1"]))
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert sum(line["answer"] in line["expected"] for line in lines) / 24 == last["exact_match"]
+    asked = questions(tmp_path / "asked.jsonl", [{name: row[name] for name in ("question", "context")} for row in easy(3, 4)])
+    shown = CliRunner().invoke(app, ["predict", str(folder), "--data", str(asked)])
+    assert shown.exit_code == 0, shown.output
+    assert "F1" not in shown.stdout, "nothing to compare with"
+    assert all(word in shown.stdout for word in ("question", "answer", "margin", "3 rows"))
     card = (folder / "README.md").read_text()
     assert "AutoModelForQuestionAnswering" in card and f"| {last['f1']:.2%} ± " in card  # noqa: PT018
     page = logged_in(live).get(f"/admin/runs/{view['id']}").text

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig
 
 from fedcybgd.coordinator.domain.answer_tally import AnswerCandidate, AnswerTally, exact_match, f1, plain_words
-from fedcybgd.coordinator.engine.answering import MOST_TOKENS, answer, best_span
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import examples, read_examples
+from fedcybgd.shared.models.answering import MOST_TOKENS, answers, best_span
 from fedcybgd.shared.models.batches import IGNORED, forward_logits, loss_sum, row_losses
 from fedcybgd.shared.models.question_rows import NOT_HERE, Question, QuestionEncoder
 from fedcybgd.shared.models.tokens import TokenizerUnusable
@@ -187,10 +187,11 @@ def test_what_is_said_is_the_best_part_of_the_context_over_all_windows(nothing: 
     model = Pointing(pin, nothing)
     answered = {"question": "why", "context": LONG, "answers": read(question("why", LONG, len(WORDS) - 1))}
     without = {"question": "why", "context": "my card is lost", "answers": ()}
-    _, tally = answer(model, encoder(bert), [answered], "rows", 64)
-    assert (tally.exact_match, tally.f1) == (1.0, 1.0), "where every question has an answer, none is not said"
-    _, tally = answer(model, encoder(bert), [answered, without], "rows", 64)
-    assert tally.exact_match == sum(exact) / 2
+    for rows, right in (([answered], 1.0), ([answered, without], sum(exact) / 2)):
+        tally = AnswerTally()
+        for said in answers(model, encoder(bert), rows, "rows", 64):
+            tally.add(AnswerCandidate(said.text, [one.text for one in said.question.answers], rather_nothing=said.margin < 0))
+        assert tally.exact_match == tally.f1 == right, "where every question has an answer, none is not said"
 
 
 def read(row: dict[str, Any]) -> Any:
