@@ -92,7 +92,7 @@ class TrainRequest(BaseModel):
     train: TrainSettings
     data: DataSource
     disk_bytes: int | None = None
-    """what the rows may take of the disk once they are encoded; None: whatever they do"""
+    """what the rows may take of the disk once they are encoded, with their prefix cache; None: whatever they do"""
     delta_path: str
     delta_codec: DeltaCodec = "float32"
     residuals: dict[str, str] = {}

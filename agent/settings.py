@@ -64,7 +64,9 @@ class LimitsSection(SettingsSection):
         gt=0,
         description="what the training process takes of a GPU at the most, in 1e9 bytes; about 0.8 of that is the driver's",
     )
-    disk_gb: float = Field(20, gt=0, description="shards, what error feedback keeps, and the pixels of images, at the most, in 1e9 bytes")
+    disk_gb: float = Field(
+        20, gt=0, description="shards, what error feedback keeps, the pixels of images, and a prefix cache, at the most, in 1e9 bytes"
+    )
     bandwidth_mbit: float | None = Field(None, gt=0, description="speed of the line, in 1e6 bits a second; what is planned goes by it")
     stall_s: float = Field(1800, ge=10, description="seconds without a finished step after which a visit is given up")
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
@@ -219,7 +221,7 @@ threads = 0                     # 0: as many as there are cores
 [limits]
 # memory_gb = 8                 # private memory of the training process at the most
 # gpu_memory_gb = 20            # the same on a GPU
-disk_gb = 20                    # shards, what error feedback keeps, and the pixels of images, at the most
+disk_gb = 20                    # shards, what error feedback keeps, the pixels of images, and a prefix cache, at the most
 # bandwidth_mbit = 50           # speed of the line; emulators are planned by it
 hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always
 

@@ -40,6 +40,11 @@ class Partition:
                 )
             yield row
 
+    @property
+    def disk_left(self) -> int | None:
+        """What `disk_bytes` leaves beside the encoded rows; None: nothing bounds it."""
+        return None if self._disk_bytes is None else max(0, self._disk_bytes - bytes_on_disk(self.rows, self._row_bytes))
+
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.features.batch(indices)
 

@@ -7,6 +7,7 @@ padded to another width, where matrix products round differently: last-bit diffe
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from fedcybgd.shared.files.configuration import HIDDEN_SIZE
 from fedcybgd.shared.host.machine import memory_available
 from fedcybgd.shared.models.batches import Batch, plain_forward
 
+log = logging.getLogger("fedagent.training")
 LARGEST_IN_MEMORY = 2 << 30
 """Bytes that `auto` keeps in memory at the most; a quarter of the limit or of what is free, if that is less."""
 
@@ -218,18 +220,21 @@ def choose(setting: str, order: Sequence[Sequence[int]], partition: Partition, h
     """Where the prefix goes: memory, disk, or None for nowhere.
 
     `auto` caches when a row is used more than once in the visit: in memory up to LARGEST_IN_MEMORY, a quarter of `limit` (bytes, 0:
-    none) and a quarter of the free memory; else on disk, if twice the room is there.
+    none) and a quarter of the free memory; else on disk, if twice the room is there. Never on more of the disk than `limits.disk_gb` leaves.
     """
-    if setting == "off":
-        return None
-    if setting in ("memory", "disk"):
-        return setting
     rows = [row for batch in order for row in batch]
     distinct = set(rows)
-    if len(distinct) == len(rows):
+    if setting == "off" or (setting == "auto" and len(distinct) == len(rows)):
         return None
+    if setting == "memory":
+        return setting
     size = 4 * hidden_size * sum(partition.features.length(row) for row in distinct)
     most = min(LARGEST_IN_MEMORY, memory_available() // 4, limit // 4 if limit else LARGEST_IN_MEMORY)
-    if size <= most:
+    if setting == "auto" and size <= most:
         return "memory"
-    return "disk" if shutil.disk_usage(Path(tempfile.gettempdir())).free > 2 * size else None
+    if partition.disk_left is not None and size > partition.disk_left:
+        log.warning(
+            "no prefix cache: it would take %.2f GB of the disk, and limits.disk_gb leaves it %.2f", size / 1e9, partition.disk_left / 1e9
+        )
+        return None
+    return "disk" if setting == "disk" or shutil.disk_usage(Path(tempfile.gettempdir())).free > 2 * size else None

@@ -94,6 +94,10 @@ def test_auto_caches_when_rows_are_used_again(home: Make, monkeypatch: pytest.Mo
     monkeypatch.setattr(prefix, "LARGEST_IN_MEMORY", 10)
     train(place.request("layers.1", batch_size=4, steps=3), prefix_cache="auto")
     assert made == [False, True], "on disk"
+    for setting in ("auto", "disk"):
+        asked = place.request("layers.1", batch_size=4, steps=3)
+        train(asked.model_copy(update={"disk_bytes": 1000}), prefix_cache=setting)
+    assert made == [False, True], "limits.disk_gb leaves it less than it takes"
     train(place.request("layers.0", batch_size=4, steps=3), prefix_cache="auto")
     train(place.request("embeddings", batch_size=4, steps=3), prefix_cache="memory")
     train(place.request("layers.2", "embeddings", batch_size=4, steps=3), prefix_cache="memory")
