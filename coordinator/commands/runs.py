@@ -13,7 +13,7 @@ from fedcybgd.client.client import Client
 from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import has_ended
-from fedcybgd.coordinator.commands import score_table
+from fedcybgd.coordinator.commands import score_table, tracking
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
@@ -259,6 +259,9 @@ def export(
         say_json(ExportView, view)
         return
     terminal.say(f"model after {view.after_rounds} rounds in {directory}: {', '.join(f.name for f in view.files)}")
+
+
+app.command()(tracking.track)
 
 
 @app.command()

@@ -10,7 +10,9 @@ FedError (shared)
     ├── ModelFailed         a model could not be added
     ├── RunStopped          a run was not prepared, or ended otherwise than it was waited for
     ├── DirectoryTaken      an export would be written over something else
-    └── FileUnusable        a file or directory of this machine cannot be read or written, or arrived damaged
+    ├── FileUnusable        a file or directory of this machine cannot be read or written, or arrived damaged
+    ├── PackageMissing      a package of an extra is not installed; the message names the extra
+    └── TrackerFailed       TensorBoard, MLflow or Weights & Biases does not take what is written
 """
 
 from typing import Any
@@ -65,3 +67,11 @@ class DirectoryTaken(ClientError):
 
 class FileUnusable(ClientError):
     code = "file_unusable"
+
+
+class PackageMissing(ClientError):
+    code = "extra_missing"
+
+
+class TrackerFailed(ClientError):
+    code = "tracker_failed"

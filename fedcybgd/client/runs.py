@@ -8,12 +8,14 @@ from fedcybgd.client.connection import DAY_S, Connection, segment
 from fedcybgd.client.errors import FileUnusable, RunStopped
 from fedcybgd.client.exports import ModelVersion
 from fedcybgd.client.run_files import Given, read
+from fedcybgd.client.trackers.base import Tracker
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
 from fedcybgd.shared.contract.plans import PlanView
 from fedcybgd.shared.contract.provenance import Provenance
+from fedcybgd.shared.contract.run_views import ExportEntry, SeriesView
 from fedcybgd.shared.contract.views import (
     AssignmentView,
     EvaluationView,
@@ -159,6 +161,10 @@ class Runs:
         """Every visit so far, the oldest first."""
         return self._connection.pages(AssignmentView, f"/runs/{segment(run)}/assignments")
 
+    def series(self, run: str, *, points: int = 1000) -> SeriesView:
+        """The scores and losses for its curves, thinned to about so many points, a thousand at the most."""
+        return self._connection.read(SeriesView, f"/runs/{segment(run)}/series", {"points": points})
+
     def members(self, run: str) -> Iterator[MemberView]:
         """The agents that the run is open to: who is there, and whose data fit."""
         return self._connection.pages(MemberView, f"/runs/{segment(run)}/readiness")
@@ -187,6 +193,16 @@ class Runs:
             raise RunStopped(f"run {view.name} is {view.state}{why}", run=view.id, state=view.state)
         return view
 
+    def track(self, run: str, *trackers: Tracker, follow: bool = True, labels: bool = True, every_s: float = 2.0) -> tuple[RunView, int]:
+        """Write the series of a run into trackers (`fedcybgd.client.trackers`): what there is so far and then, with `follow`, what comes until
+        it ends, looking every so many seconds; with `labels` those of single labels too. The run as it was last, and how many points were new.
+
+        Points that a tracker has are not written again. Raises `PackageMissing`, `TrackerFailed`, `FileUnusable`, `Refused`.
+        """
+        from fedcybgd.client.tracking import track
+
+        return track(self._connection, run, trackers, follow, labels, every_s)
+
     # ---- its model ------------------------------------------------------------------------------------------------------------
 
     def export(
@@ -213,6 +229,10 @@ class Runs:
         exports.write_card(directory, made_by, view.after_rounds, view.files)
         exports.write_provenance(directory, self._connection, made_by.id, view.export_id)
         return view
+
+    def exports(self, run: str) -> Iterator[ExportEntry]:
+        """The exports that were asked for, the newest first."""
+        return self._connection.pages(ExportEntry, f"/runs/{segment(run)}/exports")
 
     def provenance(self, run: str, *, names: bool = False) -> Provenance:
         """How the present model came to be, signed by the coordinator; agents have pseudonyms, unless `names` is given. Raises `Refused`."""

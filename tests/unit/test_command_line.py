@@ -21,7 +21,7 @@ PROGRAMS = {"fedcoord": coordinator_cli, "fedagent": agent_cli}
 WITHOUT_JSON = {"fedcoord serve": "it has --ready-file", "fedagent run": "it works until it is stopped; log_format is its own"}
 # These need no coordinator and no agent: they do what they are asked, or say what is wrong with the file.
 ALONE = {"fedagent policy-file"}
-ALSO = {"fedcoord run rollback": ["--best"]}
+ALSO = {"fedcoord run rollback": ["--best"], "fedcoord run track": ["--tensorboard", "curves"]}
 """What they must be given, though no option by itself is needed"""
 
 

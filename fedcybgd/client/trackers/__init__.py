@@ -1,0 +1,1 @@
+"""Programs of others that keep curves of experiments, each behind the protocol `Tracker`."""
