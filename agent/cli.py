@@ -149,12 +149,16 @@ def run(
     metrics: Annotated[
         int | None, typer.Option(help="Port on which this machine, and no other, can read metrics (Prometheus).", min=0, max=65535)
     ] = None,
+    page: Annotated[
+        int | None, typer.Option(help="Port of a page for this machine, and no other, that shows what the agent does.", min=0, max=65535)
+    ] = None,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="For programs: stop when standard input ends, as it does with whoever started this.")
     ] = False,
 ) -> None:
     """Ask for work and do it, until SIGTERM or Ctrl-C."""
     from fedcybgd.agent.metrics import MetricsPort
+    from fedcybgd.agent.page import PagePort
     from fedcybgd.agent.worker import Worker
 
     place = Home(home)
@@ -168,6 +172,8 @@ def run(
     if until_eof:
         started.stop_at_eof()
     with _only_one(place):
+        if page is not None:
+            logging.getLogger("fedagent").info("page at %s", PagePort(page, place, mine).url)
         speak = partial(reaching.client, place, config, rules)
         keys.settle_in_time(place, speak)
         logging.getLogger("fedagent").info("agent %s asks %s for work", mine.name, config.coordinator)

@@ -1,13 +1,10 @@
 """The metrics of an agent, and the port on which this machine alone can read them."""
 
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.loopback import LoopbackPort
 from fedcybgd.shared.contract.metrics import CONTENT_TYPE, Metric
 
-LOOPBACK = "127.0.0.1"
 COUNTED: tuple[Metric, ...] = (
     Metric("fedagent_visits_total", "counter", "visits whose delta the coordinator has received"),
     Metric("fedagent_visit_seconds", "histogram", "how long these took, fetching and sending included"),
@@ -27,42 +24,9 @@ GAUGES: tuple[Metric, ...] = (
 METRICS = COUNTED + GAUGES
 
 
-class MetricsPort:
-    """Answers `GET /metrics` on the loopback address, in a thread of its own, until it is closed."""
+class MetricsPort(LoopbackPort):
+    """Answers `GET /metrics`."""
 
     def __init__(self, port: int, text: Callable[[], str]) -> None:
         """Raises `ConfigError` where the port cannot be had."""
-        try:
-            self._server = ThreadingHTTPServer((LOOPBACK, port), _handler(text))
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot listen on {LOOPBACK}:{port} for metrics: {error}; choose another --metrics") from error
-        self._server.daemon_threads = True
-        self.url = f"http://{LOOPBACK}:{self._server.server_address[1]}/metrics"
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _handler(text: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
-
-        def do_GET(self) -> None:
-            # A page in a browser of this machine could have its own name point here: it is not asked for by that.
-            host = self.headers.get("Host", "").rpartition(":")[0]
-            if self.path != "/metrics" or host not in (LOOPBACK, "localhost"):
-                self.send_error(404)
-                return
-            body = text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *values: object) -> None:
-            """Nothing: it is asked every few seconds."""
-
-    return Handler
+        super().__init__(port, "--metrics", {"/metrics": (CONTENT_TYPE, text)})

@@ -82,6 +82,16 @@ def gathered(home: Home, mine: Credentials, coordinator: CoordinatorView | None 
     )  # fmt: skip
 
 
+def for_anybody(view: StatusReport) -> StatusReport:
+    """The same for everybody on this machine: of errors what a coordinator may hear too, for the whole may quote a row."""
+    if view.status is None:
+        return view
+    status = {name: value for name, value in view.status.items() if name not in ("error", "error_at")}
+    status["errors"] = [{"error": one.get("told") or "an error", "error_at": one["error_at"]} for one in status.get("errors", ())]
+    status["takes_no_work_of"] = [{**one, "message": ""} for one in status.get("takes_no_work_of", ())]
+    return view.model_copy(update={"status": status})
+
+
 def asked(home: Home, mine: Credentials) -> CoordinatorView:
     """Of the coordinator, once."""
     try:
@@ -118,17 +128,17 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
         return
     status = view.status
     state = status["state"] if view.alive else "not running"
-    yield Text(f"{state} (at {_at(status['at'])}), {status['visits']} visits done")
+    yield Text(f"{state} (at {at(status['at'])}), {status['visits']} visits done")
     if view.alive and status.get("block"):
         yield from _visit(status)
     if view.alive:
         last, following = status.get("contact_at"), status.get("next_contact_at")
-        said = [f"the coordinator answered last at {_at(last)}"] if last else []
-        said += [f"it is spoken to again by {_at(following)} at the latest"] if following else []
+        said = [f"the coordinator answered last at {at(last)}"] if last else []
+        said += [f"it is spoken to again by {at(following)} at the latest"] if following else []
         if said:
             yield Text("; ".join(said))
     for error in status.get("errors") or ([status] if status.get("error") else []):
-        yield Text(f"error at {_at(error.get('error_at', status['at']))}: {one_line(error['error'])}", "red")
+        yield Text(f"error at {at(error.get('error_at', status['at']))}: {one_line(error['error'])}", "red")
     if status.get("walls"):
         yield Text(f"training process: {one_line(status['walls'])}")
     for refused in status.get("takes_no_work_of", ()):
@@ -168,9 +178,9 @@ def _left(ledger: list[Sent]) -> RenderableType:
         column.overflow = "fold"
     for one in reversed(ledger[-20:]):
         megabytes = f"{one.bytes_sent / 1e6:,.1f}", f"{one.bytes_fetched / 1e6:,.1f}"
-        table.add_row(one.coordinator, one.run, str(one.deltas), *megabytes, _at(one.last_at))
+        table.add_row(one.coordinator, one.run, str(one.deltas), *megabytes, at(one.last_at))
     return table
 
 
-def _at(moment: str) -> str:
+def at(moment: str) -> str:
     return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M:%S} UTC"
