@@ -24,6 +24,7 @@ from fedcybgd.coordinator.api import (
     held_out,
     insight,
     metrics,
+    model_uploads,
     models,
     operators,
     plan,
@@ -73,7 +74,10 @@ from fedcybgd.shared.host.counters import Counters
 from fedcybgd.shared.host.watchdog import Watchdog
 
 log = logging.getLogger("fedcoord")
-ROUTERS = [module.router for module in (agents, operators, audit, assignments, models, plan, runs, insight, event_stream, held_out, status)]
+ROUTERS = [
+    module.router
+    for module in (agents, operators, audit, assignments, models, model_uploads, plan, runs, insight, event_stream, held_out, status)
+]
 
 
 def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = HONEST, watchdog: Watchdog | None = None) -> FastAPI:

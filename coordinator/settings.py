@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
+    max_model_bytes: int = Field(1 << 38, gt=0, description="the largest model that may be uploaded: the bytes of all its files")
+    keep_model_uploads_s: float = Field(
+        7 * 86400, ge=60, description="seconds after which an upload of a model is given up that nobody has sent anything of"
+    )
     keep_blobs_s: float = Field(
         3600,
         ge=60,

@@ -12,7 +12,7 @@ from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
-from fedcybgd.coordinator.services.operate import deletion
+from fedcybgd.coordinator.services.operate import deletion, model_uploads
 from fedcybgd.coordinator.services.records import audit, job_leases, replicas, spent
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
@@ -169,6 +169,12 @@ def forget_runs(settings: Settings, database: Database, now: datetime) -> None:
             deleted = deletion.delete_ended_run(session, before, now)
 
 
+def forget_model_uploads(settings: Settings, database: Database, now: datetime) -> None:
+    """Give up models that nobody has sent anything of for long enough."""
+    with database.transaction() as session:
+        model_uploads.expire(session, now - timedelta(seconds=settings.keep_model_uploads_s), now)
+
+
 def forget_versions(settings: Settings, database: Database) -> None:
     """Let go what leads to versions beyond those that are to be kept."""
     if settings.keep_versions == "all":
@@ -185,6 +191,7 @@ def tidy(settings: Settings, database: Database, store: BlobStore, now: datetime
     shorten(settings, database, now)
     forget_runs(settings, database, now)
     forget_versions(settings, database)
+    forget_model_uploads(settings, database, now)
     stored = dict(store.stored())  # before the transaction: what comes later is not judged yet
     with database.reading() as session:  # the whole database is looked through: nobody waits for that with something to write
         judged = garbage.judge(session, stored, now, timedelta(seconds=settings.keep_blobs_s))

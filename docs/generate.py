@@ -16,7 +16,20 @@ from docs import statechart, wire
 from fedcybgd.agent import metrics as agent_metrics
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
-from fedcybgd.coordinator.api import agents, assignments, audit, event_stream, held_out, insight, models, operators, plan, runs, status
+from fedcybgd.coordinator.api import (
+    agents,
+    assignments,
+    audit,
+    event_stream,
+    held_out,
+    insight,
+    model_uploads,
+    models,
+    operators,
+    plan,
+    runs,
+    status,
+)
 from fedcybgd.coordinator.api.route import guard_of
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.domain.metrics import METRICS
@@ -29,7 +42,7 @@ from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.exits import MEANINGS
 
 DOCS = Path(__file__).parent
-ROUTERS = (status, operators, audit, agents, models, held_out, plan, runs, insight, event_stream, assignments)
+ROUTERS = (status, operators, audit, agents, models, model_uploads, held_out, plan, runs, insight, event_stream, assignments)
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

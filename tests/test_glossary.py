@@ -22,6 +22,7 @@ FORMS = {
     "broken", "entry",
     "ref", "report", "request", "requested", "result", "section", "self", "settings", "shape", "spec", "state", "stored", "submission", "summary",
     "type", "view", "declared", "leased", "parameter", "key", "error", "refused", "unknown", "lost", "stale", "kept", "twice", "unlike", "invalid", "low", "too", "small",
+    "large",
 }  # fmt: skip
 # What is done with a thing of the glossary.
 VERBS = {"enrol": "agent", "renew": "lease", "return": "assignment", "start": "run", "train": "block"}

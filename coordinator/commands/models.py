@@ -4,15 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, say_deleted, say_json
+from fedcybgd.client.uploading import UploadProgress
+from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
+from fedcybgd.shared.contract.model_uploads import ModelUploadEntry
 from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Add, list and delete base models.")
+app = typer.Typer(no_args_is_help=True, help="Add, upload, list and delete base models.")
 terminal = Terminal()
 
 
@@ -32,6 +35,65 @@ def add(
     with terminal.status(f"adding {chosen}"):
         model = client.models.wait(begun.name)
     show(model, as_json)
+
+
+@app.command()
+def upload(
+    directory: Annotated[
+        Path, typer.Argument(help="A directory on this machine, with config.json, the tokenizer's files and *.safetensors.")
+    ],
+    name: Annotated[str | None, typer.Option(help="How runs call it; default: the name of the directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a model of this machine to the coordinator, and add it there. Cut off, the same command goes on where it stopped."""
+    client = Client()
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    console = Terminal(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        shown = {phase: progress.add_task(phase, total=None, visible=False) for phase in ("reading", "sending")}
+
+        def told(far: UploadProgress) -> None:
+            progress.update(shown[far.phase], completed=far.done, total=far.size, visible=True)
+
+        begun = client.models.upload(directory, name, wait_s=0, told=told)
+    with console.status(f"adding {begun.name}"):
+        model = client.models.wait(begun.name)
+    show(model, as_json)
+
+
+@app.command()
+def uploads(as_json: Json = False) -> None:
+    """Uploads under way: what has arrived of models."""
+    found = list(Client().models.uploads())
+    if as_json:
+        say_json(list[ModelUploadEntry], found)
+        return
+    table = Table("id", "name", "files", "arrived", "MB", "by", "touched")
+    for one in found:
+        table.add_row(
+            one.id,
+            one.name,
+            str(one.number_of_files),
+            str(one.arrived_files),
+            f"{one.size / 1e6:.1f}",
+            one.begun_by,
+            moment(one.touched_at),
+        )
+    terminal.table(table)
+
+
+@app.command()
+def discard(
+    upload_id: Annotated[str, typer.Argument(help="Its id, as `fedcoord models uploads` shows it.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Forget an upload, and what has arrived of it."""
+    client = Client()
+    upload = client.models.get_upload(upload_id)
+    be_sure(f"What has arrived of model {upload.name} ({upload.id}) will be gone.", yes)
+    client.models.discard_upload(upload.id)
+    say_deleted("upload", upload.name, upload.id, as_json)
 
 
 @app.command(name="list")

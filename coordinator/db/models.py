@@ -8,7 +8,7 @@ from fedcybgd.coordinator.db.tables.jobs import Job
 from fedcybgd.coordinator.db.tables.ledgers import Exposure, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
 from fedcybgd.coordinator.db.tables.rounds import Assignment, Round, StoredManifest
-from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, Run
+from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, ModelUpload, Run
 from fedcybgd.coordinator.db.tables.shards import EncodedShard, Garbage, Patch
 from fedcybgd.coordinator.db.tables.webhook import Webhook
 
@@ -30,6 +30,7 @@ __all__ = [
     "Job",
     "Login",
     "Model",
+    "ModelUpload",
     "Operator",
     "Patch",
     "Readiness",

@@ -31,13 +31,14 @@ def read_checkpoint(folder: ModelDirectory, named: object = None) -> dict[str, S
     before both. Other files are no weights of this model. Raises `ModelRefused`.
     """
     sources: dict[str, Source] = {}
+    found: dict[str, str] = {}
     for name in _files(folder, named):
         path = folder.file(name)
         header = read_header(path)
         for tensor in header.tensors.values():
             if tensor.name in sources:
-                raise ModelRefused(f"tensor {tensor.name} is in {sources[tensor.name].path.name} and in {name}")
-            sources[tensor.name] = Source(path, header, tensor)
+                raise ModelRefused(f"tensor {tensor.name} is in {found[tensor.name]} and in {name}")
+            sources[tensor.name], found[tensor.name] = Source(path, header, tensor), name
     return sources
 
 
@@ -64,7 +65,7 @@ def _files(folder: ModelDirectory, named: object) -> list[str]:
 def _listed(folder: ModelDirectory, index: str) -> list[str]:
     weight_map = folder.json(index, LARGEST_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelRefused(f"{folder.path / index} is no index of a checkpoint")
+        raise ModelRefused(f"{folder.place(index)} is no index of a checkpoint")
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if Path(name).name == name and not folder.has(name)]:
         raise ModelRefused(f"files of the checkpoint are missing: {', '.join(absent)}")

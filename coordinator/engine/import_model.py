@@ -7,7 +7,8 @@ from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResul
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
 from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint
 from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
-from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, locate
+from fedcybgd.coordinator.engine.given import given
+from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
 from fedcybgd.coordinator.engine.preprocessing import import_preprocessing, takes_images
 from fedcybgd.coordinator.engine.shards import write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
@@ -19,16 +20,20 @@ FEW_LAYERS = 48
 
 
 def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
-    """Store the model at a directory or hub id, block by block: what `from_pretrained` would make of it, for every task that it can have.
+    """Store the model at a directory or hub id, or of uploaded files, block by block: what `from_pretrained` would make of it, for every task that it can have.
 
     Peak memory is that of the headers and a chunk of 1 MiB; where transformers makes one tensor of several (experts), it is that of these.
     Raises `ModelRefused` for pickled weights, models that need remote code, and tensors that are missing, unknown or of the wrong
     shape, by name.
     """
-    folder = locate(payload.source)
-    given = _given_config(folder)
-    config = _checked(folder, given)
-    checkpoint = read_checkpoint(folder, given.get("transformers_weights"))
+    with given(store, payload) as folder:
+        return _imported(store, folder)
+
+
+def _imported(store: EngineStore, folder: ModelDirectory) -> ImportResult:
+    found = _found_config(folder)
+    config = _checked(folder, found)
+    checkpoint = read_checkpoint(folder, found.get("transformers_weights"))
     _check_number_of_layers(config, checkpoint)
     fitted = fit(config, checkpoint)
     of_rows = (
@@ -47,14 +52,14 @@ def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
     )
 
 
-def _given_config(folder: ModelDirectory) -> dict[str, Any]:
+def _found_config(folder: ModelDirectory) -> dict[str, Any]:
     if not folder.has("config.json"):
         raise ModelRefused(f"{folder} has no config.json: it is no model directory")
     return folder.json("config.json")
 
 
 def _checked(folder: ModelDirectory, config: dict[str, Any]) -> dict[str, Any]:
-    where = folder.path / "config.json"
+    where = folder.place("config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelRefused(f"{where} names no model_type")
     if any(part.get("quantization_config") for part in (config, *(v for v in config.values() if isinstance(v, dict)))):

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,25 @@ class ModelRefused(Invalid):
 
 
 class ModelDirectory:
-    """The files of one model, by name. Links are followed inside the directory and to the blobs of the hub's cache, no further."""
+    """The files of one model, by name. Links are followed inside the directory, to the blobs of the hub's cache and to `beside`, no further."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, called: str = "", beside: Sequence[Path] = ()) -> None:
+        """`called`: what people call it, by default its path."""
         self.path = path
+        self._called = called or str(path)
         self._root = path.resolve()
         if any(self._root.is_relative_to(place) for place in NO_FILES):
             raise ModelRefused(f"{path} is no place for a model")
         # The hub's cache holds snapshots/REVISION/NAME as links to blobs/DIGEST.
         cache = self._root.parent.parent / "blobs" if self._root.parent.name == "snapshots" else None
-        self._allowed = [self._root, *([cache] if cache is not None else [])]
+        self._allowed = [self._root, *([cache] if cache is not None else []), *beside]
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self._called
+
+    def place(self, name: str) -> str:
+        """Where a file lies, for people."""
+        return f"{self}/{name}"
 
     def names(self, *patterns: str) -> list[str]:
         """What lies in the directory under names that match, sorted; it may be anything but a directory."""
@@ -56,22 +63,22 @@ class ModelDirectory:
             what = real.stat()
         except (OSError, RuntimeError) as error:
             raise ModelRefused(
-                f"{place} cannot be read: {'its link leads nowhere' if place.is_symlink() else 'it is not there'}"
+                f"{self.place(name)} cannot be read: {'its link leads nowhere' if place.is_symlink() else 'it is not there'}"
             ) from error
         if not any(real.is_relative_to(root) for root in self._allowed):
-            raise ModelRefused(f"{place} is a link that leads out of the model's directory; copy the file into it")
+            raise ModelRefused(f"{self.place(name)} is a link that leads out of the model's directory; copy the file into it")
         if not stat.S_ISREG(what.st_mode):
-            raise ModelRefused(f"{place} is no regular file")
+            raise ModelRefused(f"{self.place(name)} is no regular file")
         with real.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise ModelRefused(f"{place} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
+                raise ModelRefused(f"{self.place(name)} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
         return real
 
     def text(self, name: str, most: int = LARGEST_TEXT) -> bytes:
         """The bytes of a file that is no weights. Raises `ModelRefused` when they are more than `most`."""
         path = self.file(name)
         if path.stat().st_size > most:
-            raise ModelRefused(f"{self.path / name} has {path.stat().st_size:,} bytes; at most {most:,} are read")
+            raise ModelRefused(f"{self.place(name)} has {path.stat().st_size:,} bytes; at most {most:,} are read")
         with path.open("rb") as file:
             return file.read(most)
 
@@ -79,9 +86,9 @@ class ModelDirectory:
         try:
             value = json.loads(self.text(name, most))
         except (ValueError, RecursionError) as error:
-            raise ModelRefused(f"{self.path / name} is no JSON") from error
+            raise ModelRefused(f"{self.place(name)} is no JSON") from error
         if not isinstance(value, dict):
-            raise ModelRefused(f"{self.path / name} is no JSON object")
+            raise ModelRefused(f"{self.place(name)} is no JSON object")
         return value
 
     def store(self, store: EngineStore, name: str) -> FileRef:

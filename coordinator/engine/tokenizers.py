@@ -73,7 +73,7 @@ def _settings(folder: ModelDirectory) -> dict[str, Any] | None:
     try:
         plain(settings)
     except ModelUnknown as error:
-        raise ModelRefused(f"{folder.path / name}: {error.message}") from error
+        raise ModelRefused(f"{folder.place(name)}: {error.message}") from error
     return {field: value for field, value in settings.items() if field not in FILE_FIELDS}
 
 

@@ -48,10 +48,11 @@ FORM = Rule(Door.OPEN, most=FORM_AT_MOST, form=True)
 RULES: tuple[tuple[str, str, Rule], ...] = (
     ("PUT", rf"{API}/assignments/[^/]+/upload/[^/]+", STREAM),
     ("PUT", rf"{API}/held-out/[^/]+", STREAM),
+    ("PUT", rf"{API}/model-uploads/[^/]+/[^/]+", STREAM),
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
     ("GET", rf"{API}/health", PAGE),
     ("GET", "/metrics", KEYED),
-    ("POST", rf"{API}/(plan|models|runs|runs/[^/]+/exports?)", COSTLY),
+    ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|runs|runs/[^/]+/exports?)", COSTLY),
     ("POST", r"/admin", LOGIN),
     ("POST", r"/admin/.*", FORM),
 )

@@ -83,6 +83,10 @@ class Connection:
         """What a POST answers that changes something: it is sent once, and who hears no answer must look."""
         return self._typed(kind, self.send("POST", path, body=_plain(body)))
 
+    def put(self, kind: type[T], path: str, params: Params, content: Iterable[bytes], size: int) -> T:
+        """What a PUT of `size` bytes answers; it is sent once."""
+        return self._typed(kind, self.send("PUT", path, params=params, content=content, size=size))
+
     def pages(self, kind: type[T], path: str, params: Params | None = None) -> Iterator[T]:
         """The entries of a list; each page is fetched when it is reached."""
         for answer in self._pages(path, params or {}):

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedcybgd.client import uploading
 from fedcybgd.client.connection import DAY_S, Connection, segment
-from fedcybgd.client.errors import ModelFailed
+from fedcybgd.client.errors import CoordinatorAway, ModelFailed, Refused
+from fedcybgd.shared.contract.model_uploads import ModelUploadEntry, ModelUploadRequest, ModelUploadView, source_of
 from fedcybgd.shared.contract.operators import ModelRequest, name_of
 from fedcybgd.shared.contract.views import ModelView
 
@@ -29,6 +31,52 @@ class Models:
     def begin(self, source: str, name: str) -> ModelView:
         """Have a model split into blocks; `source` is taken as the coordinator's machine understands it. Raises `Refused`."""
         return self._connection.do(ModelView, "/models", ModelRequest.model_construct(name=name, source=source))
+
+    def upload(
+        self, directory: str | Path, name: str | None = None, *, wait_s: float = DAY_S, told: uploading.Told | None = None
+    ) -> ModelView:
+        """Send a model of this machine to the coordinator, have it split into blocks, and wait until that is done.
+
+        Of the directory go config.json, the tokenizer's files and *.safetensors. What has arrived is kept: after a cut, also of either
+        program, the same call goes on there. `name` is by default that of the directory; `told` hears how far it is. With `wait_s=0` the
+        answer comes when all has arrived; its state says `adding`.
+        Raises `FileUnusable`, `ModelFailed`, `TimedOut`, `CoordinatorAway`, `Refused` (`model_name_taken`, `model_files_refused`, …).
+        """
+        folder, told = Path(directory).expanduser().resolve(), told or (lambda _: None)
+        asked = uploading.announced(folder, name or name_of(str(folder)), told)
+        try:
+            # It may be repeated: the same files are the same upload.
+            view = self._connection.patiently(lambda: self._connection.do(ModelUploadView, "/model-uploads", asked))
+            uploading.send(self._connection, folder, view, told)
+            begun = self._add_upload(view.id)
+        except Refused as error:
+            if error.code not in ("model_name_taken", "not_found") or not self._is_of(asked):
+                raise
+            begun = self.get(asked.name)  # it was added before
+        return self.wait(begun.name, timeout_s=wait_s) if wait_s else begun
+
+    def _is_of(self, asked: ModelUploadRequest) -> bool:
+        return any(model.name == asked.name and model.source == source_of(asked.upload_id()) for model in self.list())
+
+    def _add_upload(self, upload_id: str) -> ModelView:
+        path = f"/model-uploads/{segment(upload_id)}/add"
+        try:
+            return self._connection.do(ModelView, path)
+        except CoordinatorAway:
+            # Whether it was heard nobody knows; what was is refused as taken, and looked at then.
+            return self._connection.patiently(lambda: self._connection.do(ModelView, path))
+
+    def uploads(self) -> Iterator[ModelUploadEntry]:
+        """The uploads under way, the newest first."""
+        return self._connection.pages(ModelUploadEntry, "/model-uploads")
+
+    def get_upload(self, upload_id: str) -> ModelUploadView:
+        """What has arrived of each file. Raises `Refused` with `not_found`."""
+        return self._connection.read(ModelUploadView, f"/model-uploads/{segment(upload_id)}")
+
+    def discard_upload(self, upload_id: str) -> None:
+        """Forget an upload, and what has arrived of it. Raises `Refused` with `not_found`."""
+        self._connection.send("POST", f"/model-uploads/{segment(upload_id)}/delete")
 
     def wait(self, name: str, *, timeout_s: float = DAY_S) -> ModelView:
         """The model, once it is ready. Raises `ModelFailed`, `TimedOut`."""

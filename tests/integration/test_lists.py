@@ -23,6 +23,7 @@ PATHS = [
     "/audit",
     "/enrolment-tokens",
     "/models",
+    "/model-uploads",
     "/operators",
     "/runs",
     "/exposure",

@@ -52,6 +52,9 @@ TABLE = {
     "POST /v1/runs/{run}/delete": "operator", "POST /v1/models/{name}/delete": "operator", "POST /v1/agents/{name}/delete": "operator",
     "POST /v1/runs/{run}/rollback": "operator", "POST /v1/runs/{run}/without": "operator",
     "GET /v1/runs/{run}/exports/{export_id}/{name}": "operator",
+    "GET /v1/model-uploads": "viewer", "GET /v1/model-uploads/{upload_id}": "viewer", "POST /v1/model-uploads": "operator",
+    "PUT /v1/model-uploads/{upload_id}/{digest}": "operator", "POST /v1/model-uploads/{upload_id}/add": "operator",
+    "POST /v1/model-uploads/{upload_id}/delete": "operator",
     "POST /v1/enrolment-tokens": "owner", "GET /v1/enrolment-tokens": "owner",
     "POST /v1/enrolment-tokens/{token_id}/withdraw": "owner", "POST /v1/agents/{name}/reissue": "owner", "GET /v1/operators": "owner", "POST /v1/operators": "owner",
     "POST /v1/operators/{name}/rotate": "owner", "POST /v1/operators/{name}/revoke": "owner",
@@ -108,6 +111,7 @@ def knock(caller: httpx.Client, live: LiveCoordinator, route: str, assignment: s
         "assignment_id": assignment,
         "digest": "0" * 64,
         "token_id": f"tok_{'0' * 16}",
+        "upload_id": f"upl_{'0' * 16}",
         "export_id": f"exp_{'0' * 16}",
     }.items():
         path = path.replace(f"{{{name}}}", value)

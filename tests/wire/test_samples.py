@@ -20,7 +20,9 @@ from fedcybgd.shared.contract.versions import FROM_NEWER
 
 SAMPLES = Path(__file__).parent / "samples"
 # What operators say and get no agent meets, and tests/wire/openapi.json holds it; base classes are no messages.
-OF_OPERATORS = {"operators", "starting", "views", "explanations", "run_views", "comparison", "plans", "run_file", "measured", "provenance"}
+OF_OPERATORS = {
+    "operators", "starting", "views", "explanations", "run_views", "comparison", "plans", "run_file", "measured", "provenance", "model_uploads",
+}  # fmt: skip
 BASES = {words.Message, words.AgentMessage, manifests.Ref, task.TaskSpec}
 
 

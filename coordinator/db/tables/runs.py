@@ -8,6 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
+from fedcybgd.coordinator.domain.model_files import ModelUploadFile
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.measured import Conclusion
@@ -31,6 +32,21 @@ class Model(Base):
     left_out: Mapped[list[str]]
     num_parameters: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ModelUpload(Base):
+    """A model that is on its way from another machine. It goes when the model was added, and when nobody goes on with it."""
+
+    __tablename__ = "model_upload"
+    id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    """made of name and files: who asks again for the same goes on with it"""
+    name: Mapped[str] = mapped_column(String(100))
+    begun_by: Mapped[str] = mapped_column(String(100))
+    """name of the operator"""
+    files: Mapped[list[ModelUploadFile]] = mapped_column(Typed(list[ModelUploadFile]))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    touched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """when somebody last sent something of it"""
 
 
 class HeldOut(Base):

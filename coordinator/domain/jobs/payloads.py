@@ -18,6 +18,10 @@ from fedcybgd.shared.contract.words import ExportForm, HeadStart, JsonObject, Ta
 
 class ImportPayload(BaseModel):
     source: str
+    files: list[FileRef] = []
+    """those of a model that was uploaded; else they are found at the source"""
+    upload: str | None = None
+    """its id, then"""
 
 
 class ImportResult(BaseModel):

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
-from fedcybgd.coordinator.db.models import Assignment, Block, BlockVersion, EncodedShard, HeldOut, Model, Patch, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, BlockVersion, EncodedShard, HeldOut, Model, ModelUpload, Patch, Run
 from fedcybgd.coordinator.domain.jobs.mending import MendPayload, Remedy
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -37,6 +37,8 @@ def names_of(session: Session, digest: str) -> str:
     for model in session.scalars(select(Model)):
         found += [f"{file.name} of model {model.name}" for file in model.files if file.digest == digest]
         found += [f"{block.name} of model {model.name}" for block in model.blocks if block.digest == digest]
+    for upload in session.scalars(select(ModelUpload)):
+        found += [f"{file.name} of the upload of model {upload.name}" for file in upload.files if file.digest == digest]
     shown = list(dict.fromkeys(found))
     more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
     return ", ".join(shown[:NAMES_SHOWN]) + more or "nothing that is known here"

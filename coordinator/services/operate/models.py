@@ -1,12 +1,13 @@
 """Base models: added once, split into blocks, used by many runs."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Model
+from fedcybgd.coordinator.db.models import Model, ModelUpload
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
 from fedcybgd.coordinator.domain.jobs.registry import IMPORT, Done, Failed
 from fedcybgd.coordinator.domain.model import MODEL, ModelState
@@ -14,6 +15,7 @@ from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.records import jobs, keys
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import models as states
+from fedcybgd.shared.contract.manifests import FileRef
 
 
 class ModelNameTaken(Conflict):
@@ -24,11 +26,9 @@ class ModelNotReady(Conflict):
     code = "model_not_ready"
 
 
-def add(session: Session, name: str, source: str, now: datetime) -> Model:
-    """Begin to import a model. A name whose import failed may be used again."""
-    model = session.scalar(select(Model).where(Model.name == name))
-    if model is not None and model.state != ModelState.FAILED:
-        raise ModelNameTaken(f"there is a model named {name!r} already (from {model.source}); choose another name")
+def add(session: Session, name: str, source: str, now: datetime, files: Sequence[FileRef] = (), upload: str | None = None) -> Model:
+    """Begin to import a model, from a place or from the `files` of an upload. A name whose import failed may be used again."""
+    model = check_name_free(session, name)
     if model is None:
         model = Model(id=keys.new_id("mod"), name=name, state=MODEL.start)
         session.add(model)
@@ -40,7 +40,15 @@ def add(session: Session, name: str, source: str, now: datetime) -> Model:
         session.flush()
     except IntegrityError as error:  # somebody took the name a moment ago
         raise ModelNameTaken(f"there is a model named {name!r} already; choose another name") from error
-    jobs.enqueue(session, IMPORT, model.id, ImportPayload(source=source), now)
+    jobs.enqueue(session, IMPORT, model.id, ImportPayload(source=source, files=list(files), upload=upload), now)
+    return model
+
+
+def check_name_free(session: Session, name: str) -> Model | None:
+    """The model of that name whose import failed, if there is one. Raises `ModelNameTaken`."""
+    model = session.scalar(select(Model).where(Model.name == name))
+    if model is not None and model.state != ModelState.FAILED:
+        raise ModelNameTaken(f"there is a model named {name!r} already (from {model.source}); choose another name")
     return model
 
 
@@ -49,6 +57,7 @@ def imported(session: Session, done: Done[ImportPayload, ImportResult]) -> None:
     model.config, model.files, model.blocks, model.left_out = result.config, result.files, result.blocks, result.left_out
     model.num_parameters = result.num_parameters
     states.imported(model)
+    session.execute(delete(ModelUpload).where(ModelUpload.id == done.payload.upload))
     record(
         session, done.now, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters"
     )

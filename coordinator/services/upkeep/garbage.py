@@ -18,6 +18,7 @@ from fedcybgd.coordinator.db.models import (
     HeldOut,
     Job,
     Model,
+    ModelUpload,
     Patch,
     Run,
     StoredManifest,
@@ -41,6 +42,8 @@ def needed(session: Session, now: datetime) -> set[str]:
     digests = set(session.scalars(select(Block.digest))) | set(session.scalars(select(HeldOut.digest)))
     for files, blocks in session.execute(select(Model.files, Model.blocks)):
         digests |= {file.digest for file in files} | {block.digest for block in blocks}
+    for arriving in session.scalars(select(ModelUpload.files)):
+        digests |= {file.digest for file in arriving if file.arrived}
     for files in session.scalars(select(Run.files)):
         digests |= {entry.digest for entry in files}
     open_runs = select(Run.id).where(Run.state.not_in(ENDED))

@@ -1,0 +1,73 @@
+"""A model that comes from another machine than the coordinator's: which files it may have, and what has arrived of them."""
+
+import json
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from fedcybgd.shared.contract.digests import Digest, digest_of
+from fedcybgd.shared.contract.words import Message, Name
+
+PREFIX = "upl"
+"""Of the ids of uploads"""
+WEIGHTS = ".safetensors"
+TEXTS = (".json", ".txt", ".model", ".jinja")
+"""Suffixes of configuration and tokenizer"""
+CONFIG = "config.json"
+MOST_MODEL_FILES = 1000
+"""The largest checkpoints that are published have some two hundred."""
+LARGEST_TEXT = 128 << 20
+"""Bytes of a file that is no weights: the largest tokenizers that are published have about 60 MiB"""
+LARGEST_WEIGHTS = 64 << 30
+"""Bytes of a file of weights: hubs take 50 GB at the most"""
+
+
+class ModelFile(Message):
+    """A file of a model's directory."""
+
+    name: Name = Field(description="without a directory")
+    digest: Digest
+    size: int = Field(ge=1, le=LARGEST_WEIGHTS, description="bytes")
+
+
+class ModelUploadRequest(Message):
+    name: Name = Field(description="how runs call the model")
+    files: list[ModelFile] = Field(
+        min_length=1, max_length=MOST_MODEL_FILES, description="config.json, the weights (*.safetensors), what the tokenizer needs"
+    )
+
+    def upload_id(self) -> str:
+        """The same for the same name and files, in whatever order."""
+        files = sorted((file.name, file.digest, file.size) for file in self.files)
+        return f"{PREFIX}_{digest_of(json.dumps([self.name, files]).encode())[:16]}"
+
+
+def source_of(upload_id: str) -> str:
+    """Where a model comes from that was uploaded, as it is listed."""
+    return f"upload {upload_id}"
+
+
+class ModelUploadEntry(BaseModel):
+    """A model upload, without its files."""
+
+    id: str
+    name: str
+    begun_by: str = Field(description="name of the operator")
+    number_of_files: int
+    size: int = Field(description="bytes of all files")
+    arrived_files: int = Field(description="those that have arrived whole")
+    created_at: datetime
+    touched_at: datetime = Field(description="when somebody last sent something of it")
+
+
+class ModelFileView(BaseModel):
+    name: str
+    digest: str
+    size: int
+    offset: int = Field(description="bytes that have arrived: where to go on")
+    complete: bool = Field(description="all of it has arrived, and has its digest")
+
+
+class ModelUploadView(ModelUploadEntry):
+    complete: bool = Field(description="all files have arrived: it can be added")
+    files: list[ModelFileView]
