@@ -17,7 +17,7 @@ from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer, find_program
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
-FOLDERS = ["faults", "e2e", "integration", "migrations", "contract", "unit"]
+FOLDERS = ["faults", "e2e", "browser", "integration", "migrations", "contract", "unit"]
 """Long tests first: what is left at the end is short, and no worker waits long for another."""
 LOOKED_THROUGH = 20_000
 """Objects that a collection of garbage may look through: more take as long as a test."""

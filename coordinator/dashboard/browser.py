@@ -134,9 +134,10 @@ def did(word: str, path: str) -> Response:
     return RedirectResponse(f"{PATH}{path}?did={word}", status_code=303)
 
 
-def login_form(request: Request, error: str | None = None, status: int = 200) -> Response:
+def login_form(request: Request, error: str | None = None, status: int = 200, then: str = "") -> Response:
+    """`then`: where somebody is to be who has logged in; by default the page that was asked for."""
     secret = secrets.token_urlsafe(16)
-    then = request.url.path if request.method == "GET" and request.url.path.startswith(f"{PATH}/") else ""
+    then = request.url.path if request.method == "GET" and request.url.path.startswith(f"{PATH}/") else then
     given = {"error": error, "form": logins.form_token(secret), "then": then}
     answer = templates.TemplateResponse(request, "login.html", given, status_code=status)
     set_cookie(request, answer, FORM_COOKIE, secret, FORM_S)

@@ -29,10 +29,11 @@ def agents(request: Request, session: ReadDep, page: PageDep, state: State | Lit
 def agent(name: str, request: Request, session: ReadDep, page: PageDep) -> Response:
     """One agent: what it is, what it did last, and what it has received."""
     found = lists.agent(session, name)
+    received = lists.exposure(session, found.id, Page(page.after, ROWS))
     return show(
         request, "agent.html", here="agents", agent=found, visits=timeline.of_agent(session, found.id, Page(limit=VISITS)).items,
         events=events.listed(session, Wanted(agent=found.id), Page(limit=EVENTS)).items,
-        exposure=lists.exposure(session, found.id, Page(page.after, ROWS)),
+        exposure=received, run_names=lists.run_names(session, {each.run_id for each in received.items}),
     )  # fmt: skip
 
 

@@ -75,14 +75,14 @@ def login(
     then: Annotated[str, Form()] = "",
 ) -> Response:
     if not logins.is_form_token(form, request.cookies.get(FORM_COOKIE, "")):
-        return login_form(request, "This form was not this page's, or has grown old. Try again.", 403)
+        return login_form(request, "This form was not this page's, or has grown old. Try again.", 403, then)
     began = now()
     try:
         caller, token, ends = logins.begin(session, key.strip(), address_of(request), began)
     except Unauthorized as error:
         acts.login(session, request, request.state.caller, error.code)
         told = "That is not the key of an operator." if type(error) is Unauthorized else f"{error.message}."
-        return login_form(request, told, 401)
+        return login_form(request, told, 401, then)
     logins.end(session, request.cookies.get(COOKIE, ""))
     acts.login(session, request, caller)
     answer = RedirectResponse(then if THEN.fullmatch(then) else PATH, status_code=303)

@@ -11,6 +11,8 @@ from fedcybgd.coordinator.pictures.axis import spread, ticks, written
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 250, 62, 14, 12, 40
 COLOURS = 8
 """Classes c0 to c7 of the style sheet; the curves after the last begin again"""
+LETTERS = 13
+"""Height of a line of them"""
 DOTTED = 80
 """A curve of more points is a line without dots"""
 
@@ -55,10 +57,11 @@ def curves(title: str, drawn: Sequence[Curve], x: str, y: str, levels: Sequence[
         yield Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format((LEFT + right) / 2, HEIGHT - 6, x)
         middle = (TOP + bottom) / 2
         yield Markup('<text x="13" y="{}" text-anchor="middle" transform="rotate(-90 13 {})">{}</text>').format(middle, middle, y)
-        for level in levels:
-            _, py = at(x0, level.y)
+        places = [(at(x0, level.y)[1], level.name) for level in levels]
+        for py, _ in places:
             yield Markup('<path class="level" d="M{} {:.1f}H{}"/>').format(LEFT, py, right)
-            yield Markup('<text class="level" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(right, py - 4, level.name)
+        for py, name in _apart(places):
+            yield Markup('<text class="level" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(right, py - 4, name)
         for number, curve in enumerate(good):
             yield from _curve(curve, number % COLOURS, [at(*point) for point in curve.points])
         yield Markup("</svg>")
@@ -66,6 +69,17 @@ def curves(title: str, drawn: Sequence[Curve], x: str, y: str, levels: Sequence[
     if not any(curve.points for curve in good):
         return Markup('<p class="empty">{}: nothing is measured yet.</p>').format(title)
     return Markup("").join(parts())
+
+
+def _apart(places: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Names that would be written over each other are written beside each other."""
+    found: list[tuple[float, str]] = []
+    for y, name in sorted(places):
+        if found and y - found[-1][0] < LETTERS:
+            found[-1] = found[-1][0], f"{found[-1][1]}, {name}"
+        else:
+            found.append((y, name))
+    return found
 
 
 def _curve(curve: Curve, colour: int, places: Sequence[tuple[float, float]]) -> Iterator[Markup]:

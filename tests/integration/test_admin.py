@@ -36,6 +36,8 @@ def test_a_wrong_key_opens_nothing(live: LiveCoordinator, key: str) -> None:
     answer = sent(client, key=key)
     assert answer.status_code == 401
     assert "not the key of an operator" in answer.text
+    assert 'name="then" value=""' in answer.text
+    assert 'name="then" value="/admin/runs"' in sent(browser(live), key=key, then="/admin/runs").text
     assert COOKIE not in client.cookies
     assert client.get("/admin/live").status_code == 401
 

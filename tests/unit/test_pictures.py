@@ -46,6 +46,13 @@ def test_a_curve_has_its_points_and_what_it_is_held_against() -> None:
     assert "nan" not in drawn
 
 
+def test_names_of_lines_are_not_written_over_each_other() -> None:
+    levels = [Level("before", 2.0), Level("always", 2.001), Level("head", 1.0)]
+    drawn = curves("Loss", [Curve("a", [(0, 2.0), (2, 0.0)])], "rounds", "nats", levels)
+    assert re.findall(r'<text class="level"[^>]*>([^<]*)<', drawn) == ["always, before", "head"]
+    assert drawn.count('<path class="level"') == 3
+
+
 def test_a_long_curve_is_a_line_alone() -> None:
     drawn = curves("Loss", [Curve("a", [(float(n), float(n)) for n in range(150)])], "rounds", "nats")
     assert "<circle" not in drawn

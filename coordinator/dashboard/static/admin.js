@@ -73,6 +73,11 @@ function children(old, fresh) {
   }
 }
 
+// A browser lets only pages from this machine, or over HTTPS, write to the clipboard.
+function offered(root) {
+  for (const button of root.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
+}
+
 function tell(text, bad) {
   pulse.hidden = false;
   pulse.textContent = text;
@@ -89,6 +94,7 @@ async function part(path) {
   const root = document.createElement("div");
   root.innerHTML = await answer.text();
   local(root);
+  offered(root);
   return root;
 }
 
@@ -127,7 +133,26 @@ live.addEventListener("toggle", async (event) => {
   }
 }, true);
 
+// What asks "sure?" is closed by Escape, and by a click beside it.
+function close(sure) {
+  sure.open = false;
+  if (sure.contains(document.activeElement)) sure.querySelector("summary").focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.querySelectorAll(".sure[open]").forEach(close);
+});
+document.addEventListener("click", async (event) => {
+  const copy = event.target.closest("[data-copy]");
+  if (copy) {
+    await navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
+    said.textContent = copy.textContent = "Copied";
+  }
+  for (const sure of document.querySelectorAll(".sure[open]")) if (!sure.contains(event.target)) close(sure);
+});
+
 local(document);
+offered(document);
 // What happens is shown at once, but never more often than twice a second: many events are one look.
 let soon = null;
 function happened() {

@@ -1,6 +1,7 @@
 """What operators look through, in pages: each list has an order of its own, and a page costs the same wherever it is."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel
@@ -188,6 +189,10 @@ def exposure(session: Session, agent: str | None, page: Page) -> Listed[Exposure
     if agent is not None:
         query = query.where(Exposure.agent_id == queries.agent_by_name(session, agent).id)
     return EXPOSURE.page(session, query, page).map(lambda row: ExposureView.model_validate(row, from_attributes=True))
+
+
+def run_names(session: Session, ids: Collection[str]) -> dict[str, str]:
+    return {row.id: row.name for row in session.execute(select(Run.id, Run.name).where(Run.id.in_(ids)))}
 
 
 def members(session: Session, name: str, page: Page) -> Listed[MemberView]:

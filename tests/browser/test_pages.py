@@ -1,0 +1,35 @@
+"""Every page, for who only looks and who acts: in order, in light and dark, on a phone, and with nothing from elsewhere."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.browser.tab import Tab
+
+PAGES = {
+    "overview": "/admin", "runs": "/admin/runs", "run": "/admin/runs/long", "ended": "/admin/runs/short?x=minutes",
+    "block": "/admin/runs/long/blocks/layers.0", "compare": "/admin/compare?run=long&run=short", "nothing to compare": "/admin/compare",
+    "agents": "/admin/agents", "agent": "/admin/agents/amiens", "models": "/admin/models", "events": "/admin/events", "audit": "/admin/audit",
+    "refused": "/admin/runs/nobody",
+}  # fmt: skip
+COLOURS = ("color-contrast", "link-in-text-block")
+"""What may differ between light and dark"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_no_fault(tab: Callable[..., Tab], name: str) -> None:
+    here = tab()
+    here.expected = {404} if name == "refused" else set()
+    here.open(PAGES[name])
+    found = here.barriers()
+    here.dark()
+    found += [f"dark: {each}" for each in here.barriers(COLOURS)]
+    found += [f"phone: {each}" for each in here.wider_than_a_phone()]
+    assert found == []
+
+
+def test_the_api_is_shown(tab: Callable[..., Tab]) -> None:
+    """By Swagger UI, whose colours are its own."""
+    page = tab(None).open("/docs")
+    page.locator(".opblock").first.wait_for()
+    assert page.locator(".opblock").count() > 50
