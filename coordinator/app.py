@@ -44,6 +44,7 @@ from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.db.signals import Signals
+from fedcybgd.coordinator.domain.jobs.kinds import Lane
 from fedcybgd.coordinator.domain.metrics import COUNTED
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -59,6 +60,7 @@ from fedcybgd.coordinator.services.upkeep import missing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage.full import FullDisks
 from fedcybgd.coordinator.sweeper import sweep, tell_of_refusals
+from fedcybgd.coordinator.wakes.carried import carry
 from fedcybgd.coordinator.wakes.event_feed import TOGETHER, EventFeed
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.coordinator.walls.answers import answer as _answer
@@ -122,7 +124,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.home.mkdir(parents=True, exist_ok=True)
     parts: Parts = app.state.make_parts(settings)
-    app.state.store, app.state.uploads = parts.store, parts.uploads
+    app.state.store, app.state.uploads, app.state.wakes = parts.store, parts.uploads, parts.wakes
     database = app.state.database = Database(settings.url, settings.threads)
 
     def waiting_for_an_agent() -> list[Opening]:
@@ -132,7 +134,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     waiting = app.state.waiting = WaitingRoom(waiting_for_an_agent)
     waiting.open()
     feed = app.state.feed = _feed(database)
-    attendance = app.state.attendance = Attendance(database)
+    attendance = app.state.attendance = Attendance(database, parts.wakes.listens)
     app.state.replays = Replays()
     app.state.prover = Prover(database, signing_secret(settings))
     app.state.threads = to_thread.current_default_thread_limiter()
@@ -149,8 +151,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say)
 
     def heard(signals: Signals) -> None:
+        if signals.anew:
+            attendance.forget_all()
+            waiting.read_anew()
+            jobs.wake(list(Lane))
+            return
         if signals.forgotten:
             attendance.forget(signals.forgotten)
+        if signals.holding:
+            attendance.holds(signals.holding)
+            waiting.wake(signals.holding)
         if signals.openings or signals.offered or signals.invited:
             waiting.changed(signals.offered, signals.invited)
         if signals.let_go:
@@ -161,7 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             jobs.wake(signals.lanes)
 
     parts.wakes.hear(heard)
-    database.after_commit = parts.wakes.tell
+    carry(database, parts.wakes)
     database.counted = app.state.counters.add
     jobs.start()
     sweeper = asyncio.create_task(

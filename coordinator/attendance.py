@@ -5,7 +5,7 @@ import base64
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import is_away
 from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
 from fedcybgd.coordinator.services.agents import identity, presence
 from fedcybgd.shared.contract.agents import DeclaredLimits
@@ -50,8 +51,9 @@ class Known:
 class Attendance:
     """May be used from any thread; `sign_in` from the event loop only."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, hears: Callable[[], bool]) -> None:
+        """`hears`: whether it is told at once what others revoke and change; while it is not, keys are looked up each time."""
+        self._database, self._hears = database, hears
         self._lock, self._writing = threading.Lock(), asyncio.Lock()
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._hashes: dict[str, str] = {}
@@ -68,8 +70,12 @@ class Attendance:
                 self._known.move_to_end(hashed)
             else:
                 known = None
-        if known is None:
-            known = await to_thread.run_sync(self._look_up, hashed, limiter=lane)
+        if known is None or not self._hears():
+            try:
+                known = await to_thread.run_sync(self._look_up, hashed, limiter=lane)
+            except Exception as error:
+                if known is None or not is_away(error):
+                    raise  # of a database that is away nobody changes anything
         identity.check_key(known.name, known.key_expires_at, utcnow())
         return known
 
@@ -104,6 +110,20 @@ class Attendance:
             self._forgotten += 1
             for agent in agents:
                 self._known.pop(self._hashes.pop(agent, ""), None)
+
+    def forget_all(self) -> None:
+        with self._lock:
+            self._forgotten += 1
+            self._known.clear()
+            self._hashes.clear()
+
+    def holds(self, agents: Iterable[str]) -> None:
+        """These have a lease since, wherever it was given: whichever claim of theirs comes here next has to look."""
+        with self._lock:
+            self._forgotten += 1
+            for agent in agents:
+                if (known := self._known.get(self._hashes.get(agent, ""))) is not None:
+                    known.may_hold = True
 
     def sign(self, agent: Known, now: datetime) -> None:
         """Note a sign of life; it is written with those of others."""

@@ -1,4 +1,4 @@
-"""What a coordinator is put together from: each part is a protocol, with one implementation today and a contract test for the next."""
+"""What a coordinator is put together from: each part is a protocol, with a contract test for every implementation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, Uploads, open_store, open_uploads
 from fedcybgd.coordinator.wakes.base import Wakes
 from fedcybgd.coordinator.wakes.local import LocalWakes
+from fedcybgd.coordinator.wakes.postgres import PostgresWakes
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ MakeParts = Callable[[Settings], Parts]
 
 
 def local(settings: Settings) -> Parts:
-    """All on this machine: blobs and uploads in the home, an engine process a lane, news within this process."""
+    """Blobs and uploads in a directory, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
     store = open_store(settings.blobs)
     engine = partial(EngineProcess, settings.blobs, settings.engine_threads)
-    return Parts(store, open_uploads(settings.uploads, store), engine, LocalWakes())
+    return Parts(store, open_uploads(settings.uploads, store), engine, wakes_of(settings.url))
+
+
+def wakes_of(url: str) -> Wakes:
+    """Where others may use the database too, it carries the news."""
+    return PostgresWakes(url) if url.startswith("postgresql") else LocalWakes()

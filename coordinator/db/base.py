@@ -20,6 +20,7 @@ LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval
 KEY = String(40)
 DIGEST = String(64)
 AfterCommit = Callable[[Signals], None]
+BeforeCommit = Callable[[Signals, Session], None]
 Counted = Callable[[str, float, tuple[str, ...]], None]
 
 
@@ -58,11 +59,21 @@ def _nothing() -> None:
     pass
 
 
+class TransactionSession(Session):
+    """A session of one transaction: what a rollback undoes was not said either."""
+
+
+@event.listens_for(TransactionSession, "after_rollback")
+def _unsaid(session: Session) -> None:
+    session.info.clear()
+
+
 class Database:
-    """Sessions in transactions. What they say by signals is handed to `after_commit` once it is true."""
+    """Sessions in transactions. What they say by signals is handed to `before_commit` last in the transaction, and to `after_commit` once it is true."""
 
     def __init__(self, url: str, threads: int = 10) -> None:
         self.url = url
+        self.before_commit: BeforeCommit | None = None
         self.after_commit: AfterCommit | None = None
         self.counted: Counted | None = None
         """hears what is counted for metrics, once it is committed"""
@@ -80,8 +91,10 @@ class Database:
             if self.engine.dialect.name == "sqlite":
                 session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
-            session.commit()
             said, promised = signals.of(session), promises.promised(session)
+            if self.before_commit is not None and said != Signals():
+                self.before_commit(said, session)
+            session.commit()
             counted, told = counts.of(session), lines.of(session)
         self.after_transaction()
         lines.write(told)
@@ -100,8 +113,8 @@ class Database:
             yield session
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+    def _session(self) -> Iterator[TransactionSession]:
+        with TransactionSession(self.engine, expire_on_commit=False) as session:
             try:
                 yield session
             except BaseException:

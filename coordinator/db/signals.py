@@ -26,6 +26,10 @@ class Signals:
     """all waiting claims are let go, so that agents say whether their data fit the new run"""
     lanes: set[str] = field(default_factory=set)
     """lanes that have something to do"""
+    holding: set[str] = field(default_factory=set)
+    """ids of agents that hold a lease now: whichever coordinator they ask next has to look"""
+    anew: bool = False
+    """news may have been missed, or was too much to be told: whatever is kept in memory is read anew, and everybody asks anew"""
 
 
 def of(session: Session) -> Signals:
@@ -56,6 +60,10 @@ def forget(session: Session, *agents: str) -> None:
 
 def offers_changed(session: Session) -> None:
     of(session).offers = True
+
+
+def holds(session: Session, agent_id: str) -> None:
+    of(session).holding.add(agent_id)
 
 
 def start_lane(session: Session, lane: str) -> None:

@@ -1,4 +1,4 @@
-"""How every coordinator on a database hears of what one of them committed; `tests/contract` runs one test class over every implementation."""
+"""How every coordinator on a database hears of what one of them commits; `tests/contract` runs one test class over every implementation."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,7 +9,8 @@ Hear = Callable[[Signals], None]
 
 
 class Wakes(Protocol):
-    """News is told after its commit, from any thread, and reaches whoever hears: once at least, in the order in which one thread told it.
+    """News of what a transaction changes reaches whoever hears, once it is committed and never otherwise: once at least, in the order in
+    which one thread committed it.
 
     It is a hint, never the only way: who missed it finds the same in the database, seconds later.
     """
@@ -18,7 +19,17 @@ class Wakes(Protocol):
         """Call `heard` with all news from now on, in whatever thread. What it raises is logged, and hinders nobody else."""
         ...
 
-    def tell(self, news: Signals) -> None: ...
+    def notice(self, news: Signals) -> str | None:
+        """What the transaction that causes the news notifies other processes of, with its commit; None: there are no others to tell."""
+        ...
+
+    def tell(self, news: Signals) -> None:
+        """The transaction that caused it is committed, by this process."""
+        ...
+
+    def listens(self) -> bool:
+        """False while news of others may be missed. What is kept in memory is not to be relied on then."""
+        ...
 
     def close(self) -> None:
         """Nothing is heard any more."""

@@ -49,7 +49,7 @@ class AskedOpening:
 
 
 class WaitingRoom:
-    """Lives in the event loop; `changed`, `let_go` and `offers_changed` may be called from any thread.
+    """Lives in the event loop; `changed`, `let_go`, `offers_changed` and `read_anew` may be called from any thread.
 
     What is open is read from the database after each commit that says so, once for all who wait. A claim that nothing is open for
     asks no database.
@@ -67,6 +67,7 @@ class WaitingRoom:
         self._offered: set[str] = set()
         self._invited: set[str] = set()
         self._taken: set[str] = set()
+        self._anew = False
         self.closed = False
         self.offers = secrets.token_hex(4)
         """Another value after each change of the runs that are offered, and after a restart"""
@@ -169,6 +170,12 @@ class WaitingRoom:
             self._changes += 1
         self._call(self._look_soon)
 
+    def read_anew(self) -> None:
+        """News may have been missed: let everybody go, and remember of nobody what he was asked."""
+        with self._news:
+            self._anew = True
+        self.changed()
+
     async def refresh(self) -> None:
         """Read what is open; whoever comes while it is read shares the next reading."""
         wanted = self._changes
@@ -177,8 +184,8 @@ class WaitingRoom:
             if self._seen >= wanted:
                 return
             with self._news:
-                began, offered, invited = self._changes, self._offered, self._invited
-                self._offered, self._invited = set(), set()
+                began, offered, invited, anew = self._changes, self._offered, self._invited, self._anew
+                self._offered, self._invited, self._anew = set(), set(), False
             self._taken = set()
             try:
                 found = await asyncio.to_thread(self._read)
@@ -186,8 +193,12 @@ class WaitingRoom:
                 with self._news:
                     self._offered |= offered
                     self._invited |= invited
+                    self._anew = self._anew or anew
                 raise
             self._seen = began
+            if anew:
+                self._standing.clear()
+                self._new_offers()
             self._stand([opening for opening in found if opening.assignment_id not in self._taken], offered)
             self._invite(invited)
 
@@ -263,6 +274,15 @@ class WaitingRoom:
     def _new_offers(self) -> None:
         self.offers = secrets.token_hex(4)
         self._set_all()
+
+    def wake(self, agents: Iterable[str]) -> None:
+        """Have these agents look: they hold something, and may have asked another coordinator for it."""
+        self._call(self._wake, list(agents))
+
+    def _wake(self, agents: list[str]) -> None:
+        for agent in agents:
+            if (place := self._places.get(agent)) is not None:
+                place.set()
 
     def let_go(self, agents: Iterable[str]) -> None:
         """Let the claims of these agents go."""

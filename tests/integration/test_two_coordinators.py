@@ -1,4 +1,4 @@
-"""Two coordinators on one database, with a bus in the place of one process's memory: the seams are where a second one needs them."""
+"""Two coordinators on one PostgreSQL database, each with a home of its own: what one does the other knows at once."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,36 +8,42 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.parts import Parts, local
+from fedcybgd.coordinator.services.path import claim
+from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.coordinator.settings import Settings
-from tests.support.bus import Bus, BusWakes
+from fedcybgd.shared.contract.agents import ClaimRequest
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
 from tests.support.postgres import PostgresServer
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, start_run
+from tests.support.visits import Hand, events, refused, start_run
 
+pytestmark = [pytest.mark.database_decides, pytest.mark.postgresql]
 Start = Callable[[str], LiveCoordinator]
 
 
 @pytest.fixture
 def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Start]:
-    """Starts a coordinator with a home of its own; database, blobs, uploads and news are everybody's."""
-    url, memory, bus = postgres.new_database(), Memory(), Bus()
+    """Starts a coordinator with a home of its own; database, blobs and uploads are everybody's."""
+    url, memory = postgres.database_with_schema(), Memory()
     started: list[LiveCoordinator] = []
 
     def parts(settings: Settings) -> Parts:
         store = MemoryStore(memory)
-        return replace(
-            local(settings), store=store, uploads=MemoryUploads(memory), new_engine=partial(EngineThread, store), wakes=BusWakes(bus)
-        )
+        return replace(local(settings), store=store, uploads=MemoryUploads(memory), new_engine=partial(EngineThread, store))
 
     def start(name: str) -> LiveCoordinator:
         started.append(LiveCoordinator(tmp_path / name, url, parts=parts, sweep_every_s=60))
+        wait_for(lambda: started[-1].app.state.wakes.listens())
+        for live in started:  # each makes the operator's key anew
+            live.operator_key, live.operator = started[-1].operator_key, Connection(live.url, started[-1].operator_key)
         return started[-1]
 
     yield start
@@ -45,13 +51,17 @@ def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Start]:
         live.stop()
 
 
-@pytest.mark.database_decides
-@pytest.mark.postgresql
+def at(hand: Hand, live: LiveCoordinator) -> Hand:
+    """The same agent, whose balancer now leads to this coordinator."""
+    hand.http.base_url = live.url + "/v1"
+    return hand
+
+
 def test_an_agent_that_waits_at_one_is_answered_when_the_other_opens_its_round(start: Start, bert: Path) -> None:
     one, other = start("one"), start("other")
     other.add_model("bert", bert)
     hand, waiting = Hand(other), Hand(other)
-    hand.http.base_url = one.url + "/v1"
+    at(hand, one)
     run = start_run(other, "bert", [hand, waiting], schedule={"agents": "fixed"})
     first = hand.take(run)
     with ThreadPoolExecutor(1) as thread:
@@ -63,8 +73,70 @@ def test_an_agent_that_waits_at_one_is_answered_when_the_other_opens_its_round(s
     assert (got.round, got.attempt) == (1, 1)
 
 
-@pytest.mark.database_decides
-@pytest.mark.postgresql
+def test_a_key_that_is_revoked_or_changed_at_one_is_void_at_the_other_at_once(start: Start) -> None:
+    one, other = start("one"), start("other")
+    gone, rotated = Hand(one), Hand(one)
+    for hand in (gone, rotated):
+        assert at(hand, other).claim("*") is None, "it is known there"
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(gone.http.post, "/assignments/claim", params={"wait": 20}, json={})
+        wait_for(lambda: len(other.app.state.waiting) == 1)
+        one.operator.post(f"/agents/{gone.name}/revoke")
+        refused(waits.result(), 403, "agent_revoked")
+    refused(gone.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
+    assert at(rotated, one).http.post("/agents/me/key").status_code == 200
+    refused(at(rotated, other).http.post("/assignments/claim", params={"wait": 0}, json={}), 401, "unauthorized")
+
+
+def test_while_it_may_miss_news_a_coordinator_believes_no_key_that_it_knew(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = start("one"), start("other")
+    hand = Hand(one)
+    assert at(hand, other).claim("*") is None
+    monkeypatch.setattr(other.app.state.wakes._listener, "listens", False)
+    monkeypatch.setattr(other.app.state.wakes, "_heard", lambda _: None)
+    monkeypatch.setattr(other.app.state.wakes._listener, "_heard", lambda _: None)
+    one.operator.post(f"/agents/{hand.name}/revoke")
+    refused(hand.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
+
+
+def test_what_an_agent_got_from_one_whose_answer_was_lost_it_gets_from_the_other_at_once(start: Start, bert: Path) -> None:
+    one, other = start("one"), start("other")
+    one.add_model("bert", bert)
+    hand = Hand(one)
+    assert at(hand, other).claim("*") is None, "known there, and holding nothing"
+    run = start_run(one, "bert", [hand], lease_s=300)
+    lost = at(hand, one).take(run)
+    other.app.state.waiting.changed()  # as once a second
+    wait_for(lambda: not other.app.state.waiting.stale)
+    again = at(hand, other).claim(run, wait=20)
+    assert again is not None
+    assert (again.assignment_id, again.attempt) == (lost.assignment_id, 2)
+
+
+def test_an_agent_that_waits_at_one_is_told_that_the_other_has_leased_it_something(
+    start: Start, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim whose connection was cut is answered there, as long as nobody has noticed the cut."""
+    one, other = start("one"), start("other")
+    one.add_model("bert", bert)
+    hand = Hand(one)
+    run = start_run(one, "bert", [hand], schedule={"agents": "fixed"}, lease_s=300)
+    one.operator.post(f"/runs/{run}/pause")
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(at(hand, other).claim, run, 20)
+        wait_for(lambda: len(other.app.state.waiting) == 1)
+        with one.database.transaction() as session:
+            agent = session.scalars(select(Agent).where(Agent.name == hand.name)).one().id
+        monkeypatch.setattr(other.app.state.waiting, "changed", lambda *_: None)  # it is not told what is open
+        one.operator.post(f"/runs/{run}/resume")
+        with one.database.transaction() as session:
+            found = claim.claim(session, agent, ClaimRequest(runs=[run]), utcnow())
+        assert isinstance(found, Leased)
+        got = waits.result()
+    assert got is not None
+    assert got.assignment_id == found.assignment.assignment_id
+
+
 def test_a_coordinator_that_starts_takes_nothing_from_one_that_lives(start: Start, bert: Path) -> None:
     one = start("one")
     one.add_model("bert", bert)
@@ -77,7 +149,6 @@ def test_a_coordinator_that_starts_takes_nothing_from_one_that_lives(start: Star
     other = start("other")
     with other.database.reading() as session:
         assert session.get_one(Assignment, held.assignment_id).lease_expires_at == before, "nobody was away"
-    hand.http.base_url = other.url + "/v1"
-    hand.deliver(held)
+    at(hand, other).deliver(held)
     wait_for(lambda: other.operator.get(f"/runs/{run}")["rounds_done"] == 1)
     assert not {"job_lapsed", "coordinator_absent"} & set(events(other, run))

@@ -32,12 +32,19 @@ class BusWakes:
     def hear(self, heard: Hear) -> None:
         self._hearing.append(heard)
 
+    def notice(self, news: Signals) -> str | None:  # noqa: ARG002 - the bus is told after the commit
+        return None
+
+    def listens(self) -> bool:
+        return True
+
     def tell(self, news: Signals) -> None:
         plain = {name: value if isinstance(value, bool) else sorted(value) for name, value in asdict(news).items()}
         self._bus.tell(json.dumps(plain))
 
     def close(self) -> None:
-        self._bus.ends.remove(self)
+        if self in self._bus.ends:
+            self._bus.ends.remove(self)
         self._hearing.clear()
         self.told.put(None)
 

@@ -55,6 +55,18 @@ class PostgresServer:
         self._start()
 
     @contextmanager
+    def closed(self, url: str) -> Iterator[None]:
+        """One database takes no connections, and those there are end; other tests keep theirs."""
+        import psycopg
+
+        name = url.rpartition("/")[2]
+        with psycopg.connect(f"postgresql://fed@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")  # type: ignore[call-overload]
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            yield
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")  # type: ignore[call-overload]
+
+    @contextmanager
     def frozen(self) -> Iterator[None]:
         """It takes connections, as far as the kernel does so by itself, and answers nothing."""
         first = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))

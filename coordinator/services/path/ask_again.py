@@ -23,6 +23,7 @@ def declare(session: Session, agent: Agent, limits: DeclaredLimits, now: datetim
         if row.refused and row.fits is not False:
             ask_again(session, session.get_one(Run, row.run_id), agent, row, now)
     agent.limits = limits  # last: rows of runs are locked before those of agents
+    signals.forget(session, agent.id)
 
 
 def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: datetime) -> None:

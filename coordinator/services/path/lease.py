@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import queries
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
@@ -56,6 +56,7 @@ def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, pla
     most = trained.limit_of(session, assignment)
     limits = pace.limits(session, run, assignment, session.get_one(Agent, agent_id), manifest, most)
     states.lease(assignment, agent_id, manifests.store(session, manifest), now, lease, limits.patience, limits.life)
+    signals.holds(session, agent_id)
     settings = assignment.train
     return Leased(assignments.LeasedAssignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
