@@ -20,6 +20,8 @@ COPY agent agent
 
 FROM base AS coordinator
 RUN pip install --require-hashes -r requirements/coordinator.lock && pip install --no-deps --no-build-isolation .
+# For what several coordinators have in common: a volume that is mounted there is theirs.
+RUN install --directory --owner 1000 --group 1000 --mode 700 /shared
 # By its number, so that Kubernetes can see that it is not root.
 USER 1000:1000
 ENV FEDCOORD_HOME=/data/fedcoord FEDCOORD_HOST=0.0.0.0

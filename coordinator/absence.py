@@ -28,22 +28,24 @@ class Absence:
     that was away. Nobody could renew a lease meanwhile, unless another coordinator was there: then there is nothing to make good.
     """
 
-    def __init__(self, database: Database, expected: timedelta, replica: str, clocks: Callable[[], Moment] = read_clocks) -> None:
-        self._database, self._expected, self._replica, self._clocks = database, expected, replica, clocks
+    def __init__(self, database: Database, expected: timedelta, home: str, clocks: Callable[[], Moment] = read_clocks) -> None:
+        """`home`: the id of that of this process; whoever lives in another is somebody else."""
+        self._database, self._expected, self._home, self._clocks = database, expected, home, clocks
         self._lock, self._mending = threading.RLock(), False
         self._last = clocks()
         self._noticed_at = float("-inf")
         self.times = 0
         """Counts the absences: whoever compares times that he noted before one with those after it sees that there was one."""
 
-    def begin(self) -> None:
-        """Make good for the time before the start, and watch from now on."""
-        with self._database.transaction() as session:
-            now = self._clocks().wall
-            seen = replicas.others_seen_at(session, self._replica)
-            if seen is None or now - seen > replicas.ALIVE:
-                leases.after_absence(session, now, timedelta())
-                leases.excuse_agents(session, now)
+    def begin(self, session: Session) -> None:
+        """Make good for the time before the start, unless another coordinator was there. Nobody else starts meanwhile: they would take each other for one."""
+        now = self._clocks().wall
+        if not replicas.is_another_alive(session, self._home, now):
+            leases.after_absence(session, now, timedelta())
+            leases.excuse_agents(session, now)
+
+    def watch(self) -> None:
+        """From now on."""
         self._last = self._clocks()
         self._database.before_transaction, self._database.after_transaction = self._look, self._committed
 
@@ -75,7 +77,7 @@ class Absence:
 
     def _missed_by_all(self, session: Session, now: Moment, lost: timedelta) -> timedelta | None:
         """What of the time that this process lost no other coordinator was there for; None: one was."""
-        seen = replicas.others_seen_at(session, self._replica)
+        seen = replicas.others_seen_at(session, self._home)
         if seen is None or seen <= self._last.wall or lost < timedelta():
             return lost
         return now.wall - seen if now.wall - seen > replicas.ALIVE else None

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
+from fedcybgd.coordinator import common
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.api import (
     agents,
@@ -33,22 +34,23 @@ from fedcybgd.coordinator.api import (
 )
 from fedcybgd.coordinator.api.identity import Identified
 from fedcybgd.coordinator.api.proofs import Proved, Prover
+from fedcybgd.coordinator.api.ready import Probe
 from fedcybgd.coordinator.api.recognise import Recognition
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
+from fedcybgd.coordinator.beating import Beating
 from fedcybgd.coordinator.dashboard import acting, files, look_pages, pages, run_pages
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
-from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.jobs.kinds import Lane
 from fedcybgd.coordinator.domain.metrics import COUNTED
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import home_id, signing_secret
+from fedcybgd.coordinator.home import bring_up, home_id, signing_secret
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.replays import Replays
@@ -92,6 +94,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     app.state.make_parts = parts
     app.state.watchdog = watchdog or Watchdog()
     app.state.refusals = Bound()
+    app.state.refused = None  # why it does not start, where it does not
     app.state.counters = Counters(COUNTED)
     disks = app.state.disks = FullDisks(settings.blobs)
     app.state.outages = OutageLog(lambda: disks.lack(settings.home / "database"))
@@ -135,19 +138,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     waiting.open()
     feed = app.state.feed = _feed(database)
     attendance = app.state.attendance = Attendance(database, parts.wakes.listens)
-    app.state.replays = Replays()
+    app.state.replays, app.state.probe = Replays(), Probe(database, parts.store, waiting)
     app.state.prover = Prover(database, signing_secret(settings))
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
-    migrate.upgrade(database.engine)
-    with database.transaction() as session:
-        replica = replicas.enter(session, home_id(settings.home), utcnow())
-    absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s), replica)
-    absence.begin()
+    bring_up(database, settings)
+    home = home_id(settings.home)
+    absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s), home)
     with database.transaction() as session:
         wait_alone(session.connection())
+        try:
+            common.check(session, settings, home, utcnow())
+        except CoordinatorError as error:
+            app.state.refused = error
+            raise
         app.state.identity = instance.identity(session, utcnow())
+        absence.begin(session)
+        replica = app.state.replica = replicas.enter(session, home, utcnow())
+    absence.watch()
+    with database.transaction() as session:
         missing.tell(session, parts.store, utcnow())
+        common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say)
 
     def heard(signals: Signals) -> None:
@@ -174,6 +185,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     carry(database, parts.wakes)
     database.counted = app.state.counters.add
     jobs.start()
+    beating = Beating(database, replica, home, lambda: len(waiting), app.state.outages)
+    beating.start()
     sweeper = asyncio.create_task(
         sweep(
             settings,
@@ -206,6 +219,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(Exception):
             tell_of_refusals(database, app.state.refusals, at_once=True)
         jobs.stop()
+        beating.stop()
         _leave(database, replica)
         parts.wakes.close()
         database.close()

@@ -75,9 +75,10 @@ def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lam
 
 def check_target(settings: Settings, target: Path) -> None:
     """Raise `BackupMisplaced` unless `target` is new, empty, or holds an earlier backup."""
-    home, place = settings.home.resolve(), target.resolve()
-    if place.is_relative_to(home) or home.is_relative_to(place):
-        raise BackupMisplaced(f"{target} is, holds or lies in the home that is copied ({settings.home}); choose a directory beside it")
+    place = target.resolve()
+    for copied in {settings.home, settings.common}:
+        if place.is_relative_to(copied.resolve()) or copied.resolve().is_relative_to(place):
+            raise BackupMisplaced(f"{target} is, holds or lies in the home that is copied ({copied}); choose a directory beside it")
     if place.exists() and not place.is_dir():
         raise BackupMisplaced(f"{target} is no directory")
     if place.is_dir() and any(place.iterdir()) and not any((place / name).exists() for name in COPIES):

@@ -152,6 +152,8 @@ def status(as_json: Json = False) -> None:
         return
     active = sum(agent.state == "active" for agent in view.agents)
     terminal.say(f"{active} of {len(view.agents)} agents active, {view.waiting_claims} waiting, {len(view.leases)} training")
+    if view.coordinators > 1:
+        terminal.say(f"{view.coordinators} coordinators")
     if view.signing_key is not None:
         terminal.say(f"signing key {view.signing_key}")
     for run in view.runs[:10]:
@@ -259,12 +261,12 @@ def recover(
 
 @db_app.command()
 def upgrade(home: Home = None, as_json: Json = False) -> None:
-    """Bring the database to the newest schema (`serve` does so by itself)."""
+    """Bring the database to the newest schema; `serve` does so by itself, unless FEDCOORD_MIGRATE=never. In an empty PostgreSQL database, make its tables."""
     from fedcybgd.coordinator.db import migrate
-    from fedcybgd.coordinator.home import existing_database, understood
+    from fedcybgd.coordinator.home import database_to_upgrade, understood
 
     settings = settings_of(home=home)
-    database = existing_database(settings)
+    database = database_to_upgrade(settings)
     with understood(settings):
         migrate.upgrade(database.engine)
     _say_schema(migrate.current(database.engine), None, as_json)

@@ -45,6 +45,24 @@ class DatabaseUnusable(CoordinatorError):
     code = "database_unusable"
 
 
+class SchemaTooOld(CoordinatorError):
+    """The database is of an earlier schema, and nobody has said that it is brought to the newest at a start."""
+
+    code = "schema_too_old"
+
+
+def bring_up(database: Database, settings: Settings) -> None:
+    """Have the newest schema, at a start. Raises `SchemaTooOld` where only a person makes it so."""
+    if settings.migrate == "start":
+        migrate.upgrade(database.engine)
+    elif (found := migrate.current(database.engine)) != migrate.newest():
+        migrate.check_known(found)
+        raise SchemaTooOld(
+            f"the database is of schema {found or 'none'}, this program needs {migrate.newest()}, and FEDCOORD_MIGRATE=never: "
+            "`fedcoord db upgrade` brings it there"
+        )
+
+
 @contextmanager
 def occupied(settings: Settings) -> Iterator[None]:
     """Hold the home, so that no second coordinator starts on it. The kernel lets go of it when this process ends, however it ends."""
@@ -102,6 +120,18 @@ def write_secret(file: Path, secret: str) -> None:
     settle(file.parent)
 
 
+def leave_secret(file: Path, secret: str) -> None:
+    """The same where there is none yet: of several coordinators that start together one leaves it."""
+    part = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    write_secret(part, secret)
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+
+
 @overload
 def signing_secret(settings: Settings, make: Literal[True]) -> bytes: ...
 @overload
@@ -144,6 +174,11 @@ def existing_database(settings: Settings) -> Database:
         if migrate.current(database.engine) is None:
             raise missing
     return database
+
+
+def database_to_upgrade(settings: Settings) -> Database:
+    """That of a coordinator that was started before; or, of PostgreSQL, one that has no tables yet."""
+    return existing_database(settings) if sqlite_file(settings) is not None else Database(settings.url)
 
 
 @contextmanager

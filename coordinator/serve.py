@@ -14,12 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator import common
 from fedcybgd.coordinator.app import create_app
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import signing_secret, understood, write_secret
+from fedcybgd.coordinator.home import bring_up, home_id, signing_secret, understood, write_secret
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.settings import Settings
@@ -90,12 +90,14 @@ class Server(uvicorn.Server):
 def prepare_home(settings: Settings) -> str | None:
     """Make the database in its home, or bring it to the newest schema; the first operator's key if it is new."""
     settings.home.mkdir(parents=True, exist_ok=True)
+    settings.common.mkdir(parents=True, exist_ok=True)
     with understood(settings):
         database = Database(settings.url)
         try:
-            migrate.upgrade(database.engine)
+            bring_up(database, settings)
             with database.transaction() as session:
                 wait_alone(session.connection())
+                common.check(session, settings, home_id(settings.home), utcnow())
                 if signing.newest(session) is None:
                     signing.renew(session, signing_secret(settings, make=True), utcnow())
                 return _first_key(settings, session)
@@ -183,7 +185,8 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
             files, agents,
         )  # fmt: skip
     watchdog = Watchdog.of()
-    server = Server(configured(create_app(settings, watchdog=watchdog), settings), certificate_of(settings), agents)
+    app = create_app(settings, watchdog=watchdog)
+    server = Server(configured(app, settings), certificate_of(settings), agents)
 
     def answers() -> None:
         ready()
@@ -191,6 +194,8 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
 
     server.on_ready = answers
     server.run([listener])
+    if app.state.refused is not None:
+        raise app.state.refused
 
 
 def address(settings: Settings, listener: socket.socket, elsewhere: bool = False) -> str:

@@ -12,6 +12,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FEDCOORD_", extra="ignore")
 
     home: Path = Field(default_factory=lambda: user_data_path("fedcoord"), description="directory of the database and the blobs")
+    shared: Path | None = Field(
+        None,
+        description="directory of blobs, uploads and secrets, where several coordinators on one PostgreSQL database have them in common; "
+        "default: the home",
+    )
     database_url: str | None = Field(None, description="postgresql://…; default: an SQLite file in the home directory")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8440, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -29,6 +34,9 @@ class Settings(BaseSettings):
         None, description="names, with commas between them, by which this coordinator may be called (the heading Host); default: any"
     )
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
+    migrate: Literal["start", "never"] = Field(
+        "start", description="start: bring the database to the newest schema at a start; never: only `fedcoord db upgrade` does"
+    )
     threads: int = Field(
         40, ge=4, le=1000, description="requests that speak to the database at the same time; it is asked for ten connections more"
     )
@@ -87,24 +95,29 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'coordinator.db'}"
 
     @property
+    def common(self) -> Path:
+        """What all coordinators on the database have of it that is no row."""
+        return self.shared or self.home
+
+    @property
     def first_key(self) -> Path:
-        """File of the key of the first operator, for whoever may read the home."""
-        return self.home / "operator.key"
+        """File of the key of the first operator, for whoever may read the directory."""
+        return self.common / "operator.key"
 
     @property
     def signing_secret(self) -> Path:
         """File of the secret under which the signing key is sealed."""
-        return self.home / "signing.secret"
+        return self.common / "signing.secret"
 
     @property
     def webhook_secret(self) -> Path:
         """File of the secret that the webhook signs with."""
-        return self.home / "webhook.secret"
+        return self.common / "webhook.secret"
 
     @property
     def blobs(self) -> Path:
-        return self.home / "blobs"
+        return self.common / "blobs"
 
     @property
     def uploads(self) -> Path:
-        return self.home / "uploads"
+        return self.common / "uploads"

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from sqlalchemy import text
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
+from fedcybgd.coordinator.db.alone import SWEEPING, TIDYING, unless_another
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.operate import deletion, model_uploads
-from fedcybgd.coordinator.services.records import audit, job_leases, replicas, spent
+from fedcybgd.coordinator.services.records import audit, job_leases, replicas
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
@@ -28,6 +30,8 @@ from fedcybgd.shared.host.watchdog import Watchdog
 log = logging.getLogger("fedcoord.sweeper")
 UPLOAD_KEPT_S = 60 * 86_400
 """For as long an agent keeps the delta too (agent/outbox.py): a coordinator may have been away for weeks."""
+SWEEP_LONGEST_S, TIDY_LONGEST_S = 60, 6 * 3600
+"""After so long another coordinator sweeps, or tidies, should one hang in it."""
 MOST_BATCHES = 100
 """Batches of old rows that are shortened at one time; the rest waits for the next."""
 
@@ -47,7 +51,7 @@ async def sweep(
     watchdog: Watchdog,
 ) -> None:
     """Run until cancelled; a sweep that fails is tried again. The watchdog hears of those whose transactions went through."""
-    tidied = beaten = time.monotonic()
+    tidied = time.monotonic()
     stumbles, tidying = Rarely(), asyncio.create_task(asyncio.sleep(0))
 
     def failed(error: Exception) -> None:
@@ -61,8 +65,7 @@ async def sweep(
     async def tidy_all() -> None:
         """Beside the sweeps, for it may take minutes, and leases end meanwhile."""
         try:
-            await run_in_threadpool(tidy, settings, database, store, utcnow())
-            await run_in_threadpool(uploads.sweep, UPLOAD_KEPT_S)
+            await run_in_threadpool(tidy_alone, settings, database, store, uploads, replica)
         except Exception as error:
             failed(error)
 
@@ -71,12 +74,8 @@ async def sweep(
         try:
             # Nobody may seem silent whose sign of life waits to be written.
             await attendance.write_if_due(min(WRITE_EVERY_S, settings.silent_after_s / 4))
-            if time.monotonic() - beaten >= replicas.BEAT_EVERY_S:
-                beaten = time.monotonic()
-                await run_in_threadpool(beat, database, replica)
-            await run_in_threadpool(sweep_leases, settings, database, absence)
+            await run_in_threadpool(sweep_alone, settings, database, uploads, absence)
             watchdog.alive()
-            await run_in_threadpool(discard_uploads, database, uploads)
             await run_in_threadpool(tell_of_disks, database, disks)
             await run_in_threadpool(tell_of_refusals, database, refusals)
             waiting.changed()  # also by time: what its agent has not fetched for too long is anybody's
@@ -109,10 +108,27 @@ def tell_of_refusals(database: Database, refusals: audit.Bound, at_once: bool = 
             raise
 
 
-def beat(database: Database, replica: str) -> None:
+def sweep_alone(settings: Settings, database: Database, uploads: Uploads, absence: Absence) -> None:
+    """One coordinator sweeps at a time, for all on the database; the others see that they could write."""
+    with unless_another(database.engine, SWEEPING, SWEEP_LONGEST_S) as mine:
+        if mine:
+            sweep_leases(settings, database, absence)
+            discard_uploads(database, uploads)
+            return
     with database.transaction() as session:
-        replicas.beat(session, replica, utcnow())
-        spent.forget(session, utcnow())
+        session.execute(text("SELECT 1"))
+
+
+def tidy_alone(settings: Settings, database: Database, store: BlobStore, uploads: Uploads, replica: str) -> None:
+    """The coordinator that has lived longest tidies, so that it is done no more often than by one."""
+    with database.reading() as session:
+        first = next(iter(replicas.alive(session, utcnow())), None)
+    if first is None or first.id != replica:
+        return
+    with unless_another(database.engine, TIDYING, TIDY_LONGEST_S) as mine:
+        if mine:
+            tidy(settings, database, store, utcnow())
+            uploads.sweep(UPLOAD_KEPT_S)
 
 
 def sweep_leases(settings: Settings, database: Database, absence: Absence, clock: Callable[[], datetime] = utcnow) -> None:

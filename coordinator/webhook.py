@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.domain.webhook import PREFIX, Level, WebhookInvalid, secret_of, signed
-from fedcybgd.coordinator.home import write_secret
+from fedcybgd.coordinator.home import leave_secret
 from fedcybgd.coordinator.services.operate import webhooks
 from fedcybgd.coordinator.services.read import events
 from fedcybgd.coordinator.settings import Settings
@@ -141,7 +141,7 @@ def _secret(file: Path) -> bytes:
     """Of a file in the home, for whoever may read that; made where there is none."""
     try:
         if not file.exists():
-            write_secret(file, new_secret())
+            leave_secret(file, new_secret())
         with file.open("rb") as opened:
             return secret_of(opened.read(MOST_SECRET).decode("ascii", "replace"))
     except OSError as error:

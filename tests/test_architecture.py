@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "migrations": {"coordinator.db"},
     "coordinator.errors": {"shared.contract"},
     "coordinator.settings": set(),
+    "coordinator.beating": {"shared.host", "coordinator.db", SERVICES},
+    "coordinator.common": {"coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.settings", SERVICES},
     "coordinator.absence": {"coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.attendance": {"shared.contract", "coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.replays": {"shared.contract", "coordinator.errors"},
@@ -71,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.commands": {"shared", "client", "local", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
-        "coordinator.parts",
+        "coordinator.parts", "coordinator.common", "coordinator.beating",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.replays", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
         SERVICES, "coordinator.settings", "shared.host",
         "coordinator.sweeper", "coordinator.wakes", "coordinator.walls", "coordinator.webhook",
@@ -79,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.webhook": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.sweeper": DATA
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
-    "coordinator.serve": DATA | {"shared.host", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
+    "coordinator.serve": DATA | {"shared.host", "coordinator.common", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.provenance": DATA | {"coordinator.jobs"},

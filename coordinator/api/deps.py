@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from fedcybgd.coordinator.api.guard import AnAgent, AnOperator, Anyone
+from fedcybgd.coordinator.api.ready import Probe
 from fedcybgd.coordinator.attendance import Attendance, Known
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.domain.role import Role
@@ -52,6 +53,16 @@ async def _waiting(request: Request) -> WaitingRoom:
     return room
 
 
+async def _replica(request: Request) -> str:
+    replica: str = request.app.state.replica
+    return replica
+
+
+async def _probe(request: Request) -> Probe:
+    probe: Probe = request.app.state.probe
+    return probe
+
+
 async def _feed(request: Request) -> EventFeed[EventEntry]:
     feed: EventFeed[EventEntry] = request.app.state.feed
     return feed
@@ -75,6 +86,9 @@ DisksDep = Annotated[FullDisks, Depends(_disks)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 WaitingDep = Annotated[WaitingRoom, Depends(_waiting)]
+ProbeDep = Annotated[Probe, Depends(_probe)]
+ReplicaDep = Annotated[str, Depends(_replica)]
+"""The id of this process, among the coordinators on the database"""
 FeedDep = Annotated[EventFeed[EventEntry], Depends(_feed)]
 CountersDep = Annotated[Counters, Depends(_counters)]
 AttendanceDep = Annotated[Attendance, Depends(_attendance)]

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Form, Header, Request, Response
 from fastapi.responses import RedirectResponse
 
 from fedcybgd.coordinator.api import acts
-from fedcybgd.coordinator.api.deps import DisksDep, FeedDep, OpenDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import DisksDep, FeedDep, OpenDep, ReplicaDep, WaitingDep, now
 from fedcybgd.coordinator.api.event_stream import streamed
 from fedcybgd.coordinator.api.guard import address_of
 from fedcybgd.coordinator.api.route import ReadDep, WriteDep
@@ -38,18 +38,18 @@ __all__ = ["COOKIE", "FORM_COOKIE", "router", "templates"]
 
 
 @router.get("", dependencies=[OpenDep])
-def page(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep) -> Response:
+def page(request: Request, session: ReadDep, replica: ReplicaDep, waiting: WaitingDep, disks: DisksDep) -> Response:
     try:
         request.state.caller = logins.known(session, request.cookies.get(COOKIE, ""), address_of(request), now())
     except Unauthorized:
         return login_form(request)
-    return _overview(request, session, waiting, disks)
+    return _overview(request, session, replica, waiting, disks)
 
 
 @router.get("/live", dependencies=[Depends(ABrowser())])
-def live(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep) -> Response:
+def live(request: Request, session: ReadDep, replica: ReplicaDep, waiting: WaitingDep, disks: DisksDep) -> Response:
     """The part of the page that changes."""
-    return _overview(request, session, waiting, disks, part=True)
+    return _overview(request, session, replica, waiting, disks, part=True)
 
 
 @router.get("/stream", dependencies=[Depends(ABrowser())])
@@ -58,10 +58,10 @@ async def stream(feed: FeedDep, last_event_id: Annotated[int | None, Header(ge=0
     return streamed(feed, last_event_id)
 
 
-def _overview(request: Request, session: ReadDep, waiting: WaitingDep, disks: DisksDep, **more: bool) -> Response:
+def _overview(request: Request, session: ReadDep, replica: ReplicaDep, waiting: WaitingDep, disks: DisksDep, **more: bool) -> Response:
     at = now()
     return show(
-        request, "overview.html", here="overview", status=status.overview(session, at, len(waiting), disks.names),
+        request, "overview.html", here="overview", status=status.overview(session, at, replica, len(waiting), disks.names),
         going=cards.going(session, at, GOING), ended=lists.runs(session, Page(limit=ENDED), ended=True).items, **more,
     )  # fmt: skip
 

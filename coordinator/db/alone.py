@@ -1,6 +1,9 @@
-"""What only one process does at a time, of all those that use a database: migrating it, and making what there is once."""
+"""What only one process does at a time, of all those that use a database: migrating it, making what there is once, and looking after it."""
 
-from sqlalchemy import Connection, text
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, text
 
 STARTING = 0x_FED_C0DE
 """One number for all such steps of this program, among PostgreSQL's advisory locks"""
@@ -8,9 +11,25 @@ STARTING = 0x_FED_C0DE
 
 AUDITING = STARTING + 1
 """And one for the end of the audit log"""
+SWEEPING, TIDYING = STARTING + 2, STARTING + 3
+"""And for what a coordinator does for all of them"""
 
 
 def wait_alone(connection: Connection, key: int = STARTING) -> None:
     """Hold, until this transaction ends, what others wait for at the same place. SQLite has one writer at a time anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+@contextmanager
+def unless_another(engine: Engine, key: int, longest_s: float) -> Iterator[bool]:
+    """Whether no other process is at this; none begins it until the block ends. One that hangs in it loses its place after `longest_s`.
+
+    On SQLite there is no other process.
+    """
+    if engine.dialect.name != "postgresql":
+        yield True
+        return
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{longest_s:.0f}s'"))
+        yield bool(connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": key}))

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url
+from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from fedcybgd.coordinator.db import counts, lines, promises, signals
@@ -15,6 +15,8 @@ from fedcybgd.coordinator.db.typed import Typed
 
 BESIDE = 10
 """Connections for what is no request: the lanes of jobs, the start, a person's command."""
+LISTENING = 1
+"""And the one that hears other coordinators, on PostgreSQL"""
 LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
 KEY = String(40)
@@ -59,11 +61,11 @@ def _nothing() -> None:
     pass
 
 
-class TransactionSession(Session):
+class _OneTransaction(Session):
     """A session of one transaction: what a rollback undoes was not said either."""
 
 
-@event.listens_for(TransactionSession, "after_rollback")
+@event.listens_for(_OneTransaction, "after_rollback")
 def _unsaid(session: Session) -> None:
     session.info.clear()
 
@@ -112,9 +114,14 @@ class Database:
         with self._session() as session:
             yield session
 
+    def ask(self) -> None:
+        """Raises what keeps it from answering."""
+        with self.reading() as session:
+            session.execute(text("SELECT 1"))
+
     @contextmanager
-    def _session(self) -> Iterator[TransactionSession]:
-        with TransactionSession(self.engine, expire_on_commit=False) as session:
+    def _session(self) -> Iterator[Session]:
+        with _OneTransaction(self.engine, expire_on_commit=False) as session:
             try:
                 yield session
             except BaseException:

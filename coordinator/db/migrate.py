@@ -40,6 +40,12 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
             sqlite.execute("PRAGMA foreign_keys=ON")
 
 
+def check_known(revision: str | None) -> None:
+    """Raise alembic's `CommandError` for a schema that only a newer program knows."""
+    if revision is not None:
+        ScriptDirectory.from_config(_config()).get_revision(revision)
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
     with _migrating(engine) as connection:
         command.upgrade(_config(connection), revision)

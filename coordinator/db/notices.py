@@ -1,6 +1,5 @@
 """Notices between the processes that use one PostgreSQL database: sent with a transaction (NOTIFY), and heard by one connection (LISTEN)."""
 
-import contextlib
 import logging
 import random
 import selectors
@@ -12,7 +11,8 @@ from typing import Any
 from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.base import LOST_AFTER
+from fedcybgd.coordinator.db.base import LOST_AFTER, BeforeCommit
+from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.notices")
@@ -26,12 +26,17 @@ AGAIN_FIRST_S, AGAIN_LONGEST_S = 0.5, 5.0
 NOTIFY = text("SELECT pg_notify(:channel, :text)")
 
 
-def notify(session: Session, notice: str) -> None:
-    """Send a notice with the transaction of this session: it is heard once that is committed, and never if it is not."""
-    session.execute(NOTIFY, {"channel": CHANNEL, "text": notice})
+def sender(notice: Callable[[Signals], str | None]) -> BeforeCommit:
+    """Sends with a transaction what `notice` makes of its news: it is heard once that is committed, and never if it is not."""
+
+    def send(news: Signals, session: Session) -> None:
+        if (said := notice(news)) is not None:
+            session.execute(NOTIFY, {"channel": CHANNEL, "text": said})
+
+    return send
 
 
-class Listener:
+class Notices:
     """A thread with a connection of its own. One that is lost is made again, after a wait that is another for each process."""
 
     def __init__(self, url: str, heard: Callable[[str], None], connected: Callable[[], None]) -> None:
@@ -61,7 +66,7 @@ class Listener:
 
         wait, rarely = AGAIN_FIRST_S, Rarely()
         # A line that is dead is noticed sooner than where a statement may take its time.
-        options = {**LOST_AFTER, "tcp_user_timeout": 10_000, "application_name": "fedcoord notices"}
+        options = {**LOST_AFTER, "tcp_user_timeout": 10_000, "application_name": "fedcoord-notices"}
         options = {name: value for name, value in options.items() if name not in self._given}
         while not self._ending.is_set():
             try:

@@ -5,13 +5,13 @@ import secrets
 from dataclasses import asdict, fields
 from typing import Any
 
-from fedcybgd.coordinator.db.notices import MOST_BYTES, Listener
+from fedcybgd.coordinator.db.notices import MOST_BYTES, Notices
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.wakes.base import Hear
 from fedcybgd.coordinator.wakes.local import LocalWakes
 
 FROM = "from"
-KINDS = {field.name: bool if field.type is bool else set for field in fields(Signals)}
+KINDS: dict[str, type[Any]] = {field.name: bool if field.type is bool else set for field in fields(Signals)}
 
 
 class PostgresWakes:
@@ -19,14 +19,14 @@ class PostgresWakes:
 
     def __init__(self, url: str) -> None:
         self._name, self._here = secrets.token_hex(4), LocalWakes()
-        self._listener = Listener(url, self._heard, lambda: self._here.tell(Signals(anew=True)))
+        self._notices = Notices(url, self._heard, lambda: self._here.tell(Signals(anew=True)))
         self._begun = False
 
     def hear(self, heard: Hear) -> None:
         self._here.hear(heard)
         if not self._begun:
             self._begun = True
-            self._listener.start()
+            self._notices.start()
 
     def notice(self, news: Signals) -> str | None:
         """As compact as it can be; what is too much for one notice has everybody read anew."""
@@ -37,11 +37,11 @@ class PostgresWakes:
         self._here.tell(news)
 
     def listens(self) -> bool:
-        return self._listener.listens
+        return self._notices.listens
 
     def close(self) -> None:
         self._here.close()
-        self._listener.close()
+        self._notices.close()
 
     def _heard(self, text: str) -> None:
         sender, news = understood(text)
@@ -59,7 +59,7 @@ def understood(text: str) -> tuple[str, Signals]:
     """Who says it, and what. Of a coordinator of another version some may mean nothing here; what makes no sense at all has all read anew."""
     try:
         said = json.loads(text)
-        known = {name: kind(said[name]) for name, kind in KINDS.items() if name in said}
+        known: dict[str, Any] = {name: kind(said[name]) for name, kind in KINDS.items() if name in said}
         return str(said.get(FROM, "")), Signals(**known)
     except (ValueError, TypeError, AttributeError):
         return "", Signals(anew=True)

@@ -50,7 +50,7 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("PUT", rf"{API}/held-out/[^/]+", STREAM),
     ("PUT", rf"{API}/model-uploads/[^/]+/[^/]+", STREAM),
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
-    ("GET", rf"{API}/health", PAGE),
+    ("GET", rf"{API}/health(/ready)?", PAGE),
     ("GET", "/metrics", KEYED),
     ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|runs|runs/[^/]+/exports?)", COSTLY),
     ("POST", r"/admin", LOGIN),

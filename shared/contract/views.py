@@ -279,7 +279,8 @@ class StatusView(BaseModel):
     version: str
     signing_key: str | None = Field(None, description="fingerprint of the key that provenance files are signed with")
     now: datetime
-    waiting_claims: int = Field(description="agents that wait for work right now")
+    waiting_claims: int = Field(description="agents that wait for work right now, at all coordinators on the database")
+    coordinators: int = Field(1, description="that live on the database, this one with them")
     runs: list[RunSummary] = Field(description="the newest fifty")
     agents_by_state: dict[str, int] = {}
     agents: list[AgentView] = Field(description="the first fifty by name")

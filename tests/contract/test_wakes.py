@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.base import Database
@@ -94,9 +95,8 @@ class TestWakes:
 
     def test_of_a_transaction_that_is_rolled_back_nothing_is_heard(self, ends: Ends) -> None:
         heard = [ends.heard(wakes) for wakes in ends]
-        with pytest.raises(ZeroDivisionError), ends.database.transaction() as session:
-            signals.offer(session, "asg_undone")
-            raise ZeroDivisionError
+        with pytest.raises(IntegrityError):
+            self._fail(ends)
         with ends.database.transaction() as session:
             signals.offer(session, "asg_undone")
             session.execute(text("SELECT 1"))
@@ -105,6 +105,13 @@ class TestWakes:
         for one in heard:
             wait_for(lambda one=one: LITTLE in one)
             assert once(one) == [LITTLE]
+
+    @staticmethod
+    def _fail(ends: Ends) -> None:
+        with ends.database.transaction() as session:
+            signals.offer(session, "asg_undone")
+            session.execute(text("CREATE TABLE one (id INTEGER PRIMARY KEY)"))
+            session.execute(text("INSERT INTO one VALUES (1), (1)"))
 
     def test_nothing_is_heard_before_the_commit(self, ends: Ends) -> None:
         heard = [ends.heard(wakes) for wakes in ends]

@@ -43,7 +43,7 @@ def statements(live: LiveCoordinator) -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if not threading.current_thread().name.startswith(("lane-", "job-leases")):  # the engine looks for work by itself
+        if not threading.current_thread().name.startswith(("lane-", "job-leases", "beating")):  # the engine looks for work by itself
             found.append(statement)
 
     event.listen(live.database.engine, "before_cursor_execute", note)

@@ -40,7 +40,7 @@ def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Start]:
         return replace(local(settings), store=store, uploads=MemoryUploads(memory), new_engine=partial(EngineThread, store))
 
     def start(name: str) -> LiveCoordinator:
-        started.append(LiveCoordinator(tmp_path / name, url, parts=parts, sweep_every_s=60))
+        started.append(LiveCoordinator(tmp_path / name, url, parts=parts, sweep_every_s=60, shared=tmp_path / "shared"))
         wait_for(lambda: started[-1].app.state.wakes.listens())
         for live in started:  # each makes the operator's key anew
             live.operator_key, live.operator = started[-1].operator_key, Connection(live.url, started[-1].operator_key)
@@ -92,9 +92,9 @@ def test_while_it_may_miss_news_a_coordinator_believes_no_key_that_it_knew(start
     one, other = start("one"), start("other")
     hand = Hand(one)
     assert at(hand, other).claim("*") is None
-    monkeypatch.setattr(other.app.state.wakes._listener, "listens", False)
+    monkeypatch.setattr(other.app.state.wakes._notices, "listens", False)
     monkeypatch.setattr(other.app.state.wakes, "_heard", lambda _: None)
-    monkeypatch.setattr(other.app.state.wakes._listener, "_heard", lambda _: None)
+    monkeypatch.setattr(other.app.state.wakes._notices, "_heard", lambda _: None)
     one.operator.post(f"/agents/{hand.name}/revoke")
     refused(hand.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
 

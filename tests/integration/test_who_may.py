@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 TABLE = {
     "GET /openapi.json": "open", "HEAD /openapi.json": "open", "GET /docs": "open", "GET /": "open",
     "GET /docs/files/{name}": "open", "GET /admin/files/{name}": "open",
-    "GET /v1/health": "open", "GET /v1/key": "open", "POST /v1/agents": "open",
+    "GET /v1/health": "open", "GET /v1/health/ready": "open", "GET /v1/key": "open", "POST /v1/agents": "open",
     "GET /v1/agents/me": "agent", "PUT /v1/agents/me/readiness": "agent", "POST /v1/agents/me/key": "agent",
     "GET /v1/runs/{run}/files/{name}": "agent", "POST /v1/assignments/claim": "agent",
     "GET /v1/assignments/{assignment_id}": "holder", "POST /v1/assignments/{assignment_id}/renew": "holder",

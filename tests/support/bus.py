@@ -32,7 +32,7 @@ class BusWakes:
     def hear(self, heard: Hear) -> None:
         self._hearing.append(heard)
 
-    def notice(self, news: Signals) -> str | None:  # noqa: ARG002 - the bus is told after the commit
+    def notice(self, news: Signals) -> str | None:
         return None
 
     def listens(self) -> bool:

@@ -27,7 +27,9 @@ from tests.test_docs import NAMED, ROOT, options_of
 
 DEPLOY = ROOT / "deploy"
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-COMPOSED = {name: yaml.safe_load((DEPLOY / name).read_text()) for name in ("compose.yaml", "compose.postgres-tls.yaml")}
+COMPOSED = {
+    name: yaml.safe_load((DEPLOY / name).read_text()) for name in ("compose.yaml", "compose.postgres-tls.yaml", "compose.replicas.yaml")
+}
 KUBERNETES = list(yaml.safe_load_all((DEPLOY / "kubernetes-agent.yaml").read_text()))
 THEIRS = {"./models", "./rows", "./tls"}
 """Folders that a person fills, beside the compose files"""
@@ -133,6 +135,7 @@ def test_a_composition_is_of_real_parts(composed: dict[str, Any]) -> None:
         ours = "build" in service
         if ours:
             assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
+            made = [line.split()[-1] for line in said(service["build"]["target"], "RUN") if line.startswith("install --directory")]
             assert service["build"]["target"] in STAGES
         for variable in service.get("environment", {}):
             assert not ours or is_setting(variable) or variable == "PGPASSWORD", variable
@@ -144,7 +147,7 @@ def test_a_composition_is_of_real_parts(composed: dict[str, Any]) -> None:
             source, target = volume.split(":")[:2]
             used |= {source} - THEIRS if not source.startswith("./") else set()
             assert source in volumes or source in THEIRS or (DEPLOY / source).is_file(), volume
-            assert not ours or source.startswith("./") or target in said(service["build"]["target"], "VOLUME")
+            assert not ours or source.startswith("./") or target in said(service["build"]["target"], "VOLUME") + made
         for port in service.get("ports", []):
             assert not ours or port == f"127.0.0.1:{said('coordinator', 'EXPOSE')[0]}:{Settings().port}", (
                 "beyond this machine only through a proxy"
@@ -178,7 +181,11 @@ def test_the_proxy_lets_through_what_the_coordinator_takes() -> None:
         if rule_for(method, re.sub(r"\{[^}]*\}", "x", path)).most is None
     }
     assert set(unbounded.split()) == streams
-    assert f"reverse_proxy coordinator:{Settings().port} " in text
+    assert f"reverse_proxy {{$FEDCOORD_UPSTREAMS:coordinator:{Settings().port}}} " in text
+    upstreams = COMPOSED["compose.replicas.yaml"]["services"]["proxy"]["environment"]["FEDCOORD_UPSTREAMS"].split()
+    assert [one for one in upstreams if one.partition(":")[0] not in COMPOSED["compose.replicas.yaml"]["services"]] == []
+    (asked,) = re.findall(r"health_uri (\S+)", text)
+    assert ("GET", asked) in {(method, path) for method, path, _ in generate.routes()}
 
     def seconds(name: str) -> int:
         return int(re.findall(rf"\b{name} (\d+)s", text)[0])

@@ -42,6 +42,8 @@ class Instance(Base):
     __tablename__ = "instance"
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    store: Mapped[str | None] = mapped_column(KEY)
+    """id of the directory with its blobs; null: nobody has looked yet, or needs to"""
 
 
 class Replica(Base):
@@ -53,6 +55,10 @@ class Replica(Base):
     """id of the home that it holds: the next one there knows that this one is gone"""
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    waiting_claims: Mapped[int] = mapped_column(server_default="0")
+    """when it was seen last"""
+    version: Mapped[str | None] = mapped_column(String(40))
+    """of the program; null: of one that did not say so"""
 
 
 class Event(Base):

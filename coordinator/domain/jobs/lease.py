@@ -5,8 +5,9 @@ from datetime import timedelta
 
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 
-LEASE = timedelta(seconds=30)
-RENEW_EVERY_S = 5.0
+LEASE = timedelta(seconds=10)
+"""For so long a round stands still when the coordinator dies that judges it, and another is there."""
+RENEW_EVERY_S = 2.5
 """Several times within a lease: one renewal may fail."""
 
 

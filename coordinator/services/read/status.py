@@ -19,7 +19,7 @@ from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.read import alarms, labels, lists, pace
 from fedcybgd.coordinator.services.read.working import running_jobs
-from fedcybgd.coordinator.services.records import ledgers, signing
+from fedcybgd.coordinator.services.records import ledgers, replicas, signing
 from fedcybgd.shared.contract.provenance import SigningKeyView
 from fedcybgd.shared.contract.views import AnchorView, BlockView, EventView, LeaseView, RunView, StatusView
 
@@ -87,10 +87,13 @@ def anchor_view(session: Session, run_id: str) -> AnchorView | None:
     )  # fmt: skip
 
 
-def overview(session: Session, now: datetime, waiting_claims: int, full_disks: Sequence[str]) -> StatusView:
+def overview(session: Session, now: datetime, here: str, waiting_claims: int, full_disks: Sequence[str]) -> StatusView:
+    """`here`: the coordinator that is asked, and how many claims wait at it; of the others it is known to a few seconds."""
+    others = [one for one in replicas.alive(session, now) if one.id != here]
     jobs, running = queries.jobs_by_state(session), running_jobs(session, now)
     return StatusView(
-        version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now, waiting_claims=waiting_claims,
+        version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now,
+        waiting_claims=waiting_claims + sum(one.waiting_claims for one in others), coordinators=1 + len(others),
         runs=list(lists.runs(session, Page(limit=RUNS_SHOWN)).items),
         agents_by_state=agent_counts(session),
         agents=list(lists.agents(session, Page(limit=AGENTS_SHOWN)).items),

@@ -1,16 +1,19 @@
-"""The coordinator processes that use this database: one today. Each says that it lives; what a dead one held is known by that."""
+"""The coordinator processes that use this database. Each says that it lives; what a dead one held is known by that."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from importlib.metadata import version
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Replica
 from fedcybgd.coordinator.services.records import job_leases, keys
 
-BEAT_EVERY_S = 5.0
-ALIVE = timedelta(seconds=20)
+BEAT_EVERY_S = 3.0
+ALIVE = timedelta(seconds=10)
 """Who was seen within this time counts as alive."""
+FORGOTTEN = timedelta(days=1)
 
 
 def enter(session: Session, home: str, now: datetime) -> str:
@@ -18,13 +21,21 @@ def enter(session: Session, home: str, now: datetime) -> str:
     former = list(session.scalars(select(Replica.id).where(Replica.home == home)))
     job_leases.give_back(session, former)
     session.execute(delete(Replica).where(Replica.id.in_(former)))
-    replica = Replica(id=keys.new_id("rep"), home=home, started_at=now, seen_at=now)
+    replica = Replica(
+        id=keys.new_id("rep"), home=home, started_at=now, seen_at=now, waiting_claims=0, version=version("fedcybgd"),
+    )  # fmt: skip
     session.add(replica)
     return replica.id
 
 
-def beat(session: Session, replica: str, now: datetime) -> None:
-    session.execute(update(Replica).where(Replica.id == replica).values(seen_at=now))
+def beat(session: Session, replica: str, home: str, waiting_claims: int, now: datetime) -> None:
+    """It lives. One that was away for so long that it was forgotten is there again."""
+    row = session.get(Replica, replica)
+    if row is None:
+        row = Replica(id=replica, home=home, started_at=now, version=version("fedcybgd"))
+        session.add(row)
+    row.seen_at, row.waiting_claims = now, waiting_claims
+    session.execute(delete(Replica).where(Replica.seen_at < now - FORGOTTEN, Replica.id != replica))
 
 
 def leave(session: Session, replica: str) -> None:
@@ -33,6 +44,16 @@ def leave(session: Session, replica: str) -> None:
     session.execute(delete(Replica).where(Replica.id == replica))
 
 
-def others_seen_at(session: Session, replica: str | None) -> datetime | None:
-    """When another coordinator lived last, as far as is known."""
-    return session.scalar(select(func.max(Replica.seen_at)).where(Replica.id != (replica or "")))
+def others_seen_at(session: Session, home: str) -> datetime | None:
+    """When a coordinator with another home lived last, as far as is known."""
+    return session.scalar(select(func.max(Replica.seen_at)).where(Replica.home != home))
+
+
+def is_another_alive(session: Session, home: str, now: datetime) -> bool:
+    seen = others_seen_at(session, home)
+    return seen is not None and now - seen <= ALIVE
+
+
+def alive(session: Session, now: datetime) -> Sequence[Replica]:
+    """Those that live, the longest first."""
+    return session.scalars(select(Replica).where(Replica.seen_at > now - ALIVE).order_by(Replica.started_at, Replica.id)).all()

@@ -1,0 +1,43 @@
+"""Says every few seconds that this coordinator lives, and how many agents wait at it."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.services.records import replicas, spent
+from fedcybgd.shared.host.rarely import Rarely
+
+log = logging.getLogger("fedcoord.beating")
+
+
+class Beating:
+    """A thread, so that it depends on nothing but the database."""
+
+    def __init__(self, database: Database, replica: str, home: str, waiting_claims: Callable[[], int], outages: OutageLog) -> None:
+        self._database, self._replica, self._home = database, replica, home
+        self._waiting_claims, self._outages = waiting_claims, outages
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="beating", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Nothing is written any more, unless the database hangs."""
+        self._stopping.set()
+        self._thread.join(5)
+
+    def _loop(self) -> None:
+        stumbles = Rarely()
+        while not self._stopping.wait(replicas.BEAT_EVERY_S):
+            try:
+                with self._database.transaction() as session:
+                    replicas.beat(session, self._replica, self._home, self._waiting_claims(), utcnow())
+                    spent.forget(session, utcnow())
+            except Exception as error:
+                if is_away(error):
+                    self._outages.say(error)
+                elif stumbles.is_due():
+                    log.error("a sign of life was not written; it is tried again", exc_info=error)

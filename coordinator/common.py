@@ -1,0 +1,83 @@
+"""What several coordinators on one database must have in common, looked at before one of them does anything."""
+
+import logging
+import os
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.models import Instance
+from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.home import HomeUnusable
+from fedcybgd.coordinator.services.records import instance, replicas
+from fedcybgd.coordinator.settings import Settings
+
+log = logging.getLogger("fedcoord")
+LABEL = "store.id"
+
+
+class StoreDiffers(CoordinatorError):
+    """The directory of the blobs is not the one that this database goes with, while others use that."""
+
+    code = "store_differs"
+
+
+def check(session: Session, settings: Settings, home: str, now: datetime) -> None:
+    """Raise `StoreDiffers` where blobs and database do not go together. Whoever starts meanwhile waits.
+
+    A home with an SQLite file of its own has nobody to share with, and is not looked at.
+    """
+    if settings.shared is None and not settings.url.startswith("postgresql"):
+        return
+    identity = instance.identity(session, now)
+    session.flush()
+    store, whose = _label(settings.common, identity)
+    if whose != identity:
+        raise StoreDiffers(
+            f"the blobs in {settings.common} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
+            f"for both. Name another directory with FEDCOORD_SHARED or FEDCOORD_HOME; or, if that database is gone for good, delete {LABEL} there"
+        )
+    known = session.scalars(select(Instance).where(Instance.id == identity)).one()
+    if known.store not in (None, store) and replicas.is_another_alive(session, home, now):
+        raise StoreDiffers(
+            f"a coordinator that lives on this database has its blobs elsewhere than in {settings.common}: all of them need one directory, "
+            "FEDCOORD_SHARED names it. If that one was just stopped or killed, start this one again in a moment"
+        )
+    known.store = store
+
+
+def tell_of_connections(session: Session, connections: int, now: datetime) -> None:
+    """Say in the log where PostgreSQL has not so many connections as the coordinators on it may want together."""
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    left = session.scalar(text("SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"))
+    wanted = len(replicas.alive(session, now)) * connections
+    if wanted > (left or 0):
+        log.warning(
+            "the coordinators on this database may want %d connections, and PostgreSQL gives %d: set FEDCOORD_THREADS lower, "
+            "or its max_connections higher",
+            wanted, left,
+        )  # fmt: skip
+
+
+def _label(folder: Path, identity: str) -> tuple[str, str]:
+    """Id of the directory, and of the database that it belongs to: of whichever came first."""
+    file = folder / LABEL
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            part = folder / f"{LABEL}.{secrets.token_hex(4)}"
+            part.write_text(f"sto_{secrets.token_hex(8)} {identity}\n")
+            try:
+                os.link(part, file)
+            except FileExistsError:
+                pass  # by another, a moment ago
+            finally:
+                part.unlink()
+        store, whose = file.read_text().split()
+    except (OSError, ValueError) as error:
+        raise HomeUnusable(f"{file} cannot be made or read: {error}") from error
+    return store, whose
