@@ -174,8 +174,6 @@ def _left(ledger: list[Sent]) -> RenderableType:
     if not ledger:
         return Text("no delta has left this machine yet")
     table = Table("left this machine for", "run", "deltas", "MB sent", "MB fetched", "last", box=None, padding=(0, 1))
-    for column in table.columns:
-        column.overflow = "fold"
     for one in reversed(ledger[-20:]):
         megabytes = f"{one.bytes_sent / 1e6:,.1f}", f"{one.bytes_fetched / 1e6:,.1f}"
         table.add_row(one.coordinator, one.run, str(one.deltas), *megabytes, at(one.last_at))

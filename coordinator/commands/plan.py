@@ -48,7 +48,6 @@ def draw(view: PlanView) -> RenderableType:
 def _agents(agents: list[AgentPlan]) -> Table:
     columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
     table = Table(*columns, "hours: training + transfer")
-    table.columns[0].overflow = "fold"  # a name that is cut is another name
     for agent in agents:
         first, later = agent.first_cycle, agent.later_cycle
         table.add_row(
@@ -71,8 +70,6 @@ def _visits(agents: list[AgentPlan]) -> list[RenderableType]:
     if not lines:
         return []
     table = Table("block", "peak memory", "the others in", "agents")
-    for column in table.columns:
-        column.overflow = "fold"
     for (blocks, memory, emulator, why_not), names in sorted(lines.items(), key=lambda item: _place(item[0][0][0])):
         table.add_row(
             called(blocks),

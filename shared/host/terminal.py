@@ -15,7 +15,7 @@ from rich.text import Text
 from fedcybgd.shared.contract.plain import plain
 from fedcybgd.shared.host.logs import JsonFormatter
 
-IDS = {"id", "run"}
+IDS = {"id", "run", "token"}
 NAMES = {"name", "agent"}
 NARROWEST = 6
 """Characters that any other column needs"""
@@ -29,7 +29,10 @@ class Terminal(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        # Everything that is drawn comes through here, cells of tables and titles too.
+        # Everything that is drawn comes through here, cells of tables and titles too, and tables in whatever they stand in.
+        if isinstance(renderable, Table):
+            for column in renderable.columns:
+                column.overflow = "fold"
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
@@ -53,14 +56,17 @@ class Terminal(Console):
         """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last."""
         longest = [max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in table.columns]
         for column, length in zip(table.columns, longest, strict=True):
-            column.overflow, column.min_width = "fold", min(NARROWEST, length)
-        for whole in (IDS | NAMES, IDS, set()):
+            column.min_width = min(NARROWEST, length)
+        for whole in (IDS | NAMES, IDS):
             widths = [n if c.header in whole else min(NARROWEST, n) for c, n in zip(table.columns, longest, strict=True)]
-            if sum(widths) + 3 * len(widths) + 1 <= self.width:
+            needed = sum(widths) + 3 * len(widths) + 1
+            if needed <= self.width:
                 break
         for column in table.columns:
             column.no_wrap = column.header in whole
         before = self._width
+        # Where not even that fits, the terminal breaks the lines: rich would leave out what stands to the right.
+        self.width = max(self.width, needed)
         if not self.is_terminal and "COLUMNS" not in os.environ:
             # A file or a program reads it: a line for each row, however long.
             self.width = max(self.width, sum(longest) + 3 * len(longest) + 1)

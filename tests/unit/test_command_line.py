@@ -12,6 +12,8 @@ import typer
 
 from fedcybgd.agent import cli as agent_cli
 from fedcybgd.coordinator import cli as coordinator_cli
+from fedcybgd.shared.contract.operators import AuditEntry, OperatorView, TokenView
+from fedcybgd.shared.contract.views import AgentView, ExposureView, ModelView, RunSummary
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.exits import MEANINGS, Exit
 from fedcybgd.shared.host.terminal import Terminal
@@ -140,6 +142,59 @@ def run_view(state: str, rounds_done: int) -> dict[str, Any]:
         "created_at": "2030-01-01T00:00:00Z", "spec": {}, "readiness": {}, "bytes": {"down": 0, "up": 0}, "pending_jobs": 0, "failed_measurements": 0,
         **nothing, **empty,
     }  # fmt: skip
+
+
+def examples(of: Any) -> dict[str, Any]:
+    """The JSON of an answer, with an id or a long name wherever there is text."""
+    schema = of.model_json_schema()
+
+    def example(name: str, entry: dict[str, Any]) -> Any:
+        if "$ref" in entry:
+            return filled(schema["$defs"][entry["$ref"].rpartition("/")[2]])
+        if "anyOf" in entry:
+            return example(name, entry["anyOf"][0])
+        if "enum" in entry or "const" in entry:
+            return entry.get("const", entry.get("enum", [None])[0])
+        if entry.get("format") == "date-time":
+            return "2030-01-01T00:00:00Z"
+        if entry.get("type") == "array":
+            return [example(name, entry["items"])]
+        plain: dict[str, Any] = {"integer": 12, "number": 0.5, "boolean": True, "object": {}}
+        return plain.get(entry.get("type", "object"), ID if name in ("id", "run_id") else ("x" * 80)[: entry.get("maxLength")])
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        return {name: example(name, entry) for name, entry in part["properties"].items()}
+
+    return filled(schema)
+
+
+ID = "abc_0123456789abcdef"
+LISTS = {
+    "run list": (RunSummary, True), "agents list": (AgentView, False), "agents tokens": (TokenView, True), "agents exposure": (ExposureView, True),
+    "models list": (ModelView, False), "operators list": (OperatorView, False), "audit list": (AuditEntry, False),
+}  # fmt: skip
+"""What is listed, and whether by its id"""
+
+
+def test_every_list_is_known() -> None:
+    listing = {name.removeprefix("fedcoord ") for name in COMMANDS if name.endswith(" list")}
+    assert listing <= LISTS.keys()
+
+
+@pytest.mark.parametrize("width", ["50", "120"])
+@pytest.mark.parametrize("words", LISTS)
+def test_no_list_cuts_an_id_or_a_name(words: str, width: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    kind, by_id = LISTS[words]
+    entry = examples(kind)
+    monkeypatch.setenv("COLUMNS", width)
+    with serving(lambda _: Answer.json([entry])) as server:
+        monkeypatch.setenv("FEDCOORD_URL", server.url)
+        code, out, err = ended(monkeypatch, capsys, "fedcoord", *words.split())
+    assert code == Exit.DONE, err
+    assert "…" not in out
+    assert not by_id or ID in out
+    if "name" in entry:
+        assert out.count("x") >= 80, "the name is whole, over as many lines as it takes"
 
 
 @pytest.mark.parametrize("how", [[], ["--json"]])

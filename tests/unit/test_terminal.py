@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Group
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -95,6 +97,18 @@ def test_ids_and_names_are_whole_however_narrow_the_terminal_is() -> None:
     out = printed(lambda t: t.table(table))
     assert "…" not in out
     assert out.count("N") == 100
+
+
+@pytest.mark.parametrize("inside", [lambda t: t, Group, lambda t: Panel(Padding(Group(t), 0))], ids=["alone", "group", "panel"])
+def test_nothing_is_cut_in_a_table_wherever_it_stands(inside: Any) -> None:
+    grid = Table.grid()
+    grid.add_row("G" * 90, "N" * 90)
+    table = Table("label", "accuracy")
+    table.add_row("G" * 90, "N" * 90)
+    for drawn in (grid, table):
+        out = printed(lambda terminal, drawn=drawn: terminal.print(inside(drawn)))
+        assert "…" not in out
+        assert (out.count("G"), out.count("N")) == (90, 90)
 
 
 def test_a_log_is_a_terminal_too() -> None:
