@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.completing import AGENTS, Agent
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.operators import TokenAnswer, TokenView
 from fedcybgd.shared.contract.plain import one_line
@@ -66,7 +67,7 @@ def withdraw(token_id: Annotated[str, typer.Argument(help="As `fedcoord agents t
 
 @app.command()
 def rotate(
-    name: str,
+    name: Agent,
     expires_in: Annotated[float, typer.Option(help="Seconds until the token expires unused.")] = 3600,
     as_json: Json = False,
 ) -> None:
@@ -99,19 +100,19 @@ def list_agents(as_json: Json = False) -> None:
 
 
 @app.command()
-def revoke(name: str, as_json: Json = False) -> None:
+def revoke(name: Agent, as_json: Json = False) -> None:
     """Shut an agent out at once; what it holds is given to others."""
     _say_state(Client().agents.revoke(name), as_json)
 
 
 @app.command()
-def release(name: str, as_json: Json = False) -> None:
+def release(name: Agent, as_json: Json = False) -> None:
     """End the quarantine of an agent: it is asked for work again at once."""
     _say_state(Client().agents.release(name), as_json)
 
 
 @app.command()
-def delete(name: str, yes: Yes = False, as_json: Json = False) -> None:
+def delete(name: Agent, yes: Yes = False, as_json: Json = False) -> None:
     """Delete an agent that was revoked and has worked in no run that is still there; its name is free again."""
     client = Client()
     agent = client.agents.get(name)
@@ -128,7 +129,9 @@ def _say_state(agent: AgentView, as_json: bool) -> None:
 
 
 @app.command()
-def exposure(agent: Annotated[str | None, typer.Argument(help="Name; all if left out.")] = None, as_json: Json = False) -> None:
+def exposure(
+    agent: Annotated[str | None, typer.Argument(help="Name; all if left out.", autocompletion=AGENTS)] = None, as_json: Json = False
+) -> None:
     """Which agent has received which block, at which version and codec; the last thousand, the newest first."""
     table = Table("agent", "run", "block", "version", "codec", "first at")
     found = list(islice(Client().exposure(agent), LAST))

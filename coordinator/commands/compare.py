@@ -11,6 +11,7 @@ from rich.table import Table
 from fedcybgd.client.client import Client
 from fedcybgd.client.comparison import compared
 from fedcybgd.client.errors import FileUnusable
+from fedcybgd.coordinator.commands.completing import RUNS
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
 from fedcybgd.shared.contract.comparison import RunScores, doubts
@@ -38,7 +39,7 @@ COSTS = ("bytes_down", "bytes_up", "tokens", "seconds")
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names or ids of runs.")],
+    runs: Annotated[list[str], typer.Argument(help="Names or ids of runs.", autocompletion=RUNS)],
     curves: Annotated[
         Path | None,
         typer.Option("--csv", help="Write every score of every run to this file, with what it had cost by then.", dir_okay=False),
@@ -80,8 +81,6 @@ def table(runs: Sequence[RunScores]) -> Table:
     first, second = measures(kind)[:2]
     heading = ("run", "method", first, "base", "head", second, "held-out loss", "MB", "memory", "rounds", "min")
     made = Table(*heading, box=None, padding=(0, 1, 0, 0))
-    for column in made.columns:
-        column.overflow = "fold"
     for run in runs:
         last, spent = run.last, run.last.spent if run.last is not None else None
         quality = cells(last, kind) if last is not None else ["–", "–"]

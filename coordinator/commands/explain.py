@@ -1,14 +1,13 @@
 """`fedcoord explain`."""
 
 from collections.abc import Iterator
-from typing import Annotated
 
-import typer
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.completing import Run
 from fedcybgd.coordinator.commands.output import Json, moment, say_json
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.plain import one_line
@@ -21,7 +20,7 @@ STYLES = {"alarm": "red", "warning": "yellow", "note": "dim"}
 
 
 def explain(
-    run: Annotated[str, typer.Argument(help="Name or id of the run.")],
+    run: Run,
     as_json: Json = False,
 ) -> None:
     """Where a run stands and why: what it waits for, what is unusual about it, and what helps."""

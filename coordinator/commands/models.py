@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.uploading import UploadProgress
+from fedcybgd.coordinator.commands.completing import Model
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.model_uploads import ModelUploadEntry
 from fedcybgd.shared.contract.operators import name_of
@@ -110,13 +111,13 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command(name="show")
-def show_model(name: str, as_json: Json = False) -> None:
+def show_model(name: Model, as_json: Json = False) -> None:
     """One model with its blocks."""
     show(Client().models.get(name), as_json)
 
 
 @app.command()
-def delete(name: str, yes: Yes = False, as_json: Json = False) -> None:
+def delete(name: Model, yes: Yes = False, as_json: Json = False) -> None:
     """Delete a model that no run is of."""
     client = Client()
     model = client.models.get(name)

@@ -13,6 +13,7 @@ import typer
 from fedcybgd.client.client import Client
 from fedcybgd.client.exports import ModelVersion
 from fedcybgd.coordinator.commands.columns import Column, columns_of, mapped, read_as
+from fedcybgd.coordinator.commands.completing import RUNS
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.output import Facts, say_json
 from fedcybgd.coordinator.commands.prediction_tally import PredictionTally
@@ -46,7 +47,10 @@ class Asked:
 
 
 def predict(
-    what: Annotated[str, typer.Argument(metavar="RUN|DIRECTORY", help="Name or id of a run, or a directory that `run export` wrote.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="RUN|DIRECTORY", help="Name or id of a run, or a directory that `run export` wrote.", autocompletion=RUNS),
+    ],
     data: Annotated[
         Path,
         typer.Option(

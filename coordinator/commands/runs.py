@@ -14,6 +14,7 @@ from fedcybgd.client.connection import DAY_S
 from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table, tracking
+from fedcybgd.coordinator.commands.completing import Agent, Run
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
@@ -26,7 +27,6 @@ from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()
-Run = Annotated[str, typer.Argument(help="Name or id of the run.")]
 Anyway = Annotated[bool, typer.Option("--anyway", help="Count all agents in from the start, whether they are there or not.")]
 
 
@@ -136,7 +136,7 @@ def rollback(
 
 
 @app.command()
-def without(run: Run, agent: Annotated[str, typer.Argument(help="Name of the agent.")], as_json: Json = False) -> None:
+def without(run: Run, agent: Agent, as_json: Json = False) -> None:
     """Take an agent's deltas out of the model; what others built on them is trained again. The run is paused; `resume` goes on."""
     _say_state(Client().runs.without(run, agent), as_json, why=True)
 
@@ -183,13 +183,13 @@ def scores(
         if as_json:
             say_json(LabelScoresView, by_label)
         else:
-            terminal.print(score_table.of_labels(by_label))
+            terminal.table(score_table.of_labels(by_label))
             if note is not None:
                 terminal.say(f"note: {note}")
     elif as_json:
         say_json(list[EvaluationView], found)
     elif found:
-        terminal.print(score_table.scores(found, client.runs.get(run).anchor, shown=len(found)))
+        terminal.table(score_table.scores(found, client.runs.get(run).anchor, shown=len(found)))
     else:
         terminal.say("no score yet")
 

@@ -10,6 +10,7 @@ from fedcybgd.client.trackers.base import Tracker
 from fedcybgd.client.trackers.mlflow import MLflow
 from fedcybgd.client.trackers.tensorboard import TensorBoard
 from fedcybgd.client.trackers.wandb import WandB
+from fedcybgd.coordinator.commands.completing import Run
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -18,7 +19,7 @@ terminal = Terminal()
 
 
 def track(
-    run: Annotated[str, typer.Argument(help="Name or id of the run.")],
+    run: Run,
     tensorboard: Annotated[
         Path | None, typer.Option(help="Directory for TensorBoard's event files; needs '.[tensorboard]'.", file_okay=False)
     ] = None,
