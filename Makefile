@@ -40,8 +40,8 @@ suite: setup ## All tests alone
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --numprocesses $(WORKERS) --durations 10 --both-databases
 
-chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, or POINTS=all to die at each named point
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)')
+chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, REPLICAS=3 coordinators, or POINTS=all to die at each named point
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)') $(if $(REPLICAS),--replicas $(REPLICAS))
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)

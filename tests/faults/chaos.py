@@ -2,6 +2,7 @@
 
 python -m tests.faults.chaos --runs 200          seeds 0 to 199, two at a time
 python -m tests.faults.chaos --seed 17 --runs 1  one of them again
+python -m tests.faults.chaos --replicas 3        with several coordinators on one PostgreSQL
 python -m tests.faults.chaos --points all        instead: a process is killed once at each named point
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from tests.faults.fleet import Fleet
 from tests.faults.judged import Outcome, disturbed
-from tests.faults.plan import AGENTS, BLOBS, Plan, draw
+from tests.faults.plan import AGENTS, BLOBS, Plan, draw, draw_for_several
 from tests.faults.points import Killed, Pointer
 from tests.faults.spec import held_out, model
 from tests.support.postgres import PostgresServer, find_program
@@ -36,12 +37,13 @@ Result = dict[str, Any]
 
 
 @contextmanager
-def started(database_url: str | None = None, agents: int = AGENTS) -> Iterator[Fleet]:
+def started(database_url: str | None = None, agents: int = AGENTS, replicas: int = 1) -> Iterator[Fleet]:
     """A fleet under a watch."""
     with tempfile.TemporaryDirectory(prefix="fedcybgd-faults-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(
-            Path(folder) / "fleet", model(Path(folder) / "model"), agents, database_url=database_url, held_out=held_out(Path(folder))
-        )
+            Path(folder) / "fleet", model(Path(folder) / "model"), agents, database_url=database_url, held_out=held_out(Path(folder)),
+            replicas=replicas,
+        )  # fmt: skip
         try:
             fleet.watch()
             yield fleet
@@ -49,13 +51,13 @@ def started(database_url: str | None = None, agents: int = AGENTS) -> Iterator[F
             fleet.stop()
 
 
-def group(plans: Sequence[Plan]) -> list[Outcome]:
+def group(plans: Sequence[Plan], replicas: int = 1) -> list[Outcome]:
     """Some runs one after another on one fleet. A run that went wrong is the last of its fleet: the next ones get a fresh one."""
     outcomes: list[Outcome] = []
     server = PostgresServer() if plans[0].postgresql else None
     try:
         while left := plans[len(outcomes) :]:
-            with started(server.new_database() if server else None) as fleet:
+            with started(server.new_database() if server else None, replicas=replicas) as fleet:
                 for plan in left:
                     outcomes.append(attempted(fleet, plan, server))
                     say(outcomes[-1])
@@ -96,13 +98,13 @@ def batches(plans: Sequence[Plan]) -> list[list[Plan]]:
     return [kind[at : at + TOGETHER] for kind in of_kind for at in range(0, len(kind), TOGETHER)]
 
 
-def random_faults(pool: Executor, seeds: Sequence[int]) -> Iterator[Result]:
-    plans = [draw(seed) for seed in seeds]
+def random_faults(pool: Executor, seeds: Sequence[int], replicas: int = 1) -> Iterator[Result]:
+    plans = [draw(seed) if replicas == 1 else draw_for_several(seed) for seed in seeds]
     if find_program("initdb") is None:
         print("PostgreSQL's initdb was not found: its runs are left out", flush=True)
         plans = [plan for plan in plans if not plan.postgresql]
     outcomes: list[Outcome] = []
-    for done in as_completed([pool.submit(group, batch) for batch in batches(plans)]):
+    for done in as_completed([pool.submit(group, batch, replicas) for batch in batches(plans)]):
         outcomes = sorted([*outcomes, *done.result()], key=lambda o: o.seed)
         told = summary(outcomes)
         print("\n" + table(outcomes), flush=True)
@@ -165,12 +167,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first run; the next ones follow")
     parser.add_argument("--points", default="", help="`all`, or a part of the names of the points")
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=1, help="coordinators on one PostgreSQL database, behind a balancer")
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
     began, wrong = time.monotonic(), 0
     with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
         seeds = range(given.seed, given.seed + given.runs)
-        for result in at_points(pool, given.points, given.seed) if given.points else random_faults(pool, seeds):
+        for result in at_points(pool, given.points, given.seed) if given.points else random_faults(pool, seeds, given.replicas):
             result |= {"seconds": round(time.monotonic() - began, 1), "commit": commit()}
             wrong = result["wrong"]
             if given.json:

@@ -1,4 +1,4 @@
-"""A coordinator and agents as real processes, each agent behind a proxy of its own, started again whenever they die, as a service manager would."""
+"""Coordinators and agents as real processes, each agent behind a proxy of its own, started again whenever they die, as a service manager would."""
 
 import contextlib
 import mmap
@@ -9,16 +9,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from fedcybgd import Agent, Coordinator
+from fedcybgd import Agent, Client, Coordinator
 from fedcybgd.client.errors import ClientError, Refused
 from fedcybgd.local.errors import LocalError
 from tests.e2e.conftest import write_rows
 from tests.faults.proxy import Proxy
+from tests.support.balancer import Balancer
 from tests.support.processes import ENVIRONMENT
 
 BOOTSTRAP = Path(__file__).parent / "bootstrap" / "sitecustomize.py"
@@ -42,27 +44,40 @@ def environment(folder: Path, name: str) -> dict[str, str]:
 
 class Fleet:
     def __init__(
-        self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None
-    ) -> None:
+        self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None,
+        replicas: int = 1,
+    ) -> None:  # fmt: skip
+        """`replicas`: coordinators, each with a home of its own, on the one PostgreSQL database of `database_url`."""
         self.folder, self.model, self.database_url = folder, model, database_url
         self.faults.mkdir(parents=True, exist_ok=True)
         (self.faults / "seen").touch()
         (self.faults / "armed").write_bytes(bytes(LONGEST_POINT))
         with (self.faults / "armed").open("r+b") as file:
             self._armed = mmap.mmap(file.fileno(), 0)
-        port = free_port()
         settings: dict[str, Any] = {"database_url": database_url} if database_url else {}
-        self.coordinator = Coordinator.local(
-            folder / COORDINATOR, port, environment=environment(folder, COORDINATOR), timeout_s=60, **settings
-        )
-        self.operator = self.coordinator.client.connection
-        self.blobs = folder / COORDINATOR / "blobs"
+        shared = folder / "shared" if replicas > 1 else folder / COORDINATOR
+        settings |= {"shared": shared, "threads": 8} if replicas > 1 else {}
+        self.names = [COORDINATOR, *(f"{COORDINATOR}-{number}" for number in range(1, replicas))]
+        """of the coordinators"""
+        ports = [free_port() for _ in self.names]
+
+        def start(name: str, port: int) -> Coordinator:
+            return Coordinator.local(folder / name, port, environment=environment(folder, name), timeout_s=60, **settings)
+
+        first = start(self.names[0], ports[0])  # it makes the operator's key
+        with ThreadPoolExecutor() as together:
+            self.coordinators = [first, *together.map(start, self.names[1:], ports[1:])]
+        self.coordinator = first
+        self.balancer = Balancer(ports) if replicas > 1 else None
+        self.client = first.client if self.balancer is None else Client(self.balancer.url, (shared / "operator.key").read_text().strip())
+        self.operator = self.client.connection
+        self.blobs = shared / "blobs"
         self.partitions = [write_rows(folder / f"rows-{number}.jsonl", number) for number in range(agents)]
         self.proxies: list[Proxy] = []
         self.agents: list[Agent] = []
         self._watching, self._kept_down = threading.Event(), set[str]()
         self._keepers: list[threading.Thread] = []
-        self.restarts = {COORDINATOR: 0}
+        self.restarts = dict.fromkeys(self.names, 0)
         self.answers_since = 0.0
         """since when the present coordinator answers, by `time.monotonic`"""
         self.restarted_in: list[float] = []
@@ -70,14 +85,14 @@ class Fleet:
         self.held_out = held_out
         """file of held-out rows, and its digest"""
         if held_out is not None:
-            self.coordinator.client.runs.upload_held_out(held_out[0])
+            self.client.runs.upload_held_out(held_out[0])
         self.operator.post("/models", {"name": "tiny", "source": str(model)})
         for number in range(agents):
-            proxy = Proxy(port)
+            proxy = Proxy(ports[0] if self.balancer is None else self.balancer.port)
             name = f"agent-{number}"
             self.proxies.append(proxy)
             self.agents.append(
-                Agent.local(proxy.url, self.coordinator.token(), name, data=self.partitions[number], runs=["*"], home=folder / name,
+                Agent.local(proxy.url, self.client.agents.token(expires_in_s=3600).token, name, data=self.partitions[number], runs=["*"], home=folder / name,
                             settings={"device": {"threads": 1}}, environment=environment(folder, name))
             )  # fmt: skip
             self.restarts[name] = 0
@@ -95,7 +110,7 @@ class Fleet:
             thread.start()
 
     def process(self, name: str) -> Coordinator | Agent:
-        return self.coordinator if name == COORDINATOR else self.agents[int(name.rsplit("-", 1)[1])]
+        return self.coordinators[self.names.index(name)] if name in self.names else self.agents[int(name.rsplit("-", 1)[1])]
 
     def _keep(self, name: str) -> None:
         process = self.process(name)
@@ -112,16 +127,17 @@ class Fleet:
                     self.restarted_in.append(self.answers_since - died)
 
     @contextlib.contextmanager
-    def kept_down(self, name: str) -> Iterator[None]:
-        self._kept_down.add(name)
+    def kept_down(self, *names: str) -> Iterator[None]:
+        """What of these dies meanwhile is not started again before the end."""
+        self._kept_down.update(names)
         yield
-        self._kept_down.discard(name)
+        self._kept_down.difference_update(names)
 
     def stop(self) -> None:
         self._watching.set()
         for keeper in self._keepers:
             keeper.join(70)
-        for process in [*self.agents, self.coordinator]:
+        for process in [*self.agents, *self.coordinators]:
             for found in self.processes_of(process):
                 with contextlib.suppress(psutil.Error):
                     found.send_signal(signal.SIGCONT)
@@ -129,6 +145,8 @@ class Fleet:
                 process.kill()
         for proxy in self.proxies:
             proxy.close()
+        if self.balancer is not None:
+            self.balancer.close()
 
     @staticmethod
     def processes_of(process: Coordinator | Agent) -> list[psutil.Process]:
@@ -195,7 +213,7 @@ class Fleet:
     def last_words(self) -> list[str]:
         """The ends of all logs, for whoever reads why a run went wrong."""
         lines: list[str] = []
-        for process in [self.coordinator, *self.agents]:
+        for process in [*self.coordinators, *self.agents]:
             written = process.log.read_text(errors="replace").splitlines() if process.log.exists() else []
             lines += [f"-- {process.log}", *(line[:300] for line in written[-LINES:])]
         return lines

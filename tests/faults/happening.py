@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,9 @@ class Happening:
         self._one_database = threading.Lock()
 
     def do(self, fault: Fault) -> None:
-        """Returns when the fault is over."""
+        """Returns when the fault is over. What befalls the coordinator befalls any one of several."""
+        if fault.target == COORDINATOR:
+            fault = replace(fault, target=self._chosen.choice(self._fleet.names))
         if fault.kind in KINDS:
             self._wire(fault)
             return
@@ -94,7 +97,7 @@ class Happening:
 
     def _few_files(self, fault: Fault) -> None:
         """Not one file more than are open now."""
-        role = "web" if fault.target == COORDINATOR else "daemon"
+        role = "web" if fault.target in self._fleet.names else "daemon"
         before: dict[psutil.Process, tuple[int, int]] = {}
         for process in self._fleet.find(role, fault.target):
             with contextlib.suppress(psutil.Error):

@@ -101,6 +101,12 @@ def draw(seed: int) -> Plan:
     return Plan(seed, flavour, postgresql, sorted(faults, key=lambda f: f.at))
 
 
+def draw_for_several(seed: int) -> Plan:
+    """The same for several coordinators on PostgreSQL. Their clocks agree: one that is wrong by an hour ends the leases of all."""
+    plan = draw(seed)
+    return replace(plan, postgresql=True, faults=[fault for fault in plan.faults if fault.kind != "clock"])
+
+
 def draw_few(seed: int, point: str, agents: int) -> Plan:
     """For CI: a short run, with a death at a point and a fault that is soon over."""
     chosen = random.Random(seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
@@ -146,6 +147,16 @@ def test_one_that_was_forgotten_is_there_again(database: Database) -> None:
         assert [(one.id, one.waiting_claims) for one in replicas.alive(session, utcnow())] == [(awake, 3), (asleep, 4)]
 
 
+def test_a_program_of_before_lives_beside_those_of_now(database: Database) -> None:
+    """As the version before writes it."""
+    with database.transaction() as session:
+        now = utcnow()
+        values = {"id": "rep_old", "home": "hom_old", "now": now}
+        session.execute(text("INSERT INTO replica (id, home, started_at, seen_at) VALUES (:id, :home, :now, :now)"), values)
+        assert [(one.id, one.waiting_claims, one.version) for one in replicas.alive(session, now)] == [("rep_old", 0, None)]
+        assert replicas.is_another_alive(session, "hom_new", now)
+
+
 # ---- what they have in common
 
 
@@ -197,7 +208,7 @@ def test_the_schema_is_left_alone_where_it_is_said_so(postgres: PostgresServer, 
     with pytest.raises(SchemaTooOld, match="0037"):
         prepare_home(settings)
     with database.transaction() as session:
-        session.execute(common.text("UPDATE alembic_version SET version_num = '9999'"))
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DatabaseUnusable, match="newer"):
         prepare_home(settings)
     database.close()
