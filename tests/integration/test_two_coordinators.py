@@ -1,5 +1,6 @@
 """Two coordinators on one PostgreSQL database, each with a home of its own: what one does the other knows at once."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -97,6 +98,25 @@ def test_while_it_may_miss_news_a_coordinator_believes_no_key_that_it_knew(start
     monkeypatch.setattr(other.app.state.wakes._notices, "_heard", lambda _: None)
     one.operator.post(f"/agents/{hand.name}/revoke")
     refused(hand.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
+
+
+def test_who_may_have_missed_news_lets_everybody_ask_anew_and_believes_nobody(start: Start) -> None:
+    import psycopg
+
+    other = start("other")
+    hand = Hand(other)
+    assert hand.claim("*") is None, "it is known there"
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(hand.claim, "*", 60)
+        wait_for(lambda: len(other.app.state.waiting) == 1)
+        with psycopg.connect(other.database.url, autocommit=True) as connection:
+            ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+            assert connection.execute(ended, ["fedcoord-notices"]).fetchall() == [(True,)]
+        assert waits.result() is None
+    assert time.monotonic() - began < 50, "it was let go"
+    assert other.app.state.attendance._known == {}
+    wait_for(other.app.state.wakes.listens)
 
 
 def test_what_an_agent_got_from_one_whose_answer_was_lost_it_gets_from_the_other_at_once(start: Start, bert: Path) -> None:

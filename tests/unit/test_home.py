@@ -17,7 +17,16 @@ from typer.testing import CliRunner
 from fedcybgd.coordinator.cli import _say_hello, app
 from fedcybgd.coordinator.db.base import open_engine
 from fedcybgd.coordinator.db.models import Audit, SigningKey
-from fedcybgd.coordinator.home import DatabaseUnusable, HomeTaken, HomeUnusable, NoCoordinator, existing_database, occupied, write_secret
+from fedcybgd.coordinator.home import (
+    DatabaseUnusable,
+    HomeTaken,
+    HomeUnusable,
+    NoCoordinator,
+    existing_database,
+    leave_secret,
+    occupied,
+    write_secret,
+)
 from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
 from fedcybgd.coordinator.settings import Settings
 
@@ -51,6 +60,13 @@ def test_another_name_of_the_home_is_the_same_home(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "home")
     with occupied(Settings(home=tmp_path / "home")), pytest.raises(HomeTaken), occupied(Settings(home=tmp_path / "link")):
         pass
+
+
+def test_of_secrets_that_are_left_at_the_same_time_one_stays(tmp_path: Path) -> None:
+    leave_secret(tmp_path / "secret", "one")
+    leave_secret(tmp_path / "secret", "other")
+    assert (tmp_path / "secret").read_text() == "one\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["secret"]
 
 
 def test_two_homes_with_one_sqlite_file_are_one_too_many(tmp_path: Path) -> None:
