@@ -62,7 +62,7 @@ class Fleet:
         ports = [free_port() for _ in self.names]
 
         def start(name: str, port: int) -> Coordinator:
-            return Coordinator.local(folder / name, port, environment=environment(folder, name), timeout_s=60, **settings)
+            return Coordinator.local(folder / name, port, environment=environment(folder, name), timeout_s=60 * replicas, **settings)
 
         first = start(self.names[0], ports[0])  # it makes the operator's key
         with ThreadPoolExecutor() as together:
