@@ -25,7 +25,7 @@ from fedcybgd.shared.contract.words import ID
 
 router = APIRouter(route_class=PageRoute, prefix=f"{PATH}/runs", include_in_schema=False)
 viewer, operator = [Depends(ABrowser())], [Depends(ABrowser(Role.OPERATOR))]
-BLOCKS, POINTS, VISITS, ROUNDS, EVENTS, FAILURES, EXPORTS, VERSIONS = 400, 150, 80, 12, 10, 100, 3, 25
+BLOCKS, POINTS, VISITS, ROUNDS, EVENTS, FAILURES, EXPORTS, VERSIONS = 400, 100, 80, 12, 10, 50, 3, 25
 After = Annotated[str | None, Query(max_length=1000)]
 
 

@@ -54,7 +54,8 @@ def moment(at: datetime | None, now: datetime) -> Markup | str:
     seconds = (now - at).total_seconds()
     said = f"in {long(-seconds)}" if seconds < -1 else f"{long(max(0.0, seconds))} ago"
     utc = at.astimezone(UTC)
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(utc.isoformat(), f"{utc:%Y-%m-%d %H:%M:%S} UTC", said)
+    # Nothing of it needs to be escaped, and there are a hundred on a page.
+    return Markup(f'<time datetime="{utc.isoformat()}" title="{utc:%Y-%m-%d %H:%M:%S} UTC">{said}</time>')  # noqa: S704
 
 
 def coded(text: str) -> Markup:

@@ -25,6 +25,9 @@ OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
 
 def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
     """A run by its id, or the newest one of that name."""
+    known: Run | None = None if lock else session.identity_map.get(session.identity_key(Run, name_or_id))
+    if known is not None:
+        return known
     query = select(Run).where((Run.id == name_or_id) | (Run.name == name_or_id)).order_by(Run.created_at.desc()).limit(1)
     run = session.scalar(query.with_for_update() if lock else query)
     if run is None:
@@ -64,7 +67,8 @@ def applied_in(session: Session, run_id: str, first: int, last: int) -> dict[int
 
 def pending_in(session: Session, run_id: str, lock: bool = False) -> Sequence[Assignment]:
     """The assignments of a run that nobody holds."""
-    query = select(Assignment).where(Assignment.run_id == run_id, Assignment.state == AssignmentState.PENDING).order_by(Assignment.id)
+    of_run = func.coalesce(Assignment.run_id, "") == run_id  # looked for by the state, which few have, and not among all of the run's
+    query = select(Assignment).where(Assignment.state == AssignmentState.PENDING, of_run).order_by(Assignment.id)
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
     return session.scalars(query).all()

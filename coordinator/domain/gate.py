@@ -49,7 +49,8 @@ def _verdict(change: float, before: float, highest: float, changes: Sequence[flo
     if len(changes) < ENOUGH:
         limits = 0.5 * highest, highest
     else:
-        noise = SIGMA * median(abs(c - median(changes)) for c in changes)
+        middle = median(changes)
+        noise = SIGMA * median(abs(c - middle) for c in changes)
         most = max(0.0, *changes)
         limits = max(6 * noise, 2 * most, 0.05 * before), max(12 * noise, 4 * most, 0.25 * before)
     if change > limits[1]:

@@ -13,7 +13,7 @@ COLOURS = 8
 """Classes c0 to c7 of the style sheet; the curves after the last begin again"""
 LETTERS = 13
 """Height of a line of them"""
-DOTTED = 80
+DOTTED = 50
 """A curve of more points is a line without dots"""
 
 

@@ -15,19 +15,20 @@ from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.records import run_files
 
+WAITING = (
+    select(Assignment.id, Assignment.run_id, Run.name, Assignment.meant_for, Assignment.excluded, Assignment.waiting_since)
+    .join(Run, Run.id == Assignment.run_id)
+    .join(Round, (Round.run_id == Assignment.run_id) & (Round.number == Assignment.round))
+    .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING, Round.state == RoundState.OPEN)
+    .order_by(Assignment.waiting_since, Assignment.id)
+)
+"""Made once: that costs more than asking."""
+
 
 def waiting(session: Session, now: datetime) -> list[Opening]:
     """The pending assignments of open rounds of running runs, those that wait longest first."""
-    columns = (Assignment.id, Assignment.run_id, Run.name, Assignment.meant_for, Assignment.excluded, Assignment.waiting_since)
-    query = (
-        select(*columns)
-        .join(Run, Run.id == Assignment.run_id)
-        .join(Round, (Round.run_id == Assignment.run_id) & (Round.number == Assignment.round))
-        .where(Assignment.state == AssignmentState.PENDING, Run.state == RunState.RUNNING, Round.state == RoundState.OPEN)
-        .order_by(Assignment.waiting_since, Assignment.id)
-    )
     found = []
-    for assignment_id, run_id, run_name, meant_for, excluded, since in session.execute(query).all():
+    for assignment_id, run_id, run_name, meant_for, excluded, since in session.execute(WAITING).all():
         run = run_files.parsed(session, run_id)
         found.append(
             Opening(

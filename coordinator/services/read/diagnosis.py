@@ -1,9 +1,9 @@
 """Gathers what a run's last visits show, for its diagnosis. It costs the same however long the history is."""
 
 from collections import Counter, defaultdict
-from datetime import datetime
+from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -16,8 +16,36 @@ from fedcybgd.coordinator.domain.outlook import at
 from fedcybgd.coordinator.services.measure import scores
 
 JUDGED = (AssignmentState.ACCEPTED, AssignmentState.REJECTED)
+RESUMED = "run_resumed"
 EVENTS, FIDELITIES, SCORES = 500, 32, 16
 """Of each, the latest ones"""
+EVER = datetime(2000, 1, 1, tzinfo=UTC)
+"""Before any time that was written down: an index knows what is later, and not what is none"""
+# Statements are made once: that costs more than asking.
+VISIT_ROWS = select(
+    Assignment.agent_id, Assignment.state, Assignment.reason, Assignment.leased_at, Assignment.submitted_at, Assignment.metrics
+).order_by(Assignment.round.desc(), Assignment.seat.desc(), Assignment.id)
+IN_QUARANTINE = select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until > EVER)
+FIDELITY_ROWS = select(Fidelity.block, Fidelity.metrics).order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)
+NEWEST = (
+    select(Event.id, Event.code, Event.message, Event.level, Event.agent_id)
+    .where(Event.run_id == bindparam("run"))
+    .order_by(Event.id.desc())
+    .limit(EVENTS)
+    .subquery()
+)
+EVENT_ROWS = (
+    select(NEWEST.c.code, NEWEST.c.message, NEWEST.c.level, Agent.name)
+    .join(Agent, Agent.id == NEWEST.c.agent_id, isouter=True)
+    .where((NEWEST.c.level != "info") | NEWEST.c.code.in_([RESUMED, *sorted(diagnosis.ATTEMPT_CODES)]))
+    .order_by(NEWEST.c.id.desc())
+)
+SAID_ONCE = (
+    select(Event.code, Event.message)
+    .where(func.coalesce(Event.run_id, "") == bindparam("run"), Event.code.in_(("label_skew", "labels_forgotten", "single_label")))
+    .order_by(Event.id.desc())
+    .limit(10)
+)
 
 
 def of(session: Session, run: Run, now: datetime) -> list[SymptomResult]:
@@ -27,15 +55,11 @@ def of(session: Session, run: Run, now: datetime) -> list[SymptomResult]:
 
 def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
     mine = (Assignment.run_id == run.id) & Assignment.state.in_(JUDGED)
-    newest = select(
-        Assignment.agent_id, Assignment.state, Assignment.reason, Assignment.leased_at, Assignment.submitted_at, Assignment.metrics
-    )
-    order = Assignment.round.desc(), Assignment.seat.desc(), Assignment.id
-    visits = session.execute(newest.where(mine).order_by(*order).limit(diagnosis.LOOKED_AT)).all()
+    visits = session.execute(VISIT_ROWS.where(mine).limit(diagnosis.LOOKED_AT)).all()
     who = select(Agent.id, Agent.name, Agent.limits).where(Agent.id.in_({v.agent_id for v in visits}))
     agents = {row.id: row for row in session.execute(who)}
-    in_quarantine = session.execute(select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until.is_not(None)))
-    participants = set(run.participants)
+    in_quarantine = session.execute(IN_QUARANTINE).all()
+    participants = set(run.participants) if in_quarantine else set()
     names = {agent_id: row.name for agent_id, row in agents.items()}
     seconds, peaks = defaultdict[str, list[float]](list), Counter[str]()
     for visit in visits:
@@ -59,33 +83,23 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
 
 def _events(session: Session, run: Run) -> tuple[dict[str, Counter[str]], dict[str, str]]:
     """Of the newest warnings: agent → why an attempt of it came to nothing → how often; and what the newest one of each code says."""
-    rows = session.execute(
-        select(Event.code, Event.message, Event.level, Agent.name)
-        .join(Agent, Agent.id == Event.agent_id, isouter=True)
-        .where(Event.run_id == run.id)
-        .order_by(Event.id.desc())
-        .limit(EVENTS)
-    )
     failures, told = defaultdict[str, Counter[str]](Counter), dict[str, str]()
-    for code, message, level, agent in rows:
-        if code == "run_resumed":
+    for code, message, level, agent in session.execute(EVENT_ROWS, {"run": run.id}):
+        if code == RESUMED:
             break  # what was before it was looked after
         if level != "info":
             told.setdefault(code, message)
         if code in diagnosis.ATTEMPT_CODES and agent is not None:
             failures[agent][code] += 1
     # Said once a run, however long ago: looked for by the code, of which there are few, and not among all that the run has told.
-    of_run = func.coalesce(Event.run_id, "") == run.id
-    once = select(Event.code, Event.message).where(of_run, Event.code.in_(("label_skew", "labels_forgotten", "single_label")))
-    told.update((row.code, row.message) for row in session.execute(once.order_by(Event.id.desc()).limit(10)))
+    told.update((row.code, row.message) for row in session.execute(SAID_ONCE, {"run": run.id}))
     return dict(failures), told
 
 
 def _cosines(session: Session, run_id: str) -> dict[str, float]:
     """Emulator → the newest fidelity of it."""
-    newest = select(Fidelity.block, Fidelity.metrics).where(Fidelity.run_id == run_id)
     found = dict[str, float]()
-    for block, metrics in session.execute(newest.order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)):
+    for block, metrics in session.execute(FIDELITY_ROWS.where(Fidelity.run_id == run_id)):
         if metrics.cosine is not None:
             found.setdefault(f"{block} in {metrics.plan}", metrics.cosine)
     return found

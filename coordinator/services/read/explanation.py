@@ -24,6 +24,23 @@ NAMED = 5
 SHOWN = 50
 """Assignments of one round that are told of"""
 DOES_NOT_FIT = "does_not_fit"
+# Statements are made once: that costs more than asking.
+BUSY_ROWS = (
+    select(
+        Assignment.blocks, Assignment.state, Assignment.attempt, Assignment.progress, Assignment.progressed_at, Assignment.lease_expires_at,
+        Assignment.submitted_at, Agent.name,
+    )
+    .join(Agent, Agent.id == Assignment.agent_id)
+    .where(Assignment.state.in_((AssignmentState.LEASED, AssignmentState.SUBMITTED)))
+    .order_by(Assignment.seat, Assignment.id)
+    .limit(SHOWN)
+)  # fmt: skip
+JOB_ROWS = (
+    select(Job.kind, Job.state, Job.lane, Job.created_at, Job.started_at, Job.tries)
+    .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
+    .order_by(Job.created_at, Job.id)
+    .limit(SHOWN)
+)
 
 
 def explain(session: Session, name: str, claimants: Sequence[Claimant], now: datetime) -> ExplanationView:
@@ -104,13 +121,7 @@ def _waits(session: Session, run: Run, claimants: Sequence[Claimant], now: datet
 
 def _in_round(session: Session, run: Run, number: int, now: datetime) -> Iterator[WaitView]:
     """Work that somebody has, and deltas that have come."""
-    columns = select(
-        Assignment.blocks, Assignment.state, Assignment.attempt, Assignment.progress, Assignment.progressed_at, Assignment.lease_expires_at,
-        Assignment.submitted_at, Agent.name,
-    ).join(Agent, Agent.id == Assignment.agent_id)  # fmt: skip
-    mine = (Assignment.run_id == run.id) & (Assignment.round == number)
-    busy = Assignment.state.in_((AssignmentState.LEASED, AssignmentState.SUBMITTED))
-    for row in session.execute(columns.where(mine, busy).order_by(Assignment.seat, Assignment.id).limit(SHOWN)):
+    for row in session.execute(BUSY_ROWS.where(Assignment.run_id == run.id, Assignment.round == number)):
         block = ", ".join(row.blocks)
         if row.state == AssignmentState.SUBMITTED:
             text = f"the delta of {row.name} for {block} is being judged, {_ago(row.submitted_at, now)}"
@@ -208,9 +219,7 @@ def _no_room(session: Session, run: Run, assignment: Assignment) -> str | None:
 
 def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
     """Its own jobs, and how many of others stand before those that are queued."""
-    mine = select(Job.kind, Job.state, Job.lane, Job.created_at, Job.started_at, Job.tries).where(Job.subject == run.id)
-    open_jobs = mine.where(Job.state.in_((JobState.QUEUED, JobState.RUNNING))).order_by(Job.created_at, Job.id).limit(SHOWN)
-    for row in session.execute(open_jobs):
+    for row in session.execute(JOB_ROWS.where(Job.subject == run.id)):
         if row.state == JobState.RUNNING:
             tries = f", begun {row.tries} times" if row.tries > 1 else ""
             yield WaitView(kind="job", text=f"the engine is at `{row.kind}`, begun {_ago(row.started_at, now)}{tries}")

@@ -1,7 +1,5 @@
 """The scores of a run against what they had cost, thinned so that a picture of ten thousand rounds is as small as one of ten."""
 
-from collections.abc import Sequence
-
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -10,6 +8,7 @@ from fedcybgd.coordinator.domain.methods.registry import method_of, place_of
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.shared.contract.run_views import LossView, SeriesView
+from fedcybgd.shared.contract.views import EvaluationView
 
 BFLOAT16 = 2
 """Bytes of a weight"""
@@ -22,7 +21,7 @@ def of_run(session: Session, run: Run, points: int) -> SeriesView:
     visits = visits_of(session, run)
     parameters = session.scalars(select(Model.num_parameters).where(Model.id == run.model_id)).one()
     return SeriesView(
-        spacing=spacing, evaluations=[lists.evaluation(row) for row in _evaluations(session, run.id, spacing)],
+        spacing=spacing, evaluations=_evaluations(session, run.id, spacing),
         losses=_losses(session, run, spacing), bytes=ledgers.bytes_of(ledgers.totals(session, run.id)),
         visits=visits, fedavg_bytes=visits * DIRECTIONS * BFLOAT16 * parameters,
     )  # fmt: skip
@@ -45,7 +44,7 @@ def _seats(session: Session, run: Run, number: int) -> int:
     return len(session.scalars(select(Round.seats).where(Round.run_id == run.id, Round.number == number)).one_or_none() or ())
 
 
-def _evaluations(session: Session, run_id: str, spacing: int) -> Sequence[Evaluation]:
+def _evaluations(session: Session, run_id: str, spacing: int) -> list[EvaluationView]:
     """The first, then the next one that is so many rounds later, and so on, and the last: each is found by itself in the index."""
     mine = Evaluation.run_id == run_id
     at = select(func.min(Evaluation.after_rounds).label("rounds")).where(mine).cte("at", recursive=True)
@@ -54,7 +53,8 @@ def _evaluations(session: Session, run_id: str, spacing: int) -> Sequence[Evalua
     chosen = [rounds for rounds in session.scalars(apart) if rounds is not None]
     last = session.scalar(select(func.max(Evaluation.after_rounds)).where(mine))
     here = Evaluation.after_rounds.in_({*chosen, *([] if last is None else [last])})
-    return session.scalars(select(Evaluation).where(mine, here).order_by(Evaluation.after_rounds)).all()
+    rows = session.execute(lists.EVALUATION_ROWS.where(mine, here).order_by(Evaluation.after_rounds))
+    return [lists.evaluation(row) for row in rows]
 
 
 def _losses(session: Session, run: Run, spacing: int) -> list[LossView]:
