@@ -11,12 +11,12 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.attendance import WRITE_EVERY_S, Attendance
-from fedcybgd.coordinator.db.alone import SWEEPING, TIDYING, unless_another
+from fedcybgd.coordinator.db.alone import SWEEPING, TELLING, TIDYING, unless_another, wait_alone
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.services.operate import deletion, model_uploads
 from fedcybgd.coordinator.services.records import audit, job_leases, replicas
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record, was_recorded
 from fedcybgd.coordinator.services.upkeep import deadlines, garbage, quarantine, retention, silence, standstill, versions_kept
 from fedcybgd.coordinator.services.upkeep import uploads as arrivals
 from fedcybgd.coordinator.settings import Settings
@@ -32,6 +32,8 @@ UPLOAD_KEPT_S = 60 * 86_400
 """For as long an agent keeps the delta too (agent/outbox.py): a coordinator may have been away for weeks."""
 SWEEP_LONGEST_S, TIDY_LONGEST_S = 60, 6 * 3600
 """After so long another coordinator sweeps, or tidies, should one hang in it."""
+TOLD_BY_ANOTHER = timedelta(minutes=1)
+"""Within this time another coordinator has met the same disk"""
 MOST_BATCHES = 100
 """Batches of old rows that are shortened at one time; the rest waits for the next."""
 
@@ -88,10 +90,13 @@ async def sweep(
 
 
 def tell_of_disks(database: Database, disks: FullDisks) -> None:
-    """Write down which became full, and which have room again."""
+    """Write down which became full, and which have room again: once, of a disk that several coordinators share."""
     if news := disks.look():
         with database.transaction() as session:
+            wait_alone(session.connection(), TELLING)
             for one in news:
+                if was_recorded(session, one.code, one.begins, utcnow() - TOLD_BY_ANOTHER):
+                    continue
                 record(session, utcnow(), one.level, one.code, one.text)
         disks.told(news)
 

@@ -11,7 +11,7 @@ STARTING = 0x_FED_C0DE
 
 AUDITING = STARTING + 1
 """And one for the end of the audit log"""
-SWEEPING, TIDYING = STARTING + 2, STARTING + 3
+SWEEPING, TIDYING, TELLING = STARTING + 2, STARTING + 3, STARTING + 4
 """And for what a coordinator does for all of them"""
 
 

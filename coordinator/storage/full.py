@@ -43,6 +43,8 @@ class News:
     level: Literal["info", "warning", "error"]
     code: Literal["disk_full", "disk_free"]
     text: str
+    begins: str
+    """as all that is said of this disk does"""
 
 
 class FullDisks:
@@ -74,7 +76,7 @@ class FullDisks:
                 log.error("%s", text)
             if due and place not in self._said:
                 self._said.add(place)
-                self._news.append(News("error", "disk_full", text))
+                self._news.append(News("error", "disk_full", text, f"the disk of {place} "))
             self._needed[place] = max(needed, self._needed.get(place, 0))
 
     def look(self) -> list[News]:
@@ -84,7 +86,7 @@ class FullDisks:
                 del self._needed[place]
                 if place in self._said:
                     self._said.remove(place)
-                    self._news.append(News("info", "disk_free", f"the disk of {place} has room again"))
+                    self._news.append(News("info", "disk_free", f"the disk of {place} has room again", f"the disk of {place} "))
                     log.warning("%s", self._news[-1].text)
             return list(self._news)
 

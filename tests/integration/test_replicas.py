@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
@@ -18,11 +18,12 @@ from fedcybgd.coordinator.common import StoreDiffers
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.alone import SWEEPING, unless_another
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
-from fedcybgd.coordinator.db.models import Replica
+from fedcybgd.coordinator.db.models import Event, Replica
 from fedcybgd.coordinator.home import DatabaseUnusable, SchemaTooOld
 from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage.full import FullDisks
 from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer
 from tests.support.processes import wait_for
@@ -155,6 +156,15 @@ def test_a_program_of_before_lives_beside_those_of_now(database: Database) -> No
         session.execute(text("INSERT INTO replica (id, home, started_at, seen_at) VALUES (:id, :home, :now, :now)"), values)
         assert [(one.id, one.waiting_claims, one.version) for one in replicas.alive(session, now)] == [("rep_old", 0, None)]
         assert replicas.is_another_alive(session, "hom_new", now)
+
+
+def test_of_a_disk_that_they_share_one_event_tells(database: Database, tmp_path: Path) -> None:
+    for _ in range(2):
+        disks = FullDisks(tmp_path)
+        disks.lack(tmp_path, 1 << 62)
+        sweeper.tell_of_disks(database, disks)
+    with database.reading() as session:
+        assert session.scalars(select(Event.code)).all() == ["disk_full"]
 
 
 # ---- what they have in common

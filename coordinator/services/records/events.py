@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
@@ -30,6 +31,12 @@ def record(
         "agent_id": agent_id, "agent": _name(session, Agent, agent_id),
     }  # fmt: skip
     lines.say(session, EventMessage(level, code, message, {field: value for field, value in about.items() if value is not None}))
+
+
+def was_recorded(session: Session, code: str, begins: str, since: datetime) -> bool:
+    """Whether an event of this code whose message begins so was written down since then."""
+    same = (Event.code == code) & (func.substr(Event.message, 1, len(begins)) == begins) & (Event.at >= since)
+    return session.scalar(select(Event.id).where(same).limit(1)) is not None
 
 
 def _name(session: Session, kind: type[Run] | type[Agent], key: str | None) -> str | None:
