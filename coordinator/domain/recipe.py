@@ -95,7 +95,7 @@ def _encoder(task: RecipeTask, model: RecipeModel, rows: RecipeRows, agents: int
     few = each < FEW
     along = [name for name in model.blocks if name in ("norm", "pooler", "head")]
     rate = _rate(6e-4 if wave > 1 else 3e-4, 384, model.width, 1.5)
-    means = task == "text-classification" and wave > 1 and "head" in along
+    means = rows.num_labels > 2 and wave > 1 and "head" in along
     return {
         "schedule": {
             "cycles": 6 if few else 5, "agents": "rotating", "blocks": ["layers"], "always": along, "wave": wave, "damping": DAMPING[wave],
