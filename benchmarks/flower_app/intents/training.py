@@ -1,0 +1,40 @@
+"""What both sides of the app do with the model: MiniLM with a head for intents."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+BATCH, RATE, LENGTH, LABELS = 16, 2e-4, 64, 77
+
+
+def made(folder: Path) -> tuple[nn.Module, Any]:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=LABELS)
+    return model, transformers.AutoTokenizer.from_pretrained(folder / "model")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def train(model: nn.Module, tokenizer: Any, rows: list[dict[str, Any]], steps: int, seed: int) -> float:
+    """AdamW over so many batches; the last loss."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    optimizer, loss = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01), torch.tensor(0.0)
+    model.train()
+    for step in range(steps):
+        some = [rows[order[(step * BATCH + i) % len(order)]] for i in range(BATCH)]
+        words = tokenizer([row["text"] for row in some], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+        loss = model(**words, labels=torch.tensor([row["label"] for row in some])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss)
