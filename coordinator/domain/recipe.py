@@ -59,6 +59,8 @@ class RecipeRows:
 
     commonest: float | None = None
     """share of the held-out rows that have the commonest label"""
+    are_told: bool = False
+    """whether all agents may tell how many rows of each label they have"""
 
     @property
     def rows_of_agents(self) -> int:
@@ -73,7 +75,7 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
     """The values of a run file. With `keep_best`, and a score of the model before any training, the run ends with no worse a
     score than the base model has."""
     each = rows.rows_of_agents / agents
-    parts = _language_model(model, rows, each) if task == "causal-lm" else _encoder(task, model, rows, agents, each)
+    parts = _language_model(model, rows, each) if task == "causal-lm" else _encoder(model, rows, agents, each)
     return {
         "name": name,
         "model": model.name,
@@ -89,13 +91,13 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
     }
 
 
-def _encoder(task: RecipeTask, model: RecipeModel, rows: RecipeRows, agents: int, each: float) -> dict[str, Any]:
+def _encoder(model: RecipeModel, rows: RecipeRows, agents: int, each: float) -> dict[str, Any]:
     """With a fresh head, trained along."""
     wave = max(1, min(3, model.layers // 2, agents))
     few = each < FEW
     along = [name for name in model.blocks if name in ("norm", "pooler", "head")]
     rate = _rate(6e-4 if wave > 1 else 3e-4, 384, model.width, 1.5)
-    means = rows.num_labels > 2 and wave > 1 and "head" in along
+    means = rows.are_told and rows.num_labels > 2 and wave > 1 and "head" in along
     return {
         "schedule": {
             "cycles": 6 if few else 5, "agents": "rotating", "blocks": ["layers"], "always": along, "wave": wave, "damping": DAMPING[wave],
