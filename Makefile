@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[coordinator,postgresql,parquet,images,hub,demo,adam8bit,tokenizers,tensorboard,browser,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[coordinator,postgresql,parquet,images,hub,demo,adam8bit,tokenizers,tensorboard,plots,browser,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## Make .venv and install everything (the other targets do so by themselves)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedcybgd.client import exports
 from fedcybgd.client.connection import DAY_S, Connection, segment
 from fedcybgd.client.errors import FileUnusable, RunStopped
 from fedcybgd.client.exports import ModelVersion
+from fedcybgd.client.plots import Against, Of, draw
 from fedcybgd.client.run_files import Given, read
 from fedcybgd.client.trackers.base import Tracker
 from fedcybgd.shared.contract.digests import digest_of_file
@@ -27,6 +29,9 @@ from fedcybgd.shared.contract.views import (
     TrafficView,
 )
 from fedcybgd.shared.contract.words import FINAL, ExportForm, LabelOrder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CHUNK = 1 << 20
 
@@ -202,6 +207,15 @@ class Runs:
         from fedcybgd.client.tracking import track
 
         return track(self._connection, run, trackers, follow, labels, every_s)
+
+    def plot(self, *runs: str, y: Of = "quality", x: Against = "rounds", axes: "Axes | None" = None) -> "Axes":
+        """Draw the held-out scores of runs beside each other, with their standard errors, in axes of matplotlib: those given, or new ones.
+
+        `quality` is accuracy, or F1 of answers; of text it is the loss. `bytes` are all that had crossed the wire, `time` is since the start.
+        Raises `PackageMissing`, `Refused`.
+        """
+        views = [self.get(run) for run in runs]
+        return draw([(view, self.series(view.id)) for view in views], y, x, axes)
 
     # ---- its model ------------------------------------------------------------------------------------------------------------
 
