@@ -25,7 +25,7 @@ from fedcybgd.shared.contract.words import ID
 
 router = APIRouter(route_class=PageRoute, prefix=f"{PATH}/runs", include_in_schema=False)
 viewer, operator = [Depends(ABrowser())], [Depends(ABrowser(Role.OPERATOR))]
-BLOCKS, POINTS, VISITS, ROUNDS, EVENTS, FAILURES, EXPORTS, VERSIONS = 400, 100, 80, 12, 10, 50, 3, 25
+BLOCKS, POINTS, VISITS, ROUNDS, EVENTS, FAILURES, EXPORTS, VERSIONS = 400, 100, 60, 12, 10, 50, 3, 25
 After = Annotated[str | None, Query(max_length=1000)]
 
 
@@ -54,7 +54,7 @@ def one(run: str, request: Request, session: ReadDep, waiting: WaitingDep, x: X 
         blocks=block_map.of_run(session, found, Page(limit=BLOCKS)), visits=trained, timeline=gantt(trained.items, failures, at),
         older=visits is not None, rounds=lists.rounds_of(session, found.id, Page(limit=ROUNDS)).items,
         failures=sorted(failures, key=lambda event: -event.id)[:EVENTS],
-        unmeasured=queries.failed_measurements(session, found.id), exports=exports.listed(session, found.id, Page(limit=EXPORTS)).items, file=run_file(found.spec),
+        exports=exports.listed(session, found.id, Page(limit=EXPORTS)).items, file=run_file(found.spec),
     )  # fmt: skip
 
 
