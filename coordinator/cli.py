@@ -18,7 +18,22 @@ import typer
 from pydantic import ValidationError
 
 from fedcybgd.client.client import Client
-from fedcybgd.coordinator.commands import agents, audit, compare, explain, health, init, models, operators, plan, predict, runs, trial
+from fedcybgd.coordinator.commands import (
+    agents,
+    audit,
+    compare,
+    explain,
+    exports,
+    health,
+    held_out,
+    init,
+    models,
+    operators,
+    plan,
+    predict,
+    runs,
+    trial,
+)
 from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
@@ -33,9 +48,9 @@ from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(models.app, name="models")
-app.add_typer(agents.app, name="agents")
-app.add_typer(runs.app, name="run")
+groups = {"models": models, "agents": agents, "run": runs, "exports": exports, "held-out": held_out}
+for name, group in groups.items():
+    app.add_typer(group.app, name=name)
 app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(init.init)

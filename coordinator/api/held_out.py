@@ -1,27 +1,44 @@
-"""`/v1/held-out`: held-out files, uploaded by their digest."""
+"""`/v1/held-out`: held-out files, uploaded by their digest, listed and deleted."""
 
 import hashlib
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import acts
-from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, now
+from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, ViewerDep, now
 from fedcybgd.coordinator.api.guard import still_an_operator
+from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
-from fedcybgd.coordinator.api.route import DatabaseRoute
+from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import TooLarge
-from fedcybgd.coordinator.services.operate import held_out
+from fedcybgd.coordinator.services.operate import deletion, held_out
 from fedcybgd.coordinator.storage import BlobCorrupt
 from fedcybgd.shared.contract.digests import Digest
-from fedcybgd.shared.contract.operators import HeldOutAnswer
+from fedcybgd.shared.contract.operators import HeldOutAnswer, HeldOutView
 
-router = APIRouter(route_class=DatabaseRoute, prefix="/held-out", tags=["runs"], responses=errors(401, 403), dependencies=[OperatorDep])
+router = APIRouter(route_class=DatabaseRoute, prefix="/held-out", tags=["runs"], responses=errors(401, 403, 422))
+
+
+@router.get("", summary="List held-out files", response_model=list[HeldOutView], responses={200: PAGED}, dependencies=[ViewerDep])
+def list_files(session: ReadDep, page: PageDep, response: Response) -> list[HeldOutView]:
+    """The newest first, in pages: each with the runs that are scored on it."""
+    return paged(response, held_out.listed(session, page))
+
+
+@router.post(
+    "/{digest}/delete", summary="Delete a held-out file", status_code=204, response_class=Response, responses=errors(404, 409),
+    dependencies=[OperatorDep],
+)  # fmt: skip
+def delete(digest: Digest, session: WriteDep) -> Response:
+    """One that no run is scored on."""
+    deletion.delete_held_out(session, digest, now())
+    return Response(status_code=204)
 
 
 @router.put(
-    "/{digest}", summary="Upload a held-out file", response_model=HeldOutAnswer, responses=errors(413, 422, 507),
+    "/{digest}", summary="Upload a held-out file", response_model=HeldOutAnswer, responses=errors(413, 507), dependencies=[OperatorDep],
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
 )  # fmt: skip
 async def put(

@@ -270,6 +270,16 @@ def export_file(request: Request, run: str, export_id: ExportId, name: str, sess
     raise NotFound(f"the export has no file {name!r} (yet)")
 
 
+@router.post(
+    "/{run}/exports/{export_id}/delete", summary="Delete an export", status_code=204, response_class=Response, responses=errors(404, 409),
+    dependencies=operator,
+)  # fmt: skip
+def delete_export(run: str, export_id: ExportId, session: WriteDep) -> Response:
+    """Its files are not there any more; what was fetched of it stays where it is."""
+    deletion.delete_export(session, run, export_id, now())
+    return Response(status_code=204)
+
+
 @router.get(
     "/{run}/provenance",
     summary="How the model came to be, signed",

@@ -15,7 +15,7 @@ from fedcybgd.coordinator.db.models import EnrolmentToken
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.agents import enrolment
-from fedcybgd.coordinator.services.operate import deletion, exports, models, restorations, rollback, steer
+from fedcybgd.coordinator.services.operate import deletion, exports, model_uploads, models, restorations, rollback, steer
 from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
@@ -84,6 +84,27 @@ def delete_run(run: str, request: Request, body: FilledDep, session: WriteDep) -
 def delete_model(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
     checked(request, body)
     deletion.delete_model(session, name, now())
+    return did("deleted", "/models")
+
+
+@router.post("/runs/{run}/exports/{export_id}/delete", dependencies=operator)
+def delete_export(run: str, export_id: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    deletion.delete_export(session, run, export_id, now())
+    return did("deleted", f"/runs/{queries.run_id(session, run)}")
+
+
+@router.post("/held-out/{digest}/delete", dependencies=operator)
+def delete_held_out(digest: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    deletion.delete_held_out(session, digest, now())
+    return did("deleted", "/models")
+
+
+@router.post("/model-uploads/{upload_id}/delete", dependencies=operator)
+def discard_upload(upload_id: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
+    checked(request, body)
+    model_uploads.discard(session, upload_id, now())
     return did("deleted", "/models")
 
 

@@ -9,6 +9,7 @@ from fedcybgd.coordinator.api.route import ReadDep
 from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute, show
 from fedcybgd.coordinator.dashboard.scored import X, pictures
 from fedcybgd.coordinator.db.paging import Page
+from fedcybgd.coordinator.services.operate import held_out, model_uploads
 from fedcybgd.coordinator.services.read import comparison, events, lists, status, timeline
 from fedcybgd.coordinator.services.read.events import Wanted
 
@@ -39,7 +40,11 @@ def agent(name: str, request: Request, session: ReadDep, page: PageDep) -> Respo
 
 @router.get("/models", dependencies=viewer)
 def models(request: Request, session: ReadDep, page: PageDep) -> Response:
-    return show(request, "models.html", here="models", found=lists.models(session, Page(page.after, ROWS)))
+    """With what is on its way of others, and the files that models are scored on."""
+    return show(
+        request, "models.html", here="models", found=lists.models(session, Page(page.after, ROWS)),
+        arriving=model_uploads.listed(session, Page(limit=ROWS)).items, scored_on=held_out.listed(session, Page(limit=ROWS)),
+    )  # fmt: skip
 
 
 @router.get("/events", dependencies=viewer)

@@ -7,6 +7,7 @@ from typing import Self, TypeVar
 from fedcybgd.client.agents import Agents
 from fedcybgd.client.connection import DAY_S, Connection
 from fedcybgd.client.event_stream import follow
+from fedcybgd.client.held_out import HeldOutFiles
 from fedcybgd.client.models import Models
 from fedcybgd.client.operators import Operators
 from fedcybgd.client.runs import Runs
@@ -33,6 +34,7 @@ class Client:
         self.connection = Connection(url, key, timeout_s, patience_s)
         self.models = Models(self.connection)
         self.runs = Runs(self.connection)
+        self.held_out = HeldOutFiles(self.connection)
         self.agents = Agents(self.connection)
         self.operators = Operators(self.connection)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from fedcybgd.client import exports
 from fedcybgd.client.connection import DAY_S, Connection, segment
-from fedcybgd.client.errors import FileUnusable, RunStopped
+from fedcybgd.client.errors import RunStopped
 from fedcybgd.client.exports import ModelVersion
+from fedcybgd.client.held_out import HeldOutFiles
 from fedcybgd.client.plots import Against, Of, draw
 from fedcybgd.client.run_files import Given, read
 from fedcybgd.client.trackers.base import Tracker
-from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.operators import AgentRequest, RollbackRequest, StartRequest
@@ -32,8 +32,6 @@ from fedcybgd.shared.contract.words import FINAL, ExportForm, LabelOrder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CHUNK = 1 << 20
 
 
 def has_ended(run: RunView) -> bool:
@@ -74,18 +72,8 @@ class Runs:
         return run
 
     def upload_held_out(self, path: Path) -> str:
-        """Upload a held-out file; its digest. The same bytes may be uploaded again. Raises `FileUnusable`, `Refused`."""
-        if not path.is_file():
-            raise FileUnusable(f"evaluate.held_out: there is no file {path}")
-        digest, size = digest_of_file(path), path.stat().st_size
-
-        def send() -> None:
-            with path.open("rb") as file:
-                body = iter(lambda: file.read(CHUNK), b"")
-                self._connection.send("PUT", f"/held-out/{digest}", params={"name": path.name}, content=body, size=size)
-
-        self._connection.patiently(send)
-        return digest
+        """As `client.held_out.upload`."""
+        return HeldOutFiles(self._connection).upload(path)
 
     def plan(self, run: Given, *, tokens_per_s: float | None = None, rows: int | None = None) -> PlanView:
         """What a run would ask of each agent: bytes of memory, bytes moved, codecs, hours. Nothing is changed.
@@ -245,8 +233,12 @@ class Runs:
         return view
 
     def exports(self, run: str) -> Iterator[ExportEntry]:
-        """The exports that were asked for, the newest first."""
+        """The exports that were asked for, the newest first; their files are there for a day."""
         return self._connection.pages(ExportEntry, f"/runs/{segment(run)}/exports")
+
+    def delete_export(self, run: str, export_id: str) -> None:
+        """Delete an export at the coordinator. Raises `Refused` (`export_busy`)."""
+        self._connection.send("POST", f"/runs/{segment(run)}/exports/{segment(export_id)}/delete")
 
     def provenance(self, run: str, *, names: bool = False) -> Provenance:
         """How the present model came to be, signed by the coordinator; agents have pseudonyms, unless `names` is given. Raises `Refused`."""

@@ -70,6 +70,17 @@ class HeldOutAnswer(BaseModel):
     size: int
 
 
+class HeldOutView(BaseModel):
+    """A held-out file that was uploaded."""
+
+    digest: str
+    name: str = Field(description="that of its first upload")
+    size: int
+    created_at: datetime
+    number_of_runs: int = Field(description="that are scored on it, or were: as long as there are some it cannot be deleted")
+    runs: list[str] = Field(description="names of the newest of them")
+
+
 class StartRequest(Message):
     anyway: bool = Field(False, description="count all agents in from the start, whether they are there or not")
 

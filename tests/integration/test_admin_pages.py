@@ -21,12 +21,17 @@ from tests.support.visits import Hand, finish, fresh, refused, start_run
 
 HTML = {"Accept": "text/html,*/*"}
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+NO_EXPORT, NO_UPLOAD = "job_0000000000000000", "upl_0000000000000000"
 ACTS = ["start", "pause", "resume", "cancel", "rollback", "export"]
 
 
 def acts(run: str, agent: str) -> list[str]:
     """Everything that can be done on pages, with this run and this agent: no new one is left out."""
-    paths = [route.path.format(run=run, name=agent) for route in router.routes if isinstance(route, APIRoute)]
+    paths = [
+        route.path.format(run=run, name=agent, export_id=NO_EXPORT, digest="0" * 64, upload_id=NO_UPLOAD)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
     assert len(paths) >= len(ACTS) + 4
     return paths
 

@@ -23,6 +23,7 @@ PATHS = [
     "/audit",
     "/enrolment-tokens",
     "/models",
+    "/held-out",
     "/model-uploads",
     "/operators",
     "/runs",

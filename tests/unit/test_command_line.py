@@ -12,7 +12,9 @@ import typer
 
 from fedcybgd.agent import cli as agent_cli
 from fedcybgd.coordinator import cli as coordinator_cli
-from fedcybgd.shared.contract.operators import AuditEntry, OperatorView, TokenView
+from fedcybgd.shared.contract.model_uploads import ModelUploadEntry
+from fedcybgd.shared.contract.operators import AuditEntry, HeldOutView, OperatorView, TokenView
+from fedcybgd.shared.contract.run_views import ExportEntry
 from fedcybgd.shared.contract.views import AgentView, ExposureView, ModelView, RunSummary
 from fedcybgd.shared.contract.words import API
 from fedcybgd.shared.host.exits import MEANINGS, Exit
@@ -172,8 +174,10 @@ ID = "abc_0123456789abcdef"
 LISTS = {
     "run list": (RunSummary, True), "agents list": (AgentView, False), "agents tokens": (TokenView, True), "agents exposure": (ExposureView, True),
     "models list": (ModelView, False), "operators list": (OperatorView, False), "audit list": (AuditEntry, False),
+    "held-out list": (HeldOutView, False), "exports list": (ExportEntry, False), "models uploads": (ModelUploadEntry, True),
 }  # fmt: skip
 """What is listed, and whether by its id"""
+OF = {"exports list": ["intents"]}
 
 
 def test_every_list_is_known() -> None:
@@ -185,11 +189,11 @@ def test_every_list_is_known() -> None:
 @pytest.mark.parametrize("words", LISTS)
 def test_no_list_cuts_an_id_or_a_name(words: str, width: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     kind, by_id = LISTS[words]
-    entry = examples(kind)
+    entry = examples(kind) | ({"files": []} if words in OF else {})
     monkeypatch.setenv("COLUMNS", width)
     with serving(lambda _: Answer.json([entry])) as server:
         monkeypatch.setenv("FEDCOORD_URL", server.url)
-        code, out, err = ended(monkeypatch, capsys, "fedcoord", *words.split())
+        code, out, err = ended(monkeypatch, capsys, "fedcoord", *words.split(), *OF.get(words, []))
     assert code == Exit.DONE, err
     assert "…" not in out
     assert not by_id or ID in out

@@ -1,4 +1,4 @@
-"""Deletes what is over: runs that have ended, models that no run is of, agents that were revoked. The blobs that only they needed go as garbage."""
+"""Deletes what is over: runs that have ended, exports, agents that were revoked, models and held-out files that no run has. Blobs of these go as garbage."""
 
 from datetime import datetime, timedelta
 
@@ -10,11 +10,11 @@ from fedcybgd.coordinator.db.base import Base
 from fedcybgd.coordinator.db.models import Agent, Assignment, Event, HeldOut, Job, Model, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
 from fedcybgd.coordinator.domain.model import ModelState
 from fedcybgd.coordinator.domain.run import RUN, RunState
-from fedcybgd.coordinator.errors import Conflict
-from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.errors import Conflict, NotFound
+from fedcybgd.coordinator.services.operate import held_out, models
 from fedcybgd.coordinator.services.records.events import record
 
 UNUSED = timedelta(days=1)
@@ -47,6 +47,16 @@ class AgentInUse(Conflict):
     code = "agent_in_use"
 
 
+class ExportBusy(Conflict):
+    """The engine is still at it."""
+
+    code = "export_busy"
+
+
+class HeldOutInUse(Conflict):
+    code = "held_out_in_use"
+
+
 def delete_run(session: Session, name: str, now: datetime) -> None:
     """All that is written of a run that has ended: rounds, visits, scores, ledgers, events. Raises `RunNotOver`, `RunBusy`."""
     run = queries.run_by_name(session, name, lock=True)
@@ -77,11 +87,11 @@ def _forget_run(session: Session, run: Run, now: datetime) -> None:
     session.execute(update(Run).where(Run.anchor_of == run.id).values(anchor_of=None))
     session.execute(delete(Event).where(Event.run_id == run.id))
     session.execute(delete(Job).where(Job.subject == run.id))
-    held_out = run.spec.evaluate.digest if run.spec.evaluate is not None else None
+    scored_on = run.spec.evaluate.digest if run.spec.evaluate is not None else None
     _delete_what_names(session, Run, run.id)
     session.flush()
-    if held_out is not None:
-        _forget_held_out(session, held_out, now)
+    if scored_on is not None:
+        _forget_held_out(session, scored_on, now)
 
 
 def _busy(session: Session, run: Run, now: datetime) -> str | None:
@@ -97,9 +107,33 @@ def _busy(session: Session, run: Run, now: datetime) -> str | None:
 
 def _forget_held_out(session: Session, digest: str, now: datetime) -> None:
     """The file that a deleted run was scored on, if no other run is."""
-    used = any(spec.evaluate is not None and spec.evaluate.digest == digest for spec in session.scalars(select(Run.spec)))
-    if not used:
-        session.execute(delete(HeldOut).where(HeldOut.digest == digest, HeldOut.created_at < now - UNUSED))
+    file = session.get(HeldOut, digest, with_for_update=True)  # a run that is created meanwhile waits, and finds none
+    if file is not None and file.created_at < now - UNUSED and not held_out.runs_on(session, [digest]):
+        session.delete(file)
+
+
+def delete_held_out(session: Session, digest: str, now: datetime) -> None:
+    """A held-out file that no run is scored on, nor was. Raises `HeldOutInUse`."""
+    file = session.get(HeldOut, digest, with_for_update=True)  # as above
+    if file is None:
+        raise NotFound(f"there is no held-out file {digest!r}; `fedcoord held-out list` lists them")
+    if names := held_out.runs_on(session, [digest])[digest]:
+        more = " and more" if len(names) > NAMED else ""
+        raise HeldOutInUse(f"held-out file {file.name} is that of runs: {', '.join(names[:NAMED])}{more}. Delete these first")
+    session.delete(file)
+    record(session, now, "warning", "held_out_deleted", f"held-out file {file.name} ({digest}) was deleted")
+
+
+def delete_export(session: Session, name: str, export_id: str, now: datetime) -> None:
+    """An export of a run, also one that waits to be made. Raises `ExportBusy`."""
+    run = queries.run_by_name(session, name)
+    job = session.get(Job, export_id, with_for_update=True)
+    if job is None or job.subject != run.id or job.kind != JobKind.EXPORT:
+        raise NotFound(f"run {run.name} has no export {export_id!r}; `fedcoord exports list` lists them")
+    if job.state == JobState.RUNNING:
+        raise ExportBusy(f"the export {export_id} of run {run.name} is being made; delete it in a moment")
+    session.delete(job)
+    record(session, now, "warning", "export_deleted", f"the export {export_id} of run {run.name} was deleted", run_id=run.id)
 
 
 def delete_model(session: Session, name: str, now: datetime) -> None:

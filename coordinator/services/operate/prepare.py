@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
-from fedcybgd.coordinator.db.models import Block, HeldOut, Model, Run
+from fedcybgd.coordinator.db.models import Block, Model, Run
 from fedcybgd.coordinator.domain import exposure, fresh_parts
 from fedcybgd.coordinator.domain.jobs.measurements import HeldOutRef, ImportancePayload, ImportanceResult, InfluencePayload, InfluenceResult
 from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareResult
@@ -19,7 +19,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict, Invalid
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.measure import calibration
-from fedcybgd.coordinator.services.operate import models
+from fedcybgd.coordinator.services.operate import held_out, models
 from fedcybgd.coordinator.services.records import jobs, keys, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
@@ -37,7 +37,7 @@ def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None
     """A draft; its blocks and its head are prepared outside the web process. `anchor_of`: the id of a run that it is the anchor of."""
     model = models.ready(session, spec.model)
     _check_name_free(session, spec.name)
-    held_out = _held_out(session, spec)
+    scored_on = _held_out(session, spec)
     calibration.check_calibration(spec)
     method_of(spec)
     run = Run(
@@ -49,7 +49,7 @@ def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None
     payload = PreparePayload(
         **dict(spec.task.spec), config=model.config, files=model.files, blocks=model.blocks,
         patterns=spec.schedule.blocks, always=spec.schedule.always, layers_per_block=spec.schedule.layers_per_block,
-        seed=spec.seed, held_out=held_out, adapters=spec.adapters, corrections=spec.corrections,
+        seed=spec.seed, held_out=scored_on, adapters=spec.adapters, corrections=spec.corrections,
         head_start=spec.schedule.head_start,
     )  # fmt: skip
     jobs.enqueue(session, PREPARE, run.id, payload, now)
@@ -67,7 +67,7 @@ def _check_name_free(session: Session, name: str) -> None:
 def _held_out(session: Session, spec: RunFile) -> HeldOutRef | None:
     if spec.evaluate is None:
         return None
-    if spec.evaluate.digest is None or session.get(HeldOut, spec.evaluate.digest) is None:
+    if spec.evaluate.digest is None or held_out.used(session, spec.evaluate.digest) is None:
         raise HeldOutMissing("the held-out file must be uploaded first (PUT /v1/held-out/{digest}) and its digest given in evaluate.digest")
     return calibration.held_out_ref(spec)
 

@@ -1,0 +1,38 @@
+"""`client.held_out`: the files that models are scored on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedcybgd.client.connection import Connection, segment
+from fedcybgd.client.errors import FileUnusable
+from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.operators import HeldOutView
+
+CHUNK = 1 << 20
+
+
+class HeldOutFiles:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def upload(self, path: Path) -> str:
+        """Upload a held-out file; its digest. The same bytes may be uploaded again. Raises `FileUnusable`, `Refused`."""
+        if not path.is_file():
+            raise FileUnusable(f"evaluate.held_out: there is no file {path}")
+        digest, size = digest_of_file(path), path.stat().st_size
+
+        def send() -> None:
+            with path.open("rb") as file:
+                body = iter(lambda: file.read(CHUNK), b"")
+                self._connection.send("PUT", f"/held-out/{digest}", params={"name": path.name}, content=body, size=size)
+
+        self._connection.patiently(send)
+        return digest
+
+    def list(self) -> Iterator[HeldOutView]:
+        """All held-out files, the newest first."""
+        return self._connection.pages(HeldOutView, "/held-out")
+
+    def delete(self, digest: str) -> None:
+        """Delete a file that no run is scored on. Raises `Refused` (`held_out_in_use`)."""
+        self._connection.send("POST", f"/held-out/{segment(digest)}/delete")
