@@ -183,13 +183,18 @@ def test_the_client_goes_on_where_its_add_was_not_answered(live: LiveCoordinator
         client(live).models.upload(other, name)
 
 
-def test_a_client_waits_for_a_coordinator_that_is_restarted(coordinators: Callable[..., LiveCoordinator], bert: Path) -> None:
-    """It is there again while a file is half sent."""
+def test_a_client_waits_for_a_coordinator_that_is_restarted(
+    coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path
+) -> None:
+    """It goes while a file is half sent."""
+    folder = tmp_path / "bert"
+    shutil.copytree(bert, folder)
+    (folder / "long.json").write_bytes(b"[" + b" " * (3 << 20) + b"]")
     first = coordinators()
     sent: list[int] = []
 
     def restart(far: Any) -> None:
-        if far.phase == "sending" and far.done and not sent:
+        if far.phase == "sending" and far.done > 1 << 20 and not sent:
             sent.append(far.done)
             first.stop()
             again = coordinators()
@@ -197,7 +202,7 @@ def test_a_client_waits_for_a_coordinator_that_is_restarted(coordinators: Callab
             going.connection._http.headers["Authorization"] = f"Bearer {again.operator_key}"
 
     going = client(first)
-    assert going.models.upload(bert, "bert", told=restart).state == "ready"
+    assert going.models.upload(folder, "bert", told=restart).state == "ready"
     assert sent
 
 
