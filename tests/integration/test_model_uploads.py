@@ -106,6 +106,19 @@ def test_a_checkpoint_in_several_files_with_one_content_twice(live: LiveCoordina
     assert [b.digest for b in model.blocks] == [b["digest"] for b in live.add_model(fresh("whole"), llama)["blocks"]]
 
 
+def test_a_file_whose_blob_was_lost_is_sent_again(live: LiveCoordinator, bert: Path) -> None:
+    files = files_of(bert)
+    weights = files["model.safetensors"]
+    upload = send_all(live, fresh("lost"), files)
+    live.store.delete(digest_of(weights))
+    view = live.operator.get(f"/model-uploads/{upload}")
+    assert [f["name"] for f in view["files"] if not f["complete"]] == ["model.safetensors"]
+    refused(operator(live).post(f"/model-uploads/{upload}/add"), 409, "upload_incomplete")
+    assert put(live, upload, weights).json() == {"offset": len(weights), "complete": True}
+    assert live.store.has(digest_of(weights))
+    assert added(live, upload)["state"] == "ready"
+
+
 # ---- it is cut ------------------------------------------------------------------------------------------------------------
 
 

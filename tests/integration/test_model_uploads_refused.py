@@ -49,6 +49,14 @@ def test_weights_that_are_none_are_thrown_away(live: LiveCoordinator, bert: Path
     assert next(f["offset"] for f in live.operator.get(f"/model-uploads/{upload}")["files"] if f["name"] == "model.safetensors") == 0
 
 
+def test_a_header_that_is_too_long_is_not_parsed(live: LiveCoordinator, bert: Path) -> None:
+    long = 17 << 20
+    data = long.to_bytes(8, "little") + b"{" + b" " * (long - 2) + b"}"
+    upload = begin(live, fresh("header"), {**files_of(bert), "model.safetensors": data})["id"]
+    said = refused(put(live, upload, data), 422, "model_files_refused")
+    assert "header" in said.message
+
+
 CONFIG = {"name": "config.json", "digest": "0" * 64, "size": 10}
 WEIGHTS = {"name": "model.safetensors", "digest": "1" * 64, "size": 10}
 REFUSED = [

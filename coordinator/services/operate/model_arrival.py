@@ -17,6 +17,8 @@ from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.contract.model_uploads import WEIGHTS
 from fedcybgd.shared.files.safetensors_header import header_of
 
+LARGEST_HEADER = 16 << 20
+"""Bytes of a header that this process parses; a hundred thousand tensors have less."""
 May = Callable[[Session], None]
 """Raises for who may not do it (any more)"""
 Note = Callable[[Session, str], None]
@@ -53,7 +55,7 @@ class ReceivingFile:
         """
         if not self.complete and (arrived := self._uploads.offset(self._key)) < self._file.size and not self._was_kept():
             return UploadOffset(offset=arrived, complete=False)
-        if not self._file.arrived:
+        if not (self.complete and self._file.arrived):  # or it had arrived before, and its blob was lost
             self._keep()
             with self._database.transaction() as session:
                 may(session)
@@ -90,7 +92,7 @@ class ReceivingFile:
         if self._file.name.endswith(WEIGHTS):
             try:
                 with taken.open() as file:
-                    header_of(file, self._file.name)
+                    header_of(file, self._file.name, LARGEST_HEADER)
             except HeaderError as error:
                 raise ModelFilesRefused(f"{error.message}; it was thrown away", name=self._file.name) from error
 
