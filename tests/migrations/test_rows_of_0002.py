@@ -112,7 +112,7 @@ def test_the_history_of_every_block_begins_with_what_was_there(session: Session)
 
 
 def test_everything_together_is_what_it_was(session: Session) -> None:
-    seen = status.overview(session, NOW, 0, [])
+    seen = status.overview(session, NOW, "here", 0, [])
     assert {agent.name for agent in seen.agents} == {row["name"] for row in ROWS["agent"]}
     assert {run.name: run.state for run in seen.runs} == {row["name"]: row["state"] for row in ROWS["run"]}
     assert seen.bytes.up == sum(row["bytes"] for row in ROWS["traffic"] if row["kind"] == "delta")

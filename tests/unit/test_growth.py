@@ -28,7 +28,7 @@ STEPS = 100
 Read = Callable[[Session], Any]
 PAGE = Page(limit=20)
 READS: dict[str, Read] = {
-    "status": lambda s: status.overview(s, NOW, 0, []),
+    "status": lambda s: status.overview(s, NOW, "here", 0, []),
     "run": lambda s: status.run_status(s, BIG, NOW),
     "runs": lambda s: lists.runs(s, PAGE),
     "rounds": lambda s: lists.rounds(s, BIG, PAGE),
@@ -154,7 +154,7 @@ def test_nobody_waits_to_write_while_the_database_is_looked_through(many: Filled
 
 def test_a_view_shows_the_newest_and_counts_the_rest(many: Filled) -> None:
     with many.database.reading() as session:
-        view, everything = status.run_status(session, BIG, NOW), status.overview(session, NOW, 0, [])
+        view, everything = status.run_status(session, BIG, NOW), status.overview(session, NOW, "here", 0, [])
         assert view.rounds_done == 4 * ROUNDS
         assert [r.number for r in view.rounds] == list(range(4 * ROUNDS, 4 * ROUNDS - status.ROUNDS_SHOWN, -1))
         assert len(view.evaluations) == status.SHOWN
