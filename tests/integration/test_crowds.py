@@ -19,6 +19,7 @@ from fedcybgd.coordinator.db.base import Database
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.words import API
+from tests.support import uploading as uploads
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import METRICS, Hand, fresh, run_file, start_run, wire
@@ -55,6 +56,9 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
     place = f"/assignments/{held.assignment_id}"
     submission = {"attempt": held.attempt, "digest": digest_of(delta), "metrics": METRICS.model_dump(mode="json")}
     rows = b'{"text": "a", "label": 0}\n'
+    config = b'{"model_type": "bert"}'
+    uploading = uploads.asked(fresh("uploaded"), {"config.json": config, "model.safetensors": b"weights"})
+    upload = f"/model-uploads/{live.operator.post('/model-uploads', uploading)['id']}"
     given = {
         "POST /enrolment-tokens": ("/enrolment-tokens", next(keys), {"json": {}}),
         "POST /agents": ("/agents", "", {"json": {"token": "fct_" + "x" * 43, "name": fresh("agent")}}),
@@ -91,6 +95,12 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
         "GET /runs/{run}/exports/{export_id}/{name}": (f"/runs/{run}/exports/job_0000000000000000/x", next(keys), {}),
         "GET /runs/{run}/provenance": (f"/runs/{run}/provenance", next(keys), {}),
         "PUT /held-out/{digest}": (f"/held-out/{digest_of(rows)}?name=rows.jsonl", next(keys), {"content": rows}),
+        "POST /held-out/{digest}/delete": (f"/held-out/{digest_of(b'nothing')}/delete", next(keys), {}),
+        "POST /runs/{run}/exports/{export_id}/delete": (f"/runs/{run}/exports/job_0000000000000000/delete", next(keys), {}),
+        "POST /model-uploads": ("/model-uploads", next(keys), {"json": uploading}),
+        "PUT /model-uploads/{upload_id}/{digest}": (f"{upload}/{digest_of(config)}", next(keys), {"content": config}),
+        "POST /model-uploads/{upload_id}/add": (f"{upload}/add", next(keys), {}),
+        "POST /model-uploads/{upload_id}/delete": ("/model-uploads/mup_0000000000000000/delete", next(keys), {}),
     }  # fmt: skip
     return {
         route: (route.split()[0], path, {"headers": {"Authorization": f"Bearer {key}"} if key else {}, **more})
