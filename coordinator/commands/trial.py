@@ -204,7 +204,7 @@ def _tried(trial: Trial, folder: Path, terminal: Terminal, anchor: bool, chaos: 
         )
         with terminal.status("adding the model, block by block, and starting agents"):
             client.models.add(trial.model, spec.model, wait_s=0)
-            _start(federation, portions, [spec.name, anchor_name(spec.name)], trial.threads or _threads(spec, len(portions)))
+            _start(federation, portions, spec, trial.threads or _threads(spec, len(portions)))
             client.models.wait(spec.model)
         with terminal.status("preparing the run"):
             run = client.runs.create(trial.file)
@@ -247,12 +247,13 @@ def _check_memory(agents: int) -> None:
         )
 
 
-def _start(federation: Federation, portions: Sequence[Portion], runs: Sequence[str], threads: int) -> None:
-    """All agents, some at a time: most of what a start takes is waiting."""
+def _start(federation: Federation, portions: Sequence[Portion], spec: RunFile, threads: int) -> None:
+    """All agents, some at a time: most of what a start takes is waiting. They tell their labels where the run file counts on that."""
+    runs, told = [spec.name, anchor_name(spec.name)], spec.schedule.head_start == "class_means"
 
     def start(portion: Portion) -> None:
         images = portion.images if portion.images.exists() else None
-        federation.start_agent(portion.name, portion.path, runs, threads, images)
+        federation.start_agent(portion.name, portion.path, runs, threads, images, told)
 
     with ThreadPoolExecutor(max(2, _cores())) as pool:
         list(pool.map(start, portions))

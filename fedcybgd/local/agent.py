@@ -35,6 +35,7 @@ class Agent:
         runs: Sequence[str],
         columns: Mapping[str, str] | None = None,
         images: Path | str | None = None,
+        tell_labels: bool = False,
         home: Path | str | None = None,
         settings: Mapping[str, Mapping[str, Value]] | None = None,
         log: Path | str | None = None,
@@ -44,7 +45,8 @@ class Agent:
         """Enrol an agent and start it; return when it waits for work.
 
         `runs` are the names of the runs that may use the rows of the file `data` (`*` and `?` are wildcards): no other ever does.
-        `columns` says field = column where they differ, `images` is the folder of images that rows name by path, `settings` whatever else
+        `columns` says field = column where they differ, `images` is the folder of images that rows name by path, `tell_labels` lets it
+        say how many rows of each label its visits train on, `settings` whatever else
         agent.toml may say, by section, as in `{"device": {"threads": 1}, "limits": {"memory_gb": 2}}`. `home` is its directory, by default
         one that goes with the program.
         Raises `ConfigError` before the token is spent, `CoordinatorSaid` (`token_used`, `agent_name_taken`, …), `Unreachable`, `NotStarted`.
@@ -55,6 +57,7 @@ class Agent:
         values = tomllib.loads(template(address, str(Path(data).expanduser().resolve()), run_patterns(list(runs))))
         values["data"][ONLY] |= {"columns": dict(columns)} if columns else {}
         values["data"][ONLY] |= {"images": str(Path(images).expanduser().resolve())} if images is not None else {}
+        values["data"][ONLY] |= {"tell_labels": True} if tell_labels else {}
         for section, entries in (settings or {}).items():
             values[section] = {**values.get(section, {}), **entries}
         directory.parsed(values)

@@ -38,11 +38,13 @@ class Federation:
         self._coordinator = Coordinator.local(home, log=log, environment=self._environment)
         return self._coordinator.client
 
-    def start_agent(self, name: str, data: Path, runs: Sequence[str], threads: int, images: Path | None = None) -> Agent:
+    def start_agent(
+        self, name: str, data: Path, runs: Sequence[str], threads: int, images: Path | None = None, tell_labels: bool = False
+    ) -> Agent:
         """Raises as `Agent.local` does."""
         device: Mapping[str, Mapping[str, Value]] = {"device": {"threads": threads}}
         agent = Agent.local(
-            self.coordinator.url, self.coordinator.token(), name, data=data, runs=runs, images=images, home=self.folder / name,
+            self.coordinator.url, self.coordinator.token(), name, data=data, runs=runs, images=images, tell_labels=tell_labels, home=self.folder / name,
             settings=device, log=self.folder / f"{name}.log", environment=self._environment,
         )  # fmt: skip
         self.agents[name] = agent

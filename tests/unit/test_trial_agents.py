@@ -1,0 +1,33 @@
+"""The agents of `fedcoord try` are told what the run file counts on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedcybgd.coordinator.commands import trial
+from fedcybgd.coordinator.domain.run_file import checked
+from fedcybgd.local.federation import Federation
+from fedcybgd.local.rows import Portion
+
+
+class Recorded(Federation):
+    """Starts nothing."""
+
+    told: list[Any]
+
+    def start_agent(self, *given: Any) -> Any:
+        self.told.append(given[-1])
+
+
+@pytest.mark.parametrize(("head_start", "told"), [("class_means", True), ("fresh", False)])
+def test_they_tell_labels_where_a_head_begins_at_class_means(head_start: str, told: bool, tmp_path: Path) -> None:
+    spec = checked({
+        "name": "r", "model": "m", "task": {"kind": "text-classification", "labels": 3},
+        "schedule": {"blocks": ["layers"], "always": ["head"], "wave": 2, "head_start": head_start}, "train": {"steps": 1},
+    })  # fmt: skip
+    federation = Recorded(tmp_path)
+    federation.told = []
+    portions = [Portion(name, tmp_path / f"{name}.jsonl", tmp_path / name) for name in ("oslo", "bergen")]
+    trial._start(federation, portions, spec, 1)
+    assert federation.told == [told, told]
