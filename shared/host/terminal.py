@@ -15,7 +15,7 @@ from rich.text import Text
 from fedcybgd.shared.contract.plain import plain
 from fedcybgd.shared.host.logs import JsonFormatter
 
-IDS = {"id", "run", "token"}
+IDS = {"id", "run", "token", "digest"}
 NAMES = {"name", "agent"}
 NARROWEST = 6
 """Characters that any other column needs"""

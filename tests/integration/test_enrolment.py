@@ -130,7 +130,7 @@ def test_a_rotated_key_replaces_the_old_one(live: LiveCoordinator, hand: Hand) -
 
 
 AGENT_ROUTES = ("/v1/assignments", "/v1/agents/me", "/v1/runs/{run}/files/")
-OPEN_ROUTES = {("get", "/v1/health"), ("get", "/v1/key"), ("post", "/v1/agents")}
+OPEN_ROUTES = {("get", "/v1/health"), ("get", "/v1/health/ready"), ("get", "/v1/key"), ("post", "/v1/agents")}
 
 
 def routes(live: LiveCoordinator) -> list[tuple[str, str]]:
