@@ -9,7 +9,7 @@ WORKERS ?= 3
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help docs-site locks sbom images-lint setup demo demo-lm test suite test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
+.PHONY: help docs-site locks sbom images-lint setup demo demo-lm test suite browser test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -35,7 +35,10 @@ test: setup lint ## Lint, types and all tests (WORKERS=4 runs four at a time)
 	$(MAKE) --jobs 2 types suite
 
 suite: setup ## All tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --numprocesses $(WORKERS) --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --numprocesses $(WORKERS) --durations 10 --ignore tests/browser
+
+browser: setup ## A real Chromium at every page and action of /admin (about two minutes; needs Chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/browser
 
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --numprocesses $(WORKERS) --durations 10 --both-databases
