@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import signed
+from fedcybgd.coordinator.api.bodies import announced_length, hand_on
 from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.guard import still_an_agent
@@ -34,7 +35,6 @@ from fedcybgd.shared.contract.versions import VERSION, read
 from fedcybgd.shared.contract.words import DAEMON, ID, MAX_WAIT_S, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
-WRITE_CHUNK = 1 << 20
 AssignmentId = Annotated[str, Path(pattern=ID)]
 
 
@@ -186,29 +186,17 @@ async def upload(
     offset: Annotated[int, Query(ge=0, description="where these bytes belong; must be what has arrived")] = 0,
 ) -> UploadOffset:
     """Append the body at `offset`. What arrived before a cut is kept."""
-
-    length = request.headers.get("content-length", "")
-    whole = int(length) if length.isdigit() else None
+    whole = announced_length(request)
     receiving = await run_in_threadpool(receive.begin, database, uploads, assignment_id, agent.id, digest, offset, whole)
-    buffer = bytearray()
 
-    async def write() -> None:
-        data = bytes(buffer)
-        buffer.clear()  # before it is written: what could not be written must not be tried again, at another offset
+    async def write(data: bytes) -> None:
         await still_an_agent(request)
         await run_in_threadpool(receiving.append, data)
 
     try:
-        async for chunk in request.stream():
-            buffer += chunk
-            if len(buffer) >= WRITE_CHUNK:
-                await write()
+        await hand_on(request, write)
     finally:
-        try:
-            if buffer:
-                await write()
-        finally:
-            ended = await run_in_threadpool(receiving.end)
+        ended = await run_in_threadpool(receiving.end)
     return ended
 
 

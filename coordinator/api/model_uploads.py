@@ -1,14 +1,13 @@
 """`/v1/model-uploads`: models that come from another machine than the coordinator's."""
 
-from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from fedcybgd.coordinator.api import acts
+from fedcybgd.coordinator.api.bodies import announced_length, hand_on
 from fedcybgd.coordinator.api.deps import DatabaseDep, OperatorDep, SettingsDep, StoreDep, UploadsDep, ViewerDep, now
 from fedcybgd.coordinator.api.guard import still_an_operator
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
@@ -25,7 +24,6 @@ from fedcybgd.shared.contract.words import ID
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/model-uploads", tags=["models"], responses=errors(401, 403, 422))
 UploadId = Annotated[str, Path(pattern=ID)]
-WRITE_CHUNK = 1 << 20
 
 
 @router.post(
@@ -71,10 +69,8 @@ async def put(
     offset: Annotated[int, Query(ge=0, description="where these bytes belong; must be what has arrived")] = 0,
 ) -> UploadOffset:
     """Append the body at `offset`. What arrived before a cut is kept; with the last byte the file is checked."""
-    length = request.headers.get("content-length", "")
-    whole = int(length) if length.isdigit() else None
+    whole = announced_length(request)
     receiving = await run_in_threadpool(model_arrival.begin, database, store, uploads, upload_id, digest, offset, whole, now())
-    buffer = bytearray()
 
     def may(session: Session) -> None:
         still_an_operator(session, request, Role.OPERATOR)
@@ -82,19 +78,11 @@ async def put(
     def note(session: Session, what: str) -> None:
         acts.upload(session, request, what)
 
-    async def write() -> None:
-        data = bytes(buffer)
-        buffer.clear()  # before it is written: what could not be written must not be tried again, at another offset
+    async def write(data: bytes) -> None:
         await run_in_threadpool(receiving.append, data, may)
 
     if not receiving.complete:
-        with suppress(ClientDisconnect):  # nobody hears the answer, and what came is kept
-            async for chunk in request.stream():
-                buffer += chunk
-                if len(buffer) >= WRITE_CHUNK:
-                    await write()
-        if buffer:
-            await write()
+        await hand_on(request, write)
     return await run_in_threadpool(receiving.end, may, note, now)
 
 
