@@ -50,3 +50,13 @@ def coordinators(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Li
     yield start
     for coordinator in started:
         coordinator.stop()
+
+
+@pytest.fixture
+def nothing_under_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file that has arrived for one upload has arrived for all: no test is to have those of another."""
+    yield
+    if "live" in request.fixturenames:
+        live: LiveCoordinator = request.getfixturevalue("live")
+        for one in live.operator.every("/model-uploads"):
+            live.operator.send("POST", f"/model-uploads/{one['id']}/delete")  # type: ignore[index]

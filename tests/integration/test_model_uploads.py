@@ -3,7 +3,7 @@
 import http.client
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,7 @@ from tests.support.visits import fresh, operator, refused, together, wire
 DAY = timedelta(days=1)
 
 
-@pytest.fixture(autouse=True)
-def nothing_under_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A file that has arrived for one upload has arrived for all: no test is to have those of another."""
-    yield
-    if "live" in request.fixturenames:
-        live: LiveCoordinator = request.getfixturevalue("live")
-        for one in live.operator.every("/model-uploads"):
-            live.operator.send("POST", f"/model-uploads/{one['id']}/delete")  # type: ignore[index]
+pytestmark = pytest.mark.usefixtures("nothing_under_way")
 
 
 # ---- it arrives -----------------------------------------------------------------------------------------------------------

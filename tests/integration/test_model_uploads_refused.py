@@ -15,15 +15,7 @@ from tests.support.live import LiveCoordinator
 from tests.support.uploading import asked, begin, files_of, is_known, put, send_all
 from tests.support.visits import fresh, operator, refused
 
-
-@pytest.fixture(autouse=True)
-def nothing_under_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A file that has arrived for one upload has arrived for all: no test is to have those of another."""
-    yield
-    if "live" in request.fixturenames:
-        live: LiveCoordinator = request.getfixturevalue("live")
-        for one in live.operator.every("/model-uploads"):
-            live.operator.send("POST", f"/model-uploads/{one['id']}/delete")  # type: ignore[index]
+pytestmark = pytest.mark.usefixtures("nothing_under_way")
 
 
 # ---- what is wrong --------------------------------------------------------------------------------------------------------
