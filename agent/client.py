@@ -119,7 +119,7 @@ class Client:
         return self._model(Health, "GET", "/health")
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        return self._model(EnrolAnswer, "POST", "/agents", json=request.model_dump())
+        return self._model(EnrolAnswer, "POST", "/agents", json=request.model_dump(exclude_none=True))
 
     def me(self) -> AgentSelf:
         answer = self._call("GET", "/agents/me")

@@ -48,3 +48,10 @@ def remember(home: Home, coordinator: str) -> None:
     mine = load(home)
     if mine.coordinator is None:
         save(home, replace(mine, coordinator=coordinator))
+
+
+def rename(home: Home, name: str) -> None:
+    """Keep the name that the coordinator's operator has given the agent."""
+    mine = load(home)
+    if mine.name != name:
+        save(home, replace(mine, name=name))

@@ -100,7 +100,8 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str, bel
 
 def enrol_again(home: Home, client: Client, token: str) -> None:
     """Spend a token that the operator has made for this agent on another key. The agent stays the same."""
-    _spend(home, client, token, credentials.load(home).name)
+    mine = credentials.load(home)
+    _spend(home, client, token, mine.name, mine.agent_id)
 
 
 def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str:
@@ -113,11 +114,12 @@ def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str
         raise ConfigError(f"the token cannot be read from {file}: {error}") from error
 
 
-def _spend(home: Home, client: Client, token: str, name: str) -> EnrolAnswer:
+def _spend(home: Home, client: Client, token: str, name: str, agent_id: str | None = None) -> EnrolAnswer:
     """The private key is made here and stays here."""
     private_key = new_private_key()
     request = EnrolRequest(
-        token=whole_token(token), name=name, device=find_device(), version=version("fedcybgd"), public_key=Signer(private_key).public_key
+        token=whole_token(token), name=name, device=find_device(), version=version("fedcybgd"), public_key=Signer(private_key).public_key,
+        agent_id=agent_id,
     )  # fmt: skip
     home.ready()
     answer = client.enrol(request)

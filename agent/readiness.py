@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcybgd.agent import credentials
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import NotConsented, chosen, source_of
 from fedcybgd.agent.errors import CoordinatorSaid
@@ -132,8 +133,9 @@ class Verdicts:
             self._reported, self._seen = "", now
         if self._reported == self._client.offers:
             return
-        runs, offers = self._client.me().runs, self._client.offers
-        self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, policy, run) for run in runs}
+        me, offers = self._client.me(), self._client.offers
+        credentials.rename(self._home, me.name)
+        self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, policy, run) for run in me.runs}
         report(self._client, config, self._verdicts.values())
         self._reported = offers
         for verdict in self._verdicts.values():

@@ -14,13 +14,14 @@ from fedcybgd.coordinator.db.models import Agent, EnrolmentToken
 from fedcybgd.coordinator.services.agents import enrolment, identity, offers, presence
 from fedcybgd.coordinator.services.operate import deletion
 from fedcybgd.coordinator.services.operate.release import release as let_out
+from fedcybgd.coordinator.services.operate.rename import rename as call_it
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.read import lists
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
-from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
+from fedcybgd.shared.contract.operators import AgentKeyRequest, RenameRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.versions import VERSION, read
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.contract.words import ID, OFFERS
@@ -139,6 +140,15 @@ def revoke(name: str, session: WriteDep) -> Agent:
 def release(name: str, session: WriteDep) -> Agent:
     """Hold nothing against an agent any more, and ask it for work again at once."""
     return let_out(session, name, now())
+
+
+@router.post(
+    "/agents/{name}/rename", summary="Rename an agent", response_model=AgentView,
+    responses=errors(401, 403, 404, 409, 422), dependencies=[OperatorDep],
+)  # fmt: skip
+def rename(name: str, body: RenameRequest, session: WriteDep) -> Agent:
+    """Another name, and nothing else; refused as long as a run file names the agent."""
+    return call_it(session, name, body.name, now())
 
 
 @router.post(

@@ -14,7 +14,7 @@ from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, list, revoke, release and delete agents.")
+app = typer.Typer(no_args_is_help=True, help="Enrol, list, rename, revoke, release and delete agents.")
 LAST = 1000
 """Lines of the ledger that are shown"""
 terminal = Terminal()
@@ -109,6 +109,16 @@ def revoke(name: Agent, as_json: Json = False) -> None:
 def release(name: Agent, as_json: Json = False) -> None:
     """End the quarantine of an agent: it is asked for work again at once."""
     _say_state(Client().agents.release(name), as_json)
+
+
+@app.command()
+def rename(name: Agent, to: Annotated[str, typer.Argument(help="What it is called from now on.")], as_json: Json = False) -> None:
+    """Give an agent another name; its key and its work stay its own. Refused as long as a run file names it."""
+    agent = Client().agents.rename(name, to)
+    if as_json:
+        say_json(AgentView, agent)
+    else:
+        terminal.say(f"agent {name} is {agent.name} now")
 
 
 @app.command()

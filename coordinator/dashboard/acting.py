@@ -17,9 +17,10 @@ from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.services.agents import enrolment
 from fedcybgd.coordinator.services.operate import deletion, exports, model_uploads, models, restorations, rollback, steer
 from fedcybgd.coordinator.services.operate.release import release as let_out
+from fedcybgd.coordinator.services.operate.rename import rename as call_it
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
-from fedcybgd.shared.contract.operators import ModelRequest, name_of
+from fedcybgd.shared.contract.operators import ModelRequest, RenameRequest, name_of
 from fedcybgd.shared.contract.words import ExportForm
 
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
@@ -39,6 +40,14 @@ class RollbackFilled(Filled):
 class ModelFilled(Filled):
     source: str = ""
     name: str = ""
+
+
+class RenameFilled(Filled):
+    name: str = ""
+
+
+class NameUnclear(Invalid):
+    code = "name_unclear"
 
 
 class ModelUnclear(Invalid):
@@ -148,6 +157,18 @@ def export(run: str, request: Request, body: Annotated[ExportFilled, Form()], se
 def release(name: str, request: Request, body: FilledDep, session: WriteDep) -> Response:
     checked(request, body)
     return did("released", f"/agents/{let_out(session, name, now()).id}")
+
+
+@router.post("/agents/{name}/rename", dependencies=operator)
+def rename(name: str, request: Request, body: Annotated[RenameFilled, Form()], session: WriteDep) -> Response:
+    checked(request, body)
+    try:
+        wanted = RenameRequest(name=body.name.strip())
+    except ValidationError as error:
+        raise NameUnclear(
+            "a name has letters, digits, dots, dashes and underscores, a hundred at most, and begins with a letter or digit"
+        ) from error
+    return did("renamed", f"/agents/{call_it(session, name, wanted.name, now()).id}")
 
 
 @router.post("/agents/{name}/revoke", dependencies=operator)

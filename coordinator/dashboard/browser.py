@@ -40,6 +40,7 @@ DONE = {
     "adding": "It is being split into blocks; its state says when it is ready, or why it cannot be added.",
     "rolled-back": "It is being taken back; it is paused, and its reason will say what was done. Resume it then.",
     "exporting": "The model is being put together; its files appear under Exports.",
+    "renamed": "It has its new name.",
     "released": "Released: it is asked for work again at once.", "revoked": "Revoked: it is shut out, and what it held goes to others.",
 }  # fmt: skip
 """What was done, by the word in the address after it"""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fedcybgd.client.connection import Connection, segment
-from fedcybgd.shared.contract.operators import AgentKeyRequest, TokenAnswer, TokenRequest, TokenView
+from fedcybgd.shared.contract.operators import AgentKeyRequest, RenameRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.views import AgentView
 
 
@@ -42,6 +42,10 @@ class Agents:
     def revoke(self, name: str) -> AgentView:
         """Shut an agent out at once; what it holds is given to others. Raises `Refused`."""
         return self._connection.do(AgentView, f"/agents/{segment(name)}/revoke")
+
+    def rename(self, name: str, to: str) -> AgentView:
+        """Give an agent another name. Raises `Refused` (`agent_name_taken`; `agent_named`: a run file names it)."""
+        return self._connection.do(AgentView, f"/agents/{segment(name)}/rename", RenameRequest(name=to))
 
     def delete(self, name: str) -> None:
         """Delete an agent that was revoked and has worked in no run that is still there. Raises `Refused` (`agent_in_use`)."""

@@ -32,6 +32,7 @@ class EnrolRequest(AgentMessage):
     device: DeviceInfo = DeviceInfo()
     version: PlainText = Field("", max_length=40)
     public_key: PublicKey | None = Field(None, description="Ed25519, in base64; with it the agent signs its requests, and gets no secret")
+    agent_id: Id | None = Field(None, description="its own, if it is enrolled and asks for another key: its name may be another by now")
 
 
 class EnrolAnswer(BaseModel):

@@ -27,6 +27,10 @@ class AgentKeyRequest(Message):
     expires_in_s: float = Field(3600, gt=0, le=31 * 86_400, description="seconds until the token expires unused")
 
 
+class RenameRequest(Message):
+    name: Name = Field(description="what it is called from now on")
+
+
 class TokenAnswer(BaseModel):
     token: str = Field(description="shown this once")
     token_id: str

@@ -72,6 +72,7 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
         "POST /operators/{name}/revoke": ("/operators/nobody/revoke", next(keys), {}),
         "POST /agents/{name}/reissue": ("/agents/nobody/reissue", next(keys), {"json": {}}),
         "POST /agents/{name}/revoke": ("/agents/nobody/revoke", next(keys), {}),
+        "POST /agents/{name}/rename": ("/agents/nobody/rename", next(keys), {"json": {"name": "somebody"}}),
         "POST /agents/{name}/release": ("/agents/nobody/release", next(keys), {}),
         "POST /assignments/claim": ("/assignments/claim?wait=0", hand.key, {"json": {"runs": ["nothing"]}}),
         "POST /assignments/{assignment_id}/renew": (f"{place}/renew", hand.key, {"json": {"attempt": held.attempt}}),

@@ -46,7 +46,8 @@ TABLE = {
     "GET /v1/agents/{name}/visits": "viewer", "GET /v1/events": "viewer", "GET /v1/events/stream": "viewer", "GET /v1/agents/{name}": "viewer",
     "GET /v1/runs/{run}/provenance": "viewer", "GET /v1/runs/{run}/exports/{export_id}": "viewer",
     "GET /v1/operators/me": "viewer", "GET /v1/audit": "viewer", "POST /v1/operators/me/rotate": "viewer",
-    "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
+    "POST /v1/agents/{name}/revoke": "operator", "POST /v1/agents/{name}/release": "operator", "POST /v1/agents/{name}/rename": "operator",
+    "POST /v1/models": "operator", "PUT /v1/held-out/{digest}": "operator",
     "POST /v1/runs": "operator", "POST /v1/runs/{run}/anchor": "operator", "POST /v1/runs/{run}/start": "operator", "POST /v1/runs/{run}/pause": "operator",
     "POST /v1/runs/{run}/resume": "operator", "POST /v1/runs/{run}/cancel": "operator", "POST /v1/runs/{run}/exports": "operator",
     "POST /v1/runs/{run}/delete": "operator", "POST /v1/models/{name}/delete": "operator", "POST /v1/agents/{name}/delete": "operator",
@@ -63,7 +64,7 @@ TABLE = {
     "GET /admin/runs": "login", "GET /admin/runs/{run}": "login", "GET /admin/runs/{run}/blocks/{block}": "login",
     "GET /admin/runs/{run}/run.yaml": "login", "GET /admin/runs/{run}/exports/{export_id}/{name}": "login operator",
     "GET /admin/agents": "login", "GET /admin/agents/{name}": "login", "GET /admin/models": "login", "GET /admin/events": "login",
-    "GET /admin/audit": "login", "GET /admin/compare": "login",
+    "GET /admin/audit": "login", "GET /admin/audit.jsonl": "login", "GET /admin/events.jsonl": "login", "GET /admin/compare": "login",
     "POST /admin/runs/{run}/start": "login and form", "POST /admin/runs/{run}/pause": "login and form",
     "POST /admin/runs/{run}/resume": "login and form", "POST /admin/runs/{run}/cancel": "login and form",
     "POST /admin/runs/{run}/exports/{export_id}/delete": "login and form", "POST /admin/held-out/{digest}/delete": "login and form",
@@ -71,7 +72,7 @@ TABLE = {
     "POST /admin/runs/{run}/delete": "login and form", "POST /admin/agents/{name}/delete": "login and form",
     "POST /admin/models": "login and form", "POST /admin/models/{name}/delete": "login and form",
     "POST /admin/runs/{run}/rollback": "login and form", "POST /admin/runs/{run}/export": "login and form",
-    "POST /admin/agents/{name}/release": "login and form", "POST /admin/agents/{name}/revoke": "login and form",
+    "POST /admin/agents/{name}/release": "login and form", "POST /admin/agents/{name}/rename": "login and form", "POST /admin/agents/{name}/revoke": "login and form",
     "POST /admin/agents/{name}/reissue": "login and form", "POST /admin/tokens": "login and form",
 }  # fmt: skip
 

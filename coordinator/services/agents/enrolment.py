@@ -118,7 +118,7 @@ def _new(session: Session, request: EnrolRequest, now: datetime) -> Agent:
 
 def _again(session: Session, agent_id: str, request: EnrolRequest, now: datetime) -> Agent:
     agent = session.get_one(Agent, agent_id)
-    if agent.name != request.name:
+    if request.agent_id != agent.id if request.agent_id is not None else request.name != agent.name:
         raise TokenOfAnother(
             f"this token gives agent {agent.name!r} another key, and you are {request.name!r}: enrol with --name {agent.name}"
         )
