@@ -41,7 +41,7 @@ from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.beating import Beating
-from fedcybgd.coordinator.dashboard import acting, files, look_pages, pages, run_pages
+from fedcybgd.coordinator.dashboard import acting, downloads, files, look_pages, pages, run_pages
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
@@ -104,7 +104,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is
     app.include_router(v1)
     app.include_router(metrics.router)
-    for pages_of in (pages, run_pages, look_pages, acting):
+    for pages_of in (pages, run_pages, look_pages, downloads, acting):
         app.include_router(pages_of.router)
     app.include_router(files.router)
     app.add_middleware(Doorkeeper, recognise=Recognition(), bounds=bounds, hosts=settings.names, through_proxies=settings.through_proxies)

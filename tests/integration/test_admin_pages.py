@@ -1,6 +1,7 @@
 """The pages of /admin: who sees and who acts, what is shown as text, how lists are walked, and what is said where there is nothing."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.agents.logins import form_token
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.operators import AuditEntry, check_audit
 from tests.support.browser import browser, logged_in
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, fresh, refused, start_run
@@ -244,3 +246,19 @@ def test_where_there_is_nothing_it_says_what_to_do(coordinators: Callable[..., L
         ("/admin/events?level=error", "Nothing of that kind"), ("/admin/audit?name=nobody", "No such entry"), ("/admin/compare", "Choose runs"),
     ]:  # fmt: skip
         assert said in client.get(path).text, path
+
+
+def test_lists_are_downloaded_whole(live: LiveCoordinator, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcybgd.coordinator.dashboard.downloads.ROWS", 7)
+    code, client = fresh("many").replace("-", "_"), viewer(live)
+    with live.database.transaction() as session:
+        for number in range(20):
+            record(session, utcnow(), "info", code, f"event {number:03}\nof a long list")
+    assert f'href="/admin/events.jsonl?code={code}"' in client.get(f"/admin/events?code={code}").text
+    got = client.get(f"/admin/events.jsonl?code={code}")
+    assert got.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
+    assert [json.loads(line)["message"][6:9] for line in got.text.splitlines()] == [f"{number:03}" for number in reversed(range(20))]
+    refused(client.get("/admin/events.jsonl?run=no-such"), 404, "not_found")
+    assert client.get("/admin/events.jsonl?code=nothing_of_it").text == ""
+    acts = [AuditEntry.model_validate_json(line) for line in client.get("/admin/audit.jsonl").text.splitlines()]
+    assert check_audit(iter(acts))[0] == len(acts) > 7

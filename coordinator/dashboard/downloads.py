@@ -1,0 +1,59 @@
+"""`/admin/events.jsonl` and `/admin/audit.jsonl`: what the lists show, whole, as a file with one JSON object a line."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.api.route import ReadDep
+from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute
+from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.paging import Listed, Page
+from fedcybgd.coordinator.services.read import events, lists
+from fedcybgd.coordinator.services.read.events import Wanted
+
+router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
+viewer = [Depends(ABrowser())]
+ROWS = 1000
+"""A transaction reads so many: a long list holds up nobody, nor is it ever whole in memory."""
+Word = Annotated[str, Query(max_length=200)]
+Read = Callable[[Session, Page], Listed[BaseModel]]
+
+
+@router.get("/events.jsonl", dependencies=viewer)
+def happened(
+    request: Request,
+    session: ReadDep,
+    run: Word = "",
+    agent: Word = "",
+    level: Literal["info", "warning", "error", ""] = "",
+    code: Word = "",
+) -> Response:
+    """The newest first."""
+    wanted = Wanted(run or None, agent or None, level or None, code or None)
+    return _file(request, session, "events.jsonl", lambda session, page: events.listed(session, wanted, page))
+
+
+@router.get("/audit.jsonl", dependencies=viewer)
+def acts(request: Request, session: ReadDep, name: Word = "") -> Response:
+    """The oldest first, as `fedcoord audit verify` wants the whole of it."""
+    return _file(request, session, "audit.jsonl", partial(lists.acts, newest_first=False, name=name or None))
+
+
+def _file(request: Request, session: Session, name: str, read: Read) -> Response:
+    first = read(session, Page(limit=ROWS))  # what is wrong with the question is said before the file begins
+    lines = _lines(request.app.state.database, first, read)
+    return StreamingResponse(lines, media_type="application/jsonl", headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _lines(database: Database, found: Listed[BaseModel], read: Read) -> Iterator[str]:
+    while True:
+        yield "".join(f"{item.model_dump_json()}\n" for item in found.items)
+        if found.next is None:
+            return
+        with database.reading() as session:
+            found = read(session, Page(found.next, ROWS))
