@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.route import ReadDep
@@ -21,7 +20,7 @@ viewer = [Depends(ABrowser())]
 ROWS = 1000
 """A transaction reads so many: a long list holds up nobody, nor is it ever whole in memory."""
 Word = Annotated[str, Query(max_length=200)]
-Read = Callable[[Session, Page], Listed[BaseModel]]
+Read = Callable[[Session, Page], Listed[Any]]
 
 
 @router.get("/events.jsonl", dependencies=viewer)
@@ -50,7 +49,7 @@ def _file(request: Request, session: Session, name: str, read: Read) -> Response
     return StreamingResponse(lines, media_type="application/jsonl", headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
-def _lines(database: Database, found: Listed[BaseModel], read: Read) -> Iterator[str]:
+def _lines(database: Database, found: Listed[Any], read: Read) -> Iterator[str]:
     while True:
         yield "".join(f"{item.model_dump_json()}\n" for item in found.items)
         if found.next is None:
