@@ -54,5 +54,9 @@ def _lines(database: Database, found: Listed[Any], read: Read) -> Iterator[str]:
         yield "".join(f"{item.model_dump_json()}\n" for item in found.items)
         if found.next is None:
             return
-        with database.reading() as session:
-            found = read(session, Page(found.next, ROWS))
+        found = _read(database, read, found.next)
+
+
+def _read(database: Database, read: Read, after: str) -> Listed[Any]:
+    with database.reading() as session:
+        return read(session, Page(after, ROWS))
