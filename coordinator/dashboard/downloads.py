@@ -1,6 +1,5 @@
 """`/admin/events.jsonl` and `/admin/audit.jsonl`: what the lists show, whole, as a file with one JSON object a line."""
 
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,8 +9,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.route import ReadDep
 from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute
-from fedcybgd.coordinator.db.base import Database
-from fedcybgd.coordinator.db.paging import Listed, Page
+from fedcybgd.coordinator.db.paging import Listed, Page, Read, walked
 from fedcybgd.coordinator.services.read import events, lists
 from fedcybgd.coordinator.services.read.events import Wanted
 
@@ -20,7 +18,6 @@ viewer = [Depends(ABrowser())]
 ROWS = 1000
 """A transaction reads so many: a long list holds up nobody, nor is it ever whole in memory."""
 Word = Annotated[str, Query(max_length=200)]
-Read = Callable[[Session, Page], Listed[Any]]
 
 
 @router.get("/events.jsonl", dependencies=viewer)
@@ -43,20 +40,11 @@ def acts(request: Request, session: ReadDep, name: Word = "") -> Response:
     return _file(request, session, "audit.jsonl", partial(lists.acts, newest_first=False, name=name or None))
 
 
-def _file(request: Request, session: Session, name: str, read: Read) -> Response:
+def _file(request: Request, session: Session, name: str, read: Read[Any]) -> Response:
     first = read(session, Page(limit=ROWS))  # what is wrong with the question is said before the file begins
-    lines = _lines(request.app.state.database, first, read)
+    lines = map(_text, walked(request.app.state.database, first, read, ROWS))
     return StreamingResponse(lines, media_type="application/jsonl", headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
-def _lines(database: Database, found: Listed[Any], read: Read) -> Iterator[str]:
-    while True:
-        yield "".join(f"{item.model_dump_json()}\n" for item in found.items)
-        if found.next is None:
-            return
-        found = _read(database, read, found.next)
-
-
-def _read(database: Database, read: Read, after: str) -> Listed[Any]:
-    with database.reading() as session:
-        return read(session, Page(after, ROWS))
+def _text(found: Listed[Any]) -> str:
+    return "".join(f"{item.model_dump_json()}\n" for item in found.items)

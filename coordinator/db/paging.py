@@ -1,7 +1,7 @@
 """Lists in pages: each begins after the last row of the one before it, so that a page costs the same however long the list is."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from fedcybgd.coordinator.db.base import UtcDateTime
+from fedcybgd.coordinator.db.base import Database, UtcDateTime
 from fedcybgd.coordinator.errors import Invalid
 
 T = TypeVar("T")
@@ -39,6 +39,20 @@ class Listed(Generic[T]):
 
     def map(self, change: Callable[[T], S]) -> "Listed[S]":
         return Listed([change(item) for item in self.items], self.next)
+
+
+Read = Callable[[Session, Page], Listed[T]]
+
+
+def walked(database: Database, first: Listed[T], read: Read[T], limit: int) -> Iterator[Listed[T]]:
+    """The pages of a list from the first on, each read in a transaction of its own that is over before the page is given."""
+    found = first
+    while True:
+        yield found
+        if found.next is None:
+            return
+        with database.reading() as session:
+            found = read(session, Page(found.next, limit))
 
 
 class Order:
