@@ -21,7 +21,7 @@ from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.services.upkeep import refusals
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.agents import AgentSelf, EnrolAnswer, EnrolRequest, KeyRequest, NewKey, ReadinessReport
-from fedcybgd.shared.contract.operators import AgentKeyRequest, RenameRequest, TokenAnswer, TokenRequest, TokenView
+from fedcybgd.shared.contract.operators import AgentKeyRequest, AgentNameRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.versions import VERSION, read
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.contract.words import ID, OFFERS
@@ -146,7 +146,7 @@ def release(name: str, session: WriteDep) -> Agent:
     "/agents/{name}/rename", summary="Rename an agent", response_model=AgentView,
     responses=errors(401, 403, 404, 409, 422), dependencies=[OperatorDep],
 )  # fmt: skip
-def rename(name: str, body: RenameRequest, session: WriteDep) -> Agent:
+def rename(name: str, body: AgentNameRequest, session: WriteDep) -> Agent:
     """Another name, and nothing else; refused as long as a run file names the agent."""
     return call_it(session, name, body.name, now())
 

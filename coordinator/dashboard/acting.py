@@ -20,7 +20,7 @@ from fedcybgd.coordinator.services.operate.release import release as let_out
 from fedcybgd.coordinator.services.operate.rename import rename as call_it
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
-from fedcybgd.shared.contract.operators import ModelRequest, RenameRequest, name_of
+from fedcybgd.shared.contract.operators import AgentNameRequest, ModelRequest, name_of
 from fedcybgd.shared.contract.words import ExportForm
 
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
@@ -163,7 +163,7 @@ def release(name: str, request: Request, body: FilledDep, session: WriteDep) -> 
 def rename(name: str, request: Request, body: Annotated[RenameFilled, Form()], session: WriteDep) -> Response:
     checked(request, body)
     try:
-        wanted = RenameRequest(name=body.name.strip())
+        wanted = AgentNameRequest(name=body.name.strip())
     except ValidationError as error:
         raise NameUnclear(
             "a name has letters, digits, dots, dashes and underscores, a hundred at most, and begins with a letter or digit"

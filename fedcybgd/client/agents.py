@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fedcybgd.client.connection import Connection, segment
-from fedcybgd.shared.contract.operators import AgentKeyRequest, RenameRequest, TokenAnswer, TokenRequest, TokenView
+from fedcybgd.shared.contract.operators import AgentKeyRequest, AgentNameRequest, TokenAnswer, TokenRequest, TokenView
 from fedcybgd.shared.contract.views import AgentView
 
 
@@ -45,7 +45,7 @@ class Agents:
 
     def rename(self, name: str, to: str) -> AgentView:
         """Give an agent another name. Raises `Refused` (`agent_name_taken`; `agent_named`: a run file names it)."""
-        return self._connection.do(AgentView, f"/agents/{segment(name)}/rename", RenameRequest(name=to))
+        return self._connection.do(AgentView, f"/agents/{segment(name)}/rename", AgentNameRequest(name=to))
 
     def delete(self, name: str) -> None:
         """Delete an agent that was revoked and has worked in no run that is still there. Raises `Refused` (`agent_in_use`)."""

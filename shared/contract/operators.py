@@ -27,7 +27,7 @@ class AgentKeyRequest(Message):
     expires_in_s: float = Field(3600, gt=0, le=31 * 86_400, description="seconds until the token expires unused")
 
 
-class RenameRequest(Message):
+class AgentNameRequest(Message):
     name: Name = Field(description="what it is called from now on")
 
 

@@ -249,7 +249,7 @@ def test_where_there_is_nothing_it_says_what_to_do(coordinators: Callable[..., L
 
 
 def test_lists_are_downloaded_whole(live: LiveCoordinator, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedcybgd.coordinator.dashboard.downloads.ROWS", 7)
+    monkeypatch.setattr("fedcybgd.coordinator.dashboard.downloads.ROWS", 3)
     code, client = fresh("many").replace("-", "_"), viewer(live)
     with live.database.transaction() as session:
         for number in range(20):
@@ -261,4 +261,4 @@ def test_lists_are_downloaded_whole(live: LiveCoordinator, run: str, monkeypatch
     refused(client.get("/admin/events.jsonl?run=no-such"), 404, "not_found")
     assert client.get("/admin/events.jsonl?code=nothing_of_it").text == ""
     acts = [AuditEntry.model_validate_json(line) for line in client.get("/admin/audit.jsonl").text.splitlines()]
-    assert check_audit(iter(acts))[0] == len(acts) > 7
+    assert check_audit(iter(acts))[0] == len(acts) > 3
