@@ -9,7 +9,7 @@ WORKERS ?= 3
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: help docs-site locks sbom images-lint setup demo demo-lm test suite browser test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
+.PHONY: s3 help docs-site locks sbom images-lint setup demo demo-lm test suite browser test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[coordinator,postgresql,parquet,images,hub,demo,adam8bit,tokenizers,tensorboard,plots,browser,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[coordinator,postgresql,s3,parquet,images,hub,demo,adam8bit,tokenizers,tensorboard,plots,browser,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## Make .venv and install everything (the other targets do so by themselves)
@@ -45,6 +45,10 @@ test-all: setup lint types ## The same with every test on both databases, for a 
 
 chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, REPLICAS=3 coordinators, or POINTS=all to die at each named point
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)') $(if $(REPLICAS),--replicas $(REPLICAS))
+
+s3: setup ## The contract of stores and uploads on a real S3 server, which is installed beside .venv (about two minutes)
+	test -x .venv-s3/bin/swift-proxy-server || { $(PYTHON) -m venv .venv-s3 && .venv-s3/bin/python -m pip install --quiet --disable-pip-version-check 'swift==2.38.3' 'setuptools<80'; }
+	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py -k s3
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)

@@ -14,10 +14,11 @@ from sqlalchemy import make_url
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import existing_database, sqlite_file
+from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_store
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore, open_place
 from fedcybgd.shared.files.volumes import move
 
 CHUNK = 1 << 20
@@ -53,7 +54,7 @@ def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lam
     """
     check_target(settings, target)
     database = existing_database(settings)
-    store = open_store(settings.blobs)
+    store = open_place(place_of(settings))
     target.mkdir(parents=True, exist_ok=True)
     target.chmod(0o700)
     try:
@@ -67,7 +68,7 @@ def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lam
         if missing := sorted((needed - done.keys()) | lost):
             with database.reading() as session:
                 names = "; ".join(f"{mending.names_of(session, digest)} ({digest})" for digest in missing[:10])
-            raise BackupFailed(f"{len(missing)} blobs are missing or damaged in {settings.blobs}: {names}", missing=missing)
+            raise BackupFailed(f"{len(missing)} blobs are missing or damaged in {place_of(settings)}: {names}", missing=missing)
     finally:
         database.close()
     return Backup(len(done), sum(fresh for fresh, _ in done.values()), sum(size for _, size in done.values()))

@@ -12,8 +12,10 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Instance
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import HomeUnusable
+from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.coordinator.storage import Place, StorageUnusable, label
 
 log = logging.getLogger("fedcoord")
 LABEL = "store.id"
@@ -26,25 +28,31 @@ class StoreDiffers(CoordinatorError):
 
 
 def check(session: Session, settings: Settings, home: str, now: datetime) -> None:
-    """Raise `StoreDiffers` where blobs and database do not go together. Whoever starts meanwhile waits.
+    """Raise `StoreDiffers` where blobs and database do not go together, or `StorageUnusable`. Whoever starts meanwhile waits.
 
-    A home with an SQLite file of its own has nobody to share with, and is not looked at.
+    A home with an SQLite file and blobs of its own has nobody to share with, and is not looked at.
     """
-    if settings.shared is None and not settings.url.startswith("postgresql"):
+    place = place_of(settings)
+    if settings.shared is None and place.url is None and not settings.url.startswith("postgresql"):
         return
     identity = instance.identity(session, now)
     session.flush()
-    store, whose = _label(settings.common, identity)
+    store, whose = _label(settings.common, identity) if place.url is None else _label_of_bucket(place, identity)
+    where, other = (
+        (settings.common, "directory with FEDCOORD_SHARED or FEDCOORD_HOME")
+        if place.url is None
+        else (place, "prefix with FEDCOORD_STORAGE")
+    )
     if whose != identity:
         raise StoreDiffers(
-            f"the blobs in {settings.common} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
-            f"for both. Name another directory with FEDCOORD_SHARED or FEDCOORD_HOME; or, if that database is gone for good, delete {LABEL} there"
+            f"the blobs in {where} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
+            f"for both. Name another {other}; or, if that database is gone for good, delete {LABEL} there"
         )
     known = session.scalars(select(Instance).where(Instance.id == identity)).one()
     if known.store not in (None, store) and replicas.is_another_alive(session, home, now):
         raise StoreDiffers(
-            f"a coordinator that lives on this database has its blobs elsewhere than in {settings.common}: all of them need one directory, "
-            "FEDCOORD_SHARED names it. If that one was just stopped or killed, start this one again in a moment"
+            f"a coordinator that lives on this database has its blobs elsewhere than in {where}: all of them need one place, "
+            "FEDCOORD_SHARED or FEDCOORD_STORAGE names it. If that one was just stopped or killed, start this one again in a moment"
         )
     known.store = store
 
@@ -61,6 +69,16 @@ def tell_of_connections(session: Session, connections: int, now: datetime) -> No
             "or its max_connections higher",
             wanted, left,
         )  # fmt: skip
+
+
+def _label_of_bucket(place: Place, identity: str) -> tuple[str, str]:
+    assert place.url is not None
+    text = label(place.url, LABEL, f"sto_{secrets.token_hex(8)} {identity}\n")
+    try:
+        store, whose = text.split()
+    except ValueError as error:
+        raise StorageUnusable(f"{LABEL} in {place} is none that a coordinator wrote: {text[:100]!r}") from error
+    return store, whose
 
 
 def _label(folder: Path, identity: str) -> tuple[str, str]:

@@ -6,8 +6,9 @@ from functools import partial
 
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore, Uploads, open_store, open_uploads
+from fedcybgd.coordinator.storage import BlobStore, Uploads, open_place, open_uploads
 from fedcybgd.coordinator.wakes.base import Wakes
 from fedcybgd.coordinator.wakes.local import LocalWakes
 from fedcybgd.coordinator.wakes.postgres import PostgresWakes
@@ -25,9 +26,9 @@ MakeParts = Callable[[Settings], Parts]
 
 
 def local(settings: Settings) -> Parts:
-    """Blobs and uploads in a directory, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
-    store = open_store(settings.blobs)
-    engine = partial(EngineProcess, settings.blobs, settings.engine_threads)
+    """Blobs in a directory or in object storage, uploads in a directory, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
+    store = open_place(place_of(settings))
+    engine = partial(EngineProcess, place_of(settings), settings.engine_threads)
     return Parts(store, open_uploads(settings.uploads, store), engine, wakes_of(settings.url))
 
 

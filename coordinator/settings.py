@@ -17,6 +17,14 @@ class Settings(BaseSettings):
         description="directory of blobs, uploads and secrets, where several coordinators on one PostgreSQL database have them in common; "
         "default: the home",
     )
+    storage: str | None = Field(
+        None,
+        description="s3://bucket/prefix, where blobs are kept in S3 or what is compatible with it; keys, region and endpoint are those of the "
+        "environment (AWS_ACCESS_KEY_ID …); default: a directory",
+    )
+    storage_cache_gb: float = Field(
+        20, gt=0, description="copies of blobs of the object storage on this machine's disk at the most, beside those in use, in 1e9 bytes"
+    )
     database_url: str | None = Field(None, description="postgresql://…; default: an SQLite file in the home directory")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8440, ge=0, le=65535, description="port to listen on; 0 takes a free one")

@@ -11,11 +11,12 @@ from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.domain.verification import History, KeptVersion, check_rows
 from fedcybgd.coordinator.home import DatabaseUnusable, existing_database, understood
 from fedcybgd.coordinator.jobs import recomputing
+from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
 from fedcybgd.coordinator.services.read import history as histories
 from fedcybgd.coordinator.services.records import audit
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, OverlayStore, open_store
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, EngineStore, Place, open_overlay, open_place
 from fedcybgd.shared.contract.manifests import FileRef
 
 
@@ -46,19 +47,19 @@ def verify(settings: Settings, name: str, quick: bool = False) -> Verified:
     `quick`: no version is made again; rows and digests are looked at.
     """
     database = existing_database(settings)
-    with contextlib.closing(database), _undeleted(settings.blobs), tempfile.TemporaryDirectory(prefix="fedcoord-verify-") as aside:
+    with contextlib.closing(database), _undeleted(place_of(settings)), tempfile.TemporaryDirectory(prefix="fedcoord-verify-") as aside:
         files, history = _read(settings, database, name)
         check_rows(history)
         with understood(settings), database.reading() as session:
             acts, last_hash = audit.check(session)
-        store = OverlayStore(Path(aside), [settings.blobs])
+        store = open_overlay(Path(aside), place_of(settings))
         for file in files:
             with _named(f"{file.name} of run {history.run}"):
                 store.check(file.digest)
         return Verified(*_check_bytes(store, history, quick), history.rounds_done, acts, last_hash)
 
 
-def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[int, int, int]:
+def _check_bytes(store: EngineStore, history: History, quick: bool) -> tuple[int, int, int]:
     """How many versions there are, how many of them were made again, and of how many deltas."""
     rows = [row for known in history.versions.values() for row in known.values()]
     again, averages = (
@@ -83,7 +84,7 @@ def _check_bytes(store: OverlayStore, history: History, quick: bool) -> tuple[in
     return len(rows), 0 if quick else len(again) + len(averages), deltas
 
 
-def _check_deltas(store: OverlayStore, rows: Iterable[KeptVersion]) -> int:
+def _check_deltas(store: EngineStore, rows: Iterable[KeptVersion]) -> int:
     seen: set[str] = set()
     for row in rows:
         for term in row.change.terms if row.change else ():
@@ -108,11 +109,11 @@ def _read(settings: Settings, database: Database, name: str) -> tuple[list[FileR
 
 
 @contextlib.contextmanager
-def _undeleted(blobs: Path) -> Iterator[None]:
+def _undeleted(place: Place) -> Iterator[None]:
     """Have a coordinator delete nothing meanwhile; of a copy that may not be written nobody does."""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(PermissionError):
-            held.enter_context(open_store(blobs).hold())
+            held.enter_context(open_place(place).hold())
         yield
 
 

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.errors": {"shared.contract"},
     "coordinator.settings": set(),
     "coordinator.beating": {"shared.host", "coordinator.db", SERVICES},
-    "coordinator.common": {"coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.settings", SERVICES},
+    "coordinator.common": {"coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.places", "coordinator.storage", "coordinator.settings", SERVICES},
     "coordinator.absence": {"coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.attendance": {"shared.contract", "coordinator.db", "coordinator.domain", SERVICES},
     "coordinator.replays": {"shared.contract", "coordinator.errors"},
@@ -71,7 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.pictures": {"shared.contract", "coordinator.domain"},
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api", "coordinator.pictures"},
     "coordinator.commands": {"shared", "client", "local", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
-    "coordinator.parts": {"coordinator.jobs", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
+    "coordinator.places": {"coordinator.settings", "coordinator.storage"},
+    "coordinator.parts": {"coordinator.jobs", "coordinator.places", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
         "coordinator.parts", "coordinator.common", "coordinator.beating",
         "coordinator.absence", "coordinator.home", "coordinator.attendance", "coordinator.replays", "coordinator.api", "coordinator.dashboard", "coordinator.jobs",
@@ -82,8 +83,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.sweeper": DATA
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
     "coordinator.serve": DATA | {"shared.host", "coordinator.common", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
-    "coordinator.backup": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
-    "coordinator.verify": DATA | {"coordinator.home", "coordinator.jobs", SERVICES, "coordinator.settings"},
+    "coordinator.backup": DATA | {"shared.host", "coordinator.places", "coordinator.home", SERVICES, "coordinator.settings"},
+    "coordinator.verify": DATA | {"coordinator.home", "coordinator.places", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.provenance": DATA | {"coordinator.jobs"},
     "coordinator.cli": DATA | {
         "coordinator.provenance",

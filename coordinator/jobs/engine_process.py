@@ -6,12 +6,11 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from ctypes import c_double
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.storage import Place, open_place
 from fedcybgd.shared.host import interrupt
 
 TELL_EVERY_S = 1.0
@@ -20,8 +19,8 @@ NOTICED_S = 0.01
 
 
 class EngineProcess:
-    def __init__(self, blobs: Path, threads: int) -> None:
-        self._blobs = str(blobs)
+    def __init__(self, place: Place, threads: int) -> None:
+        self._place = place
         # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
         spawned = get_context("spawn")
         self._used: Any = spawned.RawValue(c_double)
@@ -30,7 +29,7 @@ class EngineProcess:
             self._pool.submit(_warm_up, threads)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
-        return self._pool.submit(_run, kind, payload, self._blobs)
+        return self._pool.submit(_run, kind, payload, self._place)
 
     def cpu_s(self) -> float:
         return float(self._used.value)
@@ -67,7 +66,7 @@ def _warm_up(threads: int) -> int:
     return warm_up(threads)
 
 
-def _run(kind: str, payload: BaseModel, blobs: str) -> BaseModel:
+def _run(kind: str, payload: BaseModel, place: Place) -> BaseModel:
     from fedcybgd.coordinator.engine.entries import run
 
-    return run(kind, payload, open_store(Path(blobs)))
+    return run(kind, payload, open_place(place))

@@ -18,7 +18,7 @@ from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
-from fedcybgd.coordinator.storage import StoreFull
+from fedcybgd.coordinator.storage import StorageAway, StoreFull
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import logs
 
@@ -140,13 +140,13 @@ class LaneThread:
         self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject, utcnow()))
 
     def _run_once(self, job: Taken) -> BaseModel:
-        """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk is waited for: that is nobody's failure."""
-        return self._patience.take(f"write what job {job.id} ({job.kind}) makes", lambda: self._result(job), self._is_full)
+        """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk, or a storage that is away, is waited for: that is nobody's failure."""
+        return self._patience.take(f"write what job {job.id} ({job.kind}) makes", lambda: self._result(job), self._passes)
 
-    def _is_full(self, error: Exception) -> bool:
+    def _passes(self, error: Exception) -> bool:
         if isinstance(error, StoreFull):
             self._full(error)
-        return isinstance(error, StoreFull)
+        return isinstance(error, StoreFull | StorageAway)
 
     def _result(self, job: Taken) -> BaseModel:
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from fedcybgd.coordinator.storage.base import EngineStore
 from fedcybgd.coordinator.storage.full import full_disk_told
-from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 
 PART, TAKEN, KEPT = ".part", ".taken", ".kept"
@@ -23,7 +23,7 @@ WAIT_S, LOOK_EVERY_S = 30.0, 0.02
 
 
 class LocalUploads:
-    def __init__(self, folder: Path, store: LocalBlobStore) -> None:
+    def __init__(self, folder: Path, store: EngineStore) -> None:
         self._folder, self._store = folder, store
 
     def offset(self, key: UploadKey) -> int:
@@ -121,7 +121,7 @@ class LocalUploads:
 
 
 class LocalTaken:
-    def __init__(self, store: LocalBlobStore, digest: str, path: Path, kept: Path) -> None:
+    def __init__(self, store: EngineStore, digest: str, path: Path, kept: Path) -> None:
         self._store, self._digest, self._path, self._kept = store, digest, path, kept
 
     def open(self) -> BinaryIO:

@@ -1,9 +1,11 @@
-"""Reads blobs from directories that are left as they are; what is made of them lies aside."""
+"""Reads blobs from where they are left as they are; what is made of them lies aside."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from fedcybgd.coordinator.storage.base import BlobDamaged, BlobMissing
+from fedcybgd.coordinator.storage.base import BlobDamaged, BlobMissing, EngineStore
 from fedcybgd.coordinator.storage.local import VERIFIER, LocalBlobStore
 from fedcybgd.shared.contract.digests import digest_of_file
 
@@ -40,3 +42,28 @@ class OverlayStore(LocalBlobStore):
         """As a store keeps it, or by its digest alone."""
         places = [self._place(digest), *(place for root in self._below for place in (root / digest[:2] / digest, root / digest))]
         return next((place for place in places if place.is_file()), None)
+
+
+class StoreBeyond(LocalBlobStore):
+    """The same over another store; what that finds damaged it sets aside as ever."""
+
+    def __init__(self, aside: Path, below: EngineStore) -> None:
+        super().__init__(aside)
+        self._below = below
+
+    def has(self, digest: str) -> bool:
+        return super().has(digest) or self._below.has(digest)
+
+    def size(self, digest: str) -> int:
+        return super().size(digest) if super().has(digest) else self._below.size(digest)
+
+    def check(self, digest: str) -> None:
+        return super().check(digest) if super().has(digest) else self._below.check(digest)
+
+    def open(self, digest: str) -> BinaryIO:
+        return super().open(digest) if super().has(digest) else self._below.open(digest)
+
+    @contextmanager
+    def localised(self, digest: str) -> Iterator[Path]:
+        with super().localised(digest) if super().has(digest) else self._below.localised(digest) as path:
+            yield path

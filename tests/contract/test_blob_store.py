@@ -3,21 +3,24 @@
 import errno
 import mmap
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import pytest
 
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, EngineStore, StoreFull, local, open_store
-from fedcybgd.coordinator.storage.local import LEFTOVER_AFTER_S, LocalBlobStore
+from fedcybgd.coordinator.storage.cache import BlobCache
+from fedcybgd.coordinator.storage.object import ObjectBlobStore
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
+from tests.support import buckets
 from tests.support.memory_store import Memory, MemoryStore
 
 DATA = bytes(range(256)) * 1000
@@ -28,12 +31,14 @@ ABSENT = digest_of(b"never stored")
 class Backing(Protocol):
     """An implementation, and what a test must be able to do to it from outside."""
 
+    links: bool
+
     def open(self) -> EngineStore:
         """The store, as another process would open it."""
         ...
 
     def contents(self) -> dict[str, bytes]:
-        """Everything that it keeps, finished or not, by name."""
+        """All bytes that it keeps, finished or not, by name."""
         ...
 
     def spoil(self, digest: str) -> None:
@@ -46,6 +51,8 @@ class Backing(Protocol):
 
 
 class LocalBacking:
+    links = False
+
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root, self._monkeypatch = folder / "blobs", monkeypatch
 
@@ -61,23 +68,30 @@ class LocalBacking:
 
     @contextmanager
     def full(self, when: str) -> Iterator[None]:
-        opened = Path.open
-
-        def no_room(*_: Any, **__: Any) -> Any:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def open_full(path: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
-            if "w" not in mode:
-                return opened(path, mode, *args, **more)
-            if when == "open":
-                no_room()
-            return FullFile(opened(path, mode, *args, **more), when)
-
-        with self._monkeypatch.context() as patch:
-            patch.setattr(Path, "open", open_full)
+        with full_disk(self._monkeypatch, when) as patch:
             if when == "finish":
                 patch.setattr(local.os, "fsync", no_room)
             yield
+
+
+def no_room(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, when: str) -> Iterator[pytest.MonkeyPatch]:
+    opened = Path.open
+
+    def open_full(path: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
+        if "w" not in mode:
+            return opened(path, mode, *args, **more)
+        if when == "open":
+            no_room()
+        return FullFile(opened(path, mode, *args, **more), when)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_full)
+        yield patch
 
 
 class FullFile:
@@ -97,6 +111,8 @@ class FullFile:
 
 
 class MemoryBacking:
+    links = False
+
     def __init__(self, _folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
         self._memory = Memory()
 
@@ -117,7 +133,41 @@ class MemoryBacking:
         self._memory.blobs[digest] = (b"?" + data[1:], written)
 
 
-BACKINGS: dict[str, Callable[..., Backing]] = {"local": LocalBacking, "memory": MemoryBacking}
+class ObjectBacking:
+    """Each opening has a disk of its own for copies, as on another machine."""
+
+    def __init__(self, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.links = kind == "s3"
+        self._folder, self._monkeypatch = folder, monkeypatch
+        self._bucket = buckets.KINDS[kind](folder, monkeypatch)
+        self._disks = count()
+
+    def open(self) -> EngineStore:
+        return ObjectBlobStore(self._bucket(), BlobCache(self._folder / f"disk-{next(self._disks)}", 1 << 30))
+
+    def contents(self) -> dict[str, bytes]:
+        aside = [path for path in self._folder.glob("disk-*/incoming/*") if path.is_file()]
+        return {name.rpartition("/")[2]: data for name, data in buckets.objects(self._bucket()).items()} | {
+            path.name: path.read_bytes() for path in aside
+        }
+
+    def spoil(self, digest: str) -> None:
+        name = f"blobs/{digest[:2]}/{digest}"
+        self._bucket().put(name, b"?" + (self._bucket().read(name) or b"")[1:])
+        for copy in self._folder.glob(f"disk-*/{digest[:2]}/{digest}"):
+            copy.unlink()
+
+    @contextmanager
+    def full(self, when: str) -> Iterator[None]:
+        with buckets.full(self._monkeypatch) if when == "finish" else full_disk(self._monkeypatch, when):
+            yield
+
+
+BACKINGS: dict[str, Callable[..., Backing]] = {
+    "local": LocalBacking,
+    "memory": MemoryBacking,
+    **{f"objects-{kind}": partial(ObjectBacking, kind) for kind in buckets.KINDS},
+}
 """The second shows that the promises are no accident of files."""
 
 
@@ -201,9 +251,13 @@ class TestBlobStore:
         with backing.open().hold():
             assert store.is_held()
 
-    def test_a_link_is_an_address_or_nothing(self, store: BlobStore) -> None:
+    def test_a_link_is_an_address_or_nothing(self, backing: Backing, store: BlobStore) -> None:
         put(store)
-        assert store.link(DIGEST, 60) is None
+        link = store.link(DIGEST, 60)
+        assert (link is not None) == backing.links
+        if link is not None:
+            part = httpx.get(link, headers={"Range": "bytes=10-19"})
+            assert (part.status_code, part.content) == (206, DATA[10:20])
 
     def test_an_empty_blob_is_a_blob(self, store: BlobStore) -> None:
         digest = put(store, b"")
@@ -327,61 +381,3 @@ class TestBlobStore:
             first = reading.read(1000)
             put(store)  # the same blob, written again
             assert first + reading.read() == DATA
-
-
-class TestLocalBlobStore:
-    """What a crash leaves in the directory of the local store."""
-
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        LocalBlobStore(tmp_path)
-        return tmp_path
-
-    def test_what_a_killed_writer_left_is_no_blob(self, root: Path) -> None:
-        writer = LocalBlobStore(root).writer()
-        writer.write(DATA)  # and then the process was killed
-        assert len(list((root / "incoming").iterdir())) == 1
-        assert not LocalBlobStore(root).has(DIGEST)
-        assert put(LocalBlobStore(root)) == DIGEST
-
-    def test_what_a_killed_writer_left_is_swept_when_nobody_can_be_writing_it(self, root: Path) -> None:
-        old, fresh = root / "incoming" / "old.part", root / "incoming" / "fresh.part"
-        for path in (old, fresh):
-            path.write_bytes(DATA)
-        os.utime(old, (0, time.time() - LEFTOVER_AFTER_S - 1))
-        LocalBlobStore(root)
-        assert [p.name for p in (root / "incoming").iterdir()] == ["fresh.part"]
-
-    def test_a_sweep_leaves_a_writer_at_work_alone(self, root: Path) -> None:
-        with LocalBlobStore(root).writer() as writer:
-            writer.write(DATA[:1000])
-            LocalBlobStore(root)
-            writer.write(DATA[1000:])
-        assert LocalBlobStore(root).path(DIGEST).read_bytes() == DATA
-
-    def test_names_of_blobs_never_leave_the_directory(self, root: Path) -> None:
-        put(LocalBlobStore(root))
-        assert {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} == {f"{DIGEST[:2]}/{DIGEST}"}
-
-    def test_scratch_lies_in_the_store_and_goes_with_its_process(self, root: Path) -> None:
-        with LocalBlobStore(root).scratch() as folder:
-            (folder / "delta").write_bytes(DATA)
-            assert folder.parent == root / "incoming"
-            os.utime(folder, (1, 1))
-            LocalBlobStore(root)
-            assert (folder / "delta").exists(), "its process is at work"
-        assert list((root / "incoming").iterdir()) == []
-
-    def test_scratch_of_a_killed_process_is_deleted(self, root: Path) -> None:
-        script = "import sys, time, pathlib\nfrom fedcybgd.coordinator.storage import open_store\n"
-        script += "with open_store(pathlib.Path(sys.argv[1])).scratch() as f:\n    (f / 'delta').write_bytes(b'x')\n    print(f, flush=True)\n    time.sleep(60)"
-        with subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            left = Path(process.stdout.readline().strip())
-            process.kill()
-        assert (left / "delta").exists()
-        LocalBlobStore(root)
-        assert left.exists(), "it may have been made a moment ago"
-        os.utime(left, (1, 1))
-        LocalBlobStore(root)
-        assert not left.exists()

@@ -25,11 +25,12 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
+from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.serve import Server, configured, prepare_home
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import open_store
+from fedcybgd.coordinator.storage import open_place
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.coordinator.walls.rates import Rate
 from fedcybgd.coordinator.walls.rules import HowOften
@@ -45,7 +46,7 @@ LOOKS_S, RESTS_S = 0.1, 1.0
 
 def threads(settings: Settings) -> Parts:
     """As `fedcoord serve` has them, but for the engines."""
-    return replace(local(settings), new_engine=partial(EngineThread, open_store(settings.blobs)))
+    return replace(local(settings), new_engine=partial(EngineThread, open_place(place_of(settings))))
 
 
 class LiveCoordinator:
