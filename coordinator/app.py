@@ -40,11 +40,11 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
-from fedcybgd.coordinator.beating import Beating
+from fedcybgd.coordinator.beating import Beating, leave
 from fedcybgd.coordinator.dashboard import acting, downloads, files, look_pages, pages, run_pages
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
-from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
+from fedcybgd.coordinator.db.outage import OutageLog, is_away
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.jobs.kinds import Lane
 from fedcybgd.coordinator.domain.metrics import COUNTED
@@ -154,12 +154,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             raise
         app.state.identity = instance.identity(session, utcnow())
         absence.begin(session)
-        replica = app.state.replica = replicas.enter(session, home, utcnow())
+        replica = app.state.replica = replicas.enter(session, home, utcnow(), settings.own_lanes)
     absence.watch()
     with database.transaction() as session:
         missing.tell(session, parts.store, utcnow())
         common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say)
+    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes)
 
     def heard(signals: Signals) -> None:
         if signals.anew:
@@ -185,7 +185,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     carry(database, parts.wakes)
     database.counted = app.state.counters.add
     jobs.start()
-    beating = Beating(database, replica, home, lambda: len(waiting), app.state.outages)
+    beating = Beating(database, replica, home, lambda: len(waiting), app.state.outages, settings.own_lanes)
     beating.start()
     sweeper = asyncio.create_task(
         sweep(
@@ -220,7 +220,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tell_of_refusals(database, app.state.refusals, at_once=True)
         jobs.stop()
         beating.stop()
-        _leave(database, replica)
+        leave(database, replica)
         parts.wakes.close()
         database.close()
 
@@ -235,16 +235,6 @@ def _feed(database: Database) -> EventFeed[EventEntry]:
             return events.newest(session)
 
     return EventFeed(read, newest)
-
-
-def _leave(database: Database, replica: str) -> None:
-    try:
-        with database.transaction() as session:
-            replicas.leave(session, replica)
-    except Exception as error:
-        if not is_away(error):
-            raise
-        log.warning("the database is away (%s): what was under way waits until its lease ends, or the next start here", reason(error))
 
 
 def _known_error(request: Request, error: Exception) -> JSONResponse:

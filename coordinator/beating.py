@@ -1,11 +1,11 @@
-"""Says every few seconds that this coordinator lives, and how many agents wait at it."""
+"""Says every few seconds that this process lives, and how many agents wait at it; and that it is gone."""
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.services.records import replicas, spent
 from fedcybgd.shared.host.rarely import Rarely
 
@@ -15,8 +15,12 @@ log = logging.getLogger("fedcoord.beating")
 class Beating:
     """A thread, so that it depends on nothing but the database."""
 
-    def __init__(self, database: Database, replica: str, home: str, waiting_claims: Callable[[], int], outages: OutageLog) -> None:
-        self._database, self._replica, self._home = database, replica, home
+    def __init__(
+        self, database: Database, replica: str, home: str, waiting_claims: Callable[[], int], outages: OutageLog, lanes: Iterable[str],
+        serves: bool = True,
+    ) -> None:  # fmt: skip
+        """`lanes`: of which it does jobs; `serves`: it is a coordinator, no engine elsewhere."""
+        self._database, self._replica, self._home, self._lanes, self._serves = database, replica, home, lanes, serves
         self._waiting_claims, self._outages = waiting_claims, outages
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="beating", daemon=True)
@@ -34,10 +38,21 @@ class Beating:
         while not self._stopping.wait(replicas.BEAT_EVERY_S):
             try:
                 with self._database.transaction() as session:
-                    replicas.beat(session, self._replica, self._home, self._waiting_claims(), utcnow())
+                    replicas.beat(session, self._replica, self._home, self._waiting_claims(), utcnow(), self._lanes, self._serves)
                     spent.forget(session, utcnow())
             except Exception as error:
                 if is_away(error):
                     self._outages.say(error)
                 elif stumbles.is_due():
                     log.error("a sign of life was not written; it is tried again", exc_info=error)
+
+
+def leave(database: Database, replica: str) -> None:
+    """What the process had under way is anybody's."""
+    try:
+        with database.transaction() as session:
+            replicas.leave(session, replica)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        log.warning("the database is away (%s): what was under way waits until its lease ends, or the next start here", reason(error))

@@ -22,6 +22,7 @@ from fedcybgd.coordinator.commands import (
     agents,
     audit,
     compare,
+    engine,
     explain,
     exports,
     health,
@@ -51,12 +52,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 groups = {"models": models, "agents": agents, "run": runs, "exports": exports, "held-out": held_out}
 for name, group in groups.items():
     app.add_typer(group.app, name=name)
-app.command()(plan.plan)
-app.command()(compare.compare)
-app.command()(init.init)
-app.command()(explain.explain)
-app.command()(health.health)
-app.command()(predict.predict)
+for command in (plan.plan, compare.compare, init.init, explain.explain, health.health, predict.predict, engine.engine):
+    app.command()(command)
 app.command("try")(trial.try_run)
 key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
 db_app = typer.Typer(no_args_is_help=True, help="The database.")
@@ -169,6 +166,8 @@ def status(as_json: Json = False) -> None:
     terminal.say(f"{active} of {len(view.agents)} agents active, {view.waiting_claims} waiting, {len(view.leases)} training")
     if view.coordinators > 1:
         terminal.say(f"{view.coordinators} coordinators")
+    if view.engines:
+        terminal.say(f"engines elsewhere: {view.engines}")
     if view.signing_key is not None:
         terminal.say(f"signing key {view.signing_key}")
     for run in view.runs[:10]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Instance
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import HomeUnusable
+from fedcybgd.coordinator.home import HomeUnusable, NoCoordinator
 from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.services.records import instance, replicas
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import Place, StorageUnusable, label
+from fedcybgd.coordinator.storage import Place, StorageUnusable, label, reach
 
 log = logging.getLogger("fedcoord")
 LABEL = "store.id"
@@ -55,6 +56,35 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
             "FEDCOORD_SHARED or FEDCOORD_STORAGE names it. If that one was just stopped or killed, start this one again in a moment"
         )
     known.store = store
+
+
+def check_blobs(session: Session, settings: Settings) -> None:
+    """Raise `StoreDiffers` unless the blobs here are those of the coordinators on this database; `HomeUnusable` or `StorageUnusable` where
+    they cannot be written.
+
+    For whoever does jobs for them; no place becomes theirs by it.
+    """
+    known = session.scalars(select(Instance)).one_or_none()
+    if known is None:
+        raise NoCoordinator("no coordinator has used this database yet; `fedcoord serve` begins with it")
+    place = place_of(settings)
+    if settings.shared is not None or place.url is not None or settings.url.startswith("postgresql"):
+        where = settings.common if place.url is None else place
+        labelled = (settings.common / LABEL).is_file() if place.url is None else reach(place.url).read(LABEL) is not None
+        if labelled:
+            labelled = (known.store, known.id) == (
+                _label(settings.common, known.id) if place.url is None else _label_of_bucket(place, known.id)
+            )
+        if not labelled:
+            raise StoreDiffers(
+                f"the coordinators on this database have their blobs elsewhere than in {where}: FEDCOORD_SHARED or FEDCOORD_STORAGE names the place"
+            )
+    if place.url is None:
+        try:
+            with tempfile.TemporaryFile(dir=place.folder):
+                pass
+        except OSError as error:
+            raise HomeUnusable(f"{place.folder}, where the coordinators have their blobs, cannot be written: {error.strerror}") from error
 
 
 def tell_of_connections(session: Session, connections: int, now: datetime) -> None:

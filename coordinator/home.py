@@ -46,7 +46,7 @@ class DatabaseUnusable(CoordinatorError):
 
 
 class SchemaTooOld(CoordinatorError):
-    """The database is of an earlier schema, and nobody has said that it is brought to the newest at a start."""
+    """The database is of an earlier schema, and it is not for this process to bring it to the newest."""
 
     code = "schema_too_old"
 
@@ -55,12 +55,15 @@ def bring_up(database: Database, settings: Settings) -> None:
     """Have the newest schema, at a start. Raises `SchemaTooOld` where only a person makes it so."""
     if settings.migrate == "start":
         migrate.upgrade(database.engine)
-    elif (found := migrate.current(database.engine)) != migrate.newest():
+    else:
+        check_schema(database, "and FEDCOORD_MIGRATE=never: `fedcoord db upgrade` brings it there")
+
+
+def check_schema(database: Database, what_then: str) -> None:
+    """Raise `SchemaTooOld`, which ends in `what_then`, unless the database is of the newest schema; and `CommandError` of a newer one."""
+    if (found := migrate.current(database.engine)) != migrate.newest():
         migrate.check_known(found)
-        raise SchemaTooOld(
-            f"the database is of schema {found or 'none'}, this program needs {migrate.newest()}, and FEDCOORD_MIGRATE=never: "
-            "`fedcoord db upgrade` brings it there"
-        )
+        raise SchemaTooOld(f"the database is of schema {found or 'none'}, this program needs {migrate.newest()}, {what_then}")
 
 
 @contextmanager

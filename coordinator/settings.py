@@ -7,6 +7,8 @@ from platformdirs import user_data_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fedcybgd.coordinator.domain.jobs.kinds import Lane
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FEDCOORD_", extra="ignore")
@@ -40,6 +42,10 @@ class Settings(BaseSettings):
     )
     hosts: str | None = Field(
         None, description="names, with commas between them, by which this coordinator may be called (the heading Host); default: any"
+    )
+    lanes: Literal["all", "none", "quick", "slow"] = Field(
+        "all",
+        description="lanes of jobs that the coordinator does itself; for the others there must be a `fedcoord engine` somewhere",
     )
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
     migrate: Literal["start", "never"] = Field(
@@ -92,6 +98,10 @@ class Settings(BaseSettings):
     def names(self) -> frozenset[str]:
         """The hosts, one by one."""
         return frozenset(name.strip().lower() for name in (self.hosts or "").split(",") if name.strip())
+
+    @property
+    def own_lanes(self) -> list[Lane]:
+        return [lane for lane in Lane if self.lanes in ("all", lane)]
 
     @property
     def through_proxies(self) -> bool:

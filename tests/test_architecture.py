@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent.trainer": {"shared", "agent.messages", "agent.training", "agent.sandbox"},
     "migrations": {"coordinator.db"},
     "coordinator.errors": {"shared.contract"},
-    "coordinator.settings": set(),
+    "coordinator.settings": {"coordinator.domain"},
     "coordinator.beating": {"shared.host", "coordinator.db", SERVICES},
     "coordinator.common": {"coordinator.db", "coordinator.errors", "coordinator.home", "coordinator.places", "coordinator.storage", "coordinator.settings", SERVICES},
     "coordinator.absence": {"coordinator.db", "coordinator.domain", SERVICES},
@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.dashboard": {"shared.contract", "coordinator.errors", "coordinator.domain", "coordinator.db", SERVICES, "coordinator.api", "coordinator.pictures"},
     "coordinator.commands": {"shared", "client", "local", "coordinator.domain", "coordinator.errors", "coordinator.settings"},
     "coordinator.places": {"coordinator.settings", "coordinator.storage"},
+    "coordinator.commands.engine": {"coordinator.commands", "coordinator.elsewhere", "shared.host"},
     "coordinator.parts": {"coordinator.jobs", "coordinator.places", "coordinator.settings", "coordinator.storage", "coordinator.wakes"},
     "coordinator.app": DATA | {
         "coordinator.parts", "coordinator.common", "coordinator.beating",
@@ -82,6 +83,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator.webhook": DATA | {"shared.host", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.sweeper": DATA
     | {"shared.host", "coordinator.absence", "coordinator.attendance", SERVICES, "coordinator.settings", "coordinator.wakes"},
+    "coordinator.elsewhere": DATA | {
+        "coordinator.beating", "coordinator.common", "coordinator.home", "coordinator.jobs", "coordinator.parts", "coordinator.settings",
+        "coordinator.sweeper", "coordinator.wakes", SERVICES, "shared.host",
+    },
     "coordinator.serve": DATA | {"shared.host", "coordinator.common", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings", "coordinator.walls"},
     "coordinator.backup": DATA | {"shared.host", "coordinator.places", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.places", "coordinator.jobs", SERVICES, "coordinator.settings"},

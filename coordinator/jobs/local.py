@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
@@ -19,10 +19,17 @@ log = logging.getLogger("fedcoord.jobs")
 class LocalJobs:
     """One thread and one engine a lane, and one thread that renews the leases of all."""
 
-    def __init__(self, database: Database, new_engine: NewEngine, owner: str, full: Callable[[StoreFull], None]) -> None:
-        """`full` hears of a disk that is, and for which a job waits."""
+    def __init__(
+        self,
+        database: Database,
+        new_engine: NewEngine,
+        owner: str,
+        full: Callable[[StoreFull], None],
+        lanes: Iterable[kinds.Lane] = kinds.Lane,
+    ) -> None:
+        """`full` hears of a disk that is, and for which a job waits; what is in other `lanes` others do."""
         self._database = database
-        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner, full) for lane in kinds.Lane}
+        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner, full) for lane in lanes}
         self._stopping = threading.Event()
         self._renewing = threading.Thread(target=self._renew_all, name="job-leases", daemon=True)
 
@@ -32,7 +39,7 @@ class LocalJobs:
         self._renewing.start()
 
     def wake(self, lanes: Collection[str]) -> None:
-        for lane in lanes:
+        for lane in self._lanes.keys() & set(lanes):
             self._lanes[lane].wake()
 
     def stop(self) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "open_place",
     "open_store",
     "open_uploads",
+    "reach",
 ]
 
 

@@ -281,6 +281,7 @@ class StatusView(BaseModel):
     now: datetime
     waiting_claims: int = Field(description="agents that wait for work right now, at all coordinators on the database")
     coordinators: int = Field(1, description="that live on the database, this one with them")
+    engines: int = Field(0, description="`fedcoord engine` that live on the database")
     runs: list[RunSummary] = Field(description="the newest fifty")
     agents_by_state: dict[str, int] = {}
     agents: list[AgentView] = Field(description="the first fifty by name")

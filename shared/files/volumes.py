@@ -1,4 +1,4 @@
-"""Moves files, also from one file system to another: directories of one home may lie on different volumes."""
+"""Moves files, also from one file system to another: directories of one home may lie on different volumes, some on another machine."""
 
 import errno
 import os
@@ -6,7 +6,21 @@ import secrets
 import shutil
 from pathlib import Path
 
+import psutil
+
 CHUNK = 1 << 20
+NETWORK = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs",
+    "nfs4", "smb3", "smbfs", "virtiofs",
+})  # fmt: skip
+"""What Linux calls file systems whose files other machines may write too"""
+
+
+def network_file_system(place: Path) -> str | None:
+    """What the file system of `place` is called if other machines may use it too, as far as is known."""
+    mounted = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
+    kind = next((mounted[folder] for folder in place.resolve().parents if folder in mounted), "")
+    return kind if kind in NETWORK else None
 
 
 def settle(folder: Path) -> None:

@@ -155,6 +155,7 @@ def test_a_program_of_before_lives_beside_those_of_now(database: Database) -> No
         values = {"id": "rep_old", "home": "hom_old", "now": now}
         session.execute(text("INSERT INTO replica (id, home, started_at, seen_at) VALUES (:id, :home, :now, :now)"), values)
         assert [(one.id, one.waiting_claims, one.version) for one in replicas.alive(session, now)] == [("rep_old", 0, None)]
+        assert replicas.lanes_done(session, now) == {"quick", "slow"}
         assert replicas.is_another_alive(session, "hom_new", now)
 
 

@@ -22,7 +22,11 @@ from fedcybgd.shared.host.terminal import Terminal
 from tests.support.hostile import Answer, Asked, serving
 
 PROGRAMS = {"fedcoord": coordinator_cli, "fedagent": agent_cli}
-WITHOUT_JSON = {"fedcoord serve": "it has --ready-file", "fedagent run": "it works until it is stopped; log_format is its own"}
+WITHOUT_JSON = {
+    "fedcoord serve": "it has --ready-file",
+    "fedcoord engine": "it works until it is stopped; FEDCOORD_LOG_FORMAT is for programs",
+    "fedagent run": "it works until it is stopped; log_format is its own",
+}
 # These need no coordinator and no agent: they do what they are asked, or say what is wrong with the file.
 ALONE = {"fedagent policy-file"}
 ALSO = {"fedcoord run rollback": ["--best"], "fedcoord run track": ["--tensorboard", "curves"]}

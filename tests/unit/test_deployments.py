@@ -130,13 +130,16 @@ def test_a_composition_is_of_real_parts(composed: dict[str, Any]) -> None:
     for name, service in services.items():
         assert set(service) <= {
             "image", "build", "restart", "environment", "ports", "volumes", "networks", "depends_on", "profiles", "healthcheck",
-            "read_only", "tmpfs", "cap_drop", "security_opt", "stop_grace_period",
+            "read_only", "tmpfs", "cap_drop", "security_opt", "stop_grace_period", "command",
         }, name  # fmt: skip
         ours = "build" in service
         if ours:
             assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
             made = [line.split()[-1] for line in said(service["build"]["target"], "RUN") if line.startswith("install --directory")]
             assert service["build"]["target"] in STAGES
+            assert "command" not in service or is_command(
+                [*json.loads(said(service["build"]["target"], "ENTRYPOINT")[0]), *service["command"]]
+            )
         for variable in service.get("environment", {}):
             assert not ours or is_setting(variable) or variable == "PGPASSWORD", variable
         for other, how in service.get("depends_on", {}).items():
@@ -161,7 +164,7 @@ def test_a_composed_coordinator_starts(composed: dict[str, Any], monkeypatch: py
     """With these variables, those of the image, and whatever the operator gives for the rest."""
     environment = dict(word.split("=") for line in said("coordinator", "ENV") for word in line.split() if word.startswith("FEDCOORD_"))
     for name, value in (environment | composed["services"]["coordinator"]["environment"]).items():
-        monkeypatch.setenv(name, re.sub(r"\$\{[^}]*\}", "coordinator.example", value))
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+(?::-(\w+))?[^}]*\}", lambda given: given[1] or "coordinator.example", value))
     settings = Settings()
     check_listening(settings, None)
     if settings.proxies is not None:
@@ -216,7 +219,7 @@ def test_a_unit_is_watched_by_what_its_program_does(unit: Path) -> None:
     # No pause that is meant is as long: of the agent the longest is that for a proxy with a limit, of the coordinator a lock on its database.
     assert seconds >= (2 * 1.2 * LONG_WAIT_S if unit.stem == "fedagent" else 4 * 30)
     assert unit.stem != "fedagent" or seconds == HANGS_AFTER_S
-    assert said["Environment"] == f"{unit.stem.upper()}_HOME=/var/lib/{said['StateDirectory']}"
+    assert said["Environment"] == f"{unit.stem.partition('-')[0].upper()}_HOME=/var/lib/{said['StateDirectory']}"
 
 
 def test_agents_in_kubernetes_are_those_of_the_image() -> None:

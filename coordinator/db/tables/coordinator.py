@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy import ForeignKey, Index, String, Text, true
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, KEY, Base, UtcDateTime
@@ -47,18 +47,22 @@ class Instance(Base):
 
 
 class Replica(Base):
-    """A coordinator process that uses this database, and when it lived last."""
+    """A process that does work of this database, a coordinator or an engine elsewhere, and when it lived last."""
 
     __tablename__ = "replica"
     id: Mapped[str] = mapped_column(KEY, primary_key=True)
     home: Mapped[str] = mapped_column(KEY, index=True)
-    """id of the home that it holds: the next one there knows that this one is gone"""
+    """id of the home that it holds: the next one there knows that this one is gone; of an engine elsewhere its own id"""
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
     waiting_claims: Mapped[int] = mapped_column(server_default="0")
     """when it was seen last"""
     version: Mapped[str | None] = mapped_column(String(40))
     """of the program; null: of one that did not say so"""
+    serves: Mapped[bool] = mapped_column(server_default=true())
+    """it is a coordinator: agents are served, and leases looked after"""
+    lanes: Mapped[list[str] | None]
+    """of which it does jobs; null: it is of a version that did all"""
 
 
 class Event(Base):

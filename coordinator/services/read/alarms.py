@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Agent, Event, Run
+from fedcybgd.coordinator.db.models import Agent, Event, Job, Run
 from fedcybgd.coordinator.domain.agent import AgentState
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.read import pace
+from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.shared.contract.views import AlarmView, JobView
 
 NAMED, RUNS, LOOKED_AT = 5, 20, 200
@@ -25,6 +27,7 @@ def raised(session: Session, now: datetime, jobs: dict[str, int], running: Seque
         *_disks(full_disks),
         *_runs(session, now),
         *_jobs(jobs, running),
+        *_lanes(session, now),
         *_rejections(session, now),
         *_agents(session),
     ]
@@ -77,6 +80,18 @@ def _jobs(jobs: dict[str, int], running: Sequence[JobView]) -> Iterator[AlarmVie
             level="warning", code="jobs_failed", message=f"{failed} jobs of the engine have failed", count=failed,
             advice="The events say of each why; to resume a paused run tries its jobs again.",
         )  # fmt: skip
+
+
+def _lanes(session: Session, now: datetime) -> Iterator[AlarmView]:
+    """Jobs that nobody is there for."""
+    waiting = select(Job.lane, func.count(), func.min(Job.created_at)).where(Job.state == JobState.QUEUED).group_by(Job.lane)
+    for lane, count, since in session.execute(waiting).all():
+        if lane not in replicas.lanes_done(session, now):
+            yield AlarmView(
+                level="error", code="lane_unattended", count=count, since=since,
+                message=f"{count} jobs wait in the lane {lane}, and no process is there that does them",
+                advice=f"Start `fedcoord engine --lanes {lane}`, or a coordinator with FEDCOORD_LANES=all.",
+            )  # fmt: skip
 
 
 def _rejections(session: Session, now: datetime) -> Iterator[AlarmView]:

@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.path import openings, outlook
 from fedcybgd.coordinator.services.read import diagnosis
+from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
 
@@ -226,6 +227,7 @@ def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
             continue
         before = (Job.state.in_((JobState.QUEUED, JobState.RUNNING))) & (Job.lane == row.lane) & (Job.created_at < row.created_at)
         ahead = session.scalar(select(func.count()).select_from(Job).where(before)) or 0
-        yield WaitView(
-            kind="job", text=f"`{row.kind}` is queued, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
-        )
+        text = f"`{row.kind}` is queued, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
+        if row.lane not in replicas.lanes_done(session, now):
+            text += f", and nobody is there that does them: start `fedcoord engine --lanes {row.lane}`"
+        yield WaitView(kind="job", text=text)

@@ -94,6 +94,7 @@ def overview(session: Session, now: datetime, here: str, waiting_claims: int, fu
     return StatusView(
         version=version("fedcybgd"), signing_key=key.fingerprint if (key := signing.newest(session)) is not None else None, now=now,
         waiting_claims=waiting_claims + sum(one.waiting_claims for one in others), coordinators=1 + len(others),
+        engines=len(replicas.alive(session, now, serving=False)),
         runs=list(lists.runs(session, Page(limit=RUNS_SHOWN)).items),
         agents_by_state=agent_counts(session),
         agents=list(lists.agents(session, Page(limit=AGENTS_SHOWN)).items),
