@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without a GPU a looser range may pull gigabytes of CUDA packages.
 TORCH := torch==2.13.0
-# Tests at a time, each with one thread: a third of their time they wait for real processes, so there is one more than two cores.
-WORKERS ?= 3
+# Tests at a time, each with one thread: half of their time they wait for real processes, so there are two for each of two cores.
+WORKERS ?= 4
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
