@@ -12,7 +12,7 @@ from fedcybgd.coordinator.errors import NotFound
 router = APIRouter(include_in_schema=False)
 HERE = Path(__file__).parent
 templates = Jinja2Templates(HERE / "templates")
-OURS = {"admin.css": "text/css", "admin.js": "text/javascript", "docs.js": "text/javascript"}
+OURS = {"admin.css": "text/css", "admin.js": "text/javascript", "docs.css": "text/css", "docs.js": "text/javascript"}
 SWAGGER = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
 

@@ -29,7 +29,11 @@ def test_a_page_has_no_fault(tab: Callable[..., Tab], name: str) -> None:
 
 
 def test_the_api_is_shown(tab: Callable[..., Tab]) -> None:
-    """By Swagger UI, whose colours are its own."""
-    page = tab(None).open("/docs")
+    """By Swagger UI, in colours that everybody can read."""
+    here = tab(None)
+    page = here.open("/docs")
     page.locator(".opblock").first.wait_for()
     assert page.locator(".opblock").count() > 50
+    page.locator(".opblock-summary-control").first.click()
+    page.locator(".opblock-body").first.wait_for()
+    assert here.barriers(COLOURS) == []
