@@ -225,6 +225,9 @@ def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRe
         except Unreachable:
             if tools.cache.bytes_fetched - before < ENOUGH:
                 raise
+        except VisitFailed as error:
+            if error.reason != "shard_corrupt" or not tools.client.elsewhere.blame():
+                raise
 
 
 def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:

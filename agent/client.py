@@ -7,7 +7,7 @@ coordinator) is `Unreachable`, on every call.
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, speaks
 from fedcybgd.agent.connection import connect, why
+from fedcybgd.agent.elsewhere import OtherHosts
 from fedcybgd.agent.errors import (
     AgentError,
     AnotherCoordinator,
@@ -56,7 +57,7 @@ from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION
-from fedcybgd.shared.contract.words import DAEMON, OFFERS, Id
+from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, OFFERS, Id
 from fedcybgd.shared.host.bodies import BodyInvalid
 
 CHUNK = 1 << 20
@@ -82,10 +83,18 @@ class Client:
     """One connection pool; safe to use from several threads. Every call may be repeated."""
 
     def __init__(
-        self, url: str, key: str | Signer = "", coordinator: str | None = None, authority: Path | None = None, proof: Proof | None = None
+        self,
+        url: str,
+        key: str | Signer = "",
+        coordinator: str | None = None,
+        authority: Path | None = None,
+        proof: Proof | None = None,
+        storage: Sequence[str] | None = None,
     ) -> None:
+        """`storage`: the only other hosts that shards may be fetched from, as in policy.toml."""
         self._http = connect(url, key, authority)
         self.url, self.proof = url, proof or Proof()
+        self.elsewhere = OtherHosts(storage)
         self.offers: str | None = None
         """Changes with the runs that the coordinator offers; as it said last"""
         self.coordinator = coordinator
@@ -110,6 +119,7 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+        self.elsewhere.close()
 
     def as_daemon(self) -> None:
         """Say with every call from now on which start of the daemon asks: what another one is told is not for this one."""
@@ -161,18 +171,28 @@ class Client:
 
     @contextlib.contextmanager
     def shard(self, assignment_id: str, digest: str, offset: int) -> Iterator[httpx.Response]:
-        """Stream a shard from `offset` on; 206 when the coordinator follows, 200 when it starts over."""
-        headers = self.proof.headings() | ({"Range": f"bytes={offset}-"} if offset else {})
+        """Stream a shard from `offset` on; 206 when the coordinator follows, 200 when it starts over. It may be another host's answer."""
+        headers = self.proof.headings() | self.elsewhere.headings() | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
             with self._http.stream("GET", f"/assignments/{assignment_id}/shards/{digest}", headers=headers) as answer:
                 self._recognise(answer)
-                if answer.status_code not in (200, 206, 416):
+                sent_to = self._sent_to(answer)
+                if sent_to is None and answer.status_code not in (200, 206, 416):
                     self._raise(answer, body_of(answer, MOST_JSON))
                 if "html" in answer.headers.get("content-type", ""):
                     raise self._not_it(answer.status_code, answer.headers)
-                yield answer
+                if sent_to is None:
+                    yield answer
         except (httpx.HTTPError, BodyInvalid) as error:
             raise Unreachable(f"the transfer from {self.url} was cut: {why(self.url, error)}") from error
+        if sent_to is not None:
+            with self.elsewhere.fetch(sent_to, offset) as answer:
+                yield answer
+
+    def _sent_to(self, answer: httpx.Response) -> str | None:
+        """Where the coordinator has sent to; whatever sends away without its name, or unasked, is not heeded."""
+        heeded = answer.status_code == 307 and ELSEWHERE in answer.request.headers and identity_of(answer.headers) is not None
+        return answer.headers.get("location") if heeded else None
 
     def upload_offset(self, assignment_id: str, digest: str) -> UploadOffset:
         return self._model(UploadOffset, "GET", f"/assignments/{assignment_id}/upload/{digest}")

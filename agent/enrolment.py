@@ -86,7 +86,7 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str, bel
         raise ConfigError(f"{home.policy} {said}; write {believed} into its coordinator.keys, or leave the option out")
     given = [believed] if believed is not None else []
     proof, authority = Proof(rules.coordinator.keys or given), policy.authority_of(home, rules)
-    client = Client(url, "", rules.coordinator.id, authority, proof)
+    client = Client(url, "", rules.coordinator.id, authority, proof, rules.coordinator.storage)
     if proof.believes_one:
         client.health()  # whoever cannot sign does not get to see the token
     home.ready()

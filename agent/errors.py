@@ -11,6 +11,7 @@ FedError (shared)
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
+    │   ├── elsewhere: OtherHostFailed  another host, to which the coordinator sent
     │   ├── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
     │   └── CoordinatorKeyDiffers   somebody who has not the key that the owner believes
     ├── LeaseGone           the work is not ours any more

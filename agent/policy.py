@@ -19,6 +19,7 @@ from fedcybgd.shared.contract.manifests import FileRef, Manifest
 from fedcybgd.shared.contract.words import ID, MOST_STEPS, Task
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,500}$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^(https?://)?[A-Za-z0-9.*?-]{1,253}(:[0-9]{1,5})?$")]
 CoordinatorId = Annotated[str, StringConstraints(pattern=ID)]
 BlockPattern = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9.*?-]{0,99}$")]
 DAY_S = 86_400.0
@@ -32,6 +33,11 @@ class CoordinatorSection(SettingsSection):
         description="fingerprints of the signing keys with which its answers may be signed; `fedagent check` shows them; empty: any, or none",
     )
     authority: str | None = Field(None, description="PEM file of the only certificate authority that its certificate may come from")
+    storage: list[Origin] | None = Field(
+        None,
+        description="hosts that shards may be fetched from when the coordinator sends there, as in bucket.example or http://10.0.0.5:9000; "
+        "* and ? are wildcards; empty: none, all bytes come from the coordinator; none given: any host of the internet, by https",
+    )
     plain_http: bool = Field(True, description="false: no http:// beyond this machine, whatever agent.toml says")
 
 
@@ -226,6 +232,7 @@ def template(believed: Sequence[str] = ()) -> str:
 EXAMPLES: dict[tuple[str, str], object] = {
     ("coordinator", "url"): "https://coordinator.example",
     ("coordinator", "id"): "crd_0123456789abcdef",
+    ("coordinator", "storage"): ["bucket.s3.example"],
     ("coordinator", "authority"): "/etc/ssl/our-authority.pem",
     ("most", "fetch_gb"): 5,
     ("most", "send_gb"): 1,

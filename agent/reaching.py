@@ -34,4 +34,11 @@ def client(home: Home, config: Config, policy: Policy, mine: Credentials | None,
     """A client with this agent's key, or without one before there is one. `who_answers`: it asks for that, whatever the policy says."""
     proof = Proof(policy.coordinator.keys, wanted=who_answers)
     known = policy.coordinator.id or (mine.coordinator if mine is not None else None)
-    return Client(config.coordinator, secret_of(mine) if mine is not None else "", known, authority_of(home, policy), proof)
+    return Client(
+        config.coordinator,
+        secret_of(mine) if mine is not None else "",
+        known,
+        authority_of(home, policy),
+        proof,
+        policy.coordinator.storage,
+    )

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
         description="s3://bucket/prefix, where blobs are kept in S3 or what is compatible with it; keys, region and endpoint are those of the "
         "environment (AWS_ACCESS_KEY_ID …); default: a directory",
     )
+    storage_links: str | None = Field(
+        None,
+        description="https://…, the endpoint of the object storage as agents reach it, where that is another one than the coordinator's; "
+        "off: agents get all bytes through the coordinator",
+    )
     storage_cache_gb: float = Field(
         20, gt=0, description="copies of blobs of the object storage on this machine's disk at the most, beside those in use, in 1e9 bytes"
     )

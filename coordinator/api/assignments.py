@@ -32,7 +32,7 @@ from fedcybgd.shared.contract.assignments import (
 )
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.versions import VERSION, read
-from fedcybgd.shared.contract.words import DAEMON, ID, MAX_WAIT_S, OFFERS
+from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, ID, MAX_WAIT_S, OFFERS
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 AssignmentId = Annotated[str, Path(pattern=ID)]
@@ -135,6 +135,7 @@ def give_back(assignment_id: AssignmentId, body: ReturnRequest, agent: AgentDep,
         200: {"description": "The bytes", "content": {"application/octet-stream": {}}},
         206: {"description": "The range that was asked for"},
         304: {"description": "You have it already (If-None-Match)"},
+        307: {"description": "It is at another host, to whoever says FedCyBGD-Elsewhere: yes"},
         416: {"description": "The range is outside the shard"},
         **errors(404, 409, 422, 503),
     },
@@ -148,12 +149,13 @@ def shard(
     store: StoreDep,
 ) -> Response:
     """Bytes by digest; `Range` resumes a transfer that was cut. Only what the manifest of a lease names that the agent holds."""
-    serving = serve.hand_out(database, store, assignment_id, agent.id, digest, now)
+    elsewhere = request.headers.get(ELSEWHERE) == "yes"
+    serving = serve.hand_out(database, store, assignment_id, agent.id, digest, now, elsewhere)
 
     async def count(amount: int) -> None:
         await run_in_threadpool(serving.count, amount)
 
-    return blob_response(request, store, digest, count)
+    return blob_response(request, store, digest, count, serving.link)
 
 
 @router.get(

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import BinaryIO
 
 from fastapi import Request, Response
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
@@ -14,7 +15,6 @@ from fedcybgd.coordinator.storage import BlobStore
 Sent = Callable[[int], Awaitable[None]]
 CHUNK = 1 << 20
 """A quarter of the processor time of 64 KiB."""
-LINK_S = 900.0
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -45,25 +45,27 @@ class BlobResponse(Response):
                 await self._sent(total)
 
 
-def blob_response(request: Request, store: BlobStore, digest: str, sent: Sent | None = None) -> Response:
-    """304 to whoever has the digest already; else where it is, or the bytes, or the range of them that was asked for.
+def blob_response(request: Request, store: BlobStore, digest: str, sent: Sent | None = None, link: str | None = None) -> Response:
+    """304 to whoever has the digest already; else the bytes, or the range of them that was asked for, from here or at the `link`.
 
     Hashes, so it takes its time. Raises `BlobMissing` or `BlobDamaged`.
     """
     etag = f'"{digest}"'
-    store.check(digest)
+    if link is None:
+        store.check(digest)
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": etag})
-    if (link := store.link(digest, LINK_S)) is not None:
-        return RedirectResponse(link, status_code=307)
     size = store.size(digest)
     headers = {"ETag": etag, "Cache-Control": "private, immutable", "Accept-Ranges": "bytes"}
     wanted = _range(request, etag, size)
+    start, end = wanted or (0, size)
+    if wanted and start >= end:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    if link is not None:
+        promised = BackgroundTask(sent, end - start) if sent is not None else None
+        return RedirectResponse(link, status_code=307, headers={"Cache-Control": "no-store"}, background=promised)
     if wanted is None:
         return BlobResponse(store.open(digest), 0, size, headers, 200, sent)
-    start, end = wanted
-    if start >= end:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     return BlobResponse(store.open(digest), start, end, headers, 206, sent)
 

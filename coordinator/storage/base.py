@@ -60,7 +60,7 @@ class BlobStore(Protocol):
         ...
 
     def link(self, digest: str, seconds: float) -> str | None:
-        """An address from which anybody may fetch the blob for so long, with ranges; None: it is to be read from here."""
+        """An address from which anybody may fetch the blob for so long, with ranges; raises `BlobMissing`. None: it is to be read from here."""
         ...
 
     def writer(self) -> BlobWriter:

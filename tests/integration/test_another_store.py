@@ -10,11 +10,12 @@ from fedcybgd.coordinator.parts import Parts
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.wakes.local import LocalWakes
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.words import ELSEWHERE
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, operator, settled, start_run, versions
+from tests.support.visits import Hand, operator, refused, settled, start_run, versions
 
 
 @pytest.fixture
@@ -61,5 +62,28 @@ def test_whoever_can_fetch_it_elsewhere_is_sent_there(live: LiveCoordinator, mem
     assignment = hand.take(run)
     ref = assignment.manifest.blocks[0]
     memory.links = "https://elsewhere.example/"
-    sent = hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{ref.digest}", follow_redirects=False)
+    place, asks = f"/assignments/{assignment.assignment_id}/shards/{ref.digest}", {ELSEWHERE: "yes"}
+    sent = hand.http.get(place, headers=asks)
     assert (sent.status_code, sent.headers["location"]) == (307, f"https://elsewhere.example/{ref.digest}")
+    wait_for(lambda: bytes_down(live, run) == ref.size)
+    hand.http.get(place, headers=asks | {"Range": "bytes=10-"})
+    wait_for(lambda: bytes_down(live, run) == 2 * ref.size - 10)  # what is fetched elsewhere counts as it was asked for
+    assert hand.http.get(place, headers=asks | {"Range": f"bytes={ref.size}-"}).status_code == 416
+    here = hand.http.get(place)
+    assert (here.status_code, digest_of(here.content)) == (200, ref.digest), "an agent that does not ask for it is not sent away"
+
+
+def test_nobody_is_sent_for_what_is_lost(live: LiveCoordinator, memory: Memory) -> None:
+    hand = Hand(live)
+    run = start_run(live, "bert", [hand])
+    assignment = hand.take(run)
+    ref = assignment.manifest.blocks[0]
+    memory.links = "https://elsewhere.example/"
+    del memory.blobs[ref.digest]
+    answer = hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{ref.digest}", headers={ELSEWHERE: "yes"})
+    refused(answer, 503, "blob_awaited")
+
+
+def bytes_down(live: LiveCoordinator, run: str) -> int:
+    amount: int = live.operator.get(f"/runs/{run}")["bytes"]["down"]
+    return amount

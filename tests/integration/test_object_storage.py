@@ -1,29 +1,44 @@
 """The real API and the real engine on object storage, by one setting."""
 
+import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from fedcybgd.agent.cache import ShardCache
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.elsewhere import OtherHostFailed
 from fedcybgd.coordinator.backup import backup
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.common import StoreDiffers
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import StorageUnusable
+from fedcybgd.coordinator.storage import Place, StorageUnusable, open_place
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.words import COORDINATOR
+from tests.support import buckets
+from tests.support.hostile import Answer, Asked, serving
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, operator, settled, start_run
 
 
+@pytest.fixture(params=["directory", "s3"] if buckets.S3 else ["directory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return buckets.url(request.param, tmp_path, monkeypatch)
+
+
 @pytest.fixture
-def live(tmp_path: Path, bert: Path) -> Iterator[LiveCoordinator]:
-    live = LiveCoordinator(tmp_path / "home", storage=f"file://{tmp_path / 'bucket'}")
+def live(tmp_path: Path, storage: str, bert: Path) -> Iterator[LiveCoordinator]:
+    live = LiveCoordinator(tmp_path / "home", storage=storage)
     live.add_model("bert", bert)
     yield live
     live.stop()
@@ -53,6 +68,47 @@ def test_a_round_an_export_and_what_is_done_with_a_home(live: LiveCoordinator, t
     assert done.blobs == len(kept)
     restored = Settings(home=tmp_path / "backup")
     assert verify(restored, live.operator.get(f"/runs/{run}")["name"]).made_again == 2, "a backup is a home with a directory"
+
+
+def test_agents_fetch_from_the_storage_itself_where_it_has_links(live: LiveCoordinator, storage: str, tmp_path: Path) -> None:
+    hand = Hand(live)
+    run = start_run(live, "bert", [hand])
+    assignment = hand.take(run)
+    endpoint = os.environ["AWS_ENDPOINT_URL"] if storage.startswith("s3") else "https://none.example"
+    client = Client(live.url, hand.key, storage=[endpoint])
+    client.me()
+    cache, came = ShardCache(tmp_path / "cache", 1 << 30), list[str]()
+    for ref in assignment.manifest.blocks:
+
+        @contextmanager
+        def fetch(offset: int, digest: str = ref.digest) -> Iterator[httpx.Response]:
+            with client.shard(assignment.assignment_id, digest, offset) as answer:
+                came.append(f"{answer.url.scheme}://{answer.url.netloc.decode()}")
+                yield answer
+
+        cache.get(ref.digest, ref.size, fetch)
+    assert set(came) == {endpoint if storage.startswith("s3") else live.url}
+    wait_for(lambda: live.operator.get(f"/runs/{run}")["bytes"]["down"] == sum(ref.size for ref in assignment.manifest.blocks))
+
+
+@pytest.mark.skipif(not buckets.S3, reason="only a real one knows the time")
+def test_an_address_of_s3_that_has_expired_is_asked_for_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_place(Place(tmp_path / "disk", buckets.url("s3", tmp_path, monkeypatch), cache_bytes=1 << 30))
+    with store.writer() as writer:
+        writer.write(b"bytes")
+    links = iter([store.link(writer.digest, 0.001), store.link(writer.digest, 60)])
+    time.sleep(1.1)  # S3 counts whole seconds
+
+    def coordinator(asked: Asked) -> Answer:
+        sent_to = {"Location": next(links) or ""} if "fedcybgd-elsewhere" in asked.headers else {}
+        return Answer(307 if sent_to else 200, b"" if sent_to else b"bytes", {COORDINATOR: "crd_" + 16 * "0"} | sent_to)
+
+    with serving(coordinator) as server:
+        client, cache = Client(server.url, "key", storage=[os.environ["AWS_ENDPOINT_URL"]]), ShardCache(tmp_path / "cache", 1 << 30)
+        for _ in range(2):
+            with suppress(OtherHostFailed):
+                got = cache.get(writer.digest, 5, lambda offset: client.shard("asg_" + 16 * "0", writer.digest, offset))
+        assert got.read_bytes() == b"bytes"
 
 
 def test_a_bucket_of_another_database_is_not_shared_with_it(live: LiveCoordinator, tmp_path: Path) -> None:

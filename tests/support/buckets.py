@@ -33,11 +33,17 @@ def in_directory(folder: Path, _monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 
 
 def in_s3(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bucket]:
-    server = running()
-    for name, value in server.environment.items():
+    address = url("s3", _folder, monkeypatch)
+    return lambda: reach(address)
+
+
+def url(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new place in a directory or on the server, and the environment that it needs."""
+    if kind == "directory":
+        return f"file://{folder / 'bucket'}"
+    for name, value in running().environment.items():
         monkeypatch.setenv(name, value)
-    url = f"s3://{made('bucket')}/{secrets.token_hex(4)}"
-    return lambda: reach(url)
+    return f"s3://{made('bucket')}/{secrets.token_hex(4)}"
 
 
 KINDS = {"memory": in_memory, "directory": in_directory} | ({"s3": in_s3} if S3 else {})

@@ -1,6 +1,7 @@
 """An HTTP server that answers whatever a test wants: a coordinator that was taken over, a proxy, a hotel's login page."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Quiet(ThreadingHTTPServer):
 
 
 class FakeServer:
-    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+    def __init__(self, answer: Callable[[Asked], Answer], context: ssl.SSLContext | None = None) -> None:
         self.asked: list[Asked] = []
         asked = self.asked
 
@@ -77,7 +78,9 @@ class FakeServer:
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if context is None else 'https'}://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
@@ -86,8 +89,9 @@ class FakeServer:
 
 
 @contextmanager
-def serving(answer: Callable[[Asked], Answer]) -> Iterator[FakeServer]:
-    server = FakeServer(answer)
+def serving(answer: Callable[[Asked], Answer], context: ssl.SSLContext | None = None) -> Iterator[FakeServer]:
+    """With a `context` by HTTPS."""
+    server = FakeServer(answer, context)
     try:
         yield server
     finally:

@@ -59,6 +59,7 @@ class MemoryStore:
         return io.BytesIO(self._bytes(digest))
 
     def link(self, digest: str, seconds: float) -> str | None:
+        self._bytes(digest)
         return None if self.memory.links is None else self.memory.links + digest
 
     def writer(self) -> "MemoryWriter":

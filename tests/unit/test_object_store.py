@@ -178,6 +178,26 @@ class TestStart:
         with pytest.raises(StorageUnusable, match="s3://bucket/prefix"):
             reach(url)
 
+    @pytest.mark.parametrize(
+        ("links", "begins"),
+        [
+            (None, "https://inner.example/bucket/prefix/blob?"),
+            ("https://outer.example", "https://outer.example/bucket/prefix/blob?"),
+            ("off", "None"),
+        ],
+    )
+    def test_links_name_the_endpoint_that_agents_reach(self, monkeypatch: pytest.MonkeyPatch, links: str | None, begins: str) -> None:
+        for name, value in (
+            ("ENDPOINT_URL", "https://inner.example"),
+            ("ACCESS_KEY_ID", "me"),
+            ("SECRET_ACCESS_KEY", "secret"),
+            ("REGION", "r"),
+        ):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        link = str(reach("s3://bucket/prefix", links).link("blob", 60))
+        assert link.startswith(begins)
+        assert ("X-Amz-Expires=60" in link) == (links != "off")
+
     def test_a_library_that_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "obstore", None)
         with pytest.raises(StorageUnusable, match=r"pip install '\.\[s3\]'"):

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, BlobStore
 from fedcybgd.shared.contract.manifests import ShardRef
 
+LINK_S = 900.0
 Clock = Callable[[], datetime]
 
 
@@ -37,28 +38,37 @@ class HeldBlob:
 class Serving:
     """A blob on its way to an agent."""
 
-    def __init__(self, database: Database, agent_id: str, wanted: HeldBlob) -> None:
+    def __init__(self, database: Database, agent_id: str, wanted: HeldBlob, link: str | None) -> None:
         self._database, self._agent_id, self._wanted = database, agent_id, wanted
+        self.link = link
+        """an address elsewhere to fetch it from; None: from here"""
 
     def count(self, amount: int) -> None:
-        """Write down the bytes that crossed the wire."""
+        """Write down the bytes that crossed the wire, or were asked for and are fetched elsewhere."""
         with self._database.transaction() as session:
             ledgers.count(session, self._wanted.run_id, self._wanted.round, self._agent_id, self._wanted.kind, amount)
 
 
-def hand_out(database: Database, store: BlobStore, assignment_id: str, agent_id: str, digest: str, clock: Clock) -> Serving:
-    """A blob of the manifest of a lease that the agent holds; what it gets to know by it is in the ledger before the first byte."""
+def hand_out(
+    database: Database, store: BlobStore, assignment_id: str, agent_id: str, digest: str, clock: Clock, elsewhere: bool = False
+) -> Serving:
+    """A blob of the manifest of a lease that the agent holds; what it gets to know by it is in the ledger before the first byte.
+
+    `elsewhere`: it can be sent to another host for it. There nobody checks the bytes but the agent, who comes back if they are wrong.
+    """
     with database.transaction() as session:
         wanted = lookup(session, assignment_id, agent_id, digest)
         for ref in wanted.shards:
             ledgers.expose(session, agent_id, wanted.run_id, ref, clock())
     try:
-        store.check(digest)  # hashing takes its time: outside of any transaction
+        link = store.link(digest, LINK_S) if elsewhere else None
+        if link is None:
+            store.check(digest)  # hashing takes its time: outside of any transaction
     except (BlobMissing, BlobDamaged) as error:
         with database.transaction() as session:
             answer = lost_shard.wanted(session, error, wanted.run_id, wanted.kind, clock())
         raise answer from error
-    return Serving(database, agent_id, wanted)
+    return Serving(database, agent_id, wanted, link)
 
 
 def lookup(session: Session, assignment_id: str, agent_id: str, digest: str) -> HeldBlob:
