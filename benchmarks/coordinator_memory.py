@@ -34,11 +34,12 @@ DISK = 16e9
 
 
 class Measured(BaseModel):
-    """Bytes beyond the warmed-up process, seconds, and what the work gave."""
+    """Bytes beyond the warmed-up process, seconds by the clock and of the processor, and what the work gave."""
 
     resident: int
     private: int
     seconds: float
+    cpu: float
     result: dict[str, Any]
 
 
@@ -68,13 +69,17 @@ def anonymous() -> int:
 def job(kind: str, payload: dict[str, Any], store: Path) -> Measured:
     """One job in this process, measured."""
     from fedcybgd.agent.training.memory import PeakMemory, resident
+    from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+    from fedcybgd.coordinator.domain.jobs.registry import JOBS
     from fedcybgd.coordinator.engine.entries import run
     from fedcybgd.coordinator.storage import open_store
 
-    memory, private, began = PeakMemory("cpu", resident()), PeakPrivate(), time.monotonic()
+    given = JOBS[JobKind(kind)].payload.model_validate(payload)
+    memory, private, began, used = PeakMemory("cpu", resident()), PeakPrivate(), time.monotonic(), time.process_time()
     private.start()
-    result = run(kind, payload, open_store(store))
-    return Measured(resident=memory.peak(), private=private.stop(), seconds=time.monotonic() - began, result=result)
+    result = run(kind, given, open_store(store)).model_dump(mode="json")
+    seconds, cpu = time.monotonic() - began, time.process_time() - used
+    return Measured(resident=memory.peak(), private=private.stop(), seconds=seconds, cpu=cpu, result=result)
 
 
 def in_a_process(function: Callable[..., Any], *values: Any) -> Any:

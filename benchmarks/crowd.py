@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
+import numpy
 from pydantic import BaseModel
 
 from fedcybgd.shared.contract.digests import digest_of
@@ -32,6 +33,10 @@ class CrowdRequest(BaseModel):
     """block → file that is sent as its delta"""
     arrivals: str
     """file to which a line is added for each assignment: its id, and when its agent had it"""
+    train_s: float = 0
+    """how long a visit takes: nothing is trained"""
+    dying: list[int] = []
+    """which of them are gone at their first visit, without a word"""
 
 
 @dataclass
@@ -62,7 +67,9 @@ class Connection:
         return json.loads(content) if content else None
 
 
-async def live(connection: Connection, deltas: dict[str, bytes], arrivals: TextIO, pause: float) -> None:
+async def live(
+    connection: Connection, deltas: dict[str, bytes], arrivals: TextIO, pause: float, train_s: float = 0, dies: bool = False
+) -> None:
     """An agent's loop: ask, note, send a delta that was made before, ask again."""
     await asyncio.sleep(pause)
     while True:
@@ -72,11 +79,21 @@ async def live(connection: Connection, deltas: dict[str, bytes], arrivals: TextI
         at = time.time()
         arrivals.write(json.dumps({"assignment_id": assignment["assignment_id"], "at": at}) + "\n")
         arrivals.flush()
-        delta = deltas[assignment["block"]]
+        if dies:
+            return
+        await asyncio.sleep(train_s)
+        delta = other(deltas[assignment["block"]])
         place = f"/assignments/{assignment['assignment_id']}"
         await connection.call("PUT", f"{place}/upload/{digest_of(delta)}", delta)
         submission = {"attempt": assignment["attempt"], "digest": digest_of(delta), "metrics": METRICS}
         await connection.call("POST", f"{place}/delta", json.dumps(submission).encode())
+
+
+def other(delta: bytes) -> bytes:
+    """Small random numbers in the place of those of a float32 delta: the same bytes are taken once in a run."""
+    begin = 8 + int.from_bytes(delta[:8], "little")
+    numbers = numpy.random.default_rng().normal(0, 1e-4, (len(delta) - begin) // 4)
+    return delta[:begin] + numbers.astype("<f4").tobytes()
 
 
 async def main(request: CrowdRequest) -> None:
@@ -87,7 +104,15 @@ async def main(request: CrowdRequest) -> None:
     with Path(request.arrivals).open("a") as arrivals:
         # They begin at different moments, as agents do: else all of them would ask again in the same one.
         agents = [
-            live(Connection(address.hostname, address.port, key), deltas, arrivals, random.uniform(0, WAIT_S)) for key in request.keys
+            live(
+                Connection(address.hostname, address.port, key),
+                deltas,
+                arrivals,
+                random.uniform(0, WAIT_S),
+                request.train_s,
+                number in request.dying,
+            )
+            for number, key in enumerate(request.keys)
         ]
         await asyncio.gather(*agents)
 
