@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -39,8 +39,11 @@ class Imported(BaseModel):
     blocks: dict[str, int]
 
 
-def write_checkpoint(folder: Path, sizes: dict[str, int]) -> int:
-    """A bfloat16 LlamaForCausalLM in several files with an index, as transformers saves one; returns its bytes."""
+def write_checkpoint(folder: Path, sizes: dict[str, int], numbers: Callable[[str, int], Iterator[bytes]] | None = None) -> int:
+    """A bfloat16 LlamaForCausalLM in several files with an index, as transformers saves one; returns its bytes.
+
+    `numbers` gives so many bytes for the tensor of a name; without it they are `noise`.
+    """
     from fedcybgd.shared.models.assembly import names_by_canonical, skeleton
 
     folder.mkdir()
@@ -58,7 +61,7 @@ def write_checkpoint(folder: Path, sizes: dict[str, int]) -> int:
             file.write(pack_header(part))
             for tensor, dtype, shape in part:
                 places[tensor] = name
-                for chunk in noise(tensor, tensor_nbytes(dtype, shape)):
+                for chunk in (numbers or noise)(tensor, tensor_nbytes(dtype, shape)):
                     file.write(chunk)
     total = sum(tensor_nbytes(dtype, shape) for _, dtype, shape in tensors)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}))
