@@ -1,6 +1,7 @@
 """What an answer says of who gave it, and its body."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedcybgd.shared.contract import versions
 from fedcybgd.shared.contract.versions import VERSION, Version
-from fedcybgd.shared.contract.words import COORDINATOR, Id
+from fedcybgd.shared.contract.words import COORDINATOR, MAX_WAIT_S, WAIT, Id
 from fedcybgd.shared.host.bodies import whole
 
 WITHIN_S = 600.0
@@ -41,6 +42,12 @@ def speaks(headers: httpx.Headers, least: Version) -> bool:
         return versions.read(headers.get(VERSION)) >= least
     except ValueError:
         return False
+
+
+def wait_said(headers: httpx.Headers) -> float | None:
+    """For how long the next claim is to wait, where that is said and can be done."""
+    text = headers.get(WAIT, "")
+    return min(float(text), MAX_WAIT_S) if re.fullmatch(r"[0-9]{1,6}", text) else None
 
 
 def object_of(content: bytes) -> dict[str, Any] | None:

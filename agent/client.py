@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, speaks
+from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, speaks, wait_said
 from fedcybgd.agent.connection import connect, why
 from fedcybgd.agent.elsewhere import OtherHosts
 from fedcybgd.agent.errors import (
@@ -97,6 +97,8 @@ class Client:
         self.elsewhere = OtherHosts(storage)
         self.offers: str | None = None
         """Changes with the runs that the coordinator offers; as it said last"""
+        self.wait_s: float | None = None
+        """For how long a claim is to wait; as the coordinator said last"""
         self.coordinator = coordinator
         """Identity of the coordinator that this agent is enrolled at; learned from its first good answer"""
         self.piece: int | None = None
@@ -154,6 +156,7 @@ class Client:
         answer = self._call("POST", "/assignments/claim", params={"wait": wait}, json=request.model_dump(), timeout=timeout)
         self.offers = answer.headers.get(OFFERS)
         if answer.status_code == 204:
+            self.wait_s = wait_said(answer.headers)
             return None
         try:
             return LeasedAssignment.model_validate_json(answer.content)

@@ -28,6 +28,7 @@ from fedcybgd.agent.failing import told_of, told_to_coordinator
 from fedcybgd.agent.heartbeat import PROGRESS_EVERY_S
 from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.outbox import Outbox
+from fedcybgd.agent.pace import ClaimPace
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_assignment, load_policy
 from fedcybgd.agent.readiness import Stamp, Verdicts, stamp
 from fedcybgd.agent.residuals import Residuals
@@ -61,7 +62,7 @@ class Worker:
         self._use(config, load_policy(home))
         self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without, watchdog)
         self._stop = Stop(lambda: self._trainer.end(), self._leave, self._shows.alive)
-        self._shortage = Shortage(home.path)
+        self._shortage, self._pace = Shortage(home.path), ClaimPace(client)
 
     def metrics(self) -> str:
         """What is shown to whoever watches this agent, in the text format of Prometheus."""
@@ -156,7 +157,7 @@ class Worker:
         self._refresh()
         self._renew_key()
         self._shows.alive()
-        self._shows.state("waiting for work", WAIT_S)
+        self._shows.state("waiting for work", self._pace.longest_s(WAIT_S))
         try:
             assignment = self._claim()
         except ManifestInvalid as error:
@@ -255,13 +256,10 @@ class Worker:
         """Ask for work. Raises `ManifestInvalid` for an assignment that cannot be read."""
         refuses = sorted({verdict.run_id for verdict in self._standing.without})[:1000]
         request = ClaimRequest(runs=patterns(self._config), refuses=refuses, limits=declared(self._config, self._device))
-
-        # Jitter: agents that began together must not go on asking together.
-        wait = WAIT_S * random.uniform(0.8, 1.0)  # noqa: S311
         began, known = time.monotonic(), self._client.coordinator
         try:
             with self._stop.waiting():
-                found = patiently(lambda: self._client.claim(request, wait), waited=self._waited, pause=self._stop.pause)
+                found = patiently(lambda: self._pace.claim(request, WAIT_S), waited=self._waited, pause=self._stop.pause)
         except KeyRefused:
             raise
         except CoordinatorSaid as error:

@@ -8,11 +8,12 @@ from starlette.concurrency import run_in_threadpool
 
 from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.bodies import announced_length, hand_on
-from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, StoreDep, UploadsDep, WaitingDep, now
+from fedcybgd.coordinator.api.deps import AgentDep, AttendanceDep, DatabaseDep, SettingsDep, StoreDep, UploadsDep, WaitingDep, now
 from fedcybgd.coordinator.api.files import blob_response
 from fedcybgd.coordinator.api.guard import still_an_agent
 from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
+from fedcybgd.coordinator.domain.long_poll import wait_s
 from fedcybgd.coordinator.domain.opening import Claimant
 from fedcybgd.coordinator.services.agents import copies
 from fedcybgd.coordinator.services.path import claim as decide
@@ -32,7 +33,7 @@ from fedcybgd.shared.contract.assignments import (
 )
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.versions import VERSION, read
-from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, ID, MAX_WAIT_S, OFFERS
+from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, ID, MAX_WAIT_S, OFFERS, WAIT
 
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 AssignmentId = Annotated[str, Path(pattern=ID)]
@@ -51,13 +52,14 @@ async def claim(
     attendance: AttendanceDep,
     database: DatabaseDep,
     waiting: WaitingDep,
+    settings: SettingsDep,
     response: Response,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
     daemon: Annotated[
         str | None, Header(alias=DAEMON, pattern="^[0-9a-f]{16}$", description="which start of the agent's daemon asks")
     ] = None,
 ) -> LeasedAssignment | Response:
-    """Long poll: answers at once when there is work, else as soon as there is some. The heading says whether other runs are offered."""
+    """Long poll: answers at once when there is work, else as soon as there is some. Headings say whether other runs are offered, and how long to wait next."""
     offers = waiting.offers
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
@@ -86,23 +88,21 @@ async def claim(
                 waiting.declined(place, found.awaited)
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
-                return _nothing(waiting)
-            try:
-                await asyncio.wait_for(place.wait(), left)
-            except TimeoutError:
-                return _nothing(waiting)
+                return _nothing(waiting, settings.silent_after_s)
+            if not await place.wait(left):
+                return _nothing(waiting, settings.silent_after_s)
             if place.let_go or waiting.offers != offers:
-                return _nothing(waiting)
+                return _nothing(waiting, settings.silent_after_s)
             # Nobody would hear the answer of a claim whose caller is gone, and the lease would be lost on it.
             if waiting.closed or not waiting.holds(place) or await request.is_disconnected():
-                return _nothing(waiting)
+                return _nothing(waiting, settings.silent_after_s)
             look = True
     finally:
         waiting.leave(place, failed)
 
 
-def _nothing(waiting: WaitingRoom) -> Response:
-    return Response(status_code=204, headers={OFFERS: waiting.offers})
+def _nothing(waiting: WaitingRoom, silent_after_s: float) -> Response:
+    return Response(status_code=204, headers={OFFERS: waiting.offers, WAIT: f"{wait_s(len(waiting), silent_after_s):.0f}"})
 
 
 @router.get("/{assignment_id}", summary="The state of an assignment", response_model=AssignmentAnswer, responses=errors(404))

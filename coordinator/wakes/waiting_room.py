@@ -10,10 +10,13 @@ from typing import Any
 
 from fedcybgd.coordinator.domain.opening import Claimant, Opening
 from fedcybgd.coordinator.errors import CoordinatorError
+from fedcybgd.coordinator.wakes.waiting_claim import WaitingClaim
 
 log = logging.getLogger("fedcoord.waiting")
 RETRY_FIRST_S, RETRY_LONGEST_S = 5.0, 60.0
 """How soon somebody is asked once more for work that nobody took who was asked: a net under the signals, which come at once."""
+TOGETHER, EVERY_S = 100, 0.5
+"""So many claims are let go at once for another run, and as many so much later: ten thousand would be in each other's way for minutes, and in that of those who train."""
 
 
 class Stopping(CoordinatorError):
@@ -21,18 +24,6 @@ class Stopping(CoordinatorError):
 
     code = "stopping"
     status = 503
-
-
-class WaitingClaim(asyncio.Event):
-    """Where one claim waits."""
-
-    def __init__(self, claimant: Claimant) -> None:
-        super().__init__()
-        self.claimant = claimant
-        self.looks_at = 0
-        """the reading of the openings after which it began to look in the database"""
-        self.let_go = False
-        """Its agent should ask anew: what this claim says of it is no longer true"""
 
 
 class AskedOpening:
@@ -268,12 +259,18 @@ class WaitingRoom:
     # ---- letting claims go
 
     def offers_changed(self) -> None:
-        """Let everybody go: there is another run."""
+        """Let everybody go: there is another run. They go in groups, for each of them comes back with questions."""
         self._call(self._new_offers)
 
     def _new_offers(self) -> None:
         self.offers = secrets.token_hex(4)
-        self._set_all()
+        self._let_some_go(self.offers, list(self._places.values()))
+
+    def _let_some_go(self, offers: str, left: list[WaitingClaim]) -> None:
+        for place in left[:TOGETHER]:
+            place.set()
+        if (later := left[TOGETHER:]) and offers == self.offers:  # else those who are left are let go for a newer one
+            asyncio.get_running_loop().call_later(EVERY_S, self._let_some_go, offers, later)
 
     def wake(self, agents: Iterable[str]) -> None:
         """Have these agents look: they hold something, and may have asked another coordinator for it."""

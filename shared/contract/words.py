@@ -11,6 +11,8 @@ API = "/v1"
 MAX_WAIT_S = 60.0
 OFFERS = "FedCyBGD-Offers"
 """Heading of the answer to a claim; another value means that there are other runs, of which the agent should say whether its data fit."""
+WAIT = "FedCyBGD-Wait"
+"""Heading of the answer to a claim that got nothing: for how many seconds the next one is to wait."""
 COORDINATOR = "FedCyBGD-Coordinator"
 """Heading of every answer: the id that the coordinator's database got when it was made."""
 DAEMON = "FedCyBGD-Daemon"

@@ -16,7 +16,9 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Job
 from fedcybgd.coordinator.domain.agent import SEEN_EVERY, AgentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.services.upkeep import silence
+from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
+from fedcybgd.shared.contract.words import WAIT
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, last_visit, refused, run_file
@@ -71,6 +73,19 @@ def costs_nothing(live: LiveCoordinator, hand: Hand) -> None:
 def _no_jobs(live: LiveCoordinator) -> bool:
     with live.database.reading() as session:
         return session.scalar(select(Job.id).where(Job.state.in_((JobState.QUEUED, JobState.RUNNING))).limit(1)) is None
+
+
+def test_it_is_told_for_how_long_to_wait(quiet: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(quiet)
+
+    def told() -> str:
+        return hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": ["*"]}).headers[WAIT]
+
+    assert told() == "25"
+    monkeypatch.setattr(WaitingRoom, "__len__", lambda _: 4_000)
+    assert told() == "40"
+    quiet.settings.silent_after_s = 50
+    assert told() == "30"
 
 
 def test_it_asks_nothing_of_the_database_whatever_others_wait_for(modelled: LiveCoordinator) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from fedcybgd.coordinator.domain.opening import FIRST, Claimant, Opening
 from fedcybgd.coordinator.wakes import waiting_room
-from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingClaim, WaitingRoom
+from fedcybgd.coordinator.wakes.waiting_claim import WaitingClaim
+from fedcybgd.coordinator.wakes.waiting_room import Stopping, WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.versions import LABEL_SKEW, SPOKEN, Version
 
@@ -92,7 +93,7 @@ async def test_a_commit_in_another_thread_reaches_a_claim_that_waits(room: Room)
     place = room.come("ann")
     room.open_now = [opening()]
     threading.Thread(target=room.changed).start()
-    assert await asyncio.wait_for(place.wait(), 5)
+    assert await place.wait(5)
     assert not room.stale
 
 
@@ -305,6 +306,42 @@ async def test_who_leaves_without_work_gives_it_to_the_next(room: Room) -> None:
     await room.opens(opening())
     room.leave(ann)
     assert asked(bob) == ["bob"]
+
+
+@in_room
+async def test_for_another_run_many_are_let_go_in_groups_and_nobody_who_came_since(room: Room) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting_room, "TOGETHER", 2)
+        patch.setattr(waiting_room, "EVERY_S", 0.05)
+        places = [room.come(f"agent-{number}") for number in range(5)]
+        before = room.offers
+        room.offers_changed()
+        await places[0].wait(5)
+        since = room.come("since")
+        assert (room.offers == before, asked(*places, since)) == (False, ["agent-0", "agent-1"])
+        for place in places:
+            assert await place.wait(5)
+        assert asked(since) == []
+        room.offers_changed()
+        room.offers_changed()
+        assert await since.wait(5)
+
+
+@in_room
+async def test_a_claim_waits_for_so_long_and_no_longer(room: Room) -> None:
+    place = room.come("ann")
+    assert not await place.wait(0.01)
+    asyncio.get_running_loop().call_later(0.01, place.set)
+    assert await place.wait(5)
+    assert await place.wait(0), "it is set until it is cleared"
+    place.clear()
+    waits = asyncio.ensure_future(place.wait(5))
+    await asyncio.sleep(0)
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    place.set()
+    assert await place.wait(0)
 
 
 @in_room

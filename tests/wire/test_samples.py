@@ -144,6 +144,6 @@ def test_the_headings_have_the_names_that_they_had() -> None:
     from fedcybgd.shared.contract import versions
 
     assert json.loads((SAMPLES.parent / "headings.json").read_text()) == {
-        "coordinator": words.COORDINATOR, "offers": words.OFFERS, "version": versions.VERSION, "api": words.API,
+        "coordinator": words.COORDINATOR, "offers": words.OFFERS, "version": versions.VERSION, "api": words.API, "wait": words.WAIT,
     }  # fmt: skip
     assert versions.SPOKEN.major == 1
