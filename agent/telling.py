@@ -8,6 +8,8 @@ from fedcybgd.shared.contract.words import CLASSIFICATIONS
 
 FEW_ROWS = 64
 """Rows of a visit, below which single rows stand out."""
+LABELS_GO = "tell_labels: with each delta goes how many rows of each label its visit trained on"
+FIRST_MEANS = "In a run whose head begins at class means its first delta is the mean of what the model makes of the rows of each label"
 
 
 def what_deltas_tell(run: RunOffer) -> list[str]:
@@ -28,7 +30,10 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
         if run.task == "causal-lm":
             found.append("where the output matrix is tied to the embeddings all rows of it move, and most tokens can still be told")
     if "head" in visit.blocks and run.task in CLASSIFICATIONS:
-        found.append("the bias of the head says which labels occur; of a visit with one row, which it is")
+        found.append(
+            "a delta of the head says which labels your rows have, exactly, for it moves their rows alone; of a visit with one row, which it is. "
+            f"{FIRST_MEANS}: no mean of a single row, unless you say tell_labels = true"
+        )
     rows = None if visit.steps is None else visit.steps * visit.batch_size
     if ADAPTERS in visit.blocks:
         found.append("every visit trains adapters beside matrices of the layers: one delta tells of all of these layers")
@@ -48,10 +53,6 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
     if visit.delta_patches:
         found.append("other agents may fetch this agent's deltas, not only the coordinator (compression.delta_patches)")
     return found or ["of its blocks no way is known to read single tokens or labels from a delta; it is made from your rows all the same"]
-
-
-LABELS_GO = "tell_labels: with each delta goes how many rows of each label its visit trained on"
-FIRST_MEANS = "In a run whose head begins at class means its first delta is the mean of what the model makes of the rows of each label"
 
 
 def what_counts_tell(counts: Mapping[object, int], labels: int | None) -> str:

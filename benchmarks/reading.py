@@ -218,11 +218,12 @@ class Reading:
         return float(self._in_cycle(cycle, "damping")) / seats
 
     def weights(
-        self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int], cycle: int
+        self, block: str, counts: Sequence[Sequence[int] | None], rows: Sequence[int], cycle: int, moved: Sequence[Sequence[bool]] = ()
     ) -> list[tuple[float, list[float]]]:
         """Of each delta of a block that a round made: its factor; and those of the head's labels, where each has one of its own.
 
-        `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all.
+        `counts` are what its agents tell of the labels that they trained on, `rows` on how many rows in all, `moved` of each label whether a delta
+        moves its row of the head.
         """
         trainers = len(counts)
         of_head = self.schedule["head_average"] or ("by_label" if self.task.kind in LABEL_SKEW else "damped")
@@ -235,12 +236,15 @@ class Reading:
             factors = [float(self._in_cycle(cycle, "damping")) / trainers] * trainers
         else:
             factors = [1.0 / trainers] * trainers
-        if block != "head" or of_head != "by_label" or trainers == 1 or None in counts:
+        said: list[list[float]] = [list(own) for own in counts if own is not None]
+        if len(said) < trainers:
+            said = [[factor if yes else 0.0 for yes in own] for factor, own in zip(factors, moved, strict=True)]
+        if block != "head" or of_head != "by_label" or trainers == 1:
             return [(factor, []) for factor in factors]
-        sums = [sum(of_label) for of_label in zip(*counts, strict=True)]  # type: ignore[arg-type]
+        sums = [sum(of_label) for of_label in zip(*said, strict=True)]
         total = sum(factors)
-        return [(factor, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own or [], sums, strict=True)])
-                for factor, own in zip(factors, counts, strict=True)]  # fmt: skip
+        return [(factor, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own, sums, strict=True)])
+                for factor, own in zip(factors, said, strict=True)]  # fmt: skip
 
     @property
     def outer(self) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from fedcybgd.coordinator.domain.model_blocks import StoredBlock
 from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.engine.apply import apply
+from fedcybgd.coordinator.engine.deltas import open_delta
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
 from fedcybgd.coordinator.engine.import_model import import_model
@@ -43,6 +44,7 @@ from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.manifests import FileRef, PatchRef, ShardRef
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
+from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Made:
     digest: str
     labels: list[int] | None
     rows: int
+    moved: list[bool]
+    """of each label, whether its row of a head is moved"""
 
 
 @dataclass
@@ -227,7 +231,19 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     held.up += delta.stat().st_size
     held.digests.add(digest := _store_file(store, delta))
     reference.deltas.append(digest)
-    return Made(seat, digest, reference.metrics[-1].label_counts, reference.metrics[-1].rows)
+    return Made(seat, digest, reference.metrics[-1].label_counts, reference.metrics[-1].rows, _moved(reference, digest))
+
+
+def _moved(reference: Reference, delta: str) -> list[bool]:
+    """Of each label whether a delta moves its row: of the last matrix of the head with so many."""
+    labels = reference.spec.task.num_labels
+    of_head = [t for stored in reference.stored if stored.name == "head" for t in stored.tensors]
+    matrix = next((t for t in reversed(of_head) if len(t.shape) == 2 and t.shape[0] == labels), None)
+    if matrix is None:
+        return []
+    with open_delta(reference.store, delta, MAX_NUMBER, frozenset({matrix.name})) as file:
+        rows = file.tensor(matrix.name, (matrix.shape[0], matrix.shape[1])) if matrix.name in file.names else None
+    return [] if rows is None else [bool(row.any()) for row in rows]
 
 
 def _apply(reference: Reference, number: int, terms: dict[str, list[Made]], corrections: dict[str, list[tuple[int, Term]]]) -> None:
@@ -238,7 +254,11 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]], corr
         if found or corrected:
             weights = (
                 spec.weights(
-                    block.block, [made.labels for made in found], [made.rows for made in found], spec.cycle(reference.trained, number)
+                    block.block,
+                    [made.labels for made in found],
+                    [made.rows for made in found],
+                    spec.cycle(reference.trained, number),
+                    [made.moved for made in found],
                 )
                 if found
                 else []

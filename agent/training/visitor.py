@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from fedcybgd.agent.messages import TrainingOptions, TrainRequest
 from fedcybgd.agent.training.bounds import check_rows, check_tensors, check_used
-from fedcybgd.agent.training.class_means import begin_at, class_means, own_labels_alone
+from fedcybgd.agent.training.class_means import OthersLabels, begin_at, class_means
 from fedcybgd.agent.training.compute import NO_ORDER, Compute, choose_precision, repeat_exactly, warm_up
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, unchanged
@@ -89,26 +88,27 @@ class Visitor:
         opened: Opened = {}
         factors: dict[str, nn.Parameter] = {}
         groups: list[OptimizerGroup] = []
-        masks: list[RemovableHandle] = []
+        others: OthersLabels | None = None
         try:
             means = class_means(visit)
             with savings(visit, self._options, self._limit) as (loss_of, cache):
                 opened = visit.open(self._whole_tables)
                 begin_at(means, opened)
-                masks = own_labels_alone(visit, opened)
+                others = OthersLabels(visit, opened)
                 factors, rows = visit.correct(), dict(emulator.rows)
                 groups = [OptimizerGroup([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
                 if visit.settings.corrections is not None:
                     groups.append(OptimizerGroup(list(factors.values()), visit.settings.corrections.learning_rate))
                 metrics = train(visit, groups, loss_of, cache)
+                others.leave()
             emulator.close()
             error = visit.write_delta(opened, factors, rows, self._transform)
             told = {"delta_error": error, "peak_memory_bytes": memory.peak(), "label_counts": visit.told_labels}
             return metrics.model_copy(update=told)
         finally:
-            for mask in masks:
-                mask.remove()
-            opened, factors, groups = {}, {}, []
+            if others is not None:
+                others.close()
+            opened, factors, groups, others = {}, {}, [], None
             emulator.close()
             give_back_memory()
 

@@ -7,7 +7,8 @@ Average = Literal["mean", "trimmed_mean", "median", "geometric_median"]
 HeadAverage = Literal["damped", "mean", "by_label"]
 """Of a head that several agents of a round trained along. damped: `damping` times the mean, as of every other block; mean: undamped;
 
-by_label: undamped, each label's row weighed by how many rows of that label each agent trained on, where all of them tell.
+by_label: undamped, each label's row weighed by how many rows of that label each agent trained on, where all of them tell; where one does not, the
+mean of the deltas that move it.
 """
 Aggregate = Literal["sum", "trimmed_mean", "median", "geometric_median"]
 """sum: each times its weight, added up one after another in the order of seats. The others take the sum of the weights times

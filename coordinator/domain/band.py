@@ -59,6 +59,8 @@ class BlockDelta(BaseModel):
     """it is what a visit of other blocks has corrected: such deltas are compared with each other alone"""
     reach: float = 0.0
     """norm that its steps at their learning rate could have at the most"""
+    moved: list[int] | None = None
+    """of a classifier's head: the labels whose rows the delta moves; None: nobody asked"""
 
     @property
     def relative(self) -> float:

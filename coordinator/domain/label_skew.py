@@ -7,6 +7,7 @@ from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
+from fedcybgd.shared.contract.words import MOST_LABELS
 
 Counts = Sequence[int]
 """Of each label, how many rows"""
@@ -36,7 +37,12 @@ def check_counts(train: TrainSettings, metrics: TrainMetrics) -> None:
         raise LabelCountsInvalid(f"label_counts: they count {metrics.rows} rows, the steps of the visit are on {most} at the most")
 
 
-def row_weights(counts: Sequence[Counts | None], total: float) -> list[list[float]] | None:
+def by_label(spec: RunFile) -> bool:
+    """Whether each label's row of a head weighs by itself. Of more labels than agents may count all rows weigh alike."""
+    return spec.head_average == "by_label" and (spec.task.num_labels or 0) <= MOST_LABELS
+
+
+def row_weights(counts: Sequence[Sequence[float] | None], total: float) -> list[list[float]] | None:
     """Of each delta, the weight of each label's row in the head: its agent's share of the rows of that label, `total` times.
 
     A label of which nobody has a row has the mean. None where somebody does not tell, or there is nobody to share with.
@@ -46,6 +52,15 @@ def row_weights(counts: Sequence[Counts | None], total: float) -> list[list[floa
         return None
     sums = [sum(column) for column in zip(*known, strict=True)]
     return [[total * (n / all_of_it if all_of_it else 1 / len(known)) for n, all_of_it in zip(row, sums, strict=True)] for row in known]
+
+
+def moved_rows(moved: Sequence[Sequence[int] | None], weights: Sequence[float], labels: int) -> list[list[float] | None]:
+    """What stands for counts where agents do not tell them: of each delta its weight, for the labels whose rows it moves. A visit moves no others
+    than those of its rows, unless its loss is the plain one. None of a delta of which nobody knows."""
+    return [
+        None if one is None else [weight * (label in known) for label in range(labels)]
+        for one, known, weight in zip(moved, (frozenset(one or ()) for one in moved), weights, strict=True)
+    ]
 
 
 def divergence(counts: Sequence[Counts]) -> float:
@@ -82,17 +97,15 @@ def forgets(losses: Sequence[float], held_out: int, never_right: int) -> bool:
     return rose and never_right >= max(1, NEVER * held_out)
 
 
-def remedy(spec: RunFile, told: bool) -> str:
-    """What a run file, or the owners of rows, can do about it. `told`: all agents tell how many rows of each label they trained on."""
-    found, shared = [], method_of(spec).is_shared(spec)
+def remedy(spec: RunFile) -> str:
+    """What a run file can do about it."""
+    found = []
     if spec.label_skew == "none":
         found.append("train.label_skew: smoothed")
     if spec.schedule.head_start == "fresh":
         found.append("schedule.head_start: class_means, if the model's head is fresh")
-    if shared and spec.head_average != "by_label":
+    if method_of(spec).is_shared(spec) and spec.head_average != "by_label":
         found.append("schedule.head_average: by_label")
-    if (shared or spec.schedule.head_start != "fresh") and not told:
-        found.append("tell_labels = true in the agents' agent.toml, if their owners agree")
     if not found:
         return "the run file allows for it already; what is left are more cycles, or rows of more labels at each agent"
     return f"for a run after this one: {'; '.join(found)} (docs/run-file.md, Label skew)"

@@ -64,7 +64,7 @@ class ScheduleSection(Section):
     head_start: HeadStart = Field(
         "fresh",
         description="what a classifier's fresh head begins as; class_means: in a round before the first cycle each agent sets its labels' rows to the "
-        "means of its rows, where its owner lets labels be told",
+        "means of its rows",
     )
     wave_deadline_s: float | None = Field(
         None,

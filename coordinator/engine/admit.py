@@ -17,6 +17,7 @@ from fedcybgd.coordinator.engine.shards import shard_header
 from fedcybgd.coordinator.engine.sketches import Sketcher
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.adapters import factors_of, is_factor, matrix_of
+from fedcybgd.shared.contract.block_names import HEAD, of_labels
 from fedcybgd.shared.contract.delta_layout import DeltaCodecError
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.lossless import PackedError
@@ -42,7 +43,8 @@ def admit(store: EngineStore, payload: AdmitPayload) -> AdmitResult:
                 with store.localised(digest) as path:
                     measured = _Correction(delta, scale) if block in frozen else delta
                     numbers[block], deltas[block] = _measure(measured, path, header)
-                    deltas[block] = deltas[block].model_copy(update={"correction": block in frozen})
+                    moved = _moved(delta, header, payload.labels) if block == HEAD and payload.labels else None
+                    deltas[block] = deltas[block].model_copy(update={"correction": block in frozen, "moved": moved})
                     numbers[block].non_finite.extend(_overflowing(delta, path, header))
     # The bases are verified: what is wrong now is wrong with the delta's bytes, and the agent's fault.
     except (CodecError, DeltaCodecError) as error:
@@ -95,6 +97,12 @@ def _measure(delta: DeltaFile | _Correction, path: Path, header: Header) -> tupl
             non_finite.append(name)
     norm, base_norm = math.sqrt(squares) if squares >= 0 else math.nan, math.sqrt(base_squares)
     return BlockNumbers(non_finite, norm, base_norm), BlockDelta(norm=norm, base_norm=base_norm, size=size, sketch=sketcher.packed())
+
+
+def _moved(delta: DeltaFile, header: Header, labels: int) -> list[int] | None:
+    """The labels whose rows of a head a delta moves; None where the head has no row for each."""
+    name = of_labels({name: tensor.shape for name, tensor in header.tensors.items()}, labels)
+    return delta.tensor(name, header.tensors[name].shape).any(1).nonzero().flatten().tolist() if name in delta.names else None
 
 
 def _overflowing(delta: DeltaFile, path: Path, header: Header) -> list[str]:

@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from safetensors.torch import save
+from sqlalchemy import select
 
+from fedcybgd.coordinator.db.models import BlockVersion
 from fedcybgd.shared.contract.digests import digest_of
 from tests.integration.test_export import upload
 from tests.support.live import LiveCoordinator
@@ -79,6 +81,22 @@ def test_counts_that_a_run_file_asks_for_and_nobody_tells_are_missed_once(live: 
     settled(live, run)
     codes = [e["code"] for e in live.operator.get(f"/runs/{run}")["events"]]
     assert codes.count("label_counts_missing") == 1
+
+
+def test_where_nobody_tells_a_row_of_the_head_is_of_those_that_move_it(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:
+    run = start_run(live, model, hands[:2], schedule={"wave": 2, "blocks": ["layers.0", "layers.1"]})
+    taken = [(hand, hand.take(run)) for hand in hands[:2]]
+    for hand, assignment in taken:
+        tensors = hand.delta(assignment)
+        tensors["classifier.weight"][:] = 0.0
+        tensors["classifier.weight"][[0, 1] if assignment.block == "layers.0" else [1]] = 0.01
+        hand.deliver(assignment, tensors)
+    run_id = settled(live, run)["id"]
+    with live.database.reading() as session:
+        of_head = select(BlockVersion).where(BlockVersion.run_id == run_id, BlockVersion.block == "head", BlockVersion.version == 1)
+        change = session.scalars(of_head).one().change
+    assert change is not None
+    assert [term.rows for term in change.terms] == [[1.0, 0.5, 0.5], [0.0, 0.5, 0.5]]
 
 
 def test_class_means_are_a_round_of_heads_before_the_first_cycle(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:

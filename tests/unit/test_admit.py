@@ -15,6 +15,7 @@ from fedcybgd.coordinator.storage import open_store
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.training import Corrections
 from fedcybgd.shared.tensors import delta_file
+from fedcybgd.shared.tensors.deltas import encode_delta
 
 Tensors = dict[str, torch.Tensor]
 BLOCKS: dict[str, Tensors] = {
@@ -32,6 +33,7 @@ def admitted(
     most: float | None = None,
     codec: str = "float32",
     corrections: Corrections | None = None,
+    labels: int | None = None,
 ) -> AdmitResult:
     """What the engine makes of a delta; without a limit to norms nothing but the finite check stands between it and the model."""
     store, refs = open_store(home / "blobs"), []
@@ -43,6 +45,7 @@ def admitted(
     trained, corrected = (refs, []) if corrections is None else ([], refs)
     return admit(store, AdmitPayload(
         assignment_id="asg_0123456789abcdef", delta=digest, blocks=trained, always=["head"], rules=rules, corrected=corrected, corrections=corrections,
+        labels=labels,
     ))  # fmt: skip
 
 
@@ -135,3 +138,15 @@ def test_adapters_that_come_to_no_number_are_rejected(tmp_path: Path, how: str) 
     assert admitted(tmp_path, good, blocks).rejected_because is None
     assert admitted(tmp_path, {n: t * 1e6 for n, t in good.items()}, blocks).rejected_because is None
     assert str(admitted(tmp_path, factors(*SPOILT[how]), blocks).rejected_because).startswith("non_finite: a.")
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_of_a_head_it_is_seen_which_rows_are_moved(tmp_path: Path, codec: str) -> None:
+    head = {"dense.weight": torch.ones(4, 4), "h.bias": torch.zeros(5), "h.weight": torch.ones(5, 4)}
+    change = {name: torch.full_like(tensor, 1e-3) for name, tensor in head.items()}
+    change["h.weight"][[0, 2, 3]] = 0.0
+    change["h.weight"][4, :3] = 0.0
+    sent: Tensors = dict(encode_delta(change, codec))
+    for labels, expected in ((5, [1, 4]), (4, [0, 1, 2, 3]), (7, None), (None, None)):
+        found = admitted(tmp_path, sent, {"head": head}, codec=codec, labels=labels)
+        assert found.deltas["head"].moved == expected

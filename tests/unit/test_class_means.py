@@ -1,4 +1,4 @@
-"""A head begins at class means, in a round before the first cycle, where owners let labels be told."""
+"""A head begins at class means, in a round before the first cycle; where owners do not let labels be told, at none of a single row."""
 
 import json
 from pathlib import Path
@@ -65,9 +65,27 @@ def test_rows_that_nobody_has_set_begin_at_the_means_of_the_agents_rows(home: Ho
     assert delta[2].abs().max() < 1e-6, "somebody has taught it already"
 
 
-def test_without_the_owners_word_nothing_is_made_of_the_rows_but_what_training_makes(home: Home) -> None:
+def test_without_the_owners_word_the_means_are_the_same(home: Home) -> None:
+    assert torch.equal(visited(home, tell_labels=False)[WEIGHT][0], visited(home)[WEIGHT][0])
+    assert visited(home, head_start="fresh")[WEIGHT].abs().max() < 1e-6, "nobody asked"
+
+
+def test_without_the_owners_word_no_mean_is_of_one_row(home: Home, bert: Path) -> None:
+    """Such a label begins at the mean of all rows, and an agent of one row sends none."""
+    rows = [json.loads(line) for line in home.rows.read_text().splitlines()]
+    home.rows.write_text("".join(json.dumps(row | {"label": 0 if n == 3 else 2}) + "\n" for n, row in enumerate(rows)))
+    unset_rows(home, [0, 1, 2])
+    means = {label: means_by_hand(home, bert, label) for label in (0, 2)}
+    of_all = functional.normalize(means[0] + (len(rows) - 1) * means[2], dim=0)
+    of_one, of_others = (functional.normalize(mean, dim=0) for mean in means.values())
+    apart = (of_one - of_all).norm()
+    assert apart > 1e-5, "features of these rows are much alike, and not the same"
+    for tells, expected in ((True, of_one), (False, of_all)):
+        found = functional.normalize(visited(home, tells, batch_size=len(rows))[WEIGHT], dim=1)
+        assert (found[0] - expected).norm() < apart / 5
+        assert (found[2] - of_others).norm() < apart / 5
+    home.rows.write_text(json.dumps(rows[0]) + "\n")
     assert visited(home, tell_labels=False)[WEIGHT].abs().max() < 1e-6
-    assert visited(home, head_start="fresh")[WEIGHT].abs().max() < 1e-6
 
 
 def test_the_matrix_of_labels_is_the_last_one_of_so_many_rows() -> None:
@@ -83,13 +101,15 @@ def run_file(**sections: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def accuracies(bert: Path, folder: Path, values: dict[str, Any]) -> tuple[list[float], reference.Reference, list[set[str]]]:
+def accuracies(
+    bert: Path, folder: Path, values: dict[str, Any], tell_labels: bool = True
+) -> tuple[list[float], reference.Reference, list[set[str]]]:
     """After each round, of agents with two labels each that no other has; and the blocks that each round changed."""
     folder.mkdir()
     paths = [write(folder / f"{agent}.jsonl", [2 * agent, 2 * agent + 1] * 12) for agent in range(AGENTS)]
     held_out = write(folder / "held-out.jsonl", list(range(LABELS)) * 4)
     run = reference.begin(folder, bert, values)
-    run.tell_labels = True
+    run.tell_labels = tell_labels
     found, changed, before = [], [], run.digests()
 
     def look(_: int) -> None:
@@ -102,10 +122,11 @@ def accuracies(bert: Path, folder: Path, values: dict[str, Any]) -> tuple[list[f
     return found, run, changed
 
 
-def test_labels_that_no_agent_has_together_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tell_labels", [True, False])
+def test_labels_that_no_agent_has_together_are_told_apart(tmp_path: Path, tell_labels: bool) -> None:
     bert = tiny_bert(tmp_path / "bert", initializer_range=0.3)  # of which words make different features
-    fresh, _, _ = accuracies(bert, tmp_path / "fresh", run_file())
-    means, run, changed = accuracies(bert, tmp_path / "means", run_file(schedule={"head_start": "class_means"}))
+    fresh, _, _ = accuracies(bert, tmp_path / "fresh", run_file(), tell_labels)
+    means, run, changed = accuracies(bert, tmp_path / "means", run_file(schedule={"head_start": "class_means"}), tell_labels)
     assert (len(means), changed[0], len(run.metrics)) == (len(fresh) + 1, {"head"}, AGENTS + 2)
     assert fresh[-1] <= 0.4, "two labels at the most are told apart from each other, and six by none"
     assert means[-1] >= 0.6, (fresh, means)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedcybgd.coordinator.domain.label_skew import UNLIKE, LabelCountsInvalid, check_counts, divergence, forgets, remedy
+from fedcybgd.coordinator.domain.label_skew import UNLIKE, LabelCountsInvalid, by_label, check_counts, divergence, forgets, remedy
 from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
@@ -30,8 +30,9 @@ def spec(schedule: dict[str, Any] | None = None, **sections: Any) -> RunFile:
     return checked({"name": "r", "model": "m", "task": {"kind": "text-classification", "labels": 4}, "schedule": wave, **sections})
 
 
-def terms(spec: RunFile, *counts: list[int] | None, block: str = "head") -> list[Term]:
-    deltas = [VisitDelta(f"{n}" * 64, f"asg_{n}", Delivered(n, said(c), 1)) for n, c in enumerate(counts)]
+def terms(spec: RunFile, *counts: list[int] | None, block: str = "head", moved: list[list[int] | None] | None = None) -> list[Term]:
+    looked = moved or [None] * len(counts)
+    deltas = [VisitDelta(f"{n}" * 64, f"asg_{n}", Delivered(n, said(c, n + 1), n + 1, looked[n])) for n, c in enumerate(counts)]
     return terms_of(spec, block, deltas, len(deltas))[0]
 
 
@@ -44,6 +45,21 @@ def test_a_heads_rows_are_weighed_by_who_has_rows_of_their_label() -> None:
     for term, expected in zip(found, shares, strict=True):
         assert term.rows == pytest.approx(expected)
     assert [term.weight for term in found] == [1 / 3] * 3, "of what has no row for a label: the mean, undamped"
+
+
+def test_where_labels_are_not_told_a_row_is_the_mean_of_those_that_move_it() -> None:
+    moved: list[list[int] | None] = [[0, 3], [0, 1], [1, 3]]
+    found = terms(spec(), COUNTS[0], None, None, moved=moved)
+    shares = [[1 / 2, 0, 1 / 3, 1 / 2], [1 / 2, 1 / 2, 1 / 3, 0], [0, 1 / 2, 1 / 3, 1 / 2]]
+    for term, expected in zip(found, shares, strict=True):
+        assert term.rows == pytest.approx(expected)
+    assert [term.rows for term in terms(spec(), None, None, moved=[[0], None])] == [[]] * 2, "of one nobody knows"
+    of_rows = checked({"name": "r", "model": "m", "method": "whole", "task": {"kind": "text-classification", "labels": 4}})
+    assert [term.rows for term in terms(of_rows, None, None, moved=[[0, 1], [0]])] == [
+        pytest.approx([1 / 3, 1, 1 / 2, 1 / 2]), pytest.approx([2 / 3, 0, 1 / 2, 1 / 2]),
+    ]  # fmt: skip
+    many = checked({"name": "r", "model": "m", "method": "whole", "task": {"kind": "text-classification", "labels": 4097}})
+    assert not by_label(many)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +171,11 @@ def test_forgetting_is_a_loss_that_rose_and_labels_that_are_never_right(
 def test_the_remedy_names_what_is_not_set_yet() -> None:
     worst = spec({"head_average": "damped"}, train={"label_skew": "none"})
     assert (
-        "train.label_skew: smoothed; schedule.head_start: class_means, if the model's head is fresh; schedule.head_average: by_label; tell_labels = true"
-        in remedy(worst, told=False)
+        "train.label_skew: smoothed; schedule.head_start: class_means, if the model's head is fresh; schedule.head_average: by_label"
+        in remedy(worst)
     )
-    assert remedy(spec({"head_start": "class_means"}), told=True).startswith("the run file allows for it already")
-    assert "tell_labels" not in remedy(spec({"wave": 1}, train={"label_skew": "none"}), told=False)
+    assert remedy(spec({"head_start": "class_means"})).startswith("the run file allows for it already")
+    assert "head_average" not in remedy(spec({"wave": 1}, train={"label_skew": "none"}))
 
 
 def test_scores_by_label_are_what_counting_by_hand_gives() -> None:

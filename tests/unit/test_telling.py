@@ -23,9 +23,9 @@ def offer(task: str = "text-classification", **visits: Any) -> RunOffer:
     [
         (offer(blocks=["embeddings"]), ["names every token", "longest"]),
         (offer("causal-lm", blocks=["embeddings"]), ["names every token", "tied"]),
-        (offer(blocks=["head"]), ["bias of the head"]),
+        (offer(blocks=["head"]), ["which labels", "exactly", "class means"]),
         (offer("image-classification", blocks=["embeddings"]), ["patches of your images"]),
-        (offer("image-classification", blocks=["head"]), ["bias of the head"]),
+        (offer("image-classification", blocks=["head"]), ["which labels", "single row"]),
         (offer(batch_size=1), ["single rows"]),
         (offer(batch_size=4, steps=4), ["16 rows at the most"]),
         (offer(delta_patches=True), ["other agents"]),

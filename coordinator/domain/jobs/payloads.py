@@ -64,6 +64,8 @@ class AdmitPayload(BaseModel):
     corrected: list[ShardRef] = []
     """exact, the blocks of which the delta has corrections"""
     corrections: Corrections | None = None
+    labels: int | None = None
+    """of a head that is put together by its labels' rows: how many there are"""
 
 
 class AdmitResult(BaseModel):

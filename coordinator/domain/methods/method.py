@@ -19,6 +19,8 @@ class Delivered:
     metrics: TrainMetrics | None
     rows: int
     """that it was trained on, as far as its agent is believed"""
+    moved: Sequence[int] | None = None
+    """the labels whose rows of the head it moves, where that was looked at"""
 
 
 class Method(Protocol):

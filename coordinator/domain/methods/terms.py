@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate, chosen
 from fedcybgd.coordinator.domain.jobs.payloads import Term
-from fedcybgd.coordinator.domain.label_skew import row_weights
+from fedcybgd.coordinator.domain.label_skew import by_label, moved_rows, row_weights
 from fedcybgd.coordinator.domain.methods.method import Delivered
 from fedcybgd.coordinator.domain.methods.registry import method_of
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -38,8 +38,10 @@ def terms_of(spec: RunFile, block: str, deltas: Sequence[VisitDelta], seats: int
     weights = method.weights(spec, block, [delta.delivered for delta in deltas], seats)
     aggregate = chosen(method.aggregate, spec.admission.average, len(deltas))
     rows = None
-    if block == HEAD and aggregate == "sum" and spec.head_average == "by_label":
-        rows = row_weights([d.delivered.metrics.label_counts if d.delivered.metrics else None for d in deltas], sum(weights))
+    if block == HEAD and aggregate == "sum" and by_label(spec):
+        total, each = sum(weights), [d.delivered for d in deltas]
+        rows = row_weights([d.metrics.label_counts if d.metrics else None for d in each], total)
+        rows = rows or row_weights(moved_rows([d.moved for d in each], weights, spec.task.num_labels or 0), total)
     found = rows or [[] for _ in deltas]
     terms = [Term(digest=d.digest, weight=w, visit=d.visit, rows=r) for d, w, r in zip(deltas, weights, found, strict=True)]
     return terms, aggregate

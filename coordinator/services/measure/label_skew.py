@@ -30,8 +30,11 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
     means = run.spec.schedule.head_start == "class_means"
     asked = (run.spec.schedule.head_average == "by_label" and run.spec.schedule.widest > 1) or means
     if asked and metrics.label_counts is None and not _told(session, run.id, "label_counts_missing"):
-        text = f"{name} does not tell its label counts (tell_labels in its agent.toml): heads of waves in which it is are undamped means, not by label"
-        record(session, now, "warning", "label_counts_missing", text, run_id=run.id, agent_id=assignment.agent_id)
+        text = (
+            f"{name} does not tell its label counts (tell_labels in its agent.toml): in heads of waves in which it is each label's row is the mean of the "
+            "deltas that move it, however many rows they are of"
+        )
+        record(session, now, "info", "label_counts_missing", text, run_id=run.id, agent_id=assignment.agent_id)
     if metrics.label_counts is None or _told(session, run.id, "label_skew"):
         return
     session.flush()
@@ -45,8 +48,7 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
     counts = {agent: found.label_counts for agent, found in reversed(rows) if found is not None and found.label_counts is not None}
     found = label_skew.divergence(list(counts.values()))
     if found >= label_skew.UNLIKE:
-        told = len(counts) == len({agent for agent, _ in rows})
-        text = f"the labels of {len(counts)} agents are unlike (divergence {found:.2f} of 1): {label_skew.remedy(run.spec, told)}"
+        text = f"the labels of {len(counts)} agents are unlike (divergence {found:.2f} of 1): {label_skew.remedy(run.spec)}"
         record(session, now, "warning", "label_skew", text, run_id=run.id)
 
 
@@ -69,7 +71,7 @@ def look_at_score(session: Session, run_id: str, after_rounds: int, score: Score
     run = session.get_one(Run, run_id)
     text = (
         f"after {after_rounds} rounds no held-out row of {score.labels_never_right} of {score.labels_held_out} labels is right, and visits raised the "
-        f"held-out loss: agents seem to have unlike labels, and each visit unlearns those that its rows lack; {label_skew.remedy(run.spec, told=False)}"
+        f"held-out loss: agents seem to have unlike labels, and each visit unlearns those that its rows lack; {label_skew.remedy(run.spec)}"
     )
     record(session, now, "warning", "labels_forgotten", text, run_id=run.id)
 

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import AdmitPayload, AdmitResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, Done
+from fedcybgd.coordinator.domain.label_skew import by_label
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.measure import label_skew
@@ -29,7 +30,7 @@ def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> 
     payload = AdmitPayload(
         assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
         always=spec.schedule.always, rules=spec.admission, corrected=trained.corrected_refs(session, assignment),
-        corrections=assignment.train.corrections,
+        corrections=assignment.train.corrections, labels=spec.task.num_labels if by_label(spec) else None,
     )  # fmt: skip
     jobs.enqueue(session, ADMIT, run.id, payload, now)
 
