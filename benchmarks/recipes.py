@@ -14,7 +14,6 @@ head       where `--head` asks for it: the same recipe, as many rounds of the sa
 import json
 import statistics
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,13 @@ def _questions(data: Path, folder: Path, seed: int) -> tuple[list[Path], Path, P
     return paths[:-2], *paths[-2:]
 
 
-def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, changes: dict[str, Any], told: bool) -> dict[str, Any]:
+def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     """The run file of a task, as `fedcoord init` would write it; `changes` are tried beside it, by section."""
     from fedcybgd.coordinator.commands import recipe_facts
     from fedcybgd.coordinator.domain.recipe import recipe
 
     task: Any = "causal-lm" if name in LANGUAGE else "extractive-qa" if name == QUESTIONS else "text-classification"
     facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(model), held_out.name, rows)
-    facts = replace(facts, are_told=told)
     outline = recipe_facts.model_of("model", recipe_facts.config_of(model), task, facts.num_labels or None)
     values = recipe(name, task, outline, facts, AGENTS) | {"seed": seed}
     for section, fields in changes.items():
@@ -95,7 +93,7 @@ def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: boo
         paths, held_out, unseen = rows_of(name, data, folder / "rows", seed)
         model = _model(name)
         rows = sum(path.read_bytes().count(b"\n") for path in paths)
-        values = run_file_of(name, model, held_out, rows, seed, changes, told)
+        values = run_file_of(name, model, held_out, rows, seed, changes)
         result = ended(values, model, paths, held_out, unseen, folder, told)
         if head:
             from fedcybgd.coordinator.domain.anchor import head_only
@@ -176,7 +174,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--head", action="store_true", help="train pooler and head alone, too")
-    parser.add_argument("--told", action="store_true", help="agents tell how many rows of each label they have (init --tell-labels)")
+    parser.add_argument("--told", action="store_true", help="agents tell how many rows of each label they have (tell_labels)")
     parser.add_argument("--change", default="{}", help='try other values beside the recipe: JSON, as {"train": {"learning_rate": 1e-4}}')
     parser.add_argument("--results", type=Path, help="file that every run's result is added to; runs that are in it are not repeated")
     options = parser.parse_args()

@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,13 +41,6 @@ def init(
     ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of all agents together; default: four for each held-out one.", min=1)] = None,
     labels: Annotated[int | None, typer.Option(help="How many labels, where not every one has a held-out row.", min=2, max=100_000)] = None,
-    tell_labels: Annotated[
-        bool,
-        typer.Option(
-            "--tell-labels",
-            help="All agents may tell how many rows of each label they have (tell_labels = true): far better where they have few, or unlike labels.",
-        ),
-    ] = False,
     column: Column = [],  # noqa: B006 - typer reads it
     name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
     out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
@@ -57,13 +49,12 @@ def init(
 ) -> None:
     """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
     check_free(out, force)
-    if task != "text-classification" and (labels is not None or tell_labels):
-        raise Invalid(f"--labels and --tell-labels: {task} has no labels")
+    if task != "text-classification" and labels is not None:
+        raise Invalid(f"--labels: {task} has no labels")
     directory, called, config = _model(model)
     count = recipe_facts.counting(directory)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
     found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows, train)
-    found = replace(found, are_told=tell_labels)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
     text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
     parse_run_file(text, str(out))

@@ -59,8 +59,6 @@ class RecipeRows:
 
     commonest: float | None = None
     """share of the held-out rows that have the commonest label"""
-    are_told: bool = False
-    """whether all agents may tell how many rows of each label they have"""
 
     @property
     def rows_of_agents(self) -> int:
@@ -97,7 +95,7 @@ def _encoder(model: RecipeModel, rows: RecipeRows, agents: int, each: float) -> 
     few = each < FEW
     along = [name for name in model.blocks if name in ("norm", "pooler", "head")]
     rate = _rate(6e-4 if wave > 1 else 3e-4, 384, model.width, 1.5)
-    means = rows.are_told and rows.num_labels > 2 and wave > 1 and "head" in along
+    means = rows.num_labels > 2 and wave > 1 and "head" in along
     return {
         "schedule": {
             "cycles": 6 if few else 5, "agents": "rotating", "blocks": ["layers"], "always": along, "wave": wave, "damping": DAMPING[wave],

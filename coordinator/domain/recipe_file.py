@@ -68,7 +68,7 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     yield "schedule.cycles", f"how many times each block is trained{known}"
     yield "schedule.agents", "another agent for a block in each cycle"
     if "head_start" in schedule:
-        yield "schedule.head_start", "of the rows of each label; every agent has to set tell_labels = true, or it learns less than without"
+        yield "schedule.head_start", "of the rows of each label, in a round of heads before the first cycle"
     yield "schedule.always", "trained along in every visit" if schedule["always"] else "nothing but the visited block"
     if "epochs" in train:
         yield "train.epochs", "passes of a visit over its agent's rows"
