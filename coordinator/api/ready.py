@@ -15,6 +15,8 @@ from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.ready")
+NOBODYS = 64 * "0"
+"""No blob: that it is not there is known by whoever reaches the store."""
 KNOWN_FOR_S = 1.0
 """However many ask, it is looked once in so long."""
 WITHIN_S = 4.0
@@ -70,6 +72,7 @@ class Probe:
 
     def _written(self) -> None:
         """A full disk is one for all of them, and downloads go on."""
+        self._store.has(NOBODYS)
         try:
             with self._store.writer() as writer:
                 writer.write(b"ready")

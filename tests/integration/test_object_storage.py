@@ -1,13 +1,16 @@
 """The real API and the real engine on object storage, by one setting."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from typer.testing import CliRunner
 
 from fedcybgd.agent.cache import ShardCache
@@ -28,7 +31,7 @@ from tests.support import buckets
 from tests.support.hostile import Answer, Asked, serving
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, operator, settled, start_run
+from tests.support.visits import Hand, operator, refused, settled, start_run, wire
 
 
 @pytest.fixture(params=["directory", "s3"] if buckets.S3 else ["directory"])
@@ -129,3 +132,28 @@ def test_a_wrong_address_is_one_line_at_the_start(tmp_path: Path, monkeypatch: p
     said = CliRunner().invoke(app, ["serve", "--home", str(tmp_path), "--port", "0"])
     assert said.exit_code != 0
     assert getattr(said.exception, "code", "storage_unusable") == "storage_unusable", said.output
+
+
+def test_a_storage_that_is_away_keeps_nothing_from_going_on_later(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(live)
+    run = start_run(live, "bert", [hand])
+    assignment = hand.take(run)
+    asked: list[str] = []
+
+    def away(*_: object, **__: object) -> None:
+        asked.append(threading.current_thread().name)
+        raise GenericError("error sending request for url")
+
+    with monkeypatch.context() as patch:
+        for step in ("head", "get", "put", "list"):
+            patch.setattr(obstore, step, away)
+        shard = f"/assignments/{assignment.assignment_id}/shards/{assignment.manifest.blocks[0].digest}"
+        refused(hand.http.get(shard), 503, "storage_away")
+        assert refused(wire(live).get("/health/ready"), 503, "not_ready").detail == {"lacks": ["storage"]}
+        asked.clear()
+        export = live.operator.post(f"/runs/{run}/exports")["export_id"]
+        wait_for(lambda: len(asked) > 1)  # the job is tried again, and has not failed
+    wait_for(lambda: live.operator.get(f"/runs/{run}/exports/{export}")["ready"])
+    hand.deliver(assignment)
+    assert settled(live, run)["rounds_done"] == 1
+    assert live.operator.get(f"/runs/{run}")["state"] != "paused"
