@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import obstore
 import pytest
 from obstore.exceptions import GenericError
@@ -62,12 +61,7 @@ def running() -> S3Server:
 @cache
 def made(bucket: str) -> str:
     """A bucket of the server."""
-    from datetime import timedelta
-
-    from obstore.store import S3Store
-
-    store = S3Store(bucket, client_options={"allow_http": True})
-    httpx.put(obstore.sign(store, "PUT", "", timedelta(minutes=1)), timeout=30).raise_for_status()
+    running().make(bucket)
     return bucket
 
 

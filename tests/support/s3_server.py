@@ -10,7 +10,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from datetime import timedelta
 from pathlib import Path
+
+import httpx
+import obstore
+import psutil
+from obstore.store import S3Store
 
 KEY, SECRET, REGION = "test:tester", "testing", "us-east-1"
 PIPELINE = "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo proxy-server"
@@ -64,6 +70,15 @@ class S3Server:
                     logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("*.log"))
                     raise RuntimeError(f"the S3 server did not start:\n{logs}") from None
                 time.sleep(0.1)
+
+    def make(self, bucket: str) -> None:
+        """Make a bucket, as its owner would with another program."""
+        given = {"access_key_id": KEY, "secret_access_key": SECRET, "region": REGION, "endpoint": self.endpoint}
+        store = S3Store(bucket, client_options={"allow_http": True}, **given)  # type: ignore[arg-type]
+        httpx.put(obstore.sign(store, "PUT", "", timedelta(minutes=1)), timeout=30).raise_for_status()
+
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process(process.pid) for process in self._processes]
 
     def stop(self) -> None:
         for process in self._processes:
