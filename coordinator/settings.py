@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         description="addresses or networks, with commas between them, of reverse proxies that end HTTPS in front of this coordinator: their "
         "X-Forwarded-For and X-Forwarded-Proto are believed; default: 127.0.0.1",
     )
+    accel: str | None = Field(
+        None,
+        pattern=r"^/([A-Za-z0-9._-]+/)+$",
+        description="path at which a reverse proxy in front serves the directory of blobs to nobody but itself, as in /blobs/: it sends them "
+        "(X-Accel-Redirect) in place of the coordinator; default: none",
+    )
     hosts: str | None = Field(
         None, description="names, with commas between them, by which this coordinator may be called (the heading Host); default: any"
     )

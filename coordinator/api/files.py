@@ -10,7 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
+from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.words import ACCEL
 
 Sent = Callable[[int], Awaitable[None]]
 CHUNK = 1 << 20
@@ -64,10 +66,21 @@ def blob_response(request: Request, store: BlobStore, digest: str, sent: Sent | 
     if link is not None:
         promised = BackgroundTask(sent, end - start) if sent is not None else None
         return RedirectResponse(link, status_code=307, headers={"Cache-Control": "no-store"}, background=promised)
+    if (by := _by_the_proxy(request, digest)) is not None:
+        promised = BackgroundTask(sent, end - start) if sent is not None else None
+        return Response(headers=headers | {"X-Accel-Redirect": by}, media_type=BlobResponse.media_type, background=promised)
     if wanted is None:
         return BlobResponse(store.open(digest), 0, size, headers, 200, sent)
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     return BlobResponse(store.open(digest), start, end, headers, 206, sent)
+
+
+def _by_the_proxy(request: Request, digest: str) -> str | None:
+    """Where a proxy that this request came through has the blob's file, and sends it, or the range of it, by itself."""
+    settings: Settings = request.app.state.settings
+    if settings.accel is None or settings.storage is not None or request.headers.get(ACCEL) != "yes":
+        return None
+    return f"{settings.accel}{digest[:2]}/{digest}"
 
 
 def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:

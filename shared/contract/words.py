@@ -19,6 +19,8 @@ DAEMON = "FedCyBGD-Daemon"
 """Heading of what a daemon asks: a random word that it takes at its start. Two that take turns are two copies of one agent's home."""
 ELSEWHERE = "FedCyBGD-Elsewhere"
 """Heading of a request for a shard: whoever asks may be sent to another host for it (307)."""
+ACCEL = "FedCyBGD-Accel"
+"""Heading that a reverse proxy adds which sends files by itself where an answer names them (X-Accel-Redirect)."""
 NEXT = "FedCyBGD-Next"
 """Heading of a page of a list: `after` for the next one. The last page has none."""
 MOST_STEPS = 100_000
