@@ -84,7 +84,7 @@ class Plan:
     def disk(self) -> int:
         """The most that lies on the disk: two copies of the model while it is imported or exported, or the visit's shards on either side."""
         exact, plain, block = self.bytes("exact"), self.bytes(), max(shard_bytes(b, "exact", self.model) for b in self.blocks)
-        return max(2 * exact, exact + 2 * plain + self.bytes(packed=True), 2 * exact + plain) + 6 * block
+        return max(2 * exact, exact + 2 * plain + self.bytes(packed=True), 2 * exact + plain) + 9 * block
 
 
 class Made(BaseModel):
