@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.client import Client
@@ -160,8 +161,11 @@ def fetch(tools: Tools, assignment: LeasedAssignment) -> Fetched:
     manifest = assignment.manifest
     residuals = tools.residuals.of(assignment.run_id, assignment.carried)
     ways = [cheapest(ref, tools.cache.has) for ref in manifest.blocks]
-    if sum(needed(manifest, ways).values()) > tools.cache.limit:  # what shards are made of takes room of its own
-        ways = [cheapest(ref.model_copy(update={"patches": []}), tools.cache.has) for ref in manifest.blocks]
+    less: list[dict[str, Any]] = [{"patches": []}, {"patches": [], "packed": None}]  # what shards are made of takes room of its own
+    for without in less:
+        if sum(needed(manifest, ways).values()) <= tools.cache.limit:
+            break
+        ways = [cheapest(ref.model_copy(update=without), tools.cache.has) for ref in manifest.blocks]
     blobs: list[FileRef | BlobRef] = [*manifest.files, *(blob for way in ways for blob in way.blobs)]
     check_fetch(tools.policy, sum({ref.digest: ref.size for ref in blobs if not tools.cache.has(ref.digest)}.values()))
     tools.cache.share(lambda allowed: beside(tools, assignment, allowed))

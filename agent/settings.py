@@ -185,7 +185,10 @@ def declared(config: Config, device: str) -> DeclaredLimits:
     """What the coordinator is told of the limits; `device` is what is trained on: on a card its memory counts, and no container's limit."""
     limits = config.limits
     allowed = [memory_allowed(config, device), machine.limits().memory_bytes or 0 if device != "cuda" else 0]
-    return DeclaredLimits(memory_bytes=min((n for n in allowed if n), default=0), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000))
+    return DeclaredLimits(
+        memory_bytes=min((n for n in allowed if n), default=0), bytes_per_s=int((limits.bandwidth_mbit or 0) * 125_000),
+        disk_bytes=int(limits.disk_gb * 1e9),
+    )  # fmt: skip
 
 
 def within_hours(hours: list[str], now: datetime) -> bool:

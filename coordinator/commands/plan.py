@@ -46,13 +46,22 @@ def draw(view: PlanView) -> RenderableType:
 
 
 def _agents(agents: list[AgentPlan]) -> Table:
-    columns = ("agent", "visits a cycle", "peak memory: largest / mean", "needs / may", "down: first / later cycle", "up a cycle")
+    columns = (
+        "agent",
+        "visits a cycle",
+        "peak memory: largest / mean",
+        "needs / may",
+        "disk: needs / may",
+        "down: first / later cycle",
+        "up a cycle",
+    )
     table = Table(*columns, "hours: training + transfer")
     for agent in agents:
         first, later = agent.first_cycle, agent.later_cycle
         table.add_row(
             agent.name, f"{agent.visits_per_cycle:.1f}", f"{_mb(agent.memory_largest)} / {_mb(agent.memory_mean)}",
             f"{_mb(agent.memory_needed)} / {_mb(agent.memory_allowed)}",
+            f"{_mb(agent.disk_needed)} / {_mb(agent.disk_allowed)}",
             f"{_mb(first.down)} / {_mb(later.down if later else None)}", _mb(first.up),
             f"{_hours(agent.training_hours)} + {_hours(agent.transfer_hours)}",
         )  # fmt: skip

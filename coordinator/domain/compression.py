@@ -6,7 +6,7 @@ A plan is block → codec. Codecs from the most faithful to the least: exact, in
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedcybgd.coordinator.domain.run_file import CompressionSection
 from fedcybgd.coordinator.errors import CoordinatorError, Invalid
@@ -50,14 +50,16 @@ class AgentLimits:
 
     memory_bytes: int | None = None
     download_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a plan costs an agent, in bytes: peak memory of training, and download of a visit."""
+    """What a plan costs an agent, in bytes: peak memory of training, download of a visit, and what lies on its disk for it."""
 
     memory: Callable[[Plan], int]
     download: Callable[[Plan], int]
+    disk: Callable[[Plan], int] = lambda _: 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class DoesNotFit:
     reason: str
     missing_memory_bytes: int
     missing_download_bytes: int
+    missing_disk_bytes: int = 0
 
 
 def plan(
@@ -177,7 +180,7 @@ def _auto(
     fidelity: Mapping[str, float],
 ) -> Plan | DoesNotFit:
     """The first plan of the ladder that fits. What comes further down is less faithful, so a plan under the floor ends the search."""
-    closest: tuple[tuple[float, float], DoesNotFit] | None = None
+    closest: tuple[list[float], DoesNotFit] | None = None
     for candidate in auto_ladder(settings, blocks, trained):
         measured = fidelity.get(plan_key(candidate))
         if settings.floor is not None and measured is not None and measured < settings.floor:
@@ -190,11 +193,12 @@ def _auto(
                 missing = _missing(exact, limits, costs)
                 return DoesNotFit(exact, _reason(exact, missing, limits) + under, *missing) if any(missing) else exact
             found = closest[1]
-            return DoesNotFit(found.plan, found.reason + under, found.missing_memory_bytes, found.missing_download_bytes)
+            return replace(found, reason=found.reason + under)
         missing = _missing(candidate, limits, costs)
         if not any(missing):
             return candidate
-        rank = (missing[0] / (limits.memory_bytes or 1), missing[1] / (limits.download_bytes or 1))
+        allowed = (limits.memory_bytes, limits.download_bytes, limits.disk_bytes)
+        rank = [short / (limit or 1) for short, limit in zip(missing, allowed, strict=True)]
         if closest is None or max(rank) < max(closest[0]):
             closest = rank, DoesNotFit(candidate, _reason(candidate, missing, limits), *missing)
     assert closest is not None, "the ladder has a first rung"
@@ -236,18 +240,21 @@ def _droppable(settings: CompressionSection, fresh: Sequence[BlockFacts]) -> int
     return math.floor(settings.drop_ratio * len(fresh) + 1e-9)
 
 
-def _missing(chosen: Plan, limits: AgentLimits, costs: Costs | None) -> tuple[int, int]:
-    """Bytes of memory and of download that `chosen` needs beyond `limits`."""
-    memory = max(0, costs.memory(chosen) - limits.memory_bytes) if costs and limits.memory_bytes is not None else 0
-    download = max(0, costs.download(chosen) - limits.download_bytes) if costs and limits.download_bytes is not None else 0
-    return memory, download
+def _missing(chosen: Plan, limits: AgentLimits, costs: Costs | None) -> tuple[int, int, int]:
+    """Bytes of memory, of download and of disk that `chosen` needs beyond `limits`."""
+    if costs is None:
+        return 0, 0, 0
+
+    def beyond(cost: Callable[[Plan], int], limit: int | None) -> int:
+        return max(0, cost(chosen) - limit) if limit is not None else 0
+
+    return beyond(costs.memory, limits.memory_bytes), beyond(costs.download, limits.download_bytes), beyond(costs.disk, limits.disk_bytes)
 
 
-def _reason(chosen: Plan, missing: tuple[int, int], limits: AgentLimits | None) -> str:
+def _reason(chosen: Plan, missing: tuple[int, int, int], limits: AgentLimits | None) -> str:
+    allowed = (limits.memory_bytes, limits.download_bytes, limits.disk_bytes) if limits else (0, 0, 0)
     parts = []
-    for short, limit, what in zip(
-        missing, (limits.memory_bytes, limits.download_bytes) if limits else (0, 0), ("of memory", "of download"), strict=True
-    ):
+    for short, limit, what in zip(missing, allowed, ("of memory", "of download", "of disk (limits.disk_gb)"), strict=True):
         if short:
             parts.append(f"{_mb(short)} {what} are missing: {_mb(short + (limit or 0))} are needed, {_mb(limit or 0)} allowed")
     return f"{' and '.join(parts)} (with {plan_key(chosen)})"

@@ -30,6 +30,8 @@ class AgentFacts:
     device_bytes: int = 0
     """that its device has"""
     bytes_per_s: int = 0
+    disk_bytes: int = 0
+    """that shards may take of its disk"""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Forecast:
 
 def limits_of(spec: RunFile, agent: AgentFacts) -> AgentLimits:
     """What an agent allows: the memory that it declared, else that of its device; and, where it declared the speed of its line,
-    what that carries while a visit waits for its own agent (`schedule.reassign_after_s`)."""
+    what that carries while a visit waits for its own agent (`schedule.reassign_after_s`); and its disk."""
     download = int(agent.bytes_per_s * spec.schedule.reassign_after_s)
-    return AgentLimits(agent.memory_bytes or agent.device_bytes or None, download or None)
+    return AgentLimits(agent.memory_bytes or agent.device_bytes or None, download or None, agent.disk_bytes or None)
 
 
 def costs_of(spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], trained: Collection[str], agent: AgentFacts) -> Costs:
@@ -99,7 +101,12 @@ def costs_of(spec: RunFile, model: ModelShape, blocks: Sequence[BlockShape], tra
     def download(plan: Plan) -> int:
         return sum(packed_bytes(b, plan[b.name], model) for b in blocks)
 
-    return Costs(memory, download)
+    return Costs(memory, download, lambda plan: disk_bytes(model, blocks, plan))
+
+
+def disk_bytes(model: ModelShape, blocks: Sequence[BlockShape], plan: Plan) -> int:
+    """What has to lie in an agent's cache for a visit: its shards. For the packed ones beside them there need be no room (agent/assignment_run.py)."""
+    return sum(shard_bytes(b, plan[b.name], model) for b in blocks)
 
 
 def facts_of_shape(block: BlockShape) -> BlockFacts:
@@ -251,7 +258,7 @@ class _Estimates:
     def disk(self, plan: Plan) -> int:
         key = frozenset(plan.items())
         if key not in self._disk:
-            self._disk[key] = sum(shard_bytes(b, plan[b.name], self._model) for b in self._blocks)
+            self._disk[key] = disk_bytes(self._model, self._blocks, plan)
         return self._disk[key]
 
 
@@ -274,7 +281,8 @@ def _of_agent(
     why_not = None
     if refused and not by_blocks:
         why = next(iter(refused.values()))
-        why_not = ("memory_limit" if why.missing_memory_bytes else "nothing_fits", why.reason)
+        short = "memory_limit" if why.missing_memory_bytes else "disk_limit" if why.missing_disk_bytes else "nothing_fits"
+        why_not = (short, why.reason)
     moved = [
         Moved(sum(t.down for t in transfers if t.cycle == cycle), sum(t.up for t in transfers if t.cycle == cycle))
         for cycle in range(cycles)

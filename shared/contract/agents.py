@@ -131,6 +131,7 @@ class DeclaredLimits(AgentMessage):
 
     memory_bytes: Count = 0
     bytes_per_s: Count = Field(0, description="speed of its line")
+    disk_bytes: Count = Field(0, description="that shards may take of its disk")
 
 
 class ClaimRequest(AgentMessage):

@@ -24,7 +24,9 @@ class VisitPlan(BaseModel):
 class AgentPlan(BaseModel):
     name: str
     able: bool = Field(description="whether it can take part at all")
-    reason: str | None = Field(description="revoked, not_in_run, memory_limit, nothing_fits, exposure_budget or no_agents, if it cannot")
+    reason: str | None = Field(
+        description="revoked, not_in_run, memory_limit, disk_limit, nothing_fits, exposure_budget or no_agents, if it cannot"
+    )
     message: str | None
     visits: list[VisitPlan]
     visits_per_cycle: float
@@ -33,6 +35,7 @@ class AgentPlan(BaseModel):
     memory_needed: int = Field(description="bytes of the training process in its largest visit, the interpreter with them")
     memory_allowed: int | None = Field(description="declared limit, else the memory of the device")
     disk_needed: int = Field(description="bytes of shards that its largest visit keeps in the cache")
+    disk_allowed: int | None = Field(None, description="declared limit; null: it declared none")
     first_cycle: BytesMoved
     later_cycle: BytesMoved | None = Field(description="mean of the cycles after the first; null: there are none")
     whole_run: BytesMoved

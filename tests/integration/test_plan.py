@@ -74,15 +74,18 @@ def test_a_prepared_run_of_that_name_has_the_blocks_that_were_planned(coordinato
 def test_who_cannot_take_part_is_named_with_the_reason(coordinator: LiveCoordinator) -> None:
     small = coordinator.enrol("small")
     small.claim(ClaimRequest(limits=DeclaredLimits(memory_bytes=1_000_000, bytes_per_s=1000)), 0)
+    full = coordinator.enrol("full")
+    full.claim(ClaimRequest(limits=DeclaredLimits(disk_bytes=1000)), 0)
     coordinator.enrol("gone")
     coordinator.operator.post("/agents/gone/revoke")
     coordinator.enrol("other")
-    view = plan(coordinator, {**SPEC, "agents": ["berlin", "small", "gone"]})
+    view = plan(coordinator, {**SPEC, "agents": ["berlin", "small", "full", "gone"]})
     found = {a.name: (a.able, a.reason) for a in view.agents}
     assert found == {
         "berlin": (True, None), "oslo": (False, "not_in_run"), "other": (False, "not_in_run"), "small": (False, "memory_limit"),
-        "gone": (False, "revoked"),
+        "full": (False, "disk_limit"), "gone": (False, "revoked"),
     }  # fmt: skip
+    assert [a.disk_allowed for a in view.agents if a.name in ("full", "small")] == [1000, None]
     [said] = [a for a in view.agents if a.name == "small"]
     assert "of memory are missing" in (said.message or "")
     assert said.visits

@@ -211,6 +211,19 @@ def test_a_slow_line_is_a_reason_and_auto_sends_less() -> None:
     assert "int4" in auto.visits[0].codecs
 
 
+def test_a_small_disk_is_a_reason_by_its_name_and_auto_keeps_less_on_it() -> None:
+    found, _ = blocks_of_run(run(), CONFIG, shapes())
+    kept = sum(shard_bytes(b, "exact" if b.name in ("layers.0", "pooler", "head") else "int8", MODEL) for b in found)
+    enough, short = plan(AgentFacts("a", disk_bytes=kept)), plan(AgentFacts("a", disk_bytes=kept - 1))
+    assert (enough.agents[0].why_not, enough.agents[0].disk) == (None, kept)
+    code, why = short.agents[0].why_not or ("", "")
+    assert code == "disk_limit"
+    assert "of disk (limits.disk_gb) are missing" in why
+    auto = plan(AgentFacts("a", disk_bytes=kept - 1), compression={"policy": "auto"}).agents[0]
+    assert auto.why_not is None
+    assert "int4" in auto.visits[0].codecs
+
+
 def test_who_does_not_take_part_is_said_and_the_others_share_the_visits() -> None:
     found = plan(AgentFacts("a"), AgentFacts("b", revoked=True), AgentFacts("c"), agents=["a", "b"])
     assert [a.why_not and a.why_not[0] for a in found.agents] == [None, "revoked", "not_in_run"]

@@ -97,6 +97,7 @@ def test_the_limit_of_the_container_is_declared(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(machine, "limits", lambda: Limits(memory_bytes=group))
     assert declared(config(limits={"memory_gb": own}), "cpu").memory_bytes == said
     on_card = config(limits={"memory_gb": own, "gpu_memory_gb": 3})
+    assert declared(config(limits={"disk_gb": 70.5}), "cpu").disk_bytes == 70_500_000_000
     assert declared(on_card, "cuda").memory_bytes == 3_000_000_000, "a card's memory is not the container's"
 
 

@@ -181,6 +181,15 @@ def test_pixels_take_of_the_disk_what_the_cache_may_not_have(
     assert failed.value.message.startswith("this visit needs ")
 
 
+@pytest.mark.parametrize(("limit", "ends"), [(2300, Asked), (2299, PolicyRefused), (1600, PolicyRefused), (1599, VisitFailed)])
+def test_what_has_no_room_beside_its_packed_form_is_fetched_as_it_is(tmp_path: Path, limit: int, ends: type[Exception]) -> None:
+    """A file of 600 bytes, a shard of 1,000, packed 700. No more may be fetched than the file and what is packed, so that it shows."""
+    tools = replace(tools_with(tmp_path, {"fetch_gb": TO_FETCH / 1e9}), cache=ShardCache(Home(tmp_path).cache, limit))
+    with pytest.raises(ends) as stopped:
+        fetch(tools, with_shard())
+    assert not isinstance(stopped.value, VisitFailed) or stopped.value.reason in ("disk_limit", "policy_refused")
+
+
 @pytest.mark.parametrize(("gb", "asks"), [(50, True), (49, False)])
 def test_more_than_may_be_sent_is_refused_before_a_byte_is(tmp_path: Path, gb: float, asks: bool) -> None:
     tools = tools_with(tmp_path, {"send_gb": gb / 1e9})

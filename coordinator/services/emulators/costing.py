@@ -30,7 +30,7 @@ def facts_of_agent(agent: Agent) -> AgentFacts:
     limits, device = agent.limits, agent.device
     return AgentFacts(
         agent.name, agent.state == AgentState.REVOKED, "cpu" if device.kind in ("auto", "") else device.kind, limits.memory_bytes,
-        device.accelerator_bytes if device.kind == "cuda" else device.memory_bytes, limits.bytes_per_s,
+        device.accelerator_bytes if device.kind == "cuda" else device.memory_bytes, limits.bytes_per_s, limits.disk_bytes,
     )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def _agent(spec: RunFile, found: AgentForecast) -> AgentPlan:
         message=found.why_not[1] if found.why_not else None, visits=[_visit(v) for v in found.visits],
         visits_per_cycle=found.visits_per_cycle, memory_largest=max(peaks, default=None),
         memory_mean=sum(peaks) // len(peaks) if peaks else None, memory_needed=found.memory_needed,
-        memory_allowed=forecast.limits_of(spec, found.agent).memory_bytes, disk_needed=found.disk, first_cycle=_moved(found.first_cycle),
+        memory_allowed=forecast.limits_of(spec, found.agent).memory_bytes, disk_needed=found.disk,
+        disk_allowed=found.agent.disk_bytes or None, first_cycle=_moved(found.first_cycle),
         later_cycle=_moved(found.later_cycle) if found.later_cycle else None, whole_run=_moved(found.whole_run),
         training_hours=found.training_hours, transfer_hours=found.transfer_hours,
     )  # fmt: skip
