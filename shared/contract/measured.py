@@ -74,6 +74,11 @@ class Score(BaseModel):
         """What the quality is called."""
         return None if self.quality is None else "F1" if self.accuracy is None else "accuracy"
 
+    @property
+    def is_by_majority(self) -> bool:
+        """Whether, for all that the held-out rows tell, always saying their commonest label would be as good: within one standard error."""
+        return None not in (self.accuracy, self.majority) and (self.accuracy or 0) - (self.majority or 0) <= (self.accuracy_error or 0)
+
     def in_words(self) -> str:
         if self.loss is None:
             return "no score"

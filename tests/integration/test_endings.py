@@ -232,6 +232,8 @@ def test_what_scores_better_on_the_held_out_rows_is_kept(
     assert verify(live.settings, run).rounds == 4
     assert "accuracy 100.00%" in completed(live, run)
     assert "accuracy 0.00%" in completed(live, run)
+    codes = [e["code"] for e in view["events"]]
+    assert codes.count("no_better_than_majority") == 1, "all rows have the first label"
 
 
 def test_the_best_of_all_is_kept_and_can_be_verified(alone: LiveCoordinator, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedcybgd.coordinator.domain.label_tally import LabelTally, label_scores, worst_first
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
+from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.models.batches import IGNORED, Batch, loss_sum, row_losses
 
 
@@ -117,3 +118,12 @@ def test_losses_of_rows_sum_to_the_loss_that_agents_train_by(task: str) -> None:
     if task == "causal-lm":
         alone = functional.cross_entropy(logits[1, 1:-1], ids[1, 2:], reduction="sum")
         assert float(losses[1]) == pytest.approx(float(alone), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "majority", "doubtful"),
+    [(0.72, 0.70, True), (0.70, 0.72, True), (0.74, 0.70, False), (None, None, False), (0.4, None, False)],
+)
+def test_a_score_is_compared_with_the_majority_by_its_error(accuracy: float | None, majority: float | None, doubtful: bool) -> None:
+    found = Score(loss=1.0, accuracy=accuracy, accuracy_error=0.03, majority=majority, rows=150, seconds=1.0)
+    assert found.is_by_majority == doubtful

@@ -143,6 +143,12 @@ def concluded(session: Session, done: Done[ConcludePayload, ConcludeResult]) -> 
         rounds=averaged_rounds(average.last, run.rounds_done) if average is not None else 0,
         scores={str(name): score for name, score in found.items() if score is not None},
     )  # fmt: skip
+    if (score := run.conclusion.score) is not None and score.is_by_majority:
+        text = (
+            f"run {run.name} ends with {score.in_words()}; saying the commonest label of the held-out rows always has an accuracy of {score.majority:.2%}: "
+            "nothing there says that the model has learned more; try more rows, here or at the agents, or other rates"
+        )
+        record(session, done.now, "warning", "no_better_than_majority", text, run_id=run.id)
     _finish(session, run, f"; {run.conclusion.in_words()}", done.now)
 
 
