@@ -49,6 +49,12 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
             f"the blobs in {where} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
             f"for both. Name another {other}; or, if that database is gone for good, delete {LABEL} there"
         )
+    if place.url is not None and settings.shared is None and replicas.is_another_alive(session, home, now):
+        raise StoreDiffers(
+            "a coordinator that lives on this database has its uploads and secrets in another home, and the bytes of blobs alone are in "
+            f"{place}: all of them need one directory too, FEDCOORD_SHARED names it. If that one was just stopped or killed, start this "
+            "one again in a moment"
+        )
     known = session.scalars(select(Instance).where(Instance.id == identity)).one()
     if known.store not in (None, store) and replicas.is_another_alive(session, home, now):
         raise StoreDiffers(
