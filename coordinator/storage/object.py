@@ -116,18 +116,22 @@ class ObjectBlobStore:
             yield digest, marks.get(digest, blob.modified)
 
     def delete(self, digest: str, written: float | None = None) -> bool:
-        self.bucket.put(f"{DELETING}/{digest}", b"")
+        said, began = f"{DELETING}/{digest}/{secrets.token_hex(4)}", time.monotonic()
+        self.bucket.put(said, b"")
         try:
             marks = list(self.bucket.list(f"{TOUCHED}/{digest}"))
             found = self.bucket.find(_name(digest))
-            if found is None or (written is not None and written != max(map(_marked, marks), default=found.modified)):
+            if found is None or (written is not None and not _is_of(written, marks, found)):
                 return False
             # The marks first: a blob that is written again must not find the mark by which it was judged.
-            self.bucket.delete([*(mark.name for mark in marks), found.name])
+            self.bucket.delete(mark.name for mark in marks)
+            if time.monotonic() - began > DELETING_ENDS_S / 2:  # a writer may soon wait for it no longer
+                return False
+            self.bucket.delete([found.name])
             self._cache.drop(digest)
             return True
         finally:
-            self.bucket.delete([f"{DELETING}/{digest}"])
+            self.bucket.delete([said])
 
     def touch(self, digest: str) -> None:
         self._found(digest)
@@ -137,16 +141,16 @@ class ObjectBlobStore:
 
     def _say_touched(self, digest: str) -> None:
         """By an object of another name each time: the storage's clock may count whole seconds only."""
-        before = [mark.name for mark in self.bucket.list(f"{TOUCHED}/{digest}")]
-        self.bucket.put(f"{TOUCHED}/{digest}/{secrets.token_hex(2)}", b"")
-        self.bucket.delete(before)
+        before, name = [mark.name for mark in self.bucket.list(f"{TOUCHED}/{digest}")], f"{TOUCHED}/{digest}/{secrets.token_hex(2)}"
+        self.bucket.put(name, b"")
+        self.bucket.delete(one for one in before if one != name)
 
     def _outlived_deletion(self, digest: str) -> bool:
         """Whether a blob that was just written or touched is there, once nobody is about to delete it."""
         until = time.monotonic() + DELETING_ENDS_S
-        while self.bucket.find(f"{DELETING}/{digest}") is not None:
+        while said := [one.name for one in self.bucket.list(f"{DELETING}/{digest}")]:
             if time.monotonic() > until:
-                self.bucket.delete([f"{DELETING}/{digest}"])
+                self.bucket.delete(said)
             time.sleep(LOOK_EVERY_S)
         return self.has(digest)
 
@@ -197,6 +201,13 @@ class ObjectBlobStore:
 
 def _name(digest: str) -> str:
     return f"{BLOBS}/{digest[:2]}/{digest}"
+
+
+def _is_of(written: float, marks: list[Found], blob: Found) -> bool:
+    """Whether a blob still is as it was listed with that time. Some storages list thousandths of a second, and say of one object the second alone."""
+    if marks:
+        return written == max(map(_marked, marks))
+    return written == blob.modified or (blob.modified.is_integer() and abs(written - blob.modified) < 1)
 
 
 def _marked(mark: Found) -> float:

@@ -12,7 +12,7 @@ from obstore.store import MemoryStore
 
 from fedcybgd.coordinator.storage import BlobMissing, Place, StorageAway, StorageUnusable, bucket, label, open_overlay, open_place
 from fedcybgd.coordinator.storage import object as objects
-from fedcybgd.coordinator.storage.bucket import Bucket, reach
+from fedcybgd.coordinator.storage.bucket import Bucket, Found, reach
 from fedcybgd.coordinator.storage.cache import BlobCache
 from fedcybgd.coordinator.storage.object import ObjectBlobStore
 from tests.contract.test_blob_store import DATA, DIGEST, put, read
@@ -136,9 +136,57 @@ class TestDeletion:
 
     def test_one_who_died_of_it_keeps_nobody_from_writing(self, store: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(objects, "DELETING_ENDS_S", 0.05)
-        store.bucket.put(f"{objects.DELETING}/{DIGEST}", b"")
+        store.bucket.put(f"{objects.DELETING}/{DIGEST}/left", b"")
         assert put(store) == DIGEST
-        assert store.bucket.find(f"{objects.DELETING}/{DIGEST}") is None
+        assert list(store.bucket.list(objects.DELETING)) == []
+
+    def test_of_two_who_delete_it_the_slower_one_is_waited_for_too(self, store: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(store)
+        written, plain, others = dict(store.stored())[DIGEST], Bucket.find, list[bool]()
+
+        def found(bucket_: Bucket, name: str) -> Found | None:
+            blob = plain(bucket_, name)
+            if not others:  # the slower one has seen the blob, and deletes it next
+                others.append(True)
+                assert store.delete(DIGEST, written) is True
+                others.append(bool(list(store.bucket.list(objects.DELETING))))
+            return blob
+
+        monkeypatch.setattr(Bucket, "find", found)
+        store.delete(DIGEST, written)
+        assert others == [True, True], "whoever writes it meanwhile sees that somebody is about to delete it"
+        assert list(store.bucket.list(objects.DELETING)) == []
+
+    def test_one_who_took_so_long_that_nobody_waits_any_more_lets_it_be(
+        self, store: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(store)
+        monkeypatch.setattr(objects, "DELETING_ENDS_S", -1.0)
+        assert store.delete(DIGEST, dict(store.stored())[DIGEST]) is False
+        assert store.has(DIGEST)
+
+    @pytest.mark.parametrize(("second", "goes"), [(1000.0, True), (1001.0, True), (1002.0, False), (999.0, False)])
+    def test_where_one_object_has_a_whole_second_and_a_list_thousandths_they_are_the_same(
+        self, store: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch, second: float, goes: bool
+    ) -> None:
+        """As with MinIO, which cuts them off, and Swift, which rounds up."""
+        put(store)
+        head, list_all = Bucket.find, Bucket.list
+
+        def found(bucket_: Bucket, name: str) -> Found | None:
+            blob = head(bucket_, name)
+            return blob and blob._replace(modified=second)
+
+        monkeypatch.setattr(Bucket, "find", found)
+        monkeypatch.setattr(Bucket, "list", lambda bucket_, prefix: (one._replace(modified=1000.821) for one in list_all(bucket_, prefix)))
+        assert store.delete(DIGEST, dict(store.stored())[DIGEST]) is goes
+
+    def test_a_mark_of_the_same_name_stays(self, store: ObjectBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        put(store)
+        monkeypatch.setattr(objects.secrets, "token_hex", lambda count: "0" * 2 * count)
+        for _ in range(2):
+            store.touch(DIGEST)
+            assert len(list(store.bucket.list(objects.TOUCHED))) == 1
 
     def test_what_went_is_not_touched(self, store: ObjectBlobStore) -> None:
         put(store)
