@@ -42,7 +42,12 @@ def open_place(place: Place) -> EngineStore:
     """The store at a place, in whatever process. Raises `StorageUnusable`."""
     if place.url is None:
         return LocalBlobStore(place.folder)
-    return ObjectBlobStore(reach(place.url, place.links), BlobCache(place.folder, place.cache_bytes))
+    bucket = reach(place.url, place.links)
+    try:
+        return ObjectBlobStore(bucket, BlobCache(place.folder, place.cache_bytes))
+    except OSError as error:
+        text = f"{place.folder}, for copies of what is in {place}, cannot be written: {error.strerror}; FEDCOORD_HOME names another home"
+        raise StorageUnusable(text) from error
 
 
 def open_overlay(aside: Path, place: Place) -> EngineStore:

@@ -1,6 +1,7 @@
 """Objects by name in object storage, through the library obstore; what goes wrong is said in the coordinator's own errors."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def reach(url: str, links: str | None = None) -> Bucket:
     """The object storage at `url`. Credentials, region and endpoint are those of the environment (AWS_…). Raises `StorageUnusable`."""
     if not url.startswith(SCHEMES):
         raise StorageUnusable(f"FEDCOORD_STORAGE={url} is no address of object storage: write s3://bucket/prefix")
+    if links is not None and links != "off" and not re.match(r"https?://[^/]", links):
+        raise StorageUnusable(f"FEDCOORD_STORAGE_LINKS={links} is no address of object storage: write https://…, or off")
     try:
         from obstore import store as stores
         from obstore.exceptions import BaseError

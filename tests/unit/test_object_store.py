@@ -246,6 +246,16 @@ class TestStart:
         assert link.startswith(begins)
         assert ("X-Amz-Expires=60" in link) == (links != "off")
 
+    @pytest.mark.parametrize("links", ["", "true", "OFF", "minio.example", "https://"])
+    def test_links_that_are_no_address_are_named(self, links: str) -> None:
+        with pytest.raises(StorageUnusable, match="FEDCOORD_STORAGE_LINKS"):
+            reach("s3://bucket/prefix", links)
+
+    def test_a_disk_that_takes_no_copies_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").write_text("a file")
+        with pytest.raises(StorageUnusable, match=r"disk.*cannot be written: .*FEDCOORD_HOME"):
+            open_place(Place(tmp_path / "disk", f"file://{tmp_path / 'bucket'}"))
+
     def test_a_library_that_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "obstore", None)
         with pytest.raises(StorageUnusable, match=r"pip install '\.\[s3\]'"):
