@@ -134,7 +134,10 @@ class Verdicts:
         if self._reported == self._client.offers:
             return
         me, offers = self._client.me(), self._client.offers
-        credentials.rename(self._home, me.name)
+        try:
+            credentials.rename(self._home, me.name)
+        except OSError as error:
+            log.warning("this agent is called %s now, which cannot be written to %s: %s", me.name, self._home.credentials, error.strerror)
         self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, policy, run) for run in me.runs}
         report(self._client, config, self._verdicts.values())
         self._reported = offers

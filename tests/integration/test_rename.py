@@ -1,5 +1,6 @@
 """Another name for an agent, and nothing else of it."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,13 @@ def test_names_that_are_taken_or_that_run_files_go_by_stay(live: LiveCoordinator
     assert operator(live).post(rename, json={"name": fresh("other")}).status_code == 200
 
 
-def test_its_daemon_learns_the_name_and_gets_another_key_before_it_has(live: LiveCoordinator, tmp_path: Path) -> None:
+def full(home: Home, mine: credentials.Credentials) -> None:
+    raise OSError(errno.ENOSPC, "the disk is full")
+
+
+def test_its_daemon_learns_the_name_and_gets_another_key_before_it_has(
+    live: LiveCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Home(tmp_path / "home")
     token = live.operator.post("/enrolment-tokens", {})["token"]
     enrolment.enrol(home, live.url, token, first := fresh("agent"), template(live.url, None, ["none"]))
@@ -58,6 +65,9 @@ def test_its_daemon_learns_the_name_and_gets_another_key_before_it_has(live: Liv
     assert credentials.load(home).name == second
     live.operator.post(f"/agents/{second}/rename", {"name": (third := fresh("third"))})
     config, rules = reaching.load(home)
+    with monkeypatch.context() as patch:
+        patch.setattr(credentials, "save", full)
+        Verdicts(home, reaching.client(home, config, rules, credentials.load(home))).refresh(config, rules)
     Verdicts(home, reaching.client(home, config, rules, credentials.load(home))).refresh(config, rules)
     assert credentials.load(home).name == third
 
