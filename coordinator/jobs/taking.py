@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
+from fedcybgd.coordinator.domain.jobs.kinds import GIVES_WAY
 from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.jobs.patience import Patience
 from fedcybgd.coordinator.services import outcomes
@@ -33,15 +34,20 @@ class Queue:
 
     def __init__(self, lane: str, database: Database, patience: Patience, owner: str) -> None:
         self._lane, self._database, self._patience, self._owner = lane, database, patience, owner
+        self._taken: str | None = None
+        """kind of the last job"""
 
     def take(self) -> Taken | None:
         """The next job of the lane, now running."""
+        last = GIVES_WAY if self._taken in GIVES_WAY else ()
 
         def taken(session: Session) -> Taken | None:
-            job = jobs.take(session, self._lane, self._owner, utcnow())
+            job = jobs.take(session, self._lane, self._owner, utcnow(), last)
             return None if job is None else Taken(job.id, job.kind, job.payload, job.subject, job_leases.hold_of(job))
 
-        return self.ask("look for a job", taken)
+        job = self.ask("look for a job", taken)
+        self._taken = job.kind if job is not None else None
+        return job
 
     def complete(self, job: Taken, result: BaseModel) -> None:
         self.ask(_what_came_of(job), lambda session: outcomes.complete(session, job.hold, result, utcnow()))

@@ -55,7 +55,7 @@ OUTCOMES: Mapping[JobKind, Effect] = {
     JobKind.ADMIT: Outcome(registry.ADMIT, judge.judged, lost_delta.judging_failed),
     JobKind.APPLY: Outcome(registry.APPLY, close_round.applied, lost_delta.judging_failed),
     JobKind.GATE: Outcome(registry.GATE, gated.decided, lost_delta.judging_failed),
-    JobKind.ENCODE: Outcome(registry.ENCODE, shards.encoded, give_up.engine_failed),
+    JobKind.ENCODE: Outcome(registry.ENCODE, shards.encoded, give_up.encoding_failed),
     JobKind.RESTORE: Outcome(registry.RESTORE, undo.restored, undo.failed),
     JobKind.IMPORT: Outcome(registry.IMPORT, models.imported, models.import_failed),
     JobKind.PREPARE: Outcome(registry.PREPARE, prepare.prepared, prepare.prepare_failed),

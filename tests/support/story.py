@@ -238,7 +238,9 @@ class Story:
 
     def _queued(self) -> list[Job]:
         self.session.flush()
-        return list(self.session.scalars(select(Job).where(Job.state == JobState.QUEUED).order_by(Job.created_at, Job.id)))
+        found = self.session.scalars(select(Job).where(Job.state == JobState.QUEUED))
+        # Those of one moment by what they are to do: their ids are drawn.
+        return sorted(found, key=lambda job: (job.created_at, json.dumps(job.payload_json, sort_keys=True)))
 
     def _work(self) -> None:
         while jobs := self._queued():

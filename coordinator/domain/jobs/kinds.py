@@ -24,6 +24,10 @@ class JobKind(StrEnum):
     """a blob that another job found missing or damaged"""
 
 
+GIVES_WAY = frozenset({JobKind.ENCODE})
+"""Of these one for each block of a model may wait: after each that was done, another kind is next."""
+
+
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"

@@ -73,11 +73,14 @@ def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], En
 
 
 def request(session: Session, run: Run, wanted: Iterable[ShardRef], now: datetime) -> None:
-    """Have shards made that nobody makes yet."""
+    """Have shards made that nobody makes yet, those of a block in a job of their own: engines share them, and one that dies loses one block."""
     under_way = {(ref.digest, ref.codec) for payload in jobs.unfinished(session, ENCODE) for ref in payload.wanted}
-    missing = [ref for ref in wanted if (ref.digest, ref.codec) not in under_way]
-    if missing:
-        payload = EncodePayload(config=config_of(run), task=run.spec.task.kind, wanted=missing)
+    missing: dict[str, list[ShardRef]] = {}
+    for ref in wanted:
+        if (ref.digest, ref.codec) not in under_way:
+            missing.setdefault(ref.digest, []).append(ref)
+    for refs in missing.values():
+        payload = EncodePayload(config=config_of(run), task=run.spec.task.kind, wanted=refs)
         jobs.enqueue(session, ENCODE, run.id, payload, now)
 
 
@@ -104,11 +107,16 @@ def apply(session: Session, run: Run, round: int, members: Sequence[Assignment],
 
 
 def encoded(session: Session, done: Done[EncodePayload, EncodeResult]) -> None:
-    """Shards are there: whoever waits for them may ask again, also in other runs of the same model."""
+    """Shards are there: with the last of a run whoever waits for them may ask again, also in other runs of the same model."""
     keep_made(session, done.result.shards)
     holders = select(Block.run_id).where(Block.digest.in_([ref.source for ref in done.result.shards])).distinct()
-    for run_id in sorted({done.subject, *session.scalars(holders)}):
-        offer_pending(session, run_id)
+    runs = sorted({done.subject, *session.scalars(holders)})
+    # One after another: of two jobs that end at the same moment each would leave it to the other.
+    session.execute(select(Run.id).where(Run.id.in_(runs)).order_by(Run.id).with_for_update())
+    under_way = {ref.digest for payload in jobs.unfinished(session, ENCODE) for ref in payload.wanted}
+    for run_id in runs:
+        if under_way.isdisjoint(session.scalars(select(Block.digest).where(Block.run_id == run_id))):
+            offer_pending(session, run_id)
 
 
 def offer_pending(session: Session, run_id: str) -> None:

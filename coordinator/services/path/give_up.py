@@ -8,13 +8,15 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import BLAMELESS, LEFT_TO_OTHERS, ON_PURPOSE, AssignmentEvent, is_held_against
-from fedcybgd.coordinator.domain.jobs.registry import Failed
+from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload
+from fedcybgd.coordinator.domain.jobs.registry import ENCODE, Failed
 from fedcybgd.coordinator.domain.outlook import at
 from fedcybgd.coordinator.domain.quarantine import is_strike, passed_over
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import openings, outlook
+from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
@@ -125,6 +127,12 @@ def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agent
     runs.pause(run, reason[:2000], now, waits_for_agents)
     record(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
     signals.openings_changed(session)
+
+
+def encoding_failed(session: Session, failed: Failed[EncodePayload]) -> None:
+    """As `engine_failed`. The other blocks of the run are not made either, lest each of them fails by itself: they are asked for anew."""
+    jobs.skip(session, ENCODE, failed.subject, failed.now, lambda waiting: waiting.mends is None)
+    engine_failed(session, failed)
 
 
 def engine_failed(session: Session, failed: Failed[BaseModel]) -> None:

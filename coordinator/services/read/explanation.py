@@ -219,15 +219,20 @@ def _no_room(session: Session, run: Run, assignment: Assignment) -> str | None:
 
 
 def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
-    """Its own jobs, and how many of others stand before those that are queued."""
+    """Its own jobs, and how many of others stand before those that are queued; of several of one kind the first, and how many there are."""
+    queued, told = queries.job_counts(session, run.id)[JobState.QUEUED], set[str]()
     for row in session.execute(JOB_ROWS.where(Job.subject == run.id)):
         if row.state == JobState.RUNNING:
             tries = f", begun {row.tries} times" if row.tries > 1 else ""
             yield WaitView(kind="job", text=f"the engine is at `{row.kind}`, begun {_ago(row.started_at, now)}{tries}")
             continue
+        if row.kind in told:
+            continue
+        told.add(row.kind)
         before = (Job.state.in_((JobState.QUEUED, JobState.RUNNING))) & (Job.lane == row.lane) & (Job.created_at < row.created_at)
         ahead = session.scalar(select(func.count()).select_from(Job).where(before)) or 0
-        text = f"`{row.kind}` is queued, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
+        what = f"`{row.kind}` is queued" if (number := queued[row.kind]) < 2 else f"{number} jobs `{row.kind}` are queued, the first"
+        text = f"{what}, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
         if row.lane not in replicas.lanes_done(session, now):
             text += f", and nobody is there that does them: start `fedcoord engine --lanes {row.lane}`"
         yield WaitView(kind="job", text=text)

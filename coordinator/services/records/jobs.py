@@ -1,6 +1,6 @@
 """The queue of heavy work: what waits, what runs, what came of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TypeVar
 
@@ -57,12 +57,12 @@ def facts_of_unfinished(session: Session, job_type: JobType[P, R], subject: str,
     return [tuple(str(value) for value in row) for row in session.execute(select(*fields).where(waiting))]
 
 
-def take(session: Session, lane: str, owner: str, now: datetime) -> Job | None:
-    """The oldest waiting job of a lane, which `owner` does from now on."""
+def take(session: Session, lane: str, owner: str, now: datetime, last: Collection[str] = ()) -> Job | None:
+    """The oldest waiting job of a lane, which `owner` does from now on; one of the kinds in `last` where there is no other."""
     job = session.scalar(
         select(Job)
         .where(Job.state == JobState.QUEUED, Job.lane == lane)
-        .order_by(Job.created_at, Job.id)
+        .order_by(*([Job.kind.in_(last)] if last else []), Job.created_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
