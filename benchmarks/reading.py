@@ -236,11 +236,11 @@ class Reading:
             factors = [float(self._in_cycle(cycle, "damping")) / trainers] * trainers
         else:
             factors = [1.0 / trainers] * trainers
+        if block != "head" or of_head != "by_label" or trainers == 1:
+            return [(factor, []) for factor in factors]
         said: list[list[float]] = [list(own) for own in counts if own is not None]
         if len(said) < trainers:
             said = [[factor if yes else 0.0 for yes in own] for factor, own in zip(factors, moved, strict=True)]
-        if block != "head" or of_head != "by_label" or trainers == 1:
-            return [(factor, []) for factor in factors]
         sums = [sum(of_label) for of_label in zip(*said, strict=True)]
         total = sum(factors)
         return [(factor, [total * (n / all_of if all_of else 1 / trainers) for n, all_of in zip(own, sums, strict=True)])

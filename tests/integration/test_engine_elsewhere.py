@@ -62,7 +62,13 @@ def variables(live: LiveCoordinator, **more: str) -> dict[str, str]:
 def begun(live: LiveCoordinator, log: Path, words: list[str], **more: str) -> Iterator[subprocess.Popen[bytes]]:
     with (
         log.open("ab") as file,
-        subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, env=variables(live, **more)) as process,
+        subprocess.Popen(
+            [sys.executable, *words],
+            stdout=file,
+            stderr=file,
+            env=variables(live, **more),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run in the background, where Ctrl-C is ignored
+        ) as process,
     ):
         try:
             yield process

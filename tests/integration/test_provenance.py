@@ -131,7 +131,11 @@ def applied(file: Any) -> Any:
 
 LIES: list[tuple[str, Callable[[Any], object], str]] = [
     ("other digest", lambda f: applied(f).update(digest="0" * 64), "version_not_reproduced"),
-    ("other weight", lambda f: applied(f)["terms"][0].update(weight="0.75"), "version_not_reproduced"),
+    (
+        "other weight",
+        lambda f: applied(f)["terms"][0].update(rows=["0.75"] * len(applied(f)["terms"][0]["rows"])),
+        "version_not_reproduced",
+    ),
     ("weight that is none", lambda f: applied(f)["terms"][0].update(weight="much"), "provenance_invalid"),
     ("unknown rule", lambda f: applied(f).update(aggregate="magic"), "provenance_invalid"),
     ("twice", lambda f: applied(f)["terms"].append(applied(f)["terms"][0]), "delta_applied_twice"),

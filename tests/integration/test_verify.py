@@ -160,7 +160,7 @@ def torn_present(settings: Settings) -> str:
 
 def other_weight(settings: Settings) -> str:
     value = change(settings, "head", 1)
-    value["terms"][0]["weight"] *= 1.5
+    value["terms"][0]["rows"] = [1.5 * weight for weight in value["terms"][0]["rows"]]  # of each label's row
     change_to(settings, "head", 1, value)
     return "block head, version 1"
 

@@ -28,7 +28,7 @@ def test_a_run_of_a_recipe_ends_with_one_of_its_candidates(
     monkeypatch.setattr(recipes, "LANGUAGE", ("text",) if labels is None else ())
     held_out, unseen = rows(tmp_path / "held-out.jsonl", labels, 12), rows(tmp_path / "unseen.jsonl", labels, 9)
     paths = [rows(tmp_path / f"agent-{i}.jsonl", labels, 8) for i in range(2)]
-    values = recipes.run_file_of("text", model, held_out, 16, 0, {"schedule": {"cycles": 1}, "train": {"learning_rate": 1e-3}}, True)
+    values = recipes.run_file_of("text", model, held_out, 16, 0, {"schedule": {"cycles": 1}, "train": {"learning_rate": 1e-3}})
     found = recipes.ended(values, model, paths, held_out, unseen, tmp_path / "run", told=True)
     assert found["kept"] in ("last", "average", "best")
     assert found["measure"] == ("loss" if labels is None else "accuracy")

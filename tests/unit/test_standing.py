@@ -92,6 +92,7 @@ class Scene:
         self.rows = folder / "rows.jsonl"
         self.rows.write_text(GOOD)
         self.write("mine")
+        self.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
         self.trainer = Failing(reason)
         self.worker = worker.Worker(self.home, self.home.load_config(), Client(server.url, "fca_x"))
         self.worker._trainer = self.trainer  # type: ignore[assignment]
@@ -218,7 +219,6 @@ def test_data_that_do_not_fit_are_said_in_a_word(scene: Scene, rows: str | None,
 def test_status_says_the_last_error_and_what_it_takes_no_work_of(scene: Scene) -> None:
     scene.worker._one()
     scene.worker._one()
-    scene.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
     shown = CliRunner().invoke(cli.app, ["status", "--home", str(scene.home.path)], env={"COLUMNS": "80"})
     assert shown.exit_code == 0, shown.exc_info
     assert "waiting for work" in shown.output
@@ -229,7 +229,6 @@ def test_status_says_the_last_error_and_what_it_takes_no_work_of(scene: Scene) -
 
 def test_check_says_which_run_meets_which_data_and_lifts_what_was_refused(scene: Scene) -> None:
     scene.worker._one()
-    scene.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
 
     def check() -> tuple[int, list[str]]:
         result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)])
@@ -254,7 +253,6 @@ def test_check_says_which_run_meets_which_data_and_lifts_what_was_refused(scene:
 
 
 def test_check_says_what_counts_of_labels_would_be_told_and_of_whom_none_are_nothing(scene: Scene) -> None:
-    scene.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
 
     def said() -> list[str]:
         result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)], env={"COLUMNS": "400"})
@@ -267,7 +265,6 @@ def test_check_says_what_counts_of_labels_would_be_told_and_of_whom_none_are_not
 
 
 def test_check_asks_which_of_two_sets_is_meant(scene: Scene) -> None:
-    scene.home.credentials.write_text(json.dumps({"agent_id": "agt_" + 16 * "0", "name": "ann", "key": "fca_x"}))
     scene.home.config.write_text(scene.home.config.read_text().replace("mine", "m*") + '[data.b]\npath = "rows.jsonl"\nruns = ["*"]\n')
     result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)])
     assert result.exit_code == 1
