@@ -35,8 +35,9 @@ class Kept(logging.Handler):
 
 
 @pytest.fixture
-def written() -> Iterator[Lines]:
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """What was logged so far."""
+    monkeypatch.setattr(logs, "_always", {})  # a command of another test may have said whose process this is
     handler, root = Kept(), logging.getLogger()
     before = root.level
     root.addHandler(handler)
