@@ -1,36 +1,27 @@
 """`/admin/events.jsonl` and `/admin/audit.jsonl`: what the lists show, whole, as a file with one JSON object a line."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.api.route import ReadDep
 from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute
+from fedcybgd.coordinator.dashboard.filters import WantedDep, Word
 from fedcybgd.coordinator.db.paging import Listed, Page, Read, walked
 from fedcybgd.coordinator.services.read import events, lists
-from fedcybgd.coordinator.services.read.events import Wanted
 
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
 viewer = [Depends(ABrowser())]
 ROWS = 1000
 """A transaction reads so many: a long list holds up nobody, nor is it ever whole in memory."""
-Word = Annotated[str, Query(max_length=200)]
 
 
 @router.get("/events.jsonl", dependencies=viewer)
-def happened(
-    request: Request,
-    session: ReadDep,
-    run: Word = "",
-    agent: Word = "",
-    level: Literal["info", "warning", "error", ""] = "",
-    code: Word = "",
-) -> Response:
+def happened(request: Request, session: ReadDep, wanted: WantedDep) -> Response:
     """The newest first."""
-    wanted = Wanted(run or None, agent or None, level or None, code or None)
     return _file(request, session, "events.jsonl", lambda session, page: events.listed(session, wanted, page))
 
 

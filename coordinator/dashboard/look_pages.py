@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fedcybgd.coordinator.api.paging import PageDep
 from fedcybgd.coordinator.api.route import ReadDep
 from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute, show
+from fedcybgd.coordinator.dashboard.filters import WantedDep, Word
 from fedcybgd.coordinator.dashboard.scored import X, pictures
 from fedcybgd.coordinator.db.paging import Page
 from fedcybgd.coordinator.services.operate import held_out, model_uploads
@@ -17,7 +18,6 @@ router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
 viewer = [Depends(ABrowser())]
 ROWS, VISITS, EVENTS, POINTS = 50, 20, 10, 120
 State = Literal["enrolled", "active", "silent", "revoked", "quarantined"]
-Word = Annotated[str, Query(max_length=200)]
 
 
 @router.get("/agents", dependencies=viewer)
@@ -48,16 +48,7 @@ def models(request: Request, session: ReadDep, page: PageDep) -> Response:
 
 
 @router.get("/events", dependencies=viewer)
-def happened(
-    request: Request,
-    session: ReadDep,
-    page: PageDep,
-    run: Word = "",
-    agent: Word = "",
-    level: Literal["info", "warning", "error", ""] = "",
-    code: Word = "",
-) -> Response:
-    wanted = Wanted(run or None, agent or None, level or None, code or None)
+def happened(request: Request, session: ReadDep, page: PageDep, wanted: WantedDep) -> Response:
     return show(request, "events.html", here="events", found=events.listed(session, wanted, Page(page.after, ROWS)), wanted=wanted)
 
 
