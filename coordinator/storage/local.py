@@ -1,17 +1,16 @@
 """Keeps blobs as files in a directory, named by their digest."""
 
-import hashlib
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from fedcybgd.coordinator.storage import scratch
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing
+from fedcybgd.coordinator.storage.blob_file import BlobFile
 from fedcybgd.coordinator.storage.full import full_disk_told
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.files.verified import Verifier
@@ -170,37 +169,16 @@ def _delete_leftover(path: Path, after: float = LEFTOVER_AFTER_S) -> None:
         pass  # its writer has just finished
 
 
-class LocalBlobWriter:
-    """Writes aside while it hashes; syncs and renames at the end."""
+class LocalBlobWriter(BlobFile):
+    """Syncs and renames at the end."""
 
     def __init__(self, store: LocalBlobStore, path: Path) -> None:
-        self.digest = ""
-        self.size = 0
-        self._store, self._path, self._hash = store, path, hashlib.sha256()
-        with full_disk_told(store.root, 1):
-            self._file = path.open("wb")
+        super().__init__(path, store.root)
+        self._store = store
 
-    def write(self, data: bytes | memoryview) -> None:
-        with full_disk_told(self._store.root, self.size + len(data)):
-            self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if error is None:
-                with full_disk_told(self._store.root, self.size):
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    self._file.close()
-                    self._store.publish(self._path, self._hash.hexdigest())
-                self.digest = self._hash.hexdigest()
-        finally:
-            try:
-                self._file.close()
-            except OSError:
-                pass  # the error that matters is on its way
-            self._path.unlink(missing_ok=True)
+    def publish(self, digest: str) -> None:
+        with full_disk_told(self._place, self.size):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._store.publish(self._path, digest)

@@ -1,18 +1,17 @@
 """Keeps blobs as objects in S3 or what is compatible with it, named by their digest; what is read here is copied to a disk first."""
 
-import hashlib
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import scratch
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing
+from fedcybgd.coordinator.storage.blob_file import BlobFile
 from fedcybgd.coordinator.storage.bucket import PIECE, Bucket, Found, StorageAway
 from fedcybgd.coordinator.storage.cache import BlobCache, WrongBytes
 from fedcybgd.coordinator.storage.full import full_disk_told
@@ -82,7 +81,7 @@ class ObjectBlobStore:
             self.bucket.move(_name(digest), f"{DAMAGED}/{digest}.{secrets.token_hex(4)}")
 
     def writer(self) -> "ObjectBlobWriter":
-        return ObjectBlobWriter(self, self._cache)
+        return ObjectBlobWriter(self, self._cache.new_file())
 
     def adopt(self, path: Path, digest: str) -> None:
         actual = digest_of_file(path)
@@ -215,33 +214,14 @@ def _marked(mark: Found) -> float:
     return int(mark.modified) + int(mark.name.rpartition("/")[2], 16) / 65536
 
 
-class ObjectBlobWriter:
-    """Writes aside, on this machine's disk, while it hashes; uploads at the end."""
+class ObjectBlobWriter(BlobFile):
+    """On this machine's disk, with the copies; uploads at the end."""
 
-    def __init__(self, store: ObjectBlobStore, cache: BlobCache) -> None:
-        self.digest = ""
-        self.size = 0
-        self._store, self._path, self._hash = store, cache.new_file(), hashlib.sha256()
-        with full_disk_told(self._path.parent, 1):
-            self._file = self._path.open("wb")
+    def __init__(self, store: ObjectBlobStore, path: Path) -> None:
+        super().__init__(path, path.parent)
+        self._store = store
 
-    def write(self, data: bytes | memoryview) -> None:
-        with full_disk_told(self._path.parent, self.size + len(data)):
-            self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if error is None:
-                with full_disk_told(self._path.parent, self.size):
-                    self._file.close()
-                self._store.publish(self._path, self._hash.hexdigest())
-                self.digest = self._hash.hexdigest()
-        finally:
-            with suppress(OSError):  # the error that matters is on its way
-                self._file.close()
-            self._path.unlink(missing_ok=True)
+    def publish(self, digest: str) -> None:
+        with full_disk_told(self._place, self.size):
+            self._file.close()
+        self._store.publish(self._path, digest)
