@@ -1,6 +1,7 @@
 """Another name for an agent, and nothing else of it."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fedcybgd.agent.readiness import Verdicts
 from fedcybgd.agent.settings import Home, template
 from tests.support.browser import logged_in, sent
 from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
 from tests.support.visits import Hand, fresh, operator, refused, start_run
 
 pytestmark = pytest.mark.one_database
@@ -45,6 +47,18 @@ def test_names_that_are_taken_or_that_run_files_go_by_stay(live: LiveCoordinator
     live.operator.post(f"/runs/{run}/cancel")
     assert operator(live).post(f"/runs/{run}/delete").status_code == 204
     assert operator(live).post(rename, json={"name": fresh("other")}).status_code == 200
+
+
+def test_work_for_its_new_name_reaches_it_at_once(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    assert hand.claim("*") is None, "it is known by its name"
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(hand.claim, "*", 60)
+        wait_for(lambda: len(live.app.state.waiting) == 1)
+        live.operator.post(f"/agents/{hand.name}/rename", {"name": (name := fresh("other"))})
+        assert waits.result(timeout=20) is None
+    hand.name = name
+    run = start_run(live, model, [hand])
+    assert hand.claim(run, wait=10) is not None
 
 
 def full(home: Home, mine: credentials.Credentials) -> None:

@@ -39,6 +39,7 @@ def rename(session: Session, name_or_id: str, to: str, now: datetime) -> Agent:
     except IntegrityError as error:  # somebody took the name a moment ago
         raise taken from error
     signals.forget(session, agent.id)
+    signals.let_go(session, agent.id)  # what waits, waits under the former name
     record(session, now, "info", "agent_renamed", f"agent {before} is {to} from now on", agent_id=agent.id)
     return agent
 
