@@ -38,12 +38,9 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
         return
     identity = instance.identity(session, now)
     session.flush()
-    store, whose = _label(settings.common, identity) if place.url is None else _label_of_bucket(place, identity)
-    where, other = (
-        (settings.common, "directory with FEDCOORD_SHARED or FEDCOORD_HOME")
-        if place.url is None
-        else (place, "prefix with FEDCOORD_STORAGE")
-    )
+    store, whose = _label(settings, place, identity)
+    where = place.url or settings.common
+    other = "directory with FEDCOORD_SHARED or FEDCOORD_HOME" if place.url is None else "prefix with FEDCOORD_STORAGE"
     if whose != identity:
         raise StoreDiffers(
             f"the blobs in {where} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
@@ -75,15 +72,11 @@ def check_blobs(session: Session, settings: Settings) -> None:
         raise NoCoordinator("no coordinator has used this database yet; `fedcoord serve` begins with it")
     place = place_of(settings)
     if settings.shared is not None or place.url is not None or settings.url.startswith("postgresql"):
-        where = settings.common if place.url is None else place
         labelled = (settings.common / LABEL).is_file() if place.url is None else reach(place.url).read(LABEL) is not None
-        if labelled:
-            labelled = (known.store, known.id) == (
-                _label(settings.common, known.id) if place.url is None else _label_of_bucket(place, known.id)
-            )
-        if not labelled:
+        if not labelled or (known.store, known.id) != _label(settings, place, known.id):
             raise StoreDiffers(
-                f"the coordinators on this database have their blobs elsewhere than in {where}: FEDCOORD_SHARED or FEDCOORD_STORAGE names the place"
+                f"the coordinators on this database have their blobs elsewhere than in {place.url or settings.common}: FEDCOORD_SHARED or "
+                "FEDCOORD_STORAGE names the place"
             )
     if place.url is None:
         try:
@@ -107,18 +100,21 @@ def tell_of_connections(session: Session, connections: int, now: datetime) -> No
         )  # fmt: skip
 
 
-def _label_of_bucket(place: Place, identity: str) -> tuple[str, str]:
-    assert place.url is not None
-    text = label(place.url, LABEL, f"sto_{secrets.token_hex(8)} {identity}\n")
+def _label(settings: Settings, place: Place, identity: str) -> tuple[str, str]:
+    """Id of the place, and of the database that it belongs to: of whichever came first."""
+    return _label_of_folder(settings.common, identity) if place.url is None else _label_of_bucket(place.url, identity)
+
+
+def _label_of_bucket(url: str, identity: str) -> tuple[str, str]:
+    text = label(url, LABEL, f"sto_{secrets.token_hex(8)} {identity}\n")
     try:
         store, whose = text.split()
     except ValueError as error:
-        raise StorageUnusable(f"{LABEL} in {place} is none that a coordinator wrote: {text[:100]!r}") from error
+        raise StorageUnusable(f"{LABEL} in {url} is none that a coordinator wrote: {text[:100]!r}") from error
     return store, whose
 
 
-def _label(folder: Path, identity: str) -> tuple[str, str]:
-    """Id of the directory, and of the database that it belongs to: of whichever came first."""
+def _label_of_folder(folder: Path, identity: str) -> tuple[str, str]:
     file = folder / LABEL
     try:
         folder.mkdir(parents=True, exist_ok=True)
