@@ -28,7 +28,7 @@ MakeParts = Callable[[Settings], Parts]
 def local(settings: Settings) -> Parts:
     """Blobs in a directory or in object storage, uploads in a directory, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
     store = open_place(place_of(settings))
-    engine = partial(EngineProcess, place_of(settings), settings.engine_threads)
+    engine = partial(EngineProcess, place_of(settings), settings.engine_threads, settings.engine_device)
     return Parts(store, open_uploads(settings.uploads, store), engine, wakes_of(settings.url))
 
 

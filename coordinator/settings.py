@@ -59,6 +59,10 @@ class Settings(BaseSettings):
         description="lanes of jobs that the coordinator does itself; for the others there must be a `fedcoord engine` somewhere",
     )
     engine_threads: int = Field(1, ge=1, description="threads of each engine process")
+    engine_device: str = Field(
+        "cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$",
+        description="where scores, influence and fidelity are measured: cpu, cuda or cuda:1; weights are made on the processor, which makes the same bits everywhere",
+    )  # fmt: skip
     migrate: Literal["start", "never"] = Field(
         "start", description="start: bring the database to the newest schema at a start; never: only `fedcoord db upgrade` does"
     )

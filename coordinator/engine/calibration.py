@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedcybgd.coordinator.domain.jobs.measurements import Calibration
+from fedcybgd.coordinator.engine import device
 from fedcybgd.coordinator.engine.evaluate import held_out_examples
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.storage import EngineStore
@@ -13,7 +14,7 @@ from fedcybgd.shared.models.batches import Batch, chunks
 from fedcybgd.shared.models.row_encoder import row_encoder
 
 TOKENS_AT_ONCE = 1024
-"""Padded tokens that go through a model at once, at the most: their activations should not weigh more than a layer."""
+"""Padded tokens that go through a model at once on a processor, at the most: their activations should not weigh more than a layer."""
 
 
 class CalibrationRows:
@@ -25,7 +26,7 @@ class CalibrationRows:
             encoder = row_encoder(folder, payload)
         with held_out_examples(store, payload.held_out, payload) as given:
             self._rows = encoder.encoded(itertools.islice(given, payload.rows), payload.held_out.name, most=payload.rows)
-        self._rows_a_batch = max(1, TOKENS_AT_ONCE // encoder.width)
+        self._rows_a_batch = max(1, device.tokens_at_once(TOKENS_AT_ONCE) // encoder.width)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -41,4 +42,4 @@ class CalibrationRows:
 
     def _batches(self, order: Sequence[int]) -> Iterator[Batch]:
         for chosen in chunks(order, self._rows_a_batch):
-            yield self._rows.batch(chosen)
+            yield self._rows.batch(chosen).to(device.chosen())

@@ -36,17 +36,19 @@ RETURNED_BYTES = 1 << 18
 """Allocations from this size on are returned to the system when they are freed."""
 
 
-def warm_up(threads: int) -> int:
-    """Import torch and the code of models before the first job asks for it; returns the process id."""
+def warm_up(threads: int, device: str = "cpu") -> int:
+    """Import torch and the code of models before the first job asks for it; returns the process id. Raises `DeviceMissing` once all is done."""
     import torch
 
     torch.set_num_threads(threads)
     _return_freed_memory()
     for kind in JobKind:
         _function(kind)
+    from fedcybgd.coordinator.engine.device import measure_on
     from fedcybgd.shared.models.assembly import import_model_code
 
     import_model_code()
+    measure_on(device)
     return os.getpid()
 
 

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.domain.answer_tally import AnswerCandidate, AnswerTall
 from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult, HeldOutRef
 from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
+from fedcybgd.coordinator.engine import device
 from fedcybgd.coordinator.engine.shards import as_directory
 from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
@@ -26,7 +27,7 @@ from fedcybgd.shared.models.question_rows import QuestionEncoder
 from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 
 TOKENS_A_BATCH = 2048
-"""Padded tokens of a batch at the most: bounds the activations and, for language models, the logits."""
+"""Padded tokens of a batch at the most, on a processor: bounds the activations and, for language models, the logits."""
 
 
 class NotFinite(Invalid):
@@ -87,8 +88,10 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
 
 def _answered(store: EngineStore, payload: EvaluatePayload, streamed: Streamed, encoder: QuestionEncoder) -> EvaluateResult:
     with held_out_examples(store, payload.held_out, payload) as given:
-        measured, tally = MeanLoss(), AnswerTally()
-        for said in answers(streamed.model, encoder, itertools.islice(given, payload.rows), payload.held_out.name, TOKENS_A_BATCH):
+        measured, tally, at_once = MeanLoss(), AnswerTally(), device.tokens_at_once(TOKENS_A_BATCH)
+        for said in answers(
+            streamed.model, encoder, itertools.islice(given, payload.rows), payload.held_out.name, at_once, device.chosen()
+        ):
             measured.add([said.loss], [1])
             right = [answer.text for answer in said.question.answers]
             tally.add(AnswerCandidate(said.text, right, rather_nothing=said.margin < 0))
@@ -105,8 +108,8 @@ def _predicted(store: EngineStore, payload: EvaluatePayload, streamed: Streamed,
     order = sorted(range(len(rows)), key=rows.length)
     measured, tally = MeanLoss(), LabelTally.empty(payload.num_labels or 0)
     with torch.inference_mode():
-        for chosen in chunks(order, max(1, TOKENS_A_BATCH // encoder.width)):
-            batch = rows.batch(chosen)
+        for chosen in chunks(order, max(1, device.tokens_at_once(TOKENS_A_BATCH) // encoder.width)):
+            batch = rows.batch(chosen).to(device.chosen())
             logits = forward_logits(streamed.model, batch)
             losses, predictions = row_losses(logits, batch, payload.task)
             measured.add(losses.tolist(), predictions.tolist())

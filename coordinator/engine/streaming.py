@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fedcybgd.coordinator.engine import device
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.codec import EXACT, PRUNED, kind_of
@@ -21,15 +22,17 @@ from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 
 class Streamed:
-    """A model in float32, filled from shards in any codec.
+    """A model in float32, filled from shards in any codec, on the device that its engine measures on.
 
     Layers that are streamed are read anew each time they run, in the backward pass too: it runs them again from their input
     (activation checkpointing), so that neither weights nor activations of more than one layer are held.
     """
 
     def __init__(self, store: EngineStore, config: Mapping[str, Any], task: Task) -> None:
-        self._store = store
+        self._store, self._device = store, device.chosen()
         self.model = skeleton(config, task)
+        for path, buffer in list(self.model.named_buffers()):
+            _set(*_holder(self.model, path), buffer.to(buffer.device if buffer.is_meta else self._device))
         self._assembled = Assembled(self.model)
 
     def layers(self, block: str) -> list[nn.Module]:
@@ -57,7 +60,11 @@ class Streamed:
         """Put a block whose embeddings are only looked up, never multiplied with: as they are stored, mapped from the file while they run.
 
         Mapped for longer, nearly all of it would count as memory: the system maps what lies around every row that is looked up.
+        A card has them whole.
         """
+        if self._device != device.CPU:
+            self.put(shard)
+            return
         names = self._names(shard)
         looked_up = {name: self._assembled.module_of(name) for name in names if type(self._assembled.module_of(name)) is nn.Embedding}
         self._assembled.put(self._mapped(shard, looked_up))
@@ -102,9 +109,9 @@ class Streamed:
         with self._store.localised(shard.digest) as path:
             wanted = names if names is not None else _names(path)
             if shard.codec == EXACT:
-                return {name: _exact(path, name) for name in wanted}
+                return {name: _exact(path, name, self._device) for name in wanted}
             stored = read_encoded(path, shard.codec)
-            return {name: _dense(stored[name]) for name in wanted}
+            return {name: _dense(stored[name].to(self._device)) for name in wanted}
 
     def _names(self, shard: ShardRef) -> list[str]:
         with self._store.localised(shard.digest) as path:
@@ -120,10 +127,10 @@ def _names(path: Path) -> list[str]:
         return [name for name in file.keys() if "::" not in name]  # noqa: SIM118 - not a dict
 
 
-def _exact(path: Path, name: str) -> Tensor:
+def _exact(path: Path, name: str, where: str) -> Tensor:
     # Opened for each tensor: a file stays mapped, and counts as memory, as long as one of its tensors is held.
     with safe_open(path, framework="pt") as file:
-        return _dense(file.get_tensor(name))
+        return _dense(file.get_tensor(name).to(where))
 
 
 def _dense(tensor: Tensor | QuantizedTensor) -> Tensor:
@@ -164,6 +171,11 @@ def _tensor(module: nn.Module, leaf: str) -> Tensor:
     found: Tensor | None = module._parameters[leaf] if leaf in module._parameters else module._buffers[leaf]
     assert found is not None
     return found
+
+
+def _holder(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    module, _, leaf = path.rpartition(".")
+    return model.get_submodule(module), leaf
 
 
 def _set(module: nn.Module, leaf: str, tensor: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The engine as a process of its own on this machine, warm before the first job comes."""
 
+import logging
 import os
 import threading
 import time
@@ -11,7 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.storage import Place, open_place
+from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import interrupt
+
+log = logging.getLogger("fedcoord.engine")
 
 TELL_EVERY_S = 1.0
 NOTICED_S = 0.01
@@ -19,14 +23,14 @@ NOTICED_S = 0.01
 
 
 class EngineProcess:
-    def __init__(self, place: Place, threads: int) -> None:
+    def __init__(self, place: Place, threads: int, device: str = "cpu") -> None:
         self._place = place
         # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
         spawned = get_context("spawn")
         self._used: Any = spawned.RawValue(c_double)
         self._pool = ProcessPoolExecutor(1, spawned, begin, (self._used,))
         with interrupt.withheld():
-            self._pool.submit(_warm_up, threads)
+            self._pool.submit(_warm_up, threads, device).add_done_callback(_warmed_up)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
         return self._pool.submit(_run, kind, payload, self._place)
@@ -60,10 +64,15 @@ def begin(used: Any) -> None:
         threading.Thread(target=duty, daemon=True).start()
 
 
-def _warm_up(threads: int) -> int:
+def _warmed_up(warmed: Future[int]) -> None:
+    if not warmed.cancelled() and isinstance(error := warmed.exception(), FedError):
+        log.error("%s; measurements are made on the processor (FEDCOORD_ENGINE_DEVICE)", error)
+
+
+def _warm_up(threads: int, device: str) -> int:
     from fedcybgd.coordinator.engine.entries import warm_up
 
-    return warm_up(threads)
+    return warm_up(threads, device)
 
 
 def _run(kind: str, payload: BaseModel, place: Place) -> BaseModel:

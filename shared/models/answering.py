@@ -36,18 +36,20 @@ class SaidAnswer:
         return self.score - self.nothing
 
 
-def answers(model: nn.Module, encoder: QuestionEncoder, rows: Iterable[Row], source: str, tokens_a_batch: int) -> Iterator[SaidAnswer]:
-    """To one row after another. Raises `DataError`, with the row."""
+def answers(
+    model: nn.Module, encoder: QuestionEncoder, rows: Iterable[Row], source: str, tokens_a_batch: int, device: str = "cpu"
+) -> Iterator[SaidAnswer]:
+    """To one row after another, by a model on `device`. Raises `DataError`, with the row."""
     questions = encoder.questions(rows, source)
     while some := [SaidAnswer(question) for question in itertools.islice(questions, AT_ONCE)]:
         windows = [(said, window) for said in some for window in said.question.windows]
         order = sorted(range(len(windows)), key=lambda place: len(windows[place][1].features.ids))
         for chosen in chunks(order, max(1, tokens_a_batch // encoder.width)):
-            batch = encoder.collate([windows[place][1].features for place in chosen])
+            batch = encoder.collate([windows[place][1].features for place in chosen]).to(device)
             with torch.inference_mode():
                 logits = forward_logits(model, batch)
                 losses, asked = row_losses(logits, batch, "extractive-qa")
-            for row, place, loss, here in zip(logits, chosen, losses.tolist(), asked.tolist(), strict=True):
+            for row, place, loss, here in zip(logits.cpu(), chosen, losses.tolist(), asked.tolist(), strict=True):
                 said, window = windows[place]
                 score, first, last = best_span(row[window.first : window.first + len(window.offsets)])
                 if score > said.score:

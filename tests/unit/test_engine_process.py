@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from ctypes import c_double
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fedcybgd.coordinator.engine.device import CPU, DeviceMissing, chosen, measure_on
 from fedcybgd.coordinator.jobs import engine_process
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from tests.support.played import IMPORTED
@@ -59,3 +60,14 @@ def test_a_process_that_is_stopped_is_ended_and_its_job_with_it(tmp_path: Path) 
     with pytest.raises(BrokenExecutor):
         under_way.result(20)
     wait_for(lambda: not child.is_alive())
+
+
+def test_a_device_that_is_not_there_is_told_and_the_processor_measures(caplog: pytest.LogCaptureFixture) -> None:
+    measure_on(CPU)
+    with pytest.raises(DeviceMissing, match="cannot compute on cuda:99 here") as refused:
+        measure_on("cuda:99")
+    assert chosen() == CPU
+    warmed: Future[int] = Future()
+    warmed.add_done_callback(engine_process._warmed_up)
+    warmed.set_exception(refused.value)
+    assert "measurements are made on the processor (FEDCOORD_ENGINE_DEVICE)" in caplog.text
