@@ -74,16 +74,15 @@ def measure(case: str, steps: int, rate: float, seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
     import random
 
-    from benchmarks import reference
+    from benchmarks import device, reference
     from examples.demo.tasks import EXAMPLES, shakespeare
-    from fedcybgd.agent.training.visitor import Visitor
 
     with tempfile.TemporaryDirectory(prefix="expanded-") as scratch:
         folder = Path(scratch)
         _, partitions = shakespeare(folder / "rows")
         random.Random(seed).shuffle(partitions)
         run = reference.begin(folder, EXAMPLES / "models" / "stories260K", spec_of(case, steps, rate, seed))
-        visitor = Visitor("cpu")
+        visitor = device.visitor()
         states: list[int] = []
         _watch(states)
         began = time.process_time()

@@ -113,8 +113,7 @@ def measure(name: str, arm: str, rate: float, seed: int, options: argparse.Names
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import reference
-    from fedcybgd.agent.training.visitor import Visitor
+    from benchmarks import device, reference
 
     gc.freeze()  # a visit of so small a model would spend its time looking through what was imported
 
@@ -124,7 +123,7 @@ def measure(name: str, arm: str, rate: float, seed: int, options: argparse.Names
         run = reference.begin(folder, model(folder / "model", name, seed), spec_of(arm, seed, options.passes, rate))
         run.tell_labels = True
         began = time.monotonic()
-        reference.run(run, partitions, folder / "scratch", visitors=[Visitor("cpu") for _ in range(AGENTS)])
+        reference.run(run, partitions, folder / "scratch", visitors=[device.visitor() for _ in range(AGENTS)])
         seconds = time.monotonic() - began
         sizes = {block.name: block.num_parameters for block in run.stored}
         along = 0 if arm in ("whole", "head") else sizes["norm"] + sizes["head"]

@@ -123,9 +123,8 @@ def measure(split: str, arm: str, seed: int, options: argparse.Namespace) -> dic
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import reference
+    from benchmarks import device, reference
     from benchmarks.version_averaging import averaged
-    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.domain.averages import averaged_rounds
 
     with tempfile.TemporaryDirectory(prefix="label-skew-") as scratch:
@@ -135,7 +134,7 @@ def measure(split: str, arm: str, seed: int, options: argparse.Namespace) -> dic
         run = reference.begin(folder, model, spec_of(arm, seed, options.labels, options.rate))
         run.tell_labels = not options.untold  # what a run makes of it, its run file says
         versions: list[list[Any]] = []
-        shared = [Visitor("cpu")] * AGENTS
+        shared = [device.visitor()] * AGENTS
         reference.run(run, partitions, folder / "scratch", visitors=shared, after_round=lambda _: versions.append(run.blocks))
         found = run.evaluate(held_out)
         run.blocks = averaged(run.store, versions[-averaged_rounds(0.5, len(versions)) :])

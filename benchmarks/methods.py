@@ -49,11 +49,10 @@ def measure(task: str, arm: str, rate: float, seed: int, options: argparse.Names
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import reference
+    from benchmarks import device, reference
     from benchmarks.banking77 import minilm, tiny
     from benchmarks.version_averaging import _average
     from examples.demo.tasks import EXAMPLES
-    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.domain.averages import averaged_rounds
 
     with tempfile.TemporaryDirectory(prefix="methods-") as scratch:
@@ -66,7 +65,7 @@ def measure(task: str, arm: str, rate: float, seed: int, options: argparse.Names
         run.tell_labels = True  # the default recipe puts a head together by them
         versions, seconds = [run.blocks], 0.0
         if arm != "base":
-            versions, visitors = [], [Visitor("cpu")] * AGENTS
+            versions, visitors = [], [device.visitor()] * AGENTS
             seconds = reference.run(
                 run, partitions, folder / "scratch", visitors=visitors, after_round=lambda _: versions.append(run.blocks)
             )

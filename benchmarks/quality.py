@@ -119,9 +119,8 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import reference
+    from benchmarks import device, reference
     from examples.demo.tasks import EXAMPLES, banking77
-    from fedcybgd.agent.training.visitor import Visitor
 
     with tempfile.TemporaryDirectory(prefix="quality-") as scratch:
         folder = Path(scratch)
@@ -132,7 +131,7 @@ def measure(task: str, variant: str, seed: int, data: Path) -> dict[str, Any]:
         if run.spec.compression["policy"] == "hybrid":
             reference.measure_influence(run, held_out)
         before = run.evaluate(held_out).loss if variant == "none" else 0.0  # it is the same for all
-        shared = Visitor("cpu")  # one model in memory, not six; an agent's rows are read again when they are its turn
+        shared = device.visitor()  # one model in memory, not six; an agent's rows are read again when they are its turn
         reference.run(run, partitions, folder / "scratch", visitors=[shared] * AGENTS)
         after = run.evaluate(held_out)
         parameters = sum(b.num_parameters for b in run.stored)

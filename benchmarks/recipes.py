@@ -113,14 +113,13 @@ def _model(name: str) -> Path:
 
 def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path, unseen: Path, folder: Path, told: bool) -> dict[str, Any]:
     """A run of these values, ended as they say: what it is scored, on the rows that nothing has seen."""
-    from benchmarks import reference
+    from benchmarks import device, reference
     from benchmarks.version_averaging import _average
-    from fedcybgd.agent.training.visitor import Visitor
     from fedcybgd.coordinator.domain.averages import averaged_rounds
     from fedcybgd.coordinator.domain.candidates import RunCandidate, is_better, kept
     from fedcybgd.shared.contract.measured import Score
 
-    shared = Visitor("cpu")  # one model in memory, not six
+    shared = device.visitor()  # one model in memory, not six
     run = reference.begin(folder, model, {key: value for key, value in values.items() if key not in OF_THE_END})
     run.tell_labels = told
     every = values["evaluate"]["every"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import device
 from benchmarks.reading import Order, Reading
 from fedcybgd.agent.fetching import cheapest
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
@@ -176,7 +177,7 @@ def run(
     """
     spec = reference.spec
     scratch.mkdir(parents=True, exist_ok=True)
-    visitors = visitors or [Visitor("cpu") for _ in partitions]
+    visitors = visitors or [device.visitor() for _ in partitions]
     config = next(f for f in reference.file_refs if f.name == "config.json")
     encoder = ShardEncoder(reference.store, config, spec.task.kind)
     began = time.monotonic()
@@ -223,7 +224,7 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     request = TrainRequest(
         assignment_id=f"{order.round}-{order.name}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
-        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate(order.told),
+        dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate({**order.told, **device.SETTINGS}),
         data=DataSource(path=str(data), tell_labels=reference.tell_labels),
         delta_path=str(delta), delta_codec=spec.delta["codec"], residuals=carried if feedback else {}, new_residuals=str(left) if feedback else None,
     )  # fmt: skip

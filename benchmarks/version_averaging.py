@@ -71,8 +71,7 @@ def measure(task: str, cycles: int, part: float, seed: int) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import reference
-    from fedcybgd.agent.training.visitor import Visitor
+    from benchmarks import device, reference
     from fedcybgd.coordinator.domain.averages import averaged_rounds
 
     with tempfile.TemporaryDirectory(prefix="averaging-") as scratch:
@@ -84,7 +83,7 @@ def measure(task: str, cycles: int, part: float, seed: int) -> dict[str, float]:
             run,
             partitions,
             folder / "scratch",
-            visitors=[Visitor("cpu")] * len(partitions),
+            visitors=[device.visitor()] * len(partitions),
             after_round=lambda _: models.append(run.blocks),
         )
         last = run.evaluate(held_out)

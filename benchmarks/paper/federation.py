@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reference
+from benchmarks import device, reference
 from benchmarks.banking77 import minilm, tiny
 from benchmarks.paper.landscape import Judge
 from benchmarks.reference import Reference
@@ -95,7 +95,7 @@ class Place:
         if pooled:
             paths[0].write_text("".join(path.read_text() for path in paths))
             paths = paths[:1]
-        return Federation(EXAMPLES / "models" / "stories260K", paths, held_out, [Visitor("cpu") for _ in paths])
+        return Federation(EXAMPLES / "models" / "stories260K", paths, held_out, [device.visitor() for _ in paths])
 
     def reviews(self, seed: int) -> Federation:
         """MiniLM, and 1,200 rows of SST-2 dealt out to six agents; 872 others are held out."""
@@ -115,7 +115,7 @@ class Place:
         _write(folder / "held-out.jsonl", tested[:held])
         model = tiny(folder / "model") if self.tiny else minilm()
         # One model in memory, not six; an agent's rows are read again when they are its turn.
-        return Federation(model, paths, folder / "held-out.jsonl", [Visitor("cpu")] * AGENTS)
+        return Federation(model, paths, folder / "held-out.jsonl", [device.visitor()] * AGENTS)
 
 
 def plays_spec(seed: int, steps: int, **sections: Mapping[str, Any]) -> dict[str, Any]:

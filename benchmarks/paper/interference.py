@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import device
 from benchmarks.paper.federation import AGENTS, Federation, Place, laid_over, plays_spec, reviews_spec
 from benchmarks.paper.landscape import Judge, Landscape, cosine
 from benchmarks.paper.table import Figures, show, summary
 from benchmarks.reading import Reading
 from benchmarks.reference import Reference
 from examples.demo.tasks import EXAMPLES
-from fedcybgd.agent.training.visitor import Visitor
 
 ARMS = ("llama, short visits", "llama, long visits", "gpt2", "gpt-neox", "bert")
 DAMPINGS = (1.0, 0.7, 0.5, 0.35, 0.25)
@@ -105,7 +105,7 @@ def _federation(family: str, seed: int, place: Place) -> Federation:
         return plays
     model = place.once(("model", family), lambda: _from_scratch(family, place.folder / f"model-{family}"))
     # A visitor keeps the model of one family.
-    return replace(plays, model=model, visitors=place.once(("visitors", family), lambda: [Visitor("cpu")] * AGENTS))
+    return replace(plays, model=model, visitors=place.once(("visitors", family), lambda: [device.visitor()] * AGENTS))
 
 
 def _trained(federation: Federation, folder: Path, spec: dict[str, Any]) -> Reference:

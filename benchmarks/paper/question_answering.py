@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import device
 from benchmarks.banking77 import minilm, tiny
 from benchmarks.paper.federation import AGENTS, INT8, Federation, Place, laid_over
 from benchmarks.paper.table import Figures, mean, show, summary
 from benchmarks.reference import Reference
-from fedcybgd.agent.training.visitor import Visitor
 
 FILE = "xquad_en_squad_dev_subset.jsonl.gz"
 HELD_OUT, PASSES, LENGTH, SEARCH_SEED = 250, 3, 192, 1000
@@ -113,7 +113,7 @@ def _questions(place: Place, seed: int, search: bool = False) -> Federation:
     agents, held_out = [rows[:most] for rows in agents], held_out[: 2 * most]
     paths = [_written(folder / f"agent-{number}.jsonl", rows) for number, rows in enumerate(agents)]
     model = tiny(folder / "model") if place.tiny else minilm()
-    return Federation(model, paths, _written(folder / "held-out.jsonl", held_out), [Visitor("cpu")] * AGENTS)
+    return Federation(model, paths, _written(folder / "held-out.jsonl", held_out), [device.visitor()] * AGENTS)
 
 
 def split(path: Path, seed: int, held_out: int, search: bool = False) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:

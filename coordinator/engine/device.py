@@ -9,7 +9,7 @@ ON_A_CARD = 8
 """Times as many tokens go through a model at once there: fewer would leave it waiting for the weights of the next layer."""
 
 
-class DeviceMissing(Invalid):
+class CardMissing(Invalid):
     """Torch cannot use that device on this machine."""
 
     code = "device_missing"
@@ -20,12 +20,12 @@ class _Chosen:
 
 
 def measure_on(device: str) -> None:
-    """From now on in this process. Raises `DeviceMissing`, and goes on with what it was."""
+    """From now on in this process. Raises `CardMissing`, and goes on with what it was."""
     if device != CPU:
         try:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise DeviceMissing(f"torch {torch.__version__} cannot compute on {device} here: {str(error).splitlines()[0]}") from error
+            raise CardMissing(f"torch {torch.__version__} cannot compute on {device} here: {str(error).splitlines()[0]}") from error
         # What is measured is compared with what was measured before it, perhaps on another machine: products stay those of float32.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

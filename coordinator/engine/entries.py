@@ -37,7 +37,7 @@ RETURNED_BYTES = 1 << 18
 
 
 def warm_up(threads: int, device: str = "cpu") -> int:
-    """Import torch and the code of models before the first job asks for it; returns the process id. Raises `DeviceMissing` once all is done."""
+    """Import torch and the code of models before the first job asks for it; returns the process id. Raises `CardMissing` once all is done."""
     import torch
 
     torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.engine.device import CPU, DeviceMissing, chosen, measure_on
+from fedcybgd.coordinator.engine.device import CPU, CardMissing, chosen, measure_on
 from fedcybgd.coordinator.jobs import engine_process
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from tests.support.played import IMPORTED
@@ -64,7 +64,7 @@ def test_a_process_that_is_stopped_is_ended_and_its_job_with_it(tmp_path: Path) 
 
 def test_a_device_that_is_not_there_is_told_and_the_processor_measures(caplog: pytest.LogCaptureFixture) -> None:
     measure_on(CPU)
-    with pytest.raises(DeviceMissing, match="cannot compute on cuda:99 here") as refused:
+    with pytest.raises(CardMissing, match="cannot compute on cuda:99 here") as refused:
         measure_on("cuda:99")
     assert chosen() == CPU
     warmed: Future[int] = Future()
