@@ -126,9 +126,9 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.home.mkdir(parents=True, exist_ok=True)
-    parts: Parts = app.state.make_parts(settings)
-    app.state.store, app.state.uploads, app.state.wakes = parts.store, parts.uploads, parts.wakes
     database = app.state.database = Database(settings.url, settings.threads)
+    parts: Parts = app.state.make_parts(settings, database)
+    app.state.store, app.state.uploads, app.state.wakes = parts.store, parts.uploads, parts.wakes
 
     def waiting_for_an_agent() -> list[Opening]:
         with database.reading() as session:

@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Instance
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import HomeUnusable, NoCoordinator
+from fedcybgd.coordinator.home import HomeUnusable, NoCoordinator, signing_secret
 from fedcybgd.coordinator.places import place_of
-from fedcybgd.coordinator.services.records import instance, replicas
+from fedcybgd.coordinator.services.records import instance, replicas, signing
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import Place, StorageUnusable, label, reach
+from fedcybgd.shared.contract.digests import digest_of
 
 log = logging.getLogger("fedcoord")
 LABEL = "store.id"
@@ -28,8 +29,14 @@ class StoreDiffers(CoordinatorError):
     code = "store_differs"
 
 
+class SecretDiffers(CoordinatorError):
+    """This coordinator has not the secrets of the others on its database."""
+
+    code = "secret_differs"
+
+
 def check(session: Session, settings: Settings, home: str, now: datetime) -> None:
-    """Raise `StoreDiffers` where blobs and database do not go together, or `StorageUnusable`. Whoever starts meanwhile waits.
+    """Raise `StoreDiffers` where blobs and database do not go together, `SecretDiffers`, or `StorageUnusable`. Whoever starts meanwhile waits.
 
     A home with an SQLite file and blobs of its own has nobody to share with, and is not looked at.
     """
@@ -46,12 +53,6 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
             f"the blobs in {where} belong to the database {whose}, and this one is {identity}: what one does not need it would delete "
             f"for both. Name another {other}; or, if that database is gone for good, delete {LABEL} there"
         )
-    if place.url is not None and settings.shared is None and replicas.is_another_alive(session, home, now):
-        raise StoreDiffers(
-            "a coordinator that lives on this database has its uploads and secrets in another home, and the bytes of blobs alone are in "
-            f"{place}: all of them need one directory too, FEDCOORD_SHARED names it. If that one was just stopped or killed, start this "
-            "one again in a moment"
-        )
     known = session.scalars(select(Instance).where(Instance.id == identity)).one()
     if known.store not in (None, store) and replicas.is_another_alive(session, home, now):
         raise StoreDiffers(
@@ -59,6 +60,33 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
             "FEDCOORD_SHARED or FEDCOORD_STORAGE names it. If that one was just stopped or killed, start this one again in a moment"
         )
     known.store = store
+    if place.url is not None:
+        _check_secrets(session, settings, known, replicas.is_another_alive(session, home, now))
+
+
+def _check_secrets(session: Session, settings: Settings, known: Instance, is_another_alive: bool) -> None:
+    """Coordinators that have their blobs in object storage need no directory in common, and yet the same secrets."""
+    if is_another_alive and (key := signing.newest(session)) is not None:
+        try:
+            signing.opened(key, signing_secret(settings))
+        except signing.SigningKeyLost as error:
+            raise _secret_differs(settings.signing_secret, "agents would not know who answers") from error
+    if settings.webhook_url is None:
+        return
+    try:
+        found = digest_of(settings.webhook_secret.read_bytes().strip())
+    except OSError:  # it is made later in a start, and then this is looked at again
+        found = None
+    if is_another_alive and known.webhook_secret not in (None, found):
+        raise _secret_differs(settings.webhook_secret, "whoever is told could not check who tells")
+    known.webhook_secret = found or known.webhook_secret
+
+
+def _secret_differs(file: Path, why: str) -> SecretDiffers:
+    return SecretDiffers(
+        f"{file} is not there, or another than that of a coordinator that lives on this database: {why}. Copy the file from its home, "
+        "or have all of them use one directory (FEDCOORD_SHARED). If that one was just stopped for good, start this one again in a moment"
+    )
 
 
 def check_blobs(session: Session, settings: Settings) -> None:

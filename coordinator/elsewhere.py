@@ -59,7 +59,7 @@ def opened(settings: Settings) -> Database:
 
 
 def _work(settings: Settings, database: Database, ready: Callable[[], None], make_parts: MakeParts) -> None:
-    made = make_parts(settings)
+    made = make_parts(settings, database)
     disks, watchdog = FullDisks(settings.blobs), Watchdog.of()
     outages = OutageLog(lambda: disks.lack(settings.home / "database"))
     with database.transaction() as session:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from fedcybgd.coordinator.bucket_uploads import BucketUploads
+from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
 from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.coordinator.storage import BlobStore, Uploads, open_place, open_uploads
+from fedcybgd.coordinator.storage import BlobStore, EngineStore, Uploads, open_place, open_uploads, reach
 from fedcybgd.coordinator.wakes.base import Wakes
 from fedcybgd.coordinator.wakes.local import LocalWakes
 from fedcybgd.coordinator.wakes.postgres import PostgresWakes
@@ -22,14 +24,22 @@ class Parts:
     wakes: Wakes
 
 
-MakeParts = Callable[[Settings], Parts]
+MakeParts = Callable[[Settings, Database], Parts]
 
 
-def local(settings: Settings) -> Parts:
-    """Blobs in a directory or in object storage, uploads in a directory, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
-    store = open_place(place_of(settings))
-    engine = partial(EngineProcess, place_of(settings), settings.engine_threads, settings.engine_device)
-    return Parts(store, open_uploads(settings.uploads, store), engine, wakes_of(settings.url))
+def local(settings: Settings, database: Database) -> Parts:
+    """Blobs and uploads in a directory or in object storage, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
+    place = place_of(settings)
+    store = open_place(place)
+    engine = partial(EngineProcess, place, settings.engine_threads, settings.engine_device)
+    return Parts(store, uploads_of(settings, database, store), engine, wakes_of(settings.url))
+
+
+def uploads_of(settings: Settings, database: Database, store: EngineStore) -> Uploads:
+    """Where the blobs are."""
+    if settings.storage is None:
+        return open_uploads(settings.uploads, store)
+    return BucketUploads(database, reach(settings.storage), store)
 
 
 def wakes_of(url: str) -> Wakes:

@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     )
     storage: str | None = Field(
         None,
-        description="s3://bucket/prefix, where blobs are kept in S3 or what is compatible with it; keys, region and endpoint are those of the "
+        description="s3://bucket/prefix, where blobs and uploads are kept in S3 or what is compatible with it; keys, region and endpoint are those of the "
         "environment (AWS_ACCESS_KEY_ID …); default: a directory",
     )
     storage_links: str | None = Field(

@@ -196,7 +196,7 @@ async def upload(
         await run_in_threadpool(receiving.append, data)
 
     try:
-        await hand_on(request, write)
+        await hand_on(request, write, uploads.best_piece)
     finally:
         ended = await run_in_threadpool(receiving.end)
     return ended

@@ -6,8 +6,6 @@ from contextlib import suppress
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-WRITE_CHUNK = 1 << 20
-
 
 def announced_length(request: Request) -> int | None:
     """Bytes of the body, as the client says; None: it does not."""
@@ -15,8 +13,11 @@ def announced_length(request: Request) -> int | None:
     return int(length) if length.isdigit() else None
 
 
-async def hand_on(request: Request, write: Callable[[bytes], Awaitable[None]]) -> None:
-    """Give the body to `write`, a piece at a time. What came before a client hung up, which hears no answer, or before anything failed, is given, too."""
+async def hand_on(request: Request, write: Callable[[bytes], Awaitable[None]], piece: int) -> None:
+    """Give the body to `write`, a piece of about so many bytes at a time.
+
+    What came before a client hung up, which hears no answer, or before anything failed, is given, too.
+    """
     buffer = bytearray()
 
     async def flush() -> None:
@@ -28,7 +29,7 @@ async def hand_on(request: Request, write: Callable[[bytes], Awaitable[None]]) -
         with suppress(ClientDisconnect):
             async for chunk in request.stream():
                 buffer += chunk
-                if len(buffer) >= WRITE_CHUNK:
+                if len(buffer) >= piece:
                     await flush()
     finally:
         if buffer:

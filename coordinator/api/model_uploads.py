@@ -82,7 +82,7 @@ async def put(
         await run_in_threadpool(receiving.append, data, may)
 
     if not receiving.complete:
-        await hand_on(request, write)
+        await hand_on(request, write, uploads.best_piece)
     return await run_in_threadpool(receiving.end, may, note, now)
 
 

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.db.tables.measured import Evaluation, Fidelity
 from fedcybgd.coordinator.db.tables.rounds import Assignment, Round, StoredManifest
 from fedcybgd.coordinator.db.tables.runs import Block, HeldOut, Model, ModelUpload, Run
 from fedcybgd.coordinator.db.tables.shards import EncodedShard, Garbage, Patch
+from fedcybgd.coordinator.db.tables.uploads import StoredUpload, UploadPiece
 from fedcybgd.coordinator.db.tables.webhook import Webhook
 
 __all__ = [
@@ -40,7 +41,9 @@ __all__ = [
     "SigningKey",
     "SpentSignature",
     "StoredManifest",
+    "StoredUpload",
     "Traffic",
     "TrafficTotal",
+    "UploadPiece",
     "Webhook",
 ]

@@ -56,5 +56,5 @@ def open_overlay(aside: Path, place: Place) -> EngineStore:
 
 
 def open_uploads(folder: Path, store: EngineStore) -> LocalUploads:
-    """Uploads that become blobs of `store`."""
+    """Uploads in a directory that become blobs of `store`."""
     return LocalUploads(folder, store)

@@ -23,6 +23,8 @@ WAIT_S, LOOK_EVERY_S = 30.0, 0.02
 
 
 class LocalUploads:
+    best_piece = 1 << 20
+
     def __init__(self, folder: Path, store: EngineStore) -> None:
         self._folder, self._store = folder, store
 

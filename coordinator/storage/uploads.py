@@ -47,6 +47,11 @@ class Uploads(Protocol):
     whatever process does it.
     """
 
+    @property
+    def best_piece(self) -> int:
+        """Bytes that are best appended at a time, where there are so many."""
+        ...
+
     def offset(self, key: UploadKey) -> int:
         """Bytes that have arrived, also of what is being checked; 0 of what is unknown, or kept."""
         ...
@@ -61,7 +66,7 @@ class Uploads(Protocol):
         `may` raises for what must not be written, and nothing is changed. While it looks nobody else does anything to the place: whoever
         has the place next writes after these bytes, or they are not written.
 
-        `at` is where the upload ends, or before: a repeat overtakes a request that still hangs, and writes the same bytes to the same
+        `at` is where the upload ends, or before: a repeat overtakes a request that still hangs, and brings the same bytes for the same
         place. Raises `Elsewhere` beyond the end, and of what is being checked. On `StoreFull` what arrived before is kept.
         """
         ...

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ import pytest
 from fedcybgd.coordinator.storage import BlobCorrupt, BlobStore, StoreFull, Uploads, open_store, open_uploads
 from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 from fedcybgd.shared.contract.digests import digest_of
+from tests.support import buckets
+from tests.support.bucket_uploads import ObjectBacking
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
 
 DATA = bytes(range(256)) * 100
@@ -67,12 +70,23 @@ class MemoryBacking:
         monkeypatch.setattr(self._memory, "full", "write")
 
 
-BACKINGS: dict[str, Callable[[Path], Backing]] = {"local": LocalBacking, "memory": MemoryBacking}
+OBJECTS = [
+    *(f"objects-{kind}" for kind in buckets.KINDS),
+    pytest.param("objects-postgresql", marks=[pytest.mark.postgresql, pytest.mark.database_decides]),
+]
 
 
-@pytest.fixture(params=BACKINGS)
-def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Backing:
-    return BACKINGS[request.param](tmp_path)
+@pytest.fixture(params=["local", "memory", *OBJECTS])
+def backing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backing]:
+    if request.param in ("local", "memory"):
+        yield {"local": LocalBacking, "memory": MemoryBacking}[request.param](tmp_path)
+        return
+    kind, url = request.param.removeprefix("objects-"), f"sqlite:///{tmp_path / 'coordinator.db'}"
+    if kind == "postgresql":
+        kind, url = "memory", request.getfixturevalue("postgres").database_with_schema()
+    with closing(ObjectBacking(kind, url, tmp_path, monkeypatch)) as objects:
+        yield objects
+        objects.nothing_is_left_over()
 
 
 def granted() -> None:
@@ -215,6 +229,8 @@ class TestUploads:
         uploads, store = backing.open()
         uploads.append(KEY, 0, DATA, granted)
         with uploads.take(KEY) as taken:
+            with taken.open() as file:
+                assert file.read() == DATA
             uploads.discard(KEY)
             with pytest.raises(NothingArrived):
                 taken.keep()

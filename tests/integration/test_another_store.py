@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.parts import Parts
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.wakes.local import LocalWakes
@@ -25,7 +26,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 def live(tmp_path: Path, memory: Memory, bert: Path) -> Iterator[LiveCoordinator]:
-    def parts(_settings: Settings) -> Parts:
+    def parts(_settings: Settings, _database: Database) -> Parts:
         store = MemoryStore(memory)
         return Parts(store, MemoryUploads(memory), partial(EngineThread, store), LocalWakes())
 

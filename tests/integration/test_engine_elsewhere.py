@@ -48,7 +48,7 @@ def play(kind, payload):
     print("began", flush=True)
     threading.Event().wait()
 
-elsewhere.work(Settings(), lambda: None, lambda settings: replace(local(settings), new_engine=lambda: PlayedEngine(play)))
+elsewhere.work(Settings(), lambda: None, lambda settings, database: replace(local(settings, database), new_engine=lambda: PlayedEngine(play)))
 os._exit(0)  # a thread of this test plays on
 """
 

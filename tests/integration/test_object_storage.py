@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -19,9 +19,8 @@ from fedcybgd.agent.elsewhere import OtherHostFailed
 from fedcybgd.coordinator.backup import backup
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.common import StoreDiffers
-from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.serve import prepare_home
-from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import Place, StorageUnusable, open_place
 from fedcybgd.coordinator.sweeper import tidy
@@ -119,16 +118,6 @@ def test_a_bucket_of_another_database_is_not_shared_with_it(live: LiveCoordinato
     prepare_home(live.settings)
     with pytest.raises(StoreDiffers, match="FEDCOORD_STORAGE"):
         prepare_home(Settings(home=tmp_path / "other", storage=live.settings.storage))
-
-
-def test_two_with_one_bucket_need_one_directory_of_uploads_and_secrets_too(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home", storage=f"file://{tmp_path / 'bucket'}")
-    prepare_home(settings)
-    with closing(Database(settings.url)) as database, database.transaction() as session:
-        replicas.enter(session, "another home", utcnow())
-    with pytest.raises(StoreDiffers, match="FEDCOORD_SHARED"):
-        prepare_home(settings)
-    prepare_home(settings.model_copy(update={"shared": tmp_path / "home"}))
 
 
 def test_a_bucket_whose_label_is_nobodys_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from fedcybgd.client.connection import Connection
-from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.parts import Parts, local
 from fedcybgd.coordinator.services.path import claim
@@ -36,9 +36,9 @@ def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Start]:
     url, memory = postgres.database_with_schema(), Memory()
     started: list[LiveCoordinator] = []
 
-    def parts(settings: Settings) -> Parts:
+    def parts(settings: Settings, database: Database) -> Parts:
         store = MemoryStore(memory)
-        return replace(local(settings), store=store, uploads=MemoryUploads(memory), new_engine=partial(EngineThread, store))
+        return replace(local(settings, database), store=store, uploads=MemoryUploads(memory), new_engine=partial(EngineThread, store))
 
     def start(name: str) -> LiveCoordinator:
         started.append(LiveCoordinator(tmp_path / name, url, parts=parts, sweep_every_s=60, shared=tmp_path / "shared"))

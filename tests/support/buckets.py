@@ -73,10 +73,13 @@ def objects(bucket: Bucket, prefix: str = "") -> dict[str, bytes]:
 @contextmanager
 def full(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The storage takes nothing more."""
+    with monkeypatch.context() as patch:
+        fill(patch)
+        yield
 
+
+def fill(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: Any, **__: Any) -> Any:
         raise GenericError("Server returned non-2xx status code: 507 Insufficient Storage: XMinioStorageFull")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(obstore, "put", no_room)
-        yield
+    monkeypatch.setattr(obstore, "put", no_room)

@@ -44,9 +44,9 @@ LOOKS_S, RESTS_S = 0.1, 1.0
 """Between two looks for what time changes, while a test uses the coordinator and while none does."""
 
 
-def threads(settings: Settings) -> Parts:
+def threads(settings: Settings, database: Database) -> Parts:
     """As `fedcoord serve` has them, but for the engines."""
-    return replace(local(settings), new_engine=partial(EngineThread, open_place(place_of(settings))))
+    return replace(local(settings, database), new_engine=partial(EngineThread, open_place(place_of(settings))))
 
 
 class LiveCoordinator:

@@ -149,6 +149,8 @@ class MemoryWriter:
 
 
 class MemoryUploads:
+    best_piece = 1 << 20
+
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
 

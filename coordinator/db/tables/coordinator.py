@@ -44,6 +44,8 @@ class Instance(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     store: Mapped[str | None] = mapped_column(KEY)
     """id of the directory with its blobs; null: nobody has looked yet, or needs to"""
+    webhook_secret: Mapped[str | None] = mapped_column(DIGEST)
+    """of the secret that webhooks are signed with, where coordinators may have one each; null: nobody has looked yet, or needs to"""
 
 
 class Replica(Base):
