@@ -102,5 +102,6 @@ def add_decoded(base: Tensor, terms: Sequence[tuple[Tensor, float]]) -> Tensor:
     """
     result = base.to(torch.float32, copy=True)
     for delta, weight in terms:
-        result.add_(delta.to(torch.float32).mul(weight))
+        delta = delta.to(torch.float32)
+        result.add_(delta if weight == 1 else delta.mul(weight))
     return result

@@ -1,5 +1,7 @@
 """A quantized tensor stays within its code's error, its scales are never zero, and the same input gives the same bytes."""
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +90,27 @@ def test_any_number_of_threads_gives_the_same_bytes(bits: int) -> None:
         torch.set_num_threads(threads)
     for one, other in zip(*results, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("bits", "digest"),
+    [
+        (8, "beab16c3d3c7c8437b4276378f2d7cd139c392fb8e28e9b883833173d0f96da1"),
+        (4, "a876df0a2f151a4c82504c1d67e68ffb0e19ffc50f595bfbc7508fcdd440db3d"),
+    ],
+)
+def test_the_bytes_are_those_of_every_shard_that_was_ever_made(bits: int, digest: str) -> None:
+    """Also of groups of zeros of either sign, where minimum and maximum are the one or the other."""
+    numbers = torch.arange(300 * 130)
+    values = ((numbers * 7919 % 4001 - 2000).float() / 1000).view(300, 130)
+    values[::3] = 0.0
+    values[1::3, :64] = torch.where(numbers[:64] % 2 == 0, 0.0, -0.0)
+    values[2::3, 64:] = -0.0
+    quantized, found = quantize(values, bits), hashlib.sha256()
+    for part in (quantized.codes, quantized.scales, quantized.offsets):
+        if part is not None:
+            found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+    assert found.hexdigest() == digest
 
 
 @pytest.mark.parametrize("bits", [8, 4])
