@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from benchmarks.applying import own_threads
 from benchmarks.import_memory import LARGE, TINY, write_checkpoint
 from benchmarks.random_llama import _write_tokenizer
 from benchmarks.report import arguments, finish
@@ -88,6 +89,7 @@ def in_a_process(function: Callable[..., Any], *values: Any) -> Any:
     ours, theirs = context.Pipe(duplex=False)
 
     def answer() -> None:
+        own_threads()
         theirs.send(function(*values))
 
     process = context.Process(target=answer)

@@ -58,7 +58,11 @@ class Settings(BaseSettings):
         "all",
         description="lanes of jobs that the coordinator does itself; for the others there must be a `fedcoord engine` somewhere",
     )
-    engine_threads: int = Field(1, ge=1, description="threads of each engine process")
+    engine_threads: int = Field(
+        1,
+        ge=1,
+        description="threads in which each engine process computes; deltas are applied and shards encoded by as many as there are cores, 8 at the most",
+    )
     engine_device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$",
         description="where scores, influence and fidelity are measured: cpu, cuda or cuda:1; weights are made on the processor, which makes the same bits everywhere",

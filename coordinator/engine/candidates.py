@@ -8,10 +8,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
-from fedcybgd.coordinator.engine.changes import as_bytes, open_admitted, opened_change
+from fedcybgd.coordinator.engine.changes import open_admitted, opened_change
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
 from fedcybgd.coordinator.engine.outer import old_velocity
-from fedcybgd.coordinator.engine.shards import shard_header
+from fedcybgd.coordinator.engine.shards import as_bytes, shard_header
 from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef

@@ -118,8 +118,3 @@ def _rows(header: Header, files: Sequence[DeltaFile]) -> Iterator[list[Tensor]]:
         if all(name in file.names for file in files):
             for rows in row_slices(tensor.shape):
                 yield [file.tensor(name, tensor.shape, rows) for file in files]
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """Of a tensor, as a shard has them."""
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,23 +1,26 @@
 """Makes a block's shard in a codec, and both in the lossless coding: once for each (block version, codec)."""
 
 import json
-from functools import partial
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
 from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, EncodePayload, EncodeResult, PatchMade
-from fedcybgd.coordinator.engine.shards import Piece, from_tensor, write_chunks, write_shard
-from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, EngineStore
+from fedcybgd.coordinator.engine.encoding import Encoding, keep
+from fedcybgd.coordinator.engine.planes import BY_NUMPY
+from fedcybgd.coordinator.engine.shards import write_chunks
+from fedcybgd.coordinator.engine.threads import ahead, in_order
+from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.codec import EXACT, PRUNED
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.models.assembly import skeleton
 from fedcybgd.shared.models.pruning import prune_block
-from fedcybgd.shared.tensors.codecs import encode_tensor, parse_codec
+from fedcybgd.shared.tensors.codecs import parse_codec
+from fedcybgd.shared.tensors.delta_file import row_slices, some_rows
+from fedcybgd.shared.tensors.dtypes import DTYPES
 
 
 class ShardEncoder:
@@ -28,38 +31,34 @@ class ShardEncoder:
         self._model: nn.Module | None = None
 
     def encode(self, source: str, codec: str) -> EncodedRef:
-        """The block whose exact shard is `source`. Memory holds one tensor of it, and all that is stored of it.
+        """The block whose exact shard is `source`. Memory holds all that is stored of it, and some rows of tensors.
 
         The same source and codec give the same bytes in every process. Raises `CodecError`, also for values that are not finite.
         """
-        if codec == EXACT:
-            return EncodedRef(source=source, codec=codec, digest=source, size=self._store.size(source), packed=self._pack(source))
-        stored: dict[str, torch.Tensor] = {}
-        with self._store.localised(source) as path, safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            kind, percent = parse_codec(codec)
-            if kind == PRUNED:
-                stored = prune_block(self._skeleton(), {n: file.get_tensor(n) for n in names}, percent)
-            else:
-                for name in names:
-                    stored |= encode_tensor(name, file.get_tensor(name), codec)
-        digest, size = write_shard(self._store, [_piece(n, t) for n, t in stored.items()], {"codec": codec})
-        return EncodedRef(source=source, codec=codec, digest=digest, size=size, packed=self._pack(digest))
+        return self.stepped(source, codec, None)[0]
 
-    def difference(self, old: EncodedRef, new: EncodedRef) -> PatchMade | None:
-        """The step from one shard to the next, if their layout is one and the step is smaller than the new shard."""
-        try:
-            with self._store.localised(old.digest) as before, self._store.localised(new.digest) as after:
-                digest, size = write_chunks(self._store, lossless.difference(before, after))
-        except (PackedError, BlobMissing, BlobDamaged):  # without the old shard there is no step from it
-            return None
-        if size >= new.packed.size:
-            return None
-        return PatchMade(kind="difference", target=new.digest, base=old.digest, digest=digest, size=size)
+    def stepped(self, source: str, codec: str, old: EncodedRef | None) -> tuple[EncodedRef, PatchMade | None]:
+        """With the step to it from the shard of an older version, if their layout is one and the step is smaller than the new shard."""
+        if codec == EXACT:
+            return EncodedRef(source=source, codec=codec, digest=source, size=self._store.size(source), packed=self._pack(source)), None
+        kind, percent = parse_codec(codec)
+        with self._store.localised(source) as path, safe_open(path, framework="pt") as file:
+            if kind == PRUNED:
+                stored = prune_block(self._skeleton(), {n: file.get_tensor(n) for n in file.keys()}, percent)  # noqa: SIM118 - not a dict
+                return keep(self._store, source, codec, stored, old)
+            tensors = read_header(path).tensors
+            encoding = Encoding(codec, {name: (DTYPES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()})
+
+            def put(part: tuple[str, slice | None]) -> None:
+                encoding.put(*part, some_rows(file, *part))
+
+            for _ in in_order(put, ((name, rows) for name, tensor in tensors.items() for rows in row_slices(tensor.shape))):
+                pass
+        return encoding.keep(self._store, source, old)
 
     def _pack(self, blob: str) -> BlobRef:
-        with self._store.localised(blob) as path:
-            digest, size = write_chunks(self._store, lossless.pack(path))
+        with self._store.localised(blob) as path, path.open("rb") as file:
+            digest, size = write_chunks(self._store, ahead(lossless.pack_read(read_header(path), file, BY_NUMPY)))
         return BlobRef(digest=digest, size=size)
 
     def _skeleton(self) -> nn.Module:
@@ -74,11 +73,3 @@ def encode(store: EngineStore, payload: EncodePayload) -> EncodeResult:
     """Blocks one after another, each in the codec that it is wanted in."""
     encoder = ShardEncoder(store, payload.config, payload.task)
     return EncodeResult(shards=[encoder.encode(ref.digest, ref.codec) for ref in payload.wanted])
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _piece(name: str, tensor: torch.Tensor) -> Piece:
-    return from_tensor(name, tensor.shape, tensor.dtype, partial(_same, tensor))

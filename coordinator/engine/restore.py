@@ -1,6 +1,6 @@
 """Makes older versions of blocks again, in the codecs that agents hold, with the steps from the present ones to them."""
 
-from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, PatchMade, Restoration, RestorePayload, RestoreResult
+from fedcybgd.coordinator.domain.jobs.payloads import EncodedRef, Restoration, RestorePayload, RestoreResult
 from fedcybgd.coordinator.engine.apply import add_deltas
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
@@ -20,7 +20,7 @@ def restore(store: EngineStore, payload: RestorePayload) -> RestoreResult:
             if velocity is not None:
                 result.velocities[replayed.block] = velocity
             new = replayed.digest
-        for old in (ref for ref in payload.before if ref.source == block.present.digest):
+        for old in (ref for ref in payload.before if ref.source == block.present.digest and ref.codec != EXACT):
             _encode(encoder, old, new, result)
     return result
 
@@ -40,8 +40,7 @@ def make_again(store: EngineStore, block: Restoration) -> None:
 
 
 def _encode(encoder: ShardEncoder, old: EncodedRef, source: str, result: RestoreResult) -> None:
-    shard = encoder.encode(source, old.codec)
+    shard, patch = encoder.stepped(source, old.codec, old)
     result.shards.append(shard)
-    patch: PatchMade | None = encoder.difference(old, shard) if old.codec != EXACT else None
     if patch is not None:
         result.patches.append(patch)

@@ -52,9 +52,14 @@ def from_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, make: Calla
         tensor = make().detach().contiguous()
         assert tensor.dtype == dtype
         assert list(tensor.shape) == list(shape)
-        yield tensor.flatten().view(torch.uint8).numpy().data
+        yield as_bytes(tensor)
 
     return Piece(name, DTYPE_NAMES[dtype], tuple(shape), read)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Of a tensor, as a shard has them."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def write_shard(store: EngineStore, pieces: Sequence[Piece], metadata: dict[str, str] | None = None) -> tuple[str, int]:
@@ -73,7 +78,7 @@ def write_blob(store: EngineStore, data: bytes) -> tuple[str, int]:
     return writer.digest, writer.size
 
 
-def write_chunks(store: EngineStore, chunks: Iterable[bytes]) -> tuple[str, int]:
+def write_chunks(store: EngineStore, chunks: Iterable[bytes | memoryview]) -> tuple[str, int]:
     with store.writer() as writer:
         for chunk in chunks:
             writer.write(chunk)

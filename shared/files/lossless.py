@@ -13,14 +13,15 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import zstandard
 
 from fedcybgd.shared.contract.errors import FedError
-from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, first_header, read_header
+from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, Header, first_header, read_header
 
 MAGIC = b"FEDPACK1"
 PATCH_MAGIC = b"FEDPTCH1"
@@ -36,6 +37,12 @@ _LANES = 1 << 16  # bytes at a time where whole numbers stand for rows of bytes
 
 class PackedError(FedError):
     code = "packed_invalid"
+
+
+class Readable(Protocol):
+    """What is read once, from its beginning on."""
+
+    def read(self, n: int, /) -> bytes: ...
 
 
 def is_packed(path: Path) -> bool:
@@ -55,8 +62,13 @@ def begins_packed(file: BinaryIO) -> bool:
 def pack(source: Path) -> Iterator[bytes]:
     """The packed bytes of the safetensors file at `source`. Raises `HeaderError` when it is none."""
     with source.open("rb") as file:
-        yield MAGIC
-        yield from _pack_chunks(_chunks(source, file))
+        yield from pack_read(read_header(source), file)
+
+
+def pack_read(header: Header, file: Readable, arithmetic: "Arithmetic | None" = None) -> Iterator[bytes]:
+    """As `pack`, of a file with this header wherever it is."""
+    yield MAGIC
+    yield from _pack_chunks(_chunks(header, file), arithmetic or Arithmetic())
 
 
 def unpack(source: Path, target: Path, limit: int) -> None:
@@ -100,9 +112,17 @@ def unpacked(packed: BinaryIO, limit: int) -> Iterator[bytes]:
 
 def difference(old: Path, new: Path) -> Iterator[bytes]:
     """The packed difference of two safetensors files with the same header. Raises `PackedError` when their headers are unlike."""
-    if _header_bytes(old) != _header_bytes(new):
+    with new.open("rb") as file:
+        yield from difference_read(old, _header_bytes(new), read_header(new), file)
+
+
+def difference_read(old: Path, head: bytes, header: Header, new: Readable, arithmetic: "Arithmetic | None" = None) -> Iterator[bytes]:
+    """As `difference`, to a file with this header, whose bytes are `head`, wherever it is."""
+    if _header_bytes(old) != head:
         raise PackedError("a patch needs two files with the same header")
-    return _difference(old, new)
+    with old.open("rb") as base:
+        yield PATCH_MAGIC
+        yield from _pack_chunks(_chunks(header, new), arithmetic or Arithmetic(), base)
 
 
 def apply_difference(old: Path, patch: Path, target: Path, limit: int) -> None:
@@ -111,20 +131,13 @@ def apply_difference(old: Path, patch: Path, target: Path, limit: int) -> None:
         _write(_unpack_chunks(packed, PATCH_MAGIC, limit, base), target)
 
 
-def _difference(old: Path, new: Path) -> Iterator[bytes]:
-    with old.open("rb") as base, new.open("rb") as file:
-        yield PATCH_MAGIC
-        yield from _pack_chunks(_chunks(new, file), base)
-
-
 def _header_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(read_header(path).data_start)
 
 
-def _chunks(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+def _chunks(header: Header, file: Readable) -> Iterator[tuple[int, int, bytes]]:
     """(number of the run, byte width, bytes) of the whole file: its header, then runs of tensors whose values are equally wide."""
-    header = read_header(path)
     runs = [[1, header.data_start]]
     for tensor in sorted(header.tensors.values(), key=lambda t: (t.begin, t.end)):
         width = max(1, DTYPE_BITS[tensor.dtype] // 8)
@@ -136,22 +149,21 @@ def _chunks(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         while left:
             data = file.read(min(CHUNK, left))
             if len(data) < min(CHUNK, left):
-                raise PackedError(f"{path.name} became shorter while it was read")
+                raise PackedError("the file became shorter while it was read")
             left -= len(data)
             yield number, width, data
 
 
-def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], base: BinaryIO | None = None) -> Iterator[bytes]:
+def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], arithmetic: "Arithmetic", base: BinaryIO | None = None) -> Iterator[bytes]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     resting: dict[tuple[int, int], int] = {}  # (run, plane) → chunks for which the plane is stored without a try
     total = crc = 0
     for run, width, data in chunks:
         total += len(data)
         crc = zlib.crc32(data, crc)
-        coded = data if base is None else _subtract(data, base.read(len(data)))
+        coded = data if base is None else arithmetic.subtract(data, base.read(len(data)))
         out = [_LENGTH.pack(width, len(data))]
-        for i in range(width):
-            plane = coded[i::width] if width > 1 else coded
+        for i, plane in enumerate(arithmetic.split(coded, width)):
             rest = resting.get((run, i), 0)
             held = plane if rest else compressor.compress(plane)
             if len(held) < _WORTH * len(plane):
@@ -200,6 +212,8 @@ def _check_end(packed: BinaryIO, total: int, crc: int | None = None) -> None:
 
 
 def _planes(packed: BinaryIO, width: int, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    if width == 1:
+        return _plane(packed, length, decompressor)
     data = bytearray(length)
     for i in range(width):
         data[i::width] = _plane(packed, length // width, decompressor)
@@ -254,6 +268,11 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def _split(data: bytes, width: int) -> list[bytes]:
+    """The planes of a chunk."""
+    return [data] if width == 1 else [data[i::width] for i in range(width)]
+
+
 # Rows of bytes are added and subtracted as one whole number, without carries between its bytes: the highest bit of each byte is set
 # aside and put in by exclusive or (Hacker's Delight, 2nd edition, 2-18).
 _HIGH = int.from_bytes(b"\x80" * _LANES, "little")
@@ -279,3 +298,11 @@ def _lanes(left: bytes, right: bytes, *, subtract: bool) -> Iterator[bytes]:
         else:
             result = ((x & _LOW) + (y & _LOW)) ^ ((x ^ y) & _HIGH)
         yield result.to_bytes(_LANES, "little")[: len(piece)]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How chunks are taken apart, and subtracted: the same bytes, whoever does it."""
+
+    split: Callable[[bytes, int], Sequence[bytes]] = _split
+    subtract: Callable[[bytes, bytes], bytes] = _subtract

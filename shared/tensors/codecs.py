@@ -23,7 +23,7 @@ from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.safetensors_header import Header, read_header
 from fedcybgd.shared.tensors.quantized import GROUP, CodecError, QuantizedTensor, TensorSource, quantize
 
-__all__ = ["CodecError", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
+__all__ = ["CodecError", "bits_of", "encode_rows", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
 
 SCALES, OFFSETS = "::scales", "::offsets"
 MIN_NUMEL = 1024
@@ -63,19 +63,30 @@ def encode_tensor(name: str, tensor: Tensor, codec: str) -> dict[str, Tensor]:
 
     Raises `CodecError` when the tensor has values that are not finite, or a type that a reader would take for codes.
     """
+    bits = bits_of(name, tensor.shape, tensor.dtype, codec)
+    return {name: tensor} if bits is None else encode_rows(name, tensor, bits)
+
+
+def bits_of(name: str, shape: Sequence[int], dtype: torch.dtype, codec: str) -> int | None:
+    """In how many bits a shard of this codec stores the values of a tensor; None: as they are. Raises `CodecError` where it cannot."""
     kind, _ = parse_codec(codec)
     if kind == DROPPED:
         raise CodecError(f"{name}: a dropped block stores nothing")
     if "::" in name:
         raise CodecError(f"{name}: tensor names with :: are kept for scales and offsets")
     if kind not in BITS:
-        return {name: tensor}
-    if not quantizable(name, tensor.shape, tensor.dtype):
-        if tensor.dtype in (torch.int8, torch.uint8):
-            raise CodecError(f"{name}: a tensor of {tensor.dtype} cannot be stored in codec {codec}, where it would read as codes")
-        return {name: tensor}
+        return None
+    if not quantizable(name, shape, dtype):
+        if dtype in (torch.int8, torch.uint8):
+            raise CodecError(f"{name}: a tensor of {dtype} cannot be stored in codec {codec}, where it would read as codes")
+        return None
+    return 8 if shape[-1] % 2 else BITS[kind]
+
+
+def encode_rows(name: str, rows: Tensor, bits: int) -> dict[str, Tensor]:
+    """Some rows (along the first dimension) of what is stored for a tensor in so many bits: those of its codes, scales and offsets."""
     try:
-        quantized = quantize(tensor, 8 if tensor.shape[-1] % 2 else BITS[kind])
+        quantized = quantize(rows, bits)
     except CodecError as error:
         raise CodecError(f"{name}: {error.message}") from error
     parts = (quantized.codes, quantized.scales, quantized.offsets)

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.models import Job, Model
+from fedcybgd.coordinator.db.models import Block, EncodedShard, Job, Model, Patch, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.engine.entries import run as work
 from fedcybgd.coordinator.engine.shards import write_blob
@@ -57,6 +57,29 @@ def test_what_nothing_needs_is_kept_for_its_grace_from_then_on(live: LiveCoordin
     assert live.store.has(before["layers.0"])  # superseded in the run, but the model's own
     assert all(live.store.has(digest) for digest in after.values())
     assert all(live.store.has(f.digest) for f in second.manifest.files)
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+def test_the_step_to_a_version_that_nobody_has_packed_is_not_forgotten(live: LiveCoordinator, bert: Path) -> None:
+    name, settings = fresh("garbage"), live.settings.model_copy(update={"keep_versions": 0})
+    live.add_model(name, bert)
+    agent = Hand(live)
+    run = start_run(live, name, [agent], seed=78, compression={"policy": "int8"})
+    first = agent.take(run)
+    delta = agent.deliver(first).digest
+    agent.take(run)
+    with live.database.transaction() as session:
+        this = (Run.id == Block.run_id) & (Run.name == run)
+        present = session.scalars(select(Block.digest).join(Run, this).where(Block.name == first.block)).one()
+        assert session.get(EncodedShard, (present, "exact")) is None, "nobody has asked for it packed"
+        session.execute(delete(Patch).where(Patch.target == present))  # whatever the sizes are of so small a block
+        session.add(Patch(target=present, base="a" * 64, kind="delta", digest=delta, size=1, weight=1.0))
+    now = utcnow()
+    for later in (KEEP, 3 * KEEP):
+        tidy(settings, live.database, live.store, now + later)
+    with live.database.reading() as session:
+        assert session.scalars(select(Patch.digest).where(Patch.target == present)).all() == [delta]
+    assert live.store.has(delta), "who trained it goes on from its own delta"
     live.operator.post(f"/runs/{run}/cancel")
 
 

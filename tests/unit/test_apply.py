@@ -144,13 +144,22 @@ def test_the_new_version_is_there_in_the_codecs_in_use(tmp_path: Path, store: Bl
     strange = encoder.encode(put(store, "layers.1", {"x": normal(64, 64)}).digest, "int4")
     result = run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)], codecs=["int4"]), before=[*before, strange])
     new = result.blocks[0].digest
-    assert [(s.source, s.codec) for s in result.shards] == [(new, "exact"), (new, "int4"), (new, "int8")]
+    assert [(s.source, s.codec) for s in result.shards] == [(new, "int4"), (new, "int8")], "packed exact nobody has asked for it"
     assert result.shards == [encoder.encode(new, s.codec) for s in result.shards], "as if it were made from scratch"
     steps = {p.target: p for p in result.patches}
-    exact, int4, int8 = (s.digest for s in result.shards)
-    assert (steps[exact].kind, steps[exact].base, steps[exact].digest) == ("delta", layer.digest, digest)
+    int4, int8 = (s.digest for s in result.shards)
+    assert (steps[new].kind, steps[new].base, steps[new].digest) == ("delta", layer.digest, digest)
     assert (steps[int8].kind, steps[int8].base) == ("difference", before[1].digest)
     assert int4 not in steps, "nobody holds what it could start from"
+
+
+def test_packed_exact_is_made_with_the_rest_where_the_change_says_so(tmp_path: Path, store: BlobStore) -> None:
+    layer = put(store, "layers.0", LAYER)
+    digest, _ = delta(store, tmp_path, "int8", True, 5, LAYER)
+    result = run(store, Change(block=layer, terms=[Term(digest=digest, weight=1.0)], codecs=["exact", "int8"]))
+    new = result.blocks[0].digest
+    assert result.shards == [ShardEncoder(store, None, None).encode(new, codec) for codec in ("exact", "int8")]
+    assert store.has(result.shards[0].packed.digest)
 
 
 def test_a_delta_that_is_larger_than_the_shard_is_no_step(tmp_path: Path, store: BlobStore) -> None:

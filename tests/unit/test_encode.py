@@ -107,15 +107,16 @@ def test_a_step_between_versions_is_made_if_it_is_smaller(tmp_path: Path, store:
     near = {n: t + 1e-4 * torch.sign(t) for n, t in old.items()}
     even = {n: torch.ones_like(t) for n, t in old.items()}
     first = encoder.encode(layer, "int8")
-    close, flat = (encoder.encode(write_blob(store, save(dict(sorted(t.items()))))[0], "int8") for t in (near, even))
-    patch = encoder.difference(first, close)
+    exact, other = (write_blob(store, save(dict(sorted(t.items()))))[0] for t in (near, even))
+    close, patch = encoder.stepped(exact, "int8", first)
     assert patch is not None
     assert (patch.kind, patch.base, patch.target) == ("difference", first.digest, close.digest)
     assert patch.size == store.size(patch.digest) < close.packed.size
     lossless.apply_difference(store.path(first.digest), store.path(patch.digest), tmp_path / "made", close.size)
     assert (tmp_path / "made").read_bytes() == store.path(close.digest).read_bytes()
-    assert encoder.difference(first, flat) is None, "what packs to next to nothing is fetched whole"
-    assert encoder.difference(encoder.encode(layer, "int4"), close) is None, "two layouts have no step between them"
+    assert close == encoder.encode(exact, "int8")
+    assert encoder.stepped(other, "int8", first)[1] is None, "what packs to next to nothing is fetched whole"
+    assert encoder.stepped(exact, "int8", encoder.encode(layer, "int4"))[1] is None, "two layouts have no step between them"
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])

@@ -56,7 +56,7 @@ class History:
         out = self.folder / "delta"
         write_delta({"layers.0": trained}, {"layers.0": self.path(self.exact[-1].digest)}, out, delta_codec)
         delta, _ = write_blob(self.store, out.read_bytes())
-        change = Change(block=self.exact[-1], terms=[Term(digest=delta, weight=self.weight)])
+        change = Change(block=self.exact[-1], terms=[Term(digest=delta, weight=self.weight)], codecs=[self.shards[-1].codec])
         result = apply(self.store, ApplyPayload(round=0, changes=[change], before=[self.shards[-1]]))
         self.exact.append(result.blocks[0])
         self.shards.append(result.shards[0])
@@ -69,7 +69,7 @@ class History:
         (cache / base.digest).write_bytes(self.path(base.digest).read_bytes())
         patches = []
         for result in self.results[len(self.results) - back :]:
-            made = result.patches[0]
+            made = next(patch for patch in result.patches if patch.target == result.shards[0].digest)
             (cache / made.digest).write_bytes(self.path(made.digest).read_bytes())
             target = str(cache / made.target)
             patches.append(LocalPatch(kind=made.kind, path=str(cache / made.digest), weight=made.weight, digest=made.target, target=target))
@@ -122,7 +122,7 @@ def test_a_bfloat16_block_becomes_float32_with_its_first_delta_and_buffers_stay(
     out = tmp_path / "delta"
     write_delta({"layers.0": {"w": base["w"].float() + 1e-4}}, {"layers.0": history.path(history.exact[0].digest)}, out, "int8")
     delta, _ = write_blob(history.store, out.read_bytes())
-    change = Change(block=history.exact[0], terms=[Term(digest=delta, weight=1.0)])
+    change = Change(block=history.exact[0], terms=[Term(digest=delta, weight=1.0)], codecs=["exact"])
     history.results.append(apply(history.store, ApplyPayload(round=0, changes=[change], before=[history.shards[0]])))
     history.shards.append(history.results[0].shards[0])
     shard = history.shard(tmp_path / "cache", 1)

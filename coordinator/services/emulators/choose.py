@@ -68,12 +68,10 @@ def trained_in(assignment: Assignment) -> set[str]:
     return set(assignment.train.trained)
 
 
-def request_ahead(session: Session, run: Run, now: datetime) -> None:
-    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block exact and as policy has it frozen."""
-    spec = run.spec
-    plan = frozen_plan(spec, [facts_of_block(b) for b in queries.blocks_of(session, run.id)])
-    trained = {*run.trained_blocks, *spec.schedule.always}
-    shards.request_ahead(session, run, {name: {codec, *([EXACT] if name in trained else [])} for name, codec in plan.items()}, now)
+def request_ahead(session: Session, run: Run, exact: Collection[str], now: datetime) -> None:
+    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block as policy has it frozen, and these exact."""
+    plan = frozen_plan(run.spec, [facts_of_block(b) for b in queries.blocks_of(session, run.id)])
+    shards.request_ahead(session, run, {name: {codec, *([EXACT] if name in exact else [])} for name, codec in plan.items()}, now)
 
 
 def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
@@ -82,8 +80,8 @@ def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
     return frozen.plan if isinstance(frozen, DoesNotFit) else frozen
 
 
-def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str]) -> dict[str, list[str]]:
-    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated."""
+def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str], trained: Collection[str]) -> dict[str, list[str]]:
+    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated; exact is what is `trained` next."""
     after = [replace(facts_of_block(b), version=b.changes + 1) if b.name in changed else facts_of_block(b) for b in blocks]
     plan = frozen_plan(spec, after)
-    return {name: [plan[name]] if plan[name] != DROPPED else [] for name in changed}
+    return {name: sorted({plan[name], *([EXACT] if name in trained else [])} - {DROPPED}) for name in changed}

@@ -85,8 +85,8 @@ def request(session: Session, run: Run, wanted: Iterable[ShardRef], now: datetim
 
 
 def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]], now: datetime) -> None:
-    """Have the present blocks of a run made in the codecs in which its first rounds will ask for them."""
-    blocks = queries.blocks_of(session, run.id)
+    """Have the present blocks with these names made in the codecs in which they will be asked for."""
+    blocks = [block for block in queries.blocks_of(session, run.id) if block.name in codecs]
     known = _known(session, [b.digest for b in blocks])
     request(
         session, run,
@@ -97,7 +97,9 @@ def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]
 
 
 def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change], now: datetime) -> None:
-    """Have deltas added to their blocks; the new versions are made in every codec in which the old ones are known."""
+    """Have deltas added to their blocks; the new versions are made in every codec in which the old ones are known, packed exact only where
+    the change says so.
+    """
     known = _known(session, [change.block.digest for change in changes])
     payload = ApplyPayload(
         round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),

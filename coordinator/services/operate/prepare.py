@@ -20,6 +20,7 @@ from fedcybgd.coordinator.errors import Conflict, Invalid
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.measure import calibration
 from fedcybgd.coordinator.services.operate import held_out, models
+from fedcybgd.coordinator.services.path import ahead
 from fedcybgd.coordinator.services.records import jobs, keys, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
@@ -100,7 +101,7 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
     spec = run.spec
     if not calibration.request_influence(session, run, spec, now):  # else it goes on once that is measured
         _goes_on(session, run, now)
-    choose.request_ahead(session, run, now)
+    choose.request_ahead(session, run, ahead.trained(session, run, spec, 0), now)
     rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
     record(
         session, now, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id

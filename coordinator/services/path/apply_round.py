@@ -16,7 +16,7 @@ from fedcybgd.coordinator.domain.round import RoundState, deadline_of
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import choose, shards
-from fedcybgd.coordinator.services.path import delivered, trained
+from fedcybgd.coordinator.services.path import ahead, delivered, trained
 from fedcybgd.coordinator.services.records import versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
@@ -94,7 +94,7 @@ def _changes(session: Session, run: Run, spec: RunFile, round: Round, accepted: 
         deltas = [VisitDelta(a.delta_digest or "", a.id, delivered.of(round, a), scale) for a, _, scale in each]
         put_together[name] = terms_of(spec.in_cycle(round.cycle), name, deltas, len(round.seats))
     folded = _folded(session, run, spec, [term.weight for term in put_together[ADAPTERS][0]] if ADAPTERS in put_together else [])
-    codecs = choose.codecs_after(spec, blocks, {*trainers, *folded})
+    codecs = choose.codecs_after(spec, blocks, {*trainers, *folded}, ahead.trained(session, run, spec, round.number + 1))
     outer = method_of(spec).outer(spec)
     carried = versions.velocities(session, run.id) if outer is not None else {}
     changes = []

@@ -18,8 +18,8 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
-from fedcybgd.coordinator.services.measure import calibration, scores
-from fedcybgd.coordinator.services.path import conclude, give_up
+from fedcybgd.coordinator.services.measure import scores
+from fedcybgd.coordinator.services.path import ahead, conclude, give_up
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.training import Corrections, ParameterGroup, Training, TrainSettings
 
@@ -38,7 +38,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
         return  # whether it goes on, they say: what comes of them leads here again
     run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
-        seats = _seats(session, run, spec, number)
+        seats = ahead.seats(session, run, spec, number)
     except ExposureBudgetTooSmall as error:
         give_up.halt(session, run, error.message, now)
         return
@@ -47,6 +47,7 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
               loss_before=last.loss_after if last is not None else None)
     )  # fmt: skip
     there = readiness.there(session, run.id, [seat.agent for seat in seats if seat.agent is not None])
+    ahead.request(session, run, spec, number, now)
     made = [assign(session, run, spec, seat, now, there) for seat in seats]
     if spec.exposure.max_exact_blocks is None:
         # Nobody is excluded yet and nothing has failed: one stands for all.
@@ -54,14 +55,6 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     else:
         for assignment in made:
             give_up.pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in", now)
-
-
-def _seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
-    unbounded, ranked = spec.exposure.max_exact_blocks is None, spec.schedule.order == "importance"
-    blocks = [] if unbounded and not ranked else queries.blocks_of(session, run.id)
-    common = spec.schedule.always if unbounded else exposure_budget.common(spec, blocks)
-    ranking = calibration.by_importance(blocks) if ranked else []
-    return method_of(spec).seats(spec, run.trained_blocks, run.participants, number, common, ranking)
 
 
 def assign(

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pydantic import JsonValue
-from sqlalchemy import Select, delete, exists, insert, select, tuple_
+from sqlalchemy import Select, delete, exists, insert, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db.models import (
@@ -113,13 +113,13 @@ def _written(session: Session) -> _Shown:
 
 
 def _present(session: Session, written: _Shown) -> _Shown:
-    """Of that, the encoded shards of blocks that a model or a run has now, and the steps that lead to them."""
+    """Of that, the encoded shards of blocks that a model or a run has now, and the steps that lead to them and to the exact ones."""
     sources = set(session.scalars(select(Block.digest)))
     for blocks in session.scalars(select(Model.blocks)):
         sources |= {entry.digest for entry in blocks}
     shards = [row for row in written.shards if row.source in sources]
     patches: dict[str, list[_Step]] = {}
-    targets = {row.digest for row in shards}
+    targets = {row.digest for row in shards} | sources
     for _ in range(MAX_STEPS):
         patches |= {target: written.patches[target] for target in targets if target in written.patches}
         targets = {patch.base for target in targets for patch in written.patches.get(target, [])} - patches.keys()
@@ -195,7 +195,7 @@ def note(session: Session, judged: Judged) -> None:
         in_use = exists().where(Block.digest == EncodedShard.source)
         session.execute(delete(EncodedShard).where(EncodedShard.source.in_(chunk), ~in_use))
     for chunk in _chunks(judged.targets):
-        aimed_at = exists().where(EncodedShard.digest == Patch.target)
+        aimed_at = or_(exists().where(EncodedShard.digest == Patch.target), exists().where(Block.digest == Patch.target))
         session.execute(delete(Patch).where(Patch.target.in_(chunk), ~aimed_at))
 
 
