@@ -40,7 +40,10 @@ _here = _Here()
 def _to_meta(_module: nn.Module, _name: str, param: nn.Parameter) -> nn.Parameter | None:
     if not _here.on_meta or param.device.type == "meta":
         return None
-    return nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+    bare = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+    # transformers draws no values for what is marked so; on meta nothing comes of them, and it takes most of a skeleton's time.
+    bare._is_hf_initialized = True  # type: ignore[attr-defined]
+    return bare
 
 
 # Once and for good: a hook that came and went would change what other threads go through just then. It does nothing elsewhere.
