@@ -1,6 +1,5 @@
 """The training process: reads commands from standard input, trains, and reports on standard output, one JSON object a line."""
 
-import gc
 import os
 import queue
 import sys
@@ -13,6 +12,7 @@ from typing import Any, TextIO
 from fedcybgd.agent.messages import Command, TrainerEvent, TrainingOptions, TrainRequest
 from fedcybgd.agent.sandbox.walls import Walls, dies_with_its_parent, raise_walls
 from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.host import imports
 from fedcybgd.shared.host.machine import cores, limits
 
 ALIVE_EVERY_S = 5.0
@@ -37,16 +37,17 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
     if memory_limit:
         _limit_memory(memory_limit)
 
-    import torch
+    with imports.at_once():  # the collection after each visit need not look through it
+        import torch
 
-    from fedcybgd.agent.training.compute import choose_device, limit_card, precision_name
-    from fedcybgd.agent.training.memory import give_back_memory
-    from fedcybgd.agent.training.visitor import Visitor
-    from fedcybgd.shared.models.assembly import import_model_code
+        from fedcybgd.agent.training.compute import choose_device, limit_card, precision_name
+        from fedcybgd.agent.training.memory import give_back_memory
+        from fedcybgd.agent.training.visitor import Visitor
+        from fedcybgd.shared.models.assembly import import_model_code
 
-    # More threads than a container has cores throttle each other.
-    torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
-    import_model_code()
+        # More threads than a container has cores throttle each other.
+        torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
+        import_model_code()
     made: list[Visitor] = []
 
     def visitor() -> Visitor:
@@ -59,7 +60,6 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
         ready.device = f"{visitor().device}, {precision_name(visitor().device)}"
     except Exception as error:  # the first visit says what is wrong, and so does `fedagent check`
         ready.message = f"{type(error).__name__}: {error}"[:1500]
-    gc.freeze()  # what was imported stays: the collection after each visit need not look through it
     busy.clear()
     _say(out, ready)
     while True:

@@ -44,7 +44,7 @@ from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.views import StatusView
 from fedcybgd.shared.contract.words import ErrorBody
-from fedcybgd.shared.host import started
+from fedcybgd.shared.host import imports, started
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -114,10 +114,11 @@ def reported(file: Path | None) -> Iterator[None]:
 
 
 def _serve(settings: Settings, ready_file: Path | None) -> None:
-    from fedcybgd.coordinator.home import occupied
-    from fedcybgd.coordinator.serve import address, bind, certificate_of, check_listening, prepare_home
-    from fedcybgd.coordinator.serve import serve as run
-    from fedcybgd.coordinator.webhook import webhook_settings
+    with imports.at_once():
+        from fedcybgd.coordinator.home import occupied
+        from fedcybgd.coordinator.serve import address, bind, certificate_of, check_listening, prepare_home
+        from fedcybgd.coordinator.serve import serve as run
+        from fedcybgd.coordinator.webhook import webhook_settings
 
     check_listening(settings, certificate_of(settings))
     listener = bind(settings.host, settings.port)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.storage import EngineStore, StoreFull
 from fedcybgd.shared.files.disk import says_full
+from fedcybgd.shared.host import imports
 
 ENTRIES: Mapping[JobKind, str] = {
     JobKind.ADMIT: "admit:admit",
@@ -38,16 +39,17 @@ RETURNED_BYTES = 1 << 18
 
 def warm_up(threads: int, device: str = "cpu") -> int:
     """Import torch and the code of models before the first job asks for it; returns the process id. Raises `CardMissing` once all is done."""
-    import torch
+    with imports.at_once():
+        import torch
 
-    torch.set_num_threads(threads)
-    _return_freed_memory()
-    for kind in JobKind:
-        _function(kind)
-    from fedcybgd.coordinator.engine.device import measure_on
-    from fedcybgd.shared.models.assembly import import_model_code
+        torch.set_num_threads(threads)
+        _return_freed_memory()
+        for kind in JobKind:
+            _function(kind)
+        from fedcybgd.coordinator.engine.device import measure_on
+        from fedcybgd.shared.models.assembly import import_model_code
 
-    import_model_code()
+        import_model_code()
     measure_on(device)
     return os.getpid()
 
