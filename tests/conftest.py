@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until all tests are collected: what is imported stays
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.support import models
-from tests.support.live import LiveCoordinator
-from tests.support.postgres import PostgresServer, find_program
+from tests.support import models  # noqa: E402
+from tests.support.live import LiveCoordinator  # noqa: E402
+from tests.support.postgres import PostgresServer, find_program  # noqa: E402
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 FOLDERS = ["faults", "e2e", "browser", "integration", "migrations", "contract", "unit"]
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = set(items) - set(left_out)
     place = {name: number for number, name in enumerate(FOLDERS)}
     items[:] = sorted((i for i in items if i in kept), key=lambda item: place.get(item.path.parent.name, -1))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _decided_by_no_database(items: list[pytest.Item]) -> Iterator[pytest.Item]:

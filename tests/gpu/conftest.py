@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")  # before anything is started
 def a_card() -> None:
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} finds no CUDA card here")
