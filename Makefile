@@ -48,7 +48,7 @@ chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour):
 
 s3: setup ## The contract of stores and uploads on a real S3 server, which is installed beside .venv (about two minutes)
 	test -x .venv-s3/bin/swift-proxy-server || { $(PYTHON) -m venv .venv-s3 && .venv-s3/bin/python -m pip install --quiet --disable-pip-version-check 'swift==2.38.3' 'setuptools<80'; }
-	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py tests/integration/test_object_storage.py -k s3
+	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py tests/contract/test_bucket_uploads.py tests/integration/test_object_storage.py tests/integration/test_replicas_and_bucket.py -k s3
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)
