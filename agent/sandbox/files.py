@@ -51,7 +51,13 @@ def leave(listed: Iterable[Path], read: Iterable[Path], write: Iterable[Path], u
     )
     try:
         devices = READ_FILE | WRITE_FILE | READ_DIR
-        for paths, rights in ((listed, READ_DIR), (read, READ), (write, allowed & ~EXECUTE), (used, devices), (named, WRITE_FILE)):
+        for paths, rights in (
+            (listed, READ_DIR),
+            (read, READ),
+            (write, allowed & ~EXECUTE),
+            (used, devices),
+            (named, WRITE_FILE | TRUNCATE),
+        ):
             for path in paths:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                     _allow(ruleset, path, rights & allowed)

@@ -20,7 +20,7 @@ SYSTEM = (
     "/run/nvidia-persistenced", "/var/lib/dcgm-exporter",
 )  # fmt: skip
 THREADS = Path("/proc/self/task")
-"""Drivers of NVIDIA name the threads that they start, by a file in there, and from version 570 on they give up where they may not (error 304)."""
+"""Drivers of NVIDIA name the threads that they start, by a file in there. From version 570 on they give up (error 304) where they may not."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia*", "dri", "kfd")
 OVER_FILES = 0b1111
 """Capabilities to own, read and write what other accounts own: where root runs an agent, its files may be theirs. Landlock holds all the same."""

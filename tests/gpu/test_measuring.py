@@ -32,7 +32,7 @@ def test_scores_influence_importance_and_fidelity(family: str, codec: str, tmp_p
     def all_of_it() -> list[float]:
         faith = fidelity(measured.store, FidelityPayload.model_validate(emulated))
         steep = importance(measured.store, ImportancePayload.model_validate(told | {"visited": ["layers.0", "layers.1"]}))
-        score = evaluate(measured.store, EvaluatePayload(after_rounds=0, **(told | {"blocks": blocks})))
+        score = evaluate(measured.store, EvaluatePayload(after_rounds=0, **told))
         moved = influence(measured.store, InfluencePayload.model_validate(told))
         assert faith.loss_emulator is not None
         return [

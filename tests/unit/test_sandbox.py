@@ -42,6 +42,7 @@ tries = {
     "namespace": lambda: unshare(), "rows": lambda: (home / "rows.jsonl").read_text(), "work": lambda: (work / "mine too").write_text("x"),
     "cache": lambda: (home / "cache" / "a.part").rename(home / "cache" / "a"),
     "thread's name": lambda: in_a_thread(lambda: write_name(f"/proc/self/task/{threading.get_native_id()}/comm")),
+    "thread's name, anew": lambda: in_a_thread(lambda: pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("cuda-EvtHandlr")),
     "daemon's name": lambda: write_name(f"/proc/{sys.argv[2]}/task/{sys.argv[2]}/comm"), "other settings of its own": lambda: write_name("/proc/self/comm"),
 }
 def write_name(place):
@@ -94,7 +95,7 @@ def test_nothing_is_left_but_its_own_rows_and_rooms(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not files.version(), reason="this kernel has no Landlock")
 def test_a_card_may_need_sockets_of_this_machine_and_names_for_its_threads_and_gets_no_others(tmp_path: Path) -> None:
-    assert tried(tmp_path, local_sockets=True)["done"] == ["unix", "rows", "work", "cache", "thread's name"]
+    assert tried(tmp_path, local_sockets=True)["done"] == ["unix", "rows", "work", "cache", "thread's name", "thread's name, anew"]
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not files.version(), reason="only root can become somebody else")
