@@ -5,6 +5,7 @@ the order of rows). The values are of the function that `fedcoord init` calls, f
 the run file says: with its last version, the average, or the best before. The figure is of other rows, which nothing has seen before, and stands beside
 
 majority   saying the label always that most of these rows have
+as trained the same without the calibrated head with which classifications end
 base       the model before any training: with a fresh head, as the run scores it after 0 rounds
 head       where `--head` asks for it: the same recipe, as many rounds of the same agents, for pooler and head alone
 
@@ -34,7 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
 }
 LANGUAGE, QUESTIONS = ("shakespeare", "gsm8k"), "xquad"
-OF_THE_END = ("average_versions", "keep_best", "stop")
+OF_THE_END = ("average_versions", "keep_best", "calibrate", "stop")
 """Sections that a run in one process is not told of: what they ask for is done here."""
 
 
@@ -152,14 +153,25 @@ def ended(values: dict[str, Any], model: Path, paths: list[Path], held_out: Path
     }
     chosen = kept(scores)
     run.blocks = candidates[chosen]
-    score = scored(unseen)
+    before = score = scored(unseen)
+    if values.get("calibrate") and (head := _calibrated(run, held_out)) is not None:
+        run.blocks = [head if ref.block == head.block else ref for ref in run.blocks]
+        score = scored(unseen)
     return {
         "score": _figure(score), "base": _figure(base), "majority": None if score.majority is None else 100 * score.majority,
         "error": score.loss_error if score.quality_error is None else 100 * score.quality_error, "measure": score.measure or "loss",
         "kept": str(chosen), "best_after": best[0], "rounds": run.rounds_done, "macro_f1": score.macro_f1,
         "curve": [_figure(each) for each in curve], "average": _figure(scores[RunCandidate.AVERAGE]), "mb": run.bytes_moved() / 1e6,
-        "visited": run.trained,
+        "visited": run.trained, "as_trained": _figure(before), "loss": score.loss, "loss_as_trained": before.loss,
     }  # fmt: skip
+
+
+def _calibrated(run: Any, held_out: Path) -> Any:
+    """The head as it is calibrated on these rows; None: it is left as it was trained."""
+    from fedcybgd.coordinator.engine.head_calibration import calibrate
+
+    made = calibrate(run.store, run.scoring(held_out), "last")
+    return made.head if made is not None else None
 
 
 def _figure(score: Any) -> float:
@@ -202,7 +214,9 @@ def _once(name: str, seed: int, options: Any) -> dict[str, Any]:
 def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     """Print a table, and return its figures by name. `below`: runs that are worse than the better anchor by more than their standard error."""
     figures: dict[str, float] = {}
-    print(f"\n{'task':14} {'score':>16} {'majority':>9} {'base':>16} {'head':>16} {'MB':>8} {'below':>6} {'by chance':>9}")
+    print(
+        f"\n{'task':14} {'score':>16} {'as trained':>16} {'majority':>9} {'base':>16} {'head':>16} {'MB':>8} {'below':>6} {'by chance':>9}"
+    )
     for name, runs in found.items():
 
         def told(key: str, runs: list[dict[str, Any]] = runs) -> str:
@@ -214,7 +228,8 @@ def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
         below = sum(points > run["error"] for points, run in zip(short, runs, strict=True))
         chance = sum(0 < points <= run["error"] for points, run in zip(short, runs, strict=True))
         print(
-            f"{name:14} {told('score'):>16} {told('majority')[:8]:>9} {told('base'):>16} {told('head'):>16} {told('mb')[:8]:>8} {below:6} {chance:9}"
+            f"{name:14} {told('score'):>16} {told('as_trained'):>16} {told('majority')[:8]:>9} {told('base'):>16} {told('head'):>16} "
+            f"{told('mb')[:8]:>8} {below:6} {chance:9}"
         )
         figures |= {
             f"{name}_score": statistics.mean(run["score"] for run in runs), f"{name}_base": statistics.mean(run["base"] for run in runs),

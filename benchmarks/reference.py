@@ -104,15 +104,16 @@ class Reference:
         return sum(h.down + h.up for h in self.holdings.values())
 
     def evaluate(self, held_out: Path) -> EvaluateResult:
+        return evaluate(self.store, self.scoring(held_out))
+
+    def scoring(self, held_out: Path) -> EvaluatePayload:
+        """The present model, and rows to score it on."""
         digest = _store_file(self.store, held_out)
         task = self.spec.task
-        return evaluate(
-            self.store,
-            EvaluatePayload(
-                after_rounds=self.rounds_done, task=task.kind, num_labels=task.num_labels, label_names=task.label_names,
-                max_length=task.max_length, files=self.file_refs, blocks=self.blocks,
-                held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
-            ),
+        return EvaluatePayload(
+            after_rounds=self.rounds_done, task=task.kind, num_labels=task.num_labels, label_names=task.label_names,
+            max_length=task.max_length, files=self.file_refs, blocks=self.blocks,
+            held_out=HeldOutRef(digest=digest, name=held_out.name, columns={}),
         )  # fmt: skip
 
     def plan(self, trained: set[str]) -> compression.Plan:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin
-from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, HeadCalibration
 from fedcybgd.coordinator.domain.jobs.payloads import AdaptersBase, Change, Term
 from fedcybgd.coordinator.domain.outer import Outer
 from fedcybgd.coordinator.domain.verification import KeptVersion, Versions, check_beside, check_chains, check_once, lineages
@@ -167,8 +167,14 @@ def _row(entry: ProvenanceVersion, before: dict[int, KeptVersion], adapters: Map
             change = Change.model_validate({**values, "outer": outer, "velocity": parent.velocity if outer else None, "beside": beside})
     except ValueError as error:  # pydantic's are, too
         raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
+    try:
+        calibration = None if (how := entry.calibration) is None else HeadCalibration(
+            weight=how.weight, bias=how.bias, scale=float(how.scale), shift=[float(one) for one in how.shift]
+        )  # fmt: skip
+    except ValueError as error:
+        raise ProvenanceInvalid(f"block {entry.block}, version {entry.version}: {error}") from error
     average = [AverageTerm(version=term.version, rounds=term.rounds) for term in entry.average or ()]
-    return KeptVersion(facts, entry.digest, entry.size, change, kept=False, velocity=velocity, average=average)
+    return KeptVersion(facts, entry.digest, entry.size, change, kept=False, velocity=velocity, average=average, calibration=calibration)
 
 
 def _beside(said: ProvenanceAdapters, adapters: Mapping[int, ProvenanceVersion]) -> AdaptersBase:
@@ -192,7 +198,7 @@ def _with_bytes(store: EngineStore, versions: Versions) -> Versions:
             follows = parent is not None and parent.kept
             given = row.change is None or _has(store, row.change)
             there = store.has(row.digest) and (row.velocity is None or store.has(row.velocity))
-            made[version] = replace(row, kept=there or (follows and given and not row.average))
+            made[version] = replace(row, kept=there or (follows and given and not row.average and row.calibration is None))
     return {
         block: {v: row if row.change is None or _has(store, row.change) else _bare(row) for v, row in known.items()}
         for block, known in found.items()

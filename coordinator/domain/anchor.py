@@ -11,7 +11,7 @@ from fedcybgd.shared.contract.block_names import HEAD
 POOLER = "pooler"
 MOST_CYCLES = 10_000
 KEPT = frozenset({
-    "model", "task", "method", "whole", "train", "evaluate", "average_versions", "keep_best", "stop", "delta", "exposure", "admission", "agents", "lease_s",
+    "model", "task", "method", "whole", "train", "evaluate", "average_versions", "keep_best", "calibrate", "stop", "delta", "exposure", "admission", "agents", "lease_s",
     "seed",
 })  # fmt: skip
 """Sections and fields that an anchor has of its run; what else a run file says is about other blocks than the head"""

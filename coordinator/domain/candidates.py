@@ -49,6 +49,11 @@ def kept(scores: Mapping[RunCandidate, Score | None]) -> RunCandidate:
     return best
 
 
+def chosen(scores: Mapping[RunCandidate, Score | None], keep_average: bool) -> RunCandidate:
+    """With which candidate a run ends. `keep_average`: where there is one, whatever the scores say."""
+    return RunCandidate.AVERAGE if keep_average and RunCandidate.AVERAGE in scores else kept(scores)
+
+
 def without_improvement(scores: Iterable[Score]) -> int:
     """How many scores there were since the best of them, the oldest first. What could not be measured says nothing."""
     best, since = None, 0
@@ -65,6 +70,13 @@ def without_improvement(scores: Iterable[Score]) -> int:
 def is_better(one: Score | None, other: Score | None) -> bool:
     """Whether a score is better than another by the run's metric: accuracy where there are labels, F1 of answers in contexts, else the loss."""
     return _value(one) > _value(other)
+
+
+def calibration_helps(before: Score, after: Score) -> bool:
+    """Whether a calibrated head is kept: its loss is lower, and its accuracy not lower by more than one standard error."""
+    if before.loss is None or after.loss is None or not after.loss < before.loss:
+        return False
+    return (before.accuracy or 0.0) - (after.accuracy or 0.0) <= (before.accuracy_error or 0.0)
 
 
 def _value(score: Score | None) -> float:

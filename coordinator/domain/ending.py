@@ -33,3 +33,11 @@ def check_scores(
         raise ValueError("with `evaluate.every: end` there is one score, and no best: score more often")
     elif value is True and average is not None and average.keep == "average":
         raise ValueError("`average_versions.keep: average` keeps the average, whatever scored best: take one of the two")
+
+
+def check_calibration(task: str, is_classification: bool, is_scored: bool) -> None:
+    """Raises `ValueError` for a calibration that nothing can be fitted to."""
+    if not is_classification:
+        raise ValueError(f"what is calibrated is the head of a classifier, and {task} has none: leave it out")
+    if not is_scored:
+        raise ValueError("a head is calibrated on held-out rows: give `evaluate`")

@@ -16,6 +16,8 @@ class VersionOrigin(StrEnum):
     """the mean of versions that the block had over the last rounds: the run ended with it. Its parent is the last of them"""
     BEST = "best"
     """the bytes of an older one, with which the model scored best: the run ended with it. Its parent is the last version before"""
+    CALIBRATED = "calibrated"
+    """a head that the run ended with, as the held-out rows calibrate it. Its parent is that head as it was trained"""
     FOUND = "found"
     """it was there when histories began to be kept: what led to it is not known"""
 

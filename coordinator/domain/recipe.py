@@ -84,6 +84,7 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
         "evaluate": {"held_out": rows.file, **({"columns": dict(rows.columns)} if rows.columns else {}), "every": "cycle"},
         "average_versions": {"last": 0.5},
         "keep_best": True,
+        **({"calibrate": True} if task == "text-classification" else {}),
         "agents": "all",
         "seed": 0,
     }

@@ -79,4 +79,5 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     yield "evaluate.every", "and before the first round"
     yield "average_versions.last", "of the rounds: their versions averaged, kept if that scores better"
     yield "keep_best", "the model that scored best is the one that the run ends with"
+    yield "calibrate", "logits scaled and shifted at the end, as the held-out rows say, if that helps on rows it was not fitted to"
     yield "agents", f"or a list of names; the values are for {agents}"

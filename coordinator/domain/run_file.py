@@ -11,7 +11,7 @@ from fedcybgd.coordinator.domain.adapters_section import AdaptersSection
 from fedcybgd.coordinator.domain.aggregate import Average, HeadAverage
 from fedcybgd.coordinator.domain.averaging_section import WholeSection
 from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
-from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_scores
+from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_calibration, check_scores
 from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
 from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
@@ -160,6 +160,9 @@ class RunFile(Section):
         None, description="whether the run ends with an average of versions; never, if left out"
     )
     keep_best: bool = Field(False, description="whether the run ends with the model that scored best, where that is not its last one")
+    calibrate: bool = Field(
+        False, description="whether the head of a classifier is calibrated on the held-out rows at the end, where that helps"
+    )
     stop: StopSection | None = Field(None, description="when the run ends before its rounds are done; never, if left out")
     compression: CompressionSection = Field(CompressionSection(), description="what agents download and hold")
     delta: DeltaSection = Field(DeltaSection(), description="what agents send")
@@ -228,6 +231,13 @@ class RunFile(Section):
             raise ValueError(f"{field} needs a head that is trained along: write `always: [{HEAD}]` under `schedule`")
         if self.label_skew == "none":
             raise ValueError(f"{field} does not go with train.label_skew none, with which each agent moves the rows of all labels")
+
+    @field_validator("calibrate")
+    @classmethod
+    def _there_is_something_to_calibrate_on(cls, value: bool, others: ValidationInfo) -> bool:
+        if value and "evaluate" in others.data and "task" in others.data:
+            check_calibration(others.data["task"].kind, others.data["task"].is_classification, others.data["evaluate"] is not None)
+        return value
 
     @field_validator("average_versions", "keep_best", "stop")
     @classmethod

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.averages import stood
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
-from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, HeadCalibration
 from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.shared.contract.adapters import ADAPTERS
-from fedcybgd.shared.contract.block_names import layers_of
+from fedcybgd.shared.contract.block_names import HEAD, layers_of
 
 
 class VersionLost(Conflict):
@@ -77,6 +77,8 @@ class KeptVersion:
     """digest of what the outer optimizer carries on from it"""
     average: Sequence[AverageTerm] = ()
     """the versions that it is the mean of"""
+    calibration: HeadCalibration | None = None
+    """what was done to its parent"""
 
     @property
     def called(self) -> str:
@@ -164,6 +166,7 @@ def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool)
         facts.origin in (VersionOrigin.AVERAGED, VersionOrigin.BEST),
     )
     made = (facts.origin == VersionOrigin.APPLIED) == (change is not None) and averaged == bool(row.average)
+    made = made and (facts.origin == VersionOrigin.CALIBRATED) == (row.calibration is not None)
     if begins != first or begins != (facts.parent is None) or not made:
         raise VersionInvalid(
             f"{row.called}: it is {facts.origin}, and cannot be {'the first' if first else 'after another'} as it is written"
@@ -177,6 +180,8 @@ def _check_link(known: Mapping[int, KeptVersion], row: KeptVersion, first: bool)
         raise VersionInvalid(f"{row.called}: it is to be version {facts.parent} again ({parent.digest}), and is {row.digest}")
     if averaged:
         _check_average(known, row)
+    if row.calibration is not None and (facts.parent != facts.version - 1 or facts.round is None or facts.block != HEAD):
+        raise VersionInvalid(f"{row.called}: it is to be the head that a run ended with, calibrated, and does not follow the last version")
     if change is not None:
         base = change.block
         if (base.block, base.version, base.digest) != (facts.block, facts.parent, parent.digest) or facts.parent != facts.version - 1:

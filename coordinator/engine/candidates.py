@@ -1,35 +1,60 @@
 """Makes what a run may end with instead of its last version; and scores the average, which nobody has scored."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock, ConcludePayload, ConcludeResult
+from fedcybgd.coordinator.domain.candidates import RunCandidate, chosen
+from fedcybgd.coordinator.domain.jobs.candidates import CalibrateResult, CandidateBlock, ConcludePayload, ConcludeResult
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload, EvaluateResult
 from fedcybgd.coordinator.engine.changes import open_admitted, opened_change
 from fedcybgd.coordinator.engine.evaluate import NotFinite, evaluate
+from fedcybgd.coordinator.engine.head_calibration import calibrate, calibrated
 from fedcybgd.coordinator.engine.outer import old_velocity
 from fedcybgd.coordinator.engine.shards import as_bytes, shard_header
 from fedcybgd.coordinator.storage import BlobDamaged, EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.files.safetensors_header import Header, copy_tensor, pack_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
 
 
 def conclude(store: EngineStore, payload: ConcludePayload) -> ConcludeResult:
     """Deterministic to the bit. Raises `BlobMissing` or `BlobDamaged` for what it would take and is not there."""
-    made = {block.last.block: average(store, block) for block in payload.average.blocks}
+    made = [average(store, block) for block in payload.average.blocks]
     best = [average(store, block) for block in payload.best.blocks]
-    scoring, score = payload.scoring, None
-    if scoring is not None and made:
+    score = None
+    if payload.scoring is not None and made:
         try:
-            score = evaluate(store, scoring.model_copy(update={"blocks": [made.get(ref.block, ref) for ref in scoring.blocks]}))
+            score = evaluate(store, _with(payload.scoring, made))
         except NotFinite:
             score = None
-    return ConcludeResult(average=list(made.values()), best=best, score=score)
+    return ConcludeResult(average=made, best=best, score=score, calibrated=_calibrated(store, payload, made, best, score))
+
+
+def _with(scoring: EvaluatePayload, made: Sequence[ShardRef]) -> EvaluatePayload:
+    """The same of the model with these blocks."""
+    instead = {ref.block: ref for ref in made}
+    return scoring.model_copy(update={"blocks": [instead.get(ref.block, ref) for ref in scoring.blocks]})
+
+
+def _calibrated(
+    store: EngineStore, payload: ConcludePayload, made: Sequence[ShardRef], best: Sequence[ShardRef], score: EvaluateResult | None
+) -> CalibrateResult | None:
+    """Of the candidate that the scores choose."""
+    if payload.scoring is None or not payload.calibrate:
+        return None
+    blocks: dict[RunCandidate, Sequence[ShardRef]] = {RunCandidate.LAST: []}
+    blocks |= {name: refs for name, refs in ((RunCandidate.AVERAGE, made), (RunCandidate.BEST, best)) if refs}
+    scores = {name: payload.scores.get(name) for name in blocks}
+    if score is not None:
+        scores[RunCandidate.AVERAGE] = Score.model_validate(score, from_attributes=True)
+    choice = chosen(scores, payload.keep_average)
+    return calibrate(store, _with(payload.scoring, blocks[choice]), choice)
 
 
 def average(store: EngineStore, block: CandidateBlock) -> ShardRef:
@@ -40,6 +65,12 @@ def average(store: EngineStore, block: CandidateBlock) -> ShardRef:
     header = shard_header(store, block.base.digest)
     with open_admitted(store, block.changes, header) as deltas:
         return _average(store, block, header, deltas)
+
+
+def calibrated_again(store: EngineStore, block: CandidateBlock) -> tuple[ShardRef, ShardRef | None]:
+    """A version that a run ended with, made anew; and what it was before it was calibrated, where it was."""
+    mean = average(store, block)
+    return (mean, None) if block.calibration is None else (calibrated(store, mean, block.calibration), mean)
 
 
 def _average(store: EngineStore, block: CandidateBlock, header: Header, deltas: Mapping[str, DeltaFile]) -> ShardRef:

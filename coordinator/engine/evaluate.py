@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -28,6 +29,10 @@ from fedcybgd.shared.models.row_encoder import RowEncoder, row_encoder
 
 TOKENS_A_BATCH = 2048
 """Padded tokens of a batch at the most, on a processor: bounds the activations and, for language models, the logits."""
+
+
+MOST_LOGITS = 1 << 23
+"""Of so many at the most a calibration holds all at once: 64 MiB in float64"""
 
 
 class NotFinite(Invalid):
@@ -115,22 +120,55 @@ def _predicted(store: EngineStore, payload: EvaluatePayload, streamed: Streamed,
             measured.add(losses.tolist(), predictions.tolist())
             if payload.is_classification:
                 tally.add(batch.labels.tolist(), logits.argmax(-1).tolist())
-    labelled = payload.is_classification
+    count = min(held_out_rows, payload.rows or held_out_rows)
+    if payload.is_classification:
+        return of_labelled(count, measured, tally)
     return EvaluateResult(
-        rows=min(held_out_rows, payload.rows or held_out_rows),
-        loss=measured.mean,
-        loss_error=measured.error,
-        bits_per_byte=None if labelled else _bits_per_byte(measured.total, rows.predicted_bytes),
-        accuracy=tally.accuracy if labelled else None,
-        accuracy_error=tally.accuracy_error if labelled else None,
-        majority=tally.majority if labelled else None,
-        matthews=tally.matthews if labelled else None,
-        macro_f1=tally.macro_f1 if labelled else None,
-        labels_held_out=tally.held_out if labelled else None,
-        counted=tally.counted() if labelled else None,
-        labels_never_right=tally.never_right if labelled else None,
-        seconds=0,
-    )
+        rows=count, loss=measured.mean, loss_error=measured.error, bits_per_byte=_bits_per_byte(measured.total, rows.predicted_bytes),
+        accuracy=None, seconds=0,
+    )  # fmt: skip
+
+
+def of_labelled(rows: int, measured: MeanLoss, tally: LabelTally) -> EvaluateResult:
+    """What losses and guesses come to where rows have labels."""
+    return EvaluateResult(
+        rows=rows, loss=measured.mean, loss_error=measured.error, accuracy=tally.accuracy, accuracy_error=tally.accuracy_error,
+        majority=tally.majority, matthews=tally.matthews, macro_f1=tally.macro_f1, labels_held_out=tally.held_out, counted=tally.counted(),
+        labels_never_right=tally.never_right, seconds=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeldOutLogits:
+    """What a classifier says of held-out rows, in the order of the file."""
+
+    logits: torch.Tensor
+    """float64, (rows, labels), on the processor"""
+    labels: torch.Tensor
+    """int64, (rows,)"""
+
+
+def held_out_logits(store: EngineStore, payload: EvaluatePayload) -> HeldOutLogits:
+    """Of the rows that the model is scored on; of more than fit into memory every second, or third, and so on. Memory: as for a score, and these logits."""
+    with as_directory(store, payload.files) as folder:
+        config = json.loads((folder / "config.json").read_text())
+        encoder = row_encoder(folder, payload)
+    assert not isinstance(encoder, QuestionEncoder)
+    streamed = Streamed(store, config, payload.task)
+    streamed.fill(payload.blocks)
+    with held_out_examples(store, payload.held_out, payload) as given:
+        rows = encoder.encoded(given, payload.held_out.name, most=payload.rows)
+    order = range(0, len(rows), max(1, -(-len(rows) * (payload.num_labels or 1) // MOST_LOGITS)))
+    logits = torch.empty((len(order), payload.num_labels or 1), dtype=torch.float64)
+    labels = torch.empty(len(order), dtype=torch.int64)
+    with torch.inference_mode():
+        for places in chunks(
+            sorted(range(len(order)), key=lambda at: rows.length(order[at])), max(1, device.tokens_at_once(TOKENS_A_BATCH) // encoder.width)
+        ):
+            batch = rows.batch([order[at] for at in places]).to(device.chosen())
+            logits[places] = forward_logits(streamed.model, batch).to("cpu", torch.float64)
+            labels[places] = batch.labels.to("cpu", torch.int64)
+    return HeldOutLogits(logits, labels)
 
 
 def _bits_per_byte(nats: float, text_bytes: int) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedcybgd.coordinator.domain.candidates import candidate_block
-from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, CandidateBlock
 from fedcybgd.coordinator.domain.jobs.measurements import ImportancePayload
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 from fedcybgd.coordinator.domain.verification import ImportanceUnlike, KeptVersion, Versions, VersionUnlike, lineages
@@ -28,14 +28,17 @@ def made_of(versions: Versions) -> list[KeptVersion]:
 
 
 def averages_of(versions: Versions, has_bytes: Callable[[KeptVersion], bool]) -> list[tuple[KeptVersion, CandidateBlock]]:
-    """The averages that can be made again, and how. `has_bytes`: of which versions the bytes are there."""
+    """The averages and calibrated heads that can be made again, and how. `has_bytes`: of which versions the bytes are there."""
     found = []
     for block, known in versions.items():
-        for version, row in sorted(known.items()):
-            if row.average and row.facts.parent is not None:
-                line = lineages(versions, [(block, row.facts.parent)])[block]
-                if (how := candidate_block(line, row.average, has_bytes)) is not None:
-                    found.append((known[version], how))
+        for _, row in sorted(known.items()):
+            of = row if row.calibration is None else known.get(row.facts.parent or 0)
+            if of is None or not (row.average or row.calibration):
+                continue
+            line = lineages(versions, [(block, of.facts.parent if of.average and of.facts.parent is not None else of.facts.version)])[block]
+            terms = of.average or [AverageTerm(version=line[0].facts.version, rounds=1)]
+            if (how := candidate_block(line, terms, has_bytes)) is not None:
+                found.append((row, how.model_copy(update={"calibration": row.calibration})))
     return found
 
 
@@ -64,17 +67,18 @@ def recompute(store: EngineStore, rows: Sequence[KeptVersion]) -> None:
 
 
 def recompute_averages(store: EngineStore, averages: Sequence[tuple[KeptVersion, CandidateBlock]]) -> None:
-    """Make these averages again. Raises `VersionUnlike` for the first that comes out as something else."""
-    from fedcybgd.coordinator.engine.candidates import average
+    """Make these averages and calibrated heads again. Raises `VersionUnlike` for the first that comes out as something else."""
+    from fedcybgd.coordinator.engine.candidates import calibrated_again
 
     for row, how in averages:
         with _named(row):
-            digest = average(store, how).digest
-        if digest != row.digest:
-            raise VersionUnlike(
-                f"{row.called}: the versions that it is the average of make {digest}, and the history says {row.digest}", digest=row.digest
-            )
-        store.delete(digest)
+            made, before = calibrated_again(store, how)
+        if made.digest != row.digest:
+            of = "versions that it is the average of make" if how.calibration is None else "version before it and its calibration make"
+            raise VersionUnlike(f"{row.called}: the {of} {made.digest}, and the history says {row.digest}", digest=row.digest)
+        for ref in (made, before):
+            if ref is not None:
+                store.delete(ref.digest)
 
 
 def remeasure(store: EngineStore, payload: ImportancePayload, known: Mapping[str, float]) -> bool:

@@ -85,6 +85,23 @@ class Score(BaseModel):
         return f"loss {self.loss:.4f}" if self.quality is None else f"{self.measure} {self.quality:.2%}, loss {self.loss:.4f}"
 
 
+class HeadCalibrationScores(BaseModel):
+    """What calibrating the head of a classifier comes to, on the held-out rows."""
+
+    temperature: float = Field(description="what logits are divided by; above 1 where the model was too sure of itself")
+    kept: bool = Field(
+        description="whether the run ended with it: its loss is lower, and its accuracy not lower by more than its standard error"
+    )
+    before: Score = Field(description="of the model as it was trained, on the same rows")
+    after: Score = Field(description="each half of the rows with what the other half made of it, so that no row tells of itself")
+
+    def in_words(self) -> str:
+        found = f"{self.after.in_words()}, before {self.before.in_words()}"
+        if self.kept:
+            return f"its head is calibrated with temperature {self.temperature:.3g} ({found})"
+        return f"calibrated with temperature {self.temperature:.3g} it would not be better on rows that it was not fitted to ({found})"
+
+
 class Conclusion(BaseModel):
     """With which candidate a run ended."""
 
@@ -93,11 +110,18 @@ class Conclusion(BaseModel):
     best_after: int = Field(description="rounds after which it scored best")
     scores: dict[str, Score] = Field(description="by candidate, as far as they are scored")
     without: list[str] = Field(description="the candidates that it did not end with")
+    calibration: HeadCalibrationScores | None = Field(
+        None, description="of the head of the one it ended with; null: not asked for, or not possible"
+    )
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self.calibration is not None and self.calibration.kept
 
     @property
     def score(self) -> Score | None:
         """Of the model that the run ended with."""
-        return self.scores.get(self.kept)
+        return self.calibration.after if self.calibration is not None and self.calibration.kept else self.scores.get(self.kept)
 
     def in_words(self) -> str:
         """What the run ended with, and instead of what."""
@@ -106,7 +130,8 @@ class Conclusion(BaseModel):
             "best": f"the best version, after {self.best_after} rounds",
         }  # fmt: skip
         found = {name: f"{text} ({self.scores[name].in_words()})" if name in self.scores else text for name, text in names.items()}
-        return f"it ended with {found[self.kept]}, and not with {' or '.join(found[name] for name in self.without)}"
+        instead = f", and not with {' or '.join(found[name] for name in self.without)}" if self.without else ""
+        return f"it ended with {found[self.kept]}{instead}{'' if self.calibration is None else f'; {self.calibration.in_words()}'}"
 
 
 class FidelityNumbers(BaseModel):

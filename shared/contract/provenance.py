@@ -18,11 +18,16 @@ FORMAT: Literal["fedcybgd-provenance-1"] = "fedcybgd-provenance-1"
 WITH_AVERAGES: Literal["fedcybgd-provenance-2"] = "fedcybgd-provenance-2"
 WITH_ADAPTERS: Literal["fedcybgd-provenance-3"] = "fedcybgd-provenance-3"
 WITH_CORRECTIONS: Literal["fedcybgd-provenance-4"] = "fedcybgd-provenance-4"
-ProvenanceFormat = Literal["fedcybgd-provenance-1", "fedcybgd-provenance-2", "fedcybgd-provenance-3", "fedcybgd-provenance-4"]
+WITH_CALIBRATION: Literal["fedcybgd-provenance-5"] = "fedcybgd-provenance-5"
+ProvenanceFormat = Literal[
+    "fedcybgd-provenance-1", "fedcybgd-provenance-2", "fedcybgd-provenance-3", "fedcybgd-provenance-4", "fedcybgd-provenance-5"
+]
 FILE = "provenance.json"
 CARD = "fedcybgd.json"
 """Says which run made a directory; transformers does not look at it"""
 """Its name beside an export"""
+MOST_SHIFTS = 100_000
+"""As many as a task may have labels"""
 Weight = Annotated[str, StringConstraints(max_length=40)]
 
 
@@ -74,10 +79,17 @@ class ProvenanceAdapters(ProvenanceSection):
     scale: str = Field(max_length=40, description="how often counts what adapters add: a decimal number, as a weight is")
 
 
+class ProvenanceCalibration(ProvenanceSection):
+    weight: str = Field(description="name of the matrix that is multiplied")
+    bias: str | None = Field(description="name of the bias beside it, multiplied and shifted; null: there is none")
+    scale: str = Field(max_length=40, description="a decimal number, as a weight is")
+    shift: list[Weight] = Field(max_length=MOST_SHIFTS, description="for each number of the bias; none where there is no bias")
+
+
 class ProvenanceVersion(ProvenanceSection):
     block: str
     version: int = Field(ge=0)
-    origin: str = Field(description="base, applied, restored, averaged, best or found")
+    origin: str = Field(description="base, applied, restored, averaged, best, calibrated or found")
     digest: Digest = Field(description="of its safetensors file")
     size: int
     parent: int | None = Field(description="the version that it was made of, or whose bytes it has")
@@ -98,6 +110,12 @@ class ProvenanceVersion(ProvenanceSection):
     beside: ProvenanceAdapters | None = Field(
         None,
         description="the deltas are of these adapters, and what their mean leaves out was added; not there for any other",
+        exclude_if=lambda value: value is None,
+    )
+
+    calibration: ProvenanceCalibration | None = Field(
+        None,
+        description="what was done to the head that is the parent; not there for any other",
         exclude_if=lambda value: value is None,
     )
 
@@ -129,7 +147,7 @@ class ProvenanceExport(ProvenanceSection):
 
 class Provenance(ProvenanceSection):
     format: ProvenanceFormat = Field(
-        description="2: it has averages; 3: adapters were folded into blocks; 4: visits corrected blocks that they did not train"
+        description="2: it has averages; 3: adapters were folded into blocks; 4: visits corrected blocks that they did not train; 5: a head was calibrated"
     )
     coordinator: str = Field(description="id of its database")
     made_at: str

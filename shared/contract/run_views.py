@@ -55,7 +55,7 @@ class VersionView(BaseModel):
     """One version of a block."""
 
     version: int
-    origin: str = Field(description="base, applied, restored, averaged, best or found")
+    origin: str = Field(description="base, applied, restored, averaged, best, calibrated or found")
     parent: int | None
     round: int | None
     digest: str

@@ -107,7 +107,7 @@ def test_a_run_ends_with_the_mean_of_its_versions_and_anybody_can_check_it(
     view = settled(live, run)
     stuck.let_go()
     assert (view["state"], view["rounds_done"], view["reason"]) == ("completed", 6, None)
-    assert view["conclusion"] == {"kept": "average", "rounds": 3, "best_after": 6, "scores": {}, "without": ["last"]}
+    assert view["conclusion"] == {"kept": "average", "rounds": 3, "best_after": 6, "scores": {}, "without": ["last"], "calibration": None}
     assert job_states(live, "conclude") == [("done", 2)]
     assert is_mean(live, run, models[3:])
     assert not is_mean(live, run, models[5:])

@@ -20,7 +20,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
     file = json.loads(path.read_text())
     signature = base64.b64decode(file.pop("signature"))
     signed = json.dumps(file, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    assert file["format"] in [f"fedcybgd-provenance-{number}" for number in (1, 2, 3, 4)]
+    assert file["format"] in [f"fedcybgd-provenance-{number}" for number in (1, 2, 3, 4, 5)]
     assert file["key"] == key
     Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, signed)
 
@@ -39,6 +39,8 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
             carried[block, number] = carried.get((block, version["parent"]), {})
         elif version["origin"] in ("averaged", "best"):
             made[block, number] = mean([(made[block, term["version"]], term["rounds"]) for term in version["average"]])
+        elif version["origin"] == "calibrated":
+            made[block, number] = calibrated(made[block, version["parent"]], version["calibration"])
         else:
             deltas = []
             for term in version["terms"]:
@@ -63,7 +65,7 @@ def check(path: Path, key: str, export: Path, blobs: Path) -> int:
         assert all(np.array_equal(stored[name], tensor) for name, tensor in made[block, number].items()), block
     for ref in file["export"]["files"] if file["export"] else []:
         assert hashlib.sha256((export / ref["name"]).read_bytes()).hexdigest() == ref["digest"]
-    return sum(v["origin"] in ("applied", "averaged", "best") for v in versions.values())
+    return sum(v["origin"] in ("applied", "averaged", "best", "calibrated") for v in versions.values())
 
 
 def mean(versions: list[tuple[Tensors, int]]) -> Tensors:
@@ -73,6 +75,15 @@ def mean(versions: list[tuple[Tensors, int]]) -> Tensors:
         total += rounds
         found = {name: old + (tensors[name] - old) * np.float32(rounds / total) for name, old in found.items()}
     return found
+
+
+def calibrated(head: Tensors, how: Any) -> Tensors:
+    """The head that a run ended with."""
+    scale = np.float32(float(how["scale"]))
+    new = {**head, how["weight"]: head[how["weight"]].astype(np.float32) * scale}
+    if how["bias"] is not None:
+        new[how["bias"]] = head[how["bias"]].astype(np.float32) * scale + np.array([float(one) for one in how["shift"]], np.float32)
+    return new
 
 
 def folded(parent: Tensors, adapters: Tensors, scale: float, deltas: list[Tensors], weights: list[float]) -> Tensors:

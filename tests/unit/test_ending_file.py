@@ -28,4 +28,4 @@ def test_a_best_needs_scores(more: str, field: str, says: str) -> None:
 def test_an_average_needs_no_scores_where_it_is_kept_unseen() -> None:
     assert parse_run_file(SMALLEST + "average_versions: {last: 0.5, keep: average}").average_versions is not None
     run = parse_run_file(SMALLEST + ONCE + "average_versions: {last: 0.5}\nkeep_best: false")
-    assert (run.keep_best, run.stop) == (False, None)
+    assert (run.keep_best, run.calibrate, run.stop) == (False, False, None)

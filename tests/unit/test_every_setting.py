@@ -85,6 +85,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "average_versions.last": ("conclude", 0.25, {"schedule.cycles": 1, "average_versions.last": 0.75}),
     "average_versions.keep": ("conclusion", "average", {"schedule.cycles": 1, "average_versions.last": 0.75}),
     "keep_best": ("conclude", True, {"schedule.cycles": 1, "evaluate.every": "round"}),
+    "calibrate": ("conclude", True, {"schedule.cycles": 1}),
     "stop.patience": ("end", 2, {"stop.patience": 1, "evaluate.every": "round"}),
     "evaluate.held_out": ("evaluate", "rows.jsonl", {}),
     "evaluate.columns": ("evaluate", {"text": "question"}, {}),

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fedcybgd.coordinator.db.base import DIGEST, Base, UtcDateTime
 from fedcybgd.coordinator.db.typed import Typed
-from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, HeadCalibration
 from fedcybgd.coordinator.domain.jobs.payloads import Change
 
 
@@ -19,7 +19,7 @@ class BlockVersion(Base):
     block: Mapped[str] = mapped_column(String(100), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     origin: Mapped[str] = mapped_column(String(20))
-    """base, applied, restored, averaged, best or found"""
+    """base, applied, restored, averaged, best, calibrated or found"""
     digest: Mapped[str] = mapped_column(DIGEST)
     """of the exact shard"""
     size: Mapped[int] = mapped_column(BigInteger)
@@ -30,6 +30,8 @@ class BlockVersion(Base):
     """what was added to the parent, as the engine was told"""
     average: Mapped[list[AverageTerm] | None] = mapped_column(Typed(list[AverageTerm]))
     """the versions that it is the mean of, or the one that it is again"""
+    calibration: Mapped[HeadCalibration | None] = mapped_column(Typed(HeadCalibration))
+    """what was done to the head that is its parent"""
     velocity: Mapped[str | None] = mapped_column(DIGEST)
     """of what the outer optimizer carries on from it; null: there is none, or no round was yet"""
     kept: Mapped[bool]

@@ -19,11 +19,13 @@ from fedcybgd.shared.contract.provenance import (
     FORMAT,
     WITH_ADAPTERS,
     WITH_AVERAGES,
+    WITH_CALIBRATION,
     WITH_CORRECTIONS,
     Provenance,
     ProvenanceAdapters,
     ProvenanceAverageTerm,
     ProvenanceBlock,
+    ProvenanceCalibration,
     ProvenanceExport,
     ProvenanceFormat,
     ProvenanceModel,
@@ -68,6 +70,8 @@ def of_run(session: Session, name: str, export_id: str | None, names: bool, secr
 
 def _format(rows: Sequence[BlockVersion]) -> ProvenanceFormat:
     """The first in which all can be said: so an earlier checker reads what it can."""
+    if any(row.calibration for row in rows):
+        return WITH_CALIBRATION
     changes = [row.change for row in rows if row.change is not None]
     if any(term.scale is not None for change in changes for term in change.terms):
         return WITH_CORRECTIONS
@@ -112,7 +116,7 @@ def _version(row: BlockVersion, called: Callable[[str], str]) -> ProvenanceVersi
             for term in terms
         ],
         average=[ProvenanceAverageTerm(version=term.version, rounds=term.rounds) for term in row.average] if row.average else None,
-        outer=_outer(row), beside=_beside(row),
+        outer=_outer(row), beside=_beside(row), calibration=_calibration(row),
     )  # fmt: skip
 
 
@@ -128,6 +132,12 @@ def _outer(row: BlockVersion) -> ProvenanceOuter | None:
 def _beside(row: BlockVersion) -> ProvenanceAdapters | None:
     said = row.change.beside if row.change is not None else None
     return None if said is None else ProvenanceAdapters(version=said.block.version, scale=repr(said.scale))
+
+
+def _calibration(row: BlockVersion) -> ProvenanceCalibration | None:
+    if (how := row.calibration) is None:
+        return None
+    return ProvenanceCalibration(weight=how.weight, bias=how.bias, scale=repr(how.scale), shift=[repr(one) for one in how.shift])
 
 
 def _export(session: Session, run: Run, export_id: str | None) -> ProvenanceExport | None:

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Block, Evaluation, Run
 from fedcybgd.coordinator.domain.averages import averaged_rounds, stood
-from fedcybgd.coordinator.domain.candidates import RunCandidate, candidate_block, kept, without_improvement
+from fedcybgd.coordinator.domain.candidates import RunCandidate, candidate_block, chosen, without_improvement
 from fedcybgd.coordinator.domain.history import VersionOrigin
-from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, CandidatePayload, ConcludePayload, ConcludeResult
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, CalibrateResult, CandidatePayload, ConcludePayload, ConcludeResult
 from fedcybgd.coordinator.domain.jobs.registry import CONCLUDE, RESTORE, Done, Failed
 from fedcybgd.coordinator.domain.round import RoundState
 from fedcybgd.coordinator.domain.run import RUN
@@ -20,7 +20,7 @@ from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.records import jobs, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
-from fedcybgd.shared.contract.measured import Conclusion, Score
+from fedcybgd.shared.contract.measured import Conclusion, HeadCalibrationScores, Score
 
 Lines = Mapping[str, list[KeptVersion]]
 """Block → what its present version is made of, the youngest first"""
@@ -33,7 +33,7 @@ class _VersionsGone(Exception):
 
 def depends_on_scores(spec: RunFile) -> bool:
     """Whether scores have a say in when a run ends, or with what."""
-    return spec.average_versions is not None or spec.keep_best or spec.stop is not None
+    return spec.average_versions is not None or spec.keep_best or spec.calibrate or spec.stop is not None
 
 
 def is_over(session: Session, run: Run) -> bool:
@@ -58,7 +58,7 @@ def _stopped(session: Session, run: Run) -> str | None:
 
 def go_on(session: Session, run: Run, now: datetime) -> None:
     """End a run whose rounds are done; where there may be something better than its last version, have that made and scored before."""
-    if run.spec.average_versions is not None or run.spec.keep_best:
+    if run.spec.average_versions is not None or run.spec.keep_best or run.spec.calibrate:
         if _is_taken_back(session, run):
             return
         if scores.is_awaited(session, run) or jobs.facts_of_unfinished(session, CONCLUDE, run.id, "after_rounds"):
@@ -81,18 +81,23 @@ def _candidates(session: Session, run: Run, now: datetime) -> ConcludePayload | 
     best = scores.best_of(session, run) if spec.keep_best else None
     best_after = best.after_rounds if best is not None else run.rounds_done
     rounds = averaged_rounds(spec.average_versions.last, run.rounds_done) if spec.average_versions is not None else 1
+    average = best_before = CandidatePayload(terms={}, blocks=[])
     try:
-        payload = ConcludePayload(
-            after_rounds=run.rounds_done, versions={block.name: block.version for block in present},
-            average=_candidate(lines, lambda line: stood([row.facts for row in line], run.rounds_done, rounds)),
-            best=_candidate(lines, lambda line: stood([row.facts for row in line], best_after, 1)), best_after=best_after,
-            scoring=None if spec.evaluate is None else scores.scoring_of(session, run, run.rounds_done),
-        )  # fmt: skip
+        average = _candidate(lines, lambda line: stood([row.facts for row in line], run.rounds_done, rounds))
+        best_before = _candidate(lines, lambda line: stood([row.facts for row in line], best_after, 1))
     except _VersionsGone as gone:
         text = f"run {run.name} ends with its last version: what it takes to make versions of block {gone} again is not kept"
         record(session, now, "warning", "versions_not_kept", text, run_id=run.id)
+        average = best_before = CandidatePayload(terms={}, blocks=[])
+    if not (average.blocks or best_before.blocks or spec.calibrate):
         return None
-    return payload if payload.average.blocks or payload.best.blocks else None
+    known = {RunCandidate.LAST: _score_after(session, run, run.rounds_done), RunCandidate.BEST: _score_after(session, run, best_after)}
+    return ConcludePayload(
+        after_rounds=run.rounds_done, versions={block.name: block.version for block in present}, average=average, best=best_before,
+        best_after=best_after, scoring=None if spec.evaluate is None else scores.scoring_of(session, run, run.rounds_done),
+        scores={str(name): score for name, score in known.items() if score is not None},
+        keep_average=spec.average_versions is not None and spec.average_versions.keep == "average", calibrate=spec.calibrate,
+    )  # fmt: skip
 
 
 def _lines(session: Session, run: Run, present: Sequence[Block]) -> Lines:
@@ -130,7 +135,7 @@ def concluded(session: Session, done: Done[ConcludePayload, ConcludeResult]) -> 
         found[RunCandidate.AVERAGE] = scores.score_of(result.score) if result.score is not None else None
     if payload.best.blocks:
         found[RunCandidate.BEST] = _score_after(session, run, payload.best_after)
-    choice = RunCandidate.AVERAGE if payload.average.blocks and average is not None and average.keep == "average" else kept(found)
+    choice = chosen(found, average is not None and average.keep == "average")
     for candidate, terms, made in (
         (RunCandidate.AVERAGE, payload.average.terms, result.average), (RunCandidate.BEST, payload.best.terms, result.best),
     ):  # fmt: skip
@@ -138,11 +143,20 @@ def concluded(session: Session, done: Done[ConcludePayload, ConcludeResult]) -> 
             versions.ended_with(
                 session, run.id, blocks[ref.block], ORIGINS[candidate], terms[ref.block], ref, run.rounds_done - 1, done.now
             )
+    calibrated = result.calibrated if result.calibrated is not None and result.calibrated.of == choice else None
+    if calibrated is not None and calibrated.head is not None:
+        head = blocks[calibrated.head.block]
+        versions.calibrated(session, run.id, head, calibrated.calibration, calibrated.head, run.rounds_done - 1, done.now)
     run.conclusion = Conclusion(
         kept=choice, best_after=payload.best_after, without=[str(name) for name in found if name != choice],
         rounds=averaged_rounds(average.last, run.rounds_done) if average is not None else 0,
         scores={str(name): score for name, score in found.items() if score is not None},
+        calibration=_told(calibrated) if calibrated is not None else None,
     )  # fmt: skip
+    if run.spec.calibrate and not run.conclusion.is_calibrated:
+        why = "there are too few held-out rows, or its logits are not finite, or it has no matrix of labels"
+        why = run.conclusion.calibration.in_words() if run.conclusion.calibration is not None else why
+        record(session, done.now, "warning", "not_calibrated", f"run {run.name} ends with its head as it was trained: {why}", run_id=run.id)
     if (score := run.conclusion.score) is not None and score.is_by_majority:
         text = (
             f"run {run.name} ends with {score.in_words()}; saying the commonest label of the held-out rows always has an accuracy of {score.majority:.2%}: "
@@ -150,6 +164,12 @@ def concluded(session: Session, done: Done[ConcludePayload, ConcludeResult]) -> 
         )
         record(session, done.now, "warning", "no_better_than_majority", text, run_id=run.id)
     _finish(session, run, f"; {run.conclusion.in_words()}", done.now)
+
+
+def _told(made: CalibrateResult) -> HeadCalibrationScores:
+    return HeadCalibrationScores(
+        temperature=1 / made.calibration.scale, kept=made.head is not None, before=scores.score_of(made.before), after=scores.score_of(made.after)
+    )  # fmt: skip
 
 
 def _score_after(session: Session, run: Run, rounds: int) -> Score | None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Block, BlockVersion
 from fedcybgd.coordinator.domain.history import VersionFacts, VersionOrigin, lineage
-from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm
+from fedcybgd.coordinator.domain.jobs.candidates import AverageTerm, HeadCalibration
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change
 from fedcybgd.coordinator.domain.verification import KeptVersion
 from fedcybgd.shared.contract.manifests import ShardRef
@@ -92,6 +92,20 @@ def ended_with(
     )  # fmt: skip
 
 
+def calibrated(
+    session: Session, run_id: str, block: Block, calibration: HeadCalibration, made: ShardRef, round: int, now: datetime
+) -> None:
+    """The run ends with a head that was calibrated after its last round, `round`."""
+    parent = block.version
+    block.version, block.digest, block.size = parent + 1, made.digest, made.size
+    session.add(
+        BlockVersion(
+            run_id=run_id, block=block.name, version=block.version, origin=VersionOrigin.CALIBRATED, digest=made.digest, size=made.size,
+            parent=parent, round=round, change=None, calibration=calibration, kept=True, exact=False, made_at=now,
+        )
+    )  # fmt: skip
+
+
 def facts(session: Session, run_id: str) -> dict[str, dict[int, VersionFacts]]:
     """block → version → what the rules need to know of it."""
     found: dict[str, dict[int, VersionFacts]] = {}
@@ -110,4 +124,4 @@ def of_run(session: Session, run_id: str) -> Sequence[BlockVersion]:
 def as_kept(row: BlockVersion) -> KeptVersion:
     """The row as the rules take it."""
     facts = VersionFacts(row.block, row.version, row.origin, row.parent, row.round, row.exact)
-    return KeptVersion(facts, row.digest, row.size, row.change, row.kept, row.velocity, row.average or ())
+    return KeptVersion(facts, row.digest, row.size, row.change, row.kept, row.velocity, row.average or (), row.calibration)

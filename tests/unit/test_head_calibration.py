@@ -1,0 +1,132 @@
+"""A calibrated head: what is fitted against an optimum that is known, what is said of it on rows it was not fitted to, and the bytes of it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from fedcybgd.coordinator.domain.candidates import calibration_helps
+from fedcybgd.coordinator.domain.jobs.candidates import HeadCalibration
+from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
+from fedcybgd.coordinator.engine.head_calibration import PENALTY, calibrated, cross_fitted, fit, halves
+from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.measured import Score
+from tests.unit.test_apply import normal, put, store
+
+__all__ = ["store"]
+
+
+def sure(rows: int, right: float, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two labels, as often each; the model is always `margin` sure of one, and right in so many of all cases."""
+    labels = torch.arange(rows) % 2
+    wrong = torch.arange(rows) // 2 % 10 >= round(10 * right)
+    guesses = torch.where(wrong, 1 - labels, labels)
+    return functional.one_hot(guesses, 2).double() * margin, labels
+
+
+def test_the_fit_is_the_optimum_that_is_known() -> None:
+    """Who is right in eight of ten cases is to be so sure: a margin of log 4, whatever it was."""
+    for margin in (0.2, 3.0, 40.0):
+        scale, shift = fit(*sure(200, 0.8, margin))
+        assert scale * margin == pytest.approx(torch.tensor(4.0).log().item(), abs=1e-4)
+        assert shift == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert fit(*sure(200, 0.8, 3.0), with_shift=False) == (pytest.approx(1.386294 / 3, abs=1e-5), [])
+
+
+def test_nothing_near_it_is_better_and_it_is_the_same_twice() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = 5 * torch.randn(60, 3, generator=draw, dtype=torch.float64), torch.randint(3, (60,), generator=draw)
+
+    def loss(scale: float, shift: list[float]) -> float:
+        b = torch.tensor(shift, dtype=torch.float64)
+        return float(functional.cross_entropy(scale * logits + b, labels) + PENALTY * b.square().sum())
+
+    scale, shift = fit(logits, labels)
+    assert fit(logits, labels) == (scale, shift)
+    best = loss(scale, shift)
+    for step in (1e-3, -1e-3):
+        assert loss(scale + step, shift) > best
+        for label in range(3):
+            assert loss(scale, [one + step * (at == label) for at, one in enumerate(shift)]) > best
+
+
+def test_no_row_tells_of_itself() -> None:
+    """Each row's logits are those that come of the other half."""
+    draw = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(40, 2, generator=draw, dtype=torch.float64), torch.arange(40) % 2
+    found = cross_fitted(logits, labels)
+    half = halves(40)
+    assert half.sum() == 20
+    for number in (0, 1):
+        scale, shift = fit(logits[half != number], labels[half != number])
+        assert torch.equal(found[half == number], scale * logits[half == number] + torch.tensor(shift, dtype=torch.float64))
+
+
+def test_a_head_of_noise_gains_nothing_that_is_told() -> None:
+    """Fitted to the rows that it is measured on it would seem to: with as many labels as that, on so few rows. On the mean of many draws."""
+    gains = []
+    for seed in range(20):
+        logits, labels = torch.zeros(40, 10, dtype=torch.float64), torch.randint(10, (40,), generator=torch.Generator().manual_seed(seed))
+        scale, shift = fit(logits, labels)
+        plain = functional.cross_entropy(logits, labels)
+        own = functional.cross_entropy(scale * logits + torch.tensor(shift, dtype=torch.float64), labels)
+        gains.append(torch.stack([plain - own, plain - functional.cross_entropy(cross_fitted(logits, labels), labels)]))
+    own, honest = torch.stack(gains).mean(0)
+    assert own > 0.05
+    assert honest < 0
+
+
+@pytest.mark.parametrize("bias", ["classifier.bias", None])
+def test_the_last_matrix_and_its_bias_are_others_and_nothing_else(store: BlobStore, bias: str | None) -> None:
+    tensors = {"dense.weight": normal(4, 4).to(torch.bfloat16), "classifier.weight": normal(3, 4, seed=1).to(torch.bfloat16)}
+    if bias is not None:
+        tensors[bias] = normal(3, seed=2)
+    ref = put(store, "head", tensors)
+    shift = [0.25, -0.5, 0.0] if bias is not None else []
+    how = HeadCalibration(weight="classifier.weight", bias=bias, scale=0.3, shift=shift)
+    made = calibrated(store, ref, how)
+    assert calibrated(store, ref, how) == made
+    assert made.version == ref.version + 1
+    found = load_file(store.path(made.digest))
+    scale = torch.tensor(0.3)
+    assert list(found) == sorted(tensors)
+    assert found["dense.weight"].dtype == torch.bfloat16
+    assert torch.equal(found["dense.weight"], tensors["dense.weight"])
+    assert torch.equal(found["classifier.weight"], tensors["classifier.weight"].float() * scale)
+    if bias is not None:
+        assert torch.equal(found[bias], tensors[bias] * scale + torch.tensor(shift))
+
+
+def score(loss: float | None, accuracy: float | None) -> Score:
+    return Score(loss=loss, accuracy=accuracy, accuracy_error=0.03, rows=9, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "helps"),
+    [
+        ((0.9, 0.7), (0.6, 0.7), True),
+        ((0.9, 0.7), (0.6, 0.675), True),
+        ((0.9, 0.7), (0.6, 0.66), False),
+        ((0.6, 0.7), (0.6, 0.8), False),
+        ((0.5, 0.7), (0.6, 0.8), False),
+        ((None, 0.7), (0.6, 0.8), False),
+    ],
+)
+def test_it_is_kept_where_it_helps(before: tuple[float | None, float], after: tuple[float, float], helps: bool) -> None:
+    assert calibration_helps(score(*before), score(*after)) is helps
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task: {kind: text-classification, labels: 2}", "a head is calibrated on held-out rows: give `evaluate`"),
+        ("task: {kind: causal-lm}\nevaluate: {held_out: rows.csv}", "causal-lm has none"),
+        ("task: {kind: extractive-qa}\nevaluate: {held_out: rows.csv}", "extractive-qa has none"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(text: str, why: str) -> None:
+    with pytest.raises(RunFileInvalid) as found:
+        parse_run_file(f"name: a\nmodel: b\n{text}\ncalibrate: true")
+    (problem,) = found.value.detail["problems"]
+    assert problem["field"] == "calibrate"
+    assert why in problem["message"]
