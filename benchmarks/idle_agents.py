@@ -30,6 +30,7 @@ from benchmarks import banking77
 from benchmarks.crowd import CrowdRequest
 from benchmarks.report import arguments, finish, percentile, spread
 from benchmarks.system import ENVIRONMENT, System
+from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
@@ -48,13 +49,13 @@ SCHEDULES = {
 
 
 def enrol(database: Database, count: int) -> list[str]:
-    """The keys of `count` new agents, made in one transaction."""
-    given = [keys.new_key(keys.AGENT) for _ in range(count)]
+    """The private keys of `count` new agents, made in one transaction."""
+    given = [new_private_key() for _ in range(count)]
     with database.transaction() as session:
         session.add_all(
-            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=keys.key_hash(key), state=AgentState.ENROLLED, device=DeviceInfo(), limits=DeclaredLimits(),
-                  version="", enrolled_at=utcnow())
-            for i, key in enumerate(given)
+            Agent(id=keys.new_id("agt"), name=f"agent-{i:05}", key_hash=signer.key_id, public_key=signer.public_key, state=AgentState.ENROLLED,
+                  device=DeviceInfo(), limits=DeclaredLimits(), version="", enrolled_at=utcnow())
+            for i, signer in enumerate(map(Signer, given))
         )  # fmt: skip
     return given
 
