@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
@@ -26,6 +27,7 @@ MOST_OF_ONE = 100
 SAY_EVERY_S = 60.0
 
 
+@lru_cache(4096)
 def neighbourhood(address: str) -> str:
     """What counts as one place: an address, or the 2^64 addresses of IPv6 that one household is given."""
     try:
@@ -45,8 +47,8 @@ class Guest:
     came_at: float
     close: Callable[[], None]
     """closes it at once, whatever it is doing"""
-    prove: Callable[[str], None] = lambda _caller: None
-    """says whose good key it has shown"""
+    room: "Connections | None" = None
+    """which it came into"""
     flow: FlowControl | None = None
     closed: bool = False
     caller: str | None = None
@@ -60,6 +62,16 @@ class Guest:
     answering: bool = False
     idle_since: float = 0.0
     unread_since: float | None = None
+
+    def prove(self, caller: str) -> None:
+        """It has shown the good key of `caller`."""
+        if self.room is not None:
+            self.room.proven(self, caller)
+
+    def leave(self) -> None:
+        """It has ended."""
+        if self.room is not None:
+            self.room.left(self)
 
     def overdue(self, now: float) -> bool:
         """Whether it has kept this coordinator waiting for longer than anybody honest does."""

@@ -37,6 +37,8 @@ Recognise = Callable[[Scope], Awaitable[Shown | None]]
 """Who calls, by a good key; None: somebody who was shut out, whom the route tells so. Raises `FedError` where there is none."""
 TRIED_AT_ONCE = 2
 """Secrets that are tried at the same time for addresses from which many wrong ones came"""
+TRIED_WRONG, KEY_WRONG, NOTHING_WRONG = frozenset({401, 409}), frozenset({401}), frozenset[int]()
+"""Statuses of an answer by which a secret was wrong"""
 FORM = b"application/x-www-form-urlencoded"
 
 
@@ -74,13 +76,27 @@ class Doorkeeper:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headings: Headings = dict(scope["headers"])
         rule = rule_for(scope["method"], scope["path"])
-        body = Body(headings, receive, rule.most)
         place = neighbourhood(scope["client"][0]) if scope.get("client") else ""
-        slowed, shown, data = self._failures.empty_for(place, time.monotonic()), None, None
+        slowed = self._failures.empty_for(place, time.monotonic())
+        inside = await self._admitted(scope, receive, send, rule, place, slowed)
+        if inside is None:
+            return
+        if not (slowed and rule.door is Door.TRIED):
+            await self._app(scope, *inside)
+            return
+        async with self._few:
+            await self._app(scope, *inside)
+
+    async def _admitted(
+        self, scope: Scope, receive: Receive, send: Send, rule: Rule, place: str, slowed: int
+    ) -> tuple[Receive, Send] | None:
+        """How the route hears and answers who may come in; None: he was answered here, or has gone. What was looked at is not kept while he waits."""
+        headings: Headings = dict(scope["headers"])
+        body = Body(headings, receive, rule.most)
+        shown, data = None, None
         # What is asked with a token that is spent gets 409, and was no better a secret.
-        wrong = {401, 409} if rule.door is Door.TRIED else {401} if _shows_a_key(headings) else set()
+        wrong = TRIED_WRONG if rule.door is Door.TRIED else KEY_WRONG if _shows_a_key(headings) else NOTHING_WRONG
         answered = self._answering(scope, receive, send, body, place, slowed, wrong)
         try:
             check_path(scope["path"])
@@ -97,18 +113,17 @@ class Doorkeeper:
                     self._check_rate(shown, rule)
                 _check_form(headings, rule)
                 if (data := await body.collect()) is None:
-                    return
+                    return None
             if shown is not None and shown.prove is not None:
                 shown.prove(data)
                 self._enter(scope, shown, rule)
             check_depth(data or b"")
         except FedError as error:
             await answer_of(error)(scope, receive, answered)
-            return
-        async with self._few if slowed and rule.door is Door.TRIED else contextlib.nullcontext():
-            await self._app(scope, body.receive, answered)
+            return None
+        return body.receive, answered
 
-    def _answering(self, scope: Scope, receive: Receive, send: Send, body: Body, place: str, slowed: int, wrong: set[int]) -> Send:
+    def _answering(self, scope: Scope, receive: Receive, send: Send, body: Body, place: str, slowed: int, wrong: frozenset[int]) -> Send:
         """Counts wrong secrets, and does not say of one too many that it is wrong: only when to come back."""
         replaced = False
 

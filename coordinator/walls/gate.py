@@ -85,20 +85,13 @@ class Gate:
 
     def _let_in(self, sock: socket.socket, address: str) -> None:
         protocol = self._new_protocol()
-
-        def close() -> None:
-            if protocol.transport is not None:
-                protocol.transport.abort()
-            elif self._certificate is not None:  # in its handshake; without one it is there in a moment, and sees that it is closed
-                task.cancel()
-
-        guest = protocol.guest = Guest(address, time.monotonic(), close)
-        guest.prove = lambda caller: self._connections.proven(guest, caller)
-        protocol.gone = lambda: self._connections.left(guest)
+        protocol.guest = Guest(address, time.monotonic(), protocol.close_at_once, self._connections)
         task = self._loop.create_task(self._enter(sock, protocol))
+        if self._certificate is not None:
+            protocol.handshake = task
         self._entering.add(task)
         task.add_done_callback(self._entering.discard)
-        self._connections.came(guest)
+        self._connections.came(protocol.guest)
 
     async def _enter(self, sock: socket.socket, protocol: BoundedProtocol) -> None:
         context = None if self._certificate is None else self._certificate.context()
@@ -108,8 +101,10 @@ class Gate:
             )
         except (OSError, ssl.SSLError, TimeoutError, asyncio.CancelledError, RuntimeError):
             if protocol.transport is None:
-                self._connections.left(protocol.guest)
+                protocol.guest.leave()
                 sock.close()
+        finally:
+            protocol.handshake = None
 
     def _close_overdue(self) -> None:
         self._connections.close_overdue()

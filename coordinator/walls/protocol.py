@@ -2,21 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedcybgd.coordinator.walls.connections import Guest
+from fedcybgd.coordinator.walls.flag import Flag
+from fedcybgd.shared.contract.signatures import CONTENT_DIGEST, SIGNATURE, SIGNATURE_INPUT
+from fedcybgd.shared.contract.versions import VERSION
+from fedcybgd.shared.contract.words import DAEMON
 
 MOST_HEAD = 64 << 10
 MOST_HEADINGS = 100
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+OF_EVERY_AGENT = (
+    "Host", "Accept", "Accept-Encoding", "Connection", "User-Agent", "Content-Type", "Content-Length", "Authorization", VERSION, DAEMON,
+    CONTENT_DIGEST, SIGNATURE_INPUT, SIGNATURE,
+)  # fmt: skip
+NAMES = {name.encode(): name.lower().encode() for one in OF_EVERY_AGENT for name in (one, one.lower())}
+"""Headings have these names once for all who wait, not once each."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     guest: Guest
-    gone: Callable[[], None]
-    """called when the connection has ended"""
+    handshake: asyncio.Task[None] | None = None
+    """while it is under way"""
     _head = 0
     """bytes of the headings that are whole"""
     _begun = 0
@@ -24,13 +33,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow._is_writable_event = Flag(is_set=True)  # type: ignore[assignment]
         self.guest.heard_at, self.guest.flow = time.monotonic(), self.flow
         if self.guest.closed:  # while it was on its way in
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gone()
+        self.guest.leave()
         super().connection_lost(exc)
+
+    def close_at_once(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.handshake is not None:  # without one it is there in a moment, and sees that it is closed
+            self.handshake.cancel()
 
     def data_received(self, data: bytes) -> None:
         guest = self.guest
@@ -55,7 +71,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head > MOST_HEAD or len(self.headers) >= MOST_HEADINGS:
             self._refuse()
             return
-        super().on_header(name, value)
+        if (known := NAMES.get(name)) is not None:
+            self.headers.append((known, value))
+        else:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         guest = self.guest
@@ -65,6 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun = 0
         guest.head_since, guest.body_since, guest.body_bytes, guest.answering = None, guest.heard_at, 0, True
         super().on_headers_complete()
+        self.cycle.message_event = Flag()  # type: ignore[assignment] - nobody waits for the other yet
 
     def on_body(self, body: bytes) -> None:
         if not self.transport.is_closing():
