@@ -37,6 +37,7 @@ from fedcybgd.coordinator.api.proofs import Proved, Prover
 from fedcybgd.coordinator.api.ready import Probe
 from fedcybgd.coordinator.api.recognise import Recognition
 from fedcybgd.coordinator.api.responses import errors
+from fedcybgd.coordinator.api.short_way import short_way
 from fedcybgd.coordinator.api.shortages import answer_shortages
 from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
@@ -99,6 +100,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     disks = app.state.disks = FullDisks(settings.blobs)
     app.state.outages = OutageLog(lambda: disks.lack(settings.home / "database"))
     answer_shortages(app)
+    app.router.routes.append(short_way())
     v1 = APIRouter(prefix=API)
     for router in ROUTERS:
         v1.include_router(router, responses=errors(400, 413, 429))  # by the walls, whatever the route is

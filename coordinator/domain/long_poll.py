@@ -3,7 +3,7 @@
 USUAL_S, LONGEST_S = 25.0, 55.0
 """Proxies cut off what says nothing for a minute."""
 EMPTY_ANSWERS_A_S = 100
-"""So many a second should be enough, whoever waits: about a sixth of a core."""
+"""So many a second should be enough, whoever waits: about a tenth of a core."""
 HEARD_WITHIN = 0.6
 """Of the time after which an agent counts as silent: it is heard of once in each call."""
 
