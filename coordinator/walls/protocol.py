@@ -84,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun = 0
         guest.head_since, guest.body_since, guest.body_bytes, guest.answering = None, guest.heard_at, 0, True
         super().on_headers_complete()
-        self.cycle.message_event = Flag()  # type: ignore[assignment] - nobody waits for the other yet
+        self.cycle.message_event = Flag()  # type: ignore[assignment]  # nobody waits for the other yet
 
     def on_body(self, body: bytes) -> None:
         if not self.transport.is_closing():
