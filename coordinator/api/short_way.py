@@ -21,7 +21,7 @@ QUERY = re.compile(rb"wait=([0-9]{1,2}(?:\.[0-9]{1,20})?)")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ClaimAsked:
     body: ClaimRequest
     wait: float
     daemon: str | None
@@ -56,7 +56,7 @@ def short_way() -> Route:
     return Route(f"{API}{route.path}", ShortWay(route), methods=["POST"], include_in_schema=False)
 
 
-def asked_by(request: Request, data: bytes) -> Asked | None:
+def asked_by(request: Request, data: bytes) -> ClaimAsked | None:
     """None where it is not written as every agent writes it, or an agent of a later version has."""
     query, headings = QUERY.fullmatch(request.scope["query_string"]), request.headers
     daemon = headings.get(DAEMON)
@@ -65,7 +65,7 @@ def asked_by(request: Request, data: bytes) -> Asked | None:
     if (wait := float(query[1])) > MAX_WAIT_S or (daemon is not None and re.fullmatch(DAEMON_WORD, daemon) is None):
         return None
     try:
-        return Asked(ClaimRequest.model_validate_json(data), wait, daemon)
+        return ClaimAsked(ClaimRequest.model_validate_json(data), wait, daemon)
     except ValidationError:
         return None
 

@@ -8,7 +8,7 @@ import pytest
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.coordinator.api import short_way
-from fedcybgd.coordinator.api.short_way import Asked
+from fedcybgd.coordinator.api.short_way import ClaimAsked
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits, DeviceInfo, EnrolRequest
 from fedcybgd.shared.contract.versions import VERSION
 from fedcybgd.shared.contract.words import DAEMON
@@ -33,12 +33,12 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> list[Asked | None]:
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[ClaimAsked | None]:
     """What each claim was read as; None: it took the long way."""
-    taken: list[Asked | None] = []
+    taken: list[ClaimAsked | None] = []
     read = short_way.asked_by
 
-    def noted(*given: Any) -> Asked | None:
+    def noted(*given: Any) -> ClaimAsked | None:
         taken.append(read(*given))
         return taken[-1]
 
@@ -52,7 +52,7 @@ def told(answer: httpx.Response) -> tuple[int, dict[str, str], bytes]:
 
 @pytest.mark.parametrize("odd", [pytest.param(ODD[what], id=what) for what in ODD])
 def test_what_is_odd_is_answered_as_by_the_long_way(
-    live: LiveCoordinator, hand: Hand, ways: list[Asked | None], odd: dict[str, Any]
+    live: LiveCoordinator, hand: Hand, ways: list[ClaimAsked | None], odd: dict[str, Any]
 ) -> None:
     answer = hand.http.post("/assignments/claim", **odd)
     assert ways == [None]
@@ -63,7 +63,7 @@ def test_what_is_odd_is_answered_as_by_the_long_way(
 
 
 def test_nothing_and_work_are_told_alike(
-    live: LiveCoordinator, model: str, hand: Hand, ways: list[Asked | None], monkeypatch: pytest.MonkeyPatch
+    live: LiveCoordinator, model: str, hand: Hand, ways: list[ClaimAsked | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start_run(live, model, [hand])
 
@@ -83,7 +83,7 @@ def test_nothing_and_work_are_told_alike(
     assert work.json()["attempt"] + 1 == again.json()["attempt"]
 
 
-def test_a_real_agent_takes_the_short_way(live: LiveCoordinator, ways: list[Asked | None]) -> None:
+def test_a_real_agent_takes_the_short_way(live: LiveCoordinator, ways: list[ClaimAsked | None]) -> None:
     signer = Signer(new_private_key())
     token = live.operator.post("/enrolment-tokens", {})["token"]
     Client(live.url).enrol(EnrolRequest(token=token, name=fresh("agent"), device=DeviceInfo(), public_key=signer.public_key))
