@@ -88,7 +88,7 @@ def test_what_is_meant_for_an_agent_waits_for_it_after_a_sleep_too(coordinators:
     hand.me(), other.me()
     sleep_an_hour(live)
     assert other.claim(run) is None, "it is the other's for ten minutes, and nobody was there to give it"
-    assert hand.claim(run) is not None
+    assert hand.claim(run, 5) is not None
 
 
 @pytest.mark.parametrize("moved", [timedelta(days=1), timedelta(days=-1)])

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Future
 from ctypes import c_double
 from multiprocessing import get_context
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_process_that_is_stopped_is_ended_and_its_job_with_it(tmp_path: Path) 
     os.kill(child.pid, signal.SIGSTOP)
     under_way = engine.submit("import", IMPORTED)
     engine.close()
-    with pytest.raises(BrokenExecutor):
+    with pytest.raises((BrokenExecutor, CancelledError)):  # it may not even have reached the process
         under_way.result(20)
     wait_for(lambda: not child.is_alive())
 

@@ -54,13 +54,14 @@ def plan(*agents: AgentFacts, files: int = 0, rows: int | None = None, speed: fl
 @pytest.mark.parametrize("codec", ["exact", "int8", "int4"])
 @pytest.mark.parametrize("shape", [(100, 64), (8, 200), (3, 33, 65), (64,), (10, 10), (2000, 15)])
 def test_sizes_of_shards_are_those_of_the_encoder(codec: str, shape: tuple[int, ...], tmp_path: Any) -> None:
-    from fedcybgd.coordinator.engine.encode import _piece
-    from fedcybgd.coordinator.engine.shards import write_shard
+    from fedcybgd.coordinator.engine.encode import ShardEncoder
+    from fedcybgd.coordinator.engine.shards import from_tensor, write_shard
     from fedcybgd.coordinator.storage import open_store
 
     store = open_store(tmp_path)
-    stored = codecs.encode_tensor("w", torch.randn(shape), codec)
-    _, size = write_shard(store, [_piece(n, t) for n, t in stored.items()], None if codec == "exact" else {"codec": codec})
+    exact, size = write_shard(store, [from_tensor("w", shape, torch.float32, lambda: torch.randn(shape))])
+    if codec != "exact":
+        size = ShardEncoder(store, None, None).encode(exact, codec).size
     assert shard_bytes(BlockShape("layers.0", "layer", {"w": shape}), codec, MODEL) == size
 
 
