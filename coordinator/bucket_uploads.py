@@ -1,7 +1,6 @@
 """Keeps uploads as objects, a piece each, beside the blobs in object storage; how far each is stands in the database, for every coordinator."""
 
 import secrets
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -14,6 +13,7 @@ from fedcybgd.coordinator.services.records import arrivals
 from fedcybgd.coordinator.storage import EngineStore, StorageAway
 from fedcybgd.coordinator.storage.bucket import Bucket
 from fedcybgd.coordinator.storage.full import full_disk_told
+from fedcybgd.coordinator.storage.renewed import renewed
 from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, NothingArrived, UploadKey
 
 FOLDER = "uploads"
@@ -114,20 +114,14 @@ class BucketUploads:
 
     @contextmanager
     def _renewed(self, key: UploadKey, word: str) -> Iterator[None]:
-        ended = threading.Event()
-
         def renew() -> None:
-            while not ended.wait(RENEW_EVERY_S):
-                with suppress(Exception), self._database.transaction() as session:  # a database that is away: next time
-                    arrivals.still_checks(session, key, word, utcnow())
+            with self._database.transaction() as session:
+                arrivals.still_checks(session, key, word, utcnow())
 
-        renewing = threading.Thread(target=renew, name="checking", daemon=True)
-        renewing.start()
         try:
-            yield
+            with renewed(RENEW_EVERY_S, renew):
+                yield
         finally:
-            ended.set()
-            renewing.join()
             with self._database.transaction() as session:
                 arrivals.put_back(session, key, word)
 

@@ -1,14 +1,12 @@
 """Keeps blobs as objects in S3 or what is compatible with it, named by their digest; what is read here is copied to a disk first."""
 
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.storage import scratch
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing
 from fedcybgd.coordinator.storage.blob_file import BlobFile
@@ -16,6 +14,7 @@ from fedcybgd.coordinator.storage.bucket import PIECE, Bucket, Found, StorageAwa
 from fedcybgd.coordinator.storage.cache import BlobCache, WrongBytes
 from fedcybgd.coordinator.storage.full import full_disk_told
 from fedcybgd.coordinator.storage.local import DAMAGED, DAMAGED_KEPT_S
+from fedcybgd.coordinator.storage.renewed import renewed
 from fedcybgd.shared.contract.digests import digest_of_file
 
 BLOBS, TOUCHED, DELETING, HOLDS, CLOCK = "blobs", "touched", "deleting", "holds", "clock"
@@ -155,21 +154,12 @@ class ObjectBlobStore:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        name, ended = f"{HOLDS}/{secrets.token_hex(8)}", threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(HOLD_EVERY_S):
-                with suppress(CoordinatorError):
-                    self.bucket.put(name, b"")
-
+        name = f"{HOLDS}/{secrets.token_hex(8)}"
         self.bucket.put(name, b"")
-        renewing = threading.Thread(target=renew, daemon=True)
-        renewing.start()
         try:
-            yield
+            with renewed(HOLD_EVERY_S, lambda: self.bucket.put(name, b"")):
+                yield
         finally:
-            ended.set()
-            renewing.join()
             with suppress(StorageAway):
                 self.bucket.delete([name])
 

@@ -21,7 +21,7 @@ from tests.support import buckets
 from tests.support.live import LiveCoordinator
 from tests.support.postgres import PostgresServer
 from tests.support.uploading import asked, files_of, put
-from tests.support.visits import Hand, settled, start_run
+from tests.support.visits import Hand, at, settled, start_run
 
 pytestmark = [pytest.mark.database_decides, pytest.mark.postgresql]
 SECRET = "signing.secret"
@@ -51,12 +51,6 @@ def start(request: pytest.FixtureRequest, url: str, tmp_path: Path, monkeypatch:
     for live in started:
         assert not live.settings.uploads.exists()
         live.stop()
-
-
-def at(hand: Hand, live: LiveCoordinator) -> Hand:
-    """The same agent, whose balancer now leads to this coordinator."""
-    hand.http.base_url = live.url + "/v1"
-    return hand
 
 
 def test_a_delta_goes_on_at_any_of_them_where_it_was_cut(start: Start, bert: Path) -> None:

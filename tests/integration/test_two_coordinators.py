@@ -24,7 +24,7 @@ from tests.support.live import LiveCoordinator
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
 from tests.support.postgres import PostgresServer
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, refused, start_run
+from tests.support.visits import Hand, at, events, refused, start_run
 
 pytestmark = [pytest.mark.database_decides, pytest.mark.postgresql]
 Start = Callable[[str], LiveCoordinator]
@@ -50,12 +50,6 @@ def start(postgres: PostgresServer, tmp_path: Path) -> Iterator[Start]:
     yield start
     for live in started:
         live.stop()
-
-
-def at(hand: Hand, live: LiveCoordinator) -> Hand:
-    """The same agent, whose balancer now leads to this coordinator."""
-    hand.http.base_url = live.url + "/v1"
-    return hand
 
 
 def test_an_agent_that_waits_at_one_is_answered_when_the_other_opens_its_round(start: Start, bert: Path) -> None:

@@ -195,6 +195,12 @@ def run_file(model: str, agents: list[Hand] | str, **more: Any) -> dict[str, Any
     }  # fmt: skip
 
 
+def at(hand: Hand, live: LiveCoordinator) -> Hand:
+    """The same agent, whose balancer now leads to this coordinator."""
+    hand.http.base_url = live.url + "/v1"
+    return hand
+
+
 def start_run(live: LiveCoordinator, model: str, agents: list[Hand] | str, **more: Any) -> str:
     """The name of a new run that is under way."""
     run = live.create_run(run_file(model, agents, **more), start=True)
