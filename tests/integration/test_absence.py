@@ -13,7 +13,7 @@ from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, last_visit, start_run, wire
+from tests.support.visits import Hand, events, last_visit, settled, start_run, wire
 
 pytestmark = pytest.mark.database_decides
 
@@ -126,6 +126,7 @@ def test_what_was_noted_while_the_clock_was_ahead_is_not_in_the_future_after_a_s
     hand = Hand(live)
     run = start_run(live, "bert", [hand])
     hand.me()
+    settled(live, run)  # what a job notes just then would be in each other's way with what is written here
     now: datetime = read_clocks().wall
     with live.database.transaction() as session:
         for assignment in session.query(Assignment):
