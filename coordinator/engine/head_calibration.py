@@ -27,6 +27,8 @@ PENALTY = 0.01
 STEPS = 100
 DIGITS = 6
 """After the point, of what is recorded: so that rounding on another machine does not matter"""
+MOST = 100.0
+"""The scale is at most that and at least its inverse: of logits that are all right there is no highest, of logits that tell nothing no lowest"""
 FEWEST = 8
 """Rows of which something can be said: four to fit on, and four to try it on"""
 
@@ -56,7 +58,7 @@ def calibrate(store: EngineStore, payload: EvaluatePayload, candidate: str) -> C
 def fit(logits: Tensor, labels: Tensor, with_shift: bool = True) -> tuple[float, list[float]]:
     """(scale, shift of each label) with which scale · logits + shift have the least cross entropy on these rows; no shift: an empty list.
 
-    `logits`: float64, (rows, labels). `labels`: int64, (rows,).
+    The scale is within `MOST`. `logits`: float64, (rows, labels). `labels`: int64, (rows,).
     """
     logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
     shift = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=with_shift)
@@ -72,7 +74,7 @@ def fit(logits: Tensor, labels: Tensor, with_shift: bool = True) -> tuple[float,
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    scale = max(round(logarithm.exp().item(), DIGITS), 10.0**-DIGITS)
+    scale = round(min(max(logarithm.exp().item(), 1 / MOST), MOST), DIGITS)
     return scale, [round(one, DIGITS) for one in shift.tolist()] if with_shift else []
 
 

@@ -1,5 +1,7 @@
 """A calibrated head: what is fitted against an optimum that is known, what is said of it on rows it was not fitted to, and the bytes of it."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,7 +10,7 @@ from torch.nn import functional
 from fedcybgd.coordinator.domain.candidates import calibration_helps
 from fedcybgd.coordinator.domain.jobs.candidates import HeadCalibration
 from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
-from fedcybgd.coordinator.engine.head_calibration import PENALTY, calibrated, cross_fitted, fit, halves
+from fedcybgd.coordinator.engine.head_calibration import MOST, PENALTY, calibrated, cross_fitted, fit, halves
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.measured import Score
 from tests.unit.test_apply import normal, put, store
@@ -48,6 +50,14 @@ def test_nothing_near_it_is_better_and_it_is_the_same_twice() -> None:
         assert loss(scale + step, shift) > best
         for label in range(3):
             assert loss(scale, [one + step * (at == label) for at, one in enumerate(shift)]) > best
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(1e-3, MOST), (-5.0, 1 / MOST)], ids=["always right", "always wrong"])
+def test_the_scale_is_bounded_where_there_is_no_optimum(margin: float, expected: float) -> None:
+    """The further, the better: of logits that are hardly apart and all right it would be infinite, which no file can hold."""
+    scale, shift = fit(*sure(40, 1.0, margin))
+    assert scale == expected
+    assert all(map(math.isfinite, shift))
 
 
 def test_no_row_tells_of_itself() -> None:
