@@ -26,6 +26,11 @@ READERS: dict[Task, tuple[str, str]] = {
 }  # fmt: skip
 """What turns rows into what the model takes: a name for it, and its class."""
 
+CALIBRATED = (
+    "Its head was calibrated on these held-out rows, with temperature {:.3g}. The score of this model is of each half of them, "
+    "calibrated with the other half."
+)
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -47,6 +52,8 @@ class CardFacts:
     form: ExportForm = "merged"
     kept: Score | None = None
     """of the model that the run ended with, where that is not its last version"""
+    temperature: float | None = None
+    """that its head is calibrated with, on the held-out rows"""
     head: Score | None = None
     """of another run, in which pooler and head alone were trained as often"""
 
@@ -117,4 +124,6 @@ def _scores(facts: CardFacts) -> list[str]:
         lines += ["", f"Saying the commonest label always would have an accuracy of {last.majority:.2%}."]
     if last.labels_never_right:
         lines.append(f"Of {last.labels_never_right} of {last.labels_held_out} labels no row is right.")
+    if facts.temperature is not None:
+        lines += ["", CALIBRATED.format(facts.temperature)]
     return lines

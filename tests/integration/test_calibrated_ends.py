@@ -56,6 +56,7 @@ def test_a_run_ends_calibrated_and_anybody_can_check_it(
     found = verify(live.settings, run)
     target = tmp_path / "export"
     Client(live.url, live.operator_key).runs.export(run, target)
+    assert f"calibrated on these held-out rows, with temperature {ended['temperature']:.3g}." in (target / "README.md").read_text()
     (tmp_path / "blobs").mkdir()
     for digest, _ in live.store.stored():
         shutil.copy(live.store.path(digest), tmp_path / "blobs" / digest)

@@ -53,6 +53,12 @@ def test_it_has_the_score_of_this_model_and_of_the_head_alone() -> None:
     ]  # fmt: skip
 
 
+def test_it_says_that_its_head_is_calibrated_and_with_what() -> None:
+    plain = replace(facts(run_file(), (0, score(1.0, 0.6)), (2, score(0.5, 0.7))), kept=score(0.4, 0.8))
+    assert "calibrated on these held-out rows, with temperature 2.5" in model_card(replace(plain, temperature=2.5))
+    assert "temperature" not in model_card(plain)
+
+
 def test_the_run_file_in_it_can_be_read_again_and_names_nobody() -> None:
     text = model_card(facts(run_file(schedule={"cycles": 2})))
     kept = [line[4:] for line in text.splitlines() if line.startswith("    ")]

@@ -74,13 +74,14 @@ def request_export(
 
 
 def _facts(session: Session, run: Run, model: Model, form: ExportForm, after_rounds: int) -> CardFacts:
-    last = after_rounds == run.rounds_done
+    ended = run.conclusion if after_rounds == run.rounds_done else None
     return CardFacts(
         run=run.name, base=model.name, base_blocks=model.blocks, spec=run.spec,
         rounds_done=after_rounds, rounds_total=run.rounds_total, agents=len(run.participants),
         scores=[(e.after_rounds, e.metrics) for e in scores.of_run(session, run) if e.after_rounds <= after_rounds],
         sent=ledgers.bytes_of(ledgers.totals(session, run.id)), whole_model_bytes=sum(block.size for block in model.blocks),
-        made_with=version("fedcybgd"), form=form, kept=run.conclusion.score if run.conclusion is not None and last else None,
+        made_with=version("fedcybgd"), form=form, kept=ended.score if ended is not None else None,
+        temperature=ended.calibration.temperature if ended is not None and ended.calibration is not None and ended.is_calibrated else None,
         head=queries.final_score(session, anchor) if (anchor := queries.anchor_of(session, run.id)) is not None else None,
     )  # fmt: skip
 
