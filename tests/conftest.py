@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tests.support import models  # noqa: E402
 from tests.support.live import LiveCoordinator  # noqa: E402
 from tests.support.postgres import PostgresServer, find_program  # noqa: E402
+from tests.workers import Workers  # noqa: E402
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 FOLDERS = ["faults", "e2e", "browser", "integration", "migrations", "contract", "unit"]
@@ -28,6 +29,14 @@ shared: list[LiveCoordinator] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--both-databases", action="store_true", help="every test on SQLite and on PostgreSQL, also where neither decides")
+    parser.addoption(
+        "--workers", type=int, default=0, metavar="N", help="processes that do tests at once, forked from this one; 0: this one"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("workers"):
+        config.pluginmanager.register(Workers(config.getoption("workers")))
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has put together what shares a coordinator

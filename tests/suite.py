@@ -27,7 +27,7 @@ def suite(arguments: list[str]) -> int:
     if not 0 < len(failed) <= FEW or not all("::" in name for name in failed):  # what was not even collected is no accident
         return status
     print(f"\n{len(failed)} failed; run again, alone:", flush=True)
-    status = _pytest([*failed, "--numprocesses", "0"])
+    status = _pytest([*failed, "--workers", "0"])
     for test in failed if status == 0 else []:
         print(f"UNSTABLE {test}: it failed and then passed; mend it")
     return status
