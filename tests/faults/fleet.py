@@ -29,6 +29,8 @@ LONGEST_POINT = 1000
 RESTART_AFTER_S = 0.2
 LOOK_EVERY_S = 0.05
 COORDINATOR = "coordinator"
+PROGRAMS = "programs"
+"""folder of links, by name of process: the checkout that it runs; where there is none, this one"""
 LINES = 12
 """of each log"""
 
@@ -38,16 +40,16 @@ def environment(folder: Path, name: str) -> dict[str, str]:
     place = folder / "faults" / f"as.{name}"
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(BOOTSTRAP, place)
-    path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(place), str(folder / PROGRAMS / name), os.environ.get("PYTHONPATH", "")]))
     return {**ENVIRONMENT, "PYTHONPATH": path}
 
 
 class Fleet:
     def __init__(
         self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None,
-        replicas: int = 1,
+        replicas: int = 1, program: Path | None = None,
     ) -> None:  # fmt: skip
-        """`replicas`: coordinators, each with a home of its own, on the one PostgreSQL database of `database_url`."""
+        """`replicas`: coordinators, each with a home of its own, on the one PostgreSQL database of `database_url`. `program`: another checkout that all run."""
         self.folder, self.model, self.database_url = folder, model, database_url
         self.faults.mkdir(parents=True, exist_ok=True)
         (self.faults / "seen").touch()
@@ -59,6 +61,9 @@ class Fleet:
         settings |= {"shared": shared, "threads": 8} if replicas > 1 else {}
         self.names = [COORDINATOR, *(f"{COORDINATOR}-{number}" for number in range(1, replicas))]
         """of the coordinators"""
+        if program is not None:
+            for name in [*self.names, *(f"agent-{number}" for number in range(agents))]:
+                self.install(name, program)
         ports = [free_port() for _ in self.names]
 
         def start(name: str, port: int) -> Coordinator:
@@ -108,6 +113,13 @@ class Fleet:
             thread = threading.Thread(target=self._keep, args=(name,), name=f"keeper-{name}", daemon=True)
             self._keepers.append(thread)
             thread.start()
+
+    def install(self, name: str, program: Path) -> None:
+        """Have a process run this checkout from its next start on."""
+        link = self.folder / PROGRAMS / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(program)
 
     def process(self, name: str) -> Coordinator | Agent:
         return self.coordinators[self.names.index(name)] if name in self.names else self.agents[int(name.rsplit("-", 1)[1])]
