@@ -103,7 +103,10 @@ class Emulator:
                     self.rows[name] = self._ids(tokens, self._assembled.parameter(name).shape[0])
                     few[name] = nn.Parameter(read_rows(path, name, self.rows[name]).to(self._device, torch.float32))
                 elif self._assembled.is_parameter(name):
-                    tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
+                    stored, held = file.get_tensor(name), self._assembled.parameter(name)
+                    # What was stored in half precision is a copy in float32 since `update`, and nobody else's.
+                    own = stored.dtype != torch.float32 and held.dtype == torch.float32 and held.device == stored.device
+                    tensors[name] = held.detach() if own else stored.to(torch.float32, copy=True)
         self._assembled.put(tensors)
         parameters = {name: self._assembled.parameter(name) for name in tensors}
         for name, parameter in few.items():
@@ -203,8 +206,7 @@ class Emulator:
                 kept[name] = tensor
             else:
                 dense[name] = tensor.dequantize()
-        if not trained:
-            dense = self._frozen(dense)
+        dense = self._to_train(dense) if trained else self._frozen(dense)
         if pruned:
             self._assembled.put_pruned(dense)
             self._reshaped.add(shard.block)
@@ -232,6 +234,11 @@ class Emulator:
         if self._precision == torch.float32:
             return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         return {name: t.to(self._precision) if self._is_multiplied(name, t) else _at_least_float32(t) for name, t in tensors.items()}
+
+    def _to_train(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What will be opened, in float32 already: savings are tried out before. A table that is large, and opened in few rows, stays as it is."""
+        kept = {self._table} if self._precision != torch.float32 else set()
+        return {name: t if name in kept else _at_least_float32(t) for name, t in tensors.items()}
 
     def _is_multiplied(self, name: str, tensor: torch.Tensor) -> bool:
         return tensor.ndim == 2 and not isinstance(self._assembled.module_of(name), nn.Embedding)
