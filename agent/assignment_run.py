@@ -20,6 +20,7 @@ from fedcybgd.agent.policy import Policy, check_fetch, check_send
 from fedcybgd.agent.residuals import Residuals
 from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.sending import Delivery, DeltaDamaged
+from fedcybgd.agent.site.asking import SiteCache
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment, Progress
 from fedcybgd.shared.contract.digests import digest_of_file
@@ -56,6 +57,8 @@ class Tools:
     """hears that the visit goes on"""
     rows: int | None = None
     """how many the run may use, where they were counted"""
+    site: SiteCache | None = None
+    """what is asked for shards first; none: the coordinator"""
 
 
 @dataclass(frozen=True)
@@ -222,15 +225,16 @@ def fetch_blobs(tools: Tools, assignment: LeasedAssignment, refs: Iterable[FileR
 
 def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRef) -> Path:
     """One blob. A transfer that is cut again and again, as by a proxy with a time limit, goes on at once where it got further."""
+    site = tools.site or SiteCache(tools.client)
     while True:
         before = tools.cache.bytes_fetched
         try:
-            return tools.cache.get(ref.digest, ref.size, lambda offset: tools.client.shard(assignment.assignment_id, ref.digest, offset))
-        except Unreachable:
-            if tools.cache.bytes_fetched - before < ENOUGH:
+            return tools.cache.get(ref.digest, ref.size, lambda offset: site.shard(assignment.assignment_id, ref, offset))
+        except Unreachable as error:
+            if not site.heard(error) and tools.cache.bytes_fetched - before < ENOUGH:
                 raise
         except VisitFailed as error:
-            if error.reason != "shard_corrupt" or not tools.client.elsewhere.blame():
+            if error.reason != "shard_corrupt" or not (site.heard(error) or tools.client.elsewhere.blame()):
                 raise
 
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -25,7 +26,10 @@ Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 
 
 class ShardCache:
-    """Least recently used shards go first when there is no room; those of the visit at hand are never dropped."""
+    """Least recently used shards go first when there is no room; those of the visit at hand are never dropped.
+
+    Several threads may use one, each for another shard.
+    """
 
     def __init__(self, root: Path, limit: int) -> None:
         self._root = root
@@ -35,6 +39,7 @@ class ShardCache:
         self._pinned: set[str] = set()
         self._found: dict[str, _Found] | None = None
         self._verifier = Verifier()
+        self._lock = threading.RLock()
         root.mkdir(parents=True, exist_ok=True)
         self.bytes_fetched = 0
         """Body bytes that came over the wire since the last call of `pin`."""
@@ -56,13 +61,14 @@ class ShardCache:
         `seconds` is what all transfers until then may take.
         """
         wanted = dict(refs)
-        self._pinned = set(wanted)
-        self._found = None  # the training process makes shards too
-        self.bytes_fetched = 0
-        self._seconds_left = self._seconds = seconds
-        self._needed = sum(wanted.values())
-        self._room = self._limit - self._beside(self._limit - self._needed)
-        self._check_room("shards and residuals")
+        with self._lock:
+            self._pinned = set(wanted)
+            self._found = None  # the training process makes shards too
+            self.bytes_fetched = 0
+            self._seconds_left = self._seconds = seconds
+            self._needed = sum(wanted.values())
+            self._room = self._limit - self._beside(self._limit - self._needed)
+            self._check_room("shards and residuals")
 
     @property
     def left(self) -> int:
@@ -85,6 +91,10 @@ class ShardCache:
         """Where a blob is, or would be."""
         return inside(self._root, digest)
 
+    def part(self, digest: str) -> Path:
+        """Where what has arrived of a blob is, or would be."""
+        return inside(self._root, f"{digest}.part")
+
     def has(self, digest: str) -> bool:
         """Whether the blob is there, and whole: one that is damaged is thrown away."""
         path = self.path(digest)
@@ -98,6 +108,15 @@ class ShardCache:
         log.warning("%s is damaged and thrown away; it is fetched again", path)
         self._delete(digest)
         return False
+
+    def use(self, digest: str) -> Path | None:
+        """The verified file of a blob that is there: as one that was used last, it goes last."""
+        if not self.has(digest):
+            return None
+        path = self.path(digest)
+        self._verifier.used(path)
+        self._note(digest, path.stat().st_size)
+        return path
 
     def adopt(self, path: Path, digest: str) -> None:
         """Move a file in that was made here and is known by its digest."""
@@ -115,12 +134,9 @@ class ShardCache:
         Raises `Unreachable` when the transfer is cut (what arrived is kept), `VisitFailed` when the disk is full or when the bytes
         are wrong (nothing is kept). Where they are wrong and some had arrived before, those may have been spoilt here: all are had once more.
         """
-        path = self.path(digest)
-        if self.has(digest):
-            self._verifier.used(path)
-            self._note(digest, path.stat().st_size)
-            return path
-        part = inside(self._root, f"{digest}.part")
+        if (there := self.use(digest)) is not None:
+            return there
+        path, part = self.path(digest), self.part(digest)
         self.make_room(digest, size)
         try:
             if self._receive(part, size, fetch) and not _is(part, size, digest):
@@ -177,16 +193,17 @@ class ShardCache:
 
     def make_room(self, digest: str, size: int) -> None:
         """Drop what was used longest ago until the `size` bytes of a shard fit; what arrived of it takes part of its own room."""
-        files = self._files()
-        used = sum(found.size for name, found in files.items() if _of(name) != digest)
-        if used + size > self._room:
-            for name in sorted(files, key=lambda name: files[name].used):
-                if used + size <= self._room:
-                    break
-                if _of(name) not in self._pinned | {digest}:
-                    used -= files[name].size
-                    self._delete(name)
-        self._note(digest, size)
+        with self._lock:
+            files = self._files()
+            used = sum(found.size for name, found in files.items() if _of(name) != digest)
+            if used + size > self._room:
+                for name in sorted(files, key=lambda name: files[name].used):
+                    if used + size <= self._room:
+                        break
+                    if _of(name) not in self._pinned | {digest}:
+                        used -= files[name].size
+                        self._delete(name)
+            self._note(digest, size)
 
     def size(self) -> int:
         return sum(f.stat().st_size for f in self._root.iterdir() if f.is_file())
@@ -200,14 +217,16 @@ class ShardCache:
         return self._found
 
     def _note(self, digest: str, size: int) -> None:
-        files = self._files()
-        files.pop(f"{digest}.part", None)
-        files[digest] = _Found(size, time.time())
+        with self._lock:
+            files = self._files()
+            files.pop(f"{digest}.part", None)
+            files[digest] = _Found(size, time.time())
 
     def _delete(self, name: str) -> None:
-        inside(self._root, name).unlink(missing_ok=True)
-        if self._found is not None:
-            self._found.pop(name, None)
+        with self._lock:
+            inside(self._root, name).unlink(missing_ok=True)
+            if self._found is not None:
+                self._found.pop(name, None)
 
 
 class _Found(NamedTuple):

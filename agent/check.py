@@ -20,6 +20,7 @@ from fedcybgd.agent.readiness import Verdict, judge, report, rows_of
 from fedcybgd.agent.rooms import asking
 from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
+from fedcybgd.agent.site.asking import SiteCache
 from fedcybgd.agent.telling import what_counts_tell, what_deltas_tell
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.agent.watch import START_S
@@ -75,6 +76,7 @@ def check(home: Home) -> Iterator[Finding]:
             return
         me = client.me()
         yield Finding(True, "key", f"valid: agent {me.name}, {me.state}")
+        yield from _site_cache(config, client)
     except AgentError as error:
         yield Finding(False, "coordinator", error.message, "is the URL right, is the coordinator up, is the key still valid?")
         return
@@ -91,6 +93,20 @@ def check(home: Home) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding(False, "report", error.message, "the coordinator was not told which runs the data fit; try again")
     home.checked.touch()  # a daemon that runs takes runs again that it refused
+
+
+def _site_cache(config: Config, client: Client) -> Iterator[Finding]:
+    if (url := config.site_cache.url) is not None:
+        wrong = SiteCache(client, url).probe()
+        advice = (
+            "bring `fedagent serve-cache` back there, or correct [site_cache] in agent.toml; until then shards come from the coordinator"
+        )
+        yield Finding(
+            wrong is None,
+            "site cache",
+            f"{url}: {wrong}" if wrong else f"{url} answers, and reaches the coordinator",
+            advice if wrong else "",
+        )
 
 
 def _device(home: Home, config: Config) -> Iterator[Finding]:

@@ -4,14 +4,12 @@ from fedcybgd.shared.host import interrupt
 
 # isort: split
 
-import fcntl
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from getpass import getpass
@@ -25,10 +23,12 @@ from rich.live import Live
 from rich.text import Text
 
 from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
+from fedcybgd.agent.alone import alone
 from fedcybgd.agent.approving import approve
-from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.options import HomeOption, Json, say_json
 from fedcybgd.agent.settings import Home, template
+from fedcybgd.agent.site.command import serve_cache
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host import logs, started
@@ -39,7 +39,8 @@ from fedcybgd.shared.host.terminal import Terminal, log_plainly
 from fedcybgd.shared.host.watchdog import Watchdog
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.command()(approve)
+for command in (approve, serve_cache):
+    app.command()(command)
 terminal = Terminal()
 GIVEN = (
     "Token from the operator. Who lists this machine's processes reads it here: rather use FEDAGENT_TOKEN, a file, or type it when asked."
@@ -171,7 +172,8 @@ def run(
     raise_open_files()
     if until_eof:
         started.stop_at_eof()
-    with _only_one(place):
+    place.ready()
+    with alone(place.lock, "an agent runs"):
         if page is not None:
             logging.getLogger("fedagent").info("page at %s", PagePort(page, place, mine).url)
         speak = partial(reaching.client, place, config, rules)
@@ -181,17 +183,6 @@ def run(
         if metrics is not None:
             logging.getLogger("fedagent").info("metrics at %s", MetricsPort(metrics, worker.metrics).url)
         worker.run()
-
-
-@contextmanager
-def _only_one(home: Home) -> Iterator[None]:
-    home.ready()
-    with home.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(f"an agent runs in {home.path} already") from error
-        yield
 
 
 @app.command()
@@ -264,7 +255,8 @@ def rotate_key(
     place = Home(home)
     config, rules = reaching.load(place)
     mine = credentials.load(place)
-    with _only_one(place):
+    place.ready()
+    with alone(place.lock, "an agent runs"):
         if token is not None or token_file is not None:
             given = enrolment.token_of(token, token_file, _typed_token)
             enrolment.enrol_again(place, reaching.client(place, config, rules, replace(mine, key=None, private_key=None)), given)

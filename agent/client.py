@@ -93,6 +93,7 @@ class Client:
     ) -> None:
         """`storage`: the only other hosts that shards may be fetched from, as in policy.toml."""
         self._http = connect(url, key, authority)
+        self.signer = key if isinstance(key, Signer) else None
         self.url, self.proof = url, proof or Proof()
         self.elsewhere = OtherHosts(storage)
         self.offers: str | None = None
@@ -114,7 +115,8 @@ class Client:
 
     def use(self, key: str | Signer) -> None:
         """Make requests with another key from now on."""
-        self._http.auth = key if isinstance(key, Signer) else httpx.Auth()
+        self.signer = key if isinstance(key, Signer) else None
+        self._http.auth = self.signer or httpx.Auth()
         self._http.headers.pop("Authorization", None)
         if isinstance(key, str):
             self._http.headers["Authorization"] = f"Bearer {key}"
@@ -173,14 +175,14 @@ class Client:
         self._model(AssignmentAnswer, "POST", f"/assignments/{assignment_id}/return", json=request.model_dump())
 
     @contextlib.contextmanager
-    def shard(self, assignment_id: str, digest: str, offset: int) -> Iterator[httpx.Response]:
+    def shard(self, assignment_id: str, digest: str, offset: int, more: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """Stream a shard from `offset` on; 206 when the coordinator follows, 200 when it starts over. It may be another host's answer."""
-        headers = self.proof.headings() | self.elsewhere.headings() | ({"Range": f"bytes={offset}-"} if offset else {})
+        headers = self.proof.headings() | self.elsewhere.headings() | ({"Range": f"bytes={offset}-"} if offset else {}) | (more or {})
         try:
             with self._http.stream("GET", f"/assignments/{assignment_id}/shards/{digest}", headers=headers) as answer:
                 self._recognise(answer)
                 sent_to = self._sent_to(answer)
-                if sent_to is None and answer.status_code not in (200, 206, 416):
+                if sent_to is None and answer.status_code not in ((200, 206, 304, 416) if more else (200, 206, 416)):
                     self._raise(answer, body_of(answer, MOST_JSON))
                 if "html" in answer.headers.get("content-type", ""):
                     raise self._not_it(answer.status_code, answer.headers)

@@ -53,14 +53,20 @@ def addresses(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
 
 
-class OtherHosts:
-    """To be used by one thread."""
+class Rest:
+    """Until when no other host is asked."""
 
-    def __init__(self, allowed: Sequence[str] | None = None, resolve: Resolve = addresses) -> None:
+    until = 0.0
+
+
+class OtherHosts:
+    """To be used by one thread; several may share what they know of who does not serve, their `rest`."""
+
+    def __init__(self, allowed: Sequence[str] | None = None, resolve: Resolve = addresses, rest: Rest | None = None) -> None:
         """`allowed`: the only hosts that may be asked, none if empty. None: any whose addresses are all of the internet, by https."""
         self._allowed = None if allowed is None else [Origin.of(text) for text in allowed]
         self._resolve = resolve
-        self._rests_until = 0.0
+        self._rests = rest or Rest()
         self._asked = False
         self._rarely = Rarely()
         self._http: tuple[str | None, httpx.Client] | None = None
@@ -68,7 +74,12 @@ class OtherHosts:
     def headings(self) -> dict[str, str]:
         """Of a request to the coordinator: whether it may send elsewhere for what is asked."""
         self._asked = False
-        return {} if self._allowed == [] or time.monotonic() < self._rests_until else {ELSEWHERE: "yes"}
+        return {ELSEWHERE: "yes"} if self.allows else {}
+
+    @property
+    def allows(self) -> bool:
+        """Whether any other host is asked at present."""
+        return self._allowed != [] and time.monotonic() >= self._rests.until
 
     def blame(self) -> bool:
         """Whether what came last, and was wrong, came from elsewhere: then the coordinator is asked itself from now on, for a while."""
@@ -148,7 +159,7 @@ class OtherHosts:
         return OtherHostFailed(f"{one_line(where)[:200]} does not serve: {why}")
 
     def _rest(self, seconds: float, why: str) -> None:
-        self._rests_until = time.monotonic() + seconds
+        self._rests.until = time.monotonic() + seconds
         if self._rarely.is_due():
             log.warning("%s; the coordinator itself is asked meanwhile", why)
 

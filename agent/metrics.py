@@ -11,8 +11,10 @@ COUNTED: tuple[Metric, ...] = (
     Metric("fedagent_failures_total", "counter", "visits that were given back, by reason", ("reason",)),
     Metric("fedagent_steps_total", "counter", "training steps"),
     Metric("fedagent_bytes_total", "counter", "bytes of visits: down (shards, patches, files), up (deltas)", ("direction",)),
+    Metric("fedagent_site_cache_bytes_total", "counter", "of those down, what the site cache has sent; the others are of the coordinator or its storage"),
 )  # fmt: skip
 GAUGES: tuple[Metric, ...] = (
+    Metric("fedagent_site_cache_asked", "gauge", "1 while the site cache is asked, 0 while it is not because it did not serve; only where there is one"),
     Metric("fedagent_training", "gauge", "1 while it has a visit"),
     Metric("fedagent_tokens_per_second", "gauge", "speed of training, as it was said last"),
     Metric("fedagent_loss", "gauge", "loss of the visit, as it was said last"),

@@ -24,10 +24,24 @@ def load(home: Home) -> tuple[Config, Policy]:
     if parts.scheme != "https" and rule.authority is not None:
         raise ConfigError(f"policy.toml names a certificate authority, and {config.coordinator} has no certificate: use https://")
     check_way(config.coordinator, config.plain_http, "write plain_http = true at the top of agent.toml, above [data]")
+    _check_site_cache(config, policy)
     limits = config.limits
     disk, memory = (limits.disk_gb, policy.most.disk_gb), (limits.memory_gb, policy.most.memory_gb)
     lower = {"disk_gb": min(n for n in disk if n is not None), "memory_gb": min((n for n in memory if n is not None), default=None)}
     return config.model_copy(update={"limits": limits.model_copy(update=lower)}), policy
+
+
+def _check_site_cache(config: Config, policy: Policy) -> None:
+    parts = urlsplit(config.site_cache.url or "https://")
+    if parts.scheme == "https" or is_loopback(parts.hostname or ""):
+        return
+    if not policy.coordinator.plain_http:
+        raise ConfigError(f"policy.toml allows no http:// beyond this machine (coordinator.plain_http): {config.site_cache.url}")
+    if not config.site_cache.plain_http:
+        raise ConfigError(
+            f"the site cache at {config.site_cache.url} is plain HTTP: whoever is on the way reads the shards. "
+            "Use https://; or, where the network itself is trusted, write plain_http = true under [site_cache]"
+        )
 
 
 def client(home: Home, config: Config, policy: Policy, mine: Credentials | None, who_answers: bool = False) -> Client:

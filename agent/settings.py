@@ -72,6 +72,17 @@ class LimitsSection(SettingsSection):
     hours: list[Hours] = Field(default_factory=list, description='when work may begin, as in "22:00-06:00", local time; empty: always')
 
 
+class SiteCacheSection(SettingsSection):
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/@\s?#]+(/[^\s?#]*)?$",
+        description="a cache of this site (`fedagent serve-cache`), asked for shards before the coordinator is; none: the coordinator alone",
+    )
+    plain_http: bool = Field(
+        False, description="true: http:// beyond this machine, too; whoever is on the way reads the shards, and no key goes there"
+    )
+
+
 class Config(SettingsSection):
     coordinator: str = Field(pattern=r"^https?://", description="URL of the coordinator")
     plain_http: bool = Field(
@@ -82,6 +93,7 @@ class Config(SettingsSection):
     device: DeviceSection = DeviceSection()
     limits: LimitsSection = LimitsSection()
     training: TrainingOptions = TrainingOptions()
+    site_cache: SiteCacheSection = SiteCacheSection()
     log_format: Literal["text", "json"] = Field(
         "text",
         description="of lines on standard error: text for people; json: an object a line, with run, round, block and agent as fields",
@@ -227,6 +239,9 @@ threads = 0                     # 0: as many as there are cores
 disk_gb = 20                    # shards, what error feedback keeps, the pixels of images, and a prefix cache, at the most
 # bandwidth_mbit = 50           # speed of the line; emulators are planned by it
 hours = []                      # when work may begin, as in ["22:00-06:00"]; empty: always
+
+# [site_cache]                  # one machine of this site fetches a shard once for all agents here: fedagent serve-cache
+# url = "https://cache.example:8441"
 
 [training]                      # memory against time; results are the same
 checkpointing = "auto"          # auto, on, off

@@ -16,6 +16,7 @@ from fedcybgd.agent.metrics import COUNTED, METRICS
 from fedcybgd.agent.readiness import Verdict
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.shortage import write_status
+from fedcybgd.agent.site.asking import SiteCache
 from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
 from fedcybgd.shared.contract.metrics import MetricEntry, text
 from fedcybgd.shared.host.counters import Counters
@@ -37,12 +38,13 @@ class Showing:
         walls: Callable[[], str | None],
         without: Callable[[], Sequence[Verdict]],
         watchdog: Watchdog | None = None,
+        site: SiteCache | None = None,
     ) -> None:
-        self._home, self._client, self._walls, self._without = home, client, walls, without
+        self._home, self._client, self._walls, self._without, self._site = home, client, walls, without, site or SiteCache(client)
         self._watchdog, self._signed = watchdog or Watchdog(), -SIGN_EVERY_S
         self._errors: deque[dict[str, str]] = deque(maxlen=ERRORS)
         self._written, self._unwritten = 0.0, Rarely()
-        self._visits, self._began, self._before = 0, 0.0, (0, 0)
+        self._visits, self._began, self._before = 0, 0.0, (0, 0, 0)
         self._counters, self._last = Counters(COUNTED), Progress(phase="fetching")
         self._training = False
 
@@ -78,6 +80,9 @@ class Showing:
             status["contact_at"] = datetime.fromtimestamp(self._client.answered_at, UTC).isoformat()
         if next_s is not None:
             status["next_contact_at"] = (now + timedelta(seconds=next_s)).isoformat()
+        if self._site.url is not None:
+            shown = {"url": self._site.url, "asked": self._site.is_asked, "bytes": self._site.bytes_fetched, "trouble": self._site.trouble}
+            status["site_cache"] = shown
         status["walls"] = self._walls()
         status["takes_no_work_of"] = [{"run": v.run, "reason": v.reason, "message": v.message} for v in self._without()]
         try:
@@ -88,7 +93,7 @@ class Showing:
 
     def begins(self, fetched: int) -> None:
         """A visit begins; `fetched` is how much the cache has fetched so far."""
-        self._began, self._before, self._training = time.monotonic(), (self._client.bytes_sent, fetched), True
+        self._began, self._before, self._training = time.monotonic(), self._moved(fetched), True
         self._last = Progress(phase="fetching")
 
     def progress(self, assignment: LeasedAssignment, progress: Progress, every_s: float) -> None:
@@ -104,7 +109,8 @@ class Showing:
     def ends(self, assignment: LeasedAssignment, fetched: int, delivered: bool) -> None:
         """A visit is over: what has crossed the wire is written down, whatever came of it."""
         self._training = False
-        up, down = self._client.bytes_sent - self._before[0], fetched - self._before[1]
+        up, down, of_site = (after - before for after, before in zip(self._moved(fetched), self._before, strict=True))
+        self._counters.add("fedagent_site_cache_bytes_total", of_site)
         for direction, amount in (("up", up), ("down", down)):
             self._counters.add("fedagent_bytes_total", amount, (direction,))
         if delivered:
@@ -112,10 +118,13 @@ class Showing:
             self._counters.add("fedagent_visits_total")
             self._counters.add("fedagent_visit_seconds", time.monotonic() - self._began)
         try:
-            sent.add(self._home.sent, self._client.url, assignment.run_name, int(delivered), up, down)
+            sent.add(self._home.sent, self._client.url, assignment.run_name, int(delivered), up, down, of_site)
         except OSError as error:
             if self._unwritten.is_due():
                 log.warning("what was sent is not written down: %s", error)
+
+    def _moved(self, fetched: int) -> tuple[int, int, int]:
+        return self._client.bytes_sent, fetched, self._site.bytes_fetched
 
     def failed(self, reason: str) -> None:
         """A visit was given back, for one of the reasons of the protocol."""
@@ -127,6 +136,8 @@ class Showing:
 
     def _gauges(self) -> Iterator[MetricEntry]:
         last = self._last
+        if self._site.url is not None:
+            yield MetricEntry("fedagent_site_cache_asked", self._site.is_asked)
         yield MetricEntry("fedagent_training", self._training)
         for name, value in (
             ("fedagent_tokens_per_second", last.tokens_per_s), ("fedagent_loss", last.loss), ("fedagent_peak_memory_bytes", last.peak_memory_bytes),

@@ -45,6 +45,11 @@ class Signer(httpx.Auth):
                 self._sign(request)
                 yield request
 
+    def once(self, request: httpx.Request) -> httpx.Request:
+        """To be given as `auth`: signs, and believes nobody another time."""
+        self._sign(request)
+        return request
+
     def _sign(self, request: httpx.Request) -> None:
         body = _whole(request)
         path, _, query = request.url.raw_path.decode("ascii").partition("?")

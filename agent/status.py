@@ -146,6 +146,8 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
     limit = f" of {view.cache_limit / 1e9:.2f}" if view.cache_limit is not None else ""
     waiting = f"; {view.outbox} deltas wait to be sent" if view.outbox else ""
     yield Text(f"cache: {view.cache_bytes / 1e9:.2f}{limit} GB{waiting}")
+    if (site := status.get("site_cache")) is not None:
+        yield Text(site_cache(site), "yellow" if site["trouble"] else "")
     yield _left(view.sent)
     if (said_of := view.coordinator) is not None:
         if said_of.error is not None:
@@ -153,6 +155,14 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
         else:
             runs = ", ".join(f"{name} ({state})" for name, state in said_of.runs.items()) or "none"
             yield Text(f"the coordinator says: {said_of.state}; open runs: {runs}")
+
+
+def site_cache(shown: dict[str, Any]) -> str:
+    """In a sentence."""
+    text = f"site cache at {one_line(shown['url'])}: {shown['bytes'] / 1e6:,.1f} MB from it since the start"
+    if shown["trouble"]:
+        text += f"; it did not serve: {one_line(shown['trouble'])}" + ("" if shown["asked"] else "; the coordinator is asked meanwhile")
+    return text
 
 
 def _visit(status: dict[str, Any]) -> Iterator[RenderableType]:

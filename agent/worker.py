@@ -36,6 +36,7 @@ from fedcybgd.agent.retry import patiently
 from fedcybgd.agent.settings import Config, Home, declared, memory_allowed, within_hours
 from fedcybgd.agent.shortage import Shortage, is_short, what_is_short
 from fedcybgd.agent.showing import Showing
+from fedcybgd.agent.site.asking import SiteCache
 from fedcybgd.agent.stop import Stop
 from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.shared.contract.agents import ClaimRequest
@@ -56,11 +57,11 @@ STOPPING_S = 3.0
 
 class Worker:
     def __init__(self, home: Home, config: Config, client: Client, watchdog: Watchdog | None = None) -> None:
-        self._home, self._client = home, client
+        self._home, self._client, self._site = home, client, SiteCache(client)
         self._standing = Verdicts(home, client)
         self._read = self._stamps()
         self._use(config, load_policy(home))
-        self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without, watchdog)
+        self._shows = Showing(home, client, lambda: self._trainer.walls, lambda: self._standing.without, watchdog, self._site)
         self._stop = Stop(lambda: self._trainer.end(), self._leave, self._shows.alive)
         self._shortage, self._pace = Shortage(home.path), ClaimPace(client)
 
@@ -74,6 +75,7 @@ class Worker:
     def _use(self, config: Config, policy: Policy) -> None:
         """Work by these settings from now on; the training process is a new one."""
         self._config, self._policy = config, policy
+        self._site.use(config.site_cache.url)
         self._device = find_device(config.device.kind, config.device.gpu).kind
         self._trainer = TrainerProcess(config, self._home)
         self._residuals = Residuals(self._home.residuals, self._client.url)
@@ -81,19 +83,10 @@ class Worker:
 
     def _tools(self, data: DataSource, rows: int | None) -> Tools:
         return Tools(
-            self._client,
-            self._cache,
-            Outbox(self._home.outbox, self._client.url),
-            self._trainer,
-            data,
-            self._residuals,
-            self._policy,
-            memory_allowed(self._config, self._device) or None,
-            lambda error: self._shows.note(str(error), str(error)),
-            self._stop.pause,
-            self._shows.alive,
-            rows,
-        )
+            self._client, self._cache, Outbox(self._home.outbox, self._client.url), self._trainer, data, self._residuals, self._policy,
+            memory_allowed(self._config, self._device) or None, lambda error: self._shows.note(str(error), str(error)), self._stop.pause,
+            self._shows.alive, rows, self._site,
+        )  # fmt: skip
 
     def _reread(self) -> bool:
         """Take over a changed agent.toml or policy.toml. False while one is wrong: nobody knows then what its owner consents to."""

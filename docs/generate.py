@@ -16,6 +16,7 @@ from docs import statechart, wire
 from fedcybgd.agent import metrics as agent_metrics
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.settings import Config
+from fedcybgd.agent.site import metrics as cache_metrics
 from fedcybgd.coordinator.api import (
     agents,
     assignments,
@@ -188,6 +189,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": lambda: metrics_table(METRICS),
     "versions": versions_table,
     "agent-metrics": lambda: metrics_table(agent_metrics.METRICS),
+    "cache-metrics": lambda: metrics_table(cache_metrics.METRICS),
 }
 
 

@@ -21,6 +21,8 @@ ELSEWHERE = "FedCyBGD-Elsewhere"
 """Heading of a request for a shard: whoever asks may be sent to another host for it (307)."""
 ACCEL = "FedCyBGD-Accel"
 """Heading that a reverse proxy adds which sends files by itself where an answer names them (X-Accel-Redirect)."""
+SITE_CACHE = "FedCyBGD-Cache"
+"""Heading of an answer of a site cache: `asked`, where the coordinator was asked whether this agent may have it."""
 NEXT = "FedCyBGD-Next"
 """Heading of a page of a list: `after` for the next one. The last page has none."""
 MOST_STEPS = 100_000

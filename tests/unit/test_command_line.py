@@ -26,6 +26,7 @@ WITHOUT_JSON = {
     "fedcoord serve": "it has --ready-file",
     "fedcoord engine": "it works until it is stopped; FEDCOORD_LOG_FORMAT is for programs",
     "fedagent run": "it works until it is stopped; log_format is its own",
+    "fedagent serve-cache": "it works until it is stopped; it has metrics",
 }
 # These need no coordinator and no agent: they do what they are asked, or say what is wrong with the file.
 ALONE = {"fedagent policy-file"}

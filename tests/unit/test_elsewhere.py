@@ -123,7 +123,7 @@ def test_who_gave_wrong_bytes_is_not_asked_again(cache: ShardCache) -> None:
 def test_a_visit_is_not_lost_by_wrong_bytes_from_elsewhere(cache: ShardCache) -> None:
     with serving(lambda _: Answer(200, bytes(len(DATA)))) as other, serving(sends_to(other.url)) as server:
         client = Client(server.url, "key", ME, storage=[other.url])
-        tools, assignment = SimpleNamespace(client=client, cache=cache), SimpleNamespace(assignment_id=ASSIGNMENT)
+        tools, assignment = SimpleNamespace(client=client, cache=cache, site=None), SimpleNamespace(assignment_id=ASSIGNMENT)
         assert fetch_blob(tools, assignment, BlobRef(digest=DIGEST, size=len(DATA))).read_bytes() == DATA  # type: ignore[arg-type]
         assert len(other.asked) == 1
     with serving(lambda _: Answer(200, bytes(len(DATA)), {COORDINATOR: ME})) as server:
