@@ -3,6 +3,7 @@
 python -m tests.faults.chaos --runs 200          seeds 0 to 199, two at a time
 python -m tests.faults.chaos --seed 17 --runs 1  one of them again
 python -m tests.faults.chaos --replicas 3        with several coordinators on one PostgreSQL
+python -m tests.faults.chaos --storage s3        with blobs and uploads on a real S3 server, to which something happens too
 python -m tests.faults.chaos --points all        instead: a process is killed once at each named point
 """
 
@@ -26,9 +27,10 @@ from typing import Any
 
 from tests.faults.fleet import Fleet
 from tests.faults.judged import Outcome, disturbed
-from tests.faults.plan import AGENTS, BLOBS, Plan, draw, draw_for_several
+from tests.faults.plan import AGENTS, BLOBS, Plan, draw, draw_for_several, with_storage
 from tests.faults.points import Killed, Pointer
 from tests.faults.spec import held_out, model
+from tests.faults.storage import Storage
 from tests.support.postgres import PostgresServer, find_program
 
 TOGETHER = 10
@@ -37,12 +39,14 @@ Result = dict[str, Any]
 
 
 @contextmanager
-def started(database_url: str | None = None, agents: int = AGENTS, replicas: int = 1) -> Iterator[Fleet]:
+def started(
+    database_url: str | None = None, agents: int = AGENTS, replicas: int = 1, storage: Storage | None = None
+) -> Iterator[Fleet]:  # fmt: skip
     """A fleet under a watch."""
     with tempfile.TemporaryDirectory(prefix="fedcybgd-faults-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(
             Path(folder) / "fleet", model(Path(folder) / "model"), agents, database_url=database_url, held_out=held_out(Path(folder)),
-            replicas=replicas,
+            replicas=replicas, storage=storage,
         )  # fmt: skip
         try:
             fleet.watch()
@@ -51,21 +55,23 @@ def started(database_url: str | None = None, agents: int = AGENTS, replicas: int
             fleet.stop()
 
 
-def group(plans: Sequence[Plan], replicas: int = 1) -> list[Outcome]:
+def group(plans: Sequence[Plan], replicas: int = 1, in_storage: bool = False) -> list[Outcome]:
     """Some runs one after another on one fleet. A run that went wrong is the last of its fleet: the next ones get a fresh one."""
     outcomes: list[Outcome] = []
     server = PostgresServer() if plans[0].postgresql else None
+    storage = Storage() if in_storage else None
     try:
         while left := plans[len(outcomes) :]:
-            with started(server.new_database() if server else None, replicas=replicas) as fleet:
+            with started(server.new_database() if server else None, replicas=replicas, storage=storage) as fleet:
                 for plan in left:
                     outcomes.append(attempted(fleet, plan, server))
                     say(outcomes[-1])
                     if not outcomes[-1].well:
                         break
     finally:
-        if server is not None:
-            server.stop()
+        for one in (server, storage):
+            if one is not None:
+                one.stop()
     return outcomes
 
 
@@ -98,13 +104,14 @@ def batches(plans: Sequence[Plan]) -> list[list[Plan]]:
     return [kind[at : at + TOGETHER] for kind in of_kind for at in range(0, len(kind), TOGETHER)]
 
 
-def random_faults(pool: Executor, seeds: Sequence[int], replicas: int = 1) -> Iterator[Result]:
+def random_faults(pool: Executor, seeds: Sequence[int], replicas: int = 1, in_storage: bool = False) -> Iterator[Result]:
     plans = [draw(seed) if replicas == 1 else draw_for_several(seed) for seed in seeds]
+    plans = [with_storage(plan) if in_storage else plan for plan in plans]
     if find_program("initdb") is None:
         print("PostgreSQL's initdb was not found: its runs are left out", flush=True)
         plans = [plan for plan in plans if not plan.postgresql]
     outcomes: list[Outcome] = []
-    for done in as_completed([pool.submit(group, batch, replicas) for batch in batches(plans)]):
+    for done in as_completed([pool.submit(group, batch, replicas, in_storage) for batch in batches(plans)]):
         outcomes = sorted([*outcomes, *done.result()], key=lambda o: o.seed)
         told = summary(outcomes)
         print("\n" + table(outcomes), flush=True)
@@ -168,12 +175,18 @@ def main() -> int:
     parser.add_argument("--points", default="", help="`all`, or a part of the names of the points")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=1, help="coordinators on one PostgreSQL database, behind a balancer")
+    parser.add_argument("--storage", choices=["s3"], help="where blobs and uploads lie; by default in a directory")
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
     began, wrong = time.monotonic(), 0
     with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
         seeds = range(given.seed, given.seed + given.runs)
-        for result in at_points(pool, given.points, given.seed) if given.points else random_faults(pool, seeds, given.replicas):
+        results = (
+            at_points(pool, given.points, given.seed)
+            if given.points
+            else random_faults(pool, seeds, given.replicas, given.storage is not None)
+        )
+        for result in results:
             result |= {"seconds": round(time.monotonic() - began, 1), "commit": commit()}
             wrong = result["wrong"]
             if given.json:

@@ -3,12 +3,13 @@
 import contextlib
 import mmap
 import os
+import secrets
 import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedcybgd.client.errors import ClientError, Refused
 from fedcybgd.local.errors import LocalError
 from tests.e2e.conftest import write_rows
 from tests.faults.proxy import Proxy
+from tests.faults.storage import Storage, in_folder
 from tests.support.balancer import Balancer
 from tests.support.processes import ENVIRONMENT
 
@@ -47,27 +49,37 @@ def environment(folder: Path, name: str) -> dict[str, str]:
 class Fleet:
     def __init__(
         self, folder: Path, model: Path, agents: int = 3, database_url: str | None = None, held_out: tuple[Path, str] | None = None,
-        replicas: int = 1, program: Path | None = None,
+        replicas: int = 1, program: Path | None = None, storage: Storage | None = None,
     ) -> None:  # fmt: skip
-        """`replicas`: coordinators, each with a home of its own, on the one PostgreSQL database of `database_url`. `program`: another checkout that all run."""
-        self.folder, self.model, self.database_url = folder, model, database_url
+        """`replicas`: coordinators, each with a home of its own, on the one PostgreSQL database of `database_url`. `program`: another checkout
+        that all run. With `storage` a bucket is all that coordinators have in common, and a secret.
+        """
+        self.folder, self.model, self.database_url, self.storage = folder, model, database_url, storage
         self.faults.mkdir(parents=True, exist_ok=True)
         (self.faults / "seen").touch()
         (self.faults / "armed").write_bytes(bytes(LONGEST_POINT))
         with (self.faults / "armed").open("r+b") as file:
             self._armed = mmap.mmap(file.fileno(), 0)
         settings: dict[str, Any] = {"database_url": database_url} if database_url else {}
-        shared = folder / "shared" if replicas > 1 else folder / COORDINATOR
-        settings |= {"shared": shared, "threads": 8} if replicas > 1 else {}
+        settings |= {"threads": 8} if replicas > 1 else {}
         self.names = [COORDINATOR, *(f"{COORDINATOR}-{number}" for number in range(1, replicas))]
         """of the coordinators"""
         if program is not None:
             for name in [*self.names, *(f"agent-{number}" for number in range(agents))]:
                 self.install(name, program)
+        more: dict[str, str] = {}
+        if storage is not None:
+            shared, more = folder / COORDINATOR, storage.environment
+            settings["storage"], self.blobs = storage.new_place()
+            leave_secret([folder / name for name in self.names])
+        else:
+            shared = folder / "shared" if replicas > 1 else folder / COORDINATOR
+            settings |= {"shared": shared} if replicas > 1 else {}
+            self.blobs = in_folder(shared / "blobs")
         ports = [free_port() for _ in self.names]
 
         def start(name: str, port: int) -> Coordinator:
-            return Coordinator.local(folder / name, port, environment=environment(folder, name), timeout_s=60 * replicas, **settings)
+            return Coordinator.local(folder / name, port, environment=environment(folder, name) | more, timeout_s=60 * replicas, **settings)
 
         first = start(self.names[0], ports[0])  # it makes the operator's key
         with ThreadPoolExecutor() as together:
@@ -76,7 +88,6 @@ class Fleet:
         self.balancer = Balancer(ports) if replicas > 1 else None
         self.client = first.client if self.balancer is None else Client(self.balancer.url, (shared / "operator.key").read_text().strip())
         self.operator = self.client.connection
-        self.blobs = shared / "blobs"
         self.partitions = [write_rows(folder / f"rows-{number}.jsonl", number) for number in range(agents)]
         self.proxies: list[Proxy] = []
         self.agents: list[Agent] = []
@@ -96,6 +107,8 @@ class Fleet:
             proxy = Proxy(ports[0] if self.balancer is None else self.balancer.port)
             name = f"agent-{number}"
             self.proxies.append(proxy)
+            if storage is not None:
+                allow(folder / name, storage.proxy.url)
             self.agents.append(
                 Agent.local(proxy.url, self.client.agents.token(expires_in_s=3600).token, name, data=self.partitions[number], runs=["*"], home=folder / name,
                             settings={"device": {"threads": 1}}, environment=environment(folder, name))
@@ -120,6 +133,9 @@ class Fleet:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(program)
+
+    def all_proxies(self) -> list[Proxy]:
+        return [*self.proxies, *([self.storage.proxy] if self.storage is not None else [])]
 
     def process(self, name: str) -> Coordinator | Agent:
         return self.coordinators[self.names.index(name)] if name in self.names else self.agents[int(name.rsplit("-", 1)[1])]
@@ -251,6 +267,20 @@ class Fleet:
 
     def hit(self) -> bool:
         return not self._armed[0]
+
+
+def leave_secret(homes: Sequence[Path]) -> None:
+    """One in all of them, as an operator would before their first start."""
+    secret = secrets.token_hex(32)
+    for home in homes:
+        home.mkdir()
+        (home / "signing.secret").write_text(secret)
+
+
+def allow(home: Path, storage: str) -> None:
+    """Have an owner's policy that names the object storage."""
+    home.mkdir()
+    (home / "policy.toml").write_text(f'[coordinator]\nstorage = ["{storage}"]\n')
 
 
 def free_port() -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import random
 import resource
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,19 +14,19 @@ import psutil
 from fedcybgd import Agent
 from fedcybgd.local.errors import LocalError
 from tests.faults.fleet import COORDINATOR, Fleet, copy_home, environment
-from tests.faults.plan import Fault
+from tests.faults.plan import STORAGE, Fault
 from tests.faults.proxy import KINDS, Rule
 from tests.support.postgres import PostgresServer
 
 
 class Happening:
-    """The faults of one run, one after another or beside each other; `taken` has copies of the blobs that were spoilt."""
+    """The faults of one run, one after another or beside each other; `taken` has the bytes of the blobs that were spoilt."""
 
     def __init__(self, fleet: Fleet, run_id: str, seed: int, postgres: PostgresServer | None = None) -> None:
         self._fleet, self._run_id, self._postgres = fleet, run_id, postgres
         self._chosen = random.Random(seed)
-        self.taken: dict[Path, Path] = {}
-        self._one_database = threading.Lock()
+        self.taken: dict[str, bytes] = {}
+        self._one_database, self._one_storage = threading.Lock(), threading.Lock()
 
     def do(self, fault: Fault) -> None:
         """Returns when the fault is over. What befalls the coordinator befalls any one of several."""
@@ -40,6 +39,8 @@ class Happening:
         match verb:
             case "kill" | "freeze" if what == "database":
                 self._database(fault)
+            case "kill" | "freeze" if what == STORAGE:
+                self._storage(fault)
             case "point":
                 self._fleet.arm(fault.how)
             case "kill":
@@ -60,6 +61,8 @@ class Happening:
                 self._blob(fault)
             case "cached":
                 self._spoil(sorted((self._fleet.folder / fault.target / "cache").glob("*")), fault.how)
+            case "copied":
+                self._spoil(sorted((self._fleet.folder / fault.target / "cache").glob("[0-9a-f][0-9a-f]/*")), fault.how)
             case "replica":
                 self._replica(fault)
             case _:
@@ -67,16 +70,17 @@ class Happening:
 
     def put_back(self) -> None:
         """As an operator who has a backup."""
-        for place, copy in self.taken.items():
-            place.parent.mkdir(exist_ok=True)
-            shutil.copy(copy, place)
+        for digest, data in self.taken.items():
+            self._fleet.blobs.write(digest, data)
         self.taken.clear()
 
     def _wire(self, fault: Fault) -> None:
         rule = Rule(fault.kind, fault.seconds, fault.amount)
         if fault.kind in ("cut_up", "cut_down", "drop_answer", "duplicate", "reset"):
             rule.requests = self._chosen.choice((1, 3, 10))
-        self._fleet.proxies[int(fault.target[-1])].set(rule)
+        (self._fleet.storage.proxy if self._fleet.storage and fault.target == STORAGE else self._fleet.proxies[int(fault.target[-1])]).set(
+            rule
+        )
         while not rule.over():
             time.sleep(0.05)
 
@@ -110,32 +114,31 @@ class Happening:
 
     def _blob(self, fault: Fault) -> None:
         """One of the blobs that the run stands on."""
-        present = [self._fleet.blobs / b["digest"][:2] / b["digest"] for b in self._fleet.view(self._run_id)["blocks"]]
-        self._spoil([path for path in present if path.exists()], fault.how, keep=True)
+        blobs, digests = self._fleet.blobs, sorted({str(b["digest"]) for b in self._fleet.view(self._run_id)["blocks"]})
+        self._chosen.shuffle(digests)
+        for digest in digests:
+            try:
+                data = blobs.read(digest)
+            except FileNotFoundError:
+                continue
+            self.taken.setdefault(digest, data)
+            blobs.delete(digest) if fault.how == "missing" else blobs.write(digest, self._spoilt(data, fault.how))
+            return
 
-    def _spoil(self, files: list[Path], how: str, keep: bool = False) -> None:
+    def _spoil(self, files: list[Path], how: str) -> None:
         files = [path for path in files if path.is_file() and path.suffix != ".part"]
-        if not files:
-            return
-        path = self._chosen.choice(files)
-        try:
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            path = self._chosen.choice(files)
             data = path.read_bytes()
-        except FileNotFoundError:
-            return
-        if keep and path not in self.taken:
-            copy = self._fleet.folder / f"kept-{path.name}"
-            shutil.copy(path, copy)
-            self.taken[path] = copy
+            path.unlink() if how == "missing" else path.write_bytes(self._spoilt(data, how))
+
+    def _spoilt(self, data: bytes, how: str) -> bytes:
         place = self._chosen.randrange(max(1, len(data)))
-        changed = {
+        return {
             "flipped": data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :] if data else b"\1",
             "empty": b"",
             "torn": data[:place],
-        }
-        if how == "missing":
-            path.unlink(missing_ok=True)
-        else:
-            path.write_bytes(changed[how])
+        }[how]
 
     def _replica(self, fault: Fault) -> None:
         """The agent a second time, with the same key, from a copy of its home."""
@@ -150,4 +153,10 @@ class Happening:
         assert self._postgres is not None
         act = self._postgres.killed if fault.kind == "kill database" else self._postgres.frozen
         with self._one_database, act():  # what is dead cannot be frozen
+            time.sleep(fault.seconds)
+
+    def _storage(self, fault: Fault) -> None:
+        assert self._fleet.storage is not None
+        server = self._fleet.storage.server
+        with self._one_storage, server.killed() if fault.kind == "kill storage" else server.frozen():
             time.sleep(fault.seconds)

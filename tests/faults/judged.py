@@ -79,7 +79,7 @@ def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) 
     judge(outcome, fleet, run_id, view, undisturbed(fleet.model, fleet.partitions, values), plan.exact)
     outcome.restarts, outcome.restarted_in = sum(fleet.restarts.values()) - restarts, fleet.restarted_in[restarted:]
     outcome.seconds = time.monotonic() - began
-    for proxy in fleet.proxies:
+    for proxy in fleet.all_proxies():
         proxy.clear()
     for fault in plan.faults:
         if fault.kind == "replica":  # started again it has its key at once: the next run is not to wait for it
@@ -93,7 +93,7 @@ def judge(outcome: Outcome, fleet: Fleet, run_id: str, view: dict[str, Any], exp
         progress = f"{view['rounds_done']} of {view['rounds_total']} rounds"
         outcome.wedged += [f"{view['state']}: {view['reason']} ({progress})", *told(view), *fleet.last_words()]
     database = fleet.database_url or str(fleet.folder / COORDINATOR / "coordinator.db")
-    found = chain.check(chain.opened(database), fleet.blobs, run_id)
+    found = chain.check(chain.opened(database), fleet.blobs.read, run_id)
     outcome.lost += found.lost if view["state"] == "completed" else []  # else they may still come
     outcome.doubled, outcome.different, outcome.versions = found.doubled, found.different, found.versions
     digests = digests_of(view)

@@ -28,6 +28,15 @@ OF_AN_AGENT = (
 )
 OF_THE_WIRE = ("cut_up", "cut_down", "delay", "throttle", "black_hole", "reset", "duplicate", "drop_answer", "drop_answer", "foreign")
 OF_POSTGRESQL = ("kill database", "freeze database")
+STORAGE = "storage"
+OF_THE_STORAGE = (
+    "kill storage", "kill storage", "freeze storage", "foreign", "foreign", "delay", "throttle", "black_hole", "reset", "cut_up", "cut_down",
+    "drop_answer", "duplicate", "copied blob", "blob",
+)  # fmt: skip
+"""The server, the line to it, the copies on coordinators' disks, and what lies in it"""
+FAULTS_OF_THE_STORAGE = 3
+UNAVAILABLE = (500, 502, 503)
+"""what a storage that is busy, or a proxy before it, answers"""
 ONCE = frozenset({"kill trainer", "full disk", "few files"})
 """What an agent gives its work back for: twice, and another agent may be asked, whose weights are others. Once a run, all of them together."""
 
@@ -107,6 +116,17 @@ def draw_for_several(seed: int) -> Plan:
     return replace(plan, postgresql=True, faults=[fault for fault in plan.faults if fault.kind != "clock"])
 
 
+def with_storage(plan: Plan) -> Plan:
+    """The same where blobs lie in object storage, to which something happens too."""
+    chosen = random.Random(f"storage {plan.seed}")
+    more = []
+    for kind in chosen.sample(OF_THE_STORAGE, FAULTS_OF_THE_STORAGE):
+        target = COORDINATOR if kind.endswith("blob") else STORAGE
+        fault = _fault(chosen, kind, target, plan.flavour)
+        more.append(replace(fault, amount=chosen.choice(UNAVAILABLE)) if kind == "foreign" else fault)
+    return replace(plan, faults=sorted([*plan.faults, *more], key=lambda f: f.at))
+
+
 def draw_few(seed: int, point: str, agents: int) -> Plan:
     """For CI: a short run, with a death at a point and a fault that is soon over."""
     chosen = random.Random(seed)
@@ -120,18 +140,18 @@ def draw_few(seed: int, point: str, agents: int) -> Plan:
 def _fault(chosen: random.Random, kind: str, target: str, flavour: str) -> Fault:
     fault = Fault(round(chosen.uniform(0.0, ROUNDS / 2 if flavour == "wave" else ROUNDS), 2), kind, target)
     whose = target.split("-", maxsplit=1)[0]
-    span = BEYOND_THE_LEASE_S if flavour == "wave" and whose != COORDINATOR else WITHIN_THE_LEASE_S
+    span = BEYOND_THE_LEASE_S if flavour == "wave" and whose not in (COORDINATOR, STORAGE) else WITHIN_THE_LEASE_S
     seconds = round(chosen.uniform(*span), 1)
-    if whose == "wire":
+    if whose == "wire" or (whose == STORAGE and not kind.endswith(STORAGE)):
         amount = {
             "cut_up": chosen.choice((1, 100, 700, 5000)), "cut_down": chosen.choice((0, 1, 100, 300, 5000)),
             "delay": chosen.choice((200, 1000, 3000)), "throttle": chosen.choice((2000, 20000)), "foreign": chosen.choice(FOREIGN),
         }.get(kind, 0)  # fmt: skip
         return replace(fault, seconds=seconds, amount=amount)
-    if kind in ("blob", "cached blob"):
+    if kind.endswith("blob"):
         return replace(fault, how=chosen.choice(BLOBS))
     if kind == "clock":
         return replace(fault, seconds=seconds, amount=chosen.choice((-86_400, -3_600, -30, 30, 3_600, 86_400)))
     if kind == "replica":
         return replace(fault, seconds=seconds + 2)
-    return fault if kind.startswith("kill") and whose != "database" else replace(fault, seconds=seconds)
+    return fault if kind.startswith("kill") and whose not in ("database", STORAGE) else replace(fault, seconds=seconds)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 from tests.faults import chain
+from tests.faults.storage import in_folder
 
 RUN = "run_0123"
 
@@ -67,7 +68,7 @@ class History:
         database.execute("INSERT INTO block VALUES (:run, :name, :version, :digest)", self.present | {"run": RUN})
         database.commit()
         database.close()
-        return chain.check(chain.opened(str(file)), self.blobs, RUN)
+        return chain.check(chain.opened(str(file)), in_folder(self.blobs).read, RUN)
 
 
 def test_a_good_history_is_good(tmp_path: Path) -> None:

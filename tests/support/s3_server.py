@@ -10,6 +10,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,6 +79,23 @@ class S3Server:
         store = S3Store(bucket, client_options={"allow_http": True}, **given)  # type: ignore[arg-type]
         httpx.put(obstore.sign(store, "PUT", "", timedelta(minutes=1)), timeout=30).raise_for_status()
 
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """What speaks S3 is gone at once, as by a crash; started again afterwards. Those behind it live: what it had given them they finish."""
+        process = self._processes.pop()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        yield
+        self._start("proxy")
+        self.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections, as far as the kernel does so by itself, and answers nothing."""
+        os.killpg(self._processes[-1].pid, signal.SIGSTOP)
+        yield
+        os.killpg(self._processes[-1].pid, signal.SIGCONT)
+
     def processes(self) -> list[psutil.Process]:
         return [psutil.Process(process.pid) for process in self._processes]
 
@@ -112,6 +131,9 @@ pipeline = {pipeline}
 [app:{kind}-server]
 use = egg:swift#{kind}
 account_autocreate = true
+conn_timeout = 10
+node_timeout = 60
+container_update_timeout = 60
 allow_account_management = true
 """
         for name, lines in filters.items():
