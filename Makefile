@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A real S3 server for tests, in a Python of its own.
+SWIFT := .venv-s3/bin/swift-proxy-server
 # Without a GPU a looser range may pull gigabytes of CUDA packages.
 TORCH := torch==2.13.0
 # Tests at a time, each with one thread: half of their time they wait for real processes, so there are two for each of two cores.
@@ -43,12 +45,14 @@ browser: setup ## A real Chromium at every page and action of /admin (about two 
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --workers $(WORKERS) --durations 10 --both-databases
 
-chaos: setup ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, REPLICAS=3 coordinators, or POINTS=all to die at each named point
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)') $(if $(REPLICAS),--replicas $(REPLICAS))
+chaos: setup $(if $(STORAGE),$(SWIFT)) ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, REPLICAS=3 coordinators, STORAGE=s3, or POINTS=all to die at each named point
+	OMP_NUM_THREADS=1 S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)') $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORAGE),--storage $(STORAGE))
 
-s3: setup ## The contract of stores and uploads on a real S3 server, which is installed beside .venv (about two minutes)
-	test -x .venv-s3/bin/swift-proxy-server || { $(PYTHON) -m venv .venv-s3 && .venv-s3/bin/python -m pip install --quiet --disable-pip-version-check 'swift==2.38.3' 'setuptools<80'; }
-	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py tests/contract/test_bucket_uploads.py tests/integration/test_object_storage.py tests/integration/test_replicas_and_bucket.py -k s3
+$(SWIFT):
+	$(PYTHON) -m venv .venv-s3 && .venv-s3/bin/python -m pip install --quiet --disable-pip-version-check 'swift==2.38.3' 'setuptools<80'
+
+s3: setup $(SWIFT) ## The contract of stores and uploads on a real S3 server, which is installed beside .venv (about two minutes)
+	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py tests/contract/test_bucket_uploads.py tests/integration/test_object_storage.py tests/integration/test_replicas_and_bucket.py tests/faults/test_storage.py -k s3
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)

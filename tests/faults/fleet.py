@@ -199,7 +199,7 @@ class Fleet:
 
     # ---- what an operator does, whatever happens meanwhile ---------------------------------------------------------------
 
-    def insist(self, act: Callable[[], Any], done: Callable[[], bool], limit: float = 60) -> None:
+    def insist(self, act: Callable[[], Any], done: Callable[[], bool], limit: float = 180) -> None:
         """Do what may have been done already when its answer was lost."""
         until = time.monotonic() + limit
         while True:
