@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import tempfile
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import select, text
@@ -21,6 +21,8 @@ from fedcybgd.shared.contract.digests import digest_of
 
 log = logging.getLogger("fedcoord")
 LABEL = "store.id"
+STARTS_WITHIN = timedelta(minutes=1)
+"""Whoever made a signing key says that it lives within this time."""
 
 
 class StoreDiffers(CoordinatorError):
@@ -61,12 +63,14 @@ def check(session: Session, settings: Settings, home: str, now: datetime) -> Non
         )
     known.store = store
     if place.url is not None:
-        _check_secrets(session, settings, known, replicas.is_another_alive(session, home, now))
+        _check_secrets(session, settings, known, replicas.is_another_alive(session, home, now), now)
 
 
-def _check_secrets(session: Session, settings: Settings, known: Instance, is_another_alive: bool) -> None:
+def _check_secrets(session: Session, settings: Settings, known: Instance, is_another_alive: bool, now: datetime) -> None:
     """Coordinators that have their blobs in object storage need no directory in common, and yet the same secrets."""
-    if is_another_alive and (key := signing.newest(session)) is not None:
+    key = signing.newest(session)
+    # Of two that start at once one makes the key, and says only later in its start that it lives.
+    if key is not None and (is_another_alive or now - key.created_at < STARTS_WITHIN):
         try:
             signing.opened(key, signing_secret(settings))
         except signing.SigningKeyLost as error:
@@ -84,8 +88,8 @@ def _check_secrets(session: Session, settings: Settings, known: Instance, is_ano
 
 def _secret_differs(file: Path, why: str) -> SecretDiffers:
     return SecretDiffers(
-        f"{file} is not there, or another than that of a coordinator that lives on this database: {why}. Copy the file from its home, "
-        "or have all of them use one directory (FEDCOORD_SHARED). If that one was just stopped for good, start this one again in a moment"
+        f"{file} is not there, or another than that of a coordinator that lives on this database, or starts on it: {why}. Copy the file from its home, "
+        "or have all of them use one directory (FEDCOORD_SHARED). If that one was just stopped for good, start this one again in a minute"
     )
 
 

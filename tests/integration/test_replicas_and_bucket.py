@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save
+from sqlalchemy import select
 
 from fedcybgd.client.connection import Connection
-from fedcybgd.coordinator.common import SecretDiffers
+from fedcybgd.coordinator.common import STARTS_WITHIN, SecretDiffers
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import SigningKey
 from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.coordinator.settings import Settings
@@ -108,6 +110,12 @@ class Homes:
         with self.database.transaction() as session:
             replicas.leave(session, self.replica)
 
+    def passed(self) -> None:
+        """The key was made long ago."""
+        with self.database.transaction() as session:
+            for key in session.scalars(select(SigningKey)):
+                key.created_at -= STARTS_WITHIN
+
     def started(self, settings: Settings) -> None:
         """As far as the part in which it serves; twice, for that looks once more."""
         prepare_home(settings)
@@ -142,8 +150,17 @@ def test_directories_that_are_called_common_and_are_two_are_noticed(homes: Homes
     homes.started(homes.other.model_copy(update={"shared": homes.one.home}))
 
 
+def test_of_two_that_start_at_once_the_one_without_the_secret_does_not(homes: Homes) -> None:
+    homes.dies()  # the first has made the key, and is not yet so far that it says that it lives
+    with pytest.raises(SecretDiffers, match=SECRET):
+        homes.started(homes.other)
+    homes.copied(SECRET)
+    homes.started(homes.other)
+
+
 def test_where_nobody_else_lives_it_starts(homes: Homes) -> None:
     homes.dies()
+    homes.passed()
     homes.started(homes.other)
 
 
@@ -160,6 +177,7 @@ def test_a_webhook_has_one_secret(homes: Homes) -> None:
     homes.started(homes.other)
     (homes.other.home / "webhook.secret").unlink()
     homes.dies()
+    homes.passed()
     homes.started(homes.other)
     homes.lives()
     with pytest.raises(SecretDiffers):
