@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from fedcybgd.client.errors import AnswerInvalid, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
+from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
@@ -169,6 +169,12 @@ class Connection:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError as error:
+            if answer.status_code == 413:
+                size = answer.request.headers.get("Content-Length", "some")
+                raise BodyLimited(
+                    f"something between here and {self.url} answered 413 to a body of {size} bytes: a limit of a proxy "
+                    "(client_max_body_size in nginx); its operator has to raise it"
+                ) from error
             weather = answer.status_code >= 500 or answer.status_code == 429
             kind = CoordinatorAway if weather else ClientError
             raise kind(f"{self.url} answered {answer.status_code}: is it a coordinator?") from error

@@ -4,6 +4,7 @@ FedError (shared)
 └── ClientError
     ├── CoordinatorAway     no answer, or one of something that stands before the coordinator: later it may be another
     ├── Refused             the coordinator said no; the code is its own
+    ├── BodyLimited         a proxy takes no body of that size
     ├── AnswerInvalid       the answer is not what a coordinator of this version gives
     ├── KeyInvalid          the operator's key is missing, or is none
     ├── TimedOut            what was waited for did not come
@@ -39,6 +40,10 @@ class Refused(ClientError):
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"
+
+
+class BodyLimited(ClientError):
+    code = "proxy_body_limit"
 
 
 class AnswerInvalid(ClientError):

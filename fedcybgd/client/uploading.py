@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from fedcybgd.client.connection import Connection, segment
-from fedcybgd.client.errors import AnswerInvalid, CoordinatorAway, FileUnusable, Refused
+from fedcybgd.client.errors import AnswerInvalid, BodyLimited, CoordinatorAway, FileUnusable, Refused
 from fedcybgd.shared.contract.assignments import UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.model_uploads import CONFIG, TEXTS, WEIGHTS, ModelFile, ModelFileView, ModelUploadRequest, ModelUploadView
@@ -16,6 +16,10 @@ from fedcybgd.shared.contract.model_uploads import CONFIG, TEXTS, WEIGHTS, Model
 WHOLE = f"model{WEIGHTS}"
 PIECE = 16 << 20
 """Bytes of one request: what a proxy holds back until it has all of it is sent again after a cut."""
+SMALLEST = 16 << 10
+"""What a proxy takes at the least: below, a person has to raise its limit."""
+SHORT = 1 << 20
+"""Pieces are not made smaller than this because of cuts alone."""
 CHUNK = 1 << 20
 PAUSE_S = 1.0
 
@@ -30,6 +34,19 @@ class UploadProgress(NamedTuple):
 
 
 Told = Callable[[UploadProgress], None]
+
+
+class Piece:
+    """How many bytes get through in one request, as far as is known."""
+
+    def __init__(self) -> None:
+        self.size = PIECE
+
+    def halve(self, tried: int, least: int) -> bool:
+        """Whether smaller ones than the one that was tried are worth a try."""
+        if tried > least:
+            self.size = max(least, min(self.size, 1 << ((tried - 1).bit_length() - 1)))
+        return tried > least
 
 
 def announced(directory: Path, name: str, told: Told) -> ModelUploadRequest:
@@ -68,7 +85,7 @@ def files_of(directory: Path) -> list[Path]:
 def send(connection: Connection, directory: Path, view: ModelUploadView, told: Told) -> None:
     """Every file that has not arrived, whole. Raises `Refused`, `CoordinatorAway`, `FileUnusable`."""
     files = {file.digest: file for file in view.files}
-    before = sum(file.offset for file in files.values())
+    before, piece = sum(file.offset for file in files.values()), Piece()
     size = sum(file.size for file in files.values())
     told(UploadProgress("sending", before, size))
     for file in files.values():
@@ -79,16 +96,17 @@ def send(connection: Connection, directory: Path, view: ModelUploadView, told: T
             told(UploadProgress("sending", sent + offset, size))
 
         if not file.complete:
-            _send_file(connection, directory / file.name, view.id, file, here)
+            _send_file(connection, directory / file.name, view.id, file, piece, here)
         before += file.size
         told(UploadProgress("sending", before, size))
 
 
-def _send_file(connection: Connection, path: Path, upload_id: str, file: ModelFileView, here: Callable[[int], None]) -> None:
+def _send_file(connection: Connection, path: Path, upload_id: str, file: ModelFileView, piece: Piece, here: Callable[[int], None]) -> None:
     offset, away_since = file.offset, None
     while True:
+        length = min(piece.size, file.size - offset)
         try:
-            answer = _send_piece(connection, path, upload_id, file, offset, here)
+            answer = _send_piece(connection, path, upload_id, file, offset, length, here)
             if answer.complete:
                 return
             offset, away_since = answer.offset, None
@@ -100,7 +118,11 @@ def _send_file(connection: Connection, path: Path, upload_id: str, file: ModelFi
                 time.sleep(PAUSE_S)
             else:
                 raise
+        except BodyLimited:
+            if not piece.halve(length, SMALLEST):
+                raise
         except CoordinatorAway as error:
+            piece.halve(length, SHORT)  # a proxy may cut a body that is too large, or takes too long, and its answer is not heard
             if away_since is None:
                 away_since = time.monotonic()
                 connection.notice(f"{error.message}; waiting for it")
@@ -110,15 +132,15 @@ def _send_file(connection: Connection, path: Path, upload_id: str, file: ModelFi
 
 
 def _send_piece(
-    connection: Connection, path: Path, upload_id: str, file: ModelFileView, offset: int, here: Callable[[int], None]
+    connection: Connection, path: Path, upload_id: str, file: ModelFileView, offset: int, length: int, here: Callable[[int], None]
 ) -> UploadOffset:
     try:
         with path.open("rb") as opened:
             opened.seek(offset)
-            data = opened.read(min(PIECE, file.size - offset))
+            data = opened.read(length)
     except OSError as error:
         raise FileUnusable(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) < min(PIECE, file.size - offset):
+    if len(data) < length:
         raise FileUnusable(f"{path} has become shorter meanwhile; run the command again")
 
     def body() -> Iterator[bytes]:
