@@ -135,8 +135,10 @@ class LaneThread:
                 raise error
             self._run(replace(job, kind=JobKind.MEND, payload=found), mended)
         except FedError as failed:
-            name = self._queue.ask("name a blob", lambda session: mending.names_of(session, digest))
-            raise type(error)(f"{name}: {error.message}; {mending.put_back(digest)}", digest=digest) from failed
+            name, advice = self._queue.ask(
+                "name a blob", lambda session: (mending.names_of(session, digest), mending.put_back(session, digest))
+            )
+            raise type(error)(f"{name}: {error.message}; {advice}", digest=digest) from failed
         self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject, utcnow()))
 
     def _run_once(self, job: Taken) -> BaseModel:

@@ -1,5 +1,6 @@
 """A blob is damaged or gone, on either side: it is named, made or fetched again where it can be, and nobody else is blamed."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, run_file, settled, start_run
+from tests.support.visits import Hand, fresh, run_file, settled, start_run
 
 Harm = Callable[[Path], None]
 INT8: dict[str, Any] = {"compression": {"policy": "int8"}, "delta": {"codec": "int8"}, "schedule": {"cycles": 2}}
@@ -247,6 +248,37 @@ def test_an_agent_waits_while_a_blob_is_put_back(live: LiveCoordinator, model: s
     assert f"block head of run {run}, version 0, exact" in view["reason"]
     place(live, head.digest).write_bytes(data)
     assert hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{head.digest}").content == data
+    live.operator.post(f"/runs/{run}/resume")
+    hand.deliver(assignment)
+    wait_for(lambda: live.operator.get(f"/runs/{run}")["rounds_done"] == 1)
+    live.operator.post(f"/runs/{run}/cancel")
+
+
+@pytest.mark.parametrize(
+    ("block", "advice"), [("layers.0", r"adding model \S+ again under another name"), ("head", "creating a run with the same")]
+)
+def test_what_only_the_beginning_leads_to_is_made_by_beginning_again(
+    live: LiveCoordinator, model: str, hand: Hand, bert: Path, block: str, advice: str
+) -> None:
+    """The reason of the pause says how, and that way leads to the same bytes."""
+    more: dict[str, Any] = {"seed": 4000 + len(block)}
+    run = start_run(live, model, [hand], **more)
+    assignment = hand.take(run)
+    digest = next(b for b in assignment.manifest.blocks if b.block == block).digest
+    with live.database.transaction() as session:
+        for row in session.scalars(select(EncodedShard).where(EncodedShard.source == digest)):
+            session.delete(row)
+    data = place(live, digest).read_bytes()
+    place(live, digest).unlink()
+    hand.http.get(f"/assignments/{assignment.assignment_id}/shards/{digest}")
+    view = wait_for(lambda: (v := live.operator.get(f"/runs/{run}"))["state"] == "paused" and v)
+    assert re.search(advice, view["reason"])
+    if block == "head":
+        live.create_run(run_file(model, [hand], **more))
+    else:
+        assert str(bert) in view["reason"]
+        live.add_model(fresh("again"), bert)
+    assert place(live, digest).read_bytes() == data
     live.operator.post(f"/runs/{run}/resume")
     hand.deliver(assignment)
     wait_for(lambda: live.operator.get(f"/runs/{run}")["rounds_done"] == 1)

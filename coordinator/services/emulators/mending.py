@@ -96,8 +96,16 @@ def _since_bytes_are_kept(session: Session, version: BlockVersion | None) -> lis
     return way[::-1] if version is not None else []
 
 
-def put_back(digest: str) -> str:
-    return f"put it back as blobs/{digest[:2]}/{digest}, from a backup for instance, then resume"
+def put_back(session: Session, digest: str) -> str:
+    """What a person can do about a blob to which no way leads; of what there was at a beginning, begin again."""
+    models = [model for model in session.scalars(select(Model)) if any(block.digest == digest for block in model.blocks)]
+    prepared = select(Run.name).join(Block, Block.run_id == Run.id).where(Block.digest == digest, Block.version == 0).limit(1)
+    again = ""
+    if models:
+        again = f", or by adding model {models[0].name} again under another name, from {models[0].source}"
+    elif (name := session.scalar(prepared)) is not None:
+        again = f", or by creating a run with the same run file as {name}, seed and all, but for its name"
+    return f"put it back as blobs/{digest[:2]}/{digest}, from a backup for instance{again}, then resume"
 
 
 def can_be_made(session: Session, stored: Collection[str]) -> set[str]:

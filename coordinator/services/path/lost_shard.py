@@ -46,7 +46,7 @@ def wanted(session: Session, error: CoordinatorError, run_id: str, kind: str, no
         request = EncodePayload(config=payload.config or shards.config_of(run), task=run.spec.task.kind, wanted=refs, mends=digest)
         jobs.enqueue(session, ENCODE, run.id, request, now)
     else:
-        why = f"{mending.names_of(session, digest)} is lost ({digest}) and cannot be made again: {mending.put_back(digest)}"
+        why = f"{mending.names_of(session, digest)} is lost ({digest}) and cannot be made again: {mending.put_back(session, digest)}"
         give_up.pause(session, run, why, now)
     return answer
 
