@@ -26,6 +26,11 @@ MEASURED = 2000
 """Rows whose tokens are counted"""
 MOST_LABELS = 1000
 """As many different values are labels at the most; more are something else"""
+MOST_NUMBERED = 100_000
+LONGEST_NAME = 10_000
+"""Characters of a label, as in a run file"""
+SPARSE = 8
+"""Times as many labels as have a row are numbers of something else, unless somebody says that they are labels"""
 CHARACTERS_A_TOKEN = 3
 """Where there is no tokenizer to ask: fewer than most have, so that rows are thought rather too long"""
 Count = Callable[[Row], int]
@@ -121,19 +126,48 @@ def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, s
 
 def _labels(files: Sequence[Path], column: str, said: int | None) -> int | tuple[str, ...] | None:
     """How many labels there are, where they are numbers from 0; else their names in order."""
-    values: set[Any] = set()
+    of_files: dict[Path, set[Any]] = {file: set() for file in files}
+    first: dict[tuple[Path, bool], tuple[int, Any]] = {}
     for file, number, row in _numbered(files):
         value = row.get(column)
         if value is None:
             return said or 2  # what is wrong with this row is told when it is read as an example
         if not isinstance(value, (str, int, float)):
             raise DataError(f"{file.name} row {number}: column {column!r} holds no label, but a {type(value).__name__}")
-        values.add(value)
-        if len(values) > MOST_LABELS and said is None:
+        if isinstance(value, str) and len(value) > LONGEST_NAME:
+            raise DataError(f"{file.name} row {number}: column {column!r} has {len(value):,} characters; is that the label?")
+        if not isinstance(value, str) or not _is_number(value):  # text of digits may be either
+            first.setdefault((file, _is_number(value)), (number, value))
+            _check_alike(file, first.get((file, True)), first.get((file, False)))
+        of_files[file].add(value)
+        if len(of_files[file]) > MOST_LABELS and said is None:
             raise DataError(
                 f"{file.name}: column {column!r} has more than {MOST_LABELS:,} different values; is that the label? Say how many with --labels"
             )
+    _check_files_alike(of_files)
+    values = set().union(*of_files.values())
     return _of_numbers(files[0], column, values, said) if all(_is_number(value) for value in values) else _of_names(files[0], values, said)
+
+
+def _check_alike(file: Path, number: tuple[int, Any] | None, name: tuple[int, Any] | None) -> None:
+    """A number and a name in one file: by guessing, a label would become two. Raises `DataError`."""
+    if number is None or name is None:
+        return
+    said = {number[0]: f"a number, {number[1]!r}", name[0]: f"a name, {str(name[1])!r}"}
+    last, before = max(said), min(said)
+    raise DataError(f"{file.name} row {last}: the label is {said[last]}, and row {before} has {said[before]}; write them alike")
+
+
+def _check_files_alike(of_files: Mapping[Path, Collection[Any]]) -> None:
+    """The same, of numbers in one file and names in another. Raises `DataError`."""
+    named = next((file for file, values in of_files.items() if not all(map(_is_number, values))), None)
+    for file, values in of_files.items():
+        if named is None or not values or not all(map(_is_number, values)):
+            continue
+        if not {str(value).strip() for value in values} <= {str(value).strip() for value in of_files[named]}:
+            raise DataError(
+                f"{file.name}: every label is a number, and {named.name} has names: which number is which name? Write them alike"
+            )
 
 
 def _numbered(files: Iterable[Path]) -> Iterator[tuple[Path, int, Row]]:
@@ -153,9 +187,19 @@ def _of_numbers(file: Path, column: str, values: Collection[Any], said: int | No
     least, most = int(min(map(float, values))), int(max(map(float, values)))
     if least < 0 or (least == 1 and 0 not in {int(float(value)) for value in values} and said in (None, most)):
         raise DataError(f"{file.name}: labels that are numbers count from 0, and the least here is {least}; number them so, or name them")
+    if most >= MOST_NUMBERED:
+        raise DataError(
+            f"{file.name}: column {column!r} holds {max(values, key=float)}, and that is no number of a label: they are below {MOST_NUMBERED:,}"
+        )
     if said is not None and most >= said:
         raise DataError(f"{file.name}: label {most} is there, so there are more labels than --labels {said}")
     found = said or most + 1
+    different = len({int(float(value)) for value in values})
+    if said is None and found > SPARSE * different:
+        raise DataError(
+            f"{file.name}: the greatest label is {most}, and there are rows of {different} only: number them 0…{different - 1}, "
+            "or say how many labels there are with --labels"
+        )
     if found < 2:
         raise DataError(f"{file.name} has rows of one label only: there is nothing to tell apart. If agents have others, say --labels")
     return found

@@ -97,9 +97,13 @@ def written(folder: Path, *made: dict[str, Any]) -> Path:
 
 
 def look(
-    path: Path, task: RecipeTask = "text-classification", columns: dict[str, str] | None = None, labels: int | None = None
+    path: Path,
+    task: RecipeTask = "text-classification",
+    columns: dict[str, str] | None = None,
+    labels: int | None = None,
+    train: Path | None = None,
 ) -> RecipeRows:
-    return recipe_facts.rows_of(path, task, columns or {}, labels, recipe_facts.counting(None), path.name)
+    return recipe_facts.rows_of(path, task, columns or {}, labels, recipe_facts.counting(None), path.name, train=train)
 
 
 def test_columns_and_labels_are_found(tmp_path: Path) -> None:
@@ -167,10 +171,30 @@ def test_questions_are_found(tmp_path: Path) -> None:
     ([{"text": "a", "label": [1]}], None, "holds no label"),
     ([{"words": "a", "label": 0}, {"words": "b", "label": 1}], None, "--column"),
     ([{"text": f"row {i}", "label": f"row {i}"} for i in range(1002)], None, "is that the label"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 10**30}], None, "that is no number of a label"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 10**30}], 5, "that is no number of a label"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 500}], None, "say how many labels there are with --labels"),
+    ([{"text": "a", "label": "x" * 10_001}, {"text": "b", "label": "y"}], None, "has 10,001 characters"),
+    ([{"text": "a", "label": "no"}, {"text": "b", "label": 1}], None, "row 2: the label is a number, 1, and row 1 has a name, 'no'"),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": "yes"}], None, "row 2: the label is a name, 'yes', and row 1 has a number, 0"),
 ])  # fmt: skip
 def test_rows_that_no_run_could_use_are_refused(tmp_path: Path, made: list[dict[str, Any]], labels: int | None, why: str) -> None:
     with pytest.raises(DataError, match=why):
         look(written(tmp_path, *made), labels=labels)
+
+
+def test_names_here_and_numbers_there_are_not_the_labels_of_one_run(tmp_path: Path) -> None:
+    held_out = written(tmp_path, {"text": "a", "label": "no"}, {"text": "b", "label": "yes"})
+    train = tmp_path / "train.csv"
+    train.write_text("text,label\na,0\nb,1\n")
+    with pytest.raises(DataError, match=r"train\.csv: every label is a number, and held-out\.jsonl has names"):
+        look(held_out, train=train)
+
+
+def test_a_name_may_be_a_number_where_others_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,1\nb,2\nc,none\n")
+    assert look(path).labels == ("1", "2", "none")
 
 
 def test_a_recipe_looks_at_the_model_as_the_task_has_it(bert: Path, llama: Path) -> None:
