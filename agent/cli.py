@@ -228,13 +228,14 @@ def status(
 @app.command()
 def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", dir_okay=False)] = Path("fedagent-report.json"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
     """Write what somebody who helps wants to know into a file: no key, no token, no row, no path of this machine is in it."""
     from fedcybgd.agent import report as made
 
-    size = made.write(Home(home), output)
+    size = made.write(Home(home), output, force)
     if as_json:
         say_json({"file": str(output), "bytes": size})
     else:

@@ -37,9 +37,11 @@ class ReportUnsafe(AgentError):
     """Something that must stay here would have left with it."""
 
 
-def write(home: Home, file: Path) -> int:
-    """Write the report; its bytes. Raises `AgentError` where there is no agent, or a secret would be in it."""
+def write(home: Home, file: Path, force: bool = False) -> int:
+    """Write the report; its bytes. Raises `AgentError` where there is no agent, a secret would be in it, or another file is there."""
     mine = credentials.load(home)
+    if file.is_file() and not force:
+        raise AgentError(f"{file} is there already; choose another file with -o, or give --force to write over it")
     secrets = [word for word in (mine.key, mine.private_key, mine.next_private_key) if word]
     text = json.dumps(redacted(made(home, mine), home, secrets, _places(home)), indent=2, default=str) + "\n"
     if any(secret in text for secret in secrets):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.new_file import Force, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
 from fedcybgd.shared.contract.plain import one_line
@@ -37,10 +38,12 @@ def list_acts(last: Annotated[int, typer.Option(help="How many, of the newest.",
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="Where to; one JSON object a line, the oldest first.", dir_okay=False)], as_json: Json = False
+    file: Annotated[Path, typer.Argument(help="Where to; one JSON object a line, the oldest first.", dir_okay=False)],
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Write the whole log to a file, and say what its last hash is."""
-    with file.open("w", encoding="utf-8") as out:
+    with new_file(file, force) as out:
 
         def written() -> Iterator[AuditEntry]:
             for entry in Client().audit():

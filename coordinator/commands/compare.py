@@ -10,8 +10,8 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.comparison import compared
-from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands.completing import RUNS
+from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
 from fedcybgd.shared.contract.comparison import RunScores, doubts
@@ -47,18 +47,20 @@ def compare(
     picture: Annotated[
         Path | None, typer.Option("--svg", help="Write a picture to this file: quality against bytes, and against memory.", dir_okay=False)
     ] = None,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="The scores as JSON.")] = False,
 ) -> None:
     """Put runs beside each other: quality, bytes, memory, time; and say what makes the comparison unfair."""
+    for wanted in (curves, picture):
+        if wanted is not None:
+            check_free(wanted, force)
     found = compared(Client().runs, runs)
-    try:
-        if curves is not None:
-            with curves.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows(found))
-        if picture is not None:
-            picture.write_text(drawn(found), encoding="utf-8")
-    except OSError as error:
-        raise FileUnusable(f"{error.filename}: {error.strerror or error}") from error
+    if curves is not None:
+        with new_file(curves, force) as file:
+            csv.writer(file).writerows(rows(found))
+    if picture is not None:
+        with new_file(picture, force) as file:
+            file.write(drawn(found))
     if as_json:
         say_json(dict[str, list[EvaluationView]], {run.called: list(run.scores) for run in found})
         return

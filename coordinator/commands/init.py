@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from fedcybgd.client.client import Client
-from fedcybgd.client.errors import FileUnusable
 from fedcybgd.coordinator.commands import recipe_facts
 from fedcybgd.coordinator.commands.columns import Column, columns_of
+from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
-from fedcybgd.coordinator.commands.rows_file import check_free
 from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
@@ -44,7 +43,7 @@ def init(
     column: Column = [],  # noqa: B006 - typer reads it
     name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
     out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
@@ -58,10 +57,8 @@ def init(
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
     text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
     parse_run_file(text, str(out))
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FileUnusable(f"{out}: {error.strerror or error}; choose another file") from error
+    with new_file(out, force) as file:
+        file.write(text)
     if as_json:
         say_json(Facts, {"file": str(out), "held_out_rows": found.held_out, "labels": found.num_labels, "layers": outline.layers})
         return

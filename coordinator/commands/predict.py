@@ -15,9 +15,9 @@ from fedcybgd.client.exports import ModelVersion
 from fedcybgd.coordinator.commands.columns import Column, columns_of, mapped, read_as
 from fedcybgd.coordinator.commands.completing import RUNS
 from fedcybgd.coordinator.commands.model_version import Version, model_version
+from fedcybgd.coordinator.commands.new_file import Force, RowsFile, rows_file
 from fedcybgd.coordinator.commands.output import Facts, say_json
 from fedcybgd.coordinator.commands.prediction_tally import PredictionTally
-from fedcybgd.coordinator.commands.rows_file import RowsFile, rows_file
 from fedcybgd.coordinator.domain.run_file import EvaluateSection, RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.errors import DataError
@@ -70,7 +70,7 @@ def predict(
             help=f"Go on from prompts by so many tokens at the most; default: {NEW_TOKENS}, and where rows have a completion its loss instead.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Force = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each row; with --out these are in the file, and here is the summary.")
     ] = False,

@@ -11,11 +11,12 @@ from rich.text import Text
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.connection import DAY_S
-from fedcybgd.client.errors import ClientError, CoordinatorAway, FileUnusable, RunStopped
+from fedcybgd.client.errors import ClientError, CoordinatorAway, RunStopped
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table, tracking
 from fedcybgd.coordinator.commands.completing import Agent, Run
 from fedcybgd.coordinator.commands.model_version import Version, model_version
+from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json, say_line
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
@@ -269,14 +270,14 @@ def provenance(
     run: Run,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", dir_okay=False)],
     names: Annotated[bool, typer.Option("--names", help="Name agents as they are called here, instead of by pseudonyms.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write how the present model came to be, signed by the coordinator; `fedcoord verify FILE` checks it."""
+    check_free(output, force)
     made = Client().runs.provenance(run, names=names)
-    try:
-        output.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileUnusable(f"{output}: {error.strerror or error}; choose another file") from error
+    with new_file(output, force) as file:
+        file.write(made.model_dump_json(indent=2) + "\n")
     if as_json:
         say_json(Facts, {"versions": len(made.versions), "file": str(output), "signed_with": fingerprint(made.key)})
     else:

@@ -164,6 +164,9 @@ def test_a_report_is_made_of_wrong_settings_too_and_quotes_nothing_of_them(home:
     assert "not_a_setting" not in (tmp_path / "r.json").read_text()
     with pytest.raises(AgentError, match="another file"):
         report.write(home, tmp_path)
+    with pytest.raises(AgentError, match="is there already"):
+        report.write(home, home.config)
+    assert "not_a_setting" in home.config.read_text()
     home.credentials.unlink()
     with pytest.raises(AgentError, match="not enrolled"):
         report.write(home, tmp_path / "r.json")
