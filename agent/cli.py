@@ -70,7 +70,7 @@ def enroll(
     token: Annotated[str | None, typer.Option(envvar="FEDAGENT_TOKEN", help=GIVEN)] = None,
     token_file: TokenFile = None,
     name: Annotated[str | None, typer.Option(help="Name of this agent; default: the host's name.")] = None,
-    data: Annotated[Path | None, typer.Option(help="File with this agent's rows.")] = None,
+    data: Annotated[Path | None, typer.Option(help="File with this agent's rows.", dir_okay=False)] = None,
     runs: Annotated[
         list[str] | None, typer.Option(help="Name of a run that may use these rows; * and ? are wildcards. Give it once for each.")
     ] = None,
@@ -97,9 +97,8 @@ def enroll(
         say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
-    if not consented:
-        terminal.say("no run may use your data yet: name runs in it, under `runs`")
-    terminal.say("next: fedagent check, then fedagent run" if data and consented else "next: complete it, then fedagent check")
+    for line in enrolment.next_steps(data, consented):
+        terminal.say(line)
 
 
 def _typed_token() -> str:

@@ -3,7 +3,7 @@
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,6 +96,16 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str, bel
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     return answer
+
+
+def next_steps(data: Path | None, consented: Collection[str]) -> Iterator[str]:
+    """What is still missing in the new agent.toml, and what to do then."""
+    there = data is not None and data.expanduser().is_file()
+    if data is not None and not there:
+        yield f"there is no file {data}: bring it there, or correct `path` in it"
+    if not consented:
+        yield "no run may use your data yet: name runs in it, under `runs`"
+    yield "next: fedagent check, then fedagent run" if there and consented else "next: complete it, then fedagent check"
 
 
 def enrol_again(home: Home, client: Client, token: str) -> None:

@@ -92,6 +92,24 @@ def test_data_are_tied_to_the_runs_that_were_named_and_to_no_others(words: list[
     assert data.runs == runs
 
 
+def test_rows_that_are_not_there_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    for name, said in {
+        "row.csv": ["there is no file", "row.csv", "next: complete it"],
+        "rows.csv": ["next: fedagent check, then fedagent run"],
+    }.items():
+        with serving(coordinator) as server:
+            home, data = str(tmp_path / f"home-{name}"), str(tmp_path / name)
+            words = ["enroll", server.url, "--home", home, "--token", TOKEN, "--name", "laptop", "--data", data, "--runs", "a"]
+            result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 0, result.output
+        assert [part for part in said if part not in result.output] == []
+        assert ("there is no file" in result.output) == (name == "row.csv")
+    with serving(coordinator) as server:
+        enroll(tmp_path / "other", server.url, "--token", TOKEN, "--name", "laptop", "--data", str(tmp_path))
+        assert server.asked == []
+
+
 def test_a_person_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_somebody_is_there", lambda: True)
     with serving(coordinator) as server:
