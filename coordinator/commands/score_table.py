@@ -19,8 +19,9 @@ def scores(evaluations: Sequence[EvaluationView], anchor: AnchorView | None = No
         newest = [evaluations[0], *newest[1:]]
     kind = kind_of(newest)
     table = Table(
-        "after rounds", *measures(kind), "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 2), caption_justify="left"
-    )
+        "after\nrounds", *measures(kind), "held-out loss", "MB", "tokens", "minutes", box=None, padding=(0, 1), caption_justify="left",
+        collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
     for e in newest:
         if e.failed:
             why = "skipped" if e.failed.code == "skipped" else f"failed: {e.failed.code}"
