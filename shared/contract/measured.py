@@ -85,6 +85,10 @@ class Score(BaseModel):
         return f"loss {self.loss:.4f}" if self.quality is None else f"{self.measure} {self.quality:.2%}, loss {self.loss:.4f}"
 
 
+FLAT = 1000
+"""A temperature from which on nothing is left of what logits of the usual size say"""
+
+
 class HeadCalibrationScores(BaseModel):
     """What calibrating the head of a classifier comes to, on the held-out rows."""
 
@@ -98,8 +102,13 @@ class HeadCalibrationScores(BaseModel):
     def in_words(self) -> str:
         found = f"{self.after.in_words()}, before {self.before.in_words()}"
         if self.kept:
-            return f"its head is calibrated with temperature {self.temperature:.3g} ({found})"
-        return f"calibrated with temperature {self.temperature:.3g} it would not be better on rows that it was not fitted to ({found})"
+            return f"its head is calibrated {self._how()} ({found})"
+        return f"calibrated {self._how()} it would not be better on rows that it was not fitted to ({found})"
+
+    def _how(self) -> str:
+        if self.temperature >= FLAT:
+            return "to say the same of every row, for its logits tell nothing of these rows,"
+        return f"with temperature {self.temperature:.3g}"
 
 
 class Conclusion(BaseModel):

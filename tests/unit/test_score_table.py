@@ -1,4 +1,4 @@
-"""The table of scores fits a terminal of 80 columns: no word of its headings is broken, no score is spread over lines."""
+"""Scores are said so that people can read them: a line each in 80 columns, no word broken, no number that means nothing."""
 
 from datetime import UTC, datetime
 from io import StringIO
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedcybgd.coordinator.commands.score_table import scores
-from fedcybgd.shared.contract.measured import Spent
+from fedcybgd.shared.contract.measured import HeadCalibrationScores, Score, Spent
 from fedcybgd.shared.contract.views import EvaluationView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -34,3 +34,12 @@ def test_each_score_is_a_line_in_80_columns(kind: str) -> None:
         assert max(map(len, lines)) <= 80, lines
         assert {"rounds", "loss", "MB", "tokens", "minutes"} <= {word for line in lines[:2] for word in line.split()}, lines
         assert [line.split()[0] for line in lines[2:5]] == ["0", "128", "±"], lines
+
+
+@pytest.mark.parametrize(("temperature", "said"), [(2.5, "with temperature 2.5 "), (1e6, "to say the same of every row")])
+def test_a_temperature_that_leaves_nothing_is_no_number(temperature: float, said: str) -> None:
+    score = Score(loss=0.7, accuracy=0.5, rows=200, seconds=1.0)
+    for kept in (True, False):
+        words = HeadCalibrationScores(temperature=temperature, kept=kept, before=score, after=score).in_words()
+        assert said in words
+        assert "e+" not in words
