@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -62,7 +62,13 @@ def group(plans: Sequence[Plan], replicas: int = 1, in_storage: bool = False) ->
     storage = Storage() if in_storage else None
     try:
         while left := plans[len(outcomes) :]:
-            with started(server.new_database() if server else None, replicas=replicas, storage=storage) as fleet:
+            with ExitStack() as until_then:
+                try:
+                    fleet = until_then.enter_context(started(server.new_database() if server else None, replicas=replicas, storage=storage))
+                except Exception:
+                    outcomes.append(of_the_harness(left[0]))
+                    say(outcomes[-1])
+                    continue
                 for plan in left:
                     outcomes.append(attempted(fleet, plan, server))
                     say(outcomes[-1])
@@ -79,8 +85,13 @@ def attempted(fleet: Fleet, plan: Plan, server: PostgresServer | None) -> Outcom
     try:
         return disturbed(fleet, plan, server)
     except Exception:
-        wrong = ["the harness itself:", *traceback.format_exc().splitlines()]
-        return Outcome(plan.seed, plan.flavour, [str(fault) for fault in plan.faults], wedged=wrong)
+        return of_the_harness(plan)
+
+
+def of_the_harness(plan: Plan) -> Outcome:
+    """Nothing can be said of the run, but that what is being handled kept it from being tried."""
+    wrong = ["the harness itself:", *traceback.format_exc().splitlines()]
+    return Outcome(plan.seed, plan.flavour, [str(fault) for fault in plan.faults], wedged=wrong)
 
 
 def say(outcome: Outcome) -> None:

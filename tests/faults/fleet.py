@@ -29,6 +29,8 @@ BOOTSTRAP = Path(__file__).parent / "bootstrap" / "sitecustomize.py"
 LONGEST_POINT = 1000
 """bytes"""
 RESTART_AFTER_S = 0.2
+START_WITHIN_S = 300
+"""On a machine with much other work."""
 LOOK_EVERY_S = 0.05
 COORDINATOR = "coordinator"
 PROGRAMS = "programs"
@@ -79,7 +81,9 @@ class Fleet:
         ports = [free_port() for _ in self.names]
 
         def start(name: str, port: int) -> Coordinator:
-            return Coordinator.local(folder / name, port, environment=environment(folder, name) | more, timeout_s=60 * replicas, **settings)
+            return Coordinator.local(
+                folder / name, port, environment=environment(folder, name) | more, timeout_s=START_WITHIN_S, **settings
+            )
 
         first = start(self.names[0], ports[0])  # it makes the operator's key
         with ThreadPoolExecutor() as together:
@@ -114,9 +118,11 @@ class Fleet:
                             settings={"device": {"threads": 1}}, environment=environment(folder, name))
             )  # fmt: skip
             self.restarts[name] = 0
-        model_view = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)  # type: ignore[index]
+        model_view = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=START_WITHIN_S)  # type: ignore[index]
         assert model_view["state"] == "ready", model_view  # type: ignore[index]
-        self.operator.wait(lambda: self.operator.every("/agents"), lambda found: all(a["state"] == "active" for a in found), limit=60)  # type: ignore[index]
+        self.operator.wait(
+            lambda: self.operator.every("/agents"), lambda found: all(a["state"] == "active" for a in found), limit=START_WITHIN_S
+        )  # type: ignore[index]
 
     # ---- life -----------------------------------------------------------------------------------------------------------
 
