@@ -89,7 +89,7 @@ def crowd(folder: Path, request: CrowdRequest) -> Iterator[Path]:
 
 def wait_until_waiting(system: System, count: int) -> None:
     """Return when (nearly) all agents are in their long poll; some are always between two of them."""
-    system.client.wait(lambda: system.client.status().waiting_claims, lambda n: n >= 0.98 * count, every_s=1, timeout_s=120)
+    system.client.wait(lambda: system.client.status().waiting_claims, lambda n: n >= 0.98 * count, every_s=1, timeout_s=300)
 
 
 def idle(system: System, seconds: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Runs the coordinator: database, the first operator's key, web server."""
 
+import asyncio
 import errno
-import gc
 import ipaddress
 import logging
 import signal
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator import common
 from fedcybgd.coordinator.app import create_app
+from fedcybgd.coordinator.collecting import collect
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -38,8 +39,6 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 log = logging.getLogger("fedcoord")
-COLLECT = (10_000, 20, 100)
-"""New objects before a collection of the youngest; how many of these before one of the middle; and how many of those before a full one."""
 FEWEST_THREADS = 4
 MANY = 1000
 """Agents for whom there should be room; below that the coordinator says how few it can serve."""
@@ -68,11 +67,7 @@ class Server(uvicorn.Server):
             gate = Gate(listener, self._protocol, self._connections, self._certificate)
             gate.open(self.config.backlog)
             self.servers.append(gate)  # type: ignore[arg-type]
-        # A full collection takes a fifth of a second with a thousand waiting agents, and everybody waits for it. What was imported stays
-        # for good and is not looked through; what comes and goes with requests is found by the young collections.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*COLLECT)
+        self._collecting = asyncio.create_task(collect())
         if self.started and self.on_ready is not None:
             self.on_ready()
 
