@@ -73,10 +73,10 @@ def is_better(one: Score | None, other: Score | None) -> bool:
 
 
 def calibration_helps(before: Score, after: Score) -> bool:
-    """Whether a calibrated head is kept: its loss is lower, and its accuracy not lower by more than one standard error."""
+    """Whether a calibrated head is kept: its loss is lower, and its accuracy not."""
     if before.loss is None or after.loss is None or not after.loss < before.loss:
         return False
-    return (before.accuracy or 0.0) - (after.accuracy or 0.0) <= (before.accuracy_error or 0.0)
+    return (after.accuracy or 0.0) >= (before.accuracy or 0.0)
 
 
 def _value(score: Score | None) -> float:

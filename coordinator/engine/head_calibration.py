@@ -45,10 +45,12 @@ def calibrate(store: EngineStore, payload: EvaluatePayload, candidate: str) -> C
     rows = held_out_logits(store, payload)
     if len(rows.labels) < FEWEST or not rows.logits.isfinite().all():
         return None
-    with_shift = names[1] is not None
+    plain, shifted = (cross_fitted(rows.logits, rows.labels, with_shift) for with_shift in (False, True))
+    with_shift = names[1] is not None and shift_helps(plain, shifted, rows.labels)
     before = _scored(rows, rows.logits, payload)
-    after = _scored(rows, cross_fitted(rows.logits, rows.labels, with_shift), payload)
+    after = _scored(rows, shifted if with_shift else plain, payload)
     scale, shift = fit(rows.logits, rows.labels, with_shift)
+    shift = shift or [0.0] * (rows.logits.shape[1] if names[1] is not None else 0)
     calibration = HeadCalibration(weight=names[0], bias=names[1], scale=scale, shift=shift)
     helps = calibration_helps(*(Score.model_validate(found, from_attributes=True) for found in (before, after)))
     made = calibrated(store, head, calibration) if helps else None
@@ -89,6 +91,16 @@ def cross_fitted(logits: Tensor, labels: Tensor, with_shift: bool = True) -> Ten
         mine = half == number
         found[mine] = scale * logits[mine] + (torch.tensor(shift, dtype=torch.float64) if shift else 0.0)
     return found
+
+
+def shift_helps(plain: Tensor, shifted: Tensor, labels: Tensor) -> bool:
+    """Whether labels are shifted, besides the temperature: where cross-fitted the loss is lower with it, and the accuracy not lower.
+
+    A temperature alone changes no answer; a shift that is fitted to chance costs some.
+    """
+    losses = [functional.cross_entropy(logits, labels) for logits in (plain, shifted)]
+    right = [(logits.argmax(-1) == labels).sum() for logits in (plain, shifted)]
+    return bool(losses[1] < losses[0] and right[1] >= right[0])
 
 
 def halves(rows: int) -> Tensor:

@@ -94,7 +94,7 @@ class HeadCalibrationScores(BaseModel):
 
     temperature: float = Field(description="what logits are divided by; above 1 where the model was too sure of itself")
     kept: bool = Field(
-        description="whether the run ended with it: its loss is lower, and its accuracy not lower by more than its standard error"
+        description="whether the run ended with it: its loss is lower, and its accuracy not"
     )
     before: Score = Field(description="of the model as it was trained, on the same rows")
     after: Score = Field(description="each half of the rows with what the other half made of it, so that no row tells of itself")

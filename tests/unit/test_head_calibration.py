@@ -9,8 +9,11 @@ from torch.nn import functional
 
 from fedcybgd.coordinator.domain.candidates import calibration_helps
 from fedcybgd.coordinator.domain.jobs.candidates import HeadCalibration
+from fedcybgd.coordinator.domain.jobs.measurements import EvaluatePayload
 from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
-from fedcybgd.coordinator.engine.head_calibration import MOST, PENALTY, calibrated, cross_fitted, fit, halves
+from fedcybgd.coordinator.engine import head_calibration
+from fedcybgd.coordinator.engine.evaluate import HeldOutLogits
+from fedcybgd.coordinator.engine.head_calibration import MOST, PENALTY, calibrated, cross_fitted, fit, halves, shift_helps
 from fedcybgd.coordinator.storage import BlobStore
 from fedcybgd.shared.contract.measured import Score
 from tests.unit.test_apply import normal, put, store
@@ -86,6 +89,38 @@ def test_a_head_of_noise_gains_nothing_that_is_told() -> None:
     assert honest < 0
 
 
+def test_labels_are_shifted_where_the_loss_is_lower_for_it_and_no_answer_is_lost() -> None:
+    """Rows of label 0; the more an answer is `sure`, the lower the loss, where it is right."""
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def answers(*margins: float) -> torch.Tensor:
+        return torch.tensor([[margin, 0.0] for margin in margins], dtype=torch.float64)
+
+    plain = answers(1, 1, 1, -1)
+    assert shift_helps(plain, answers(2, 2, 2, -0.5), labels)
+    assert shift_helps(plain, answers(1, 1, 1, 1), labels), "one more"
+    assert not shift_helps(plain, answers(0.5, 0.5, 0.5, -1), labels), "a higher loss"
+    assert not shift_helps(plain, answers(5, 5, -0.1, -0.1), labels), "one less, for all its lower loss"
+
+
+@pytest.mark.parametrize(("unequal", "bias", "shifted"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_a_shift_is_only_where_it_helps(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, unequal: bool, bias: bool, shifted: bool
+) -> None:
+    """Of an unsure model, of rows that have equally many of both labels, or mostly the first. A head without a bias has none."""
+    labels = torch.arange(60) % (5 if unequal else 2) // (4 if unequal else 1)
+    logits = torch.randn(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits[range(60), labels] += 1
+    monkeypatch.setattr(head_calibration, "held_out_logits", lambda *_: HeldOutLogits(logits, labels))
+    tensors = {"score.weight": normal(2, 4)} | ({"score.bias": normal(2)} if bias else {})
+    payload = EvaluatePayload.model_construct(num_labels=2, blocks=[put(store, "head", tensors)])
+    made = head_calibration.calibrate(store, payload, "last")
+    assert made is not None
+    assert len(made.calibration.shift) == (2 if bias else 0)
+    assert any(made.calibration.shift) is shifted
+    assert shifted or made.after.accuracy == made.before.accuracy
+
+
 @pytest.mark.parametrize("bias", ["classifier.bias", None])
 def test_the_last_matrix_and_its_bias_are_others_and_nothing_else(store: BlobStore, bias: str | None) -> None:
     tensors = {"dense.weight": normal(4, 4).to(torch.bfloat16), "classifier.weight": normal(3, 4, seed=1).to(torch.bfloat16)}
@@ -115,8 +150,8 @@ def score(loss: float | None, accuracy: float | None) -> Score:
     ("before", "after", "helps"),
     [
         ((0.9, 0.7), (0.6, 0.7), True),
-        ((0.9, 0.7), (0.6, 0.675), True),
-        ((0.9, 0.7), (0.6, 0.66), False),
+        ((0.9, 0.7), (0.6, 0.69), False),
+        ((0.9, 0.7), (0.6, 0.71), True),
         ((0.6, 0.7), (0.6, 0.8), False),
         ((0.5, 0.7), (0.6, 0.8), False),
         ((None, 0.7), (0.6, 0.8), False),
