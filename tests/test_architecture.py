@@ -91,10 +91,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator.beating", "coordinator.common", "coordinator.home", "coordinator.jobs", "coordinator.parts", "coordinator.settings",
         "coordinator.sweeper", "coordinator.wakes", SERVICES, "shared.host",
     },
-    "coordinator.serve": DATA | {
-        "shared.host", "coordinator.collecting", "coordinator.common", "coordinator.app", "coordinator.home", SERVICES, "coordinator.settings",
-        "coordinator.walls",
-    },
+    "coordinator.serve": DATA | {"shared.host", SERVICES}
+    | {f"coordinator.{name}" for name in ("app", "collecting", "common", "home", "settings", "walls")},
     "coordinator.backup": DATA | {"shared.host", "coordinator.places", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.places", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.provenance": DATA | {"coordinator.jobs"},
