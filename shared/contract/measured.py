@@ -93,9 +93,7 @@ class HeadCalibrationScores(BaseModel):
     """What calibrating the head of a classifier comes to, on the held-out rows."""
 
     temperature: float = Field(description="what logits are divided by; above 1 where the model was too sure of itself")
-    kept: bool = Field(
-        description="whether the run ended with it: its loss is lower, and its accuracy not"
-    )
+    kept: bool = Field(description="whether the run ended with it: its loss is lower, and its accuracy not")
     before: Score = Field(description="of the model as it was trained, on the same rows")
     after: Score = Field(description="each half of the rows with what the other half made of it, so that no row tells of itself")
 
