@@ -129,6 +129,9 @@ def _handler(upstream: Upstream, shards: SiteShards, counters: Counters) -> type
                 self._say(502, b"the coordinator is not to be had from here", "failed")
             except NoRoom:
                 self._say(507, b"beside what is being read there is no room", "failed")
+            except (ConnectionError, TimeoutError) as error:
+                log.debug("who read %s is gone: %s", asked.digest[:12], error)
+                self.close_connection = True
             except OSError as error:
                 log.warning("%s was not served: %s", asked.digest[:12], error)
                 self.close_connection = True
@@ -170,9 +173,11 @@ def _handler(upstream: Upstream, shards: SiteShards, counters: Counters) -> type
                 self.send_header(name, value)
             self.end_headers()
             with contextlib.suppress(ShardCut):  # the connection ends before its time then, which nobody takes for a whole shard
-                for chunk in reading.chunks(offset):
-                    self.wfile.write(chunk)
-                    counters.add("fedagent_cache_bytes_total", len(chunk), ("served",))
+                for file, start, end in reading.spans(offset):
+                    sent = self.connection.sendfile(file, start, end - start)
+                    counters.add("fedagent_cache_bytes_total", sent, ("served",))
+                    if sent < end - start:
+                        break
 
         def _say(self, status: int, body: bytes, outcome: str, headers: dict[str, str] | None = None) -> None:
             counters.add("fedagent_cache_requests_total", 1, (outcome,))

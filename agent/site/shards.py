@@ -23,7 +23,6 @@ from fedcybgd.shared.host.counters import Counters
 log = logging.getLogger("fedagent.site")
 HELD_BACK = 1 << 16
 """Bytes of a shard that nobody gets before its digest was looked at"""
-CHUNK = 1 << 18
 ANSWERED_S, LOOK_S = 60.0, 0.02
 
 
@@ -51,8 +50,8 @@ class Reading:
         self._cache, self._digest, self._fetch = cache, digest, fetch
         self.size = fetch.size
 
-    def chunks(self, offset: int) -> Iterator[bytes]:
-        """From `offset` on. Raises `ShardCut` where no more comes."""
+    def spans(self, offset: int) -> Iterator[tuple[BinaryIO, int, int]]:
+        """From `offset` on: a file, and from where to where in it there is something to send. Raises `ShardCut` where no more comes."""
         with self._open() as file:
             while offset < self.size:
                 over = self._fetch.over.is_set()
@@ -62,11 +61,8 @@ class Reading:
                     raise ShardCut
                 have = self.size if whole else min(found.st_size, self.size - HELD_BACK)
                 if offset < have:
-                    file.seek(offset)
-                    if not (chunk := file.read(min(CHUNK, have - offset))):
-                        raise ShardCut
-                    offset += len(chunk)
-                    yield chunk
+                    yield file, offset, have
+                    offset = have
                 elif not whole:
                     self._fetch.over.wait(LOOK_S)
 

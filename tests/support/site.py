@@ -46,6 +46,10 @@ class SiteProcess:
     def _said(self) -> list[str]:
         return re.findall(r"^site cache of \S+ at (http\S+);", self._process.tail(), re.MULTILINE)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         self._process.kill()
 
@@ -78,12 +82,16 @@ class Played:
         """key ids"""
         self.gate, self.first = threading.Event(), 0
         self.gate.set()
+        self.says_no = threading.Event()
+        """it refuses once this is set"""
+        self.says_no.set()
         self.sends_to: str | None = None
 
     def __call__(self, asked: Asked) -> Answer:
         digest = asked.path.rpartition("/")[2]
         headers = {COORDINATOR: ME, "ETag": f'"{digest}"'}
         if any(key in asked.headers.get("signature-input", "") for key in self.refused):
+            self.says_no.wait(30)
             return Answer.json({"code": "lease_lost", "message": "no", "detail": {}}, 409, **{COORDINATOR: ME})
         if digest not in self.blobs:
             return Answer.json({"code": "not_found", "message": "no", "detail": {}}, 404, **{COORDINATOR: ME})

@@ -92,6 +92,20 @@ def test_who_asks_meanwhile_reads_along_and_is_asked_for_too(scene: Scene) -> No
     assert scene.files() == [DIGEST]
 
 
+def test_who_is_refused_first_holds_nobody_up(scene: Scene) -> None:
+    stranger = Signer(new_private_key())
+    scene.coordinator.refused.add(stranger.key_id)
+    scene.coordinator.says_no.clear()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(scene.get, DIGEST, stranger)
+        wait_for(lambda: scene.before.asked)
+        others = [pool.submit(scene.get) for _ in range(2)]
+        wait_for(lambda: scene.port._server._open.total() == 3)
+        scene.coordinator.says_no.set()
+        assert first.result().status_code == 409
+        assert [one.result().content for one in others] == 2 * [DATA]
+
+
 def test_what_has_come_is_passed_on_before_the_rest_is_there(scene: Scene) -> None:
     scene.coordinator.first = SIZE // 2
     scene.coordinator.gate.clear()
@@ -184,6 +198,20 @@ def test_what_was_used_longest_ago_goes_and_the_bound_holds(scene: Scene) -> Non
         assert scene.get(digest).status_code == 200
         assert sum(file.stat().st_size for file in scene.folder.iterdir()) <= scene.cache.limit
     assert scene.files() == sorted([first, third])
+
+
+def test_the_bound_holds_with_what_is_on_its_way(scene: Scene) -> None:
+    scene.get(digest_of(THIRD))
+    scene.coordinator.first = 20  # of each has come so little that all three seem to have room
+    scene.coordinator.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        flowing = [pool.submit(scene.get, DIGEST)]
+        wait_for(lambda: (scene.folder / f"{DIGEST}.part").exists())
+        flowing.append(pool.submit(scene.get, digest_of(OTHER)))
+        wait_for(lambda: (scene.folder / f"{digest_of(OTHER)}.part").exists())
+        scene.coordinator.gate.set()
+        assert [one.result().content for one in flowing] == [DATA, OTHER]
+    assert scene.files() == sorted([DIGEST, digest_of(OTHER)])
 
 
 def test_what_is_being_read_is_not_dropped_and_what_has_no_room_beside_it_is_refused(scene: Scene) -> None:
