@@ -57,12 +57,14 @@ def model_of(name: str, config: Mapping[str, Any], task: RecipeTask, labels: int
 
 
 def counting(directory: Path | None) -> Count:
-    """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters."""
+    """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters. Raises `DataError`."""
     if directory is None:
         return lambda row: 3 + sum(len(part) for part in _parts(row)) // CHARACTERS_A_TOKEN
     from fedcybgd.shared.models.tokens import load_tokenizer
 
     tokenizer: Any = load_tokenizer(directory)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of no file at all
+        raise DataError(f"{directory} has no tokenizer; save it there with the tokenizer's save_pretrained", path=str(directory))
     return lambda row: len(tokenizer(*_parts(row))["input_ids"])
 
 
@@ -218,7 +220,7 @@ def _of_names(file: Path, values: Collection[Any], said: int | None) -> tuple[st
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """The contents of a directory's config.json. Raises `DataError`."""
+    """The contents of a directory's config.json. Raises `DataError`, also where a coordinator would not take the weights beside it."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -227,4 +229,9 @@ def config_of(directory: Path) -> dict[str, Any]:
         raise DataError(f"{directory / 'config.json'} cannot be read: {error}", path=str(directory)) from error
     if not isinstance(config, dict):
         raise DataError(f"{directory / 'config.json'} is no JSON object", path=str(directory))
+    if any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors")):
+        raise DataError(
+            f"{directory} has pickled weights, which no coordinator takes; save the model with save_pretrained(safe_serialization=True)",
+            path=str(directory),
+        )
     return config

@@ -1,6 +1,7 @@
 """`fedcoord init` writes a run file that `run create` takes: from a directory alone, or from a model that the coordinator has."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,26 @@ def test_what_is_no_model_is_refused(live: LiveCoordinator, monkeypatch: pytest.
     monkeypatch.setenv("FEDCOORD_OPERATOR_KEY", live.operator_key)
     words = ("--task", "causal-lm", "--data", held_out(tmp_path, "causal-lm"), "--out", tmp_path / "run.yaml", "--model")
     for model, why in (("nowhere/at/all", "no directory"), ("nobody", "no model"), (str(tmp_path), "config.json")):
+        done = init(*words, model)
+        assert isinstance(done.exception, FedError), done.output
+        assert why in str(done.exception)
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_what_a_coordinator_would_refuse_is_refused_before_a_run_file_is_written(bert: Path, tmp_path: Path) -> None:
+    words = (
+        "--task",
+        "text-classification",
+        "--data",
+        held_out(tmp_path, "text-classification"),
+        "--out",
+        tmp_path / "run.yaml",
+        "--model",
+    )
+    for gone, why in ((["tokenizer.json", "tokenizer_config.json"], "no tokenizer"), (["model.safetensors"], "pickled weights")):
+        model = shutil.copytree(bert, tmp_path / why.replace(" ", "-"), ignore=shutil.ignore_patterns(*gone))
+        if "model.safetensors" in gone:
+            (model / "pytorch_model.bin").write_bytes(b"x")
         done = init(*words, model)
         assert isinstance(done.exception, FedError), done.output
         assert why in str(done.exception)
