@@ -21,6 +21,8 @@ from fedcybgd.shared.contract.words import JsonObject
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
+SHOWN = 5
+"""Columns that are named at the most"""
 
 
 def init(
@@ -65,6 +67,9 @@ def init(
     terminal.say(
         f"{out}: {found.held_out:,} held-out rows{f', {found.num_labels} labels' if found.num_labels else ''}; {outline.layers} layers"
     )
+    if found.unused:
+        others = f" and {len(found.unused) - SHOWN} more" if len(found.unused) > SHOWN else ""
+        terminal.say(f"note: nothing is read from {', '.join(map(repr, found.unused[:SHOWN]))}{others}; --column maps columns to fields")
     terminal.say("look through it, then:")
     for command in (
         *(

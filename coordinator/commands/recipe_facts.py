@@ -111,7 +111,11 @@ def rows_of(
     at = (99 * len(lengths) + 99) // 100 - 1
     length = sum(lengths) // len(lengths) if is_text else sorted(lengths)[at]
     commonest = max(with_label.values()) / held_out if with_label else None
-    return RecipeRows(called, held_out, length, known, columns, of_agents, is_text, commonest)
+    fields = ("text",) if is_text else ("prompt", "completion") if task == "causal-lm" else (*ALIASES[task], "answers")
+    used = {columns.get(field, field) for field in fields}
+    return RecipeRows(
+        called, held_out, length, known, columns, of_agents, is_text, commonest, tuple(name for name in first if name not in used)
+    )
 
 
 def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, str]:
@@ -121,7 +125,8 @@ def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, s
         other = next((name for name in names if name in row), None)
         if field not in row and field not in said and other is not None and other not in said.values():
             found[field] = other
-    if {"prompt", "completion"} - set(found) - set(row):  # half of a pair is none
+    pair, has_text = {"prompt", "completion"}, "text" in said or ("text" in row and task == "causal-lm")
+    if pair - set(found) - set(row) - set(said) or (has_text and not pair & set(said)):  # half of a pair is none, and text goes before
         found = {field: column for field, column in found.items() if field not in ("prompt", "completion")}
     return found
 

@@ -60,6 +60,9 @@ class RecipeRows:
     commonest: float | None = None
     """share of the held-out rows that have the commonest label"""
 
+    unused: tuple[str, ...] = ()
+    """columns that no field is read from"""
+
     @property
     def rows_of_agents(self) -> int:
         return self.of_agents or TO_A_HELD_OUT_ROW * self.held_out

@@ -183,6 +183,17 @@ def test_rows_that_no_run_could_use_are_refused(tmp_path: Path, made: list[dict[
         look(written(tmp_path, *made), labels=labels)
 
 
+def test_columns_that_nothing_is_read_from_are_known(tmp_path: Path) -> None:
+    told = written(tmp_path, {"instruction": "add", "input": "1 and 2", "output": "3"})
+    assert look(told, "causal-lm").unused == ("input",)
+    assert look(told, "causal-lm", {"text": "input"}).unused == ("instruction", "output")
+    both = look(written(tmp_path, {"text": "1 and 2 is 3", "question": "add", "answer": "3"}), "causal-lm")
+    assert (both.columns, both.unused) == ({}, ("question", "answer"))
+    said = look(written(tmp_path, {"text": "1", "ask": "add", "answer": "3"}), "causal-lm", {"prompt": "ask"})
+    assert (said.columns, said.unused) == ({"prompt": "ask", "completion": "answer"}, ("text",))
+    assert look(written(tmp_path, {"text": "a", "label": 0}, {"text": "b", "label": 1})).unused == ()
+
+
 def test_names_here_and_numbers_there_are_not_the_labels_of_one_run(tmp_path: Path) -> None:
     held_out = written(tmp_path, {"text": "a", "label": "no"}, {"text": "b", "label": "yes"})
     train = tmp_path / "train.csv"
