@@ -7,7 +7,7 @@ import torch. Tests in `e2e` run the real processes.
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,14 +16,13 @@ from typing import Any
 
 from anyio import CapacityLimiter
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from fedcybgd.agent.client import Client
 from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.models import Model, Run
+from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.places import place_of
@@ -38,11 +37,10 @@ from fedcybgd.coordinator.walls.rules import HowOften
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
 from tests.support.migrated import begin_with_schema
-from tests.support.processes import wait_for
 
 OFTEN = HowOften(*[Rate(1e9, 1e9)] * 3)
 """Tests ask faster than anybody else does."""
-LOOKS_S, RESTS_S = 0.2, 1.0
+LOOKS_S, RESTS_S = 0.1, 1.0
 """Between two looks for what time changes, while a test uses the coordinator and while none does."""
 
 
@@ -104,24 +102,16 @@ class LiveCoordinator:
 
     def add_model(self, name: str, folder: Path) -> Any:
         self.operator.post("/models", {"name": name, "source": str(folder)})
-        self.until(lambda session: session.scalar(select(Model.state).where(Model.name == name)) != "adding")
-        model = self.operator.get(f"/models/{name}")
+        model = self.operator.wait(lambda: self.operator.get(f"/models/{name}"), lambda m: m["state"] != "adding", every=0.05, limit=60)
         assert model["state"] == "ready", model["reason"]
         return model
 
     def create_run(self, spec: dict[str, Any], start: bool = False) -> Any:
         run = self.operator.post("/runs", spec)
-        self.until(lambda session: session.scalar(select(Run.prepared | (Run.state == "failed")).where(Run.id == run["id"])))
-        return self.operator.post(f"/runs/{run['id']}/start") if start else self.operator.get(f"/runs/{run['id']}")
-
-    def until(self, seen: Callable[[Session], Any], limit: float = 60) -> None:
-        """Waits for what is in the database: to look there takes a tenth of what a run's view does."""
-
-        def look() -> Any:
-            with self.database.reading() as session:
-                return seen(session)
-
-        wait_for(look, limit)
+        run = self.operator.wait(
+            lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.05, limit=60
+        )
+        return self.operator.post(f"/runs/{run['id']}/start") if start else run
 
     def look_every(self, used: bool) -> None:
         self.settings.sweep_every_s = LOOKS_S if used else RESTS_S
