@@ -19,7 +19,7 @@ from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.block_names import HEAD, of_labels
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.measured import FLAT, Score
 from fedcybgd.shared.files.safetensors_header import Header
 
 PENALTY = 0.01
@@ -27,7 +27,7 @@ PENALTY = 0.01
 STEPS = 100
 DIGITS = 6
 """After the point, of what is recorded: so that rounding on another machine does not matter"""
-MOST = 100.0
+MOST = float(FLAT)
 """The scale is at most that and at least its inverse: of logits that are all right there is no highest, of logits that tell nothing no lowest"""
 FEWEST = 8
 """Rows of which something can be said: four to fit on, and four to try it on"""

@@ -85,8 +85,8 @@ class Score(BaseModel):
         return f"loss {self.loss:.4f}" if self.quality is None else f"{self.measure} {self.quality:.2%}, loss {self.loss:.4f}"
 
 
-FLAT = 1000
-"""A temperature from which on nothing is left of what logits of the usual size say"""
+FLAT = 100
+"""The highest temperature: of what logits of the usual size say nothing is left"""
 
 
 class HeadCalibrationScores(BaseModel):
