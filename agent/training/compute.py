@@ -11,6 +11,8 @@ from fedcybgd.shared.contract.words import Precision
 
 DRIVERS_OWN = 800_000_000
 """Bytes that a process takes of a card beside what it allocates: the driver's context, and the kernels that were loaded."""
+ONLY_FLOAT32 = ("deberta",)
+"""Families whose code in transformers masks with the least float32, which bfloat16 does not hold"""
 NO_ORDER = "does not have a deterministic implementation"
 """What torch says of an operation that adds up in any order."""
 
@@ -47,8 +49,13 @@ def _why(wanted: str) -> str:
     return ""
 
 
-def choose_precision(wanted: Precision, device: str) -> torch.dtype:
-    """bfloat16 where the device multiplies in it natively (about five times faster on such CPUs), else float32."""
+def choose_precision(wanted: Precision, device: str, family: object = None) -> torch.dtype:
+    """bfloat16 where the device multiplies in it natively (about five times faster on such CPUs), else float32.
+
+    `family`: the model_type of a model; those of `ONLY_FLOAT32` get float32, whatever is wanted.
+    """
+    if family in ONLY_FLOAT32:
+        return torch.float32
     if wanted == "auto":
         if device == "cuda":
             native = torch.cuda.is_bf16_supported()

@@ -1,5 +1,6 @@
 """Makes visits, and keeps emulator and data warm for the next one."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -79,7 +80,8 @@ class Visitor:
         report(Progress(phase="loading"))
         for shard in request.shards:
             materialise(shard)
-        compute = Compute(self.device, choose_precision(request.train.precision, self.device))
+        family = json.loads(Path(request.files["config.json"]).read_text()).get("model_type")
+        compute = Compute(self.device, choose_precision(request.train.precision, self.device, family))
         partition = self._data(request)
         emulator = self._model(request, compute, partition.width)
         emulator.update(request.shards, request.train.trained, request.dropped)

@@ -22,7 +22,7 @@ def store_in(home: Home, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("codec", ["exact", "int8"])
-@pytest.mark.parametrize("family", ["gpt2", "opt", "llama-untied", "bert"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama-untied", "bert", "deberta"])
 def test_whatever_a_visit_saves_with_half_precision_stored_is_float32(
     tmp_path: Path, bert: Path, family: str, codec: str, precision: str
 ) -> None:
@@ -31,7 +31,7 @@ def test_whatever_a_visit_saves_with_half_precision_stored_is_float32(
         (tmp_path / name).mkdir()
         homes[name] = Home(tmp_path / name, bert, family)
         store_in(homes[name], dtype)
-    last = "norm" if family != "bert" else "head"
+    last = "norm" if family not in ("bert", "deberta") else "head"
     for opened in (["embeddings", last], ["layers.0", last], ["layers.1"], [last]):
         half, full = (
             train(home.request(*opened, codec=codec, precision=precision, batch_size=2, epochs=2, steps=None), **SAVINGS)
