@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 FOREIGN = {
     200: b"<html><body>Welcome! Please log in.</body></html>", 302: b"", 403: b"<h1>Forbidden</h1>", 404: b"<h1>Not Found</h1>",
     413: b"<h1>Request Entity Too Large</h1>", 502: b"<h1>Bad Gateway</h1>",
+    500: b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
     503: b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
 }  # fmt: skip
 LENGTH, CHUNKED = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE), re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)

@@ -9,7 +9,7 @@ from fedcybgd.coordinator.storage import StorageAway, reach
 from tests.faults.chaos import started
 from tests.faults.judged import disturbed
 from tests.faults.plan import FAULTS_OF_THE_STORAGE, OF_THE_STORAGE, STORAGE, Fault, Plan, draw_for_several, with_storage
-from tests.faults.proxy import Rule
+from tests.faults.proxy import FOREIGN, Rule
 from tests.faults.storage import Storage, in_folder
 from tests.support import buckets
 
@@ -24,6 +24,7 @@ def test_a_seed_says_what_happens_to_the_storage() -> None:
         more = [fault for fault in plan.faults if fault not in before.faults]
         assert len(more) == FAULTS_OF_THE_STORAGE
         assert {fault.kind for fault in more} <= set(OF_THE_STORAGE)
+        assert {fault.amount for fault in more if fault.kind == "foreign"} <= set(FOREIGN), "the proxy knows what to answer"
 
 
 def test_blobs_are_read_and_spoilt_where_they_lie(tmp_path: Path) -> None:
