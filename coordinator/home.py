@@ -187,6 +187,11 @@ def database_to_upgrade(settings: Settings) -> Database:
 @contextmanager
 def understood(settings: Settings) -> Iterator[None]:
     """What a database says against being used becomes one line for a person."""
+    kind = settings.url.partition(":")[0].partition("+")[0]
+    if kind not in ("sqlite", "postgresql"):
+        raise DatabaseUnusable(
+            f"FEDCOORD_DATABASE_URL begins with {kind:.20}: a database is postgresql://user:password@host/name, or without that setting a file of SQLite"
+        )
     try:
         yield
     except CommandError as error:

@@ -134,6 +134,14 @@ def test_a_database_out_of_reach_is_one_line_without_the_password(tmp_path: Path
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("url", ["mysql://me:secret@db/x", "mysql+pymysql://db/x", "postgres://db/x", "db.example/x"])
+def test_what_is_no_database_of_ours_is_said_and_which_are(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DatabaseUnusable, match="postgresql://user:password@host/name") as caught:
+        prepare_home(Settings(home=tmp_path, database_url=url))
+    assert "secret" not in caught.value.message
+    assert "install" not in caught.value.message
+
+
 def test_an_error_of_the_database_quotes_no_value(tmp_path: Path) -> None:
     """A log that is shown to somebody holds no hash, no name, no row of what was asked."""
     assert open_engine("postgresql://me@127.0.0.1:9/none", 2).hide_parameters
