@@ -220,7 +220,7 @@ def verify(
     from fedcybgd.coordinator.provenance import check
     from fedcybgd.coordinator.verify import verify as look
 
-    if key is not None or export is not None or deltas is not None or what.endswith(".json"):
+    if key is not None or export is not None or deltas is not None or "/" in what or what.endswith(".json"):
         found = str(check(Path(what), key, export, deltas))
     else:
         found = f"run {what}: {look(settings_of(home=home), what, quick)}"

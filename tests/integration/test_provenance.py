@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 from fedcybgd import Client
 from fedcybgd.coordinator.backup import backup
+from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.home import signing_secret
-from fedcybgd.coordinator.provenance import check
+from fedcybgd.coordinator.provenance import ProvenanceInvalid, check
 from fedcybgd.coordinator.services.operate.provenance import pseudonym
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.shared.contract.errors import FedError
@@ -243,3 +245,11 @@ def test_a_backup_has_the_key_sealed_and_not_its_secret(made: Made, tmp_path: Pa
         assert client.get(path).json()["key"] != wire(made.live).get("/key").json()["key"]
     finally:
         again.stop()
+
+
+def test_what_is_a_path_is_taken_for_a_file_and_for_no_run(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n")
+    found = CliRunner().invoke(app, ["verify", str(rows)])
+    assert isinstance(found.exception, ProvenanceInvalid)
+    assert str(rows) in found.exception.message
