@@ -75,7 +75,7 @@ from fedcybgd.coordinator.walls.rules import HONEST, HowOften
 from fedcybgd.coordinator.webhook import Receiver, webhook_settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.run_views import EventEntry
-from fedcybgd.shared.contract.words import API
+from fedcybgd.shared.contract.words import API, problem_in_words
 from fedcybgd.shared.host.counters import Counters
 from fedcybgd.shared.host.watchdog import Watchdog
 
@@ -255,7 +255,7 @@ def _known_error(request: Request, error: Exception) -> JSONResponse:
 
 def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [{"field": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in error.errors()]
+    problems = [{"field": ".".join(str(p) for p in e["loc"]), "message": problem_in_words(e)} for e in error.errors()]
     message = "; ".join(f"{p['field']}: {p['message']}" for p in problems[:5])
     return _answer(422, "invalid_request", message, {"problems": problems[:50]})
 

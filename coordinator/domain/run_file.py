@@ -20,7 +20,7 @@ from fedcybgd.shared.contract.block_names import HEAD
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
-from fedcybgd.shared.contract.words import CLASSIFICATIONS, DeltaCodec, LabelSkew, Name, Task
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, DeltaCodec, LabelSkew, Name, Task, problem_in_words
 from fedcybgd.shared.files.table_format import TableFormat
 
 
@@ -299,7 +299,7 @@ def _problem(error: Any) -> str:
         return "there is no such field"
     if error["type"] == "missing":
         return "this field is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = problem_in_words(error)
     shown = error.get("input")
     return message if isinstance(shown, (dict, list)) else f"{message} (not {shown!r:.60})"
 

@@ -65,7 +65,8 @@ def known_task(word: str) -> Task | None:
 Precision = Literal["float32", "bfloat16", "auto"]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 """A state, a kind: one of our own words."""
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 LabelOrder = Literal["worst", "label"]
 """In which labels are listed: the lowest recall first, or by their numbers"""
 ID = r"^[a-z]{1,20}_[0-9a-f]{16}$"
@@ -99,3 +100,10 @@ class ErrorBody(BaseModel):
     code: PlainText = Field(description="stable name of the error, for programs")
     message: PlainText = Field(description="what is wrong and what to do, for people")
     detail: dict[str, Any] = Field(default_factory=dict)
+
+
+def problem_in_words(problem: Any) -> str:
+    """What pydantic says of a field that is wrong, as a person would say it. `problem`: one of the errors of a `ValidationError`."""
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
+        return "a name begins with a letter or a digit and has 1 to 100 of A to Z, a to z, 0 to 9, '.', '_' and '-'"
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,39 @@
+"""What is wrong with a field is said in words, where pydantic says it in regular expressions and names of classes."""
+
+import pytest
+from pydantic import BaseModel, ValidationError, field_validator
+
+from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
+from fedcybgd.shared.contract.words import Id, Name, problem_in_words
+
+
+class Named(BaseModel):
+    name: Name = "a"
+    id: Id = "run_0123456789abcdef"
+    odd: int = 1
+
+    @field_validator("odd")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("it is even")
+        return value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", "zwei Wörter", "a name begins with a letter or a digit and has 1 to 100 of A to Z, a to z, 0 to 9, '.', '_' and '-'"),
+        ("odd", 2, "it is even"),
+        ("id", "x", "String should match pattern '^[a-z]{1,20}_[0-9a-f]{16}$'"),
+    ],
+)
+def test_it_is_what_a_person_would_say(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Named.model_validate({field: value})
+    assert [problem_in_words(problem) for problem in caught.value.errors()] == [said]
+
+
+def test_a_run_file_says_what_a_name_is() -> None:
+    with pytest.raises(RunFileInvalid, match=r"name: a name begins with a letter or a digit.*not 'my run'"):
+        parse_run_file("name: my run\nmodel: m\ntask: {kind: causal-lm}\n")
