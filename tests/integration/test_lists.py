@@ -71,8 +71,13 @@ def test_the_pages_are_the_list(live: LiveCoordinator, done: dict[str, str], pat
         if NEXT not in answer.headers or len(found) >= 60:  # others fill the lists of everything: some of them is enough
             break
         after = {"after": answer.headers[NEXT]}
-    assert found == whole[: len(found)]
+    assert [of_all_times(row) for row in found] == [of_all_times(row) for row in whole[: len(found)]]
     assert len(found) >= min(60, len(whole))
+
+
+def of_all_times(row: dict[str, Any]) -> dict[str, Any]:
+    """Without when an agent was seen last: that is written every few seconds, of those whom other tests have enrolled too."""
+    return {name: value for name, value in row.items() if name != "last_seen_at"}
 
 
 @pytest.mark.parametrize("path", PATHS)
