@@ -203,7 +203,7 @@ def test_the_sweeper_and_the_lanes_go_on_after_an_outage(live: LiveCoordinator, 
     for _ in range(5):
         refused(hand.http.post("/agents/me/key"), 503, "database_away")
     outage.end()
-    hand.deliver(hand.take(run, wait=40))  # what was under way in a lane begins anew when its lease of ten seconds has ended
+    hand.deliver(hand.take(run, wait=30))
     went_well(live, run)
     assert "Traceback" not in caplog.text
     assert caplog.text.count("the database is away") <= 2

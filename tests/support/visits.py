@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -120,7 +121,10 @@ class Hand:
         return LeasedAssignment.model_validate(answer.json()) if answer.status_code == 200 else None
 
     def take(self, run: str, wait: float = 10) -> LeasedAssignment:
-        assignment = self.claim(run, wait)
+        """As an agent does: who is let go before there is work asks again."""
+        until = time.monotonic() + wait
+        while (assignment := self.claim(run, wait)) is None and (wait := until - time.monotonic()) > 0:
+            pass
         assert assignment is not None, f"no work for {self.name}"
         return assignment
 
