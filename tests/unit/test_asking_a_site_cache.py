@@ -202,6 +202,37 @@ def test_it_is_asked_again_after_a_while_and_less_often_the_longer_it_is_away(
         assert len(site.asked) == 8
 
 
+@pytest.mark.parametrize(("lie", "seconds"), [("other bytes", 3600), ("broken", 60), ("no such work", 1)])
+def test_the_worse_it_was_the_longer_it_is_left_alone(
+    coordinator: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str, seconds: float
+) -> None:
+    """Wrong bytes cost a whole transfer; a refusal may be true, and is asked of the coordinator at once."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    with serving(LIES[lie]) as site:
+        agent = agent_of(coordinator, site.url, tmp_path)
+        assert agent.fetch(DIGEST, SIZE) == DATA
+        assert agent.site._rests_until - 1000 == seconds
+        assert (agent.site.trouble is None) is (lie == "no such work")
+
+
+def test_a_shard_that_it_served_well_makes_good_what_was_before(
+    coordinator: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    answers = [Answer(500), Answer(500), None, Answer(500)]
+    with serving(lambda asked: answers.pop(0) or good(asked)) as site:
+        agent = agent_of(coordinator, site.url, tmp_path)
+        waits = []
+        for _ in range(4):
+            agent.cache.drop([DIGEST])
+            agent.fetch(DIGEST, SIZE)
+            waits.append(max(0, agent.site._rests_until - now[0]))
+            now[0] += waits[-1]
+        assert waits == [60, 120, 0, 60]
+        assert agent.site.trouble is not None
+
+
 def test_a_wrong_time_is_believed_of_the_coordinator_alone(coordinator: FakeServer, tmp_path: Path) -> None:
     with serving(lambda _: Answer(401, b"", {"FedCyBGD-Time": "99", COORDINATOR: ME})) as site:
         agent = agent_of(coordinator, site.url, tmp_path)
