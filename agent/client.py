@@ -57,7 +57,7 @@ from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SIGNING, SPOKEN, VERSION
-from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, OFFERS, Id
+from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, OFFERS, Id, problem_in_words
 from fedcybgd.shared.host.bodies import BodyInvalid
 
 CHUNK = 1 << 20
@@ -306,7 +306,7 @@ class Client:
         if body is None or not {"assignment_id", "attempt", "manifest"} <= body.keys():
             return self._not_it(answer.status_code, answer.headers)
         first = error.errors()[0]
-        what = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+        what = f"{'.'.join(str(p) for p in first['loc'])}: {problem_in_words(first)}"
         try:
             # It becomes part of a URL: what is no id is not sent back.
             assignment_id, attempt = _ID.validate_python(body["assignment_id"]), _ATTEMPT.validate_python(body["attempt"])

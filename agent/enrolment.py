@@ -19,13 +19,12 @@ from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.contract.words import Name
+from fedcybgd.shared.contract.words import NAME_CHARACTERS, Name
 
 TOKEN = re.compile(r"fct_[A-Za-z0-9_-]{43}")
 TOKEN_LENGTH = 47
 MOST_TOKEN = 4096
 """Characters that are read of a file that should be a token"""
-CHARACTERS = "letters of A to Z and a to z, digits, and . _ - (not first), 100 at the most"
 
 
 def whole_token(text: str) -> str:
@@ -46,7 +45,9 @@ def agent_name(given: str | None) -> str:
     try:
         return TypeAdapter(Name).validate_python(given)
     except ValidationError as error:
-        raise ConfigError(f"{one_line(given)[:120]!r} is no name for an agent: a name has {CHARACTERS}; choose another --name") from error
+        raise ConfigError(
+            f"{one_line(given)[:120]!r} is no name for an agent: a name has {NAME_CHARACTERS}; choose another --name"
+        ) from error
 
 
 def run_patterns(given: list[str]) -> list[str]:
@@ -55,7 +56,7 @@ def run_patterns(given: list[str]) -> list[str]:
         return TypeAdapter(list[RunPattern]).validate_python(names)
     except ValidationError as error:
         wrong = names[int(error.errors()[0]["loc"][0])]
-        raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {CHARACTERS}; * and ? are wildcards") from error
+        raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {NAME_CHARACTERS}; * and ? are wildcards") from error
 
 
 def coordinator_key(given: str | None) -> str | None:

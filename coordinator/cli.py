@@ -43,7 +43,7 @@ from fedcybgd.shared.contract.operators import OperatorRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.views import StatusView
-from fedcybgd.shared.contract.words import ErrorBody
+from fedcybgd.shared.contract.words import ErrorBody, problem_in_words
 from fedcybgd.shared.host import imports, started
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
@@ -264,7 +264,7 @@ def recover(
     try:
         OperatorRequest(name=name, role="owner")
     except ValidationError as error:
-        raise SettingsInvalid(f"{name!r} is no name for an operator: {error.errors()[0]['msg']}") from error
+        raise SettingsInvalid(f"{name!r} is no name for an operator: {problem_in_words(error.errors()[0])}") from error
     with existing_database(settings_of(home=home)).transaction() as session:
         key = services.recover(session, name, utcnow())
         log.write(session, utcnow(), log.MACHINE, "fedcoord operators recover", name)

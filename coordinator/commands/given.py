@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import problem_in_words
 
 Home = Annotated[Path | None, typer.Option(help="Directory of database and blobs (FEDCOORD_HOME).")]
 
@@ -21,5 +22,5 @@ def settings_of(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        lines = [f"FEDCOORD_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        lines = [f"FEDCOORD_{'_'.join(str(p) for p in e['loc']).upper()}: {problem_in_words(e)}" for e in error.errors()]
         raise SettingsInvalid("settings are wrong:\n" + "\n".join(lines)) from error

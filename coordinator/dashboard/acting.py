@@ -21,7 +21,7 @@ from fedcybgd.coordinator.services.operate.rename import rename as call_it
 from fedcybgd.coordinator.services.operate.revoke import revoke as shut_out
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.shared.contract.operators import AgentNameRequest, ModelRequest, name_of
-from fedcybgd.shared.contract.words import ExportForm
+from fedcybgd.shared.contract.words import ExportForm, problem_in_words
 
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
 operator, owner = [Depends(ABrowser(Role.OPERATOR))], [Depends(ABrowser(Role.OWNER))]
@@ -124,7 +124,7 @@ def add_model(request: Request, body: Annotated[ModelFilled, Form()], session: W
     try:
         asked = ModelRequest(name=body.name.strip() or name_of(body.source.strip()), source=body.source.strip())
     except ValidationError as error:
-        raise ModelUnclear(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from error
+        raise ModelUnclear(f"{error.errors()[0]['loc'][-1]}: {problem_in_words(error.errors()[0])}") from error
     models.add(session, asked.name, asked.source, now())
     return did("adding", "/models")
 

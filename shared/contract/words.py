@@ -66,6 +66,7 @@ Precision = Literal["float32", "bfloat16", "auto"]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 """A state, a kind: one of our own words."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+NAME_CHARACTERS = "letters of A to Z and a to z, digits, and . _ - (not first), 100 at the most"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 LabelOrder = Literal["worst", "label"]
 """In which labels are listed: the lowest recall first, or by their numbers"""
@@ -105,5 +106,5 @@ class ErrorBody(BaseModel):
 def problem_in_words(problem: Any) -> str:
     """What pydantic says of a field that is wrong, as a person would say it. `problem`: one of the errors of a `ValidationError`."""
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
-        return "a name begins with a letter or a digit and has 1 to 100 of A to Z, a to z, 0 to 9, '.', '_' and '-'"
+        return f"a name has {NAME_CHARACTERS}"
     return str(problem["msg"]).removeprefix("Value error, ")
