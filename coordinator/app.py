@@ -46,7 +46,7 @@ from fedcybgd.coordinator.beating import Beating, leave
 from fedcybgd.coordinator.dashboard import acting, downloads, files, look_pages, pages, run_pages
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
-from fedcybgd.coordinator.db.outage import OutageLog, is_away
+from fedcybgd.coordinator.db.outage import DatabaseAway, OutageLog, is_away
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.domain.jobs.kinds import Lane
 from fedcybgd.coordinator.domain.metrics import COUNTED
@@ -269,7 +269,7 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
     if not is_away(error):
         return _unknown_error(request, error)
     request.app.state.outages.say(error)
-    return _answer(503, "database_away", "the coordinator's database is away; nothing was changed that was not answered. Ask again later")
+    return answer_of(DatabaseAway())
 
 
 def _http_error(_request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,8 @@ FedError (shared)                       what both sides know
     ├── Invalid                         422  the content is wrong
     │   └── domain: DeltaRefused
     ├── TooLarge                        413  more bytes than announced beforehand
-    └── storage: BlobMissing 404, BlobCorrupt 422, BlobDamaged 503, StoreFull 507, StorageAway 503
+    ├── storage: BlobMissing 404, BlobCorrupt 422, BlobDamaged 503, StoreFull 507, StorageAway 503
+    └── db: DatabaseAway 503
 """
 
 from collections.abc import Mapping

@@ -11,6 +11,7 @@ from starlette.types import Scope
 from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.outage import DatabaseAway, is_away
 from fedcybgd.coordinator.errors import Forbidden
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
@@ -35,7 +36,16 @@ class Recognition:
         self._lane = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Scope) -> Recognised | None:
-        """A name for the owner of the key, None for one that was shut out. Raises `Unauthorized`."""
+        """A name for the owner of the key, None for one that was shut out. Raises `Unauthorized`, and `DatabaseAway`."""
+        try:
+            return await self._owner(scope)
+        except Exception as error:  # no route is reached yet, nor what answers its errors
+            if not is_away(error):
+                raise
+            scope["app"].state.outages.say(error)
+            raise DatabaseAway from error
+
+    async def _owner(self, scope: Scope) -> Recognised | None:
         request, state = Request(scope), scope["app"].state
         if SIGNATURE_INPUT in request.headers:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
 
+from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.database")
@@ -14,6 +15,14 @@ DISK_FULL = "53100"
 """PostgreSQL's code"""
 OVERTAKEN = frozenset({"40001", "40P01"})
 """PostgreSQL's codes of a transaction that stood in another's way: serialization failure, deadlock."""
+
+
+class DatabaseAway(CoordinatorError):
+    code = "database_away"
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("the coordinator's database is away; nothing was changed that was not answered. Ask again later")
 
 
 def is_away(error: BaseException) -> bool:

@@ -72,7 +72,8 @@ def disturbed(fleet: Fleet, plan: Plan, postgres: PostgresServer | None = None) 
     troubles = Troubles(Happening(fleet, run_id, plan.seed, postgres), plan)
     view = ended(fleet, run_id, troubles)
     outcome.faults = troubles.happened
-    outcome.wedged += [f"the harness itself: {text}" for text in troubles.wrong]
+    if troubles.wrong:
+        outcome.wedged += [*(f"the harness itself: {text}" for text in troubles.wrong), *fleet.last_words()]
     if fleet.disarm():
         outcome.wedged.append("the harness itself: nobody came to the point at which one was to die")
     troubles.happening.put_back()  # what nobody has had to read since is spoilt still, by the harness alone

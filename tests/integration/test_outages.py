@@ -15,10 +15,12 @@ import fedcybgd.coordinator.engine.admit
 from fedcybgd.coordinator.db.models import Job
 from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.services import outcomes
+from fedcybgd.coordinator.services.records import keys
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
+from tests.support.postgres import PostgresServer
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, refused, settled, start_run, versions
+from tests.support.visits import Hand, events, refused, settled, start_run, versions, wire
 
 pytestmark = pytest.mark.database_decides
 
@@ -207,3 +209,27 @@ def test_the_sweeper_and_the_lanes_go_on_after_an_outage(live: LiveCoordinator, 
     went_well(live, run)
     assert "Traceback" not in caplog.text
     assert caplog.text.count("the database is away") <= 2
+
+
+@pytest.mark.one_database
+def test_whose_key_has_to_be_looked_up_is_told_too(postgres: PostgresServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An operator, a stranger, an agent that has not been here yet: they are stopped before any route hears of them."""
+    live = LiveCoordinator(tmp_path / "home", postgres.database_with_schema())
+    try:
+        newcomer, outage, asking = Hand(live), Outage(live), wire(live)
+        operator = {"Authorization": f"Bearer {live.operator_key}"}
+        live.app.state.attendance.forget_all()
+        outage.begin()
+        for answer in (
+            asking.get("/runs", headers=operator),
+            asking.post("/runs/x/pause", headers=operator),
+            asking.get("/runs", headers={"Authorization": f"Bearer {keys.OPERATOR}wrong"}),
+            newcomer.http.get("/agents/me"),
+        ):
+            refused(answer, 503, "database_away")
+        outage.end()
+        wait_for(lambda: asking.get("/runs", headers=operator).status_code == 200, limit=20)
+        assert newcomer.http.get("/agents/me").status_code == 200
+    finally:
+        live.stop()
+    assert "Traceback" not in caplog.text
