@@ -114,7 +114,8 @@ class Happening:
 
     def _blob(self, fault: Fault) -> None:
         """One of the blobs that the run stands on."""
-        blobs, digests = self._fleet.blobs, sorted({str(b["digest"]) for b in self._fleet.view(self._run_id)["blocks"]})
+        view = self._fleet.operator.patiently(lambda: self._fleet.view(self._run_id), every=0.2)  # another fault may be under way
+        blobs, digests = self._fleet.blobs, sorted({str(b["digest"]) for b in view["blocks"]})
         self._chosen.shuffle(digests)
         for digest in digests:
             try:
