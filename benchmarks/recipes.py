@@ -33,6 +33,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "banking77": {"task": "banking77", "train": 1500, "selection": 300, "unseen": 500},
     "xquad": {"train": 800},
     "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
+    "sst2-6000": {"task": "sst2", "train": 6000, "selection": 500, "unseen": 872},
 }
 LANGUAGE, QUESTIONS = ("shakespeare", "gsm8k"), "xquad"
 OF_THE_END = ("average_versions", "keep_best", "calibrate", "stop")
