@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fedcybgd.coordinator.errors import Invalid, TooLarge
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.contract.model_uploads import CONFIG, LARGEST_TEXT, TEXTS, WEIGHTS, ModelFile
+from fedcybgd.shared.contract.model_uploads import CONFIG, LARGEST_TEXT, NO_TOKENIZER, TEXTS, WEIGHTS, ModelFile, reads_rows
 
 CODE = (".py", ".pyc", ".so", ".sh")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz")
@@ -48,6 +48,8 @@ def check(files: Sequence[ModelFile], most: int) -> None:
             raise ModelFilesRefused(f"{file.name}: bytes of one digest cannot have two sizes", name=file.name)
     if (total := sum(file.size for file in files)) > most:
         raise ModelTooLarge(f"the files have {total:,} bytes; at most {most:,} are taken here (FEDCOORD_MAX_MODEL_BYTES)", limit=most)
+    if not reads_rows(names):
+        raise ModelFilesRefused(NO_TOKENIZER)
 
 
 def _refusal(name: str) -> str | None:

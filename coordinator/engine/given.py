@@ -18,4 +18,4 @@ def given(store: EngineStore, payload: ImportPayload) -> Iterator[ModelDirectory
         blobs = [held.enter_context(store.localised(file.digest)).resolve() for file in payload.files]
         for file, blob in zip(payload.files, blobs, strict=True):
             (folder / file.name).symlink_to(blob)
-        yield ModelDirectory(folder, called=payload.source, beside=blobs)
+        yield ModelDirectory(folder, called=payload.called or payload.source, beside=blobs)

@@ -82,7 +82,7 @@ class Models:
         """The model, once it is ready. Raises `ModelFailed`, `TimedOut`."""
         model = self._connection.wait(lambda: self.get(name), lambda m: m.state != "adding", limit=timeout_s)
         if model.state != "ready":
-            raise ModelFailed(f"{model.source} was not added: {model.reason}", name=name)
+            raise ModelFailed(f"model {model.name} was not added: {model.reason}", name=name)
         return model
 
     def get(self, name: str) -> ModelView:

@@ -11,7 +11,17 @@ from fedcybgd.client.connection import Connection, segment
 from fedcybgd.client.errors import AnswerInvalid, BodyLimited, CoordinatorAway, FileUnusable, Refused
 from fedcybgd.shared.contract.assignments import UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
-from fedcybgd.shared.contract.model_uploads import CONFIG, TEXTS, WEIGHTS, ModelFile, ModelFileView, ModelUploadRequest, ModelUploadView
+from fedcybgd.shared.contract.model_uploads import (
+    CONFIG,
+    NO_TOKENIZER,
+    TEXTS,
+    WEIGHTS,
+    ModelFile,
+    ModelFileView,
+    ModelUploadRequest,
+    ModelUploadView,
+    reads_rows,
+)
 
 WHOLE = f"model{WEIGHTS}"
 PIECE = 16 << 20
@@ -79,6 +89,8 @@ def files_of(directory: Path) -> list[Path]:
         raise FileUnusable(f"{directory} has no {CONFIG}: it is no model's directory")
     if not weights:
         raise FileUnusable(f"{directory} has no *{WEIGHTS}; save the model with save_pretrained(safe_serialization=True)")
+    if not reads_rows(path.name for path in texts):
+        raise FileUnusable(f"{directory}: {NO_TOKENIZER}")
     return texts + [path for path in weights if path.name == WHOLE] if any(path.name == WHOLE for path in weights) else texts + weights
 
 

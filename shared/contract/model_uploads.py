@@ -1,6 +1,7 @@
 """A model that comes from another machine than the coordinator's: which files it may have, and what has arrived of them."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 
 from pydantic import BaseModel, Field
@@ -14,6 +15,11 @@ WEIGHTS = ".safetensors"
 TEXTS = (".json", ".txt", ".model", ".jinja")
 """Suffixes of configuration and tokenizer"""
 CONFIG = "config.json"
+INDEX = ".index.json"
+OF_WEIGHTS = (CONFIG, "generation_config.json")
+NO_TOKENIZER = (
+    "there is no tokenizer among the files, and nothing that says how images are read; save it with the tokenizer's save_pretrained"
+)
 MOST_MODEL_FILES = 1000
 """The largest checkpoints that are published have some two hundred."""
 LARGEST_TEXT = 128 << 20
@@ -40,6 +46,11 @@ class ModelUploadRequest(Message):
         """The same for the same name and files, in whatever order."""
         files = sorted((file.name, file.digest, file.size) for file in self.files)
         return f"{PREFIX}_{digest_of(json.dumps([self.name, files]).encode())[:16]}"
+
+
+def reads_rows(names: Iterable[str]) -> bool:
+    """Whether one of a model's files may be of a tokenizer, or say how images are read; what is in it is seen when the model is added."""
+    return any(name.endswith(TEXTS) and name not in OF_WEIGHTS and not name.endswith(INDEX) for name in names)
 
 
 def source_of(upload_id: str) -> str:

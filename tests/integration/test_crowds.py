@@ -57,7 +57,7 @@ def all_kinds(live: LiveCoordinator, model: str) -> dict[str, Call]:
     submission = {"attempt": held.attempt, "digest": digest_of(delta), "metrics": METRICS.model_dump(mode="json")}
     rows = b'{"text": "a", "label": 0}\n'
     config = b'{"model_type": "bert"}'
-    uploading = uploads.asked(fresh("uploaded"), {"config.json": config, "model.safetensors": b"weights"})
+    uploading = uploads.asked(fresh("uploaded"), {"config.json": config, "tokenizer.json": b"{}", "model.safetensors": b"weights"})
     upload = f"/model-uploads/{live.operator.post('/model-uploads', uploading)['id']}"
     given = {
         "POST /enrolment-tokens": ("/enrolment-tokens", next(keys), {"json": {}}),

@@ -255,10 +255,11 @@ def test_an_upload_whose_import_fails_stays_and_its_files_serve_the_next(live: L
 
 @pytest.mark.parametrize("spoilt", ["config.json", "tokenizer.json"])
 def test_a_refusal_names_the_file_and_no_place_on_the_machine(live: LiveCoordinator, bert: Path, spoilt: str) -> None:
-    upload = send_all(live, fresh("spoilt"), {**files_of(bert), spoilt: b"[" * 1000})
-    model = added(live, upload)
+    name = fresh("spoilt")
+    model = added(live, send_all(live, name, {**files_of(bert), spoilt: b"[" * 1000}))
     assert model["state"] == "failed"
-    assert f"upload {upload}" in model["reason"]
+    assert name in model["reason"]
+    assert "upl_" not in model["reason"]
     assert str(live.settings.home) not in model["reason"]
     assert "fedcoord-" not in model["reason"]
 
@@ -325,5 +326,15 @@ def test_commands_upload_list_and_discard(live: LiveCoordinator, bert: Path, tmp
     for wrong, word in ((tmp_path / "nowhere", "no directory"), (tmp_path, "no config.json")):
         result = CliRunner().invoke(app, ["models", "upload", str(wrong)], env=environment)
         assert word in str(result.exception)
+    bare, asked = tmp_path / "bare", len(live.operator.every("/model-uploads"))
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder / file, bare)
+    assert "no tokenizer" in str(CliRunner().invoke(app, ["models", "upload", str(bare)], env=environment).exception)
+    shutil.copy(folder / "tokenizer_config.json", bare)  # whose vocabulary is missing: that is seen when all has arrived
+    said = str(CliRunner().invoke(app, ["models", "upload", str(bare), "--name", fresh("wordless")], env=environment).exception)
+    assert said.startswith("model wordless")
+    assert "upl_" not in said
+    assert len(live.operator.every("/model-uploads")) == asked + 1
     (folder / "model.safetensors").unlink()
     assert "save_pretrained" in str(CliRunner().invoke(app, ["models", "upload", str(folder)], env=environment).exception)

@@ -18,6 +18,8 @@ from fedcybgd.shared.contract.words import ExportForm, HeadStart, JsonObject, Ta
 
 class ImportPayload(BaseModel):
     source: str
+    called: str = ""
+    """what messages call a model that was uploaded, and has no directory that anybody knows"""
     files: list[FileRef] = []
     """those of a model that was uploaded; else they are found at the source"""
     upload: str | None = None

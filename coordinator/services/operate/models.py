@@ -40,7 +40,7 @@ def add(session: Session, name: str, source: str, now: datetime, files: Sequence
         session.flush()
     except IntegrityError as error:  # somebody took the name a moment ago
         raise ModelNameTaken(f"there is a model named {name!r} already; choose another name") from error
-    jobs.enqueue(session, IMPORT, model.id, ImportPayload(source=source, files=list(files), upload=upload), now)
+    jobs.enqueue(session, IMPORT, model.id, ImportPayload(source=source, called=name, files=list(files), upload=upload), now)
     return model
 
 
