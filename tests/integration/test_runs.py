@@ -249,3 +249,21 @@ def test_runs_are_listed_newest_first(live: LiveCoordinator, model: str) -> None
     made = [live.create_run(run_file(model, "all"))["name"] for _ in range(2)]
     listed = [r["name"] for r in wire(live, live.operator_key).get("/runs").json()]
     assert listed[:2] == made[::-1]
+
+
+@pytest.mark.database_decides
+def test_a_run_file_that_is_tried_again_leaves_one_alarm_and_no_jobs_to_mend(live: LiveCoordinator, model: str) -> None:
+    bad, good = run_file(model, "all"), run_file(model, "all")
+    bad["name"] = good["name"]
+    bad["task"]["max_length"] = 65
+
+    def raised() -> list[dict[str, Any]]:
+        return [alarm for alarm in live.operator.get("/status")["alarms"] if alarm["code"] == "run_failed" and alarm["run"] == good["name"]]
+
+    failed_jobs = [alarm for alarm in live.operator.get("/status")["alarms"] if alarm["code"] == "jobs_failed"]
+    tries = [live.create_run(bad, start=False)["id"] for _ in range(3)]
+    assert [alarm["run_id"] for alarm in raised()] == [tries[-1]]
+    live.create_run(good, start=False)
+    assert raised() == []
+    assert [alarm for alarm in live.operator.get("/status")["alarms"] if alarm["code"] == "jobs_failed"] == failed_jobs
+    assert {live.operator.get(f"/runs/{run}")["state"] for run in tries} == {"failed"}, "the list has them all"

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session, aliased
 
-from fedcybgd.coordinator.db.models import Agent, Event, Job, Run
+from fedcybgd.coordinator.db.models import Agent, Event, Job, Model, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
-from fedcybgd.coordinator.domain.run import RunState
+from fedcybgd.coordinator.domain.model import ModelState
+from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.services.read import pace
 from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.shared.contract.views import AlarmView, JobView
@@ -20,13 +21,20 @@ RECENT = timedelta(hours=24)
 """What was longer ago is history"""
 HANGS_S = 60.0
 FAILED = (RunState.FAILED,)
+LATER = aliased(Run)
+UNDER_WAY = select(Run.id).where(Run.state.not_in([state for state in RunState if RUN.is_final(state)]))
+NOT_ADDED = select(Model.id).where(Model.state == ModelState.FAILED)
+FAILED_JOBS = (
+    select(func.count()).select_from(Job).where(Job.state == JobState.FAILED, Job.subject.in_(UNDER_WAY) | Job.subject.in_(NOT_ADDED))
+)
+"""What a run that is over still needed nobody mends; a model that was added at another try is there."""
 
 
 def raised(session: Session, now: datetime, jobs: dict[str, int], running: Sequence[JobView], full_disks: Sequence[str]) -> list[AlarmView]:
     found = [
         *_disks(full_disks),
         *_runs(session, now),
-        *_jobs(jobs, running),
+        *_jobs(session, jobs, running),
         *_lanes(session, now),
         *_rejections(session, now),
         *_agents(session),
@@ -60,22 +68,23 @@ def _runs(session: Session, now: datetime) -> Iterator[AlarmView]:
                 level="warning", code="run_stands_still", message=f"{run.name} stands still: {still}", count=1, run=run.name, run_id=run.id,
                 advice="Look at the timeline of the run: who has the block, and since when. Whoever is silent must be started again.",
             )  # fmt: skip
-    failed = select(Run).where(Run.state.in_(FAILED), Run.ended_at >= now - RECENT).order_by(Run.created_at.desc()).limit(NAMED)
-    for run in session.scalars(failed):
+    again = exists().where(LATER.name == Run.name, LATER.created_at > Run.created_at)
+    failed = select(Run).where(Run.state.in_(FAILED), Run.ended_at >= now - RECENT, ~again).order_by(Run.created_at.desc()).limit(NAMED)
+    for run in session.scalars(failed):  # who has tried again under the same name has seen why
         yield AlarmView(
             level="error", code="run_failed", message=f"{run.name} failed: {run.reason or 'no reason is kept'}", count=1, run=run.name,
             run_id=run.id, since=run.ended_at, advice="A failed run is over. Mend what the reason says, and create it again.",
         )  # fmt: skip
 
 
-def _jobs(jobs: dict[str, int], running: Sequence[JobView]) -> Iterator[AlarmView]:
+def _jobs(session: Session, jobs: dict[str, int], running: Sequence[JobView]) -> Iterator[AlarmView]:
     for job in running:
         if job.still_s >= HANGS_S:
             yield AlarmView(
                 level="warning", code="engine_hangs", count=1, advice="After two minutes it is ended and begun again by itself.",
                 message=f"{job.kind} of {job.of} has used no processor time for {job.still_s:.0f} s",
             )  # fmt: skip
-    if failed := jobs.get("failed", 0):
+    if jobs.get("failed", 0) and (failed := session.scalar(FAILED_JOBS) or 0):
         yield AlarmView(
             level="warning", code="jobs_failed", message=f"{failed} jobs of the engine have failed", count=failed,
             advice="The events say of each why; to resume a paused run tries its jobs again.",
