@@ -1,8 +1,12 @@
 """Reads rows from CSV, JSON Lines and Parquet files and maps their columns to the fields of a task."""
 
 import csv
+import itertools
+import json
+import re
+import shlex
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.answers import stored_answers
 from fedcybgd.shared.files.images import stored_image
-from fedcybgd.shared.files.labels import Labels, shown
+from fedcybgd.shared.files.labels import NUMBER, Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
 from fedcybgd.shared.files.table_format import Format, TableFormat
 from fedcybgd.shared.files.text_rows import csv_rows, jsonl_rows
@@ -23,6 +27,13 @@ SUFFIXES: dict[str, Format] = {
     ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 OPEN_ENDED_FIELDS = ("prompt",)
+PLAIN = re.compile(r"[A-Za-z_][\w -]*")
+"""What YAML takes for text as it stands"""
+LOOKED_AT = 1000
+"""Rows below a heading that may be none"""
+LONGEST_NAME = 120
+"""Characters of a column's name; a longer one is somebody's text"""
+CELL = 40
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def examples(
     there = _columns(path, how)
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
-    wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, mapped_in)
+    wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, how, mapped_in)
     unmapped = {f: columns.get(f, f) for f in fields[spec.task].optional if f not in wanted}
     labels = Labels(spec.num_labels, spec.label_names, how.first_label)
     for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
@@ -131,36 +142,54 @@ def examples(
 
 
 def _match_columns(
-    task: Task, fields: FieldSet, columns: Mapping[str, str], there: list[str], path: Path, mapped_in: str
+    task: Task, fields: FieldSet, columns: Mapping[str, str], there: list[str], path: Path, how: TableFormat, mapped_in: str
 ) -> dict[str, str]:
     known = {f for alternative in fields.alternatives for f in alternative} | set(fields.optional)
     if unknown := sorted(set(columns) - known):
         raise DataError(f"{task} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}", fields=sorted(known))
-    if missing := sorted(c for c in columns.values() if c not in there):
+    present = {f: columns.get(f, f) for f in known if columns.get(f, f) in there}
+    missing = sorted(c for c in columns.values() if c not in there)
+    matching = [a for a in fields.alternatives if set(a) <= set(present)]
+    if (missing or not matching) and (cell := _row_for_heading(path, how, there)) is not None:
+        raise DataError(
+            f"{path.name} seems to have no heading: its first line holds {cell[:CELL]!r}, as a row would. "
+            f"Write the names of its columns above it, as in: {','.join(columns.get(f, f) for f in fields.alternatives[0])}",
+            path=str(path),
+        )  # fmt: skip
+    if missing:
         raise DataError(
             f"{path.name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there))}. "
             f"Set {mapped_in} to match",
             path=str(path), columns=there, missing=missing,
         )  # fmt: skip
-    present = {f: columns.get(f, f) for f in known if columns.get(f, f) in there}
     # A mapping that was written down says which alternative is meant; else the first that is there.
-    for alternative in sorted(fields.alternatives, key=lambda a: -len(set(a) & set(columns))):
-        if set(alternative) <= set(present):
-            return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
+    for alternative in sorted(matching, key=lambda a: -len(set(a) & set(columns))):
+        return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
     first = next(iter(there), "COLUMN")
     field = fields.alternatives[0][0]
     match mapped_in[0]:
         case "[":
-            how = f'{field} = "{first}"'
+            line = f"{field} = {json.dumps(first, ensure_ascii=False)}"
         case "-":
-            how = f"{mapped_in} {field}={first}"
+            line = f"{mapped_in} {shlex.quote(f'{field}={first}')}"
         case _:
-            how = f"{{{field}: {first}}}"
+            line = f"{{{field}: {first if PLAIN.fullmatch(first) else json.dumps(first, ensure_ascii=False)}}}"
     raise DataError(
         f"{path.name} lacks what {task} needs: {' or '.join(' and '.join(a) for a in fields.alternatives)}; its columns are "
-        f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {how}",
+        f"{', '.join(map(repr, there))}. Map them in {mapped_in}, as in: {line}",
         path=str(path), columns=there,
     )  # fmt: skip
+
+
+def _row_for_heading(path: Path, how: TableFormat, heading: Sequence[str]) -> str | None:
+    """What in the first line of a CSV file says that it is a row: a number, a value that comes again below, a long text."""
+    if (how.format or format_of(path)) != "csv":
+        return None
+    below = list(itertools.islice(read_rows(path, how), LOOKED_AT))
+    for name in heading:
+        if name and (NUMBER.fullmatch(name.strip()) or len(name) > LONGEST_NAME or any(row[name] == name for row in below)):
+            return name
+    return None
 
 
 def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, number: int, images: Path | None) -> Row:

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from fedcybgd.shared.contract.errors import DataError
@@ -223,3 +226,33 @@ def test_a_value_that_is_nested_deeply_is_refused_with_its_place(tmp_path: Path,
         row = {"text": '"a"', "label": "1"} | {field: "[" * depth + "]" * depth}
         path.write_text(f'{{"text": "a", "label": 1}}\n{{"text": {row["text"]}, "label": {row["label"]}}}\n')
         assert any(place in refused(path).message for place in ("row 2", "line 2"))
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ("I left my card on the train,41\nwhere is my card,7\n", "41"), ("a fine film,positive\na bad one,negative\na good one,positive\n", "positive"),
+    (f"{'so long ' * 20},x\nshort,y\n", "so long"),
+])  # fmt: skip
+@pytest.mark.parametrize("columns", [{}, {"text": "question"}])
+def test_a_csv_file_without_a_heading_is_told_of_it(tmp_path: Path, rows: str, said: str, columns: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_text(rows)
+    message = refused(tmp_path / "a.csv", columns=columns).message
+    assert "seems to have no heading" in message
+    assert said in message
+    assert message.endswith(f"as in: {columns.get('text', 'text')},label")
+    write_jsonl(tmp_path / "a.jsonl", [{"41": "a", "x": "41"}])
+    assert "heading" not in refused(tmp_path / "a.jsonl").message, "of JSON every row has its names"
+
+
+@pytest.mark.parametrize("name", ["my question", "what's up", "Frage: Text", 'the "text"', "$HOME"])
+def test_advice_can_be_pasted_whatever_a_column_is_called(tmp_path: Path, name: str) -> None:
+    path = write_csv(tmp_path / "a.csv", [{name: "why", "label": 2}])
+    spec = TaskSpec(task="text-classification", num_labels=3, max_length=8)
+
+    def advice(mapped_in: str) -> str:
+        with pytest.raises(DataError) as error:
+            read_examples(path, spec, {}, mapped_in=mapped_in)
+        return error.value.message.partition("as in: ")[2]
+
+    assert shlex.split(advice("--column")) == ["--column", f"text={name}"]
+    assert yaml.safe_load(advice("evaluate.columns")) == {"text": name}
+    assert tomllib.loads(advice("[data.NAME.columns]")) == {"text": name}
