@@ -15,7 +15,7 @@ from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import say_json
 from fedcybgd.coordinator.commands.scatter import Point, scatter
 from fedcybgd.shared.contract.comparison import RunScores, doubts
-from fedcybgd.shared.contract.score_words import cells, kind_of, loss, measures
+from fedcybgd.shared.contract.score_words import ScoreKind, cells, kind_of, loss, measures
 from fedcybgd.shared.contract.views import EvaluationView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -79,7 +79,7 @@ def rows(runs: Sequence[RunScores]) -> Iterator[Sequence[object]]:
 
 
 def table(runs: Sequence[RunScores]) -> Table:
-    kind = kind_of([score for run in runs for score in run.scores])
+    kind = _kind_of(runs)
     first, second = measures(kind)[:2]
     heading = ("run", "method", first, "base", "head", second, "held-out loss", "MB", "memory", "rounds", "min")
     made = Table(*heading, box=None, padding=(0, 1, 0, 0))
@@ -97,9 +97,14 @@ def table(runs: Sequence[RunScores]) -> Table:
     return made
 
 
+def _kind_of(runs: Sequence[RunScores]) -> ScoreKind:
+    """Of a classifier as soon as one of them is."""
+    return kind_of([score for run in runs for score in run.scores], next((run.kind for run in runs), ""))
+
+
 def drawn(runs: Sequence[RunScores]) -> str:
     """SVG: the last score of each run against its bytes, and against the memory of its agents."""
-    kind = kind_of([score for run in runs for score in run.scores])
+    kind = _kind_of(runs)
     by_bytes, by_memory = [], []
     for run in runs:
         value = None if run.last is None else run.last.loss if kind == "text" else run.last.quality

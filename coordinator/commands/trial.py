@@ -16,6 +16,7 @@ import typer
 from fedcybgd.client import run_files
 from fedcybgd.client.client import Client
 from fedcybgd.client.errors import DirectoryTaken, FileUnusable, RunStopped
+from fedcybgd.client.held_out import check_held_out
 from fedcybgd.coordinator.commands import trial_report
 from fedcybgd.coordinator.commands.columns import Column, columns_of, mapped, read_as
 from fedcybgd.coordinator.commands.following import followed
@@ -140,8 +141,7 @@ def _looked_through(
     notes = []
     if spec.evaluate is not None:
         held_out = file.parent / spec.evaluate.held_out
-        if not held_out.is_file():
-            raise FileUnusable(f"evaluate.held_out: there is no file {held_out}")
+        check_held_out(held_out)
         if digest_of_file(held_out) == digest_of_file(data):
             notes.append("the rows are the held-out rows themselves: scores say how well they are remembered, and nothing of others")
     else:

@@ -22,10 +22,11 @@ def _one(runs: Runs, view: RunView, called: str) -> RunScores:
 
 def scores_of(view: RunView, scores: Sequence[EvaluationView], peak: int | None, called: str) -> RunScores:
     """What the run file says goes along."""
-    spec, evaluate = view.spec, view.spec.get("evaluate")
+    spec, evaluate, task = view.spec, view.spec.get("evaluate"), view.spec.get("task")
     digest, seed = evaluate.get("digest") if isinstance(evaluate, dict) else None, spec.get("seed")
     return RunScores(
-        view, str(spec.get("method")), str(spec.get("task")), seed if isinstance(seed, int) else 0,
+        view, str(spec.get("method")), str(task), seed if isinstance(seed, int) else 0,
         digest if isinstance(digest, str) else None, scores, peak, called,
         kept=view.conclusion.score if view.conclusion is not None else None, head=view.anchor.score if view.anchor is not None else None,
+        kind=str(task.get("kind")) if isinstance(task, dict) else "",
     )  # fmt: skip

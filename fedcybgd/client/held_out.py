@@ -11,14 +11,21 @@ from fedcybgd.shared.contract.operators import HeldOutView
 CHUNK = 1 << 20
 
 
+def check_held_out(path: Path) -> None:
+    """Raises `FileUnusable` for what is no file."""
+    if path.is_dir():
+        raise FileUnusable(f"evaluate.held_out: {path} is a directory; name the file of rows in it")
+    if not path.is_file():
+        raise FileUnusable(f"evaluate.held_out: there is no file {path}")
+
+
 class HeldOutFiles:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def upload(self, path: Path) -> str:
         """Upload a held-out file; its digest. The same bytes may be uploaded again. Raises `FileUnusable`, `Refused`."""
-        if not path.is_file():
-            raise FileUnusable(f"evaluate.held_out: there is no file {path}")
+        check_held_out(path)
         digest, size = digest_of_file(path), path.stat().st_size
 
         def send() -> None:

@@ -33,6 +33,8 @@ class RunScores:
     """of the model that it ended with, which need not be its last version; None: it has not ended so"""
     head: Score | None = None
     """of the head alone, trained as often; None: nobody has had that done"""
+    kind: str = ""
+    """of its task"""
 
     @property
     def base(self) -> EvaluationView | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 
 ScoreKind = Literal["labels", "answers", "text"]
 """What scores are of: a classifier, a model that finds answers in contexts, or a language model"""
@@ -13,9 +14,14 @@ MEASURES: dict[ScoreKind, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def kind_of(scores: Sequence[Score]) -> ScoreKind:
+def kind_of(scores: Sequence[Score], task: str = "") -> ScoreKind:
+    """What the scores themselves say; where there is none that came to a number, what those of the task will be of."""
     measured = next((score.measure for score in scores if score.measure is not None), None)
-    return "text" if measured is None else "labels" if measured == "accuracy" else "answers"
+    if measured is not None:
+        return "labels" if measured == "accuracy" else "answers"
+    if any(score.loss is not None for score in scores):
+        return "text"
+    return "labels" if task in CLASSIFICATIONS else "answers" if task == "extractive-qa" else "text"
 
 
 def measures(kind: ScoreKind) -> tuple[str, ...]:

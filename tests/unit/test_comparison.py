@@ -44,6 +44,18 @@ def said(*runs: RunScores) -> str:
 GOOD = run("good", score(0, 0.3), score(4, 0.9))
 
 
+@pytest.mark.parametrize(("kind", "columns"), [
+    ("text-classification", "accuracy"), ("image-classification", "accuracy"), ("extractive-qa", "exact match"), ("causal-lm", "perplexity"),
+])  # fmt: skip
+def test_runs_without_a_score_have_the_columns_of_their_task(kind: str, columns: str) -> None:
+    waiting = [run(name, task={"kind": kind}) for name in ("one", "two")]
+    assert columns in printed(lambda terminal: terminal.print(table(waiting)))
+    failed = EvaluationView(
+        after_rounds=0, loss=None, accuracy=None, rows=0, seconds=0, created_at=NOW, failed=Failure(code="x", message="x")
+    )
+    assert columns in printed(lambda terminal: terminal.print(table([run("failed", failed, task={"kind": kind})])))
+
+
 def test_of_runs_that_are_alike_nothing_is_said() -> None:
     assert said(GOOD, run("worse", score(4, 0.8))) == ""
 

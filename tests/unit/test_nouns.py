@@ -188,3 +188,6 @@ def test_a_held_out_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileUnusable, match=r"evaluate.held_out: there is no file rows.jsonl"):
         Client("http://127.0.0.1:1", "fco_x").runs.create(VALUES)
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(FileUnusable, match=r"evaluate.held_out: rows.jsonl is a directory; name the file"):
+        Client("http://127.0.0.1:1", "fco_x").runs.create(VALUES)

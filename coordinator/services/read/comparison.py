@@ -48,7 +48,10 @@ def _one(session: Session, run: Run, called: str, points: int) -> Beside:
     head = queries.final_score(session, anchor) if anchor is not None else None
     held_out = spec.evaluate.digest if spec.evaluate is not None else None
     return Beside(
-        RunScores(summary, spec.method, str(spec.task), spec.seed, held_out, scores, _peak(session, run), called, kept, head), measured
+        RunScores(
+            summary, spec.method, str(spec.task), spec.seed, held_out, scores, _peak(session, run), called, kept, head, spec.task.kind
+        ),
+        measured,
     )
 
 
