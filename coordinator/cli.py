@@ -220,8 +220,9 @@ def verify(
     from fedcybgd.coordinator.provenance import check
     from fedcybgd.coordinator.verify import verify as look
 
-    if key is not None or export is not None or deltas is not None or "/" in what or what.endswith(".json"):
-        found = str(check(Path(what), key, export, deltas))
+    place = Path(what)
+    if "/" in what or place.suffix == ".json" or (place.suffix and place.is_file()) or {key, export, deltas} != {None}:
+        found = str(check(place, key, export, deltas))
     else:
         found = f"run {what}: {look(settings_of(home=home), what, quick)}"
     if as_json:

@@ -114,6 +114,8 @@ def read(path: Path) -> Provenance:
         return Provenance.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
+        if not first["loc"]:
+            raise ProvenanceInvalid(f"{path} is no provenance file: that is {FILE} of an export") from error
         raise ProvenanceInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}") from error
     except ValueError as error:
         raise ProvenanceInvalid(f"{path}: {error}") from error

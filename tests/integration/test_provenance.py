@@ -247,9 +247,16 @@ def test_a_backup_has_the_key_sealed_and_not_its_secret(made: Made, tmp_path: Pa
         again.stop()
 
 
-def test_what_is_a_path_is_taken_for_a_file_and_for_no_run(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\n")
-    found = CliRunner().invoke(app, ["verify", str(rows)])
-    assert isinstance(found.exception, ProvenanceInvalid)
-    assert str(rows) in found.exception.message
+def test_what_is_a_path_is_taken_for_a_file_and_for_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("rows.csv", "text,label\n"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": "b"}\n'),
+        ("list.txt", "[]"),
+        ("run.yaml", "a: 1"),
+    ):
+        (tmp_path / name).write_text(text)
+        for what in (name, str(tmp_path / name)):
+            found = CliRunner().invoke(app, ["verify", what])
+            assert isinstance(found.exception, ProvenanceInvalid), found.exception
+            assert found.exception.message.startswith(f"{what} is no provenance file: that is provenance.json of an export")
