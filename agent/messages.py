@@ -58,6 +58,9 @@ class TrainingOptions(BaseModel):
     chunked_logits: Literal["auto", "on", "off"] = Field(
         "auto", description="compute a language model's logits in chunks; auto: from 8 million logits a batch"
     )
+    graphs: Literal["auto", "off"] = Field(
+        "off", description="have a card repeat forward and backward pass as a CUDA graph; auto: for batches of a shape that comes often"
+    )
 
 
 class Bounds(BaseModel):

@@ -247,6 +247,7 @@ hours = []                      # when work may begin, as in ["22:00-06:00"]; em
 checkpointing = "auto"          # auto, on, off
 prefix_cache = "auto"           # auto, off, memory, disk
 chunked_logits = "auto"         # auto, on, off
+graphs = "off"                  # auto, off; on a card
 """
 
 

@@ -1,6 +1,6 @@
 """One card: a visit to a block of a model of Llama-2-7B's shape, the others frozen in int4, against full fine-tuning of the same model.
 
-    python -m benchmarks.card [--json FILE] [--layers 32] [--steps 8] [--blocks first middle last embeddings head]
+    python -m benchmarks.card [--json FILE] [--graphs] [--layers 32] [--steps 8] [--blocks first middle last embeddings head]
 
 Random weights are made on the card; nothing is fetched. bfloat16, batches of 2 × 512 tokens, settings of [training] as they come, no row used
 twice. Visits go through the agent's own training code. Peaks are what torch allocates at most; the driver's own some 0.5 GB are not in them.
@@ -10,7 +10,9 @@ carried on. Frozen codecs are compared on 4 layers.
 """
 
 import gc
+import hashlib
 import itertools
+import shutil
 import statistics
 import sys
 import tempfile
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.random_llama import Shape, config_of, request, write
 from benchmarks.report import arguments, finish
+from fedcybgd.agent.messages import TrainingOptions
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -38,13 +41,13 @@ COMPARED = 4
 GB = 1e9
 
 
-def step_seconds(marks: list[float]) -> float:
-    """Of the steps but the first two, which allocate and choose kernels: `marks` are the times before each step."""
-    return statistics.median(after - before for before, after in itertools.pairwise(marks[2:]))
+def step_seconds(marks: list[float], begins: int = 2) -> float:
+    """Of the steps but the first `begins`, which allocate, choose kernels and record graphs: `marks` are the times before each step."""
+    return statistics.median(after - before for before, after in itertools.pairwise(marks[begins:]))
 
 
-def visit(visitor: Visitor, folder: Path, shape: Shape, block: str, codec: str, steps: int) -> tuple[float, float]:
-    """Peak bytes and seconds a step. Every step ends with its loss on the host, so the clock counts what the card does."""
+def visit(visitor: Visitor, folder: Path, shape: Shape, block: str, codec: str, steps: int, begins: int = 2) -> tuple[float, float]:
+    """Peak bytes and seconds a step, of those after `begins`. Every step ends with its loss on the host, so the clock counts what the card does."""
     marks: list[float] = []
 
     def before_a_step() -> bool:
@@ -54,7 +57,7 @@ def visit(visitor: Visitor, folder: Path, shape: Shape, block: str, codec: str, 
 
     wanted = request(folder, shape, [block], codec, steps=steps, batch_size=shape.batch, precision="bfloat16")
     metrics = visitor.visit(wanted.model_copy(update={"delta_codec": "int8"}), lambda _: None, before_a_step)
-    return metrics.peak_memory_bytes, step_seconds(marks)
+    return metrics.peak_memory_bytes, step_seconds(marks, begins)
 
 
 def planned(shape: Shape, block: str, codec: str, steps: int) -> int:
@@ -148,6 +151,29 @@ def visits(folder: Path, shape: Shape, where: dict[str, str], steps: int) -> dic
     return figures
 
 
+def graphs(folder: Path, shape: Shape, steps: int) -> dict[str, float]:
+    """The block in the middle, its passes started kernel by kernel and as a CUDA graph; of a row used twice nothing is kept."""
+    block, found, steps = f"layers.{shape.layers // 2}", {}, max(steps, 16)
+    for name, setting in (("plain", "off"), ("graph", "auto")):
+        options = TrainingOptions.model_validate({"graphs": setting, "prefix_cache": "off"})
+        measured = alone(lambda options=options: visit(Visitor("cuda", options), folder, shape, block, "int4", steps, 4))
+        if measured is None:
+            return {}
+        found[name] = measured
+        delta = hashlib.sha256((folder / "delta.safetensors").read_bytes()).hexdigest()[:12]
+        peak, seconds = measured
+        print(f"{shape.layers} layers, {name:5} {peak / GB:8.2f} GB {1000 * seconds:9.1f} ms a step, delta {delta}", flush=True)
+    (plain_peak, plain_s), (graph_peak, graph_s) = found["plain"], found["graph"]
+    print(
+        f"{shape.layers} layers, graph to plain: {graph_s / plain_s:.2f} of the time, {(graph_peak - plain_peak) / GB:+.2f} GB", flush=True
+    )
+    return {
+        f"graph_{shape.layers}_layers_ms": 1000 * graph_s, f"plain_{shape.layers}_layers_ms": 1000 * plain_s,
+        f"graph_{shape.layers}_layers_gb": graph_peak / GB, f"plain_{shape.layers}_layers_gb": plain_peak / GB,
+        f"graph_to_plain_{shape.layers}_layers": graph_s / plain_s,
+    }  # fmt: skip
+
+
 def codecs(folder: Path, shape: Shape, steps: int) -> dict[str, float]:
     """Frozen blocks in each codec, the block in the middle trained."""
     block, times = f"layers.{shape.layers // 2}", {}
@@ -164,6 +190,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=LLAMA_7B.layers)
     parser.add_argument("--steps", type=int, default=8, help="of every visit, at least 4")
     parser.add_argument("--blocks", nargs="+", default=["first", "middle", "last", "embeddings", "head"])
+    parser.add_argument(
+        "--graphs", action="store_true", help="nothing but the middle block with graphs and without, of 8 layers and of --layers"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(f"this needs a CUDA card, and torch {torch.__version__} finds none here")
@@ -176,6 +205,14 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
+        for layers in sorted({min(8, shape.layers), shape.layers}):
+            few = shape.model_copy(update={"layers": layers})
+            write(folder / f"graphs-{layers}", few, ["exact", "int4"], "cuda", {f"layers.{layers // 2}"})
+            figures |= graphs(folder / f"graphs-{layers}", few, options.steps)
+            shutil.rmtree(folder / f"graphs-{layers}")
+        if options.graphs:
+            finish(figures, {}, options.json)
+            return
         write(folder / "whole", shape, ["exact", "int4"], "cuda", set(where.values()))
         figures |= alone(lambda: visits(folder / "whole", shape, where, options.steps)) or {}
         figures |= others(folder / "whole", shape, options.steps)

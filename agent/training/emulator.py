@@ -50,6 +50,8 @@ class Emulator:
         self._opened: set[str] = set()
         self.runs_of_prefix: dict[tuple[tuple[str, ...], int, tuple[str, ...]], int] = {}
         """What trials of the prefix cache found, by opened blocks, lowest layer and dropped blocks; 0 where there can be none."""
+        self.without_graphs: set[tuple[str, ...]] = set()
+        """Opened blocks whose visits no CUDA graph can be recorded of"""
         self._table = _token_table(model, self._holders)
         settings: Any = model.config
         self._vocabulary = min((n for name, n in settings.to_dict().items() if name.startswith("vocab_size") and n), default=0)

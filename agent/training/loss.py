@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from fedcybgd.agent.training.frozen import QuantizedLinear, multiplied_in, parts, quantized_weight
 from fedcybgd.agent.training.overrides import forwards
 from fedcybgd.shared.contract.words import LabelSkew, Task
-from fedcybgd.shared.models.batches import IGNORED, Batch, forward_logits, loss_sum, plain_forward
+from fedcybgd.shared.models.batches import IGNORED, Batch, forward_logits, num_predictions, plain_forward, summed_loss
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 WORTHWHILE = 1 << 23
@@ -81,21 +81,31 @@ class Loss:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum over the batch (nats, float32), and over how many predictions."""
-        with torch.autocast(batch.device.type, dtype=self._precision, enabled=self._precision != torch.float32):
-            if self._head is not None and self._is_worthwhile(batch, self._head):
-                return self._in_chunks(batch, self._head)
-            logits = forward_logits(self._model, batch)
-        return loss_sum(logits if self._offsets is None else logits + self._offsets, batch, self._task)
+        wanted = self.wanted(batch)
+        return self.total(batch, wanted), num_predictions(batch, self._task) if wanted is None else len(wanted)
 
-    def _in_chunks(self, batch: Batch, head: nn.Linear) -> tuple[Tensor, int]:
+    def wanted(self, batch: Batch) -> Tensor | None:
+        """Which tokens of the batch predict one, int64, where logits are computed in chunks; else None."""
+        if self._head is None or not self._is_worthwhile(batch, self._head):
+            return None
+        return (batch.labels[:, 1:].reshape(-1) != IGNORED).nonzero().squeeze(1)
+
+    def total(self, batch: Batch, wanted: Tensor | None) -> Tensor:
+        """The sum over the batch, of which `wanted` was found. No value of a tensor is looked at."""
+        with torch.autocast(batch.device.type, dtype=self._precision, enabled=self._precision != torch.float32):
+            if self._head is not None and wanted is not None:
+                return self._in_chunks(batch, self._head, wanted)
+            logits = forward_logits(self._model, batch)
+        return summed_loss(logits if self._offsets is None else logits + self._offsets, batch, self._task)
+
+    def _in_chunks(self, batch: Batch, head: nn.Linear, wanted: Tensor) -> Tensor:
         hidden, _ = _before_head(self._model, head, batch)
-        targets = batch.labels[:, 1:].reshape(-1)
-        wanted = (targets != IGNORED).nonzero().squeeze(1)
+        targets = batch.labels[:, 1:].reshape(-1)[wanted]
         rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])[wanted]
         weight = quantized_weight(head)
-        args = (rows, head.weight if weight is None else None, head.bias, weight, targets[wanted], multiplied_in(rows))
+        args = (rows, head.weight if weight is None else None, head.bias, weight, targets, multiplied_in(rows))
         total: Tensor = _HeadLoss.apply(*args)  # type: ignore[no-untyped-call]
-        return total, len(wanted)
+        return total
 
     def _is_worthwhile(self, batch: Batch, head: nn.Linear) -> bool:
         return self._chunked == "on" or batch.mask.numel() * head.weight.shape[0] >= WORTHWHILE
@@ -164,7 +174,7 @@ class _HeadLoss(torch.autograd.Function):
                     del logits
                     continue
                 logits.div_(sums)
-                logits.scatter_add_(1, target, logits.new_full(target.shape, -1.0))
+                _less_one(logits, target)
                 if bias_gradient is not None:
                     bias_gradient += logits.sum(0)
                 back = logits.to(dtype)
@@ -184,6 +194,15 @@ class _HeadLoss(torch.autograd.Function):
         scaled = tuple(None if g is None else g.mul_(gradients[0]) for g in ctx.gradients)
         ctx.gradients = None  # they were scaled in place: a second backward pass would be wrong, so it fails
         return (*scaled, None, None, None)
+
+
+def _less_one(logits: Tensor, target: Tensor) -> None:
+    """Take one from each row of `logits`, where `target` (rows, 1) says."""
+    if logits.is_cuda:
+        # In one order, torch's own scattering goes by way of the host, which a CUDA graph cannot.
+        logits.add_(torch.arange(logits.shape[1], device=logits.device) == target, alpha=-1)
+    else:
+        logits.scatter_add_(1, target, logits.new_full(target.shape, -1.0))
 
 
 def _logits(x: Tensor, dense: Tensor | None, quantized: QuantizedTensor | None, bias: Tensor | None, size: int) -> Tensor:

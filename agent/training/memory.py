@@ -23,6 +23,7 @@ class PeakMemory:
     def __init__(self, device: str, baseline: int) -> None:
         self._device = device
         self._baseline = baseline
+        self._before, self._beside = 0, 0
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -31,9 +32,15 @@ class PeakMemory:
             except OSError:
                 pass
 
+    def take(self, beside: int) -> None:
+        """From now on a card has `beside` bytes taken that are of no tensor: what graphs work in."""
+        if self._device == "cuda":
+            self._before, self._beside = self.peak(), beside
+            torch.cuda.reset_peak_memory_stats()
+
     def peak(self) -> int:
         if self._device == "cuda":
-            return int(torch.cuda.max_memory_allocated())
+            return max(self._before, int(torch.cuda.max_memory_allocated()) + self._beside)
         return max(0, _peak_resident() - self._baseline)
 
 

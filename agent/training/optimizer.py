@@ -44,17 +44,21 @@ class Stepper:
         else:
             self._whole = make_optimizer(groups, settings, device)
 
-    def step(self, loss: torch.Tensor, step: int, steps: int) -> None:
-        """Backward pass and step number `step`, counted from 0. Raises `NonFinite` before a step that would spoil its weights."""
+    def step(self, loss: torch.Tensor | None, step: int, steps: int) -> None:
+        """Backward pass and step number `step`, counted from 0. Raises `NonFinite` before a step that would spoil its weights.
+
+        None for a loss whose gradients are there already, which needs clipping.
+        """
         # Fresh moments are noisy: the learning rate rises over the first steps of each visit.
         factor = min(1.0, (step + 1) / (self._warmup + 1))
         self._where = f"step {step + 1} of {steps}; lower the learning rate"
         if self._max_norm is None:
             for rate, optimizer in self._optimizers:
                 optimizer.param_groups[0]["lr"] = rate * factor
+        if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
+        if self._max_norm is None:
             return
-        loss.backward()  # type: ignore[no-untyped-call]
         # The norm is infinite or NaN as soon as one gradient is, so one look at it guards all of them.
         norm = nn.utils.clip_grad_norm_([p for g in self._groups for p in g.parameters], self._max_norm)
         self._check(norm.item())

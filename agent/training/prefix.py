@@ -177,8 +177,16 @@ class PrefixCache:
 
     def use(self, rows: Sequence[int], mask: Tensor) -> None:
         """Say which rows the next forward pass is of; `mask` (rows, tokens) is 1 where they have tokens."""
+        self.hand_on(self.states(rows, mask))
+
+    def states(self, rows: Sequence[int], mask: Tensor) -> Tensor:
+        """What is kept of these rows, (rows, tokens, hidden)."""
         assert self._store is not None
-        self._now, self._left = self._store.batch(rows, mask), self._runs
+        return self._store.batch(rows, mask)
+
+    def hand_on(self, states: Tensor) -> None:
+        """Say what the next forward pass is to find instead of the layers below."""
+        self._now, self._left = states, self._runs
 
     @contextlib.contextmanager
     def instead(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedcybgd.agent.training.errors import NonFinite, Stopped
+from fedcybgd.agent.training.graphs import Graphs
 from fedcybgd.agent.training.loss import Loss
 from fedcybgd.agent.training.optimizer import OptimizerGroup, Stepper
 from fedcybgd.agent.training.prefix import PrefixCache
@@ -19,11 +20,13 @@ from fedcybgd.shared.models.batches import Batch
 REPORT_EVERY_S = 0.5
 
 
-def train(visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: PrefixCache | None = None) -> TrainMetrics:
+def train(
+    visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: PrefixCache | None = None, graphs: Graphs | None = None
+) -> TrainMetrics:
     """Train in place with a fresh AdamW and return what happened.
 
     Everything that is not in `groups` must be frozen: autograd then keeps nothing of the layers below the lowest trained
-    one. `prefix` stands in for those layers, when it was filled.
+    one. `prefix` stands in for those layers, when it was filled. `graphs` make the passes, where a card repeats them by itself.
     Raises `NonFinite` before a step that would spoil the weights, and `Stopped` when the visit is not wanted any more.
     """
     torch.manual_seed(visit.settings.seed)  # for layers that draw, should a model have any in eval mode
@@ -35,18 +38,23 @@ def train(visit: Visit, groups: list[OptimizerGroup], loss_of: Loss, prefix: Pre
         for step, indices in enumerate(visit.order):
             if visit.should_stop():
                 raise Stopped
-            batch = visit.batch(indices)
-            if prefix is not None:
-                prefix.use(indices, batch.mask)
-
-            total, count = loss_of(batch)
-            loss = total / max(count, 1)
+            batch = visit.partition.batch(indices)
+            if graphs is not None:
+                loss = graphs.loss(indices, batch)
+            else:
+                batch = batch.to(visit.compute.device)
+                if prefix is not None:
+                    prefix.use(indices, batch.mask)
+                total, count = loss_of(batch)
+                loss = total / max(count, 1)
             if not math.isfinite(loss.item()):
                 raise NonFinite(f"the loss is {loss.item()} at step {step + 1} of {steps}; lower the learning rate, or look at the data")
-            stepper.step(loss, step, steps)
+            stepper.step(loss if graphs is None else None, step, steps)
             told.step(loss, batch)
     finally:
         stepper.close()
+        if graphs is not None:
+            graphs.let_go()
     return told.metrics()
 
 

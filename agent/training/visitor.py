@@ -16,6 +16,7 @@ from fedcybgd.agent.training.compute import NO_ORDER, Compute, choose_precision,
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.delta import DeltaTransform, unchanged
 from fedcybgd.agent.training.emulator import Emulator, homes
+from fedcybgd.agent.training.graphs import graphs_of
 from fedcybgd.agent.training.memory import PeakMemory, give_back_memory, resident
 from fedcybgd.agent.training.optimizer import OptimizerGroup
 from fedcybgd.agent.training.order import num_steps
@@ -101,7 +102,8 @@ class Visitor:
                 groups = [OptimizerGroup([p for b in g.blocks for p in opened[b].values()], g.learning_rate) for g in visit.settings.groups]
                 if visit.settings.corrections is not None:
                     groups.append(OptimizerGroup(list(factors.values()), visit.settings.corrections.learning_rate))
-                metrics = train(visit, groups, loss_of, cache)
+                graphs = graphs_of(visit, self._options.graphs, [p for group in groups for p in group.parameters], loss_of, cache)
+                metrics = train(visit, groups, loss_of, cache, graphs)
                 others.leave()
             emulator.close()
             error = visit.write_delta(opened, factors, rows, self._transform)

@@ -56,14 +56,24 @@ def plain_forward(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 def loss_sum(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Tensor, int]:
     """The summed cross entropy (nats, float32) and over how many predictions it was summed."""
+    return summed_loss(logits, batch, task), num_predictions(batch, task)
+
+
+def summed_loss(logits: torch.Tensor, batch: Batch, task: Task) -> torch.Tensor:
+    """The summed cross entropy (nats, float32)."""
     if task in CLASSIFICATIONS:
-        return functional.cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels)
+        return functional.cross_entropy(logits, batch.labels, reduction="sum")
     if task == "extractive-qa":
-        losses, asked = _span_losses(logits, batch)
-        return losses.sum(), int(asked.sum())
+        return _span_losses(logits, batch)[0].sum()
     targets = batch.labels[:, 1:].reshape(-1)
-    total = functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
-    return total, int((targets != IGNORED).sum())
+    return functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def num_predictions(batch: Batch, task: Task) -> int:
+    """Over how many predictions the loss of a batch is summed."""
+    if task in CLASSIFICATIONS:
+        return len(batch.labels)
+    return int(((batch.labels[:, 0] if task == "extractive-qa" else batch.labels[:, 1:]) != IGNORED).sum())
 
 
 def row_losses(logits: torch.Tensor, batch: Batch, task: Task) -> tuple[torch.Tensor, torch.Tensor]:

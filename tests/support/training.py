@@ -113,7 +113,7 @@ def train(
     request: TrainRequest, visitor: Visitor | None = None, look: Callable[[], object] = lambda: None, **options: Any
 ) -> dict[str, Any]:
     """Do a visit and return its delta; `options` are those of [training], all off where not given. `look` is called before each step."""
-    off = {"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off"}
+    off = {"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off", "graphs": "off"}
     visitor = visitor or Visitor("cpu", TrainingOptions.model_validate(off | options))
 
     def watch() -> bool:
@@ -144,7 +144,7 @@ def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 
 def options(**given: str) -> TrainingOptions:
     """Settings of [training], all off where not given."""
-    return TrainingOptions.model_validate({"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off"} | given)
+    return TrainingOptions.model_validate({"checkpointing": "off", "prefix_cache": "off", "chunked_logits": "off", "graphs": "off"} | given)
 
 
 class Calls:

@@ -40,6 +40,7 @@ stall_s = 900
 checkpointing = "on"
 prefix_cache = "disk"
 chunked_logits = "off"
+graphs = "auto"
 [site_cache]
 url = "https://cache.example:8441"
 plain_http = true
