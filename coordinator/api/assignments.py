@@ -18,6 +18,7 @@ from fedcybgd.coordinator.domain.opening import Claimant
 from fedcybgd.coordinator.services.agents import copies
 from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, receive, serve, submit
+from fedcybgd.coordinator.services.path import renew as renewals
 from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.coordinator.wakes.waiting_room import WaitingRoom
 from fedcybgd.shared.contract.agents import ClaimRequest
@@ -114,7 +115,7 @@ def state(assignment_id: AssignmentId, agent: AgentDep, session: ReadDep) -> Ass
 def renew(assignment_id: AssignmentId, body: RenewRequest, agent: AgentDep, attendance: AttendanceDep, session: WriteDep) -> RenewAnswer:
     """Hold the assignment for another lease, and say how far the training is."""
     attendance.sign(agent, now())
-    return lease.renew(session, assignment_id, agent.id, body, now())
+    return renewals.renew(session, assignment_id, agent.id, body, now())
 
 
 @router.post(

@@ -276,16 +276,17 @@ def test_a_thousand_agents_that_fall_silent_at_once_are_one_statement_and_one_ev
 
 
 @pytest.mark.database_decides
-def test_a_renewal_locks_no_run_and_is_one_update(modelled: LiveCoordinator) -> None:
+def test_a_renewal_locks_no_run_and_is_one_statement(modelled: LiveCoordinator) -> None:
     hand = Hand(modelled)
     run = modelled.create_run(run_file("bert", [hand]), start=True)
     held = hand.take(run["name"])
     wait_for(lambda: _no_jobs(modelled))
-    with statements(modelled) as found:
-        assert hand.renew(held).status_code == 200
-    assert len(found) <= 3, found
-    assert [s.split()[:2] for s in found if not s.startswith(("SELECT", "BEGIN"))] == [["UPDATE", "assignment"]]
-    assert not [s for s in found if "FOR UPDATE" in s]
+    assert hand.renew(held, phase="training", step=1).status_code == 200, "now its process knows of which run it is"
+    for progress in ({"phase": "training", "step": 1}, {"phase": "training", "step": 2}, {"phase": "sending", "moved": 2**62}, {}):
+        with statements(modelled) as found:
+            assert hand.renew(held, **progress).json()["go_on"] is True
+        assert [s.split()[:2] for s in found if not s.startswith("BEGIN")] == [["UPDATE", "assignment"]], (progress, found)
+        assert "FOR UPDATE" not in found[-1]
     refused(hand.http.post(f"/assignments/{held.assignment_id}/renew", json={"attempt": 9}), 409, "stale_attempt")
     modelled.operator.post(f"/runs/{run['id']}/cancel")
     assert hand.renew(held).json()["go_on"] is False

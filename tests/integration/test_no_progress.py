@@ -1,14 +1,17 @@
 """Who renews a lease and does not get on loses it, and others have it at once."""
 
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import pytest
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Assignment
+from fedcybgd.coordinator.domain.progress import Attempt
+from fedcybgd.coordinator.services.path.renew import renew
 from fedcybgd.coordinator.services.upkeep import leases
-from fedcybgd.shared.contract.assignments import LeasedAssignment
+from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress, RenewRequest, Trouble
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, events, last_visit, refused, settled, start_run, sweep
 
@@ -132,3 +135,48 @@ def test_nothing_is_longer_than_a_week_by_a_clock_that_was_ahead(live: LiveCoord
     assert found.progressed_at <= utcnow()
     assert found.ends_at <= utcnow() + timedelta(days=7)
     assert found.lease_expires_at <= utcnow() + timedelta(seconds=61)
+
+
+SAID = (
+    None, Progress(phase="training", step=3), Progress(phase="training", step=3, loss=0.5), Progress(phase="training", step=2**62),
+    Progress(phase="loading", moved=5), Progress(phase="loading", moved=2**62), Progress(phase="fetching", moved=5), Progress(phase="fetching"),
+    Progress(phase="sending", moved=5, trouble=Trouble(code="unreachable")),
+)  # fmt: skip
+
+
+@pytest.mark.database_decides
+def test_the_database_sees_the_same_progress_as_the_rules(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    """One statement renews; whether the agent gets on, and whether the attempt is over, is as `Attempt` has it."""
+    held = hand.take(start_run(live, model, [hand]))
+    now, seen = utcnow(), set()
+    with live.database.transaction() as session:
+        row = session.get_one(Assignment, held.assignment_id)
+        before = {name: getattr(row, name) for name in ("leased_at", "progressed_at", "patience_s", "ends_at", "progress")}
+        for last, said, waited, left in product(SAID, SAID, (None, 0, 58.5, 59.99, 60, 61), (None, 0, 0.01)):
+            row.patience_s, row.progress = 60, last
+            row.progressed_at = None if waited is None else now - timedelta(seconds=waited)
+            row.ends_at = None if left is None else now + timedelta(seconds=left)
+            attempt = Attempt(row.leased_at, row.progressed_at, row.patience_s, row.ends_at, last)
+            over, case = attempt.over(said, now), (last, said, waited, left)
+            seen.add(over and over[0])
+            if over is not None and (last, said) != (SAID[1], SAID[1]):
+                continue  # each takes the visit away: some are enough
+            session.flush()
+            nested = session.begin_nested()
+            answer = renew(session, held.assignment_id, held_by(row), RenewRequest(attempt=held.attempt, progress=said), now)
+            session.expire_all()
+            assert answer.reason == (over and over[0]), case
+            if over is None:
+                assert row.progress == (last if said is None else said), case
+                got_on = row.progressed_at == now
+                assert got_on is (attempt.got_on(said) or waited in (None, 0)), case
+            nested.rollback()
+            session.expire_all()
+        for name, value in before.items():
+            setattr(row, name, value)
+    assert seen == {None, "no_progress", "visit_too_long"}
+
+
+def held_by(row: Assignment) -> str:
+    assert row.agent_id is not None
+    return row.agent_id

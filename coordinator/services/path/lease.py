@@ -1,10 +1,10 @@
-"""Leases: given with an emulator, renewed, given back, ended by time."""
+"""Leases: given with an emulator, given back, ended by time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
@@ -12,31 +12,17 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Round, Run
 from fedcybgd.coordinator.domain.assignment import (
     AssignmentEvent,
     AssignmentState,
-    LeaseLost,
     TakenBack,
     check_lease,
 )
 from fedcybgd.coordinator.domain.compression import Plan
-from fedcybgd.coordinator.domain.progress import Attempt
-from fedcybgd.coordinator.domain.run import RUN
 from fedcybgd.coordinator.errors import NotFound
-from fedcybgd.coordinator.services.agents import troubles
 from fedcybgd.coordinator.services.emulators import choose, pace
 from fedcybgd.coordinator.services.path import carried, give_up, openings, trained
-from fedcybgd.coordinator.services.records import manifests, run_files
+from fedcybgd.coordinator.services.records import manifests
 from fedcybgd.coordinator.services.states import assignments as states
 from fedcybgd.shared.contract import assignments
-from fedcybgd.shared.contract.assignments import RenewAnswer, RenewRequest, ReturnRequest
-
-RENEWED = select(
-    Assignment.run_id,
-    Assignment.progress,
-    Assignment.leased_at,
-    Assignment.progressed_at,
-    Assignment.patience_s,
-    Assignment.ends_at,
-    Run.state,
-).join(Run, Run.id == Assignment.run_id)
+from fedcybgd.shared.contract.assignments import ReturnRequest
 
 
 @dataclass(frozen=True)
@@ -85,42 +71,6 @@ def state_of(session: Session, assignment_id: str, agent_id: str) -> assignments
     return assignments.AssignmentAnswer(
         assignment_id=assignment.id, state=assignment.state, reason=assignment.reason, attempt=assignment.attempt
     )
-
-
-def renew(session: Session, assignment_id: str, agent_id: str, request: RenewRequest, now: datetime) -> RenewAnswer:
-    """Hold it for another lease: one update without a lock on the run, which many agents renew at the same time."""
-    row = session.execute(RENEWED.where(Assignment.id == assignment_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no assignment {assignment_id!r}")
-    attempt = Attempt(row.leased_at, row.progressed_at, row.patience_s, row.ends_at, row.progress)
-    if (why := attempt.over(request.progress, now)) is not None:
-        return _take_from(session, assignment_id, agent_id, request, why, now)
-    lease_s = run_files.of(session, row.run_id).lease_s
-    values: dict[str, object] = {"lease_expires_at": now + timedelta(seconds=lease_s)}
-    if request.progress is not None:
-        values["progress"] = request.progress
-    if attempt.got_on(request.progress) or row.progressed_at is None:
-        values["progressed_at"] = now
-    number = request.attempt if abs(request.attempt) < 2**31 else 0  # what no column can hold is no attempt, as 0 is none
-    this = (Assignment.id == assignment_id) & (Assignment.agent_id == agent_id) & (Assignment.attempt == number)
-    held = this & (Assignment.state == AssignmentState.LEASED)
-    if session.scalar(update(Assignment).where(held).values(values).returning(Assignment.id)) is None:
-        assignment = session.get_one(Assignment, assignment_id)
-        check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-        raise LeaseLost("you do not hold this assignment any more; ask for work again")
-    if request.progress is not None and request.progress.trouble is not None and (row.progress is None or row.progress.trouble is None):
-        # The agent's row after the assignment's, as those do who judge a visit or take it back.
-        troubles.tell(session, session.get_one(Assignment, assignment_id), request.progress.trouble, now)
-    return RenewAnswer(lease_seconds=lease_s, go_on=not RUN.is_final(row.state))
-
-
-def _take_from(
-    session: Session, assignment_id: str, agent_id: str, request: RenewRequest, why: tuple[TakenBack, str], now: datetime
-) -> RenewAnswer:
-    assignment, run = locked(session, assignment_id)
-    check_lease(assignment.state, assignment.agent_id, assignment.attempt, agent_id, request.attempt)
-    give_up.failed_attempt(session, run, assignment, *why, now)
-    return RenewAnswer(lease_seconds=run_files.of(session, run.id).lease_s, go_on=False, reason=why[0])
 
 
 def give_back(session: Session, assignment_id: str, agent_id: str, request: ReturnRequest, now: datetime) -> Assignment:
