@@ -15,6 +15,7 @@ NOT_YET = "zipapp"
 
 def test_what_nobody_uses_is_not_found_meanwhile_and_is_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, NOT_YET, raising=False)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
     monkeypatch.setattr(imports, "UNUSED", (NOT_YET, "json"))
     with imports.at_once():
         assert find_spec(NOT_YET) is None
@@ -24,3 +25,11 @@ def test_what_nobody_uses_is_not_found_meanwhile_and_is_afterwards(monkeypatch: 
             import_module(NOT_YET)
     assert find_spec(NOT_YET) is not None
     assert gc.isenabled()
+
+
+def test_transformers_that_was_imported_before_keeps_what_it_may_have_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks once whether something is installed, and then imports it where it needs it."""
+    monkeypatch.setitem(sys.modules, "transformers", sys)
+    monkeypatch.setattr(imports, "UNUSED", (NOT_YET,))
+    with imports.at_once():
+        assert find_spec(NOT_YET) is not None
