@@ -12,7 +12,7 @@ import psutil
 from fedcybgd.agent import credentials, reaching
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
-from fedcybgd.agent.device import find_device
+from fedcybgd.agent.device import GpuMissing, cards_visible, find_device
 from fedcybgd.agent.errors import AgentError
 from fedcybgd.agent.lengths import TokenizerSlow, standing, token_lengths
 from fedcybgd.agent.policy import fingerprint, in_force
@@ -110,8 +110,12 @@ def _site_cache(config: Config, client: Client) -> Iterator[Finding]:
 
 
 def _device(home: Home, config: Config) -> Iterator[Finding]:
-    device = find_device(config.device.kind, config.device.gpu)
     wanted = config.device.kind
+    try:
+        device = find_device(wanted, config.device.gpu)
+    except GpuMissing as error:
+        yield Finding(False, "device", error.message, "nvidia-smi -L lists the GPUs by number and UUID")
+        return
     memory = f"{device.memory_bytes / 1e9:.1f} GB of memory, {machine.memory_available() / 1e9:.1f} free"
     accelerator = f", {device.accelerator_bytes / 1e9:.1f} GB on it" if device.kind == "cuda" else ""
     found = f"{device.kind} ({device.name}), {device.cores} cores, {memory}{accelerator}"
@@ -119,6 +123,9 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding(False, "device", f"{wanted} was asked for, found only {found}", "set device.kind to auto, or install the driver")
     else:
         yield Finding(True, "device", found)
+    if device.kind == "cuda" and config.device.gpu is None and (count := cards_visible()) > 1:
+        said = f"one of {count}, the first; a visit is on one and never spread over several"
+        yield Finding(None, "GPUs", said, "to use them all run an agent for each, with a --home of its own: fedagent enroll --gpu N")
     try:
         home.ready()
     except AgentError as error:

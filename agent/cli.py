@@ -81,6 +81,9 @@ def enroll(
         str | None,
         typer.Option(help="Fingerprint of the coordinator's signing key, from the operator: nobody else is believed, now and later."),
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="The GPU of this agent, where there are several: its number as nvidia-smi counts, or its UUID.")
+    ] = None,
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -90,9 +93,10 @@ def enroll(
     address = address_of(url)
     check_way(address, plain_http, "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data))
-    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http)
+    card = enrolment.chosen_gpu(gpu)
+    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http, card)
     believed = enrolment.coordinator_key(coordinator_key)
-    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed)
+    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed, card)
     if as_json:
         say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return

@@ -7,11 +7,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from fedcybgd.agent.errors import ConfigError
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.host.machine import cores, memory_total
 
 # Numbers of cards mean the same to nvidia-smi and to torch only in this order.
 CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+class GpuMissing(ConfigError):
+    """agent.toml chooses a card that is not there: another device is not trained on in its place."""
+
+    code = "gpu_missing"
 
 
 @dataclass(frozen=True)
@@ -23,14 +30,27 @@ class Card:
 
 
 def find_device(wanted: str = "auto", gpu: int | str | None = None) -> DeviceInfo:
-    """The device that training would use, and its memory in bytes, within the limits of a container; `gpu` chooses among several."""
+    """The device that training would use, and its memory in bytes, within the limits of a container; `gpu` chooses among several.
+
+    Raises `GpuMissing` where it chooses none.
+    """
     memory = memory_total()
     cpu = DeviceInfo(kind="cpu", name=_cpu_name(), cores=cores(), memory_bytes=memory)
     if wanted in ("auto", "cuda") and (card := _chosen(gpu)) is not None:
         return cpu.model_copy(update={"kind": "cuda", "name": card.name[:200], "accelerator_bytes": card.memory_bytes or memory})
+    if wanted in ("auto", "cuda") and gpu is not None:
+        count = len(_cards())
+        there = f"nvidia-smi lists {count}, counted from 0" if count else "nvidia-smi lists none, or is not on the PATH"
+        raise GpuMissing(f"device.gpu = {gpu} is no GPU of this machine: {there}; correct agent.toml")
     if wanted in ("auto", "mps") and sys.platform == "darwin" and platform.machine() == "arm64":
         return cpu.model_copy(update={"kind": "mps", "accelerator_bytes": memory})
     return cpu
+
+
+def cards_visible() -> int:
+    """How many cards CUDA would see, of which a training process takes one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(_cards()) if visible is None else len([one for one in visible.split(",") if one.strip()])
 
 
 def _chosen(gpu: int | str | None) -> Card | None:

@@ -14,9 +14,9 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers
 from fedcybgd.agent.proof import Proof
-from fedcybgd.agent.settings import Home, RunPattern
+from fedcybgd.agent.settings import Card, DeviceSection, Home, RunPattern
 from fedcybgd.agent.signing import Signer, new_private_key
-from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
+from fedcybgd.shared.contract.agents import DeviceInfo, EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import NAME_CHARACTERS, Name
@@ -59,6 +59,22 @@ def run_patterns(given: list[str]) -> list[str]:
         raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {NAME_CHARACTERS}; * and ? are wildcards") from error
 
 
+def chosen_gpu(given: str | None) -> int | str | None:
+    """The card as given: its number, or its UUID."""
+    if given is None or given.isdigit():
+        return None if given is None else int(given)
+    try:
+        return TypeAdapter(Card).validate_python(given)
+    except ValidationError as error:
+        raise ConfigError(f"{one_line(given)[:120]!r} is no GPU: give its number as nvidia-smi counts, or its UUID (GPU-…)") from error
+
+
+def device_of(home: Home, gpu: int | str | None = None) -> DeviceInfo:
+    """What an agent trains on: as an agent.toml says that is there, else with the card given. Raises `ConfigError`."""
+    section = home.load_config().device if home.config.exists() else DeviceSection(gpu=gpu)
+    return find_device(section.kind, section.gpu)
+
+
 def coordinator_key(given: str | None) -> str | None:
     """The fingerprint as given."""
     try:
@@ -75,12 +91,16 @@ def check_new(home: Home) -> None:
         raise AgentError(f"{home.path} is enrolled already, as {credentials.load(home).name}; use another --home for another agent")
 
 
-def enrol(home: Home, url: str, token: str, name: str | None, settings: str, believed: str | None = None) -> EnrolAnswer:
+def enrol(
+    home: Home, url: str, token: str, name: str | None, settings: str, believed: str | None = None, gpu: int | str | None = None
+) -> EnrolAnswer:
     """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can.
 
     `believed`: fingerprint of the coordinator's signing key, which goes into a first policy.toml. One that is there already counts.
+    `gpu`: the card of `settings`.
     """
     check_new(home)
+    device = device_of(home, gpu)
     rules = policy.load_policy(home)
     if believed is not None and home.policy.exists() and believed not in rules.coordinator.keys:
         said = "believes other keys of a coordinator" if rules.coordinator.keys else "is there, and believes no key of a coordinator"
@@ -93,7 +113,7 @@ def enrol(home: Home, url: str, token: str, name: str | None, settings: str, bel
     home.ready()
     if not home.policy.exists():  # before there is an agent that it is for
         home.policy.write_text(policy.template(given), encoding="utf-8")
-    answer = _spend(home, client, token, agent_name(name))
+    answer = _spend(home, client, token, agent_name(name), device)
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     return answer
@@ -112,7 +132,7 @@ def next_steps(data: Path | None, consented: Collection[str]) -> Iterator[str]:
 def enrol_again(home: Home, client: Client, token: str) -> None:
     """Spend a token that the operator has made for this agent on another key. The agent stays the same."""
     mine = credentials.load(home)
-    _spend(home, client, token, mine.name, mine.agent_id)
+    _spend(home, client, token, mine.name, device_of(home), mine.agent_id)
 
 
 def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str:
@@ -125,11 +145,11 @@ def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str
         raise ConfigError(f"the token cannot be read from {file}: {error}") from error
 
 
-def _spend(home: Home, client: Client, token: str, name: str, agent_id: str | None = None) -> EnrolAnswer:
+def _spend(home: Home, client: Client, token: str, name: str, device: DeviceInfo, agent_id: str | None = None) -> EnrolAnswer:
     """The private key is made here and stays here."""
     private_key = new_private_key()
     request = EnrolRequest(
-        token=whole_token(token), name=name, device=find_device(), version=version("fedcybgd"), public_key=Signer(private_key).public_key,
+        token=whole_token(token), name=name, device=device, version=version("fedcybgd"), public_key=Signer(private_key).public_key,
         agent_id=agent_id,
     )  # fmt: skip
     home.ready()

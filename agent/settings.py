@@ -215,7 +215,7 @@ def within_hours(hours: list[str], now: datetime) -> bool:
     return False
 
 
-def template(url: str, data: str | None, runs: list[str], plain_http: bool = False) -> str:
+def template(url: str, data: str | None, runs: list[str], plain_http: bool = False, gpu: int | str | None = None) -> str:
     """A first agent.toml, with comments."""
     return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
@@ -230,7 +230,7 @@ runs = {json.dumps(runs)}                       # which runs may use these rows,
 
 [device]
 kind = "auto"                   # auto, cpu, cuda, mps
-# gpu = 1                       # which one, where there are several
+{"# gpu = 1" if gpu is None else f"gpu = {json.dumps(gpu)}"}                       # which one, where there are several
 threads = 0                     # 0: as many as there are cores
 
 [limits]

@@ -94,6 +94,7 @@ class Worker:
             return True
         try:
             config, policy = reaching.load(self._home)
+            find_device(config.device.kind, config.device.gpu)
         except ConfigError as error:
             self._fail("settings are wrong: no work is taken", error.message)
             return False

@@ -16,6 +16,10 @@ from fedcybgd.shared.contract.plans import AgentPlan, PlanView
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
+MORE_ROOM = (
+    "where memory is missing: an agent with more of it, for a visit is on one device and never spread over several; or a run file that asks for "
+    "less: compression.policy int4 or auto, a smaller task.max_length or train.batch_size, train.optimizer adamw-8bit, method adapters"
+)
 
 
 def plan(
@@ -42,6 +46,8 @@ def draw(view: PlanView) -> RenderableType:
     able = [agent for agent in view.agents if agent.able]
     parts += [_agents(able), *_visits(able)] if able else []
     parts += [Text(f"{a.name} cannot take part: {a.message} ({a.reason})", "yellow") for a in view.agents if not a.able]
+    if any("of memory are missing" in (why or "") for a in view.agents for why in (a.message, *(v.why_not for v in a.visits))):
+        parts.append(Text(MORE_ROOM, "dim"))
     return Group(*parts)
 
 

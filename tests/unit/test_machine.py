@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcybgd.agent import check, settings
-from fedcybgd.agent.device import find_device
+from fedcybgd.agent import check, enrolment, settings
+from fedcybgd.agent.device import GpuMissing, cards_visible, find_device
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import Config, Home, declared
 from fedcybgd.agent.trainer_process import TrainerProcess
@@ -165,6 +165,56 @@ def test_the_chosen_card_is_the_one_that_the_training_process_sees(monkeypatch: 
 def test_what_is_no_card_is_refused(gpu: object) -> None:
     with pytest.raises(ValueError, match="gpu"):
         config(device={"gpu": gpu})
+
+
+def test_a_card_that_is_not_there_is_refused_and_nothing_else_taken(smi: Any) -> None:
+    for output, gpu, there in ((TWO, 2, "lists 2"), (UUIDS, "GPU-cccc", "lists 2"), ("No devices were found", 0, "lists none")):
+        smi(output)
+        for wanted in ("auto", "cuda"):
+            with pytest.raises(GpuMissing, match=there) as refused:
+                find_device(wanted, gpu)
+            assert refused.value.code == "gpu_missing"
+        assert find_device("cpu", gpu).kind == "cpu", "which no card is wanted for"
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("1,0", 2), ("", 0)])
+def test_check_says_that_an_agent_takes_one_card_of_several(
+    smi: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None, count: int
+) -> None:
+    smi(TWO)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cards_visible() == count
+    monkeypatch.setattr(check, "_trial", lambda *_: check.Finding(None, "training", "not tried here"))
+    for device, told in (({}, count > 1), ({"gpu": 1}, False), ({"kind": "cpu"}, False)):
+        found = [one for one in check._device(Home(tmp_path), config(device=device)) if one.what == "GPUs"]
+        assert bool(found) is told, device
+        assert all("one of 2" in one.found and "--gpu" in one.advice and one.ok is None for one in found)
+
+
+def test_check_names_a_card_that_is_not_there(smi: Any, tmp_path: Path) -> None:
+    smi(TWO)
+    (found,) = check._device(Home(tmp_path), config(device={"gpu": 4}))
+    assert (found.ok, found.what) == (False, "device")
+    assert "device.gpu = 4 is no GPU of this machine" in found.found
+
+
+def test_an_agent_is_enrolled_for_one_card_and_says_which(smi: Any, tmp_path: Path) -> None:
+    """The coordinator plans with what it is told then."""
+    smi(TWO)
+    assert "T400" in enrolment.device_of(Home(tmp_path)).name
+    for given, gpu in (("1", 1), ("GPU-ab12", "GPU-ab12"), (None, None)):
+        assert enrolment.chosen_gpu(given) == gpu
+    for wrong in ("first", "-1", "cuda:1", ""):
+        with pytest.raises(ConfigError, match="is no GPU"):
+            enrolment.chosen_gpu(wrong)
+    assert "H100" in enrolment.device_of(Home(tmp_path), 1).name
+    with pytest.raises(GpuMissing):
+        enrolment.device_of(Home(tmp_path), 2)
+    home = Home(tmp_path)
+    home.config.write_text(settings.template("http://127.0.0.1:1", None, [], gpu=1))
+    assert home.load_config().device.gpu == 1
+    assert "H100" in enrolment.device_of(home, 0).name, "an agent.toml that is there counts"
 
 
 # ---- the agent's directory ---------------------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""What is planned for a machine with several cards: each is an agent, and a block that fits no card is refused with what is missing."""
+
+import io
+
+from rich.console import Console
+
+from fedcybgd.coordinator.commands.plan import MORE_ROOM, draw
+from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.planning.forecast import AgentFacts, Forecast, forecast
+from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, blocks_of_run
+from fedcybgd.coordinator.services.operate.forecasts import _agent
+from fedcybgd.shared.contract.plans import PlanView
+
+WIDTHS = {"7b": (32, 4096, 11_008, 4096), "70b": (80, 8192, 28_672, 1024)}
+CARD = 24 * 10**9
+VISITED = ["layers.0", "layers.1", "layers.2", "layers.3"]
+
+
+def four_cards(shape: str, memory: int = CARD) -> tuple[RunFile, Forecast]:
+    layers, wide, inner, keys = WIDTHS[shape]
+    config = {"model_type": "llama", "hidden_size": wide, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": 32_000,
+              "num_attention_heads": wide // 128, "num_key_value_heads": keys // 128}  # fmt: skip
+    sizes = {"q": (wide, wide), "k": (keys, wide), "v": (keys, wide), "o": (wide, wide)}
+    sizes |= {"gate": (inner, wide), "up": (inner, wide), "down": (wide, inner)}
+    blocks = [
+        BlockShape("embeddings", "embeddings", {"embed.weight": (32_000, wide)}, 2),
+        *(BlockShape(f"layers.{i}", "layer", {f"layers.{i}.{n}.weight": s for n, s in sizes.items()}, 2) for i in range(layers)),
+        BlockShape("norm", "norm", {"norm.weight": (wide,)}, 2),
+        BlockShape("head", "head", {"lm_head.weight": (32_000, wide)}, 2),
+    ]
+    spec = RunFile.model_validate({
+        "name": "r", "model": "m", "task": {"kind": "causal-lm", "max_length": 512}, "train": {"steps": 2, "batch_size": 1},
+        "schedule": {"blocks": VISITED, "cycles": 1, "wave": 4, "agents": "fixed"}, "compression": {"policy": "int4"},
+    })  # fmt: skip
+    of_run, visited = blocks_of_run(spec, config, blocks)
+    cards = [AgentFacts(f"card-{n}", device="cuda", device_bytes=memory, disk_bytes=100 * 10**9) for n in range(4)]
+    return spec, forecast(spec, ModelShape.of(config), of_run, visited, cards)
+
+
+def told(spec: RunFile, found: Forecast) -> str:
+    view = PlanView(run="r", model="m", prepared=False, rounds=found.rounds, visited=found.visited, problems=found.problems,
+                    hours=found.hours, agents=[_agent(spec, a) for a in found.agents])  # fmt: skip
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(draw(view))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_four_cards_make_the_four_visits_of_a_wave_each_with_its_own_memory() -> None:
+    spec, found = four_cards("7b")
+    assert found.rounds == 1
+    assert found.problems == []
+    assert [[visit.blocks for visit in agent.visits] for agent in found.agents] == [[(name,)] for name in VISITED]
+    assert all(agent.memory_needed < CARD for agent in found.agents)
+    assert MORE_ROOM not in told(spec, found)
+
+
+def test_a_block_that_fits_no_card_is_refused_with_what_is_missing_though_the_four_together_had_room() -> None:
+    spec, found = four_cards("70b")
+    assert [agent.why_not and agent.why_not[0] for agent in found.agents] == ["memory_limit"] * 4
+    assert found.problems == [f"no agent can train {', '.join(VISITED)} within its limits"]
+    assert all(agent.why_not and "are missing" in agent.why_not[1] and "24,000 MB allowed" in agent.why_not[1] for agent in found.agents)
+    text = told(spec, found)
+    assert MORE_ROOM in text
+    assert "never spread over several" in text
+    assert [agent.why_not for agent in four_cards("70b", 80 * 10**9)[1].agents] == [None] * 4
