@@ -167,7 +167,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with database.transaction() as session:
         missing.tell(session, parts.store, utcnow())
         common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
-    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes)
+    jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes, settings.engines)
 
     def heard(signals: Signals) -> None:
         if signals.anew:

@@ -64,7 +64,7 @@ def _work(settings: Settings, database: Database, ready: Callable[[], None], mak
     outages = OutageLog(lambda: disks.lack(settings.home / "database"))
     with database.transaction() as session:
         name = replicas.enter_engine(session, utcnow(), settings.own_lanes)
-    jobs = LocalJobs(database, made.new_engine, name, disks.say, settings.own_lanes)
+    jobs = LocalJobs(database, made.new_engine, name, disks.say, settings.own_lanes, settings.engines)
     beating = Beating(database, name, name, lambda: 0, outages, settings.own_lanes, serves=False)
 
     def heard(signals: Signals) -> None:

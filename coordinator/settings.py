@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         "all",
         description="lanes of jobs that the coordinator does itself; for the others there must be a `fedcoord engine` somewhere",
     )
+    engines: int = Field(1, ge=1, le=16, description="engines of each lane: so many of its jobs are done at the same time")
     engine_threads: int = Field(
         1,
         ge=1,

@@ -36,7 +36,7 @@ class LaneThread:
 
     def __init__(self, name: str, database: Database, new_engine: NewEngine, owner: str, full: Callable[[StoreFull], None]) -> None:
         """`full` hears of a disk that is."""
-        self._name, self._new_engine, self._full = name, new_engine, full
+        self.name, self._new_engine, self._full = name, new_engine, full
         self._work, self._patience = threading.Event(), Patience(f"lane {name}")
         self._queue = Queue(name, database, self._patience, owner)
         self._engine: Engine | None = new_engine()
@@ -69,7 +69,7 @@ class LaneThread:
         moved = self._still != (hold, cpu_s) or self._under_way is None or self._under_way.done()
         self._still, self._looks = (hold, cpu_s), 0 if moved else self._looks + 1
         if self._looks * every_s >= HUNG_S and (engine := self._engine) is not None:
-            log.error("the engine of lane %s has used no processor for %.0f s at job %s: it is ended", self._name, HUNG_S, hold.job)
+            log.error("the engine of lane %s has used no processor for %.0f s at job %s: it is ended", self.name, HUNG_S, hold.job)
             self._looks, self._hung = 0, hold
             engine.close()
 
@@ -90,7 +90,7 @@ class LaneThread:
             except LaneStopped:
                 return
             except Exception:
-                log.exception("lane %s stumbled; it goes on", self._name)
+                log.exception("lane %s stumbled; it goes on", self.name)
 
     def _one(self) -> bool:
         """Take and do one job; whether there was one."""

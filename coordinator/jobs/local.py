@@ -17,7 +17,7 @@ log = logging.getLogger("fedcoord.jobs")
 
 
 class LocalJobs:
-    """One thread and one engine a lane, and one thread that renews the leases of all."""
+    """A thread for each engine of a lane, and one thread that renews the leases of all."""
 
     def __init__(
         self,
@@ -26,30 +26,32 @@ class LocalJobs:
         owner: str,
         full: Callable[[StoreFull], None],
         lanes: Iterable[kinds.Lane] = kinds.Lane,
+        engines: int = 1,
     ) -> None:
-        """`full` hears of a disk that is, and for which a job waits; what is in other `lanes` others do."""
+        """`full` hears of a disk that is, and for which a job waits; what is in other `lanes` others do. `engines` of each lane work at once."""
         self._database = database
-        self._lanes = {str(lane): LaneThread(lane, database, new_engine, owner, full) for lane in lanes}
+        self._lanes = [LaneThread(lane, database, new_engine, owner, full) for lane in lanes for _ in range(engines)]
         self._stopping = threading.Event()
         self._renewing = threading.Thread(target=self._renew_all, name="job-leases", daemon=True)
 
     def start(self) -> None:
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             lane.start()
         self._renewing.start()
 
     def wake(self, lanes: Collection[str]) -> None:
-        for lane in self._lanes.keys() & set(lanes):
-            self._lanes[lane].wake()
+        for lane in self._lanes:
+            if lane.name in lanes:
+                lane.wake()
 
     def stop(self) -> None:
         self._stopping.set()
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             lane.stop()
 
     def _renew_all(self) -> None:
         while not self._stopping.wait(RENEW_EVERY_S):
-            for lane in self._lanes.values():
+            for lane in self._lanes:
                 try:
                     self._renew(lane)
                 except Exception as error:

@@ -90,6 +90,18 @@ class TestJobs:
         done = job(database, job_id)
         assert (done.owner, done.tries, done.result) == ("rep_a", 1, IMPORTED)
 
+    def test_as_many_jobs_of_a_lane_are_done_at_once_as_there_are_engines(self, database: Database) -> None:
+        slow = Held()
+        lanes = LocalJobs(database, lambda: PlayedEngine(slow), "rep_a", print, engines=2)
+        jobs_ = [submit(database, name) for name in ("one", "two", "three")]
+        lanes.start()
+        wait_for(lambda: slow.times == 2, limit=10)
+        assert sorted(job(database, each).state for each in jobs_) == ["queued", "running", "running"]
+        slow.go_on.set()
+        wait_for(lambda: all(is_done(database, each) for each in jobs_), limit=15)
+        assert [job(database, each).tries for each in jobs_] == [1, 1, 1]
+        lanes.stop()
+
     def test_what_somebody_wrote_who_died_before_he_woke_anybody_is_found(self, database: Database, owner: Owner) -> None:
         owner("rep_a")
         first = submit(database)
