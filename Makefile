@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A real S3 server for tests, in a Python of its own.
 SWIFT := .venv-s3/bin/swift-proxy-server
+# Ray for tests, in a Python that has all of .venv besides.
+RAY := .venv-ray/bin/ray
 # Without a GPU a looser range may pull gigabytes of CUDA packages.
 TORCH := torch==2.13.0
 # Tests at a time, each with one thread: half of their time they wait for real processes, so there are two for each of two cores.
@@ -11,7 +13,7 @@ WORKERS ?= 4
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
-.PHONY: s3 help docs-site locks sbom images-lint setup demo demo-lm test suite browser test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
+.PHONY: s3 ray help docs-site locks sbom images-lint setup demo demo-lm test suite browser test-all attack unit model fuzz gpu lint types chaos docs serve clean benchmarks
 
 help: ## Show this help
 	@echo "make TARGET"
@@ -53,6 +55,15 @@ $(SWIFT):
 
 s3: setup $(SWIFT) ## The contract of stores and uploads on a real S3 server, which is installed beside .venv (about two minutes)
 	S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m pytest -rs tests/contract/test_blob_store.py tests/contract/test_uploads.py tests/contract/test_bucket_uploads.py tests/integration/test_object_storage.py tests/integration/test_replicas_and_bucket.py tests/faults/test_storage.py -k s3
+
+$(RAY): $(VENV)/.installed
+	$(BIN)/python -m venv .venv-ray
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray[client]==2.60.0'
+
+ray: setup $(RAY) ## Jobs on a real Ray cluster of this machine; Ray is installed beside .venv (about ten minutes, 1 GB of memory)
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -rs tests/unit/test_ray.py tests/contract/test_jobs.py tests/e2e/test_ray.py
 
 attack: setup ## Try every attack of docs/threat-model.md on live processes (about ten minutes; JSON=FILE writes the verdicts)
 	$(BIN)/python -m tests.attack $(JSON_OPTION)

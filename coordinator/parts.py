@@ -8,6 +8,8 @@ from fedcybgd.coordinator.bucket_uploads import BucketUploads
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from fedcybgd.coordinator.jobs.ray_cluster import RayCluster
+from fedcybgd.coordinator.jobs.ray_engine import RayEngine
 from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, EngineStore, Uploads, open_place, open_uploads, reach
@@ -28,11 +30,20 @@ MakeParts = Callable[[Settings, Database], Parts]
 
 
 def local(settings: Settings, database: Database) -> Parts:
-    """Blobs and uploads in a directory or in object storage, an engine process a lane; news within this process, or to all on one PostgreSQL database."""
+    """Blobs and uploads in a directory or object storage, an engine process a lane or a Ray cluster; news within this process, or to all on one PostgreSQL database."""
     place = place_of(settings)
     store = open_place(place)
-    engine = partial(EngineProcess, place, settings.engine_threads, settings.engine_device)
-    return Parts(store, uploads_of(settings, database, store), engine, wakes_of(settings.url))
+    return Parts(store, uploads_of(settings, database, store), engine_of(settings), wakes_of(settings.url))
+
+
+def engine_of(settings: Settings) -> NewEngine:
+    """Raises `RayUnusable` or `RayNodeUnfit` where there are jobs to do and the cluster that is named cannot do them."""
+    place, threads, device = place_of(settings), settings.engine_threads, settings.engine_device
+    if settings.engine is None or not settings.own_lanes:
+        return partial(EngineProcess, place, threads, device)
+    cluster = RayCluster(settings.engine, place, threads, device)
+    cluster.check()
+    return partial(RayEngine, cluster)
 
 
 def uploads_of(settings: Settings, database: Database, store: EngineStore) -> Uploads:

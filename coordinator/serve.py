@@ -21,6 +21,7 @@ from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import bring_up, home_id, signing_secret, understood, write_secret
+from fedcybgd.coordinator.parts import engine_of
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.settings import Settings
@@ -83,7 +84,7 @@ class Server(uvicorn.Server):
 
 
 def prepare_home(settings: Settings) -> str | None:
-    """Make the database in its home, or bring it to the newest schema; the first operator's key if it is new."""
+    """Make the database in its home, or bring it to the newest schema; the first operator's key if it is new. Raises what the parts refuse."""
     settings.home.mkdir(parents=True, exist_ok=True)
     settings.common.mkdir(parents=True, exist_ok=True)
     with understood(settings):
@@ -95,9 +96,11 @@ def prepare_home(settings: Settings) -> str | None:
                 common.check(session, settings, home_id(settings.home), utcnow())
                 if signing.newest(session) is None:
                     signing.renew(session, signing_secret(settings, make=True), utcnow())
-                return _first_key(settings, session)
+                key = _first_key(settings, session)
         finally:
             database.close()
+    engine_of(settings)
+    return key
 
 
 def _first_key(settings: Settings, session: Session) -> str | None:

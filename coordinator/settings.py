@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         "all",
         description="lanes of jobs that the coordinator does itself; for the others there must be a `fedcoord engine` somewhere",
     )
+    engine: str | None = Field(
+        None, description="ray://host:10001, the Ray cluster that does the jobs of these lanes; default: processes of this machine"
+    )
     engines: int = Field(1, ge=1, le=16, description="engines of each lane: so many of its jobs are done at the same time")
     engine_threads: int = Field(
         1,

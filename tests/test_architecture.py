@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{SERVICES}.outcomes": DATA | {SERVICES},
     "coordinator.engine": {"shared", "coordinator.errors", "coordinator.domain", "coordinator.storage"},
     "coordinator.jobs": {"shared.contract", "shared.host", "coordinator.errors", "coordinator.domain", "coordinator.db", "coordinator.storage",
-        SERVICES, "coordinator.engine"},
+        SERVICES, "coordinator.engine", "coordinator.places", "coordinator.settings"},
     "coordinator.walls": {"shared.contract", "shared.host", "coordinator.errors"},
     "coordinator.api": DATA | {"coordinator.home", "shared.host", "coordinator.attendance", "coordinator.replays", "coordinator.settings", "coordinator.wakes", SERVICES},
     "coordinator.pictures": {"shared.contract", "coordinator.domain"},
@@ -92,7 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator.sweeper", "coordinator.wakes", SERVICES, "shared.host",
     },
     "coordinator.serve": DATA | {"shared.host", SERVICES}
-    | {f"coordinator.{name}" for name in ("app", "collecting", "common", "home", "settings", "walls")},
+    | {f"coordinator.{name}" for name in ("app", "collecting", "common", "home", "parts", "settings", "walls")},
     "coordinator.backup": DATA | {"shared.host", "coordinator.places", "coordinator.home", SERVICES, "coordinator.settings"},
     "coordinator.verify": DATA | {"coordinator.home", "coordinator.places", "coordinator.jobs", SERVICES, "coordinator.settings"},
     "coordinator.provenance": DATA | {"coordinator.jobs"},

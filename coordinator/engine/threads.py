@@ -14,9 +14,18 @@ AHEAD = 4
 """Items that are made before they are asked for."""
 
 
+class _Allowed:
+    cores = MOST
+
+
+def allow(cores: int) -> None:
+    """From now on no more than these in this process, where others have the rest of the machine."""
+    _Allowed.cores = min(MOST, cores)
+
+
 def cores() -> int:
     """That this process may use, and no more than `MOST`."""
-    return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(_Allowed.cores, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -23,4 +23,8 @@ class Engine(Protocol):
         ...
 
 
+class EngineAway(ConnectionError):
+    """What the engine runs on does not answer, or has no room: that passes, and is nobody's failure."""
+
+
 NewEngine = Callable[[], Engine]

@@ -14,7 +14,7 @@ from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.jobs.engine import Engine, NewEngine
+from fedcybgd.coordinator.jobs.engine import Engine, EngineAway, NewEngine
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
@@ -142,13 +142,13 @@ class LaneThread:
         self._queue.ask("say that a blob is made again", lambda session: mending.done(session, digest, job.subject, utcnow()))
 
     def _run_once(self, job: Taken) -> BaseModel:
-        """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk, or a storage that is away, is waited for: that is nobody's failure."""
+        """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk, or what is away, is waited for: that is nobody's failure."""
         return self._patience.take(f"write what job {job.id} ({job.kind}) makes", lambda: self._result(job), self._passes)
 
     def _passes(self, error: Exception) -> bool:
         if isinstance(error, StoreFull):
             self._full(error)
-        return isinstance(error, StoreFull | StorageAway)
+        return isinstance(error, StoreFull | StorageAway | EngineAway)
 
     def _result(self, job: Taken) -> BaseModel:
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))

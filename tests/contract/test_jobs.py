@@ -15,18 +15,26 @@ from fedcybgd.coordinator.db.models import Event, Job, Model
 from fedcybgd.coordinator.domain.jobs.lease import LEASE, Hold
 from fedcybgd.coordinator.jobs import lane, local
 from fedcybgd.coordinator.jobs.base import Jobs
-from fedcybgd.coordinator.jobs.engine import NewEngine
 from fedcybgd.coordinator.jobs.local import LocalJobs
+from fedcybgd.coordinator.jobs.ray_engine import RayEngine
 from fedcybgd.coordinator.services import outcomes
 from fedcybgd.coordinator.services.operate import models
 from fedcybgd.coordinator.services.read.working import running_jobs
 from fedcybgd.coordinator.services.records import job_leases, jobs, replicas
 from fedcybgd.coordinator.services.upkeep import leases
-from tests.support.played import IMPORTED, Held, MortalEngine, PlayedEngine
+from tests.support.played import IMPORTED, Held, MortalEngine, PlayedCluster, PlayedEngine
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.database_decides
-IMPLEMENTATIONS: dict[str, Callable[[Database, NewEngine, str], Jobs]] = {"local": LocalJobs}
+
+
+def on_ray(database: Database, new_engine: Callable[[], PlayedEngine], owner: str) -> Jobs:
+    return LocalJobs(database, lambda: RayEngine(PlayedCluster(new_engine())), owner, print)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Database, Any, str], Jobs]] = {
+    "local": lambda database, new_engine, owner: LocalJobs(database, new_engine, owner, print), "ray": on_ray,
+}  # fmt: skip
 Owner = Callable[..., Jobs]
 
 
@@ -49,7 +57,7 @@ def owner(request: pytest.FixtureRequest, database: Database) -> Iterator[Owner]
     started: list[Jobs] = []
 
     def start(name: str, play: Any = lambda *_: IMPORTED, engine: Callable[[Any], PlayedEngine] = PlayedEngine) -> Jobs:
-        made = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name, print)
+        made = IMPLEMENTATIONS[request.param](database, lambda: engine(play), name)
         made.start()
         started.append(made)
         return made

@@ -37,9 +37,9 @@ def spec(name: str, steps: int = 20, **schedule: Any) -> dict[str, Any]:
 
 
 class Federation:
-    def __init__(self, folder: Path, bert: Path) -> None:
+    def __init__(self, folder: Path, bert: Path, **settings: str | float | Path) -> None:
         self.folder, self.bert = folder, bert
-        self.coordinator = Coordinator.local(folder / "coordinator", environment=ENVIRONMENT)
+        self.coordinator = Coordinator.local(folder / "coordinator", environment=ENVIRONMENT, **settings)
         self.operator = self.coordinator.client.connection
         self.operator.post("/models", {"name": "tiny", "source": str(bert)})
         self.partitions = [write_rows(folder / f"rows-{i}.jsonl", i) for i in range(2)]

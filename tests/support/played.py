@@ -7,6 +7,7 @@ from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.jobs.payloads import ImportResult
+from fedcybgd.coordinator.jobs.ray_node import DONE, FAILED, Answer
 
 Play = Callable[[str, BaseModel], BaseModel]
 IMPORTED = ImportResult(config={}, files=[], blocks=[], left_out=[], num_parameters=7)
@@ -26,6 +27,37 @@ class PlayedEngine:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class PlayedTask:
+    """As coordinator/jobs/ray_cluster.py has one."""
+
+    def __init__(self, engine: PlayedEngine, kind: str, payload: BaseModel) -> None:
+        self._engine, self.answer = engine, Future[Answer]()
+        engine.submit(kind, payload).add_done_callback(self._answered)
+
+    def _answered(self, played: Future[BaseModel]) -> None:
+        error = played.exception()
+        if isinstance(error, BrokenExecutor):
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result((FAILED, error) if error else (DONE, played.result()))
+
+    def used(self) -> float:
+        return self._engine.used
+
+    def end(self) -> None:
+        pass
+
+
+class PlayedCluster:
+    """A cluster of one node, whose jobs an engine plays."""
+
+    def __init__(self, engine: PlayedEngine) -> None:
+        self._engine = engine
+
+    def begin(self, kind: str, payload: BaseModel) -> PlayedTask:
+        return PlayedTask(self._engine, kind, payload)
 
 
 class MortalEngine(PlayedEngine):
