@@ -24,6 +24,7 @@ log = logging.getLogger("fedcoord.ray")
 PROBED_WITHIN_S = 120
 """A node may have to start its first process for it."""
 TRIES, PAUSE_S = 4, 5.0
+LONGEST_LINE = 400
 CONNECTING = threading.Lock()
 """Ray has one connection a process."""
 
@@ -211,9 +212,9 @@ def _understood(error: Exception) -> Exception:
 
 
 def _line(error: Exception) -> str:
-    """What it says for people: of a trace from elsewhere the end."""
+    """What it says for people, in one line: of a trace from elsewhere the end."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line] or [type(error).__name__]
-    return lines[-1] if "Traceback" in str(error) else lines[0]
+    return (lines[-1] if "ray::" in lines[0] or "Traceback" in str(error) else " ".join(lines))[:LONGEST_LINE]
 
 
 def _asked(needs: Needs) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from fedcybgd import Coordinator
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload
 from fedcybgd.coordinator.engine.model_directory import ModelRefused
+from fedcybgd.coordinator.jobs import ray_cluster
 from fedcybgd.coordinator.jobs.engine import EngineAway
 from fedcybgd.coordinator.jobs.ray_cluster import RayCluster, RayNodeUnfit
 from fedcybgd.coordinator.jobs.ray_engine import RayEngine
@@ -84,6 +85,16 @@ def test_a_run_ends_as_one_with_engines_beside_the_coordinator(
     assert "Traceback" not in there.coordinator.log.read_text()
 
 
+def test_its_blobs_may_be_in_object_storage(cluster: Cluster, here: dict[str, str], bert: Path, tmp_path: Path) -> None:
+    """With copies in the home of the node."""
+    there = Federation(tmp_path / "there", bert, engine=cluster.url, storage=f"file://{tmp_path / 'bucket'}")
+    try:
+        assert there.digests(there.start(VALUES)) == here
+    finally:
+        there.stop()
+    assert list((cluster.folder / "home" / "cache").rglob("*"))
+
+
 def test_it_does_so_whoever_dies_meanwhile(cluster: Cluster, here: dict[str, str], bert: Path, tmp_path: Path) -> None:
     there = Federation(tmp_path / "there", bert, engine=cluster.url)
     try:
@@ -119,6 +130,21 @@ def test_errors_cross_and_a_process_that_dies_or_is_to_end_is_told(connected: Ra
     connected._mark = "of another place"
     with pytest.raises(RayNodeUnfit, match="does not see the coordinator's blobs"):
         engine.submit("import", IMPORT).result(60)
+
+
+def test_what_ray_says_is_told_apart() -> None:
+    from ray import exceptions
+
+    died = [
+        exceptions.WorkerCrashedError(),
+        exceptions.OutOfMemoryError("too much"),
+        exceptions.NodeDiedError("gone"),
+        exceptions.TaskCancelledError(),
+    ]
+    for error in died:
+        assert isinstance(ray_cluster._understood(error), BrokenExecutor)
+    beside = ray_cluster._understood(exceptions.RayTaskError("job", "Traceback\nImportError: no module", ImportError()))
+    assert (type(beside), str(beside)) == (RuntimeError, "a task failed beside its job: ImportError: no module")
 
 
 def test_what_ray_itself_uses_of_the_processor_is_no_work(connected: RayCluster) -> None:

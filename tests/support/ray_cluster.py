@@ -46,7 +46,7 @@ class Cluster:
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
         # Its processes are as important as others of these tests, and nobody else asks anything of it.
-        more = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}
+        more = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "FEDCOORD_HOME": str(self.folder / "home")}
         self._process = subprocess.Popen(
             words,
             env={**environment, **more},

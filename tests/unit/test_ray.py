@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,32 @@ def test_which_card_it_is_ray_says(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_cluster, "imported", object)
     with pytest.raises(RayUnusable, match="say cuda"):
         RayCluster("ray://host:10001", Place(tmp_path), 1, "cuda:1")
+
+
+class OtherVersion:
+    """Ray, whose client finds a cluster of another version."""
+
+    def __init__(self) -> None:
+        self.util = SimpleNamespace(client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: False)))
+
+    def shutdown(self) -> None: ...
+    def init(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.1\n    Python: 3.9.1\nThis process on Ray Client:\n    Ray: 2.60.0\n"
+        )
+
+
+def test_a_cluster_of_another_version_is_refused_with_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "imported", OtherVersion)
+    with pytest.raises(RayUnusable, match=r"Version mismatch: .* Ray: 2\.1 Python: 3\.9\.1 .* Ray: 2\.60\.0"):
+        RayCluster("ray://host:10001", Place(tmp_path), 1, "cpu").check()
+
+
+def test_an_address_where_object_storage_is_has_a_mark_too(tmp_path: Path) -> None:
+    bucket = Place(tmp_path / "cache", f"file://{tmp_path / 'bucket'}")
+    assert mark.seen(bucket) is None
+    left = mark.leave(bucket)
+    assert (mark.leave(bucket), mark.seen(bucket), len(left)) == (left, left, 32)
 
 
 class TestNeeds:

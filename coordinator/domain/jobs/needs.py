@@ -59,6 +59,8 @@ def _largest(value: Any) -> int:
     """Bytes of the largest file that is named."""
     if isinstance(value, list):
         return max(map(_largest, value), default=0)
+    if isinstance(value, dict):
+        return _largest(list(value.values()))
     if isinstance(value, BaseModel):
         size = getattr(value, "size", 0)
         return max([size if isinstance(size, int) else 0, *(_largest(part) for _, part in value)])
