@@ -1,6 +1,7 @@
 """A model of Llama-2-7B's shape through the whole path on one machine: memory, seconds and disk of each step, beside the plan.
 
-    python -m benchmarks.seven_billion [--json FILE] [--layers 32] [--steps 2] [--batch 1] [--tokens 128] [--folder DIR] [--most-disk GB]
+    python -m benchmarks.seven_billion [--json FILE] [--shape 7b] [--layers 32] [--steps 2] [--batch 1] [--tokens 128] [--folder DIR] [--most-disk GB]
+    python -m benchmarks.seven_billion --shape 70b --layers 2 --no-visit
 
 Random weights are written file by file; nothing is fetched. Import, a run's preparation, encoding (the frozen blocks as policy `int4` has
 them, what is trained exact), one agent's visit to the layer in the middle on this machine's processor in bfloat16, judging and applying
@@ -8,7 +9,8 @@ its delta with the new shards and patches, the agent's step by such a patch, and
 code, each in a process of its own. *Resident* and *private* are peaks beyond that process as it began (as in
 `coordinator_memory`); the disk is all that lies there after a step. The agent holds packed shards beside those that it made of them, as it does.
 Where memory or disk is missing it says how much, and ends; with fewer `--layers` blocks are as large, and there are fewer of them.
-To fit on less disk the packed shards of the first versions are deleted before the export.
+To fit on less disk the packed shards of the first versions are deleted before the export. `--shape 70b` has blocks of Llama-2-70B's shape;
+with `--no-visit` the delta is of random numbers, so that the engine's steps can be taken where no visit has room.
 """
 
 import json
@@ -27,7 +29,7 @@ import psutil
 from pydantic import BaseModel
 
 from benchmarks.agent_memory import ENVIRONMENT
-from benchmarks.coordinator_memory import Measured, PeakPrivate, in_a_process, job
+from benchmarks.coordinator_memory import Measured, PeakPrivate, in_a_process, job, make_delta
 from benchmarks.import_memory import write_checkpoint
 from benchmarks.random_llama import _write_tokenizer
 from benchmarks.report import arguments, finish
@@ -37,9 +39,11 @@ from fedcybgd.coordinator.planning.forecast import AgentFacts, AgentForecast, fo
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, blocks_of_run, shard_bytes
 from fedcybgd.coordinator.planning.traffic import packed_bytes
 
-WIDTH = {
-    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32, "num_key_value_heads": 32,
-}  # fmt: skip
+VOCABULARY = 32_000
+WIDTHS = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28_672, "num_attention_heads": 64, "num_key_value_heads": 8},
+}
 GB, MB = 1e9, 1e6
 SPARE = 2 * GB
 """Of memory, for everything else on the machine"""
@@ -49,11 +53,17 @@ CHUNK = 1 << 20
 class Plan:
     """What `fedcoord plan` says of the visit, and what follows from the same shapes."""
 
-    def __init__(self, layers: int, steps: int, batch: int, tokens: int) -> None:
+    def __init__(self, shape: str, layers: int, steps: int, batch: int, tokens: int) -> None:
         from fedcybgd.shared.models.assembly import skeleton
         from fedcybgd.shared.models.blocks import partition
 
-        self.config = {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": layers, **WIDTH}
+        self.config = {
+            "model_type": "llama",
+            "tie_word_embeddings": False,
+            "num_hidden_layers": layers,
+            "vocab_size": VOCABULARY,
+            **WIDTHS[shape],
+        }
         self.visited = f"layers.{layers // 2}"
         self.spec = RunFile.model_validate(
             {"name": "r", "model": "m", "task": {"kind": "causal-lm", "max_length": tokens}, "schedule": {"cycles": 1, "blocks": [self.visited]},
@@ -75,6 +85,10 @@ class Plan:
         visit = self.agent.visits[0].memory
         assert visit is not None, self.agent.why_not
         return visit.peak
+
+    def allowed(self) -> int:
+        """Of the engine: three times the largest block as it is imported."""
+        return 3 * max(shard_bytes(b, "exact", self.model) for b in self.blocks)
 
     def bytes(self, codec: str | None = None, packed: bool = False) -> int:
         """Of all blocks, in the codecs of the visit or in one."""
@@ -141,8 +155,9 @@ def here(what: str, request: str) -> Made:
 class Path7B:
     """The steps in their order, on one folder."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, plan: Plan, visits: bool) -> None:
+        self.folder, self.plan, self.visits = folder, plan, visits
+        self.figures: dict[str, float] = {}
         self.store, self.agent = folder / "store", folder / "agent"
         self.rows: dict[str, tuple[Made | Measured, float]] = {}
         """step → what it took, and the bytes on the disk after it"""
@@ -169,13 +184,10 @@ class Path7B:
         return found.result
 
     def walk(self) -> None:
-        plan, three = (
-            self.plan,
-            f"planned at most {3 * max(shard_bytes(b, 'exact', self.plan.model) for b in self.plan.blocks) / MB:.0f} MB",
-        )
+        plan, three = self.plan, f"planned at most {self.plan.allowed() / MB:.0f} MB"
         source = self.folder / "source"
         in_a_process(write_checkpoint, source, {k: v for k, v in plan.config.items() if type(v) is int}, normal)
-        in_a_process(_write_tokenizer, source, WIDTH["vocab_size"])
+        in_a_process(_write_tokenizer, source, VOCABULARY)
         model = self.engine("import", "import", {"source": str(source)}, three)
         shutil.rmtree(source)
         prepared = self.engine("prepare", "prepare", {
@@ -194,7 +206,11 @@ class Path7B:
         encoded = self.engine("encode the frozen", "encode", common | {"wanted": frozen}, three)["shards"]
         own = [refs[visited], refs[visited] | {"codec": "int4"}]
         encoded += self.engine("encode the visited", "encode", common | {"wanted": own}, three)["shards"]
-        delta = self.visit(files, encoded, {ref["digest"]: name for name, ref in refs.items()})
+        self.agent.mkdir()
+        if self.visits:
+            delta = self.visit(files, encoded, {ref["digest"]: name for name, ref in refs.items()})
+        else:
+            delta = in_a_process(make_delta, self.store, refs[visited]["digest"])
         verdict = self.engine(
             "admit", "admit", {"assignment_id": "a", "delta": delta, "blocks": [refs[visited]], "always": [], "rules": {}}, three
         )
@@ -221,7 +237,6 @@ class Path7B:
         from fedcybgd.shared.contract.training import ParameterGroup, TrainSettings
 
         store, plan, train = open_store(self.store), self.plan, self.plan.spec.train
-        self.agent.mkdir()
         by_source = {(s["source"], s["codec"]): s for s in encoded}
         shards, down = [], 0
         for source, name in names.items():
@@ -241,7 +256,7 @@ class Path7B:
                 )
             )
         words, wanted = random.Random(1), (train.steps or 1) * train.batch_size * plan.spec.task.max_length
-        text = " ".join(f"w{words.randrange(2, WIDTH['vocab_size'])}" for _ in range(wanted))
+        text = " ".join(f"w{words.randrange(2, VOCABULARY)}" for _ in range(wanted))
         (self.agent / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
         for file in files:
             with store.localised(file["digest"]) as path:
@@ -293,10 +308,10 @@ class Path7B:
             )
 
 
-def missing(plan: Plan, folder: Path, most_disk: float | None) -> str | None:
+def missing(plan: Plan, folder: Path, most_disk: float | None, visits: bool) -> str | None:
     """What this machine lacks for it, in words."""
     free = min(shutil.disk_usage(folder).free, most_disk * GB if most_disk else float("inf"))
-    memory = plan.agent.memory_needed + SPARE
+    memory = (plan.agent.memory_needed if visits else plan.allowed()) + SPARE
     if free < plan.disk():
         return (
             f"{folder} may take {free / GB:.1f} GB, and about {plan.disk() / GB:.1f} are needed: name another --folder, or fewer --layers"
@@ -311,7 +326,9 @@ def main() -> None:
         print(here(*sys.argv[1:3]).model_dump_json())
         return
     parser = arguments(__doc__)
+    parser.add_argument("--shape", choices=WIDTHS, default="7b")
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--no-visit", action="store_true", help="a delta of random numbers instead of an agent's")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
@@ -321,15 +338,15 @@ def main() -> None:
     from fedcybgd.coordinator.engine.entries import warm_up
 
     warm_up(1)
-    plan = Plan(options.layers, options.steps, options.batch, options.tokens)
+    plan = Plan(options.shape, options.layers, options.steps, options.batch, options.tokens)
     count = sum(b.num_parameters for b in plan.blocks)
     print(f"{count / GB:.2f} billion parameters in {len(plan.blocks)} blocks, {plan.bytes('exact') / GB:.1f} GB in bfloat16")
-    if (why := missing(plan, options.folder, options.most_disk)) is not None:
+    if (why := missing(plan, options.folder, options.most_disk, not options.no_visit)) is not None:
         print(f"skipped: {why}")
         return
     print(f"  {'':22} {'resident':>9} {'private':>9}    {'wall':>8} {'CPU':>8}  {'disk':>8}        allowed: three times the largest block")
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.folder) as name:
-        path = Path7B(Path(name), plan)
+        path = Path7B(Path(name), plan, not options.no_visit)
         path.walk()
     figures = {"parameters": float(count), "most_disk_gb": path.most / GB, "planned_disk_gb": plan.disk() / GB, **path.figures}
     for step, (found, disk) in path.rows.items():
