@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fedcybgd.shared.files.lossless import Arithmetic, PackedError
+from fedcybgd.shared.files.byte_planes import Arithmetic
+from fedcybgd.shared.files.lossless import PackedError
 
 
 def split(data: bytes, width: int) -> list[bytes]:

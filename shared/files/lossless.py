@@ -13,14 +13,14 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import zstandard
 
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.files.byte_planes import Arithmetic, add
 from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, Header, first_header, read_header
 
 MAGIC = b"FEDPACK1"
@@ -32,7 +32,7 @@ _END = struct.Struct("<QI")
 _LEVEL = 1  # on byte planes, level 3 is slower and no smaller
 _WORTH = 0.99  # a plane that does not become smaller than this is stored, and the next ones of its run without a try
 _REST = 7
-_LANES = 1 << 16  # bytes at a time where whole numbers stand for rows of bytes
+_FRAME_HEAD = 18  # bytes that the header of a zstandard frame has at the most
 
 
 class PackedError(FedError):
@@ -65,7 +65,7 @@ def pack(source: Path) -> Iterator[bytes]:
         yield from pack_read(read_header(source), file)
 
 
-def pack_read(header: Header, file: Readable, arithmetic: "Arithmetic | None" = None) -> Iterator[bytes]:
+def pack_read(header: Header, file: Readable, arithmetic: Arithmetic | None = None) -> Iterator[bytes]:
     """As `pack`, of a file with this header wherever it is."""
     yield MAGIC
     yield from _pack_chunks(_chunks(header, file), arithmetic or Arithmetic())
@@ -98,8 +98,7 @@ def unpack_some(source: Path, target: Path, limit: int, names: Collection[str]) 
                 file.seek(at)
                 file.write(_planes(packed, width, length, decompressor))
             else:
-                for _ in range(width):
-                    packed.seek(_LENGTH.unpack(_exactly(packed, _LENGTH.size))[1], os.SEEK_CUR)
+                _step_over(packed, width, length)
             at += length
         _check_end(packed, at)
         file.truncate(at)
@@ -110,13 +109,28 @@ def unpacked(packed: BinaryIO, limit: int) -> Iterator[bytes]:
     return _unpack_chunks(packed, MAGIC, limit)
 
 
+def unpacked_size(packed: BinaryIO, limit: int, most_chunks: int) -> int:
+    """Bytes that are packed, by the lengths that are written there; errors as `unpack`, but for what chunks hold, of which nothing is unpacked.
+
+    More than so many chunks are an error, too: a million of a byte each take as long as a million of a MiB.
+    """
+    total = 0
+    for number, (width, length) in enumerate(_heads(packed, MAGIC, limit)):
+        if number >= most_chunks:
+            raise PackedError(f"it is packed in more than the {most_chunks} chunks that a file of this size has")
+        _step_over(packed, width, length)
+        total += length
+    _check_end(packed, total)
+    return total
+
+
 def difference(old: Path, new: Path) -> Iterator[bytes]:
     """The packed difference of two safetensors files with the same header. Raises `PackedError` when their headers are unlike."""
     with new.open("rb") as file:
         yield from difference_read(old, _header_bytes(new), read_header(new), file)
 
 
-def difference_read(old: Path, head: bytes, header: Header, new: Readable, arithmetic: "Arithmetic | None" = None) -> Iterator[bytes]:
+def difference_read(old: Path, head: bytes, header: Header, new: Readable, arithmetic: Arithmetic | None = None) -> Iterator[bytes]:
     """As `difference`, to a file with this header, whose bytes are `head`, wherever it is."""
     if _header_bytes(old) != head:
         raise PackedError("a patch needs two files with the same header")
@@ -154,14 +168,14 @@ def _chunks(header: Header, file: Readable) -> Iterator[tuple[int, int, bytes]]:
             yield number, width, data
 
 
-def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], arithmetic: "Arithmetic", base: BinaryIO | None = None) -> Iterator[bytes]:
+def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], arithmetic: Arithmetic, base: BinaryIO | None = None) -> Iterator[bytes]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     resting: dict[tuple[int, int], int] = {}  # (run, plane) → chunks for which the plane is stored without a try
     total = crc = 0
     for run, width, data in chunks:
         total += len(data)
         crc = zlib.crc32(data, crc)
-        coded = data if base is None else arithmetic.subtract(data, base.read(len(data)))
+        coded = data if base is None else arithmetic.subtract(data, _of_base(base, len(data)))
         out = [_LENGTH.pack(width, len(data))]
         for i, plane in enumerate(arithmetic.split(coded, width)):
             rest = resting.get((run, i), 0)
@@ -180,7 +194,7 @@ def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | 
     total = crc = 0
     for width, length in _heads(packed, magic, limit):
         data = _planes(packed, width, length, decompressor)
-        out = data if base is None else _add(data, base.read(length))
+        out = data if base is None else add(data, _of_base(base, length))
         total, crc = total + length, zlib.crc32(out, crc)
         yield out
     _check_end(packed, total, crc)
@@ -220,17 +234,40 @@ def _planes(packed: BinaryIO, width: int, length: int, decompressor: zstandard.Z
     return bytes(data)
 
 
-def _plane(packed: BinaryIO, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+def _step_over(packed: BinaryIO, width: int, length: int) -> None:
+    """Past the planes of a chunk, whose lengths are right; whether they are there shows at the end of the file."""
+    for _ in range(width):
+        how, held = _held(packed, length // width)
+        head = _exactly(packed, min(held, _FRAME_HEAD))
+        if how == ZSTD:
+            _check_frame(head, length // width)
+        packed.seek(held - len(head), os.SEEK_CUR)
+
+
+def _held(packed: BinaryIO, length: int) -> tuple[int, int]:
+    """How a plane of so many bytes is held, and in how many."""
     how, held = _LENGTH.unpack(_exactly(packed, _LENGTH.size))
-    if how == STORED and held == length:
-        return _exactly(packed, length)
-    if how != ZSTD or held >= length:
+    if (how, held) != (STORED, length) and (how != ZSTD or held >= length):
         raise PackedError(f"a plane of {length} bytes claims to be held in {held}")
-    frame = _exactly(packed, held)
+    return how, held
+
+
+def _check_frame(frame: bytes, length: int) -> None:
+    """The decompressor reserves what the frame declares and stops there, so that is checked before."""
     try:
-        # The decompressor reserves what the frame declares and stops there, so that is checked before.
         if zstandard.get_frame_parameters(frame).content_size != length:
             raise PackedError("a zstandard frame declares another length than its plane")
+    except zstandard.ZstdError as error:
+        raise PackedError("a zstandard frame is damaged") from error
+
+
+def _plane(packed: BinaryIO, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    how, held = _held(packed, length)
+    frame = _exactly(packed, held)
+    if how == STORED:
+        return frame
+    _check_frame(frame, length)
+    try:
         plane = decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PackedError("a zstandard frame is damaged") from error
@@ -243,6 +280,13 @@ def _exactly(file: BinaryIO, n: int) -> bytes:
     data = file.read(n)
     if len(data) < n:
         raise PackedError("the file is cut short")
+    return data
+
+
+def _of_base(base: BinaryIO, length: int) -> bytes:
+    data = base.read(length)
+    if len(data) < length:
+        raise PackedError("the base of the patch is shorter than the patch")
     return data
 
 
@@ -266,43 +310,3 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
-
-
-def _split(data: bytes, width: int) -> list[bytes]:
-    """The planes of a chunk."""
-    return [data] if width == 1 else [data[i::width] for i in range(width)]
-
-
-# Rows of bytes are added and subtracted as one whole number, without carries between its bytes: the highest bit of each byte is set
-# aside and put in by exclusive or (Hacker's Delight, 2nd edition, 2-18).
-_HIGH = int.from_bytes(b"\x80" * _LANES, "little")
-_LOW = int.from_bytes(b"\x7f" * _LANES, "little")
-
-
-def _subtract(new: bytes, old: bytes) -> bytes:
-    return b"".join(_lanes(new, old, subtract=True))
-
-
-def _add(patch: bytes, old: bytes) -> bytes:
-    return b"".join(_lanes(patch, old, subtract=False))
-
-
-def _lanes(left: bytes, right: bytes, *, subtract: bool) -> Iterator[bytes]:
-    if len(left) != len(right):
-        raise PackedError("the base of the patch is shorter than the patch")
-    for start in range(0, len(left), _LANES):
-        piece = left[start : start + _LANES]
-        x, y = int.from_bytes(piece, "little"), int.from_bytes(right[start : start + _LANES], "little")
-        if subtract:
-            result = ((x | _HIGH) - (y & _LOW)) ^ ((x ^ y ^ _HIGH) & _HIGH)
-        else:
-            result = ((x & _LOW) + (y & _LOW)) ^ ((x ^ y) & _HIGH)
-        yield result.to_bytes(_LANES, "little")[: len(piece)]
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How chunks are taken apart, and subtracted: the same bytes, whoever does it."""
-
-    split: Callable[[bytes, int], Sequence[bytes]] = _split
-    subtract: Callable[[bytes, bytes], bytes] = _subtract

@@ -81,31 +81,19 @@ def header_of(file: BinaryIO, name: str, most: int = MAX_HEADER) -> Header:
     return _whole(parse_header(file.read(length), name), size, name)
 
 
-def header_of_chunks(chunks: Iterable[bytes], name: str, most: int = MAX_HEADER) -> Header:
-    """As `header_of`, of a file that comes in chunks and is kept nowhere; all of it is read."""
-    size, begun, parsed = 0, bytearray(), None
-    for chunk in chunks:
-        size += len(chunk)
-        if parsed is not None:
-            continue
-        begun += chunk
-        if len(begun) >= 8 and len(begun) >= (end := 8 + _length(bytes(begun[:8]), None, name, most)):
-            parsed = parse_header(bytes(begun[8:end]), name)
-    if parsed is None:
-        _length(bytes(begun[:8]), size, name, most)
-        raise HeaderError(f"{name} is cut short within its header")
-    return _whole(parsed, size, name)
+def first_header(chunks: Iterable[bytes], name: str, most: int = MAX_HEADER, size: int | None = None) -> Header:
+    """As `header_of`, of a file that comes in chunks, of which no more are taken than the header needs.
 
-
-def first_header(chunks: Iterable[bytes], name: str) -> Header:
-    """As `header_of_chunks`, but no more chunks are taken than the header needs: whether the file is whole is not looked at."""
+    `size`: of the whole file, where it is known; else it is not looked at whether the file is whole.
+    """
     begun, end = bytearray(), 8
     for chunk in chunks:
         begun += chunk
         if len(begun) >= 8:
-            end = 8 + _length(bytes(begun[:8]), None, name, MAX_HEADER)
+            end = 8 + _length(bytes(begun[:8]), size, name, most)
         if len(begun) >= end:
-            return parse_header(bytes(begun[8:end]), name)
+            header = parse_header(bytes(begun[8:end]), name)
+            return header if size is None else _whole(header, size, name)
     raise HeaderError(f"{name} is cut short within its header")
 
 

@@ -24,7 +24,7 @@ from fedcybgd.coordinator.domain.run_file import parse_run_file
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.files import lossless
-from fedcybgd.shared.files.safetensors_header import header_of, header_of_chunks, parse_header
+from fedcybgd.shared.files.safetensors_header import first_header, header_of, parse_header
 from fedcybgd.shared.tensors.delta_file import DeltaFile
 
 EXAMPLES = 8 * int(os.environ.get("FUZZ_EXAMPLES", "4"))
@@ -92,7 +92,7 @@ def taken_or_refused(call: Callable[[], object], *also: type[Exception]) -> None
 @given(spoilt(PLAIN) | headers() | st.binary(max_size=300))
 def test_headers(data: bytes) -> None:
     taken_or_refused(lambda: header_of(io.BytesIO(data), "a file"))
-    taken_or_refused(lambda: header_of_chunks(iter([data[:5], data[5:]]), "a file"))
+    taken_or_refused(lambda: first_header(iter([data[:5], data[5:]]), "a file", size=len(data)))
     taken_or_refused(lambda: parse_header(data[8:]))
 
 
@@ -111,8 +111,10 @@ def test_deltas(data: Any, tmp_path: Path) -> None:
     path.write_bytes(sent)
 
     def read() -> None:
-        chunks = lossless.unpacked(io.BytesIO(sent), 1 << 20) if sent.startswith(lossless.MAGIC) else iter([sent])
-        check_structure(SHAPES, header_of_chunks(chunks, "the delta"))
+        size, chunks = len(sent), iter([sent])
+        if sent.startswith(lossless.MAGIC):
+            size, chunks = lossless.unpacked_size(io.BytesIO(sent), 1 << 20, 100), lossless.unpacked(io.BytesIO(sent), 1 << 20)
+        check_structure(SHAPES, first_header(chunks, "the delta", size=size))
         if lossless.is_packed(path):
             lossless.unpack(path, plain, 1 << 20)
         delta = DeltaFile(plain if lossless.is_packed(path) else path)

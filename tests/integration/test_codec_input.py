@@ -23,7 +23,19 @@ from fedcybgd.shared.files.lossless import MAGIC
 from fedcybgd.shared.tensors.deltas import add_decoded, decoded, encode_delta
 from tests.support.light import LightAgent, LightTrainer
 from tests.support.live import LiveCoordinator
-from tests.support.visits import Hand, Tensors, events, fresh, refused, run_file, settled, shard_tensors, start_run, unchanged, versions
+from tests.support.visits import (
+    Hand,
+    Tensors,
+    events,
+    fresh,
+    refused,
+    run_file,
+    settled,
+    shard_tensors,
+    start_run,
+    unchanged,
+    versions,
+)
 
 BIAS = "encoder.layer.0.output.dense.bias"
 WEIGHT = "encoder.layer.0.output.dense.weight"
@@ -140,7 +152,6 @@ SCALES = WEIGHT + "::scales"
         (in_packing(lambda data: data + b"x"), "bytes after the end"),
         (in_packing(lambda data: b"FEDPTCH1" + data[8:]), "no whole safetensors file"),
         (in_packing(lambda data: data[:8] + data), "no whole safetensors file"),
-        (in_packing(flipped), "no whole safetensors file"),
         # Of other values than the good deltas of other tests, whose bytes the store has.
         (lambda good, folder: packed(saved(coded({n: 3 * t for n, t in good.items()}, "int4"), "int4"), folder), "in codec 'int4'"),
         (bomb, "unpacks to more than"),
@@ -161,6 +172,23 @@ def test_what_was_not_offered_or_does_not_unpack_is_not_taken(
     assert not live.store.has(digest_of(data))
     assert not list(live.settings.uploads.glob(f"{assignment.assignment_id}-*")), "nothing is left aside"
     assert hand.renew(assignment).status_code == 200, "the lease goes on"
+
+
+@pytest.mark.parametrize("harm", [flipped, lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_what_a_packed_delta_holds_is_for_the_engine_to_find_wrong(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand, tmp_path: Path, harm: Callable[[bytes], bytes]
+) -> None:
+    """It unpacks what the web process only measures. The digest is that of the damaged bytes, so an agent has made them so."""
+    run = start_run(live, model, [hand, other], schedule={"blocks": ["layers.0"]}, delta={"codec": "int8"})
+    assignment = hand.take(run, wait=20)
+    before = versions(live, run)
+    assert hand.send(assignment, in_packing(harm)(random_delta(hand, assignment), tmp_path)).status_code == 202
+    settled(live, run)
+    assert versions(live, run) == before
+    visits = live.operator.get(f"/runs/{run}/assignments")
+    assert [(visit["state"], (visit["reason"] or "")[:10]) for visit in visits] == [("rejected", "malformed:"), ("pending", "")]
+    other.send(again := other.take(run, wait=20), packed(saved(coded(random_delta(other, again), "int8"), "int8"), tmp_path))
+    assert settled(live, run)["state"] == "completed"
 
 
 def test_rows_of_four_bits_must_be_halved(live: LiveCoordinator, model: str, hand: Hand) -> None:

@@ -14,6 +14,7 @@ from fedcybgd.coordinator.engine.planes import BY_NUMPY
 from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.byte_planes import Arithmetic
 from fedcybgd.shared.tensors.codecs import CodecError, encode_tensor
 
 
@@ -69,7 +70,7 @@ def test_a_tensor_that_would_read_as_codes_is_refused_before_any_row() -> None:
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_numpy_takes_chunks_apart_as_slices_do(width: int) -> None:
     data, old = (random.Random(seed).randbytes(8 * 33) for seed in (1, 2))
-    assert BY_NUMPY.split(data, width) == lossless.Arithmetic().split(data, width)
-    assert BY_NUMPY.subtract(data, old) == lossless.Arithmetic().subtract(data, old)
+    assert BY_NUMPY.split(data, width) == Arithmetic().split(data, width)
+    assert BY_NUMPY.subtract(data, old) == Arithmetic().subtract(data, old)
     with pytest.raises(lossless.PackedError, match="shorter"):
         BY_NUMPY.subtract(data, old[1:])

@@ -1,5 +1,6 @@
 """Packing loses nothing, patches are small, and hostile or damaged bytes leave nothing behind."""
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fedcybgd.shared.contract.errors import HeaderError
-from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files import byte_planes, lossless
 from fedcybgd.shared.files.lossless import (
     MAGIC,
     PATCH_MAGIC,
@@ -189,15 +190,15 @@ def test_files_of_unlike_headers_have_no_patch(tmp_path: Path, other: dict[str, 
 @given(st.binary(min_size=1, max_size=300), st.randoms())
 def test_bytes_are_subtracted_without_carries(new: bytes, random: object) -> None:
     old = bytes(random.randrange(256) for _ in new)  # type: ignore[attr-defined]
-    patch = lossless._subtract(new, old)
+    patch = byte_planes.subtract(new, old)
     assert patch == bytes((a - b) % 256 for a, b in zip(new, old, strict=True))
-    assert lossless._add(patch, old) == new
+    assert byte_planes.add(patch, old) == new
 
 
 def test_long_rows_of_bytes_are_subtracted_piece_by_piece() -> None:
     new, old = bytes(range(256)) * 1000, bytes(range(255, -1, -1)) * 1000
-    assert lossless._subtract(new, old) == bytes((a - b) % 256 for a, b in zip(new, old, strict=True))
-    assert lossless._add(lossless._subtract(new, old), old) == new
+    assert byte_planes.subtract(new, old) == bytes((a - b) % 256 for a, b in zip(new, old, strict=True))
+    assert byte_planes.add(byte_planes.subtract(new, old), old) == new
 
 
 def refused(folder: Path, data: bytes, message: str | None = None, limit: int = LIMIT) -> None:
@@ -278,22 +279,45 @@ def test_a_frame_that_lies_about_its_length_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, container(chunk(20_000, plane(liar))), "damaged|shorter")
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (container(chunk(0, plane(b"", 0))), "a chunk claims 0"),
-        (container(chunk(3, plane(b"a", 0), plane(b"b", 0), width=2)), "a chunk claims 3"),
-        (container(chunk(9, *[plane(b"aaa", 0)] * 3, width=3)), "values of 3"),
-        (container(chunk(2, plane(b"ab", 2))), "claims to be held"),
-        (container(chunk(2, plane(b"abc", 0))), "claims to be held"),
-        (container(chunk(50, plane(b"no frame", 1))), "damaged"),
-        (container(chunk(5000, plane(zstandard.compress(bytes(5000)) + b"more"))), "damaged"),
-        (container(chunk(2, plane(b"ab", 0)), total=3, crc=zlib.crc32(b"ab")), "check sum"),
-        (container(chunk(2, plane(b"ab", 0)), total=2, crc=1), "check sum"),
-    ],
-)
+MALFORMED = [
+    (container(chunk(0, plane(b"", 0))), "a chunk claims 0"),
+    (container(chunk(3, plane(b"a", 0), plane(b"b", 0), width=2)), "a chunk claims 3"),
+    (container(chunk(9, *[plane(b"aaa", 0)] * 3, width=3)), "values of 3"),
+    (container(chunk(2, plane(b"ab", 2))), "claims to be held"),
+    (container(chunk(2, plane(b"abc", 0))), "claims to be held"),
+    (container(chunk(50, plane(b"no frame", 1))), "damaged"),
+    (container(chunk(2, plane(b"ab", 0)), total=3, crc=zlib.crc32(b"ab")), "check sum"),
+    (container(chunk(5000, plane(zstandard.compress(bytes(5000)) + b"more")), total=5000), "damaged"),
+    (container(chunk(2, plane(b"ab", 0)), total=2, crc=1), "check sum"),
+]
+WITHIN = 2
+"""The last of them are wrong in what chunks hold, not in their lengths."""
+
+
+@pytest.mark.parametrize(("data", "message"), MALFORMED)
 def test_malformed_containers_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
     refused(tmp_path, data, message)
+
+
+def test_lengths_are_looked_at_without_unpacking(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", {"w": torch.randn(900, 700), "b": torch.zeros(5000), "n": torch.arange(9, dtype=torch.int8)})
+    data, size = b"".join(pack(source)), source.stat().st_size
+
+    def measured(packed: bytes, limit: int = size, chunks: int = 9) -> int:
+        return lossless.unpacked_size(io.BytesIO(packed), limit, chunks)
+
+    assert measured(data) == size
+    count = sum(1 for _ in lossless.unpacked(io.BytesIO(data), size))
+    assert measured(data, chunks=count) == size
+    spoilt = [data[:at] for at in range(0, len(data), 9973)] + [data[:-1], data + b"x", data[:8] + data]
+    for packed in (*spoilt, *(packed for packed, _ in MALFORMED[:-WITHIN])):
+        with pytest.raises(PackedError):
+            measured(packed)
+    for limit, chunks in ((size - 1, 9), (size, count - 1)):
+        with pytest.raises(PackedError, match="more than"):
+            measured(data, limit, chunks)
+    for packed, _ in MALFORMED[-WITHIN:]:
+        assert measured(packed) > 0, "who unpacks it finds out"
 
 
 def test_an_older_target_stays_when_unpacking_fails(tmp_path: Path) -> None:

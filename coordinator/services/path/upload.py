@@ -1,6 +1,6 @@
 """Deltas on their way: appended to what has arrived, resumable at the byte where they stopped."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import BinaryIO
 
 from fedcybgd.coordinator.domain.admission import DeltaRefused, check_structure
@@ -11,7 +11,7 @@ from fedcybgd.coordinator.storage.uploads import BeingChecked, Elsewhere, Nothin
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files import lossless
 from fedcybgd.shared.files.lossless import PackedError
-from fedcybgd.shared.files.safetensors_header import header_of, header_of_chunks
+from fedcybgd.shared.files.safetensors_header import first_header, header_of
 
 
 class OffsetMismatch(Conflict):
@@ -68,7 +68,7 @@ class Upload:
         self._at += len(data)
 
     def finish(self, store: BlobStore, form: DeltaForm) -> int:
-        """Verify the bytes and the structure, put them into the store, and return their number.
+        """Verify the bytes and the structure, put them into the store, and return their number. What is packed is unpacked by the engine, which judges it.
 
         Nobody can change them meanwhile. Raises `BlobCorrupt`, `DeltaRefused` or `UploadIncomplete`; an upload that is wrong is not kept.
         """
@@ -78,6 +78,7 @@ class Upload:
                     with taken.open() as arrived:
                         self._check(form, arrived)
                     taken.keep()
+                    return store.size(self.digest)  # whose bytes were hashed just now
                 except (DeltaRefused, BlobCorrupt):
                     taken.drop()
                     raise
@@ -103,8 +104,9 @@ class Upload:
         try:
             if lossless.begins_packed(file):
                 # The limit of the upload bounds what is unpacked as well: a delta grows by packing at the most.
-                chunks = _few(lossless.unpacked(file, self._limit), form.most_chunks)
-                header = header_of_chunks(chunks, "the delta", form.header_limit)
+                size = lossless.unpacked_size(file, self._limit, form.most_chunks)
+                file.seek(0)
+                header = first_header(lossless.unpacked(file, self._limit), "the delta", form.header_limit, size)
             else:
                 header = header_of(file, "the delta", form.header_limit)
             check_structure(form.tensors, header, form.codec)
@@ -114,11 +116,3 @@ class Upload:
 
 def _from(arrived: int) -> OffsetMismatch:
     return OffsetMismatch(f"{arrived} bytes have arrived; send from there", offset=arrived)
-
-
-def _few(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
-    """To unpack a million chunks of a byte each takes as long as a million of a MiB."""
-    for number, chunk in enumerate(chunks):
-        if number >= most:
-            raise PackedError(f"it is packed in more than the {most} chunks that a delta of this size has")
-        yield chunk
