@@ -38,7 +38,8 @@ def track(connection: Connection, run: str, trackers: Sequence[Tracker], follow:
                 for tracker, known in zip(trackers, there, strict=True):
                     new = [point for point in points if point.key not in known]
                     if labels:
-                        new += _labels(runs, view, new)
+                        # First: a score that is there says that all of its labels are, also where somebody was killed meanwhile.
+                        new = [*(point for point in _labels(runs, view, new) if point.key not in known), *new]
                     tracker.write(new, dict(_tags(runs, view)))
                     known |= {point.key for point in new}
                     written += len(new)

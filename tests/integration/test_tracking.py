@@ -1,7 +1,9 @@
 """The curves of a run in TensorBoard, MLflow and Weights & Biases, read back from what their own programs have kept."""
 
 import json
+import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedcybgd import Client
 from fedcybgd.client.errors import PackageMissing, TrackerFailed
+from fedcybgd.client.trackers import mlflow
 from fedcybgd.client.trackers.base import Key, Tracker
 from fedcybgd.client.trackers.mlflow import MLflow
 from fedcybgd.client.trackers.tensorboard import TensorBoard
@@ -25,6 +28,8 @@ from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, finish, settled, start_run
 
 NAMES = ["<b>lost", "found/late", "late"]
+LIVES, AT_ONCE = 7, 3
+"""Points until a tracker is killed, and those that MLflow is sent in one request there"""
 
 
 class InTensorBoard:
@@ -81,7 +86,12 @@ class InWandB:
     def kept(self, run: RunView) -> tuple[list[tuple[Key, float]], str]:
         """When a point was is in none of its records: the file of what it was told says it."""
         pb = import_module("wandb.proto.wandb_internal_pb2")
-        told = [Key(*json.loads(line)) for line in (self.folder / "wandb" / f"fedcybgd-{run.id}.jsonl").read_text().splitlines()]
+        told = list[Key]()
+        for line in filter(None, (self.folder / "wandb" / f"fedcybgd-{run.id}.jsonl").read_text().splitlines()):
+            if isinstance(said := json.loads(line), list):
+                told.append(Key(*said))
+            else:
+                del told[said["after"] :]
         values, words = list[tuple[str, int, float]](), ""
         for file in sorted(self.folder.glob("wandb/offline-run-*/*.wandb")):
             for record in map(pb.Record.FromString, records(file.read_bytes())):
@@ -101,6 +111,8 @@ def records(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + size > len(data):
+            return
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or its last part
@@ -181,6 +193,70 @@ def test_a_run_is_followed_to_its_end_and_each_point_is_there_once(place: Any, l
     assert digest in words
     for word in ("task.max_length", "32", view.id, "completed"):
         assert word in words
+
+
+class Dying(list[Any]):
+    """Points, of which only some are handed out: then this process is killed."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, point in enumerate(super().__iter__()):
+            if number == LIVES:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield point
+
+
+def track_and_die(place: Any, url: str, key: str, run: str) -> None:
+    """In a process of its own."""
+    tracker = place.tracker()
+
+    class Dies:
+        open, close = staticmethod(tracker.open), staticmethod(tracker.close)
+
+        def write(self, points: Any, tags: Any) -> None:
+            tracker.write(Dying(points), tags)
+
+    os.environ.pop("WANDB_SERVICE", None)  # else it would share what other tests of this process have begun
+    mlflow.AT_ONCE = AT_ONCE
+    Client(url, key).runs.track(run, Dies(), follow=False)
+
+
+def test_one_that_is_killed_while_it_writes_neither_loses_nor_doubles_a_point(
+    place: Any, live: LiveCoordinator, model: str, tmp_path: Path
+) -> None:
+    hand, client = Hand(live), Client(live.url, live.operator_key)
+    task = {"kind": "text-classification", "labels": NAMES, "max_length": 32}
+    name = start_run(live, model, [hand], evaluate=held_out(live, tmp_path, "round"), task=task)
+    finish(live, name, [hand])
+    settled(live, name)
+    for _ in range(2):
+        dying = multiprocessing.get_context("spawn").Process(target=track_and_die, args=(place, live.url, live.operator_key, name))
+        dying.start()
+        dying.join(120)
+        assert dying.exitcode == -signal.SIGKILL
+    view, _ = client.runs.track(name, place.tracker())
+    points, _ = place.kept(view)
+    keys = [key for key, _ in points]
+    assert len(set(keys)) == len(keys) > 2 * LIVES
+    found = {(key.name, key.step): value for key, value in points}
+    wanted = expected(client, name)
+    assert {key: found.get(key) for key in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("place", [InTensorBoard, InWandB], indirect=True, ids=lambda kind: kind.package)
+def test_a_file_that_is_torn_is_made_good(place: Any, live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    hand, client = Hand(live), Client(live.url, live.operator_key)
+    task = {"kind": "text-classification", "labels": NAMES, "max_length": 32}
+    name = start_run(live, model, [hand], evaluate=held_out(live, tmp_path, "end"), task=task)
+    finish(live, name, [hand])
+    settled(live, name)
+    view, written = client.runs.track(name, place.tracker(), follow=False)
+    whole = sorted(place.kept(view)[0])
+    assert len(whole) == written
+    [file] = [*tmp_path.glob("*/events.*"), *tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 4])
+    _, again = client.runs.track(name, place.tracker(), follow=False)
+    assert 0 < again < written
+    assert sorted(place.kept(view)[0]) == whole
 
 
 def test_two_do_not_write_one_run_at_once(live: LiveCoordinator, model: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedcybgd.client.errors import FileUnusable, TrackerFailed
+from fedcybgd.client.trackers import wandb_sessions
 from fedcybgd.client.trackers.base import Key, Point, Tracked, package, told
 from fedcybgd.shared.files.paths import inside
 
@@ -16,7 +17,7 @@ STEP = "rounds"
 
 class WandB:
     def __init__(self, project: str = "fedcybgd", entity: str | None = None, directory: Path | str = ".") -> None:
-        """Its own files, and one that says which points it has been told, lie in the folder `wandb` of `directory`."""
+        """Its own files, and one that says which points it was told, lie in the folder `wandb` of `directory`."""
         self._project, self._entity, self._folder = project, entity, Path(directory) / "wandb"
         self._run: Any = None
         self._told: IO[str] | None = None
@@ -34,6 +35,8 @@ class WandB:
         except OSError as error:
             raise TrackerFailed(f"somebody writes run {run.name} to Weights & Biases from {self._folder} already") from error
         with told("Weights & Biases"):
+            points, kept = wandb_sessions.told_so_far(self._told, self._folder, run.id)
+            wandb_sessions.wait_for_a_name(self._folder, run.id)
             # Only what the coordinator says of the run leaves: nothing of this machine, its programs or its code.
             quiet = wandb.Settings(
                 console="off", disable_code=True, disable_git=True, silent=True, x_disable_machine_info=True, x_disable_meta=True,
@@ -46,16 +49,18 @@ class WandB:
             # Scores come later than losses of later rounds: its own steps would not take them.
             self._run.define_metric(STEP, hidden=True)
             self._run.define_metric("*", step_metric=STEP)
-        self._told.seek(0)
-        return {Key(*json.loads(line)) for line in self._told if line.endswith("]\n")}
+            # Each point is a step there, and where W&B itself answers it says which one is next.
+            kept = kept if self._run.offline else max(kept, self._run.starting_step)
+            wandb_sessions.begin(self._told, Path(self._run.dir).parent.name, kept)
+        return set(points[:kept])
 
     def write(self, points: Sequence[Point], tags: Mapping[str, str]) -> None:
         assert self._told is not None
         with told("Weights & Biases"):
             for point in points:
-                self._run.log({STEP: point.step, point.name: point.value})
                 self._told.write(json.dumps(point.key) + "\n")
-            self._told.flush()
+                self._told.flush()  # before W&B can have kept it: what it has of those that stand here is seen when it is begun again
+                self._run.log({STEP: point.step, point.name: point.value})
             self._run.config.update({f"fedcybgd.{name}": value for name, value in tags.items()}, allow_val_change=True)
 
     def close(self, state: str) -> None:
