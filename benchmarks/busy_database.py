@@ -110,6 +110,11 @@ class Server:
         assert status == 200, path
         return answer
 
+    def scrape(self) -> bytes:
+        status, answer, _ = self.raw("GET", "/metrics", headers={"Authorization": f"Bearer {self._key}"})
+        assert status == 200, answer[:500].decode()
+        return answer
+
     def counters(self, path: str = "counters") -> dict[str, float]:
         found: dict[str, float] = json.loads(self.raw("GET", f"/busy/{path}")[1])
         return found
@@ -270,6 +275,7 @@ def reads(bench: Bench, seeded: Seeded) -> None:
     ]  # fmt: skip
     for path in paths:
         bench.measure(f"GET {API}{path.replace(seeded.export_id, '{export_id}')}", lambda path=path: server.call("GET", path), ROUTE)  # type: ignore[misc]
+    bench.measure("GET /metrics", server.scrape, ROUTE)
     agent = seeded.agent_keys[0]
     bench.measure("GET /v1/runs/{run}/files/{name}", lambda: server.call("GET", f"{run}/files/config.json", key=agent), ROUTE)
     bench.measure("GET /v1/agents/me", lambda: server.call("GET", "/agents/me", key=agent), ROUTE)
