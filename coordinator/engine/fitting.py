@@ -19,6 +19,7 @@ from fedcybgd.shared.models.blocks import FRESHLY_MADE, BlockSpec, TensorSpec, p
 from fedcybgd.shared.models.families import base_prefix, canonical
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of, tasks_of
 
+WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 BUFFERS = frozenset({"inv_freq", "position_ids", "token_type_ids", "masked_bias", "causal_mask"})
 """Last parts of names that older versions saved what a model computes for itself under."""
 
@@ -70,7 +71,7 @@ def fit(config: dict[str, Any], checkpoint: Mapping[str, Source]) -> Fitted:
     left_out = _LeftOut(candidates)
     unknown = [raw for raw in checkpoint if raw in unexpected and not left_out.may_have(raw, checkpoint[raw])]
     if best.faults or unknown:
-        problems = [*_report("unknown", unknown), *_report("missing", best.missing), *_report("wrong", best.wrong)]
+        problems = [*_wrapped(checkpoint), *_report("unknown", unknown), *_report("missing", best.missing), *_report("wrong", best.wrong)]
         raise ModelRefused(
             f"the checkpoint does not fit {type(best.model).__name__}: {'; '.join(problems)}",
             unknown=unknown[:50],
@@ -192,6 +193,16 @@ def _parts_of_base(model: nn.Module) -> set[str]:
 def _is_mask(shape: tuple[int, ...]) -> bool:
     # Older versions saved the causal mask of attention, (1, 1, positions, positions), and the number that it masks with, (1,).
     return shape == (1,) or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
+
+
+def _wrapped(checkpoint: Iterable[str]) -> list[str]:
+    """What the names of a model say that was saved together with what it was trained in."""
+    names = list(checkpoint)
+    return [
+        f"all names begin with {prefix!r}: save the model that is inside of {wrapper}"
+        for prefix, wrapper in WRAPPERS.items()
+        if names and all(name.startswith(prefix) for name in names)
+    ]
 
 
 def _report(what: str, names: Iterable[str]) -> list[str]:

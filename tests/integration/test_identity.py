@@ -54,5 +54,7 @@ def test_what_holds_a_visit_up_is_told_to_the_operator_once(live: LiveCoordinato
     assert "413" in event["message"]
     assert "80,123 bytes" in event["message"]
     assert view["state"] == "running"
+    [waits] = [wait["text"] for wait in live.operator.get(f"/runs/{run}/explanation")["waits"] if wait["kind"] == "lease"]
+    assert "held up: a proxy on the way refused an upload: raise its limit of body sizes (status 413, 80,123 bytes)" in waits
     visit = next(a for a in live.operator.get(f"/runs/{run}/assignments") if a["id"] == assignment.assignment_id)
     assert (visit["state"], visit["attempt"]) == ("leased", 1), "no attempt is lost by it"

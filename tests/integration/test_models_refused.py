@@ -50,6 +50,14 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     return rewrite
 
 
+def named(rename: Callable[[str], str]) -> Callable[[dict[str, torch.Tensor]], Any]:
+    def change(found: dict[str, torch.Tensor]) -> None:
+        for name in list(found):
+            found[rename(name)] = found.pop(name)
+
+    return change
+
+
 def no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -92,6 +100,8 @@ def replaced(name: str, text: str) -> Callable[[Path], None]:
         (tensors(lambda t: t.update({QUERY: torch.ones(32, 31)})), "model_refused", f"{QUERY} is F32 [32, 31], must be a float [32, 32]"),
         (tensors(lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})), "model_refused", f"{QUERY} is I8"),
         (tensors(lambda t: t.clear()), "model_refused", "missing: embeddings.word_embeddings.weight"),
+        (tensors(named(lambda name: f"module.{name}")), "model_refused", "all names begin with 'module.': save the model that is inside"),
+        (tensors(named(lambda name: f"_orig_mod.{name}")), "model_refused", "torch.compile"),
         (no_tokenizer, "model_refused", "no tokenizer"),
         (cut_short, "safetensors_invalid", "model.safetensors has"),
         (replaced("model.safetensors", "not a model"), "safetensors_invalid", "is no safetensors file"),

@@ -17,12 +17,16 @@ MEANINGS = {
 }
 
 
+def in_words(trouble: Trouble) -> str:
+    facts = [f"status {trouble.status}"] if trouble.status is not None else []
+    facts += [f"{trouble.bytes:,} bytes"] if trouble.bytes is not None else []
+    return MEANINGS[trouble.code] + (f" ({', '.join(facts)})" if facts else "")
+
+
 def tell(session: Session, assignment: Assignment, trouble: Trouble, now: datetime) -> None:
     """Make it an event of the run and the agent's last error."""
     agent = session.get_one(Agent, assignment.agent_id)
-    facts = [f"status {trouble.status}"] if trouble.status is not None else []
-    facts += [f"{trouble.bytes:,} bytes"] if trouble.bytes is not None else []
-    text = MEANINGS[trouble.code] + (f" ({', '.join(facts)})" if facts else "")
+    text = in_words(trouble)
     agent.last_error, agent.last_error_at = f"{trouble.code}: {text}", now
     record(
         session, now, "warning", trouble.code, f"{agent.name} on {assignment.called}: {text}", run_id=assignment.run_id, agent_id=agent.id
