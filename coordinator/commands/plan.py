@@ -40,8 +40,12 @@ def draw(view: PlanView) -> RenderableType:
     """The answer of `POST /v1/plan` for people."""
     known = "sizes of its prepared shards" if view.prepared else "sizes estimated from shapes"
     hours = f", about {view.hours:.1f} hours" if view.hours is not None else ""
-    heading = f"{view.run} over {view.model}: {view.rounds} rounds, {len(view.visited)} blocks a cycle{hours} ({known})"
+    at_once = f", {view.at_once} at once" if view.at_once > 1 else ""
+    heading = f"{view.run} over {view.model}: {view.rounds} rounds, {len(view.visited)} blocks a cycle{at_once}{hours} ({known})"
     parts: list[RenderableType] = [Text(heading)]
+    if view.first_cycle_down_once < view.first_cycle_down:
+        down, once = _mb(view.first_cycle_down), _mb(view.first_cycle_down_once)
+        parts.append(Text(f"the first cycle takes {down} from the coordinator; {once} where all agents share one site cache"))
     parts += [Text(f"problem: {problem}", "red") for problem in view.problems]
     able = [agent for agent in view.agents if agent.able]
     parts += [_agents(able), *_visits(able)] if able else []

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning import duration
 from fedcybgd.coordinator.planning.memory import Memory, estimate
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape, compact, shard_bytes
-from fedcybgd.coordinator.planning.traffic import Transfer, packed_bytes, simulate
+from fedcybgd.coordinator.planning.traffic import Transfer, leaving, packed_bytes, simulate
 from fedcybgd.shared.contract.codec import EXACT
 
 MOST_VISITS = 4000
@@ -82,6 +82,8 @@ class Forecast:
     problems: list[str]
     """what stands against the run as a whole"""
     hours: float | None
+    at_once: int = 0
+    first_cycle: tuple[int, int] = (0, 0)
 
 
 def limits_of(spec: RunFile, agent: AgentFacts) -> AgentLimits:
@@ -192,7 +194,8 @@ def forecast(
     orphans = sorted(set(visited) - {name for t in transfers for name in t.blocks}, key=list(visited).index)
     if orphans:
         problems.append(f"no agent can train {', '.join(orphans)} within its limits")
-    return Forecast(total, list(visited), found, problems, _hours(found, at_once, duration.first_share(spec, rows)))
+    hours = _hours(found, at_once, duration.first_share(spec, rows))
+    return Forecast(total, list(visited), found, problems, hours, min(at_once[1], len(own)), leaving(transfers, 0))
 
 
 def _outside(spec: RunFile, agent: AgentFacts) -> tuple[str, str] | None:

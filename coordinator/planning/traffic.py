@@ -82,6 +82,8 @@ class Transfer:
     plan: Plan
     down: int
     up: int
+    fresh: int
+    """of `down`, what nobody has fetched before: where all share a site cache, only that leaves the coordinator"""
 
 
 @dataclass
@@ -98,6 +100,8 @@ class _State:
     steps: dict[Held, _Step] = field(default_factory=dict)
     """by the version that they lead to; they start from the one before"""
     held: dict[str, set[Held]] = field(default_factory=dict)
+    left: set[tuple[str, Held]] = field(default_factory=set)
+    """what somebody has fetched: whole, or as a step"""
 
 
 def packed_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
@@ -105,6 +109,12 @@ def packed_bytes(block: BlockShape, codec: str, model: ModelShape) -> int:
     if codec in block.sizes:
         return block.sizes[codec][1]
     return round(PACKED[kind_of(codec)] * shard_bytes(block, codec, model)) if codec != DROPPED else 0
+
+
+def leaving(transfers: Iterable[Transfer], cycle: int) -> tuple[int, int]:
+    """Bytes that all agents fetch in a cycle; and those that leave the coordinator for it where all of them share one site cache."""
+    chosen = [(t.down, t.fresh) for t in transfers if t.cycle == cycle]
+    return sum(down for down, _ in chosen), sum(fresh for _, fresh in chosen)
 
 
 def simulate(
@@ -144,16 +154,17 @@ def simulate(
             if plan is None:
                 continue
             held = state.held.setdefault(agent, set())
-            down = 0 if held else file_bytes
+            files = 0 if held else file_bytes
             others = spec.compression.delta_patches
-            down += sum(_fetch(state, held, block, plan[block.name], model, others) for block in now if plan[block.name] != DROPPED)
+            fetched = [_fetch(state, held, block, plan[block.name], model, others) for block in now if plan[block.name] != DROPPED]
+            down, fresh = files + sum(size for size, _ in fetched), files + sum(new for _, new in fetched)
             up = change.delta([*(b for b in now if b.name in trained), *corrections(spec, now, trained)])
             held.add((str(seat.number), number, "delta"))
             for name in trained:
                 trained_by.setdefault(name, []).append((str(seat.number), trained))
             for block in corrected(spec, now, trained):
                 trained_by.setdefault(block.name, []).append((str(seat.number), NOTHING))
-            yield Transfer(seat.cycle, seat.blocks, agent, plan, down, up)
+            yield Transfer(seat.cycle, seat.blocks, agent, plan, down, up, fresh)
         if spec.adapters is not None and spec.adapters.combine == "exact" and len(trained_by.get(ADAPTERS, ())) > 1:
             factors = state.blocks[ADAPTERS].tensors
             folded = [b.name for b in state.blocks.values() if any(factors_of(name)[0] in factors for name in b.tensors)]
@@ -161,14 +172,18 @@ def simulate(
         _apply(spec, state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
 
 
-def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> int:
-    """Bytes that the block costs an agent that holds `held`; it holds the block afterwards. `others`: their deltas may be steps."""
+def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> tuple[int, int]:
+    """Bytes that the block costs an agent that holds `held`, and how many of them nobody has fetched before; it holds the block afterwards.
+
+    `others`: their deltas may be steps.
+    """
     wanted = (block.name, block.version, codec)
     state.codecs.setdefault((block.name, block.version), set()).add(codec)
     if wanted in held:
-        return 0
+        return 0, 0
     whole = packed_bytes(block, codec, model)
     best, path = min(whole, shard_bytes(block, codec, model)), [wanted]
+    taken, steps = [(("whole", wanted), best)], list[tuple[tuple[str, Held], int]]()
     cost = paid = 0
     target = wanted
     for count in range(1, MAX_STEPS + 1):
@@ -177,14 +192,18 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
             break
         if step.made_of is not None and step.made_of not in held and not others:
             break
-        paid += 0 if step.made_of in held else step.size
+        if step.made_of not in held:
+            paid += step.size
+            steps.append((("step", step.made_of or target), step.size))
         target = (block.name, block.version - count, codec)
         if target in held:
             if paid < best:
-                best, path = paid, [(block.name, block.version - i, codec) for i in range(count)]
+                best, path, taken = paid, [(block.name, block.version - i, codec) for i in range(count)], steps
             break
     held.update(path)
-    return best
+    fresh = sum(size for one, size in taken if one not in state.left)
+    state.left.update(one for one, _ in taken)
+    return best, fresh
 
 
 def _apply(

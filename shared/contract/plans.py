@@ -51,4 +51,7 @@ class PlanView(BaseModel):
     visited: list[str] = Field(description="blocks that are visited in a cycle, in model order")
     problems: list[str] = Field(description="what stands against the run as a whole")
     hours: float | None = Field(description="of the whole run, training and transfers; null: not known")
+    at_once: int = Field(0, description="visits that are made at the same time, each by another agent, from the second cycle on")
+    first_cycle_down: int = Field(0, description="bytes that all agents together fetch in the first cycle")
+    first_cycle_down_once: int = Field(0, description="of these, what leaves the coordinator where all agents share one site cache")
     agents: list[AgentPlan]

@@ -39,7 +39,9 @@ def plan(live: LiveCoordinator, spec: dict[str, Any] = SPEC, query: str = "") ->
 def test_it_says_what_each_agent_will_take_before_there_is_a_run(coordinator: LiveCoordinator) -> None:
     view = plan(coordinator, query="?tokens_per_s=100&rows=10")
     assert view.visited == ["embeddings", "layers.0", "layers.1"]
-    assert (view.rounds, view.prepared, view.problems) == (9, False, [])
+    assert (view.rounds, view.prepared, view.problems, view.at_once) == (9, False, [], 1)
+    assert view.first_cycle_down == sum(agent.first_cycle.down for agent in view.agents)
+    assert view.first_cycle_down / 2 < view.first_cycle_down_once < view.first_cycle_down, "two agents fetch much of the same"
     assert coordinator.operator.every("/runs") == []
     berlin, oslo = view.agents
     assert (berlin.name, oslo.name, berlin.able) == ("berlin", "oslo", True)

@@ -37,7 +37,8 @@ def plan_run(session: Session, spec: RunFile, tokens_per_s: float | None = None,
     found = forecast.forecast(spec, ModelShape.of(model.config), blocks, visited, agents, files, tokens_per_s, rows)
     return PlanView(
         run=spec.name, model=model.name, prepared=run is not None, rounds=found.rounds, visited=found.visited, problems=found.problems,
-        hours=found.hours, agents=[_agent(spec, a) for a in found.agents],
+        hours=found.hours, at_once=found.at_once, first_cycle_down=found.first_cycle[0], first_cycle_down_once=found.first_cycle[1],
+        agents=[_agent(spec, a) for a in found.agents],
     )  # fmt: skip
 
 
