@@ -61,10 +61,10 @@ def run_patterns(given: list[str]) -> list[str]:
 
 def chosen_gpu(given: str | None) -> int | str | None:
     """The card as given: its number, or its UUID."""
-    if given is None or given.isdigit():
-        return None if given is None else int(given)
+    if given is None:
+        return None
     try:
-        return TypeAdapter(Card).validate_python(given)
+        return TypeAdapter[int | str](int if given.isdecimal() else Card).validate_python(given)
     except ValidationError as error:
         raise ConfigError(f"{one_line(given)[:120]!r} is no GPU: give its number as nvidia-smi counts, or its UUID (GPU-…)") from error
 

@@ -205,7 +205,7 @@ def test_an_agent_is_enrolled_for_one_card_and_says_which(smi: Any, tmp_path: Pa
     assert "T400" in enrolment.device_of(Home(tmp_path)).name
     for given, gpu in (("1", 1), ("GPU-ab12", "GPU-ab12"), (None, None)):
         assert enrolment.chosen_gpu(given) == gpu
-    for wrong in ("first", "-1", "cuda:1", ""):
+    for wrong in ("first", "-1", "cuda:1", "", "²", "1" * 5000):
         with pytest.raises(ConfigError, match="is no GPU"):
             enrolment.chosen_gpu(wrong)
     assert "H100" in enrolment.device_of(Home(tmp_path), 1).name
