@@ -96,11 +96,12 @@ def prepare_home(settings: Settings) -> str | None:
                 common.check(session, settings, home_id(settings.home), utcnow())
                 if signing.newest(session) is None:
                     signing.renew(session, signing_secret(settings, make=True), utcnow())
-                key = _first_key(settings, session)
+            engine_of(settings)  # before there is a key: only the start that makes one tells of it
+            with database.transaction() as session:
+                wait_alone(session.connection())
+                return _first_key(settings, session)
         finally:
             database.close()
-    engine_of(settings)
-    return key
 
 
 def _first_key(settings: Settings, session: Session) -> str | None:

@@ -24,6 +24,7 @@ from fedcybgd.coordinator.jobs.ray_cluster import RayCluster, RayNodeUnfit, RayU
 from fedcybgd.coordinator.jobs.ray_engine import RayEngine
 from fedcybgd.coordinator.jobs.ray_node import Answer, Plain, Request
 from fedcybgd.coordinator.parts import engine_of
+from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobMissing, Place, mark, open_place
 from tests.support.played import IMPORTED
@@ -64,6 +65,14 @@ def test_without_the_package_a_start_says_so(tmp_path: Path, monkeypatch: pytest
     assert isinstance(refused, RayUnusable)
     assert "pip install '.[ray]'" in str(refused)
     engine_of(Settings(home=tmp_path, lanes="none"))  # it does no jobs
+
+
+def test_a_first_start_that_is_refused_leaves_the_first_key_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RayUnusable):
+        prepare_home(Settings(home=tmp_path, engine="ray://127.0.0.1:10001"))
+    assert not Settings(home=tmp_path).first_key.exists()
+    assert prepare_home(settings := Settings(home=tmp_path)) == settings.first_key.read_text().strip()
 
 
 def test_ray_is_not_imported_for_engines_of_this_machine() -> None:
