@@ -33,6 +33,8 @@ LOOKED_AT = 1000
 """Rows below a heading that may be none"""
 LONGEST_NAME = 120
 """Characters of a column's name; a longer one is somebody's text"""
+SENTENCES, WORDS = (".", "!"), 3
+"""How a text ends that is a sentence, and how many words it has at the least; questions are headings of forms"""
 CELL = 40
 
 
@@ -165,8 +167,9 @@ def _match_columns(
     # A mapping that was written down says which alternative is meant; else the first that is there.
     for alternative in sorted(matching, key=lambda a: -len(set(a) & set(columns))):
         return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
-    first = next(iter(there), "COLUMN")
-    field = fields.alternatives[0][0]
+    first = next((column for column in there if column not in present.values()), "COLUMN")
+    nearest = max(fields.alternatives, key=lambda a: len(set(a) & set(present)))
+    field = next(f for f in nearest if f not in present)
     match mapped_in[0]:
         case "[":
             line = f"{field} = {json.dumps(first, ensure_ascii=False)}"
@@ -182,13 +185,15 @@ def _match_columns(
 
 
 def _row_for_heading(path: Path, how: TableFormat, heading: Sequence[str]) -> str | None:
-    """What in the first line of a CSV file says that it is a row: a number, a value that comes again below, a long text."""
+    """What in the first line of a CSV file says that it is a row: a number, a value that comes again below, a sentence, a long text."""
     if (how.format or format_of(path)) != "csv":
         return None
     below = list(itertools.islice(read_rows(path, how), LOOKED_AT))
     for name in heading:
-        if name and (NUMBER.fullmatch(name.strip()) or len(name) > LONGEST_NAME or any(row[name] == name for row in below)):
-            return name
+        text = name.strip()
+        is_text = len(text) > LONGEST_NAME or (text.endswith(SENTENCES) and len(text.split()) >= WORDS)
+        if text and (is_text or NUMBER.fullmatch(text) or any(row[name] == name for row in below)):
+            return text
     return None
 
 

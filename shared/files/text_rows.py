@@ -58,7 +58,11 @@ def _heading(path: Path, reader: Any, encoding: str) -> list[str]:
     if "\0" in text:
         raise DataError(f"{path.name} has NUL characters in its heading: perhaps it is UTF-16; say so with `encoding`", path=str(path))
     if twice := sorted({name for name in heading if name and heading.count(name) > 1}):
-        raise DataError(f"{path.name}: the heading names column {twice[0]!r} twice", path=str(path), column=twice[0])
+        raise DataError(
+            f"{path.name}: the heading names column {twice[0]!r} twice; if that is a row already, write the names of its columns above it",
+            path=str(path),
+            column=twice[0],
+        )
     return heading
 
 

@@ -230,7 +230,7 @@ def test_a_value_that_is_nested_deeply_is_refused_with_its_place(tmp_path: Path,
 
 @pytest.mark.parametrize(("rows", "said"), [
     ("I left my card on the train,41\nwhere is my card,7\n", "41"), ("a fine film,positive\na bad one,negative\na good one,positive\n", "positive"),
-    (f"{'so long ' * 20},x\nshort,y\n", "so long"),
+    (f"{'so long ' * 20},x\nshort,y\n", "so long"), ("The cat sat.,good\nThe dog ran.,bad\n", "The cat sat."),
 ])  # fmt: skip
 @pytest.mark.parametrize("columns", [{}, {"text": "question"}])
 def test_a_csv_file_without_a_heading_is_told_of_it(tmp_path: Path, rows: str, said: str, columns: dict[str, str]) -> None:
@@ -256,3 +256,9 @@ def test_advice_can_be_pasted_whatever_a_column_is_called(tmp_path: Path, name: 
     assert shlex.split(advice("--column")) == ["--column", f"text={name}"]
     assert yaml.safe_load(advice("evaluate.columns")) == {"text": name}
     assert tomllib.loads(advice("[data.NAME.columns]")) == {"text": name}
+
+
+def test_advice_is_of_what_is_lacking_yet(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [{"question": "why", "intent": 2, "text": "x"}])
+    assert 'as in: label = "question"' in refused(path).message
+    assert 'as in: label = "intent"' in refused(path, columns={"text": "question"}).message
