@@ -217,11 +217,11 @@ def verify(
 
     Of a run: on the coordinator's machine, also while it works; with --home on a backup. Of a provenance file: anywhere.
     """
-    from fedcybgd.coordinator.provenance import check
+    from fedcybgd.coordinator.provenance import check, is_file
     from fedcybgd.coordinator.verify import verify as look
 
     place = Path(what)
-    if "/" in what or place.suffix == ".json" or (place.suffix and place.is_file()) or {key, export, deltas} != {None}:
+    if "/" in what or place.suffix == ".json" or (place.suffix and is_file(place)) or {key, export, deltas} != {None}:
         found = str(check(place, key, export, deltas))
     else:
         found = f"run {what}: {look(settings_of(home=home), what, quick)}"

@@ -101,6 +101,14 @@ def check(path: Path, key: str | None = None, export: Path | None = None, blobs:
     return Checked(file, made, export is not None, key is not None)
 
 
+def is_file(path: Path) -> bool:
+    """Also of what is no name that a file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read(path: Path) -> Provenance:
     """Raises `ProvenanceInvalid`."""
     try:

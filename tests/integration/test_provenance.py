@@ -13,10 +13,13 @@ from fedcybgd import Client
 from fedcybgd.coordinator.backup import backup
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import signing_secret
 from fedcybgd.coordinator.provenance import ProvenanceInvalid, check
+from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.services.operate.provenance import pseudonym
 from fedcybgd.coordinator.services.records import signing
+from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.provenance import FILE, Provenance
 from tests.integration.test_verify import flip, play
@@ -260,3 +263,10 @@ def test_what_is_a_path_is_taken_for_a_file_and_for_no_run(tmp_path: Path, monke
             found = CliRunner().invoke(app, ["verify", what])
             assert isinstance(found.exception, ProvenanceInvalid), found.exception
             assert found.exception.message.startswith(f"{what} is no provenance file: that is provenance.json of an export")
+
+
+def test_a_name_that_no_file_can_have_is_that_of_no_run(tmp_path: Path) -> None:
+    prepare_home(Settings(home=tmp_path))
+    found = CliRunner().invoke(app, ["verify", f"{'a' * 300}.1", "--home", str(tmp_path)])
+    assert isinstance(found.exception, CoordinatorError), found.exception
+    assert found.exception.code == "not_found"
