@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedcybgd.coordinator.domain.jobs.needs import Needs, Node, needs_of, within
+from fedcybgd.coordinator.domain.jobs.needs import Needs, Node, has_place, needs_of, within
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import EngineAway
 from fedcybgd.coordinator.jobs.ray_node import DONE, NAMESPACE, PACKAGE, UNFIT, Answer, Request, shipped
@@ -53,7 +53,7 @@ def address_of(url: str) -> str:
 
 def imported() -> Any:
     """The package `ray`. It starts no cluster by itself, as it would where a connection was lost."""
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # is read when it is imported
     try:
         import ray
         import ray.util.client
@@ -65,8 +65,8 @@ def imported() -> Any:
 
 
 class ClusterTask:
-    def __init__(self, ray: Any, ref: Any, token: str) -> None:
-        self._ray, self._ref, self._token = ray, ref, token
+    def __init__(self, ray: Any, ref: Any, token: str, has_place: Callable[[], bool]) -> None:
+        self._ray, self._ref, self._token, self._has_place = ray, ref, token, has_place
         self.answer: Future[Answer] = ref.future()
 
     def used(self) -> float | None:
@@ -77,6 +77,9 @@ class ClusterTask:
         except Exception as error:
             raise EngineAway(f"the Ray cluster is away: {_line(error)}") from error
         return None if found is None else float(found)
+
+    def has_place(self) -> bool:
+        return self._has_place()
 
     def end(self) -> None:
         from ray.experimental import internal_kv
@@ -129,21 +132,20 @@ class RayCluster:
         threads = min(self._threads, needs.cores)
         device = self._device if needs.card else "cpu"
         request = Request(self._place, self._mark, kind, payload.model_dump_json(), needs.cores, threads, device)
-        return self._begin(kind, request, **_asked(needs))
+        return self._begin(kind, request, lambda: has_place(needs, self._nodes()), **_asked(needs))
 
     def _look(self, node: Node) -> ClusterTask:
         """Whether a node sees the blobs, and has this program."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return self._begin(
-            "look", Request(self._place, self._mark), num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.name, soft=False)
-        )
+        there = NodeAffinitySchedulingStrategy(node.name, soft=False)
+        return self._begin("look", Request(self._place, self._mark), lambda: True, num_cpus=0, scheduling_strategy=there)
 
-    def _begin(self, name: str, request: Request, **asked: Any) -> ClusterTask:
+    def _begin(self, name: str, request: Request, has_place: Callable[[], bool], **asked: Any) -> ClusterTask:
         token = f"job-{secrets.token_hex(16)}"
         try:
             ref = self._function.options(name=f"fedcoord {name}", **asked).remote(version(PACKAGE), token, request.plain)
-            return ClusterTask(self._ray, ref, token)
+            return ClusterTask(self._ray, ref, token, has_place)
         except Exception as error:
             raise self._away(error) from error
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.jobs.engine import EngineAway
 from fedcybgd.coordinator.jobs.ray_cluster import result_of
 from fedcybgd.coordinator.jobs.ray_node import Answer
 from fedcybgd.shared.host.rarely import Rarely
@@ -24,6 +25,10 @@ class Task(Protocol):
 
     def used(self) -> float | None:
         """Processor seconds that it says that it has used; None: it has not begun. Raises `EngineAway`."""
+        ...
+
+    def has_place(self) -> bool:
+        """Whether there is a node still that is large enough for it. Raises `EngineAway`."""
         ...
 
     def end(self) -> None:
@@ -99,8 +104,11 @@ class _Job:
             if used is not None:
                 self.used = used
                 self.begun.set()
-            elif pause == LOOK_EVERY_S and waits.is_due():
-                log.warning("a job (%s) waits for room on the Ray cluster", self._kind)
+            elif pause == LOOK_EVERY_S:
+                if not self._task.has_place():
+                    raise EngineAway("the node that was to have the job is gone")
+                if waits.is_due():
+                    log.warning("a job (%s) waits for room on the Ray cluster", self._kind)
             pause = min(2 * pause, LOOK_EVERY_S)
 
     def _settle(self, result: BaseModel | None = None, error: Exception | None = None) -> None:

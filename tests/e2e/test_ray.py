@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import BaseModel
 
 from fedcybgd import Coordinator
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload
@@ -50,12 +51,10 @@ def here(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> dict[str, str]
 
 @pytest.fixture
 def connected(cluster: Cluster, tmp_path: Path) -> Iterator[RayCluster]:
-    import ray
-
     made = RayCluster(cluster.url, Place(tmp_path / "blobs"), 1, "cpu")
     made.check()
     yield made
-    ray.shutdown()
+    ray_cluster.imported().shutdown()
 
 
 def at_a_job(cluster: Cluster, kind: str) -> list[psutil.Process]:
@@ -132,8 +131,47 @@ def test_errors_cross_and_a_process_that_dies_or_is_to_end_is_told(connected: Ra
         engine.submit("import", IMPORT).result(60)
 
 
+def test_a_node_that_dies_takes_its_job_along_and_another_has_it_next(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add(cores=3)
+    reached = RayCluster(cluster.url, Place(tmp_path / "blobs"), 3, "cpu")  # as many cores as only that one has
+    try:
+        reached.check()
+        engine = RayEngine(reached)
+        under_way = engine.submit("import", IMPORT)
+        assert {worker.pid for worker in at_a_job(cluster, "import")} <= {process.pid for process in node.processes()}
+        node.kill()
+        with pytest.raises(BrokenExecutor):
+            under_way.result(90)
+        engine = RayEngine(reached)
+        with pytest.raises(ModelRefused, match="nowhere"):
+            wait_for(lambda: begun(engine), limit=90).result(120)
+    finally:
+        ray_cluster.imported().shutdown()
+
+
+def begun(engine: RayEngine) -> Future[BaseModel] | None:
+    """As lanes do: tried again while nobody has room."""
+    under_way = engine.submit("import", IMPORT)
+    return None if under_way.done() and isinstance(under_way.exception(), EngineAway) else under_way
+
+
+def test_a_process_that_is_stopped_is_ended(connected: RayCluster, cluster: Cluster) -> None:
+    engine = RayEngine(connected)
+    under_way = engine.submit("import", IMPORT)
+    (worker,) = wait_for(lambda: at_a_job(cluster, "import"))
+    worker.suspend()
+    engine.close()
+    with pytest.raises(BrokenExecutor):
+        under_way.result(1)
+    try:
+        wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, limit=60)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
 def test_what_ray_says_is_told_apart() -> None:
-    from ray import exceptions
+    exceptions = ray_cluster.imported().exceptions
 
     died = [
         exceptions.WorkerCrashedError(),
@@ -148,7 +186,7 @@ def test_what_ray_says_is_told_apart() -> None:
 
 
 def test_what_ray_itself_uses_of_the_processor_is_no_work(connected: RayCluster) -> None:
-    import ray
+    ray = ray_cluster.imported()
     from ray.experimental import internal_kv
 
     def job(token: str, works: bool) -> None:

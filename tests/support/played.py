@@ -46,6 +46,9 @@ class PlayedTask:
     def used(self) -> float:
         return self._engine.used
 
+    def has_place(self) -> bool:
+        return True
+
     def end(self) -> None:
         pass
 

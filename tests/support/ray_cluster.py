@@ -1,4 +1,4 @@
-"""A real Ray cluster of one node for tests. `make ray` installs Ray beside `.venv`; one cluster at a time is enough: it takes ten seconds and 1 GB."""
+"""A real Ray cluster of this machine for tests. `make ray` installs Ray beside `.venv`; one cluster at a time is enough: it takes ten seconds and 1 GB."""
 
 import os
 import shutil
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +28,38 @@ def program() -> str | None:
     return str(beside) if beside.exists() else shutil.which("ray")
 
 
+class Node:
+    """A machine of the cluster, and all its processes."""
+
+    def __init__(self, words: list[str], folder: Path, started: bytes) -> None:
+        found, log = program(), folder / f"start-{uuid.uuid4().hex}.log"
+        assert found is not None
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        # Its processes are as important as others of these tests, and nobody else asks anything of it.
+        more = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "FEDCOORD_HOME": str(folder / "home")}
+        words = [found, "start", "--block", "--num-gpus", "0", "--min-worker-port", "0", "--max-worker-port", "0", "--object-store-memory",
+                 "100000000", "--disable-usage-stats", *words]  # fmt: skip
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                words, env={**environment, **more}, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline = time.monotonic() + 90
+        while started not in log.read_bytes():
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "the node did not start"
+            time.sleep(0.2)
+
+    def processes(self) -> list[psutil.Process]:
+        return psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
+
+    def kill(self) -> None:
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+
 class Cluster:
     """There for as long as the `with` block. `start` begins one anew at the same address after `kill`."""
 
@@ -33,53 +67,33 @@ class Cluster:
         self._cores, self._ports = cores, (free_port(), free_port(), free_port())
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets have long names
         self.url = f"ray://127.0.0.1:{self._ports[1]}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._nodes: list[Node] = []
 
     def start(self) -> None:
-        found = program()
-        assert found is not None
         port, client, dashboard = map(str, self._ports)
         words = [
-            found, "start", "--head", "--block", "--port", port, "--ray-client-server-port", client, "--num-cpus", str(self._cores), "--num-gpus", "0",
-            "--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-port", dashboard, "--include-dashboard=false",
-            "--object-store-memory", "100000000", "--disable-usage-stats", "--temp-dir", str(self.folder),
+            "--head", "--port", port, "--ray-client-server-port", client, "--num-cpus", str(self._cores), "--dashboard-port", dashboard,
+            "--include-dashboard=false", "--temp-dir", str(self.folder),
         ]  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        # Its processes are as important as others of these tests, and nobody else asks anything of it.
-        more = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "FEDCOORD_HOME": str(self.folder / "home")}
-        self._process = subprocess.Popen(
-            words,
-            env={**environment, **more},
-            stdout=(self.folder / "start.log").open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 90
-        while b"Ray runtime started" not in (self.folder / "start.log").read_bytes():
-            assert self._process.poll() is None, (self.folder / "start.log").read_text()
-            assert time.monotonic() < deadline, "the cluster did not start"
-            time.sleep(0.2)
+        self._nodes.append(Node(words, self.folder, b"Ray runtime started"))
         time.sleep(SETTLES_S)
 
+    def add(self, cores: int) -> Node:
+        """One more, on this machine too."""
+        words = ["--address", f"127.0.0.1:{self._ports[0]}", "--num-cpus", str(cores)]
+        self._nodes.append(Node(words, self.folder, b"Ray runtime started"))
+        return self._nodes[-1]
+
     def processes(self) -> list[psutil.Process]:
-        assert self._process is not None
-        return psutil.Process(self._process.pid).children(recursive=True)
+        return [process for node in self._nodes for process in node.processes()]
 
     def workers(self) -> list[psutil.Process]:
         """Those that are at a job of ours."""
         return [process for process in self.processes() if _title(process).startswith("ray::fedcoord")]
 
     def kill(self) -> None:
-        if self._process is None:
-            return
-        for process in [*self.processes(), psutil.Process(self._process.pid)]:
-            try:
-                process.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait()
-        self._process = None
-        (self.folder / "start.log").write_bytes(b"")
+        while self._nodes:
+            self._nodes.pop().kill()
 
     def said(self) -> bytes:
         """All that it has written down about itself."""

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
-from fedcybgd.coordinator.domain.jobs.needs import MOST_CORES, OF_A_PROCESS, TIMES, Needs, Node, needs_of, within
+from fedcybgd.coordinator.domain.jobs.needs import MOST_CORES, OF_A_PROCESS, TIMES, Needs, Node, has_place, needs_of, within
 from fedcybgd.coordinator.domain.jobs.payloads import EncodePayload, ImportPayload
 from fedcybgd.coordinator.engine.model_directory import ModelRefused
 from fedcybgd.coordinator.jobs import ray_cluster, ray_engine, ray_node
@@ -139,7 +139,10 @@ class TestNeeds:
         ],
     )
     def test_no_more_is_asked_than_some_machine_has(self, nodes: list[Node], expected: Needs | None) -> None:
-        assert within(Needs(8, 100, card=True), nodes) == expected
+        found = within(Needs(8, 100, card=True), nodes)
+        assert found == expected
+        assert found is None or has_place(found, nodes)
+        assert not has_place(Needs(64, 1), nodes)
 
 
 # ---- on a node
@@ -241,11 +244,15 @@ class Waiting:
         self.answer: Future[Answer] = Future()
         self.now: float | Exception | None = None
         self.ended = threading.Event()
+        self.fits = True
 
     def used(self) -> float | None:
         if isinstance(self.now, Exception):
             raise self.now
         return self.now
+
+    def has_place(self) -> bool:
+        return self.fits
 
     def end(self) -> None:
         self.ended.set()
@@ -297,6 +304,13 @@ def test_a_job_is_cancelled_when_the_engine_is_ended(task: Waiting, began: bool)
     assert task.ended.wait(5)
     with pytest.raises(BrokenExecutor):
         engine.submit("import", IMPORT).result(5)
+
+
+def test_what_waits_for_a_node_that_is_gone_is_begun_anew(task: Waiting) -> None:
+    task.fits = False
+    with pytest.raises(EngineAway, match="is gone"):
+        submitted(RayEngine(task)).result(5).result(5)
+    assert task.ended.wait(5)
 
 
 def test_a_cluster_that_is_lost_is_waited_for(task: Waiting) -> None:

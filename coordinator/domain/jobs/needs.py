@@ -55,6 +55,11 @@ def within(needs: Needs, nodes: Iterable[Node]) -> Needs | None:
     return Needs(min(needs.cores, best.cores), min(needs.memory, best.memory), bool(with_cards))
 
 
+def has_place(needs: Needs, nodes: Iterable[Node]) -> bool:
+    """Whether one of these machines is large enough, be it busy or not."""
+    return any(node.cores >= needs.cores and node.memory >= needs.memory and node.cards >= needs.card for node in nodes)
+
+
 def _largest(value: Any) -> int:
     """Bytes of the largest file that is named."""
     if isinstance(value, list):
