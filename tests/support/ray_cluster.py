@@ -25,7 +25,7 @@ SECRETS = ("FEDCOORD_DATABASE_URL", "FEDCOORD_OPERATOR_KEY")
 def program() -> str | None:
     """Ray's own command, of the Python that runs the tests."""
     beside = Path(sys.executable).with_name("ray")
-    return str(beside) if beside.exists() else shutil.which("ray")
+    return str(beside) if beside.exists() else None
 
 
 class Node:
