@@ -133,7 +133,7 @@ def _in_round(session: Session, run: Run, number: int, now: datetime) -> Iterato
         text = f"{row.name} trains {block}{attempt}: {_far(row.progress)}, got on {_ago(row.progressed_at, now)}"
         trouble = row.progress.trouble if row.progress is not None else None
         yield WaitView(
-            kind="lease", text=text + (f"; it is held up: {in_words(trouble)}" if trouble is not None else ""),
+            kind="lease", text=text + (f"; it is held up: {in_words(trouble)} [{trouble.code}]" if trouble is not None else ""),
             advice=f"look at the line between {row.name} and this coordinator (docs/running-an-agent.md, Networks)" if trouble else None,
             agent=row.name, block=block, round=number, until=row.lease_expires_at,
         )  # fmt: skip
