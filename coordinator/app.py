@@ -52,7 +52,7 @@ from fedcybgd.coordinator.domain.jobs.kinds import Lane
 from fedcybgd.coordinator.domain.metrics import COUNTED
 from fedcybgd.coordinator.domain.opening import Opening
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import bring_up, home_id, signing_secret
+from fedcybgd.coordinator.home import bring_up, home_id, signing_secret, understood
 from fedcybgd.coordinator.jobs.local import LocalJobs
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.replays import Replays
@@ -150,23 +150,24 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.prover = Prover(database, signing_secret(settings))
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
-    bring_up(database, settings)
     home = home_id(settings.home)
     absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s), home)
-    with database.transaction() as session:
-        wait_alone(session.connection())
-        try:
-            common.check(session, settings, home, utcnow())
-        except CoordinatorError as error:
-            app.state.refused = error
-            raise
-        app.state.identity = instance.identity(session, utcnow())
-        absence.begin(session)
-        replica = app.state.replica = replicas.enter(session, home, utcnow(), settings.own_lanes)
-    absence.watch()
-    with database.transaction() as session:
-        missing.tell(session, parts.store, utcnow())
-        common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
+    try:
+        with understood(settings):
+            bring_up(database, settings)
+            with database.transaction() as session:
+                wait_alone(session.connection())
+                common.check(session, settings, home, utcnow())
+                app.state.identity = instance.identity(session, utcnow())
+                absence.begin(session)
+                replica = app.state.replica = replicas.enter(session, home, utcnow(), settings.own_lanes)
+            absence.watch()
+            with database.transaction() as session:
+                missing.tell(session, parts.store, utcnow())
+                common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
+    except CoordinatorError as error:
+        app.state.refused = error
+        raise
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes, settings.engines)
 
     def heard(signals: Signals) -> None:

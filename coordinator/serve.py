@@ -192,7 +192,18 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
         watchdog.ready()
 
     server.on_ready = answers
-    server.run([listener])
+
+    def is_told(_record: logging.LogRecord) -> bool:
+        return app.state.refused is None  # why it does not start is told once, in a line, by whoever called
+
+    logging.getLogger("uvicorn.error").addFilter(is_told)
+    try:
+        server.run([listener])
+    except SystemExit:  # as uvicorn ends where the start failed
+        if app.state.refused is None:
+            raise
+    finally:
+        logging.getLogger("uvicorn.error").removeFilter(is_told)
     if app.state.refused is not None:
         raise app.state.refused
 

@@ -1,13 +1,20 @@
-"""Blobs, uploads, an agent's cache and its outbox on volumes of their own: a run goes through all the same."""
+"""Blobs, uploads, an agent's cache and its outbox on volumes of their own: a run goes through all the same. And a start where none has room."""
 
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from fedcybgd.coordinator.home import occupied
+from fedcybgd.coordinator.serve import prepare_home
+from fedcybgd.coordinator.settings import Settings
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.visits import run_file
-from tests.support.volumes import two_volumes
+from tests.support.volumes import fill, small_volume, two_volumes
 
 
 @pytest.mark.parametrize("kind", ["simulated", "real"])
@@ -31,3 +38,18 @@ def test_a_run_across_volumes(kind: str, bert: Path, tmp_path: Path, monkeypatch
         assert (view["state"], view["rounds_done"]) == ("completed", 4)
         assert all(b["version"] for b in view["blocks"] if b["trained"])
         assert list((other / "residuals").rglob("*.safetensors"))
+
+
+def test_a_start_on_a_full_disk_says_so_in_a_line(tmp_path: Path) -> None:
+    """After a kill: its database can be read, and what is written first does not fit."""
+    with small_volume(tmp_path, 2 << 20) as home:
+        with occupied(settings := Settings(home=home)):
+            prepare_home(settings)
+        with closing(sqlite3.connect(home / "coordinator.db")) as held:  # so the files beside it stay, as those of who was killed
+            held.execute("SELECT name FROM sqlite_master").fetchone()
+            fill(home)
+            words = [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(home), "--port", "0"]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "database or disk is full" in done.stderr.strip().splitlines()[-1]
