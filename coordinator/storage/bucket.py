@@ -166,6 +166,10 @@ def reach(url: str, links: str | None = None) -> Bucket:
     """The object storage at `url`. Credentials, region and endpoint are those of the environment (AWS_…). Raises `StorageUnusable`."""
     if not url.startswith(SCHEMES):
         raise StorageUnusable(f"FEDCOORD_STORAGE={url} is no address of object storage: write s3://bucket/prefix")
+    if url.startswith("s3://") and re.search("[@?]", url):  # keys there would be said by every message that names the storage
+        raise StorageUnusable(
+            "FEDCOORD_STORAGE is s3://bucket/prefix and nothing else, without @ or ?: keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if links is not None and links != "off" and not re.match(r"https?://[^/]", links):
         raise StorageUnusable(f"FEDCOORD_STORAGE_LINKS={links} is no address of object storage: write https://…, or off")
     try:

@@ -246,6 +246,12 @@ class TestStart:
         assert link.startswith(begins)
         assert ("X-Amz-Expires=60" in link) == (links != "off")
 
+    @pytest.mark.parametrize("url", ["s3://AKIAKEY:hidden@bucket/x", "s3://hidden@bucket", "s3://bucket/x?sig=hidden"])
+    def test_keys_in_an_address_are_refused_and_not_said_again(self, url: str) -> None:
+        with pytest.raises(StorageUnusable, match="AWS_ACCESS_KEY_ID") as refused:
+            bucket.reach(url)
+        assert "hidden" not in refused.value.message
+
     @pytest.mark.parametrize("links", ["", "true", "OFF", "minio.example", "https://"])
     def test_links_that_are_no_address_are_named(self, links: str) -> None:
         with pytest.raises(StorageUnusable, match="FEDCOORD_STORAGE_LINKS"):
