@@ -134,7 +134,7 @@ def _routes() -> APIRouter:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     settings.home.mkdir(parents=True, exist_ok=True)
-    database = app.state.database = Database(settings.url, settings.threads)
+    database = app.state.database = Database(settings.url, settings.at_once)
     parts: Parts = app.state.make_parts(settings, database)
     app.state.store, app.state.uploads, app.state.wakes = parts.store, parts.uploads, parts.wakes
 
@@ -164,7 +164,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             absence.watch()
             with database.transaction() as session:
                 missing.tell(session, parts.store, utcnow())
-                common.tell_of_connections(session, settings.threads + BESIDE + LISTENING, utcnow())
+                common.tell_of_connections(session, settings.at_once + BESIDE + LISTENING, utcnow())
     except CoordinatorError as error:
         app.state.refused = error
         raise

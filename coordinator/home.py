@@ -173,7 +173,7 @@ def existing_database(settings: Settings) -> Database:
     if file is not None and not file.is_file():
         raise missing
     with understood(settings):
-        database = Database(settings.url)
+        database = Database(settings.url, settings.at_once)
         if migrate.current(database.engine) is None:
             raise missing
     return database

@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         return [lane for lane in Lane if self.lanes in ("all", lane)]
 
     @property
+    def at_once(self) -> int:
+        """How many threads want a connection to the database at the same time: those of requests, and of each lane's engines but the first."""
+        return self.threads + len(self.own_lanes) * (self.engines - 1)
+
+    @property
     def through_proxies(self) -> bool:
         """Whether other machines reach it through its proxies alone."""
         return self.proxies is not None and self.tls_certificate is None and self.plain_http == "refused"

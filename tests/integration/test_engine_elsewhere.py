@@ -287,3 +287,13 @@ def test_an_engine_without_a_lane_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("FEDCOORD_LANES", "none")
     assert "nothing to do" in str(CliRunner().invoke(app, ["engine"]).exception)
     assert "FEDCOORD_LANES" in str(CliRunner().invoke(app, ["engine", "--lanes", "fast"]).exception)
+
+
+def test_every_engine_of_every_lane_may_have_a_connection(tmp_path: Path) -> None:
+    """Else a lane would wait for requests, or they for it."""
+    sizes = []
+    for name, engines in (("one", 1), ("three", 3)):
+        coordinator = LiveCoordinator(tmp_path / name, engines=engines, threads=8)
+        sizes.append(coordinator.database.engine.pool.size())  # type: ignore[attr-defined]
+        coordinator.stop()
+    assert sizes == [18, 22]
