@@ -8,6 +8,7 @@ import pytest
 
 from fedcybgd.agent import credentials, enrolment, reaching
 from fedcybgd.agent.client import Client
+from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import CoordinatorSaid
 from fedcybgd.agent.readiness import Verdicts
 from fedcybgd.agent.settings import Home, template
@@ -74,7 +75,7 @@ def test_its_daemon_learns_the_name_and_gets_another_key_before_it_has(
     live.operator.post(f"/agents/{first}/rename", {"name": (second := fresh("other"))})
     again = live.operator.post(f"/agents/{second}/reissue", {})["token"]
     with pytest.raises(CoordinatorSaid, match=second):
-        enrolment._spend(Home(tmp_path / "another"), Client(live.url), again, first)
+        enrolment._spend(Home(tmp_path / "another"), Client(live.url), again, first, find_device("cpu"))
     enrolment.enrol_again(home, Client(live.url), again)
     assert credentials.load(home).name == second
     live.operator.post(f"/agents/{second}/rename", {"name": (third := fresh("third"))})

@@ -74,7 +74,7 @@ def test_a_shard_is_fetched_once_and_each_reader_is_asked_for(scene: Scene) -> N
         'requests_total{outcome="here"} 2',
         f'bytes_total{{direction="served"}} {3 * SIZE}',
     ):
-        assert f"fedagent_cache_{line}" in text(METRICS, scene.counters.entries())
+        wait_for(lambda line=line: f"fedagent_cache_{line}" in text(METRICS, scene.counters.entries()))  # it counts when all has gone
 
 
 def test_who_asks_meanwhile_reads_along_and_is_asked_for_too(scene: Scene) -> None:

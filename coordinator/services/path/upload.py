@@ -78,7 +78,6 @@ class Upload:
                     with taken.open() as arrived:
                         self._check(form, arrived)
                     taken.keep()
-                    return store.size(self.digest)  # whose bytes were hashed just now
                 except (DeltaRefused, BlobCorrupt):
                     taken.drop()
                     raise
@@ -88,7 +87,7 @@ class Upload:
             # Never sent; or kept before a crash, or a moment ago by a repeat of this request, and checked then.
             if not self._uploads.is_kept(self._key):
                 raise UploadIncomplete(NOTHING, offset=0) from None
-        try:
+        try:  # as it lies there: with the receipt the agent forgets it
             store.touch(self.digest)
             store.check(self.digest)
             return store.size(self.digest)
