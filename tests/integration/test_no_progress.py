@@ -143,6 +143,9 @@ SAID = (
     Progress(phase="sending", moved=5, trouble=Trouble(code="unreachable")),
 )  # fmt: skip
 
+CASES = [*product(SAID, SAID, (None, 58.5, 60), (None,)), *product(SAID[:2], SAID[:2], (None, 0, 58.5, 59.99, 60, 61), (None, 0, 0.01))]
+"""What was said last, what is said now, how long ago it got on, how much of the attempt is left: all pairs, and all moments of a few"""
+
 
 @pytest.mark.database_decides
 def test_the_database_sees_the_same_progress_as_the_rules(live: LiveCoordinator, model: str, hand: Hand) -> None:
@@ -152,7 +155,7 @@ def test_the_database_sees_the_same_progress_as_the_rules(live: LiveCoordinator,
     with live.database.transaction() as session:
         row = session.get_one(Assignment, held.assignment_id)
         before = {name: getattr(row, name) for name in ("leased_at", "progressed_at", "patience_s", "ends_at", "progress")}
-        for last, said, waited, left in product(SAID, SAID, (None, 0, 58.5, 59.99, 60, 61), (None, 0, 0.01)):
+        for last, said, waited, left in CASES:
             row.patience_s, row.progress = 60, last
             row.progressed_at = None if waited is None else now - timedelta(seconds=waited)
             row.ends_at = None if left is None else now + timedelta(seconds=left)
