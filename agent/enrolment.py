@@ -14,12 +14,13 @@ from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers
 from fedcybgd.agent.proof import Proof
-from fedcybgd.agent.settings import Card, DeviceSection, Home, RunPattern
+from fedcybgd.agent.settings import Card, Config, DeviceSection, Home, RunPattern
 from fedcybgd.agent.signing import Signer, new_private_key
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import NAME_CHARACTERS, Name
+from fedcybgd.shared.host.addresses import address_of
 
 TOKEN = re.compile(r"fct_[A-Za-z0-9_-]{43}")
 TOKEN_LENGTH = 47
@@ -89,6 +90,30 @@ def check_new(home: Home) -> None:
     """Raise `AgentError` where an agent is enrolled already."""
     if home.credentials.exists():
         raise AgentError(f"{home.path} is enrolled already, as {credentials.load(home).name}; use another --home for another agent")
+
+
+def settings_there(home: Home) -> Config | None:
+    """What an agent.toml says that is there already: it stays as it is."""
+    return home.load_config() if home.config.exists() else None
+
+
+def check_agrees(
+    home: Home, there: Config, url: str, data: Path | None, runs: list[str], plain_http: bool = False, gpu: int | str | None = None
+) -> None:
+    """Raise `ConfigError` where an agent.toml that is there does not say what the command line does: one of the two would not count."""
+    of_data = [one for one in there.data.values() if data is None or home.data_path(one) == data.expanduser().resolve()]
+    missing = {
+        "the URL": address_of(there.coordinator) != url,
+        "--data": not of_data,
+        "--runs": bool(of_data) and not set(runs) <= {run for one in of_data for run in one.runs},
+        "--plain-http": plain_http and not there.plain_http,
+        "--gpu": gpu is not None and there.device.gpu != gpu,
+    }
+    if wrong := [word for word, differs in missing.items() if differs]:
+        raise ConfigError(
+            f"{home.config} is there already, stays as it is, and does not say the same as {', '.join(wrong)}: "
+            "write that into it or leave the option out, or move the file away"
+        )
 
 
 def enrol(

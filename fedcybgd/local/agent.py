@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from fedcybgd.agent import credentials
-from fedcybgd.agent.enrolment import check_new, enrol, run_patterns
+from fedcybgd.agent.enrolment import check_new, enrol, run_patterns, settings_there
+from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import ONLY, Home, template
 from fedcybgd.local.place import Place
 from fedcybgd.local.process import Process
@@ -60,7 +61,10 @@ class Agent:
         values["data"][ONLY] |= {"tell_labels": True} if tell_labels else {}
         for section, entries in (settings or {}).items():
             values[section] = {**values.get(section, {}), **entries}
-        directory.parsed(values)
+        if settings_there(directory) not in (None, directory.parsed(values)):
+            raise ConfigError(
+                f"{directory.config} is there already, stays as it is, and says something else: move it away, or name another home"
+            )
         enrol(directory, address, token, name, dumps(values))
         return cls._at(place, log, environment, timeout_s)
 

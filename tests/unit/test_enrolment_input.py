@@ -92,6 +92,51 @@ def test_data_are_tied_to_the_runs_that_were_named_and_to_no_others(words: list[
     assert data.runs == runs
 
 
+SETTINGS = 'coordinator = "URL"\n[data.mine]\npath = "rows.csv"\nruns = ["a", "b-*"]\n[device]\nkind = "cpu"\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "1"], "--gpu"), (["--gpu", "GPU-1b2c"], "--gpu"), (["--runs", "a", "--runs", "other"], "--runs"),
+        (["--data", "other.csv"], "--data"), (["--data", "other.csv", "--runs", "c", "--gpu", "0"], "--data, --gpu"), (["--plain-http"], "--plain-http"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_not_count_beside_an_agent_toml_is_refused_before_the_token_is_spent(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    with serving(coordinator) as server:
+        before = SETTINGS.replace("URL", server.url)
+        Home(tmp_path).config.write_text(before)
+        error = enroll(tmp_path, server.url, "--token", TOKEN, "--name", "laptop", *words)
+        assert server.asked == []
+    assert error is not None
+    assert error.code == "config_invalid"
+    assert f"does not say the same as {said}: write that" in error.message
+    assert Home(tmp_path).config.read_text() == before
+
+
+def test_another_address_than_that_of_an_agent_toml_is_refused(tmp_path: Path) -> None:
+    Home(tmp_path).config.write_text(SETTINGS.replace("URL", "https://elsewhere.example"))
+    with serving(coordinator) as server:
+        error = enroll(tmp_path, server.url, "--token", TOKEN, "--name", "laptop")
+        assert server.asked == []
+    assert error is not None
+    assert "does not say the same as the URL" in error.message
+
+
+@pytest.mark.parametrize("words", [[], ["--runs", "b-*"], ["--gpu", "1"], ["--data", "DATA", "--runs", "a", "--gpu", "1", "--plain-http"]])
+def test_what_an_agent_toml_says_is_in_force_and_nobody_is_asked(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_somebody_is_there", lambda: True)
+    home = Home(tmp_path)
+    with serving(coordinator) as server:
+        home.config.write_text("plain_http = true\n" + SETTINGS.replace("URL", server.url + "/") + "gpu = 1\n")
+        given = [word.replace("DATA", str(tmp_path / "rows.csv")) for word in words]
+        result = CliRunner().invoke(cli.app, ["enroll", server.url, "--home", str(tmp_path), "--token", TOKEN, "--json", *given])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["runs"] == ["a", "b-*"]
+
+
 def test_rows_that_are_not_there_are_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n")
     for name, said in {
