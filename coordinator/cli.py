@@ -8,8 +8,6 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +41,7 @@ from fedcybgd.shared.contract.operators import OperatorRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.views import StatusView
-from fedcybgd.shared.contract.words import ErrorBody, problem_in_words
+from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.host import imports, started
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
@@ -93,24 +91,11 @@ def serve(
     ] = False,
 ) -> None:
     """Run the coordinator. Needs no configuration; the first time it makes the first operator's key, and says where it is."""
-    with reported(ready_file):
+    with started.reported(ready_file):
         settings = settings_of(home=home, host=host, port=port, database_url=database_url, tls_certificate=tls_certificate, tls_key=tls_key)
         if until_eof:
             started.stop_at_eof()
         _serve(settings, ready_file)
-
-
-@contextmanager
-def reported(file: Path | None) -> Iterator[None]:
-    """Whatever keeps the coordinator from starting is in the file, too."""
-    if file is not None:
-        started.clear(file)
-    try:
-        yield
-    except FedError as error:
-        if file is not None:
-            started.tell(file, StartReport(failed=ErrorBody(code=error.code, message=error.message)))
-        raise
 
 
 def _serve(settings: Settings, ready_file: Path | None) -> None:

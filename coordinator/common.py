@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Instance
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import HomeUnusable, NoCoordinator, signing_secret
+from fedcybgd.coordinator.home import HomeUnusable, NoCoordinator, refused, signing_secret
 from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.services.records import instance, replicas, signing
 from fedcybgd.coordinator.settings import Settings
@@ -115,7 +115,9 @@ def check_blobs(session: Session, settings: Settings) -> None:
             with tempfile.TemporaryFile(dir=place.folder):
                 pass
         except OSError as error:
-            raise HomeUnusable(f"{place.folder}, where the coordinators have their blobs, cannot be written: {error.strerror}") from error
+            raise refused(
+                place.folder, error, f"{place.folder}, where the coordinators have their blobs, cannot be written: {error.strerror}"
+            ) from error
 
 
 def tell_of_connections(session: Session, connections: int, now: datetime) -> None:
@@ -160,6 +162,8 @@ def _label_of_folder(folder: Path, identity: str) -> tuple[str, str]:
             finally:
                 part.unlink()
         store, whose = file.read_text().split()
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise refused(folder, error, f"{file} cannot be made or read: {error}") from error
+    except ValueError as error:
         raise HomeUnusable(f"{file} cannot be made or read: {error}") from error
     return store, whose

@@ -14,8 +14,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.outage import is_full
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.settings import Settings
+from fedcybgd.shared.files.disk import disk_reason
 from fedcybgd.shared.files.volumes import settle
 
 LOCK = "coordinator.lock"
@@ -25,6 +27,12 @@ class HomeUnusable(CoordinatorError):
     """The directory cannot be made, written or locked."""
 
     code = "home_unusable"
+
+
+class HomeFull(HomeUnusable):
+    """There is no room for what the home must hold."""
+
+    code = "disk_full"
 
 
 class HomeTaken(CoordinatorError):
@@ -79,8 +87,28 @@ def occupied(settings: Settings) -> Iterator[None]:
             for place in sorted(places):
                 held.enter_context(_locked(place))
         except OSError as error:
-            raise HomeUnusable(f"{settings.home} cannot be the home of a coordinator: {error}; --home names another") from error
+            raise refused(
+                settings.home, error, f"{settings.home} cannot be the home of a coordinator: {error}; --home names another"
+            ) from error
         yield
+
+
+def refused(place: Path, error: OSError, said: str) -> HomeUnusable:
+    """What is raised where a file in `place` cannot be made, written or read; a full disk is told as one, everything else as `said`."""
+    if disk_reason(error) != "disk_full":
+        return HomeUnusable(said)
+    return HomeFull(f"the disk of {place} is full ({error.strerror}); free space, then start again")
+
+
+@contextmanager
+def full_told(home: Path) -> Iterator[None]:
+    """Have what does not fit into the home raise `HomeFull`."""
+    try:
+        yield
+    except OSError as error:
+        if disk_reason(error) == "disk_full":
+            raise refused(home, error, "") from error
+        raise
 
 
 @contextmanager
@@ -207,6 +235,8 @@ def understood(settings: Settings) -> Iterator[None]:
     except SQLAlchemyError as error:
         reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
         place = make_url(settings.url).render_as_string(hide_password=True)
+        if is_full(error):
+            raise HomeFull(f"the disk of the database {place} is full; free space, then start again") from error
         damaged = any(word in reason for word in ("malformed", "not a database"))
         advice = "the file is damaged, restore a backup (docs/operating.md)" if damaged else "mend that, then try again"
         raise DatabaseUnusable(f"the database {place} cannot be used: {reason}; {advice}") from error

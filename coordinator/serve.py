@@ -20,7 +20,7 @@ from fedcybgd.coordinator.collecting import collect
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, Database, utcnow
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.home import bring_up, home_id, signing_secret, understood, write_secret
+from fedcybgd.coordinator.home import bring_up, full_told, home_id, signing_secret, understood, write_secret
 from fedcybgd.coordinator.parts import engine_of
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import signing
@@ -85,9 +85,9 @@ class Server(uvicorn.Server):
 
 def prepare_home(settings: Settings) -> str | None:
     """Make the database in its home, or bring it to the newest schema; the first operator's key if it is new. Raises what the parts refuse."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    settings.common.mkdir(parents=True, exist_ok=True)
-    with understood(settings):
+    with full_told(settings.home), understood(settings):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.common.mkdir(parents=True, exist_ok=True)
         database = Database(settings.url)
         try:
             bring_up(database, settings)

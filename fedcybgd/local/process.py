@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedcybgd.local.errors import NotStarted, ProcessEnded
+from fedcybgd.shared.files.disk import disk_reason
 
 LINES = 20
 """of the log in an error"""
@@ -38,7 +39,9 @@ class Process:
                     [*self._command, *more], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0
                 )  # fmt: skip
         except OSError as error:
-            raise NotStarted(f"{error.filename or self.log}: {error.strerror or error}; name another home", "", "home_unusable") from error
+            full = disk_reason(error) == "disk_full"
+            advice, code = ("free space", "disk_full") if full else ("name another home", "home_unusable")
+            raise NotStarted(f"{error.filename or self.log}: {error.strerror or error}; {advice}", "", code) from error
         weakref.finalize(self, _end, self._popen)
 
     def wait_until(self, up: Callable[[], bool], what: str, timeout_s: float) -> None:

@@ -3,12 +3,15 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.starting import StartReport
+from fedcybgd.shared.contract.words import ErrorBody
 
 
 class ReadyFileUnusable(FedError):
@@ -32,6 +35,20 @@ def tell(file: Path, report: StartReport) -> None:
     with os.fdopen(_opened(file), "w", encoding="utf-8") as aside:
         aside.write(report.model_dump_json() + "\n")
     _aside(file).replace(file)
+
+
+@contextmanager
+def reported(file: Path | None) -> Iterator[None]:
+    """Have whatever keeps a process from starting said in the file, too."""
+    if file is not None:
+        clear(file)
+    try:
+        yield
+    except FedError as error:
+        with suppress(OSError):  # a full disk; it is raised all the same
+            if file is not None:
+                tell(file, StartReport(failed=ErrorBody(code=error.code, message=error.message)))
+        raise
 
 
 def told(file: Path) -> StartReport | None:

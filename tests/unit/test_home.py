@@ -1,6 +1,8 @@
 """A home has one coordinator; what makes it or its database unusable is one line for a person, and changes nothing."""
 
+import errno
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, select, text
@@ -19,12 +22,14 @@ from fedcybgd.coordinator.db.base import open_engine
 from fedcybgd.coordinator.db.models import Audit, SigningKey
 from fedcybgd.coordinator.home import (
     DatabaseUnusable,
+    HomeFull,
     HomeTaken,
     HomeUnusable,
     NoCoordinator,
     existing_database,
     leave_secret,
     occupied,
+    understood,
     write_secret,
 )
 from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
@@ -88,6 +93,42 @@ def test_a_home_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HomeUnusable, match="file"), occupied(Settings(home=tmp_path / "file")):
         pass
+
+
+@pytest.mark.parametrize("words", [[], ["--ready-file", "READY"]])
+def test_a_full_disk_is_told_as_one_and_not_as_a_wrong_home(tmp_path: Path, words: list[str]) -> None:
+    """No file of the process may have a byte, which the system says as it does of a quota: the lock is the first that needs one."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(tmp_path / "home"), "--port", "0",
+         *(word.replace("READY", str(tmp_path / "ready.json")) for word in words)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 1, answer.stderr
+    assert f"the disk of {tmp_path / 'home'} is full" in answer.stderr
+    assert answer.stderr.endswith("free space, then start again [disk_full]\n")
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["home.id", "signing.secret", "operator.key"])
+def test_whatever_does_not_fit_into_a_home_is_a_full_disk(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(file: Path, *arguments: Any, **more: Any) -> Any:
+        if Path(file).name.startswith(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, *arguments, **more)
+
+    how, real = (os, os.open) if place != "home.id" else (Path, Path.write_text)
+    monkeypatch.setattr(how, real.__name__, opened)
+    with pytest.raises(HomeFull, match="is full"):
+        prepare_home(Settings(home=tmp_path))
+
+
+def test_a_database_that_has_no_room_is_a_full_disk(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'small.db'}")
+    with pytest.raises(HomeFull) as caught, understood(Settings(home=tmp_path)), engine.connect() as connection:  # noqa: PT012
+        connection.execute(text("PRAGMA max_page_count=2"))
+        for name in "abcde":
+            connection.execute(text(f"CREATE TABLE {name} (x)"))
+    assert caught.value.code == "disk_full"
 
 
 @pytest.mark.parametrize("command", [("operators", "recover"), ("db", "upgrade"), ("db", "current")])

@@ -1,6 +1,7 @@
 """The Python API: light to import, typed, and what it writes and reads beside the processes it starts."""
 
 import ast
+import errno
 import os
 import stat
 import subprocess
@@ -126,3 +127,14 @@ def test_a_home_that_cannot_be_is_an_error_with_a_code(tmp_path: Path) -> None:
     with pytest.raises(FedError) as unusable:
         Coordinator.local(tmp_path / "file" / "home")
     assert unusable.value.code == "home_unusable"
+
+
+def test_a_full_disk_under_a_home_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(file: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(FedError) as full:
+        Coordinator.local(tmp_path / "home")
+    assert full.value.code == "disk_full"
+    assert "free space" in full.value.message
