@@ -1,12 +1,12 @@
 """Reads rows from CSV, JSON Lines and Parquet files and maps their columns to the fields of a task."""
 
 import csv
-import itertools
 import json
 import re
 import shlex
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import NUMBER, Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
 from fedcybgd.shared.files.table_format import Format, TableFormat
-from fedcybgd.shared.files.text_rows import csv_rows, jsonl_rows
+from fedcybgd.shared.files.text_rows import csv_rows, csv_top, jsonl_rows
 
 Row = dict[str, Any]
 
@@ -77,9 +77,7 @@ def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[st
     Raises `DataError` when the file is missing, unreadable, or not of its format; the message names the line.
     """
     how = how or TableFormat()
-    if not path.is_file():
-        raise DataError(f"data file {path} does not exist or is no file", path=str(path))
-    try:
+    with _readable(path):
         match how.format or format_of(path):
             case "csv":
                 yield from csv_rows(path, how)
@@ -87,14 +85,28 @@ def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[st
                 yield from jsonl_rows(path, how)
             case "parquet":
                 yield from parquet_rows(path, columns)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist or is no file", path=str(path))
+    try:
+        yield
     except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"data file {path.name} cannot be read: {error}", path=str(path)) from error
 
 
 def _columns(path: Path, how: TableFormat) -> list[str] | None:
     """The names of a file's columns, of JSON Lines those of the first row; None where there is no row."""
-    if path.is_file() and (how.format or format_of(path)) == "parquet":
+    kind = (how.format or format_of(path)) if path.is_file() else None
+    if kind == "parquet":
         return parquet_columns(path)
+    if kind == "csv":
+        with _readable(path):
+            heading, rows = csv_top(path, how, 1)
+        if rows:
+            return heading
     first = next(read_rows(path, how), None)
     return None if first is None else list(first)
 
@@ -188,11 +200,12 @@ def _row_for_heading(path: Path, how: TableFormat, heading: Sequence[str]) -> st
     """What in the first line of a CSV file says that it is a row: a number, a value that comes again below, a sentence, a long text."""
     if (how.format or format_of(path)) != "csv":
         return None
-    below = list(itertools.islice(read_rows(path, how), LOOKED_AT))
-    for name in heading:
+    with _readable(path):
+        _, below = csv_top(path, how, LOOKED_AT)
+    for place, name in enumerate(heading):
         text = name.strip()
         is_text = len(text) > LONGEST_NAME or (text.endswith(SENTENCES) and len(text.split()) >= WORDS)
-        if text and (is_text or NUMBER.fullmatch(text) or any(row[name] == name for row in below)):
+        if text and (is_text or NUMBER.fullmatch(text) or any(row[place : place + 1] == [name] for row in below)):
             return text
     return None
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,7 @@ SAID = re.compile(r'"?sep=([^"\r\n])"?\s*')
 
 def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
     """Rows as heading → text. Raises `DataError`, with the line, for what is no table."""
-    encoding = encoding_of(path, how.encoding)
-    separator = how.separator or separator_of(path, how)
-    csv.field_size_limit(LONGEST_ROW)
-    reader = _reader(_table(path, encoding), separator, how)
+    encoding, separator, reader = _opened(path, how)
     heading = _heading(path, reader, encoding)
     for row in reader:
         if not row:
@@ -38,6 +36,23 @@ def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
             if UNDECODABLE in value:
                 raise _undecodable(path, f"line {reader.line_num}, column {column!r}", encoding, line=reader.line_num, column=column)
         yield dict(zip(heading, row, strict=True))
+
+
+def csv_top(path: Path, how: TableFormat, most: int) -> tuple[list[str], list[list[str]]]:
+    """The heading, and so many rows below it at the most, as they stand: whether they have as many columns is not asked."""
+    encoding, _, reader = _opened(path, how)
+    heading, rows = _heading(path, reader, encoding), list[list[str]]()
+    with suppress(csv.Error):  # whoever reads the rows is told of it
+        rows.extend(itertools.islice((row for row in reader if row), most))
+    return heading, rows
+
+
+def _opened(path: Path, how: TableFormat) -> tuple[str, str, Any]:
+    """Encoding, separator, and the rows from the heading on."""
+    encoding = encoding_of(path, how.encoding)
+    separator = how.separator or separator_of(path, how)
+    csv.field_size_limit(LONGEST_ROW)
+    return encoding, separator, _reader(_table(path, encoding), separator, how)
 
 
 def _table(path: Path, encoding: str) -> Iterator[str]:

@@ -231,6 +231,8 @@ def test_a_value_that_is_nested_deeply_is_refused_with_its_place(tmp_path: Path,
 @pytest.mark.parametrize(("rows", "said"), [
     ("I left my card on the train,41\nwhere is my card,7\n", "41"), ("a fine film,positive\na bad one,negative\na good one,positive\n", "positive"),
     (f"{'so long ' * 20},x\nshort,y\n", "so long"), ("The cat sat.,good\nThe dog ran.,bad\n", "The cat sat."),
+    ("I left it, on the train,41\nwhere is my card,7\n", "41"), ("where is my card,7\nI left it, on the train,41\n", "7"),
+    ("a film,good\n\nso, so,bad\na play,good\n", "good"), ('a film,4\nso,2\n"a" play,3\n', "4"),
 ])  # fmt: skip
 @pytest.mark.parametrize("columns", [{}, {"text": "question"}])
 def test_a_csv_file_without_a_heading_is_told_of_it(tmp_path: Path, rows: str, said: str, columns: dict[str, str]) -> None:
@@ -241,6 +243,13 @@ def test_a_csv_file_without_a_heading_is_told_of_it(tmp_path: Path, rows: str, s
     assert message.endswith(f"as in: {columns.get('text', 'text')},label")
     write_jsonl(tmp_path / "a.jsonl", [{"41": "a", "x": "41"}])
     assert "heading" not in refused(tmp_path / "a.jsonl").message, "of JSON every row has its names"
+
+
+@pytest.mark.parametrize(("below", "said"), [("so, so,1\n", "not as many columns as the heading"), ('"a" play,1\n', "cannot be read")])
+def test_rows_that_are_no_table_are_told_as_that_where_there_is_a_heading(tmp_path: Path, below: str, said: str) -> None:
+    for rows in (below, f"a film,1\n{below}"):
+        (tmp_path / "a.csv").write_text(f"text,label\n{rows}")
+        assert said in refused(tmp_path / "a.csv").message
 
 
 @pytest.mark.parametrize("name", ["my question", "what's up", "Frage: Text", 'the "text"', "$HOME"])
