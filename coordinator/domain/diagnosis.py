@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal, get_args
 
-from fedcybgd.coordinator.domain import gate, label_skew
+from fedcybgd.coordinator.domain import gate, held_up, label_skew
 from fedcybgd.coordinator.domain.assignment import ON_PURPOSE, TakenBack
+from fedcybgd.coordinator.domain.attempt_advice import MENDED_BY
 from fedcybgd.coordinator.domain.candidates import without_improvement
 from fedcybgd.coordinator.domain.gate import GateVerdict
+from fedcybgd.coordinator.domain.held_up import Held
 from fedcybgd.shared.contract.assignments import ReturnReason
 from fedcybgd.shared.contract.measured import Score
 
@@ -48,6 +50,10 @@ class DiagnosisFacts:
     """agent and reason of each delta that was rejected among them"""
     failures: Mapping[str, Counter[str]] = field(default_factory=dict)
     """agent → why an attempt of it came to nothing → how often"""
+    held: Sequence[Held] = ()
+    """leases of now"""
+    cut: Mapping[str, Counter[str]] = field(default_factory=dict)
+    """agent → what held its transfers up → in how many visits"""
     told: Mapping[str, str] = field(default_factory=dict)
     """code of an event of this run → what the newest one says"""
     seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -170,6 +176,10 @@ def _failing(facts: DiagnosisFacts) -> Evidence | None:
     return Evidence(text + more, MENDED_BY.get(commonest, "`fedagent status` and `fedagent check` on its machine say more"))
 
 
+def _held_up(facts: DiagnosisFacts) -> Evidence | None:
+    return Evidence(_listed(lines)) if (lines := held_up.seen(facts.held, facts.cut)) else None
+
+
 def _quarantined(facts: DiagnosisFacts) -> Evidence | None:
     if not facts.quarantined:
         return None
@@ -229,25 +239,6 @@ def _listed(lines: Sequence[str]) -> str:
 
 # ---- the table
 
-MENDED_BY: dict[str, str] = {
-    "out_of_memory": "a smaller train.batch_size or task.max_length, or a lower limits.memory_gb in its agent.toml, so that codecs are planned by it",
-    "memory_limit": "raise limits.memory_gb in its agent.toml, or let `compression.policy: auto` plan by it (`fedcoord plan`)",
-    "disk_limit": "raise limits.disk_gb in its agent.toml",
-    "disk_full": "free space on its disk",
-    "disk_unwritable": "give its home back to the user that it runs as (`fedagent check`)",
-    "data_invalid": "mend its rows: `fedagent check` on its machine names the first that is wrong",
-    "non_finite_loss": "a lower train.learning_rate, or `train.precision: float32`; if it is one agent alone, its rows",
-    "trainer_died": "look into its log: the system ends processes that take too much memory (limits.memory_gb)",
-    "delta_refused": "a rule of its policy.toml, or a limit of the coordinator, is in the way; its log names it",
-    "stalled": "its machine stands still or is far too slow: fewer train.steps, or limits.hours in its agent.toml",
-    "shard_corrupt": "its disk or what is between it and the coordinator spoils bytes: look at both",
-    TakenBack.LAPSED: "its machine sleeps or its line is cut for longer than schedule.lease_s; raise that, or mend the line",
-    TakenBack.STILL: "its machine stands still or is far too slow: fewer train.steps, or limits.hours in its agent.toml",
-    TakenBack.TOO_LONG: "fewer train.steps or epochs: its visits take longer than an attempt may",
-    TakenBack.LATE: "raise schedule.wave_deadline_s, or leave slow agents out of waves",
-}
-"""Why attempts come to nothing → what helps."""
-
 GATE = f"what the loss did from round to round in this run (docs/run-file.md, gate); from {gate.ENOUGH} rounds on"
 SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
@@ -274,6 +265,14 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "agents_fail", "warning", "two failed attempts of one agent: the first is weather (as quarantine counts)", "", _failing,
+    ),
+    Symptom(
+        "held_up", "warning",
+        f"no renewal for {held_up.UNHEARD_S:.0f} s (they come every 2), one trouble for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
+        f"or troubles in {held_up.AGAIN} visits (the first is weather)",
+        "`fedagent status` on its machine says what answers it; then look at what stands between the two: a proxy may let claims through, and "
+        "end renewals, long requests or large bodies (docs/running-an-agent.md, Networks)",
+        _held_up,
     ),
     Symptom(
         "quarantined", "warning", "as agents are quarantined: it failed at one visit after another (docs/operating.md)",

@@ -1,10 +1,15 @@
 """`explain`: whatever a run waits for is said, with who, until when, and what would help."""
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Assignment, Event
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.explanations import ExplanationView
 from tests.integration.test_readiness import hush, say
 from tests.support.live import LiveCoordinator
@@ -96,6 +101,45 @@ def test_who_is_absent_and_who_fails_is_said(live: LiveCoordinator, model: str, 
     stuck = wait_for(lambda: (v := explain(live, run)).state == "paused" and v, limit=15)
     assert hand.name in stuck.text
     assert "by itself" in (stuck.advice or "")
+
+
+def held_up(live: LiveCoordinator, run: str) -> str | None:
+    return next((one.evidence for one in explain(live, run).symptoms if one.code == "held_up"), None)
+
+
+def backdate(live: LiveCoordinator, work: LeasedAssignment, **columns: Any) -> None:
+    with live.database.transaction() as session:
+        session.execute(update(Assignment).where(Assignment.id == work.assignment_id).values(**columns))
+
+
+def test_an_agent_whose_claims_get_through_and_whose_renewals_do_not_is_named(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand], schedule={"agents": "first_come"})
+    work = hand.take(run)
+    assert held_up(live, run) is None
+    hour = timedelta(seconds=work.lease_seconds)
+    backdate(live, work, lease_expires_at=utcnow() + hour - timedelta(seconds=40))
+    assert f"{hand.name} took {work.block} 40 s ago and has said nothing since" in (held_up(live, run) or "")
+    hand.renew(work, phase="training", step=1, steps=9)
+    assert held_up(live, run) is None
+    backdate(live, work, lease_expires_at=utcnow() + hour - timedelta(seconds=40))
+    assert f"{hand.name} said 40 s ago that it is training, at {work.block}, and nothing since" in (held_up(live, run) or "")
+
+
+def test_an_agent_whose_transfers_are_cut_is_named(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    run = start_run(live, model, [hand], schedule={"agents": "first_come", "max_attempts": 9})
+    cut = {"code": "not_a_coordinator", "status": 504}
+    for visit in range(2):
+        assert held_up(live, run) is None
+        work = hand.take(run)
+        hand.renew(work, phase="sending", trouble=cut)
+        if visit == 0:
+            hand.give_back(work, "stopping")
+    assert f"{hand.name} was held up in 2 visits: 2 × not_a_coordinator" in (held_up(live, run) or "")
+    with live.database.transaction() as session:
+        run_id = live.operator.get(f"/runs/{run}")["id"]
+        long_ago = utcnow() - timedelta(seconds=50)
+        session.execute(update(Event).where(Event.run_id == run_id, Event.code == "not_a_coordinator").values(at=long_ago))
+    assert f"{hand.name} is held up while sending, at {work.block}, for 50 s: something else answered" in (held_up(live, run) or "")
 
 
 def test_there_is_no_explanation_of_what_is_not_there(live: LiveCoordinator) -> None:

@@ -1,7 +1,9 @@
 """Gathers what a run's last visits show, for its diagnosis. It costs the same however long the history is."""
 
 from collections import Counter, defaultdict
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
@@ -11,8 +13,10 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Fidelity, J
 from fedcybgd.coordinator.domain import diagnosis
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.diagnosis import DiagnosisFacts, SymptomResult
+from fedcybgd.coordinator.domain.held_up import Held
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.outlook import at
+from fedcybgd.coordinator.services.agents.troubles import MEANINGS, in_words
 from fedcybgd.coordinator.services.measure import scores
 
 JUDGED = (AssignmentState.ACCEPTED, AssignmentState.REJECTED)
@@ -28,14 +32,14 @@ VISIT_ROWS = select(
 IN_QUARANTINE = select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until > EVER)
 FIDELITY_ROWS = select(Fidelity.block, Fidelity.metrics).order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)
 NEWEST = (
-    select(Event.id, Event.code, Event.message, Event.level, Event.agent_id)
+    select(Event.id, Event.at, Event.code, Event.message, Event.level, Event.agent_id)
     .where(Event.run_id == bindparam("run"))
     .order_by(Event.id.desc())
     .limit(EVENTS)
     .subquery()
 )
 EVENT_ROWS = (
-    select(NEWEST.c.code, NEWEST.c.message, NEWEST.c.level, Agent.name)
+    select(NEWEST.c.code, NEWEST.c.message, NEWEST.c.level, NEWEST.c.at, Agent.name)
     .join(Agent, Agent.id == NEWEST.c.agent_id, isouter=True)
     .where((NEWEST.c.level != "info") | NEWEST.c.code.in_([RESUMED, *sorted(diagnosis.ATTEMPT_CODES)]))
     .order_by(NEWEST.c.id.desc())
@@ -46,6 +50,29 @@ SAID_ONCE = (
     .order_by(Event.id.desc())
     .limit(10)
 )
+
+
+LEASES = (
+    select(Assignment.blocks, Assignment.leased_at, Assignment.lease_expires_at, Assignment.progress, Agent.name)
+    .join(Agent, Agent.id == Assignment.agent_id)
+    .where(Assignment.run_id == bindparam("run"), Assignment.round == bindparam("round"), Assignment.state == AssignmentState.LEASED)
+    .order_by(Assignment.lease_expires_at)
+    .limit(diagnosis.LOOKED_AT)
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the newest events say, from the last resume on."""
+
+    failures: dict[str, Counter[str]]
+    """agent → why an attempt of it came to nothing → how often"""
+    newest: dict[str, str]
+    """what the newest warning of each code says"""
+    cut: dict[str, Counter[str]]
+    """agent → what held it up → how often"""
+    cut_at: dict[str, datetime]
+    """agent → when it was held up last"""
 
 
 def of(session: Session, run: Run, now: datetime) -> list[SymptomResult]:
@@ -67,13 +94,13 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
             seconds[names.get(visit.agent_id, "?")].append((visit.submitted_at - visit.leased_at).total_seconds())
         if visit.metrics is not None:
             peaks[visit.agent_id] = max(peaks[visit.agent_id], visit.metrics.peak_memory_bytes)
-    failures, told = _events(session, run)
+    told = _events(session, run)
     return DiagnosisFacts(
         losses=scores.losses_until(session, run.id, run.rounds_done)[0],
         scores=[row.metrics for row in queries.last_evaluations(session, run.id, SCORES)],
         judged=len(visits),
         rejected=[(names.get(v.agent_id, "?"), v.reason or "") for v in visits if v.state == AssignmentState.REJECTED],
-        failures=failures, told=told, seconds=seconds,
+        failures=told.failures, told=told.newest, seconds=seconds, held=list(_held(session, run, told, now)), cut=told.cut,
         memory={names[a]: (peak, agents[a].limits.memory_bytes) for a, peak in peaks.items() if a in agents},
         cosines=_cosines(session, run.id), floor=run.spec.compression.floor, still=_still(session, run.id, now),
         quarantined={name: at(until) for agent_id, name, until in in_quarantine if until is not None and agent_id in participants},
@@ -81,19 +108,34 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
     )  # fmt: skip
 
 
-def _events(session: Session, run: Run) -> tuple[dict[str, Counter[str]], dict[str, str]]:
-    """Of the newest warnings: agent → why an attempt of it came to nothing → how often; and what the newest one of each code says."""
-    failures, told = defaultdict[str, Counter[str]](Counter), dict[str, str]()
-    for code, message, level, agent in session.execute(EVENT_ROWS, {"run": run.id}):
+def _events(session: Session, run: Run) -> Told:
+    told = Told(defaultdict(Counter), {}, defaultdict(Counter), {})
+    for code, message, level, at_time, agent in session.execute(EVENT_ROWS, {"run": run.id}):
         if code == RESUMED:
             break  # what was before it was looked after
         if level != "info":
-            told.setdefault(code, message)
+            told.newest.setdefault(code, message)
         if code in diagnosis.ATTEMPT_CODES and agent is not None:
-            failures[agent][code] += 1
+            told.failures[agent][code] += 1
+        if code in MEANINGS and agent is not None:
+            told.cut[agent][code] += 1
+            told.cut_at.setdefault(agent, at_time)
     # Said once a run, however long ago: looked for by the code, of which there are few, and not among all that the run has told.
-    told.update((row.code, row.message) for row in session.execute(SAID_ONCE, {"run": run.id}))
-    return dict(failures), told
+    told.newest.update((row.code, row.message) for row in session.execute(SAID_ONCE, {"run": run.id}))
+    return told
+
+
+def _held(session: Session, run: Run, told: Told, now: datetime) -> Iterator[Held]:
+    """Leases of the round under way. Each is renewed for as long as it was given for: so it is known when its agent was heard last."""
+    lease = timedelta(seconds=run.spec.lease_s)
+    for row in session.execute(LEASES, {"run": run.id, "round": run.rounds_done}):
+        unheard = (now - (row.lease_expires_at - lease)).total_seconds()
+        trouble = row.progress.trouble if row.progress is not None else None
+        since = told.cut_at.get(row.name) or row.leased_at or now
+        yield Held(
+            row.name, ", ".join(row.blocks), unheard, row.progress.phase if row.progress is not None else None,
+            in_words(trouble) if trouble is not None else None, (now - since).total_seconds(),
+        )  # fmt: skip
 
 
 def _cosines(session: Session, run_id: str) -> dict[str, float]:
