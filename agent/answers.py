@@ -3,12 +3,15 @@
 import json
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fedcybgd.agent.errors import LoginPage, NotTheCoordinator
 from fedcybgd.shared.contract import versions
-from fedcybgd.shared.contract.versions import VERSION, Version
+from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION, Version
 from fedcybgd.shared.contract.words import COORDINATOR, MAX_WAIT_S, WAIT, Id
 from fedcybgd.shared.host.bodies import whole
 
@@ -56,3 +59,31 @@ def object_of(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def something_else(url: str, status: int, headers: httpx.Headers) -> NotTheCoordinator:
+    """What an answer is that is not the coordinator's."""
+    target = one_line(headers.get("location", "").split("?")[0])[:200]
+    leads = f" It points to {target}, which is not followed; if that is the coordinator's URL, give this one." if target else ""
+    speaks = one_line(headers.get(VERSION, ""))[:20]
+    other = f" It speaks version {speaks} of the protocol, this agent {SPOKEN}." if speaks not in ("", str(SPOKEN)) else ""
+    said = f"{url} answered {status}: is it a coordinator?"
+    if not other and _asks_to_log_in(url, status, headers):
+        login = " This looks like a page to log in, of a network or a VPN: log in with a browser on this machine, then try again."
+        return LoginPage(f"{said}{login}{leads}", status)
+    return NotTheCoordinator(f"{said}{leads}{other}", status)
+
+
+def _asks_to_log_in(url: str, status: int, headers: httpx.Headers) -> bool:
+    """Whether what came in the coordinator's place looks like a page on which a person logs in: it says so, is a page that is no error,
+    or sends to another host. A gateway whose backend is away has pages, too, but with an error's status.
+    """
+    if status == httpx.codes.NETWORK_AUTHENTICATION_REQUIRED:
+        return True
+    if 300 <= status < 400:
+        try:
+            sent_to = urlsplit(headers.get("location", "")).hostname
+        except ValueError:
+            return False
+        return sent_to is not None and sent_to != urlsplit(url).hostname
+    return 200 <= status < 300 and "html" in headers.get("content-type", "")

@@ -309,7 +309,7 @@ def main() -> None:
     try:
         app()
     except FedError as error:
-        Terminal(stderr=True).say(f"error: {error.message}", "red")
+        Terminal(stderr=True).say(f"error: {error.message} [{error.code}]", "red")
         sys.exit(Exit.FAILED)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)

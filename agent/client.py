@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, speaks, wait_said
+from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, something_else, speaks, wait_said
 from fedcybgd.agent.connection import connect, why
 from fedcybgd.agent.elsewhere import OtherHosts
 from fedcybgd.agent.errors import (
@@ -23,7 +23,6 @@ from fedcybgd.agent.errors import (
     CoordinatorSaid,
     KeyRefused,
     ManifestInvalid,
-    NotTheCoordinator,
     ProxyBodyLimit,
     SignatureRefused,
     Unreachable,
@@ -185,7 +184,7 @@ class Client:
                 if sent_to is None and answer.status_code not in ((200, 206, 304, 416) if more else (200, 206, 416)):
                     self._raise(answer, body_of(answer, MOST_JSON))
                 if "html" in answer.headers.get("content-type", ""):
-                    raise self._not_it(answer.status_code, answer.headers)
+                    raise something_else(self.url, answer.status_code, answer.headers)
                 if sent_to is None:
                     yield answer
         except (httpx.HTTPError, BodyInvalid) as error:
@@ -230,7 +229,7 @@ class Client:
         try:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
-            raise self._not_it(answer.status_code, answer.headers) from error
+            raise something_else(self.url, answer.status_code, answer.headers) from error
 
     def _call(
         self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, digest: str | None = None, **arguments: Any
@@ -248,7 +247,7 @@ class Client:
         if digest is None:
             self.proof.check(answer, content)
         elif digest_of(content) != digest:
-            raise self._not_it(answer.status_code, answer.headers)
+            raise something_else(self.url, answer.status_code, answer.headers)
         if self.coordinator is None:
             self.coordinator = identity_of(answer.headers)
         self.answered_at = time.time()
@@ -276,9 +275,9 @@ class Client:
                     "(client_max_body_size in nginx); its operator has to raise it",
                     sends or 0,
                 ) from None
-            raise self._not_it(status, headers) from None
+            raise something_else(self.url, status, headers) from None
         if not self._is_ours(body, identity_of(headers)):
-            raise self._not_it(status, headers)
+            raise something_else(self.url, status, headers)
         self.proof.check(answer, content)
         raise KINDS.get(body.code, CoordinatorSaid)(status, body.code, one_line(body.message), body.detail)
 
@@ -293,18 +292,11 @@ class Client:
             return self.coordinator is None and body.detail is not None
         return self.coordinator is None or body.detail is not None
 
-    def _not_it(self, status: int, headers: httpx.Headers) -> NotTheCoordinator:
-        target = one_line(headers.get("location", "").split("?")[0])[:200]
-        leads = f" (it points to {target}, which is not followed: write the right URL into agent.toml)" if target else ""
-        speaks = one_line(headers.get(VERSION, ""))[:20]
-        other = f" (it speaks version {speaks} of the protocol, this agent {SPOKEN})" if speaks not in ("", str(SPOKEN)) else ""
-        return NotTheCoordinator(f"{self.url} answered {status}: is it a coordinator?{leads}{other}", status)
-
     def _no_assignment(self, answer: httpx.Response, error: ValidationError) -> AgentError:
         """What is wrong with an assignment that this agent cannot read; its lease can be given back if its id came through."""
         body = object_of(answer.content)
         if body is None or not {"assignment_id", "attempt", "manifest"} <= body.keys():
-            return self._not_it(answer.status_code, answer.headers)
+            return something_else(self.url, answer.status_code, answer.headers)
         first = error.errors()[0]
         what = f"{'.'.join(str(p) for p in first['loc'])}: {problem_in_words(first)}"
         try:

@@ -10,6 +10,7 @@ FedError (shared)
     │   └── SignatureRefused    this request cannot be taken as it came; signed again, the next one may be
     ├── Unreachable         no answer of the coordinator: weather
     │   ├── NotTheCoordinator   something else answered
+    │   │   ├── LoginPage       a page on which a person has to log in first
     │   │   └── ProxyBodyLimit  a proxy takes no body of that size
     │   ├── elsewhere: OtherHostFailed  another host, to which the coordinator sent
     │   ├── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
@@ -81,7 +82,13 @@ class NotTheCoordinator(Unreachable):
 
     @property
     def trouble(self) -> Trouble:
-        return Trouble.model_validate({"code": self.code, "status": self.status})
+        return Trouble.model_validate({"code": NotTheCoordinator.code, "status": self.status})
+
+
+class LoginPage(NotTheCoordinator):
+    """By its looks: of a hotel, a VPN, a proxy. The coordinator is told of it as of anything else in its place."""
+
+    code = "login_page"
 
 
 class ProxyBodyLimit(NotTheCoordinator):

@@ -205,3 +205,20 @@ def test_who_is_not_enrolled_is_not_told_to_write_a_token_where_others_read_it(t
         credentials.load(Home(tmp_path))
     assert "`fedagent enroll URL`" in caught.value.message
     assert "--token" not in caught.value.message
+
+
+@pytest.mark.parametrize("page", [Answer.page(200), Answer.page(201), Answer(302, headers={"Location": "https://login.hotel.example/"})])
+def test_a_login_page_before_the_coordinator_is_told_as_one(
+    page: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(lambda _: page) as server:
+        words = ["fedagent", "enroll", server.url, "--home", str(tmp_path), "--token", TOKEN, "--name", "laptop", "--runs", "x"]
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert error.startswith(f"error: {server.url} answered {page.status}: is it a coordinator? This looks like a page to log in")
+    assert error.endswith("[login_page]\n")
+    assert not Home(tmp_path).credentials.exists()
+    assert not Home(tmp_path).config.exists()

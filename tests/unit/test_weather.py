@@ -16,6 +16,7 @@ from fedcybgd.agent.errors import (
     ConfigError,
     CoordinatorSaid,
     KeyRefused,
+    LoginPage,
     NotTheCoordinator,
     ProxyBodyLimit,
     Unreachable,
@@ -79,6 +80,28 @@ def test_a_page_with_any_status_is_weather(call: str, tmp_path: Path) -> None:
             assert said.value.trouble.status == status
             assert "secret" not in said.value.message
         assert len(server.asked) == len(STATUSES), "no redirect is followed, with a key or without"
+
+
+LOGIN = [
+    Answer.page(200), Answer.page(511), Answer(302, headers={"Location": "http://login.example/hotel?token=secret"}),
+    Answer(307, headers={"Location": "//portal.example"}),
+]  # fmt: skip
+NO_LOGIN = [
+    Answer.json({"a": 1}), Answer.page(502), Answer.page(404), Answer(301, headers={"Location": "https://127.0.0.1/"}),
+    Answer(302, headers={"Location": "/elsewhere"}), Answer(302), Answer(302, headers={"Location": "http://[x"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("login", [True, False])
+@every_call
+def test_a_page_to_log_in_is_told_as_one(call: str, login: bool, tmp_path: Path) -> None:
+    for answer in LOGIN if login else NO_LOGIN[call == "shard" :]:
+        with serving(lambda _, answer=answer: answer) as server, pytest.raises(NotTheCoordinator) as said:
+            CALLS[call](Client(server.url, "fca_x", MINE), tmp_path)
+        assert said.value.code == ("login_page" if login else "not_a_coordinator"), answer
+        assert ("log in with a browser on this machine" in said.value.message) is login
+        assert said.value.trouble.code == "not_a_coordinator", "what every coordinator knows"
+        assert "secret" not in said.value.message
 
 
 ODD = {
@@ -187,7 +210,7 @@ def test_weather_passes(at_once: None) -> None:
     with serving(lambda _: next(answers)) as server:
         client = Client(server.url, "fca_x", MINE)
         assert patiently(lambda: client.claim(ClaimRequest(), 0), waited=told.append) is None
-    assert [type(error) for error in told] == [NotTheCoordinator, NotTheCoordinator, NotTheCoordinator, AnotherCoordinator]
+    assert [type(error) for error in told] == [NotTheCoordinator, NotTheCoordinator, LoginPage, AnotherCoordinator]
 
 
 # ---- transfers ---------------------------------------------------------------------------------------------------------
