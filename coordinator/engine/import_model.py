@@ -1,7 +1,10 @@
 """Splits a checkpoint into blocks and stores each as a shard, by copying bytes."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
@@ -10,10 +13,11 @@ from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.given import given
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
 from fedcybgd.coordinator.engine.preprocessing import import_preprocessing, takes_images
-from fedcybgd.coordinator.engine.shards import write_shard
+from fedcybgd.coordinator.engine.shards import Piece, write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, ModelUnknown, plain, without
+from fedcybgd.shared.tensors.dtypes import DTYPES
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 FEW_LAYERS = 48
@@ -23,8 +27,8 @@ def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
     """Store the model at a directory or hub id, or of uploaded files, block by block: what `from_pretrained` would make of it, for every task that it can have.
 
     Peak memory is that of the headers and a chunk of 1 MiB; where transformers makes one tensor of several (experts), it is that of these.
-    Raises `ModelRefused` for pickled weights, models that need remote code, and tensors that are missing, unknown or of the wrong
-    shape, by name.
+    Raises `ModelRefused` for pickled weights, models that need remote code, and tensors that are missing, unknown, of the wrong
+    shape or with numbers that are none, by name.
     """
     with given(store, payload) as folder:
         return _imported(store, folder)
@@ -79,9 +83,25 @@ def _check_number_of_layers(config: dict[str, Any], checkpoint: dict[str, Source
 
 
 def _store_block(store: EngineStore, block: FittedBlock) -> StoredBlock:
-    digest, size = write_shard(store, [found.piece(spec.name) for spec, found in block.tensors])
+    pieces = [(spec, found.piece(spec.name)) for spec, found in block.tensors]
+    digest, size = write_shard(store, [_of_numbers(piece) if spec.is_parameter else piece for spec, piece in pieces])
     return StoredBlock(
         name=block.name, kind=block.kind, digest=digest, size=size,
         num_parameters=sum(math.prod(found.shape) for spec, found in block.tensors if spec.is_parameter),
         tensors=[TensorShape(name=spec.name, shape=list(found.shape)) for spec, found in block.tensors],
     )  # fmt: skip
+
+
+def _of_numbers(piece: Piece) -> Piece:
+    """`piece`, of a float type, whose reading raises `ModelRefused` at the first value that is infinite or no number."""
+
+    def read() -> Iterator[bytes | memoryview]:
+        for chunk in piece.read():
+            if len(chunk) and not all(end.isfinite() for end in torch.frombuffer(bytearray(chunk), dtype=DTYPES[piece.dtype]).aminmax()):
+                raise ModelRefused(
+                    f"tensor {piece.name} holds values that are infinite or no numbers: "
+                    "the checkpoint was spoilt when it was trained, or when it was saved in a smaller type"
+                )
+            yield chunk
+
+    return Piece(piece.name, piece.dtype, piece.shape, read)
