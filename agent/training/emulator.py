@@ -38,8 +38,9 @@ class Emulator:
         self._precision = precision
         model = skeleton(json.loads(config_path.read_text()), task, attention)
         for name, buffer in list(model.named_buffers()):
-            path, _, leaf = name.rpartition(".")
-            model.get_submodule(path)._buffers[leaf] = buffer.to(device)
+            if not buffer.is_meta:  # those come with a shard
+                path, _, leaf = name.rpartition(".")
+                model.get_submodule(path)._buffers[leaf] = buffer.to(device)
         self._stack = find_stack(model).path
         self._holders = _holders(model)
         self._assembled = Assembled(model)

@@ -99,7 +99,11 @@ def replaced(name: str, text: str) -> Callable[[Path], None]:
         (tensors(lambda t: t.update({"encoder.layer.7.extra": torch.ones(2)})), "model_refused", "unknown: encoder.layer.7.extra"),
         (tensors(lambda t: t.update({QUERY: torch.ones(32, 31)})), "model_refused", f"{QUERY} is F32 [32, 31], must be a float [32, 32]"),
         (tensors(lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})), "model_refused", f"{QUERY} is I8"),
-        (tensors(lambda t: t[QUERY].view(-1)[:1].fill_(float("nan"))), "model_refused", f"tensor {QUERY} holds values that are infinite or no"),
+        (
+            tensors(lambda t: t[QUERY].view(-1)[:1].fill_(float("nan"))),
+            "model_refused",
+            f"tensor {QUERY} holds values that are infinite or no",
+        ),
         (tensors(lambda t: t.update({QUERY: (t[QUERY] + 7e4).half()})), "model_refused", f"tensor {QUERY} holds values that are infinite"),
         (tensors(lambda t: t.clear()), "model_refused", "missing: embeddings.word_embeddings.weight"),
         (tensors(named(lambda name: f"module.{name}")), "model_refused", "all names begin with 'module.': save the model that is inside"),

@@ -90,6 +90,7 @@ MORE_FAMILIES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "modernbert": ("text-classification", make("ModernBertConfig", "ModernBertForSequenceClassification", **MODERN)),
     "xlnet": ("text-classification", make("XLNetConfig", "XLNetForSequenceClassification", **XLNET)),
     "longformer": ("text-classification", make("LongformerConfig", "LongformerForSequenceClassification", **LONGFORMER)),
+    "ibert": ("text-classification", make("IBertConfig", "IBertForSequenceClassification", **ENCODER)),
     "gpt-neox": ("causal-lm", make("GPTNeoXConfig", "GPTNeoXForCausalLM", **TINY)),
     "smollm3": ("causal-lm", make("SmolLM3Config", "SmolLM3ForCausalLM", **DECODER)),
     "qwen3-classifier": ("text-classification", make("Qwen3Config", "Qwen3ForSequenceClassification", **GEMMA, num_labels=3)),

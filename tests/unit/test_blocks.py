@@ -24,7 +24,7 @@ AFTER = {
     "glm": ["norm", "head"], "glm4": ["norm", "head"], "vit": ["norm", "head"],
     "xlm-roberta": ["head"], "camembert": ["head"], "electra": ["head"], "mpnet": ["head"], "deberta": ["head"], "deberta-v2": ["head"],
     "deberta-v3": ["head"], "albert": ["pooler", "head"], "albert-groups": ["pooler", "head"], "modernbert": ["norm", "head"],
-    "xlnet": ["head"], "longformer": ["head"], "gpt-neox": ["norm", "head"], "smollm3": ["norm"], "qwen3-classifier": ["norm", "head"],
+    "ibert": ["head"], "xlnet": ["head"], "longformer": ["head"], "gpt-neox": ["norm", "head"], "smollm3": ["norm"], "qwen3-classifier": ["norm", "head"],
     "gemma4": ["norm"], "mixtral": ["norm", "head"], "qwen2-moe": ["norm", "head"], "qwen3-moe": ["norm", "head"],
 }  # fmt: skip
 LAYERS = {"albert": 1, "albert-groups": 2}
