@@ -36,6 +36,8 @@ NOTHING = frozenset[str]()
 """What a visit trains of a block that it corrects."""
 Held = tuple[str, int, str]
 """block, version, codec; or seat, round and "delta" """
+_Part = tuple[str, Held]
+"""what is fetched in one: a shard that is "whole", or a "step" """
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class _State:
     steps: dict[Held, _Step] = field(default_factory=dict)
     """by the version that they lead to; they start from the one before"""
     held: dict[str, set[Held]] = field(default_factory=dict)
-    left: set[tuple[str, Held]] = field(default_factory=set)
+    left: set[_Part] = field(default_factory=set)
     """what somebody has fetched: whole, or as a step"""
 
 
@@ -156,8 +158,13 @@ def simulate(
             held = state.held.setdefault(agent, set())
             files = 0 if held else file_bytes
             others = spec.compression.delta_patches
-            fetched = [_fetch(state, held, block, plan[block.name], model, others) for block in now if plan[block.name] != DROPPED]
-            down, fresh = files + sum(size for size, _ in fetched), files + sum(new for _, new in fetched)
+            fetched = dict[_Part, int]()  # a delta that is a step of several blocks is fetched once
+            for block in now:
+                if plan[block.name] != DROPPED:
+                    fetched |= _fetch(state, held, block, plan[block.name], model, others)
+            down = files + sum(fetched.values())
+            fresh = files + sum(size for part, size in fetched.items() if part not in state.left)
+            state.left.update(fetched)
             up = change.delta([*(b for b in now if b.name in trained), *corrections(spec, now, trained)])
             held.add((str(seat.number), number, "delta"))
             for name in trained:
@@ -172,18 +179,18 @@ def simulate(
         _apply(spec, state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
 
 
-def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> tuple[int, int]:
-    """Bytes that the block costs an agent that holds `held`, and how many of them nobody has fetched before; it holds the block afterwards.
+def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> dict[_Part, int]:
+    """What an agent that holds `held` fetches for the block, with the bytes of each; it holds the block afterwards.
 
-    `others`: their deltas may be steps.
+    `others`: their deltas may be steps. The way is chosen for each block alone, as agents do.
     """
     wanted = (block.name, block.version, codec)
     state.codecs.setdefault((block.name, block.version), set()).add(codec)
     if wanted in held:
-        return 0, 0
+        return {}
     whole = packed_bytes(block, codec, model)
     best, path = min(whole, shard_bytes(block, codec, model)), [wanted]
-    taken, steps = [(("whole", wanted), best)], list[tuple[tuple[str, Held], int]]()
+    taken, steps = {("whole", wanted): best}, dict[_Part, int]()
     cost = paid = 0
     target = wanted
     for count in range(1, MAX_STEPS + 1):
@@ -194,16 +201,14 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
             break
         if step.made_of not in held:
             paid += step.size
-            steps.append((("step", step.made_of or target), step.size))
+            steps["step", step.made_of or target] = step.size
         target = (block.name, block.version - count, codec)
         if target in held:
             if paid < best:
                 best, path, taken = paid, [(block.name, block.version - i, codec) for i in range(count)], steps
             break
     held.update(path)
-    fresh = sum(size for one, size in taken if one not in state.left)
-    state.left.update(one for one, _ in taken)
-    return best, fresh
+    return taken
 
 
 def _apply(

@@ -149,6 +149,21 @@ def test_a_delta_over_many_blocks_is_no_patch_for_a_small_one() -> None:
     assert fetched(spec, ["a"], 2)[1][2] >= packed_bytes(found[2], "exact", MODEL) + pooler
 
 
+def test_a_delta_that_is_a_step_of_several_blocks_is_fetched_once() -> None:
+    """Of two agents in turn each gets the other's delta, over the visited layer and the one that is always trained, once for both."""
+    spec = run(
+        schedule={"blocks": ["layers.0-2"], "always": ["layers.3"]},
+        compression={"policy": "none", "delta_patches": True},
+        delta={"codec": "int4"},
+    )
+    found, visited = blocks_of_run(spec, CONFIG, shapes())
+    exact = {b.name: "exact" for b in found}
+    visits = list(simulate(spec, MODEL, found, visited, ["a", "b"], 3, 0, lambda *_: exact, exact))
+    assert [visit.down for visit in visits[:2]] == [sum(packed_bytes(b, "exact", MODEL) for b in found)] * 2
+    assert visits[2].down == visits[1].up, "layers.1 and layers.3, by the one delta of b"
+    assert visits[2].fresh == visits[2].down
+
+
 def test_more_training_makes_larger_patches() -> None:
     block = shapes()[1]
     sizes = [
