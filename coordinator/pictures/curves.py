@@ -11,8 +11,8 @@ from fedcybgd.coordinator.pictures.axis import spread, ticks, written
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 250, 62, 14, 12, 40
 COLOURS = 8
 """Classes c0 to c7 of the style sheet; the curves after the last begin again"""
-LETTERS = 13
-"""Height of a line of them"""
+LETTERS = 20
+"""Height of a line of them, as large as they are on a phone"""
 DOTTED = 50
 """A curve of more points is a line without dots"""
 

@@ -14,6 +14,9 @@ GRAVE = ("serious", "critical")
 SPREAD = """() => [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
     && !e.closest('.scroll, figure, nav, pre, .unseen, .skip')).map(e => e.outerHTML.slice(0, 120))"""
 
+TINY = """() => [...document.querySelectorAll('svg text')].filter(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().d < 10
+    && t.getAttribute('transform') === null).map(t => t.textContent)"""
+
 
 class Tab:
     """A window of its own browser at the coordinator; `cookie` is that of an operator who is logged in there."""
@@ -83,6 +86,11 @@ class Tab:
         self.page.set_viewport_size(PHONE)
         wide = self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
         return list(self.page.evaluate(SPREAD)) or ["the page"] if wide else []
+
+    def too_small_on_a_phone(self) -> list[str]:
+        """Words of pictures with letters of less than 10 pixels."""
+        self.page.set_viewport_size(PHONE)
+        return list(self.page.evaluate(TINY))
 
     def close(self) -> None:
         self._context.close()

@@ -25,6 +25,7 @@ def test_a_page_has_no_fault(tab: Callable[..., Tab], name: str) -> None:
     here.dark()
     found += [f"dark: {each}" for each in here.barriers(COLOURS)]
     found += [f"phone: {each}" for each in here.wider_than_a_phone()]
+    found += [f"tiny on a phone: {each}" for each in here.too_small_on_a_phone()]
     assert found == []
 
 
