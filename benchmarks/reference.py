@@ -223,7 +223,7 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     carried = {b: str(path) for b in trained if (path := left / f"{b}.safetensors").exists()}
     feedback = spec.delta["error_feedback"]
     request = TrainRequest(
-        assignment_id=f"{order.round}-{order.name}", files={n: str(p) for n, p in reference.files.items()}, model_key="reference",
+        assignment_id=f"{order.round}-{order.name}", files={n: str(p) for n, p in reference.files.items()}, model_key=f"adapters: {spec.adapters}",
         shards=[LocalShard(block=r.block, digest=r.digest, codec=r.codec, path=str(store.path(r.digest)), size=r.size) for r in shards],
         dropped=[name for name, codec in codecs.items() if codec == "dropped"], train=TrainSettings.model_validate({**order.told, **device.SETTINGS}),
         data=DataSource(path=str(data), tell_labels=reference.tell_labels),
