@@ -17,8 +17,11 @@ TEXTS = (".json", ".txt", ".model", ".jinja")
 CONFIG = "config.json"
 INDEX = ".index.json"
 OF_WEIGHTS = (CONFIG, "generation_config.json")
+OF_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
+"""What says how a vocabulary is used, and is none"""
 NO_TOKENIZER = (
-    "there is no tokenizer among the files, and nothing that says how images are read; save it with the tokenizer's save_pretrained"
+    "there is no tokenizer with its vocabulary among the files (tokenizer.json, vocab.txt, *.model and the like), and nothing that says how "
+    "images are read; save it with the tokenizer's save_pretrained"
 )
 MOST_MODEL_FILES = 1000
 """The largest checkpoints that are published have some two hundred."""
@@ -49,8 +52,9 @@ class ModelUploadRequest(Message):
 
 
 def reads_rows(names: Iterable[str]) -> bool:
-    """Whether one of a model's files may be of a tokenizer, or say how images are read; what is in it is seen when the model is added."""
-    return any(name.endswith(TEXTS) and name not in OF_WEIGHTS and not name.endswith(INDEX) for name in names)
+    """Whether one of a model's files may be a vocabulary, or say how images are read; what is in it is seen when the model is added."""
+    others = (*OF_WEIGHTS, *OF_VOCABULARY)
+    return any(name.endswith(TEXTS) and name not in others and not name.endswith(INDEX) for name in names)
 
 
 def source_of(upload_id: str) -> str:

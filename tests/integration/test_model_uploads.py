@@ -331,7 +331,10 @@ def test_commands_upload_list_and_discard(live: LiveCoordinator, bert: Path, tmp
     for file in ("config.json", "model.safetensors"):
         shutil.copy(folder / file, bare)
     assert "no tokenizer" in str(CliRunner().invoke(app, ["models", "upload", str(bare)], env=environment).exception)
-    shutil.copy(folder / "tokenizer_config.json", bare)  # whose vocabulary is missing: that is seen when all has arrived
+    shutil.copy(folder / "tokenizer_config.json", bare)
+    assert "with its vocabulary" in str(CliRunner().invoke(app, ["models", "upload", str(bare)], env=environment).exception)
+    assert len(live.operator.every("/model-uploads")) == asked
+    (bare / "tokenizer.json").write_text("{}")  # what is in it is seen when all has arrived
     said = str(CliRunner().invoke(app, ["models", "upload", str(bare), "--name", fresh("wordless")], env=environment).exception)
     assert said.startswith("model wordless")
     assert "upl_" not in said

@@ -10,7 +10,7 @@ import pytest
 
 from fedcybgd.coordinator.services.operate import model_uploads
 from fedcybgd.shared.contract.digests import digest_of
-from fedcybgd.shared.contract.model_uploads import LARGEST_TEXT, LARGEST_WEIGHTS
+from fedcybgd.shared.contract.model_uploads import LARGEST_TEXT, LARGEST_WEIGHTS, OF_VOCABULARY
 from tests.support.live import LiveCoordinator
 from tests.support.uploading import asked, begin, files_of, is_known, put, send_all
 from tests.support.visits import fresh, operator, refused
@@ -64,6 +64,7 @@ REFUSED = [
     ("invalid_request", [{**CONFIG, "name": f"{n}.json"} for n in range(1001)]),
     ("model_files_refused", [CONFIG]), ("model_files_refused", [WEIGHTS]), ("model_files_refused", [CONFIG, WEIGHTS]),
     ("model_files_refused", [CONFIG, WEIGHTS, *({"name": n, "digest": "2" * 64, "size": 1} for n in ("generation_config.json", "model.safetensors.index.json"))]),
+    ("model_files_refused", [CONFIG, WEIGHTS, *({"name": n, "digest": "2" * 64, "size": 1} for n in OF_VOCABULARY)]),
     ("model_files_refused", [CONFIG, WEIGHTS, {**CONFIG, "name": "other.json", "size": 11}]),
     ("model_too_large", [{**CONFIG, "size": LARGEST_TEXT + 1}, WEIGHTS]),
     ("model_too_large", [CONFIG, *[{"name": f"model-{n}.safetensors", "digest": f"{n:064}", "size": LARGEST_WEIGHTS} for n in range(5, 10)]]),
