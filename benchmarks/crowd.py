@@ -34,12 +34,14 @@ from fedcybgd.shared.contract.signatures import (
 )
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API, DAEMON, WAIT
+from fedcybgd.shared.host.rarely import Rarely
 
 WAIT_S = 25.0
-COME_A_S = 100
-"""So many come in a second, where there are more than can come within their wait"""
 CLAIM = ClaimRequest(limits=DeclaredLimits(memory_bytes=16 << 30, disk_bytes=100 << 30), runs=["*"]).model_dump_json().encode()
 METRICS = {"steps": 1, "rows": 1, "tokens": 1, "loss_first": 1, "loss_last": 1, "seconds": 1, "tokens_per_s": 1}
+
+
+SAYS, COMES_AGAIN = Rarely(), list[str]()
 
 
 class CrowdRequest(BaseModel):
@@ -50,6 +52,8 @@ class CrowdRequest(BaseModel):
     """block → file that is sent as its delta"""
     arrivals: str
     """file to which a line is added for each assignment: its id, and when its agent had it"""
+    come_a_s: float = 100
+    """so many come in a second, where there are more than can come within their wait"""
     train_s: float = 0
     """how long a visit takes: nothing is trained"""
     dying: list[int] = []
@@ -117,7 +121,7 @@ async def live(
         try:
             assignment = await connection.call("POST", f"/assignments/claim?wait={wait}", CLAIM)
         except (OSError, EOFError, NotNow) as error:
-            print(f"an agent comes again: {error}", file=sys.stderr)
+            again(str(error))
             connection.close()
             await asyncio.sleep(random.uniform(1, 10))
             continue
@@ -134,6 +138,13 @@ async def live(
         await connection.call("PUT", f"{place}/upload/{digest_of(delta)}", delta, streams=True)
         submission = {"attempt": assignment["attempt"], "digest": digest_of(delta), "metrics": METRICS}
         await connection.call("POST", f"{place}/delta", json.dumps(submission).encode())
+
+
+def again(why: str) -> None:
+    """Say now and then why agents come again."""
+    COMES_AGAIN.append(why)
+    if SAYS.is_due():
+        print(f"agents come again, {len(COMES_AGAIN)} times so far; the last: {why}", file=sys.stderr)
 
 
 def other(delta: bytes) -> bytes:
@@ -155,7 +166,7 @@ async def main(request: CrowdRequest) -> None:
                 Connection(address.hostname, address.port, key),
                 deltas,
                 arrivals,
-                random.uniform(0, max(WAIT_S, len(request.keys) / COME_A_S)),
+                random.uniform(0, max(WAIT_S, len(request.keys) / request.come_a_s)),
                 request.train_s,
                 number in request.dying,
             )

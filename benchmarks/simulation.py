@@ -1,6 +1,6 @@
 """Where a coordinator saturates that no machine here could be asked: a discrete-event model of coordinator, line and agents.
 
-    python -m benchmarks.simulation [--check] [--agents N …] [--json FILE] [--svg DIR]
+    python -m benchmarks.simulation [--check [--check-agents N …]] [--agents N …] [--json FILE] [--svg DIR]
 
 Who trains which block when, and the bytes that each visit moves, come from the project's own methods and planner; what things take from
 `simulation.toml`, each number with its source. `--check` first measures real runs on this machine and says what the model makes of them
@@ -139,14 +139,15 @@ def bound(found: Found) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--check", action="store_true", help="measure real runs first, and foretell them")
+    parser.add_argument("--check-agents", type=int, nargs="+", metavar="N", help="of so many agents each (default: 10 to 5,000)")
     parser.add_argument("--agents", type=int, nargs="+", default=[10, 1000, 100_000], help="(default: %(default)s)")
     parser.add_argument("--svg", type=Path, metavar="DIR", help="write simulation-hours.svg and simulation-load.svg there")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     if options.check:
-        from benchmarks.simulated_check import check
+        from benchmarks.simulated_check import FULL_WAVES_BY, check
 
-        figures |= check()
+        figures |= check(options.check_agents or FULL_WAVES_BY)
     inputs = tomllib.loads(INPUTS.read_text())
     rows = []
     print(

@@ -24,9 +24,10 @@ IDLE_CPU_S = 0.02
 class System:
     """Use as a context manager; all its processes are warm and idle once it is entered, and gone after it."""
 
-    def __init__(self, folder: Path, partitions: Mapping[str, Path]) -> None:
-        """`partitions`: the rows of each agent, by its name."""
+    def __init__(self, folder: Path, partitions: Mapping[str, Path], coordinators: int = 1, **settings: str | float | Path) -> None:
+        """`partitions`: the rows of each agent, by its name; `settings`: of every coordinator, as `Coordinator.local` takes them."""
         self._folder, self._partitions = folder, partitions
+        self._number, self._settings = coordinators, settings
         self._stack = ExitStack()
         self._agents: list[Agent] = []
         self.home = folder / "coordinator"
@@ -34,10 +35,11 @@ class System:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            log = self._folder / "coordinator.log"
-            self.coordinator = stack.enter_context(Coordinator.local(self.home, log=log, environment=ENVIRONMENT))
+            self.coordinators = [stack.enter_context(self._coordinator(number)) for number in range(self._number)]
+            self.coordinator = self.coordinators[0]
             self.client, self.url = self.coordinator.client, self.coordinator.url
-            self.web = psutil.Process(self.coordinator.pid)
+            self.webs = [psutil.Process(one.pid) for one in self.coordinators]
+            self.web = self.webs[0]
             for name, data in self._partitions.items():
                 agent = Agent.local(
                     self.url, self.coordinator.token(), name, data=data, runs=["*"], home=self._folder / name,
@@ -51,13 +53,17 @@ class System:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
+    def _coordinator(self, number: int) -> Coordinator:
+        home = self._folder / f"coordinator-{number}" if number else self.home
+        return Coordinator.local(home, log=home.with_suffix(".log"), environment=ENVIRONMENT, **self._settings)
+
     def cpu_seconds(self) -> Counter[str]:
         """CPU time of all processes so far, by what they are: web, engine, daemons, trainers."""
         found: Counter[str] = Counter()
-        for i, pid in enumerate([self.coordinator.pid, *(agent.pid for agent in self._agents)]):
-            process = psutil.Process(pid)
-            found["daemons" if i else "web"] += _cpu(process)
-            found["trainers" if i else "engine"] += sum(_cpu(child) for child in process.children(recursive=True))
+        for parent, child, pids in (("web", "engine", self.coordinators), ("daemons", "trainers", self._agents)):
+            for process in (psutil.Process(one.pid) for one in pids):
+                found[parent] += cpu_of(process)
+                found[child] += sum(cpu_of(one) for one in process.children(recursive=True))
         return found
 
     def web_memory_peak(self) -> int:
@@ -97,6 +103,7 @@ class System:
         return [(visit, visit.metrics) for visit in self.client.runs.assignments(run_id) if visit.metrics is not None]
 
 
-def _cpu(process: psutil.Process) -> float:
+def cpu_of(process: psutil.Process) -> float:
+    """Its own processor seconds so far."""
     times = process.cpu_times()
     return float(times.user + times.system)

@@ -87,14 +87,17 @@ class PostgresServer:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """It takes connections, as far as the kernel does so by itself, and answers nothing."""
-        first = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
-        processes = [first, *first.children(recursive=True)]
+        processes = self.processes()
         for process in processes:
             process.suspend()
         yield
         for process in processes:
             if process.is_running():
                 process.resume()
+
+    def processes(self) -> list[psutil.Process]:
+        first = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        return [first, *first.children(recursive=True)]
 
     def _run(self, *command: str) -> None:
         switch = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
