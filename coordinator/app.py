@@ -72,6 +72,7 @@ from fedcybgd.coordinator.walls.answers import answer_of
 from fedcybgd.coordinator.walls.door import Doorkeeper
 from fedcybgd.coordinator.walls.headings import Headed
 from fedcybgd.coordinator.walls.rules import HONEST, HowOften
+from fedcybgd.coordinator.walls.zero_copy import ZeroCopy
 from fedcybgd.coordinator.webhook import Receiver, webhook_settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.run_views import EventEntry
@@ -108,6 +109,7 @@ def create_app(settings: Settings, parts: MakeParts = local, bounds: HowOften = 
     app.add_middleware(Versioned)
     app.add_middleware(Identified)
     app.add_middleware(Proved)
+    app.add_middleware(ZeroCopy)
     app.add_exception_handler(FedError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(DataError, _impossible_value)

@@ -7,6 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedcybgd.coordinator.walls.connections import Guest
 from fedcybgd.coordinator.walls.flag import Flag
+from fedcybgd.coordinator.walls.zero_copy import Way
 from fedcybgd.shared.contract.signatures import CONTENT_DIGEST, SIGNATURE, SIGNATURE_INPUT
 from fedcybgd.shared.contract.versions import VERSION
 from fedcybgd.shared.contract.words import DAEMON
@@ -85,6 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
         guest.head_since, guest.body_since, guest.body_bytes, guest.answering = None, guest.heard_at, 0, True
         super().on_headers_complete()
         self.cycle.message_event = Flag()  # type: ignore[assignment]  # nobody waits for the other yet
+        if self.scope["method"] == "GET":
+            self.scope["state"]["way"] = Way(self.transport, self.flow, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         if not self.transport.is_closing():
