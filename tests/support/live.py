@@ -20,14 +20,15 @@ from sqlalchemy import select
 from fedcybgd.agent.client import Client
 from fedcybgd.client.connection import Connection
 from fedcybgd.coordinator.app import create_app
-from fedcybgd.coordinator.db import signals
+from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Run
-from fedcybgd.coordinator.domain.run import RUN
+from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.parts import MakeParts, Parts, local
 from fedcybgd.coordinator.places import place_of
 from fedcybgd.coordinator.serve import Server, configured, prepare_home
 from fedcybgd.coordinator.services.agents import operators
+from fedcybgd.coordinator.services.read.status import PENDING
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_place
@@ -37,11 +38,12 @@ from fedcybgd.coordinator.walls.rules import HowOften
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.support.engines import EngineThread
 from tests.support.migrated import begin_with_schema
+from tests.support.processes import wait_for
 
 OFTEN = HowOften(*[Rate(1e9, 1e9)] * 3)
 """Tests ask faster than anybody else does."""
-LOOKS_S, RESTS_S = 0.1, 1.0
-"""Between two looks for what time changes, while a test uses the coordinator and while none does."""
+LOOKS_S, RESTS_S = 0.25, 1.0
+"""Between two looks for what time changes, while a test uses the coordinator and while none does: ten a second took 7 % of a core."""
 
 
 def threads(settings: Settings, database: Database) -> Parts:
@@ -108,17 +110,28 @@ class LiveCoordinator:
 
     def create_run(self, spec: dict[str, Any], start: bool = False) -> Any:
         run = self.operator.post("/runs", spec)
-        run = self.operator.wait(
-            lambda: self.operator.get(f"/runs/{run['id']}"), lambda r: r["prepared"] or r["state"] == "failed", every=0.05, limit=60
-        )
-        return self.operator.post(f"/runs/{run['id']}/start") if start else run
+        wait_for(lambda: self._is_prepared(run["id"]))
+        return self.operator.post(f"/runs/{run['id']}/start") if start else self.operator.get(f"/runs/{run['id']}")
+
+    # A view of a run is ten times as much work as what is waited for, and is asked for only once that is there.
+
+    def _is_prepared(self, run_id: str) -> bool:
+        with self.database.reading() as session:
+            run = session.get_one(Run, run_id)
+            return run.prepared or run.state == RunState.FAILED
+
+    def has_jobs(self, name: str) -> bool:
+        """Whether a job of the run is left to do."""
+        with self.database.reading() as session:
+            jobs = queries.job_counts(session, queries.run_by_name(session, name).id)
+            return any(jobs[state].total() for state in PENDING)
 
     def look_every(self, used: bool) -> None:
         self.settings.sweep_every_s = LOOKS_S if used else RESTS_S
 
     @contextmanager
     def tidied(self) -> Iterator[None]:
-        """Runs that are begun meanwhile are over afterwards: each that goes on is looked after ten times a second, and there would be hundreds."""
+        """Runs that are begun meanwhile are over afterwards: each that goes on is looked after at every look, and there would be hundreds."""
         with self.database.reading() as session:
             before = set(session.scalars(select(Run.id)))
         yield

@@ -225,8 +225,7 @@ def finish(live: LiveCoordinator, run: str, agents: list[Hand], scale: float = 0
 
 def settled(live: LiveCoordinator, run: str) -> Any:
     """The run once no job of it is left to do."""
-    # Looked at once more: a view is not one snapshot, and its first part may be older than the end of the last job.
-    wait_for(lambda: not live.operator.get(f"/runs/{run}")["pending_jobs"])
+    wait_for(lambda: not live.has_jobs(run))
     return live.operator.get(f"/runs/{run}")
 
 
