@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,15 @@ SCRIPT = """#!{python}
 from fedcybgd.{package}.cli import main
 main()
 """
+SHOW = """
+set -e
+for program in fedcoord fedagent; do
+    shown="$("$program" --show-completion)"
+    printf '%s\\n' "$shown" > "$program.bash"
+done
+"""
 ASK = """
-eval "$({program} --show-completion)"
+source {folder}/{program}.bash
 COMP_WORDS=({words}) COMP_CWORD={last}
 _{program}_completion {program}
 printf '%s\\n' "${{COMPREPLY[@]}}"
@@ -26,43 +34,56 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 NAMES = {"runs": ["intents", "intents-head", "$(touch made)", "other"], "models": ["minilm", "mini$HOME"], "agents": ["berlin", "oslo"]}
 
 
-@pytest.fixture(autouse=True)
-def programs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both programs are, and what each gives to a shell: the same for every line."""
     if shutil.which("bash") is None:
         pytest.skip("bash was not found: install it to run this test")
+    folder = tmp_path_factory.mktemp("programs")
     for program, package in (("fedcoord", "coordinator"), ("fedagent", "agent")):
-        file = tmp_path / program
+        file = folder / program
         file.write_text(SCRIPT.format(python=sys.executable, package=package))
         file.chmod(0o755)
+    assert in_bash(SHOW, folder, folder) == ""
+    return folder
 
 
-def completed(folder: Path, line: str, url: str = "http://127.0.0.1:9") -> list[str]:
-    """What bash offers at the end of a line; an empty word is written ''."""
-    words = line.split()
-    script = ASK.format(program=words[0], words=" ".join(words), last=len(words) - 1)
+def in_bash(script: str, programs: Path, folder: Path, url: str = "http://127.0.0.1:9") -> str:
     environment = {
-        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "FEDCOORD_URL": url, "FEDCOORD_OPERATOR_KEY": "fco_x",
+        **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "FEDCOORD_URL": url, "FEDCOORD_OPERATOR_KEY": "fco_x",
     }  # fmt: skip
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
     assert done.stderr == ""
-    return done.stdout.split()
+    return done.stdout
 
 
-def test_commands_and_options_are_completed_without_anybody(tmp_path: Path) -> None:
-    assert sorted(completed(tmp_path, "fedcoord run st")) == ["start", "status"]
-    assert completed(tmp_path, "fedcoord run track --ten") == ["--tensorboard"]
-    assert completed(tmp_path, "fedagent rep") == ["report"]
-    assert completed(tmp_path, "fedagent run --pa") == ["--page"]
-    assert completed(tmp_path, "fedcoord run status int") == [], "nobody answers, and no error spoils the line"
+@pytest.fixture
+def completed(programs: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """What bash offers at the end of a line; an empty word is written ''."""
+
+    def of(line: str, url: str = "http://127.0.0.1:9") -> list[str]:
+        words = line.split()
+        script = ASK.format(program=words[0], words=" ".join(words), last=len(words) - 1, folder=programs)
+        return in_bash(script, programs, tmp_path, url).split()
+
+    return of
 
 
-def test_names_are_those_of_the_coordinator(tmp_path: Path) -> None:
+def test_commands_and_options_are_completed_without_anybody(completed: Callable[..., list[str]]) -> None:
+    assert sorted(completed("fedcoord run st")) == ["start", "status"]
+    assert completed("fedcoord run track --ten") == ["--tensorboard"]
+    assert completed("fedagent rep") == ["report"]
+    assert completed("fedagent run --pa") == ["--page"]
+    assert completed("fedcoord run status int") == [], "nobody answers, and no error spoils the line"
+
+
+def test_names_are_those_of_the_coordinator(completed: Callable[..., list[str]], tmp_path: Path) -> None:
     def answer(asked: Asked) -> Answer:
         kind = asked.path.removeprefix(f"{API}/").partition("?")[0]
         return Answer.json([{"name": name} for name in NAMES[kind]])
 
     with serving(answer) as server:
-        found = {line: completed(tmp_path, f"fedcoord {line}", server.url) for line in (
+        found = {line: completed(f"fedcoord {line}", server.url) for line in (
             "run status int", "run track ''", "explain inte", "compare other int", "predict oth", "models show mini", "agents revoke b",
             "run without intents o",
         )}  # fmt: skip
@@ -75,12 +96,12 @@ def test_names_are_those_of_the_coordinator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [Answer.page(502), Answer.json({"code": "forbidden", "message": "no"}, 403), Answer.json([1, None])])
-def test_what_is_no_list_of_names_completes_nothing(tmp_path: Path, answer: Answer) -> None:
+def test_what_is_no_list_of_names_completes_nothing(completed: Callable[..., list[str]], answer: Answer) -> None:
     with serving(lambda _: answer) as server:
-        assert completed(tmp_path, "fedcoord run status int", server.url) == []
+        assert completed("fedcoord run status int", server.url) == []
 
 
-def test_a_coordinator_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_coordinator_that_does_not_answer_holds_nobody_up(completed: Callable[..., list[str]]) -> None:
     over = threading.Event()
 
     def hang(_: Asked) -> Answer:
@@ -89,7 +110,7 @@ def test_a_coordinator_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> N
 
     with serving(hang) as server:
         try:
-            assert completed(tmp_path, "fedcoord run status int", server.url) == []
+            assert completed("fedcoord run status int", server.url) == []
             assert not over.is_set()
             assert len(server.asked) == 1
         finally:
