@@ -8,8 +8,8 @@ SWIFT := .venv-s3/bin/swift-proxy-server
 RAY := .venv-ray/bin/ray
 # Without a GPU a looser range may pull gigabytes of CUDA packages.
 TORCH := torch==2.13.0
-# Tests at a time, each with one thread: half of their time they wait for real processes, so there are two for each of two cores.
-WORKERS ?= 4
+# Tests at a time, each with one thread: half of their time they wait, for real processes too, so there are three for each of two cores.
+WORKERS ?= 6
 JSON_OPTION = $(if $(JSON),--json $(JSON))
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ demo: setup ## A coordinator and six agents fine-tune MiniLM on Banking77, live 
 demo-lm: setup ## The same for a small Llama on Shakespeare, with text before and after
 	$(BIN)/python -m examples.demo shakespeare $(JSON_OPTION)
 
-test: setup lint ## Lint, types and all tests (WORKERS=4 runs four at a time)
+test: setup lint ## Lint, types and all tests (WORKERS=6 runs six at a time)
 	$(MAKE) --jobs 2 types suite
 
 suite: setup ## All tests alone

@@ -13,7 +13,7 @@ gc.disable()  # until all tests are collected: what is imported stays
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.support import models  # noqa: E402
+from tests.support import migrated, models  # noqa: E402
 from tests.support.live import LiveCoordinator  # noqa: E402
 from tests.support.postgres import PostgresServer, find_program  # noqa: E402
 from tests.workers import Workers  # noqa: E402
@@ -50,7 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted((i for i in items if i in kept), key=lambda item: place.get(item.path.parent.name, -1))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.items and session.config.getoption("workers") and not session.config.option.collectonly:
+        from fedcybgd.shared.models.assembly import import_model_code
+
+        import_model_code()  # what every worker would make for itself: two seconds each
+        migrated.template()
     gc.freeze()
     gc.enable()
 

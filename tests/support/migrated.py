@@ -1,4 +1,4 @@
-"""Databases with today's schema: migrated once in each test process, and copied wherever a test begins with one."""
+"""Databases with today's schema: migrated once, before workers are forked, and copied wherever a test begins with one."""
 
 import functools
 import shutil
@@ -18,7 +18,8 @@ def bring_up(url: str) -> None:
 
 
 @functools.cache
-def _template() -> Path:
+def template() -> Path:
+    """A migrated SQLite database without rows, to be copied."""
     path = Path(tempfile.mkdtemp(prefix="fedcybgd-migrated-")) / "template.db"
     bring_up(f"sqlite:///{path}")
     assert [file.name for file in path.parent.iterdir()] == [path.name], "all of it is in one file"
@@ -30,4 +31,4 @@ def begin_with_schema(url: str) -> None:
     place = make_url(url).database
     if url.startswith("sqlite") and place is not None and not Path(place).exists():
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_template(), place)
+        shutil.copyfile(template(), place)
