@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import JSON, ColumnElement, Dialect, Text, TypeDecorator, cast, type_coerce
 
+from fedcybgd.shared.contract.words import JsonObject
+
 T = TypeVar("T")
 KEPT_CHARACTERS = 4 << 20
 """JSON of which the parsed form is kept, for each column: a run file is asked for at every claim, and hardly ever changes."""
@@ -35,6 +37,8 @@ class Typed(TypeDecorator[T]):
         if value is None:
             return None
         self._adapter.validate_python(value, strict=True)  # a number is no text
+        if self.of == JsonObject:
+            return value  # it is JSON, and pydantic would ask of each number in it, in Python, what it is
         return self._adapter.dump_python(value, mode="json", warnings="error")  # and a dict is no model
 
     def column_expression(self, column: ColumnElement[T]) -> ColumnElement[T]:

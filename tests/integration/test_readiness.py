@@ -296,3 +296,19 @@ def test_what_an_agent_allows_is_noted_though_there_is_no_work(live: LiveCoordin
     with live.database.reading() as session:
         (agent,) = session.scalars(select(Agent).where(Agent.name == hand.name))
         assert agent.limits.memory_bytes == 5_000_000
+
+
+def test_a_resume_asks_those_again_who_had_refused_and_believes_the_others(
+    live: LiveCoordinator, model: str, hand: Hand, other: Hand
+) -> None:
+    unfit = Hand(live)
+    run = draft(live, model, [hand, other, unfit], schedule={"agents": "first_come"})
+    say(unfit, run["id"], False, "data_invalid")
+    say(other, run["id"], True, rows=1000)
+    live.operator.post(f"/runs/{run['id']}/start")
+    hand.give_back(hand.take(run["name"]), "not_consented")
+    before = {hand.name: "unfit", other.name: "ready", unfit.name: "unfit"}
+    assert standings(live, run["id"]) == before
+    live.operator.post(f"/runs/{run['id']}/pause")
+    live.operator.post(f"/runs/{run['id']}/resume")
+    assert standings(live, run["id"]) == before | {hand.name: "unheard"}

@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from fedcybgd.coordinator.db.base import open_engine
 from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.shared.contract.words import JsonObject
 
 
 class Base(DeclarativeBase):
@@ -33,6 +34,7 @@ class Row(Base):
     maybe: Mapped[Loose | None] = mapped_column(Typed(Loose))
     many: Mapped[list[Point]] = mapped_column(Typed(list[Point]))
     names: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
+    any: Mapped[JsonObject | None] = mapped_column(Typed(JsonObject))
 
 
 @pytest.fixture
@@ -49,6 +51,18 @@ def session(database_url: str) -> Iterator[Session]:
 def test_what_goes_in_comes_out(session: Session) -> None:
     row = session.get_one(Row, 1)
     assert (row.point, row.maybe, row.many, row.names) == (Point(x=1), None, [Point(x=2, y=3)], {"a": "b"})
+
+
+def test_what_is_json_already_goes_in_as_it_is_and_nothing_else_does(session: Session) -> None:
+    given: JsonObject = {"a": [1, 2.5, None, True, {"b": "ü"}], "c": {}}
+    column = Typed(JsonObject)
+    assert column.process_bind_param(given, session.get_bind().dialect) is given
+    session.get_one(Row, 1).any = given
+    session.commit()
+    assert session.scalars(select(Row.any)).one() == given
+    for wrong in ({"a": Point(x=1)}, {"a": (1, 2)}, {"a": b"x"}, {1: 2}, [1]):
+        with pytest.raises(ValidationError):
+            column.process_bind_param(wrong, session.get_bind().dialect)  # type: ignore[arg-type]
 
 
 def test_a_column_alone_has_its_type_too(session: Session) -> None:

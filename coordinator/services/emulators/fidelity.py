@@ -42,13 +42,15 @@ def request_fidelity(
     session: Session, run: Run, spec: RunFile, assignment: Assignment, plan: Plan, manifest: Manifest, now: datetime
 ) -> None:
     """Have an emulator compared with the real model, once for each round, block and plan."""
-    if all(codec == EXACT for codec in plan.values()) or (measured_on := calibration.calibration_of(session, run, spec)) is None:
+    if all(codec == EXACT for codec in plan.values()) or not calibration.has_calibration(spec):
         return
     key = plan_key(plan)
     if session.get(Fidelity, (run.id, assignment.round, assignment.block, digest_of(key.encode()))) is not None:
         return
     under_way = jobs.facts_of_unfinished(session, FIDELITY, run.id, "plan", "block", "round")
     if (key, assignment.block, str(assignment.round)) in under_way:
+        return
+    if (measured_on := calibration.calibration_of(session, run, spec)) is None:
         return
     payload = FidelityPayload(
         **dict(measured_on), plan=key, block=assignment.block, emulator=manifest.blocks, dropped=manifest.dropped,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
@@ -17,6 +17,11 @@ from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, Patch
 
 MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
+# Columns alone: a lease reads hundreds of such rows, and none of them changes.
+PATCHES = select(Patch.target, Patch.base, Patch.kind, Patch.digest, Patch.size, Patch.weight)
+ENCODED = select(
+    EncodedShard.source, EncodedShard.codec, EncodedShard.digest, EncodedShard.size, EncodedShard.packed_digest, EncodedShard.packed_size
+)
 
 
 def manifest(
@@ -50,11 +55,11 @@ def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | Non
     ways: dict[str, list[PatchRef]] = {digest: [] for digest in shards}
     at = {digest: digest for digest in shards}
     for _ in range(MAX_STEPS):
-        steps = select(Patch).where(Patch.target.in_(set(at.values())))
+        steps = PATCHES.where(Patch.target.in_(set(at.values())))
         if only_of is not None:
             own = select(Assignment.id).where(Assignment.agent_id == only_of, Assignment.applied, Assignment.delta_digest == Patch.digest)
             steps = steps.where((Patch.kind != "delta") | own.exists())
-        rows = session.scalars(steps.order_by(Patch.size.desc(), Patch.base.desc()))
+        rows = session.execute(steps.order_by(Patch.size.desc(), Patch.base.desc()))
         cheapest = {row.target: row for row in rows}
         reached = {digest: cheapest[target] for digest, target in at.items() if target in cheapest}
         at = {}
@@ -68,7 +73,7 @@ def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | Non
 
 
 def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], EncodedRef]:
-    rows = session.scalars(select(EncodedShard).where(EncodedShard.source.in_(sources)))
+    rows = session.execute(ENCODED.where(EncodedShard.source.in_(sources)))
     return {(row.source, row.codec): encoded_ref(row) for row in rows}
 
 
@@ -131,7 +136,7 @@ def config_of(run: Run) -> FileRef:
     return next(file for file in run.files if file.name == "config.json")
 
 
-def encoded_ref(row: EncodedShard) -> EncodedRef:
+def encoded_ref(row: EncodedShard | Row[str, str, str, int, str, int]) -> EncodedRef:
     packed = BlobRef(digest=row.packed_digest, size=row.packed_size)
     return EncodedRef(source=row.source, codec=row.codec, digest=row.digest, size=row.size, packed=packed)
 

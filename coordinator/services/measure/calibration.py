@@ -38,9 +38,13 @@ def check_calibration(spec: RunFile) -> None:
         raise CalibrationMissing(f"{what} by calibration rows: give `evaluate.held_out`, and `compression.calibration_rows` above 0")
 
 
+def has_calibration(spec: RunFile) -> bool:
+    return spec.evaluate is not None and spec.evaluate.digest is not None and spec.compression.calibration_rows > 0
+
+
 def calibration_of(session: Session, run: Run, spec: RunFile) -> Calibration | None:
     """The run's model as it is now, and its calibration rows; None where it has none."""
-    if spec.evaluate is None or spec.evaluate.digest is None or not spec.compression.calibration_rows:
+    if not has_calibration(spec):
         return None
     return Calibration(
         **dict(spec.task.spec), files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), held_out=held_out_ref(spec),

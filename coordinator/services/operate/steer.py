@@ -50,7 +50,7 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
         now,
         "info",
         "run_started",
-        f"run {run.name} started with {len(run.participants)} agents{_without_gate(session, run)}",
+        f"run {run.name} started with {len(run.participants)} agents{_without_gate(run)}",
         run_id=run.id,
     )
     scores.evaluate_if_due(session, run, 0, now)
@@ -58,8 +58,8 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
     return run
 
 
-def _without_gate(session: Session, run: Run) -> str:
-    there = run.spec.admission.gate == "off" or calibration.calibration_of(session, run, run.spec) is not None
+def _without_gate(run: Run) -> str:
+    there = run.spec.admission.gate == "off" or calibration.has_calibration(run.spec)
     return "" if there else "; the gate is off, for it has no calibration rows: no held-out loss says whether a delta does harm"
 
 
