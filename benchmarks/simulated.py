@@ -14,6 +14,7 @@ from typing import Any
 import simpy
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.domain.long_poll import wait_s
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.forecast import _common, _frozen
@@ -26,9 +27,10 @@ Doing = Generator[simpy.Event, Any, Any]
 class Costs(BaseModel, extra="forbid"):
     """What the coordinator takes for one of each: seconds of its processor, unless said."""
 
-    poll_every_s: float
-    """between two claims of an agent that waits, by the clock"""
     poll_s: float
+    """a claim of an agent that waits; how long it waits in one is told by the coordinator"""
+    let_go_a_s: float = 0
+    """claims of a process that are let go each second when a run begins, and come again, until all were"""
     renew_every_s: float
     renew_s: float
     lease_s: float
@@ -37,7 +39,7 @@ class Costs(BaseModel, extra="forbid"):
     served_s_per_gb: float
     received_s_per_gb: float
     between_s: float
-    """by the clock, from the news of a round to its agent, beside the rest"""
+    """from the news of a round to its agent, beside the rest; others may do the like meanwhile"""
     judge_s: float
     """of a lane, for a delta"""
     judge_s_per_million: float
@@ -53,6 +55,8 @@ class Coordinator(BaseModel, extra="forbid"):
     """web processes, each with a core of its own"""
     lanes: int = 1
     """engines of the quick lane, all together"""
+    core: float = 1
+    """of a core that each process gets, web or engine, when it wants one; others use the rest"""
     line_bytes_per_s: float
     stored_elsewhere: bool = False
     """shards and deltas do not pass the web processes"""
@@ -150,10 +154,12 @@ class Simulation:
         self._reassign_after_s, self._whole, self._random = reassign_after_s, whole, random.Random(seed)
         self.env = simpy.Environment()
         self.found = Found()
-        waiting = fleet.agents * costs.poll_s / costs.poll_every_s
-        self.found.idle_share = waiting / coordinator.processes
-        self._left = max(0.02, 1 - self.found.idle_share)
-        self.found.saturated = self.found.idle_share >= 0.98
+        each = fleet.agents / coordinator.processes
+        self.found.idle_share = costs.poll_s * each / wait_s(int(each), fleet.silent_after_s)
+        self.found.saturated = self.found.idle_share >= 0.98 * coordinator.core
+        self._steady = max(0.02, coordinator.core - self.found.idle_share)
+        """of a core, for visits: what those leave who only wait"""
+        self._all_let_go_at = each / costs.let_go_a_s if costs.let_go_a_s else 0.0
         self._web = simpy.Resource(self.env, coordinator.processes)
         self._lane = simpy.Resource(self.env, coordinator.lanes)
         self.busy = {"web": 0.0, "lane": 0.0}
@@ -163,9 +169,14 @@ class Simulation:
         """since when"""
         self._dying = set(fleet.dying)
 
+    def _left(self) -> float:
+        """Of a core, for visits, now: less until all wait again that were let go when the run began."""
+        come_again = self.costs.let_go_a_s * self.costs.poll_s if self.env.now < self._all_let_go_at else 0.0
+        return max(0.02, self._steady - come_again)
+
     def _link(self, per_gb: float) -> Link:
         """Bytes that pass the web processes are no faster than those can hand them on."""
-        passed = math.inf if self.coordinator.stored_elsewhere or not per_gb else self.coordinator.processes * self._left * 1e9 / per_gb
+        passed = math.inf if self.coordinator.stored_elsewhere or not per_gb else self.coordinator.processes * self._steady * 1e9 / per_gb
         return Link(self.env, min(self.coordinator.line_bytes_per_s, passed), self.fleet.line_bytes_per_s)
 
     def run(self, rounds: Iterable[Sequence[Visit]]) -> Found:
@@ -192,7 +203,7 @@ class Simulation:
     def _use(self, resource: simpy.Resource, name: str, seconds: float) -> Doing:
         with resource.request() as turn:
             yield turn
-            yield self.env.timeout(seconds / (self._left if name == "web" else 1))
+            yield self.env.timeout(seconds / (self._left() if name == "web" else self.coordinator.core))
         self.busy[name] += seconds
 
     def _visit(self, visit: Visit) -> Doing:
@@ -203,7 +214,7 @@ class Simulation:
                 if opened - self._gone[agent] < self.fleet.silent_after_s:
                     yield self.env.timeout(self._reassign_after_s)
                 agent, down = self._stand_in(), self._whole
-            yield self.env.timeout(costs.between_s)
+            yield self.env.timeout(costs.between_s / self._left())
             yield from self._use(self._web, "web", costs.lease_s)
             if down:
                 yield from self._use(self._web, "web", visit.blobs * costs.request_s)

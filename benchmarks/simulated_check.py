@@ -7,6 +7,7 @@ more agents, agents that are gone.
 
 import statistics
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.planning.shapes import BlockShape, ModelShape
 from tests.support.models import tiny_bert
 
+INPUTS = Path(__file__).with_name("simulation.toml")
 LAYERS, TRAIN_S, LEASE_S, REASSIGN_S = 8, 2.0, 4, 6
 TASK = {"kind": "text-classification", "labels": 2, "max_length": 16}
 
@@ -70,9 +72,11 @@ class Real:
     judged: float
     applied: float
     """from the last verdict of a round to its end"""
+    core: float
+    """of a core, that the event loop of the web process got when it wanted one"""
 
 
-def measured(database: Database, run_id: str) -> Real:
+def measured(database: Database, run_id: str, core: float) -> Real:
     with database.reading() as session:
         rounds = session.execute(
             select(Round.number, Round.opened_at, Round.closed_at).where(Round.run_id == run_id).order_by(Round.number)
@@ -92,26 +96,38 @@ def measured(database: Database, run_id: str) -> Real:
         median([(v.leased_at, v.submitted_at) for v in first]) - TRAIN_S,
         median([(v.submitted_at, v.judged_at) for v in first]),
         median([(last[r.number], r.closed_at) for r in rounds]),
+        core,
     )
 
 
 def calibrated(one: Real, four: Real) -> Costs:
-    """From rounds of one block and of four: what is per delta, and what per round. Leases and verdicts come one after another."""
+    """From rounds of one block and of four: what is per delta, and what per round. Leases and verdicts come one after another.
+
+    In seconds of a core of one's own: what the rest of the machine takes is another in each run.
+    """
     more = CALIBRATED[1].wave - 1
-    per_block = max(0.0, four.applied - one.applied) / more
-    lease = max(0.001, (four.leased - one.leased) / (more / 2))  # a median has half of the others before it
+    per_block = max(0.0, four.core * four.applied - one.core * one.applied) / more
+    lease = max(0.001, (four.core * four.leased - one.core * one.leased) / (more / 2))  # a median has half of the others before it
+    crowd = Costs(**tomllib.loads(INPUTS.read_text())["costs"])
     return Costs(
-        poll_every_s=25, poll_s=0, renew_every_s=1e9, renew_s=0, lease_s=lease, request_s=0,
-        between_s=max(0.0, one.leased - lease) + max(0.0, one.carried), served_s_per_gb=0, received_s_per_gb=0, judge_s=one.judged,
-        judge_s_per_million=0, apply_s=max(0.0, one.applied - per_block), apply_s_per_million=0, apply_s_per_block=per_block,
+        poll_s=crowd.poll_s, let_go_a_s=crowd.let_go_a_s, renew_every_s=1e9, renew_s=0, lease_s=lease, request_s=0,
+        between_s=one.core * (max(0.0, one.leased - lease / one.core) + max(0.0, one.carried)), served_s_per_gb=0, received_s_per_gb=0,
+        judge_s=one.core * one.judged, judge_s_per_million=0, apply_s=max(0.0, one.core * one.applied - per_block), apply_s_per_million=0,
+        apply_s_per_block=per_block,
     )  # fmt: skip
 
 
-def foretold(case: Case, costs: Costs, shape: ModelShape, blocks: list[BlockShape], visited: list[str]) -> float:
+def foretold(case: Case, core: float, costs: Costs, shape: ModelShape, blocks: list[BlockShape], visited: list[str]) -> float:
     fleet = Fleet(agents=case.agents, line_bytes_per_s=1e12, noticed_s=LEASE_S, dying=frozenset(case.dying))
     rounds = rounds_of(RunFile.model_validate(spec_of(case)), shape, blocks, visited, case.agents, TRAIN_S)
     moving = ([Visit(v.agent, 0, 0, 0, 0, v.train_s) for v in visits] for visits in rounds)  # of a few kB each
-    return Simulation(costs, Coordinator(line_bytes_per_s=1e12), fleet, REASSIGN_S, 0).run(moving).seconds
+    return Simulation(costs, Coordinator(line_bytes_per_s=1e12, core=core), fleet, REASSIGN_S, 0).run(moving).seconds
+
+
+def scheduled(pid: int) -> tuple[int, int]:
+    """Nanoseconds for which the first thread of a process had a core, and for which it wanted one and had none."""
+    had, wanted, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return int(had), int(wanted)
 
 
 @contextmanager
@@ -147,13 +163,20 @@ def once(case: Case) -> tuple[Real, ModelShape, list[BlockShape], list[str]]:
         )
         with crowd(folder, request):
             wait_until_waiting(one, case.agents)
+            before = scheduled(one.web.pid)
             one.start(run_id)
             one.wait_for(run_id)
+            had, wanted = (now - then for now, then in zip(scheduled(one.web.pid), before, strict=True))
         with database.reading() as session:
             rows = queries.blocks_of(session, run_id, tensors=True)
             blocks = [BlockShape(b.name, b.kind, {t.name: tuple(t.shape) for t in b.tensors}) for b in rows]
         config = one.client.models.get("tiny").config
-        return measured(database, run_id), ModelShape.of(config), blocks, [b.name for b in blocks if b.kind == "layer"]
+        return (
+            measured(database, run_id, had / (had + wanted)),
+            ModelShape.of(config),
+            blocks,
+            [b.name for b in blocks if b.kind == "layer"],
+        )
 
 
 def check(full_waves_by: Sequence[int] = FULL_WAVES_BY) -> dict[str, float]:
@@ -162,13 +185,13 @@ def check(full_waves_by: Sequence[int] = FULL_WAVES_BY) -> dict[str, float]:
     costs = calibrated(found[0][0], found[1][0])
     print(f"service times, from two real runs: {costs.model_dump_json(exclude_defaults=True)}")
     print(*(real for real, *_ in found), sep="\n")
-    print(f"{'':34}{'measured':>10}{'foretold':>10}{'ratio':>7}")
+    print(f"{'':34}{'of a core':>10}{'measured':>10}{'foretold':>10}{'ratio':>7}")
     figures = {}
     others = (*FORETOLD, *(Case(agents, 8, 5) for agents in full_waves_by))
     for case, known in [*zip(CALIBRATED, found, strict=True), *((case, None) for case in others)]:
         real, shape, blocks, visited = known or once(case)
-        said = foretold(case, costs, shape, blocks, visited)
+        said = foretold(case, real.core, costs, shape, blocks, visited)
         mark = " (it gave the service times)" if known else ""
-        print(f"{case.name:34}{real.seconds:9.1f}s{said:9.1f}s{said / real.seconds:7.2f}{mark}", flush=True)
+        print(f"{case.name:34}{real.core:10.2f}{real.seconds:9.1f}s{said:9.1f}s{said / real.seconds:7.2f}{mark}", flush=True)
         figures[f"ratio_{case.agents}_agents_waves_of_{case.wave}_{len(case.dying)}_gone"] = said / real.seconds
     return figures

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy
 
-PROCESSES = (1, 3, 8)
+from fedcybgd.coordinator.domain.long_poll import wait_s
+
+PROCESSES, SILENT_AFTER_S = (1, 3, 8), 90
 AGENTS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
 
@@ -36,10 +38,10 @@ def draw(rows: list[tuple[Any, Any, float]], inputs: dict[str, Any], folder: Pat
     figure.savefig(folder / "simulation-hours.svg", metadata={"Date": None})
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     costs = inputs["costs"]
-    for wait, style in ((costs["poll_every_s"], "-"), (60, ":")):
-        for color, processes in enumerate(PROCESSES):
-            shares = [count * costs["poll_s"] / wait / processes for count in AGENTS]
-            axis.plot(AGENTS, shares, style, color=f"C{color}", label=f"{processes} web, asked every {wait} s")
+    for color, processes in enumerate(PROCESSES):
+        each = [count / processes for count in AGENTS]
+        shares = [costs["poll_s"] * count / wait_s(int(count), SILENT_AFTER_S) for count in each]
+        axis.plot(AGENTS, shares, color=f"C{color}", label=f"{processes} web")
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="agents that wait", ylabel="of each web process's core")
     axis.legend(fontsize=8)

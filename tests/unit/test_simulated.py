@@ -21,7 +21,7 @@ NOTHING = dict.fromkeys(
 def took(visits: list[Visit], fleet: dict[str, Any] | None = None, coordinator: dict[str, Any] | None = None, **costs: float) -> float:
     """Seconds of one round."""
     model = Simulation(
-        Costs(**{"poll_every_s": 25, "renew_every_s": 2, **NOTHING, **costs}), Coordinator(line_bytes_per_s=1e9, **(coordinator or {})),
+        Costs(**{"renew_every_s": 2, **NOTHING, **costs}), Coordinator(line_bytes_per_s=1e9, **(coordinator or {})),
         Fleet(**{"agents": 10, "line_bytes_per_s": 1e8, "noticed_s": 80, **(fleet or {})}), reassign_after_s=300, whole=5e8,
     )  # fmt: skip
     return model.run([visits]).seconds
@@ -61,8 +61,16 @@ def test_deltas_that_come_at_once_are_judged_one_after_another_in_a_lane() -> No
 
 
 def test_who_waits_takes_of_the_web_process_what_visits_lack() -> None:
-    assert took([visit()], {"agents": 10_000}, lease_s=1, poll_s=0.00125) == pytest.approx(2)  # half of it is taken
-    assert took([visit()], {"agents": 10_000}, {"processes": 2}, lease_s=1, poll_s=0.00125) == pytest.approx(1 / 0.75)
+    """Ten thousand are told to wait for 54 seconds in one claim, five thousand for 50."""
+    assert took([visit()], {"agents": 10_000}, lease_s=1, poll_s=0.0027) == pytest.approx(2)  # half of it is taken
+    assert took([visit()], {"agents": 10_000}, {"processes": 2}, lease_s=1, poll_s=0.0027) == pytest.approx(1 / 0.73)
+    assert took([visit()], {"agents": 10_000}, {"core": 0.75}, lease_s=1, judge_s=3, poll_s=0.0027) == pytest.approx(4 + 4)
+
+
+def test_until_all_wait_again_that_were_let_go_for_a_run_visits_have_less() -> None:
+    crowd = {"agents": 10_000}
+    assert took([visit()], crowd, lease_s=1, poll_s=0.00135, let_go_a_s=200) == pytest.approx(1 / (1 - 0.25 - 0.27))
+    assert took([visit(train_s=60)], crowd, request_s=1, poll_s=0.00135, let_go_a_s=200) == pytest.approx(60 + 2 / 0.75)
 
 
 def test_whoever_is_gone_is_noticed_and_stood_in_for() -> None:
