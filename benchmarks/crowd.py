@@ -8,6 +8,7 @@ client library's own work would take the processor from the coordinator that is 
 
 import asyncio
 import base64
+import hashlib
 import json
 import random
 import secrets
@@ -37,7 +38,8 @@ from fedcybgd.shared.contract.words import API, DAEMON, WAIT
 from fedcybgd.shared.host.rarely import Rarely
 
 WAIT_S = 25.0
-CLAIM = ClaimRequest(limits=DeclaredLimits(memory_bytes=16 << 30, disk_bytes=100 << 30), runs=["*"]).model_dump_json().encode()
+LIMITS = DeclaredLimits(memory_bytes=16 << 30, disk_bytes=100 << 30)
+CLAIM = ClaimRequest(limits=LIMITS, runs=["*"]).model_dump_json().encode()
 METRICS = {"steps": 1, "rows": 1, "tokens": 1, "loss_first": 1, "loss_last": 1, "seconds": 1, "tokens_per_s": 1}
 
 
@@ -60,6 +62,11 @@ class CrowdRequest(BaseModel):
     """which of them are gone at their first visit, without a word"""
 
 
+def daemon_of(key: str) -> str:
+    """The word of the daemon of an agent with this private key: always the same, as of one that was there before."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
 class NotNow(Exception):
     """An agent asks again after a while."""
 
@@ -71,7 +78,7 @@ class Connection:
         self._host, self._port = host, port
         self._key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(key))
         self._key_id = key_id(base64.b64encode(self._key.public_key().public_bytes_raw()).decode())
-        self._daemon = secrets.token_hex(8)
+        self._daemon = daemon_of(key)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.wait_s = WAIT_S
         """for how long the next claim is to wait"""

@@ -32,7 +32,7 @@ from safetensors.torch import save
 from sqlalchemy import select
 
 from benchmarks import banking77
-from benchmarks.crowd import CrowdRequest
+from benchmarks.crowd import LIMITS, CrowdRequest, daemon_of
 from benchmarks.report import arguments, finish, percentile, spread
 from benchmarks.system import ENVIRONMENT, System, cpu_of
 from fedcybgd.agent.signing import Signer, new_private_key
@@ -41,7 +41,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.services.records import keys
-from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
+from fedcybgd.shared.contract.agents import DeviceInfo
 from tests.support.postgres import PostgresServer
 
 TARGETS = {"cpu_percent": 20, "claim_ms_p99": 100}
@@ -55,13 +55,13 @@ SCHEDULES = {
 
 
 def enrol(database: Database, count: int, called: str = "agent") -> list[str]:
-    """The private keys of `count` new agents, made in one transaction."""
+    """The private keys of `count` agents, made in one transaction; they are known as those that were there before: nothing is new of them."""
     given = [new_private_key() for _ in range(count)]
     with database.transaction() as session:
         session.add_all(
             Agent(id=keys.new_id("agt"), name=f"{called}-{i:05}", key_hash=signer.key_id, public_key=signer.public_key, state=AgentState.ENROLLED,
-                  device=DeviceInfo(), limits=DeclaredLimits(), version="", enrolled_at=utcnow())
-            for i, signer in enumerate(map(Signer, given))
+                  device=DeviceInfo(), limits=LIMITS, daemon=daemon_of(key), version="", enrolled_at=utcnow())
+            for i, (key, signer) in enumerate(zip(given, map(Signer, given), strict=True))
         )  # fmt: skip
     return given
 
