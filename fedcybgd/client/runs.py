@@ -188,7 +188,8 @@ class Runs:
 
     def track(self, run: str, *trackers: Tracker, follow: bool = True, labels: bool = True, every_s: float = 2.0) -> tuple[RunView, int]:
         """Write the series of a run into trackers (`fedcybgd.client.trackers`): what there is so far and then, with `follow`, what comes until
-        it ends, looking every so many seconds; with `labels` those of single labels too. The run as it was last, and how many points were new.
+        it ends, looking every so many seconds, and down to an eighth as often while nothing moves; with `labels` those of single labels too.
+        The run as it was last, and how many points were new.
 
         Points that a tracker has are not written again. Raises `PackageMissing`, `TrackerFailed`, `FileUnusable`, `Refused`.
         """

@@ -14,6 +14,8 @@ from fedcybgd.shared.contract.views import EvaluationView, RoundView, RunView
 NUMBERS = tuple(name for name in Score.model_fields if name not in ("rows", "seconds", "spent", "failed", "labels_held_out"))
 """Of a score, what becomes a curve"""
 LABELS_AT_ONCE = 1000
+GROWS, CALM = 1.5, 8.0
+"""While nothing moves it is looked ever more rarely, down to an eighth as often: points have times of their own, and none is lost"""
 
 
 def track(connection: Connection, run: str, trackers: Sequence[Tracker], follow: bool, labels: bool, every_s: float) -> tuple[RunView, int]:
@@ -29,9 +31,10 @@ def track(connection: Connection, run: str, trackers: Sequence[Tracker], follow:
             opened.append(tracker)
             there.append(tracker.open(tracked))
         before: RunView | None = None
+        wait_s = every_s
         while True:
-            ended = has_ended(view) or not follow
-            if ended or before is None or _moved(before, view):
+            ended, moved = has_ended(view) or not follow, before is None or _moved(before, view)
+            if ended or moved:
                 # The lists as a whole when it begins, when it ends, and after a gap; else the newest, which the run itself has.
                 whole = ended or before is None or _gap(before, view)
                 points = list(_points(runs, view, whole))
@@ -45,12 +48,17 @@ def track(connection: Connection, run: str, trackers: Sequence[Tracker], follow:
                     written += len(new)
             if ended:
                 return view, written
-            before = view
-            time.sleep(every_s)
+            before, wait_s = view, next_wait_s(wait_s, every_s, moved)
+            time.sleep(wait_s)
             view = connection.patiently(partial(runs.get, view.id), limit=DAY_S)
     finally:
         for tracker in opened:
             tracker.close(view.state)
+
+
+def next_wait_s(last_s: float, every_s: float, moved: bool) -> float:
+    """Seconds until it is looked again."""
+    return every_s if moved else min(GROWS * last_s, CALM * every_s)
 
 
 def parameters(spec: object, name: str = "") -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcybgd import Coordinator, FedError
+from fedcybgd.client.tracking import next_wait_s
 from fedcybgd.local.toml import dumps
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.words import ErrorBody
@@ -138,3 +139,10 @@ def test_a_full_disk_under_a_home_is_told_as_one(tmp_path: Path, monkeypatch: py
         Coordinator.local(tmp_path / "home")
     assert full.value.code == "disk_full"
     assert "free space" in full.value.message
+
+
+def test_a_tracker_looks_ever_more_rarely_while_nothing_moves() -> None:
+    waits, last = [], 2.0
+    for moved in (True, False, False, False, False, False, False, False, True, False):
+        waits.append(last := next_wait_s(last, 2.0, moved))
+    assert waits == [2.0, 3.0, 4.5, 6.75, 10.125, 15.1875, 16.0, 16.0, 2.0, 3.0]
