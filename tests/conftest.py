@@ -13,6 +13,7 @@ gc.disable()  # until all tests are collected: what is imported stays
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from fedcybgd.coordinator.db.base import Database  # noqa: E402
 from tests.support import migrated, models  # noqa: E402
 from tests.support.live import LiveCoordinator  # noqa: E402
 from tests.support.postgres import PostgresServer, find_program  # noqa: E402
@@ -108,6 +109,18 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         server: PostgresServer = request.getfixturevalue("postgres")
         return server.new_database()
     return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database of this test with the schema and no rows, on SQLite and on PostgreSQL."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres").database_with_schema()
+    else:
+        migrated.begin_with_schema(url := f"sqlite:///{tmp_path / 'test.db'}")
+    made = Database(url)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session", params=DATABASES)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Event, Job, Model
 from fedcybgd.coordinator.domain.jobs.lease import LEASE, Hold
@@ -36,14 +35,6 @@ IMPLEMENTATIONS: dict[str, Callable[[Database, Any, str], Jobs]] = {
     "local": lambda database, new_engine, owner: LocalJobs(database, new_engine, owner, print), "ray": on_ray,
 }  # fmt: skip
 Owner = Callable[..., Jobs]
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    migrate.upgrade(database.engine)
-    yield database
-    database.close()
 
 
 @pytest.fixture(autouse=True)

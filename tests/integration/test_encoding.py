@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, update
 
 import fedcybgd.coordinator.engine.encode as engine
-from fedcybgd.coordinator.db import migrate, signals
+from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Block, Job
 from fedcybgd.coordinator.domain.jobs.kinds import Lane
@@ -21,6 +21,7 @@ from fedcybgd.coordinator.jobs.taking import Queue
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.shared.contract.manifests import FileRef
 from tests.support.live import LiveCoordinator
+from tests.support.migrated import begin_with_schema
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, start_run
 
@@ -113,8 +114,8 @@ def test_where_one_cannot_be_made_the_others_are_not_tried_and_all_are_asked_for
 
 @pytest.mark.database_decides
 def test_between_two_blocks_something_else_is_done(database_url: str) -> None:
+    begin_with_schema(database_url)
     database = Database(database_url)
-    migrate.upgrade(database.engine)
     now = utcnow()
     kinds = ["encode", "encode", "encode", "export", "export"]
     with database.transaction() as session:

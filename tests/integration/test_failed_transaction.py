@@ -3,17 +3,17 @@
 import pytest
 from sqlalchemy import func, select
 
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Event
+from tests.support.migrated import begin_with_schema
 
 pytestmark = pytest.mark.database_decides
 
 
 @pytest.mark.parametrize("kind", ["reading", "transaction"])
 def test_a_result_left_half_read_does_not_lock_later_writers_out(database_url: str, kind: str) -> None:
+    begin_with_schema(database_url)
     failing, other = Database(database_url), Database(database_url)
-    migrate.upgrade(failing.engine)
     _write(failing)
 
     def fail() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select
 
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Block, EncodedShard, Job, Model, Patch, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
@@ -23,6 +22,7 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.coordinator.sweeper import tidy
 from tests.support.live import LiveCoordinator
+from tests.support.migrated import begin_with_schema
 from tests.support.visits import Hand, fresh, start_run
 
 KEEP = timedelta(seconds=3600)
@@ -90,8 +90,8 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
+    begin_with_schema(settings.url)
     database = Database(settings.url)
-    migrate.upgrade(database.engine)
     yield database
     database.close()
 

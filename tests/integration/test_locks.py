@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, Run
 from fedcybgd.coordinator.services.agents import copies
@@ -24,8 +23,7 @@ from tests.support.visits import Hand, start_run
 @pytest.fixture
 def impatient(postgres: PostgresServer) -> Iterator[Database]:
     """Who waits for a lock for longer than a second gets an error."""
-    database = Database(postgres.new_database() + "?options=-c%20lock_timeout%3D1s")
-    migrate.upgrade(database.engine)
+    database = Database(postgres.database_with_schema() + "?options=-c%20lock_timeout%3D1s")
     yield database
     database.close()
 

@@ -7,11 +7,13 @@ import pytest
 from fedcybgd.coordinator.backup import BackupMisplaced, backup
 from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.settings import Settings
+from tests.support.migrated import begin_with_schema
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path / "home")
+    begin_with_schema(settings.url)
     prepare_home(settings)
     settings.blobs.mkdir(exist_ok=True)
     (tmp_path / "link").symlink_to(settings.home)

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from benchmarks.busy_seed import BIG, Seed
-from fedcybgd.coordinator.db import migrate, queries
+from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.db.paging import Listed, Page
@@ -19,6 +19,7 @@ from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import open_store
 from fedcybgd.coordinator.sweeper import tidy
+from tests.support.migrated import begin_with_schema
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 AGENTS, BLOCKS, ROUNDS = 12, 4, 440
@@ -60,9 +61,9 @@ def big(session: Session) -> Run:
 
 class Filled:
     def __init__(self, folder: Path, rounds: int) -> None:
-        self.database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+        begin_with_schema(url := f"sqlite:///{folder / 'coordinator.db'}")
+        self.database = Database(url)
         self.home = folder
-        migrate.upgrade(self.database.engine)
         Seed(self.database, folder / "blobs", AGENTS, rounds, BLOCKS).fill()
 
     def cost(self, read: Read) -> tuple[int, int]:

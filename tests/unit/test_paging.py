@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Event
 from fedcybgd.coordinator.db.paging import CursorInvalid, Order, Page
@@ -19,16 +18,13 @@ BY_NAME = Order(Event.code, Event.id)
 
 
 @pytest.fixture
-def session(database_url: str) -> Iterator[Session]:
-    database = Database(database_url)
-    migrate.upgrade(database.engine)
+def session(database: Database) -> Iterator[Session]:
     # Many rows of one time and one name, so that only the last column tells them apart.
     rows = [{"at": BEGAN + timedelta(microseconds=i // 5), "level": "info", "code": f"c{i % 3}", "message": str(i)} for i in range(50)]
     with database.transaction() as filling:
         filling.execute(insert(Event), rows)
     with database.reading() as reading:
         yield reading
-    database.close()
 
 
 def walked(session: Session, order: Order, limit: int) -> tuple[list[str], int]:
