@@ -1,14 +1,15 @@
 """The entry of the process that engine functions run in."""
 
-import ctypes
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from typing import cast
 
 from pydantic import BaseModel
 
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.engine import malloc
 from fedcybgd.coordinator.storage import EngineStore, StoreFull
 from fedcybgd.shared.files.disk import says_full
 from fedcybgd.shared.host import imports
@@ -31,19 +32,17 @@ ENTRIES: Mapping[JobKind, str] = {
     JobKind.MEND: "mend:mend",
 }
 """Module and function of what does a job; it takes the store and a payload of the kind's type, and gives a result of it."""
-M_MMAP_THRESHOLD = -3
-"""glibc's malloc.h"""
-RETURNED_BYTES = 1 << 18
-"""Allocations from this size on are returned to the system when they are freed."""
+BY_PIECES = frozenset({JobKind.APPLY, JobKind.ENCODE})
+"""Whose work is some rows of a tensor after others"""
 
 
 def warm_up(threads: int, device: str = "cpu") -> int:
     """Import torch and the code of models before the first job asks for it; returns the process id. Raises `CardMissing` once all is done."""
+    malloc.return_freed()
     with imports.at_once():
         import torch
 
         torch.set_num_threads(threads)
-        _return_freed_memory()
         for kind in JobKind:
             _function(kind)
         from fedcybgd.coordinator.engine.device import measure_on
@@ -54,20 +53,11 @@ def warm_up(threads: int, device: str = "cpu") -> int:
     return os.getpid()
 
 
-def _return_freed_memory() -> None:
-    """Have malloc keep nothing large. Left to itself, glibc learns to keep up to 32 MB: streaming a model of 1.1B parameters layer by layer
-    then held 1.3 GB of its own, where a layer and its activations are 0.4 GB.
-    """
-    try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
-    except (AttributeError, OSError):
-        pass  # only glibc has it
-
-
 def run(kind: str, payload: BaseModel, store: EngineStore) -> BaseModel:
     """Do one job: `payload` and the answer are of the types of its kind (domain/jobs/registry.py)."""
     try:
-        return _function(JobKind(kind))(store, payload)
+        with malloc.kept() if kind in BY_PIECES else nullcontext():
+            return _function(JobKind(kind))(store, payload)
     except Exception as error:
         if says_full(error) and not isinstance(error, StoreFull):
             raise StoreFull("a disk of the coordinator is full") from error
