@@ -1,5 +1,6 @@
 """Sends the files of a model's directory, each from where the coordinator says that it goes on."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from fedcybgd.shared.contract.model_uploads import (
     CONFIG,
     NO_TOKENIZER,
     TEXTS,
+    TOKENIZER,
     WEIGHTS,
+    WITHOUT_VOCABULARY,
     ModelFile,
     ModelFileView,
     ModelUploadRequest,
@@ -89,9 +92,19 @@ def files_of(directory: Path) -> list[Path]:
         raise FileUnusable(f"{directory} has no {CONFIG}: it is no model's directory")
     if not weights:
         raise FileUnusable(f"{directory} has no *{WEIGHTS}; save the model with save_pretrained(safe_serialization=True)")
-    if not reads_rows(path.name for path in texts):
+    if not reads_rows((path.name for path in texts), _needs_vocabulary(directory / TOKENIZER)):
         raise FileUnusable(f"{directory}: {NO_TOKENIZER}")
     return texts + [path for path in weights if path.name == WHOLE] if any(path.name == WHOLE for path in weights) else texts + weights
+
+
+def _needs_vocabulary(settings: Path) -> bool:
+    """Whether these settings name a tokenizer that has a vocabulary; where they name none, or cannot be read, the coordinator sees."""
+    try:
+        said = json.loads(settings.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    named = said.get("tokenizer_class") if isinstance(said, dict) else None
+    return isinstance(named, str) and named not in WITHOUT_VOCABULARY
 
 
 def send(connection: Connection, directory: Path, view: ModelUploadView, told: Told) -> None:

@@ -17,8 +17,11 @@ TEXTS = (".json", ".txt", ".model", ".jinja")
 CONFIG = "config.json"
 INDEX = ".index.json"
 OF_WEIGHTS = (CONFIG, "generation_config.json")
-OF_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
-"""What says how a vocabulary is used, and is none"""
+TOKENIZER = "tokenizer_config.json"
+OF_VOCABULARY = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
+"""What says how a vocabulary is used, as `TOKENIZER` does, and is none"""
+WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "DiaTokenizer", "PerceiverTokenizer")
+"""Of transformers: their tokens are bytes or characters, and `TOKENIZER` is all that there is of them"""
 NO_TOKENIZER = (
     "there is no tokenizer with its vocabulary among the files (tokenizer.json, vocab.txt, *.model and the like), and nothing that says how "
     "images are read; save it with the tokenizer's save_pretrained"
@@ -51,9 +54,12 @@ class ModelUploadRequest(Message):
         return f"{PREFIX}_{digest_of(json.dumps([self.name, files]).encode())[:16]}"
 
 
-def reads_rows(names: Iterable[str]) -> bool:
-    """Whether one of a model's files may be a vocabulary, or say how images are read; what is in it is seen when the model is added."""
-    others = (*OF_WEIGHTS, *OF_VOCABULARY)
+def reads_rows(names: Iterable[str], needs_vocabulary: bool = False) -> bool:
+    """Whether one of a model's files may be a vocabulary, or say how images are read; what is in it is seen when the model is added.
+
+    `needs_vocabulary`: it is known that `TOKENIZER` is of a tokenizer that has one.
+    """
+    others = (*OF_WEIGHTS, *OF_VOCABULARY, *([TOKENIZER] if needs_vocabulary else []))
     return any(name.endswith(TEXTS) and name not in others and not name.endswith(INDEX) for name in names)
 
 
