@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 """A quarter of the processor time of 64 KiB."""
 ZERO_COPY = "http.response.zerocopysend"
 """What a server offers that passes bytes of files on by itself: an extension of ASGI."""
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class BlobResponse(Response):
