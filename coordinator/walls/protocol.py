@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fedcybgd.coordinator.walls.connections import Guest
 from fedcybgd.coordinator.walls.flag import Flag
@@ -31,6 +31,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """bytes of the headings that are whole"""
     _begun = 0
     """bytes that came of a head that is not whole yet"""
+    _earlier: tuple[RequestResponseCycle, ...] = ()
+    """requests that were not answered when the next one came"""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,6 +43,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.guest.leave()
+        for cycle in self._earlier:  # uvicorn tells the newest one
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def close_at_once(self) -> None:
@@ -84,7 +89,10 @@ class BoundedProtocol(HttpToolsProtocol):
         guest.served += 1
         self._begun = 0
         guest.head_since, guest.body_since, guest.body_bytes, guest.answering = None, guest.heard_at, 0, True
+        before = self.cycle
         super().on_headers_complete()
+        if before is not None and not before.response_complete:
+            self._earlier = (*(cycle for cycle in self._earlier if not cycle.response_complete), before)
         self.cycle.message_event = Flag()  # type: ignore[assignment]  # nobody waits for the other yet
         if self.scope["method"] == "GET":
             self.scope["state"]["way"] = Way(self.transport, self.flow, self.cycle)

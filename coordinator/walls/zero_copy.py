@@ -20,12 +20,14 @@ NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 class Way:
     """From files to whoever made one request."""
 
-    __slots__ = ("_cycle", "_flow", "_straight", "_transport")
+    __slots__ = ("_cycle", "_flow", "_straight", "_transport", "passed")
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl, cycle: RequestResponseCycle) -> None:
         self._transport, self._flow, self._cycle = transport, flow, cycle
         self._straight = NOWAIT is not None and transport.get_extra_info("sslcontext") is None
         """else the bytes are read, and written to the transport"""
+        self.passed = 0
+        """bytes of files that went out, whatever came then"""
 
     async def send(self, file: int, offset: int, count: int) -> None:
         """Part of a body, after its head. Raises `ClientDisconnect`, and `EOFError` where the file ends before."""
@@ -45,9 +47,14 @@ class Way:
             if data:
                 self._transport.write(data)
             offset += sent + len(data)
+            self.passed += sent + len(data)
             self._cycle.expected_content_length -= sent + len(data)
             await asyncio.sleep(0)  # who reads fast is not to be the only one who does
-            await self._drained()
+            try:
+                await self._drained()
+            except BaseException:
+                self.passed -= min(len(data), self._transport.get_write_buffer_size())
+                raise
 
     def _pass_on(self, file: int, offset: int, count: int) -> int:
         """How much of it the connection took at once."""
@@ -94,4 +101,4 @@ class ZeroCopy:
             if not message.get("more_body", False):
                 await send({"type": "http.response.body"})
 
-        await self._app({**scope, "extensions": {**scope.get("extensions", {}), ZERO_COPY: {}}}, receive, sent)
+        await self._app({**scope, "extensions": {**scope.get("extensions", {}), ZERO_COPY: {"passed": lambda: way.passed}}}, receive, sent)

@@ -1,5 +1,6 @@
 """Bytes of files on real connections: whole, in order and counted, whoever reads, however slowly, and wherever the bytes lie."""
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -18,6 +19,7 @@ import trustme
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from fedcybgd.coordinator.api import files
 from fedcybgd.coordinator.api.files import BlobResponse
 from fedcybgd.coordinator.serve import Server, certificate_of, configured
 from fedcybgd.coordinator.settings import Settings
@@ -178,6 +180,56 @@ def test_of_whom_goes_away_only_what_went_out_is_counted(serve: Serve, way: str,
     assert served.counted[0] < SIZE - (1 << 20)
     assert all(served.closed)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("way", WAYS)
+def test_who_goes_away_with_two_requests_under_way_is_no_error(serve: Serve, way: str, loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve(way, loop)
+    with caplog.at_level(logging.INFO):
+        with served.connect() as sock:
+            ask(sock)
+            ask(sock, "/5-10")
+            sock.recv(1000)
+            time.sleep(0.3)  # until it is full
+        wait_for(lambda: len(served.counted) == 1)
+        with served.connect() as sock:
+            ask(sock, "/5-10")
+            assert heard(sock) == served.data[5:10]
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_part_of_a_piece_is_counted_too(serve: Serve) -> None:
+    served = serve()
+    with served.connect() as sock:
+        ask(sock)
+        received = len(sock.recv(1000))
+        while received < (5 << 20) - 1000:
+            received += len(sock.recv(1000))
+    wait_for(lambda: len(served.counted) == 1)
+    assert received <= served.counted[0] < SIZE
+    assert served.counted[0] % files.CHUNK
+
+
+def test_who_closes_as_soon_as_all_is_there_is_counted_in_full(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    gone, drained = threading.Event(), zero_copy.Way._drained
+
+    async def slowly(way: zero_copy.Way) -> None:
+        await drained(way)
+        if served.passed:  # it has all of it, and goes before that is noticed
+            assert await asyncio.to_thread(gone.wait, 20)
+            while not way._transport.is_closing():
+                await asyncio.sleep(0.01)
+        await drained(way)
+
+    monkeypatch.setattr(zero_copy.Way, "_drained", slowly)
+    with served.connect() as sock:
+        ask(sock, "/0-5000")
+        assert heard(sock) == served.data[:5000]
+    gone.set()
+    wait_for(lambda: len(served.counted) == 1)
+    assert served.counted == [5000]
 
 
 def test_who_reads_nothing_for_too_long_is_sent_away(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
