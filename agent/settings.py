@@ -158,6 +158,8 @@ class Home:
             values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"there is no {self.config}; `fedagent enroll` writes one, --home names another directory") from error
+        except OSError as error:
+            raise ConfigError(f"{self.config} cannot be read: {error.strerror or error}; make it a file that this user may read") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{self.config} is no TOML: {error}") from error
         return self.parsed(values)

@@ -162,3 +162,14 @@ def test_without_a_file_the_way_to_one_is_said(tmp_path: Path) -> None:
 )
 def test_hours(hours: list[str], at: str, inside: bool) -> None:
     assert within_hours(hours, datetime.fromisoformat(f"2025-03-01T{at}")) is inside
+
+
+@pytest.mark.parametrize("unreadable", ["a directory", "a circle"])
+def test_an_agent_toml_that_cannot_be_read_is_no_traceback(unreadable: str, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    if unreadable == "a directory":
+        home.config.mkdir()
+    else:
+        home.config.symlink_to(home.config)
+    with pytest.raises(ConfigError, match=r"agent.toml cannot be read: .*; make it a file"):
+        home.load_config()
