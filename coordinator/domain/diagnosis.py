@@ -53,7 +53,7 @@ class DiagnosisFacts:
     held: Sequence[Held] = ()
     """leases of now"""
     cut: Mapping[str, Counter[str]] = field(default_factory=dict)
-    """agent → what held its transfers up → in how many visits"""
+    """agent → what held its transfers up → how often"""
     told: Mapping[str, str] = field(default_factory=dict)
     """code of an event of this run → what the newest one says"""
     seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -269,7 +269,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "held_up", "warning",
         f"no renewal for {held_up.UNHEARD_S:.0f} s (they come every 2), one trouble for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
-        f"or troubles in {held_up.AGAIN} visits (the first is weather)",
+        f"or {held_up.AGAIN} troubles (the first is weather)",
         "`fedagent status` on its machine says what answers it; then look at what stands between the two: a proxy may let claims through, and "
         "end renewals, long requests or large bodies (docs/running-an-agent.md, Networks)",
         _held_up,

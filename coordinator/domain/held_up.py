@@ -9,7 +9,7 @@ UNHEARD_S = 20.0
 TROUBLED_S = 30.0
 """For so long an agent takes a silence for a restart of the coordinator."""
 AGAIN = 2
-"""Visits; the first is weather."""
+"""Times, in one visit or in several; the first is weather."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Held:
 
 
 def seen(held: Sequence[Held], cut: Mapping[str, Counter[str]]) -> list[str]:
-    """A line for each agent that is held up; `cut`: agent → what held it up → in how many visits."""
+    """A line for each agent that is held up; `cut`: agent → what held it up → how often."""
     now = {one.agent: line for one in held if (line := _now(one)) is not None}
     again = {
-        agent: f"{agent} was held up in {why.total()} visits: {', '.join(f'{number} × {code}' for code, number in why.most_common())}"
+        agent: f"{agent} was held up {why.total()} times: {', '.join(f'{number} × {code}' for code, number in why.most_common())}"
         for agent, why in sorted(cut.items())
         if why.total() >= AGAIN
     }

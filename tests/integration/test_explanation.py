@@ -134,7 +134,9 @@ def test_an_agent_whose_transfers_are_cut_is_named(live: LiveCoordinator, model:
         hand.renew(work, phase="sending", trouble=cut)
         if visit == 0:
             hand.give_back(work, "stopping")
-    assert f"{hand.name} was held up in 2 visits: 2 × not_a_coordinator" in (held_up(live, run) or "")
+    hand.renew(work, phase="sending")
+    hand.renew(work, phase="sending", trouble=cut)
+    assert f"{hand.name} was held up 3 times: 3 × not_a_coordinator" in (held_up(live, run) or "")
     with live.database.transaction() as session:
         run_id = live.operator.get(f"/runs/{run}")["id"]
         long_ago = utcnow() - timedelta(seconds=50)

@@ -90,5 +90,5 @@ def test_who_was_held_up_again_and_again_is_named_once() -> None:
         "eve": Counter({"unreachable": 2, "proxy_body_limit": 1}),
         "bob": Counter({"unreachable": 2}),
     }
-    assert seen([], cut)[1] == "eve was held up in 3 visits: 2 × unreachable, 1 × proxy_body_limit"
+    assert seen([], cut)[1] == "eve was held up 3 times: 2 × unreachable, 1 × proxy_body_limit"
     assert [line.split()[0] for line in seen([Held("eve", "head", 99)], cut)] == ["eve", "bob"]
