@@ -93,7 +93,7 @@ def _names(folder: ModelDirectory, config: dict[str, Any], settings: dict[str, A
 
 def _classes(*names: object) -> list[Any]:
     found = [tokenizer_class_from_name(name) for name in names if isinstance(name, str)]
-    return [known for known in found if known is not None]
+    return [known for known in found if hasattr(known, "vocab_files_names")]  # AutoTokenizer and the like are no tokenizers
 
 
 def _lay_out(folder: ModelDirectory, names: Iterable[str], settings: dict[str, Any] | None, config: dict[str, Any], place: Path) -> None:

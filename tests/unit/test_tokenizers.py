@@ -160,6 +160,13 @@ def test_a_tokenizer_without_a_fast_form_is_stored_as_it_is(folder: Path, tmp_pa
     assert "no fast form" in tried.notes[0]
 
 
+@pytest.mark.parametrize("named", ["AutoTokenizer", "RagTokenizer", "ProcessorMixin"])
+def test_a_class_that_is_no_tokenizer_is_no_failure(folder: Path, add: Any, named: str) -> None:
+    settings(folder, tokenizer_class=named)
+    with pytest.raises(ModelRefused, match=r"has no tokenizer: none of .*tokenizer.json"):
+        add("llama")
+
+
 def test_a_tokenizer_that_has_all_it_needs_is_stored_byte_by_byte(folder: Path, tmp_path: Path, add: Any) -> None:
     word_piece(folder)
     place = stored(add("bert", rows=100), tmp_path, "bert")
