@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tasks
+from benchmarks import images, tasks
 from benchmarks.report import arguments
 
 AGENTS = 6
@@ -32,10 +32,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "stsb-2": {"task": "stsb", "train": 600, "selection": 150, "unseen": 400},
     "banking77": {"task": "banking77", "train": 1500, "selection": 300, "unseen": 500},
     "xquad": {"train": 800},
+    "mnist": {},
+    "cifar10": {},
     "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
     "sst2-6000": {"task": "sst2", "train": 6000, "selection": 500, "unseen": 872},
 }
-LANGUAGE, QUESTIONS = ("shakespeare", "gsm8k"), "xquad"
+LANGUAGE, QUESTIONS, IMAGES = ("shakespeare", "gsm8k"), "xquad", ("mnist", "cifar10")
 OF_THE_END = ("average_versions", "keep_best", "calibrate", "stop")
 """Sections that a run in one process is not told of: what they ask for is done here."""
 
@@ -53,6 +55,8 @@ def rows_of(name: str, data: Path, folder: Path, seed: int) -> tuple[list[Path],
         return [*paths[turned:], *paths[:turned]], folder / "held-out.jsonl", folder / "unseen.jsonl"
     if name == QUESTIONS:
         return _questions(data, folder, seed)
+    if name in IMAGES:
+        return images.write_rows(data, folder / "images", name, seed, None)
     found = tasks.rows(data=data, seed=seed, **TASKS[name])
     files = [tasks.write(folder / f"{what}.jsonl", rows) for what, rows in (("held-out", found.selection), ("unseen", found.unseen))]
     return tasks.dealt(found.train, AGENTS, folder), files[0], files[1]
@@ -76,8 +80,9 @@ def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, ch
     from fedcybgd.coordinator.commands import recipe_facts
     from fedcybgd.coordinator.domain.recipe import recipe
 
-    task: Any = "causal-lm" if name in LANGUAGE else "extractive-qa" if name == QUESTIONS else "text-classification"
-    facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(model), held_out.name, rows)
+    kinds = {**dict.fromkeys(LANGUAGE, "causal-lm"), **dict.fromkeys(IMAGES, "image-classification"), QUESTIONS: "extractive-qa"}
+    task: Any = kinds.get(name, "text-classification")
+    facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(task, model), held_out.name, rows)
     outline = recipe_facts.model_of("model", recipe_facts.config_of(model), task, facts.num_labels or None)
     values = recipe(name, task, outline, facts, AGENTS) | {"seed": seed}
     for section, fields in changes.items():
@@ -89,12 +94,14 @@ def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: boo
     """One run, in this process. `told`: agents tell how many rows of each label they have, as their owners may allow."""
     import torch
 
+    from fedcybgd.shared.files.tables import read_rows
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="recipes-") as scratch:
         folder = Path(scratch)
         paths, held_out, unseen = rows_of(name, data, folder / "rows", seed)
-        model = _model(name)
-        rows = sum(path.read_bytes().count(b"\n") for path in paths)
+        model = _model(name, folder, seed)
+        rows = sum(1 for path in paths for _ in read_rows(path))
         values = run_file_of(name, model, held_out, rows, seed, changes)
         result = ended(values, model, paths, held_out, unseen, folder, told)
         if head:
@@ -106,10 +113,12 @@ def measure(name: str, data: Path, seed: int, changes: dict[str, Any], head: boo
         return result
 
 
-def _model(name: str) -> Path:
+def _model(name: str, folder: Path, seed: int) -> Path:
     from benchmarks.banking77 import minilm
     from examples.demo.tasks import EXAMPLES
 
+    if name in IMAGES:
+        return images.model(folder / "model", name, seed)
     return EXAMPLES / "models" / "stories260K" if name in LANGUAGE else minilm()
 
 

@@ -17,7 +17,7 @@ from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.operators import name_of
-from fedcybgd.shared.contract.words import JsonObject
+from fedcybgd.shared.contract.words import CLASSIFICATIONS, JsonObject
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
@@ -50,10 +50,10 @@ def init(
 ) -> None:
     """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
     check_free(out, force)
-    if task != "text-classification" and labels is not None:
+    if task not in CLASSIFICATIONS and labels is not None:
         raise Invalid(f"--labels: {task} has no labels")
     directory, called, config = _model(model)
-    count = recipe_facts.counting(directory)
+    count = recipe_facts.counting(task, directory)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
     found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows, train)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from fedcybgd.coordinator.domain.recipe import RecipeModel, RecipeRows, RecipeTask
+from fedcybgd.coordinator.domain.recipe import IMAGES, RecipeModel, RecipeRows, RecipeTask
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.labels import NUMBER
 from fedcybgd.shared.files.tables import Row, examples, read_rows
 
@@ -17,6 +18,10 @@ ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
         "text": ("sentence", "sentence1", "question", "utterance", "review", "content", "premise"),
         "text_pair": ("sentence2", "hypothesis"),
         "label": ("intent", "class", "category", "target", "labels"),
+    },
+    "image-classification": {
+        "image": ("img", "picture", "pixels"),
+        "label": ("labels", "class", "category", "target", "fine_label"),
     },
     "causal-lm": {"text": ("content",), "prompt": ("question", "instruction"), "completion": ("answer", "response", "output")},
     "extractive-qa": {"question": ("query",), "context": ("passage", "paragraph")},
@@ -56,8 +61,10 @@ def model_of(name: str, config: Mapping[str, Any], task: RecipeTask, labels: int
     return RecipeModel(name, tuple(block.name for block in partition(made)), width, usable_positions(made))
 
 
-def counting(directory: Path | None) -> Count:
+def counting(task: RecipeTask, directory: Path | None) -> Count:
     """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters. Raises `DataError`."""
+    if task == IMAGES:  # the model says, and no row
+        return lambda _: 0
     if directory is None:
         return lambda row: 3 + sum(len(part) for part in _parts(row)) // CHARACTERS_A_TOKEN
     from fedcybgd.shared.models.tokens import load_tokenizer
@@ -92,7 +99,7 @@ def rows_of(
         raise DataError(f"{file.name} has no rows", path=str(file))
     columns = {**_guessed(task, first, columns), **columns}
     files = [file] if train is None else [file, train]
-    known = _labels(files, columns.get("label", "label"), labels) if task == "text-classification" else None
+    known = _labels(files, columns.get("label", "label"), labels) if task in CLASSIFICATIONS else None
     names = None if known is None or isinstance(known, int) else list(known)
     number = known if isinstance(known, int) or known is None else len(known)
     spec = TaskSpec(task=task, num_labels=number, label_names=names, max_length=1)

@@ -50,7 +50,9 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     if rows.commonest is not None and rows.commonest * rows.num_labels >= UNEQUAL:
         text = f"one is on {rows.commonest:.0%} of the held-out rows: if agents have it about as often, label_skew: none under train may score higher"
         yield "task.labels", text
-    if rows.is_text:
+    if "max_length" not in values["task"]:
+        pass
+    elif rows.is_text:
         yield "task.max_length", "tokens of a window"
     elif rows.length > values["task"]["max_length"] and values["task"]["kind"] == "extractive-qa":
         yield (

@@ -10,8 +10,14 @@ from typer.testing import CliRunner, Result
 from fedcybgd import Client
 from fedcybgd.coordinator.cli import app
 from fedcybgd.shared.contract.errors import FedError
+from tests.support import models, pictures
 from tests.support.live import LiveCoordinator
 from tests.support.visits import fresh
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_vit(tmp_path_factory.mktemp("vit"))
 
 
 def init(*words: str | Path) -> Result:
@@ -21,6 +27,8 @@ def init(*words: str | Path) -> Result:
 def held_out(folder: Path, task: str) -> Path:
     path = folder / "data" / "held-out.jsonl"
     path.parent.mkdir(exist_ok=True)
+    if task == "image-classification":
+        return pictures.parquet(path.with_suffix(".parquet"), pictures.rows(8))
     made = [{"question": f"my card is lost {i}", "answer": "please wait", "intent": ["lost", "card"][i % 2]} for i in range(8)]
     if task == "extractive-qa":
         made = [
@@ -30,7 +38,10 @@ def held_out(folder: Path, task: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("task", "checkpoint"), [("text-classification", "bert"), ("causal-lm", "llama"), ("extractive-qa", "bert")])
+@pytest.mark.parametrize(
+    ("task", "checkpoint"),
+    [("text-classification", "bert"), ("causal-lm", "llama"), ("extractive-qa", "bert"), ("image-classification", "vit")],
+)
 def test_what_it_writes_is_a_run(
     live: LiveCoordinator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, checkpoint: str
 ) -> None:
@@ -42,7 +53,7 @@ def test_what_it_writes_is_a_run(
     done = init(*words, directory)
     assert done.exit_code == 0, done.output
     before = out.read_text()
-    assert "data/held-out.jsonl" in before, "relative to the run file"
+    assert f"data/{data.name}" in before, "relative to the run file"
     refused = init(*words, directory)
     assert isinstance(refused.exception, FedError)
     assert refused.exception.code == "file_there"

@@ -12,8 +12,10 @@ from fedcybgd.coordinator.domain.recipe import RecipeModel, RecipeRows, RecipeTa
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import checked, parse_run_file
 from fedcybgd.shared.contract.errors import DataError
+from tests.support import pictures
 
 BERT = RecipeModel("minilm", ("embeddings", *(f"layers.{i}" for i in range(6)), "pooler", "head"), 384, 512)
+VIT = RecipeModel("vit", ("embeddings", *(f"layers.{i}" for i in range(5)), "norm", "head"), 64)
 LLAMA = RecipeModel("llama", ("embeddings", *(f"layers.{i}" for i in range(5)), "norm"), 64, 512)
 
 
@@ -66,6 +68,15 @@ def test_wider_models_take_smaller_steps() -> None:
     assert rates == [6e-4, pytest.approx(1.4e-4)]
 
 
+def test_images_are_learnt_one_block_after_another_and_have_no_length(tmp_path: Path) -> None:
+    path = pictures.parquet(tmp_path / "held-out.parquet", [{"img": row["image"], "fine_label": row["label"]} for row in pictures.rows(9)])
+    found = recipe_facts.rows_of(path, "image-classification", {}, None, recipe_facts.counting("image-classification", tmp_path), path.name)
+    assert (found.columns, found.labels, found.held_out) == ({"image": "img", "label": "fine_label"}, 2, 9)
+    values = recipe("r", "image-classification", VIT, found)
+    assert values["task"] == {"kind": "image-classification", "labels": 2}
+    assert (values["schedule"]["wave"], values["schedule"]["always"], values["calibrate"]) == (1, ["norm", "head"], True)
+
+
 def test_rows_are_no_longer_than_the_model_takes() -> None:
     assert recipe("r", "text-classification", BERT, rows())["task"]["max_length"] == 64
     short = RecipeModel("short", BERT.blocks, 384, 50)
@@ -78,6 +89,7 @@ def test_rows_are_no_longer_than_the_model_takes() -> None:
     ("causal-lm", LLAMA, rows(labels=None, is_text=True)),
     ("causal-lm", LLAMA, rows(labels=None, columns={"prompt": "question", "completion": "answer"})),
     ("extractive-qa", BERT, rows(labels=None, columns={"context": "passage"})),
+    ("image-classification", VIT, rows(labels=("cat", "dog"), columns={"image": "img"})),
 ])  # fmt: skip
 def test_what_is_written_is_the_recipe_and_a_run_file(task: RecipeTask, model: RecipeModel, found: RecipeRows) -> None:
     values = recipe("intents", task, model, found)
@@ -103,7 +115,9 @@ def look(
     labels: int | None = None,
     train: Path | None = None,
 ) -> RecipeRows:
-    return recipe_facts.rows_of(path, task, columns or {}, labels, recipe_facts.counting(None), path.name, train=train)
+    return recipe_facts.rows_of(
+        path, task, columns or {}, labels, recipe_facts.counting("text-classification", None), path.name, train=train
+    )
 
 
 def test_columns_and_labels_are_found(tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ def test_rows_of_agents_count_with_their_labels(tmp_path: Path) -> None:
     held_out = written(tmp_path, {"text": "a", "intent": "lost"}, {"text": "b", "intent": "card"})
     train = tmp_path / "train.csv"
     train.write_text("text,intent\na,pin\nb,lost\nc,lost\n")
-    count = recipe_facts.counting(None)
+    count = recipe_facts.counting("text-classification", None)
     found = recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", None, train)
     assert (found.labels, found.held_out, found.rows_of_agents) == (("card", "lost", "pin"), 2, 3)
     assert recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", 50, train).rows_of_agents == 50
