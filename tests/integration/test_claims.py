@@ -11,7 +11,7 @@ import pytest
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, fresh, last_visit, refused, run_file, settled, start_run, unchanged
+from tests.support.visits import Hand, fresh, last_visit, one_more_waits, refused, run_file, settled, start_run, unchanged
 
 pytestmark = pytest.mark.database_decides
 
@@ -194,8 +194,8 @@ def test_a_revoked_agent_gets_nothing_by_a_claim_that_waits(live: LiveCoordinato
     run = start_run(live, model, [hand, other], schedule={"agents": "first_come"})
     first = other.take(run)
     with ThreadPoolExecutor() as pool:
-        claim = pool.submit(lambda: hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": [run]}))
-        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        with one_more_waits(live):
+            claim = pool.submit(lambda: hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": [run]}))
         live.operator.post(f"/agents/{hand.name}/revoke")
         other.deliver(first)
         refused(claim.result(), 403, "agent_revoked")

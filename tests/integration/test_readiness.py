@@ -15,7 +15,7 @@ from fedcybgd.coordinator.services.upkeep import standstill
 from fedcybgd.shared.contract.words import OFFERS
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, last_visit, operator, refused, run_file, settled, start_run, sweep, unchanged
+from tests.support.visits import Hand, events, last_visit, one_more_waits, operator, refused, run_file, settled, start_run, sweep, unchanged
 
 pytestmark = pytest.mark.database_decides
 
@@ -154,8 +154,8 @@ def test_a_run_that_nobody_is_left_for_goes_on_by_itself_when_somebody_is(
     view = live.operator.get(f"/runs/{run}")
     assert (view["state"], view["reason"].startswith("no agent is left")) == ("paused", True)
     with ThreadPoolExecutor() as pool:
-        claim = pool.submit(lambda: other.claim(run, wait=20))
-        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        with one_more_waits(live):
+            claim = pool.submit(lambda: other.claim(run, wait=20))
         say(other, run_id, True)
         assert claim.result() is None, "it is let go, to say anew what it takes"
     assignment = other.take(run)
@@ -231,10 +231,10 @@ def test_a_new_run_lets_agents_go_to_say_whether_their_data_fit(live: LiveCoordi
     before = hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": []}).headers[OFFERS]
     assert hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": []}).headers[OFFERS] == before
     with ThreadPoolExecutor() as pool:
-        claim = pool.submit(
-            lambda: (hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": []}, timeout=60), time.monotonic())
-        )
-        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        with one_more_waits(live):
+            claim = pool.submit(
+                lambda: (hand.http.post("/assignments/claim", params={"wait": 20}, json={"runs": []}, timeout=60), time.monotonic())
+            )
         draft(live, model, [hand])
         prepared = time.monotonic()
         answer, at = claim.result()
@@ -267,8 +267,8 @@ def test_a_claim_that_refuses_is_let_go_when_a_check_says_that_all_is_well(
     run_id = live.operator.get(f"/runs/{run}")["id"]
     hand.give_back(hand.take(run), "data_invalid")
     with ThreadPoolExecutor() as pool:
-        claim = pool.submit(lambda: hand.claim(run, wait=20, refuses=[run_id]))
-        wait_for(lambda: live.operator.get("/status")["waiting_claims"])
+        with one_more_waits(live):
+            claim = pool.submit(lambda: hand.claim(run, wait=20, refuses=[run_id]))
         began = time.monotonic()
         say(hand, run_id, True)
         assert claim.result() is None

@@ -52,4 +52,6 @@ def test_a_start_on_a_full_disk_says_so_in_a_line(tmp_path: Path) -> None:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert "database or disk is full" in done.stderr.strip().splitlines()[-1]
+    said = done.stderr.strip().splitlines()[-1]
+    assert "coordinator.db is full; free space" in said
+    assert said.endswith("[disk_full]")

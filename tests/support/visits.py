@@ -223,6 +223,14 @@ def finish(live: LiveCoordinator, run: str, agents: list[Hand], scale: float = 0
                 agent.deliver(assignment, tensors)
 
 
+@contextmanager
+def one_more_waits(live: LiveCoordinator) -> Iterator[None]:
+    """At its end the claim that was made in it waits, beside those that waited before."""
+    before = live.operator.get("/status")["waiting_claims"]
+    yield
+    wait_for(lambda: live.operator.get("/status")["waiting_claims"] > before)
+
+
 def settled(live: LiveCoordinator, run: str) -> Any:
     """The run once no job of it is left to do."""
     wait_for(lambda: not live.has_jobs(run))
