@@ -155,7 +155,7 @@ def test_a_run_that_nobody_is_left_for_goes_on_by_itself_when_somebody_is(
     assert (view["state"], view["reason"].startswith("no agent is left")) == ("paused", True)
     with ThreadPoolExecutor() as pool:
         with one_more_waits(live):
-            claim = pool.submit(lambda: other.claim(run, wait=20))
+            claim = pool.submit(lambda: other.claim(run, wait=20, refuses=[run_id]))
         say(other, run_id, True)
         assert claim.result() is None, "it is let go, to say anew what it takes"
     assignment = other.take(run)
