@@ -107,4 +107,6 @@ def problem_in_words(problem: Any) -> str:
     """What pydantic says of a field that is wrong, as a person would say it. `problem`: one of the errors of a `ValidationError`."""
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
         return f"a name has {NAME_CHARACTERS}"
+    if problem["type"] == "too_short":
+        return f"has {problem['ctx']['actual_length'] or 'nothing'} in it, and needs at least {problem['ctx']['min_length']}"
     return str(problem["msg"]).removeprefix("Value error, ")

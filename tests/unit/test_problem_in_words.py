@@ -1,7 +1,9 @@
 """What is wrong with a field is said in words, where pydantic says it in regular expressions and names of classes."""
 
+from typing import Annotated
+
 import pytest
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from fedcybgd.coordinator.domain.run_file import RunFileInvalid, parse_run_file
 from fedcybgd.shared.contract.words import Id, Name, problem_in_words
@@ -11,6 +13,8 @@ class Named(BaseModel):
     name: Name = "a"
     id: Id = "run_0123456789abcdef"
     odd: int = 1
+    parts: Annotated[dict[str, int], Field(min_length=1)] = {"a": 1}
+    pair: Annotated[list[str], Field(min_length=2)] = ["a", "b"]
 
     @field_validator("odd")
     @classmethod
@@ -25,6 +29,8 @@ class Named(BaseModel):
     [
         ("name", "zwei Wörter", "a name has letters of A to Z and a to z, digits, and . _ - (not first), 100 at the most"),
         ("odd", 2, "it is even"),
+        ("parts", {}, "has nothing in it, and needs at least 1"),
+        ("pair", ["a"], "has 1 in it, and needs at least 2"),
         ("id", "x", "String should match pattern '^[a-z]{1,20}_[0-9a-f]{16}$'"),
     ],
 )
