@@ -142,7 +142,7 @@ def _labels(files: Sequence[Path], column: str, said: int | None) -> int | tuple
     """How many labels there are, where they are numbers from 0; else their names in order."""
     of_files: dict[Path, set[Any]] = {file: set() for file in files}
     first: dict[tuple[Path, bool], tuple[int, Any]] = {}
-    for file, number, row in _numbered(files):
+    for file, number, row in _numbered(files, column):
         value = row.get(column)
         if value is None:
             return said or 2  # what is wrong with this row is told when it is read as an example
@@ -184,10 +184,10 @@ def _check_files_alike(of_files: Mapping[Path, Collection[Any]]) -> None:
             )
 
 
-def _numbered(files: Iterable[Path]) -> Iterator[tuple[Path, int, Row]]:
-    """Rows of all files, each with its file and its number there."""
+def _numbered(files: Iterable[Path], column: str) -> Iterator[tuple[Path, int, Row]]:
+    """Rows of all files, each with its file and its number there; no other column is read where one need not be."""
     for file in files:
-        for number, row in enumerate(read_rows(file), 1):
+        for number, row in enumerate(read_rows(file, columns=[column]), 1):
             yield file, number, row
 
 

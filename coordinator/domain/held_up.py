@@ -36,7 +36,7 @@ def seen(held: Sequence[Held], cut: Mapping[str, Counter[str]]) -> list[str]:
         for agent, why in sorted(cut.items())
         if why.total() >= AGAIN
     }
-    return [now.get(agent) or again[agent] for agent in [*now, *(agent for agent in again if agent not in now)]]
+    return list((now | again | now).values())  # of now first, and of an agent what is now
 
 
 def _now(one: Held) -> str | None:

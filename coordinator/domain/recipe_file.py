@@ -50,18 +50,8 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     if rows.commonest is not None and rows.commonest * rows.num_labels >= UNEQUAL:
         text = f"one is on {rows.commonest:.0%} of the held-out rows: if agents have it about as often, label_skew: none under train may score higher"
         yield "task.labels", text
-    if "max_length" not in values["task"]:
-        pass
-    elif rows.is_text:
-        yield "task.max_length", "tokens of a window"
-    elif rows.length > values["task"]["max_length"] and values["task"]["kind"] == "extractive-qa":
-        yield (
-            "task.max_length",
-            f"of a question and a window of its context; 99 of 100 have {rows.length} tokens or fewer, and are cut into several",
-        )
-    else:
-        how = "have at most" if counted else "have, as their characters let one think, at most"
-        yield "task.max_length", f"99 of 100 held-out rows {how} {rows.length} tokens"
+    if "max_length" in values["task"]:
+        yield "task.max_length", _length(values["task"], rows, counted)
     wave = schedule.get("wave", 1)
     if wave > 1:
         yield "schedule.wave", f"blocks that as many agents train at once; needs {wave} agents"
@@ -83,3 +73,12 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     yield "keep_best", "the model that scored best is the one that the run ends with"
     yield "calibrate", "logits scaled and shifted at the end, as the held-out rows say, if that helps on rows it was not fitted to"
     yield "agents", f"or a list of names; the values are for {agents}"
+
+
+def _length(task: Mapping[str, Any], rows: RecipeRows, counted: bool) -> str:
+    if rows.is_text:
+        return "tokens of a window"
+    if rows.length > task["max_length"] and task["kind"] == "extractive-qa":
+        return f"of a question and a window of its context; 99 of 100 have {rows.length} tokens or fewer, and are cut into several"
+    how = "have at most" if counted else "have, as their characters let one think, at most"
+    return f"99 of 100 held-out rows {how} {rows.length} tokens"

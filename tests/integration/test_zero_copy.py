@@ -122,6 +122,19 @@ def heard(sock: socket.socket, pause_s: float = 0.0) -> bytes:
     return bytes(body)
 
 
+def leave(served: Served, *paths: str) -> None:
+    """Ask for these on one connection and go away in the middle of the first; whoever comes then is answered."""
+    with served.connect() as sock:
+        for path in paths:
+            ask(sock, path)
+        sock.recv(1000)
+        time.sleep(0.3)  # until it is full
+    wait_for(lambda: len(served.counted) == 1)
+    with served.connect() as sock:
+        ask(sock, "/5-10")
+        assert heard(sock) == served.data[5:10]
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("way", WAYS)
 def test_all_of_it_arrives_and_then_the_next_answer(serve: Serve, way: str, loop: str) -> None:
@@ -169,14 +182,7 @@ def test_who_reads_slowly_keeps_nobody_waiting_and_little_in_memory(serve: Serve
 def test_of_whom_goes_away_only_what_went_out_is_counted(serve: Serve, way: str, caplog: pytest.LogCaptureFixture) -> None:
     served = serve(way)
     with caplog.at_level(logging.INFO):
-        with served.connect() as sock:
-            ask(sock)
-            sock.recv(1000)
-            time.sleep(0.3)  # until it is full
-        wait_for(lambda: len(served.counted) == 1)
-        with served.connect() as sock:
-            ask(sock, "/5-10")
-            assert heard(sock) == served.data[5:10]
+        leave(served, "/")
     assert served.counted[0] < SIZE - (1 << 20)
     assert all(served.closed)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -187,15 +193,7 @@ def test_of_whom_goes_away_only_what_went_out_is_counted(serve: Serve, way: str,
 def test_who_goes_away_with_two_requests_under_way_is_no_error(serve: Serve, way: str, loop: str, caplog: pytest.LogCaptureFixture) -> None:
     served = serve(way, loop)
     with caplog.at_level(logging.INFO):
-        with served.connect() as sock:
-            ask(sock)
-            ask(sock, "/5-10")
-            sock.recv(1000)
-            time.sleep(0.3)  # until it is full
-        wait_for(lambda: len(served.counted) == 1)
-        with served.connect() as sock:
-            ask(sock, "/5-10")
-            assert heard(sock) == served.data[5:10]
+        leave(served, "/", "/5-10")
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
