@@ -10,6 +10,7 @@ from rich.text import Text
 from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.commands.score_table import scores
 from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.views import MemberView, RunView
 
 STYLES = {"running": "green", "paused": "yellow", "completed": "green", "failed": "red", "cancelled": "red", "draft": "dim"}
@@ -82,12 +83,19 @@ def _current(run: RunView) -> list[RenderableType]:
         lines.append(Text(text + (f", {newest.applied} of {len(newest.blocks)} applied" if len(newest.blocks) > 1 else "")))
     for assignment in run.current:
         text = f"  {assignment.block} – {assignment.agent or assignment.meant_for or 'anyone'}, {assignment.state}"
-        if assignment.progress:
+        if assignment.metrics is not None and assignment.state != "leased":
+            text += _done(assignment.metrics)
+        elif assignment.progress:
             text += _far(assignment.progress)
         if assignment.reason:
             text += f" ({assignment.reason})"
         lines.append(Text(text))
     return lines
+
+
+def _done(metrics: TrainMetrics) -> str:
+    """What a visit came to: the last that was heard while it went on is of some step before the end."""
+    return f", {metrics.steps} steps, loss {metrics.loss_last:.3f}, {metrics.tokens_per_s:,.0f} tokens/s"
 
 
 def _far(progress: Progress) -> str:

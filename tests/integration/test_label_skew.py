@@ -21,7 +21,7 @@ def hands(live: LiveCoordinator) -> list[Hand]:
     return [Hand(live) for _ in range(3)]
 
 
-def submit(hand: Hand, assignment: Any, counts: list[int], **more: Any) -> httpx.Response:
+def submit(hand: Hand, assignment: Any, counts: list[int] | None, **more: Any) -> httpx.Response:
     data = save(hand.delta(assignment))
     assert hand.put(assignment, data).status_code == 200
     metrics = METRICS.model_copy(update={"rows": 16, "label_counts": counts, **more}).model_dump(mode="json")
@@ -29,7 +29,7 @@ def submit(hand: Hand, assignment: Any, counts: list[int], **more: Any) -> httpx
     return hand.http.post(f"/assignments/{assignment.assignment_id}/delta", json=body)
 
 
-def deliver(hand: Hand, run: str, counts: list[int], code: str | None = None, **more: Any) -> Any:
+def deliver(hand: Hand, run: str, counts: list[int] | None, code: str | None = None, **more: Any) -> Any:
     assignment = hand.take(run)
     answer = submit(hand, assignment, counts, **more)
     if code is not None:
@@ -72,6 +72,17 @@ def test_an_agent_of_one_label_is_told_of(live: LiveCoordinator, model: str, han
     [(code, text)] = told(live, run)
     assert code == "single_label"
     assert hands[0].name in text
+
+
+@pytest.mark.parametrize("counts", [None, [8, 8, 0]])
+def test_an_agent_that_has_learned_its_rows_is_not_told_of(
+    live: LiveCoordinator, model: str, hands: list[Hand], counts: list[int] | None
+) -> None:
+    run = start_run(live, model, hands[:1], schedule={"cycles": 2}, train={"label_skew": "smoothed"})
+    for loss in (0.7, 0.0):
+        deliver(hands[0], run, counts, loss_first=loss, loss_last=0.0)
+        settled(live, run)
+    assert told(live, run) == []
 
 
 def test_counts_that_a_run_file_asks_for_and_nobody_tells_are_missed_once(live: LiveCoordinator, model: str, hands: list[Hand]) -> None:

@@ -18,6 +18,7 @@ from fedcybgd.coordinator.domain.standing import Standing
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.contract.assignments import Progress, ReturnRequest
 from fedcybgd.shared.contract.plain import one_line, plain
+from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.views import MemberView
 from fedcybgd.shared.contract.words import ErrorBody
 from fedcybgd.shared.host.terminal import PlainFormatter, Terminal
@@ -130,6 +131,11 @@ def test_a_visit_that_says_little_is_drawn() -> None:
     assert run_view._far(progress) == ", step 0 of 5"
     assert run_view._far(progress.model_copy(update={"loss": 1.0, "tokens_per_s": 1000.0})) == ", step 0 of 5, loss 1.000, 1,000 tokens/s"
     assert run_view._far(Progress(phase="training")) == ", training"
+
+
+def test_of_a_visit_that_is_over_is_drawn_what_it_came_to() -> None:
+    metrics = TrainMetrics(steps=76, rows=300, tokens=1500, loss_first=1.0, loss_last=0.25, seconds=1.0, tokens_per_s=1500.0)
+    assert run_view._done(metrics) == ", 76 steps, loss 0.250, 1,500 tokens/s"
 
 
 def test_every_standing_has_words_of_its_own() -> None:

@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain import label_skew
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.training import TrainMetrics
 
 LOOKED_AT = 64
 """Accepted visits of a run by which its agents are compared, the latest ones"""
@@ -21,8 +22,7 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
     metrics, name = assignment.metrics, queries.agent_name(session, assignment.agent_id)
     if metrics is None or not run.spec.task.is_classification:
         return
-    of_one = metrics.label_counts is not None and sum(count > 0 for count in metrics.label_counts) == 1
-    if run.spec.label_skew != "none" and (of_one or metrics.loss_first == metrics.loss_last == 0.0):
+    if run.spec.label_skew != "none" and _of_one_label(session, assignment, metrics):
         teaches = "little" if run.spec.label_skew == "smoothed" else "nothing"
         text = f"the rows of {name} seem to have one label, and with train.label_skew {run.spec.label_skew} it teaches {teaches}"
         if not _told(session, run.id, "single_label", assignment.agent_id):
@@ -50,6 +50,18 @@ def look_at_visit(session: Session, run: Run, assignment: Assignment, now: datet
     if found >= label_skew.UNLIKE:
         text = f"the labels of {len(counts)} agents are unlike (divergence {found:.2f} of 1): {label_skew.remedy(run.spec)}"
         record(session, now, "warning", "label_skew", text, run_id=run.id)
+
+
+def _of_one_label(session: Session, assignment: Assignment, metrics: TrainMetrics) -> bool:
+    """Whether its rows seem to have one label: it tells so; or nothing was ever to be learned of them. A loss that came to 0 was learned."""
+    if metrics.label_counts is not None:
+        return sum(count > 0 for count in metrics.label_counts) == 1
+    if not metrics.loss_first == metrics.loss_last == 0.0:
+        return False
+    mine = (Assignment.run_id == assignment.run_id) & (Assignment.agent_id == assignment.agent_id)
+    first = select(Assignment.metrics).where(mine, Assignment.state == AssignmentState.ACCEPTED).order_by(Assignment.round).limit(1)
+    before = session.scalar(first)
+    return before is None or before.loss_first == before.loss_last == 0.0
 
 
 def look_at_score(session: Session, run_id: str, after_rounds: int, score: Score, now: datetime) -> None:
