@@ -99,6 +99,8 @@ UNGATED = frozenset({
     "albert", "bert", "bloom", "camembert", "deberta", "deberta-v2", "deit", "distilbert", "electra", "ernie", "esm", "falcon", "gpt2",
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpnet", "opt", "phi", "roberta", "roberta-prelayernorm", "vit", "xlm-roberta",
 })
+POOLED = frozenset({"albert", "bert", "big_bird", "canine", "ernie", "fnet", "layoutlm", "luke", "megatron-bert", "mobilebert", "rembert", "tapas"})
+"""Families whose classifiers of transformers have a pooler"""
 # fmt: on
 
 
@@ -123,7 +125,7 @@ def blocks_of_run(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[Blo
     elsewhere = {"embeddings", "layer", "head"} | ({"pooler"} if spec.task.kind == "extractive-qa" else set())
     before, after = [b for b in blocks if b.kind == "embeddings"], [b for b in blocks if b.kind not in elsewhere]
     head = _head(spec, config, blocks)
-    result = [*before, *joined, *after, *([head] if head else []), *_adapters(spec, joined)]
+    result = [*before, *joined, *after, *_fresh_pooler(spec, config, blocks), *([head] if head else []), *_adapters(spec, joined)]
     names = [b.name for b in result]
     if unknown := [name for name in spec.schedule.always if name not in names]:
         raise PlanRefused(f"`always` names {', '.join(unknown)}; the blocks of this model are {', '.join(names)}", blocks=names)
@@ -137,6 +139,14 @@ def _joined(blocks: Sequence[BlockShape], name: str) -> BlockShape:
         return blocks[0]
     tensors = {name: shape for block in blocks for name, shape in block.tensors.items()}
     return BlockShape(name, "layer", tensors, blocks[0].itemsize)
+
+
+def _fresh_pooler(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> list[BlockShape]:
+    """What a classifier of this family has, and a model that was saved without it (one for masked words, often) has not: it is made afresh."""
+    model = ModelShape.of(config)
+    if spec.task.kind != "text-classification" or model.family not in POOLED or any(block.kind == "pooler" for block in blocks):
+        return []
+    return [BlockShape("pooler", "pooler", {"pooler.dense.weight": (model.hidden, model.hidden), "pooler.dense.bias": (model.hidden,)})]
 
 
 def _head(spec: RunFile, config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> BlockShape | None:

@@ -99,6 +99,13 @@ def test_blocks_are_those_that_a_run_will_have() -> None:
     assert found[-1].tensors == {"classifier.weight": (3, 64), "classifier.bias": (3,)}
 
 
+def test_a_classifier_has_a_pooler_also_where_the_model_was_saved_without() -> None:
+    found, _ = blocks_of_run(run(), CONFIG, shapes()[:-1])
+    assert [(b.name, b.num_parameters) for b in found][-2:] == [("pooler", 64 * 64 + 64), ("head", 3 * 64 + 3)]
+    with pytest.raises(Invalid, match="`always` names pooler"):
+        blocks_of_run(run(), {**CONFIG, "model_type": "roberta"}, shapes()[:-1])
+
+
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(Invalid, match="`always` names tail"):
         blocks_of_run(run(schedule={"always": ["tail"]}), CONFIG, shapes())
