@@ -51,7 +51,10 @@ def check(home: Home) -> Iterator[Finding]:
     try:
         config, policy = reaching.load(home)
     except AgentError as error:
-        yield Finding(False, "configuration", error.message, "correct agent.toml or policy.toml")
+        missing = not home.config.exists()
+        yield Finding(
+            False, "configuration", error.message, "enrol it, or give its --home" if missing else "correct agent.toml or policy.toml"
+        )
         return
     yield Finding(True, "configuration", str(home.config))
     yield Finding(True, "policy", in_force(home, policy))

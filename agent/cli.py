@@ -93,14 +93,14 @@ def enroll(
     address, there = address_of(url), enrolment.settings_there(place)
     check_way(address, plain_http or (there is not None and there.plain_http), "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data) if there is None else [])
-    card = enrolment.chosen_gpu(gpu)
+    card, called = enrolment.chosen_gpu(gpu), enrolment.agent_name(name)
     if there is not None:
         enrolment.check_agrees(place, there, address, data, consented, plain_http, card)
         consented = sorted({run for one in there.data.values() for run in one.runs})
         data = data or place.data_path(next(iter(there.data.values())))
     settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http, card)
     believed = enrolment.coordinator_key(coordinator_key)
-    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), name, settings, believed, card)
+    answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), called, settings, believed, card)
     if as_json:
         say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return

@@ -117,7 +117,7 @@ def check_agrees(
 
 
 def enrol(
-    home: Home, url: str, token: str, name: str | None, settings: str, believed: str | None = None, gpu: int | str | None = None
+    home: Home, url: str, token: str, name: str, settings: str, believed: str | None = None, gpu: int | str | None = None
 ) -> EnrolAnswer:
     """Spend a token on an identity and a key, and write a first agent.toml. Raises `AgentError`, before the token is spent if it can.
 
@@ -138,7 +138,7 @@ def enrol(
     home.ready()
     if not home.policy.exists():  # before there is an agent that it is for
         home.policy.write_text(policy.template(given), encoding="utf-8")
-    answer = _spend(home, client, token, agent_name(name), device)
+    answer = _spend(home, client, token, name, device)
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     return answer

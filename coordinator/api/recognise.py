@@ -12,7 +12,7 @@ from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import DatabaseAway, is_away
-from fedcybgd.coordinator.errors import Forbidden
+from fedcybgd.coordinator.errors import Forbidden, Unauthorized
 from fedcybgd.coordinator.services.agents import operators
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.signatures import SIGNATURE_INPUT
@@ -58,6 +58,8 @@ class Recognition:
         if key.startswith(keys.OPERATOR):
             await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
             return Recognised(keys.key_hash(key))
+        if not key.startswith(keys.AGENT):
+            raise Unauthorized("that is no key of this system: an operator's begins with fco_, an agent's with fca_; is all of it there?")
         try:
             return Recognised((await signed.by_secret(key, state.attendance, self._lane)).id)
         except Forbidden:

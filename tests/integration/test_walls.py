@@ -65,6 +65,13 @@ def test_a_stranger_is_answered_before_the_body_is_sent(live: LiveCoordinator, p
         assert b"fedcybgd-coordinator: " in heard  # an agent knows who says that its key is void
 
 
+@pytest.mark.parametrize(
+    ("key", "said"), [("nonsense", "an operator's begins with fco_"), ("fca_x", "fedagent enroll"), ("fco_x", "an operator's key")]
+)
+def test_what_a_wrong_key_hears_is_of_the_kind_that_it_is(live: LiveCoordinator, key: str, said: str) -> None:
+    assert said in refused(wire(live, key).get("/status"), 401, "unauthorized").message
+
+
 def test_a_body_that_is_announced_too_large_is_not_awaited(live: LiveCoordinator, hand: Hand) -> None:
     heard = Raw(live).say(*head("POST", "/v1/assignments/claim", Authorization=f"Bearer {hand.key}", Content_Length=str(MUCH))).answer()
     assert heard.startswith(b"HTTP/1.1 413 ")

@@ -39,6 +39,13 @@ def test_a_name_that_is_none_is_said_in_a_line(name: str, tmp_path: Path) -> Non
     assert not Home(tmp_path).config.exists()
 
 
+def test_a_name_that_is_none_is_said_before_anybody_types_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_typed_token", lambda: pytest.fail("a token was asked for"))
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--name", "a b", "--runs", "r")
+    assert error is not None
+    assert "no name for an agent" in error.message
+
+
 @pytest.mark.parametrize(
     "token", ["fct_x", "fct_…", TOKEN[:-1], TOKEN + "x", TOKEN[4:], "", "fca_" + "x" * 43, TOKEN[:20] + " " + TOKEN[21:]]
 )
