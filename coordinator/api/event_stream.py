@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from fedcybgd.coordinator.api.deps import FeedDep, ViewerDep
@@ -25,16 +25,18 @@ Id = Annotated[int | None, Query(ge=0, lt=2**31, description="only what came aft
     responses={200: {"description": "server-sent events: `id`, and an event as JSON in `data`", "content": {KIND: {}}}},
 )  # fmt: skip
 async def stream(
+    request: Request,
     feed: FeedDep,
     after: Id = None,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="the same, as browsers say it")] = None,
 ) -> StreamingResponse:
     """Each event within a second. The stream ends after a minute: go on with the id of the last event, as `EventSource` does by itself."""
-    return streamed(feed, last_event_id if last_event_id is not None else after)
+    return streamed(request, feed, last_event_id if last_event_id is not None else after)
 
 
-def streamed(feed: EventFeed[EventEntry], after: int | None) -> StreamingResponse:
+def streamed(request: Request, feed: EventFeed[EventEntry], after: int | None) -> StreamingResponse:
     """Raises `FeedFull`."""
-    feed.check()
-    lines = server_sent(feed, after, LASTS_S, HEARD_S, EventEntry.model_dump_json)
+    who: str = request.state.caller.name
+    feed.check(who)
+    lines = server_sent(feed, after, LASTS_S, HEARD_S, EventEntry.model_dump_json, who)
     return StreamingResponse(lines, media_type=KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})

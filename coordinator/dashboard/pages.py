@@ -53,9 +53,9 @@ def live(request: Request, session: ReadDep, replica: ReplicaDep, waiting: Waiti
 
 
 @router.get("/stream", dependencies=[Depends(ABrowser())])
-async def stream(feed: FeedDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None) -> Response:
+async def stream(request: Request, feed: FeedDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None) -> Response:
     """What happens, as it does: the page that is open shows it at once."""
-    return streamed(feed, last_event_id)
+    return streamed(request, feed, last_event_id)
 
 
 def _overview(request: Request, session: ReadDep, replica: ReplicaDep, waiting: WaitingDep, disks: DisksDep, **more: bool) -> Response:

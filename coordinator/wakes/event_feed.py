@@ -16,8 +16,8 @@ EVERY_S = 0.5
 SETTLED_S = 5.0
 """Ids are given in another order than they are committed in: for so long after an event one before it may still come."""
 TOGETHER = 500
-LISTENERS, BEHIND = 200, 2000
-"""Who may listen at the same time, and how many events one may be behind"""
+LISTENERS, OF_ONE, BEHIND = 200, 40, 2000
+"""Who may listen at the same time, how often one of them, and how many events one may be behind"""
 log = logging.getLogger("fedcoord.feed")
 
 
@@ -39,7 +39,8 @@ class EventFeed(Generic[E]):
 
     def __init__(self, read: Callable[[int], Sequence[E]], newest: Callable[[], int]) -> None:
         self._read, self._newest = read, newest
-        self._listeners: set[asyncio.Queue[E | None]] = set()
+        self._listeners: dict[asyncio.Queue[E | None], str] = {}
+        """with who listens"""
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -52,15 +53,17 @@ class EventFeed(Generic[E]):
         for queue in self._listeners:
             self._end(queue)
 
-    def check(self) -> None:
-        """Raise `FeedFull` where nobody more can listen."""
+    def check(self, who: str) -> None:
+        """Raise `FeedFull` where nobody more can listen, or not he once more: nobody shuts the others out."""
         if self._closed or len(self._listeners) >= LISTENERS:
             raise FeedFull("too many listen to the events already, or the coordinator stops; ask again in a moment", retry_after_s=5)
+        if sum(one == who for one in self._listeners.values()) >= OF_ONE:
+            raise FeedFull(f"{who} listens to the events {OF_ONE} times already; close some of them", retry_after_s=5)
 
-    async def follow(self, after: int | None, lasts_s: float, heard_s: float) -> AsyncIterator[E | int | None]:
+    async def follow(self, after: int | None, lasts_s: float, heard_s: float, who: str = "") -> AsyncIterator[E | int | None]:
         """The id after which is told; then events after that, and None each time that nothing has happened for `heard_s`. It ends after `lasts_s`."""
         queue: asyncio.Queue[E | None] = asyncio.Queue(BEHIND)
-        self._listeners.add(queue)
+        self._listeners[queue] = who
         until = time.monotonic() + lasts_s
         try:
             now = await to_thread.run_sync(self._newest)
@@ -85,7 +88,7 @@ class EventFeed(Generic[E]):
                 if happened.id not in told and (after is None or happened.id > after):
                     yield happened
         finally:
-            self._listeners.discard(queue)
+            self._listeners.pop(queue, None)
             if not self._listeners and self._looking is not None:
                 self._looking.cancel()
                 self._looking = None
@@ -126,11 +129,11 @@ class EventFeed(Generic[E]):
 
 
 async def server_sent(
-    feed: EventFeed[E], after: int | None, lasts_s: float, heard_s: float, written: Callable[[E], str]
+    feed: EventFeed[E], after: int | None, lasts_s: float, heard_s: float, written: Callable[[E], str], who: str = ""
 ) -> AsyncIterator[str]:
     """The lines of the stream that a browser's `EventSource` reads: first where it begins, and a comment where nothing has happened."""
     yield "retry: 1000\n\n"
-    async for event in feed.follow(after, lasts_s, heard_s):
+    async for event in feed.follow(after, lasts_s, heard_s, who):
         if event is None:
             yield ":\n\n"
         else:

@@ -101,6 +101,20 @@ def test_nobody_listens_who_may_not_and_not_too_many(live: LiveCoordinator, monk
     refused(operator(live).get("/events/stream"), 503, "feed_full")
 
 
+def test_one_operator_does_not_shut_the_others_out(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_feed, "OF_ONE", 1)
+    name, code = fresh("curious"), fresh("heard")
+    viewer = wire(live, live.operator.post("/operators", {"name": name, "role": "viewer"})["key"])
+    with viewer.stream("GET", "/events/stream"):
+        listening(live)
+        assert name in refused(viewer.get("/events/stream"), 503, "feed_full").message
+        listener = Listener(live, None, 1, code)
+        listening(live, 2)
+        happen(live, 1, code)
+        listener.thread.join(20)
+        assert len(listener.ids) == 1
+
+
 @pytest.mark.one_database
 def test_who_listens_does_not_hold_up_a_coordinator_that_stops(coordinators: Callable[..., LiveCoordinator]) -> None:
     live = coordinators()
