@@ -117,6 +117,15 @@ def test_a_name_is_one_operators_also_after_he_is_gone(live: LiveCoordinator) ->
     refused(operator(live).post("/operators/nobody/revoke"), 404, "not_found")
 
 
+def test_an_owner_whose_key_has_expired_is_none_that_could_undo_it(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators()
+    client_of(live).operators.add("former", "owner")
+    with live.database.transaction() as session:
+        operators.by_name(session, "former").expires_at = utcnow()
+    refused(operator(live).post(f"/operators/{operators.FIRST}/revoke"), 409, "last_owner")
+    assert client_of(live).operators.revoke("former").revoked_at is not None
+
+
 @pytest.mark.database_decides
 def test_there_is_always_an_owner(coordinators: Callable[..., LiveCoordinator]) -> None:
     live = coordinators()

@@ -80,13 +80,14 @@ def rotate_own(session: Session, key: str, asked: timedelta | None, default: tim
 
 
 def revoke(session: Session, name: str, now: datetime) -> Operator:
-    """Shut an operator out at once, browsers included. The last owner stays: nobody could undo it."""
+    """Shut an operator out at once, browsers included. The last owner whose key is good stays: nobody could undo it."""
     operator = by_name(session, name)
     owners = session.scalars(
         select(Operator).where(Operator.role == Role.OWNER, Operator.revoked_at.is_(None)).order_by(Operator.id).with_for_update()
     ).all()
-    if [owner.id for owner in owners] == [operator.id]:
-        raise LastOwner(f"{name} is the only owner; make another first: fedcoord operators add NAME --role owner")
+    good = [owner for owner in owners if owner.expires_at is None or owner.expires_at > now]
+    if [owner.id for owner in good or owners] == [operator.id]:
+        raise LastOwner(f"{name} is the only owner with a key that is good; make another first: fedcoord operators add NAME --role owner")
     if operator.revoked_at is None:
         operator.revoked_at = now
     _log_out(session, operator)
