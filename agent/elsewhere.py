@@ -27,7 +27,9 @@ TIMEOUT = httpx.Timeout(30, connect=10)
 PORTS = {"https": 443, "http": 80}
 FAILED_S, REFUSED_S = 300.0, 3600.0
 """For so long all bytes are asked of the coordinator itself, after another host did not serve, or may not be asked."""
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+INTERNET = ipaddress.ip_network("2000::/3")
+"""All that was ever given out of IPv6. Beside it are ways to a network's own addresses: of IPv4 by a translator (64:ff9b::/96, 64:ff9b:1::/48,
+::ffff:0:0:0/96, ::/96), and of a site (fec0::/10)."""
 ADVICE = "where it is meant, name it in policy.toml (coordinator.storage)"
 Resolve = Callable[[str, int], list[str]]
 
@@ -174,10 +176,8 @@ def is_public(address: str) -> bool:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
-        if inner or found in NAT64:
-            return False
+    if isinstance(found, ipaddress.IPv6Address) and (found not in INTERNET or found.sixtofour or found.teredo):
+        return False
     return found.is_global and not found.is_multicast
 
 

@@ -154,7 +154,8 @@ def test_an_owner_may_say_that_there_is_no_elsewhere(cache: ShardCache) -> None:
 
 
 PRIVATE = ["10.1.2.3", "192.168.0.1", "127.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.1.1", "::1", "fe80::1", "fd00::1",
-           "::ffff:10.0.0.1", "2002:a00:1::", "64:ff9b::a00:1", "no address"]  # fmt: skip
+           "::ffff:10.0.0.1", "2002:a00:1::", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "::ffff:0:10.0.0.1", "::10.0.0.1", "fec0::1", "2001:0:a00:1::",
+           "no address"]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", PRIVATE)
