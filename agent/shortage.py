@@ -25,7 +25,7 @@ def what_is_short(error: BaseException) -> str:
     """In a line, for the owner."""
     if says_full(error):
         return f"a disk is full ({error}); free space, or lower limits.disk_gb. The agent waits and goes on by itself"
-    return f"this machine has nothing to give ({error or type(error).__name__}). The agent waits and goes on by itself"
+    return f"this machine has nothing to give ({str(error) or type(error).__name__}). The agent waits and goes on by itself"
 
 
 class Shortage:

@@ -130,7 +130,7 @@ class Receiver:
         except TimeoutError:
             return f"no answer within {WHOLE_S:.0f} s"
         except httpx.HTTPError as error:
-            return f"{error or type(error).__name__}"
+            return str(error) or type(error).__name__
 
 
 def new_secret() -> str:

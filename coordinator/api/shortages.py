@@ -32,7 +32,7 @@ def _of_the_system(request: Request, error: Exception) -> JSONResponse:
         return _disk_full(request, error)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in EXHAUSTED):
         if _rarely.is_due():
-            log.error("this machine has nothing to give (%s); whoever asked tries again", error or type(error).__name__)
+            log.error("this machine has nothing to give (%s); whoever asked tries again", str(error) or type(error).__name__)
         return _answer(503, "exhausted", "the coordinator's machine is out of memory or open files; nothing was changed. Ask again later")
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _answer(500, "internal_error", "the coordinator failed at this request; its log says more. It is safe to repeat it")

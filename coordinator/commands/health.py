@@ -35,4 +35,4 @@ def asked(settings: Settings) -> Health:
         with httpx.Client(verify=False, trust_env=False, timeout=WITHIN_S, headers=named) as client:  # noqa: S501
             return Health.model_validate_json(client.get(url).raise_for_status().content)
     except (httpx.HTTPError, ValidationError) as error:
-        raise CoordinatorAway(f"no coordinator answers at {url}: {error or type(error).__name__}") from error
+        raise CoordinatorAway(f"no coordinator answers at {url}: {str(error) or type(error).__name__}") from error

@@ -122,6 +122,17 @@ def test_what_is_not_taken_is_told_again_also_by_the_next_coordinator(
 
 
 @pytest.mark.one_database
+def test_why_a_receiver_did_not_take_it_is_said(
+    coordinators: Callable[..., LiveCoordinator], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.2)
+    receiver.answers.clear()
+    live = coordinators(webhook_url=receiver.url)
+    happen(live, "first")
+    wait_for(lambda: any("ReadTimeout" in e["message"] for e in live.operator.every("/events") if e["code"] == "webhook_refused"), limit=30)
+
+
+@pytest.mark.one_database
 def test_a_receiver_that_hangs_holds_up_no_stop_and_its_address_is_in_no_log(
     coordinators: Callable[..., LiveCoordinator], receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,6 +54,10 @@ def test_it_waits_longer_each_time_and_not_when_space_was_freed(tmp_path: Path, 
     assert sum(waited) < 10
 
 
+def test_an_error_without_words_is_named() -> None:
+    assert "(MemoryError)" in shortage.what_is_short(MemoryError())
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
