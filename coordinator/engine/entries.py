@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cache
 from importlib import import_module
 from typing import cast
 
@@ -36,19 +37,26 @@ BY_PIECES = frozenset({JobKind.APPLY, JobKind.ENCODE})
 """Whose work is some rows of a tensor after others"""
 
 
-def warm_up(threads: int, device: str = "cpu") -> int:
-    """Import torch and the code of models before the first job asks for it; returns the process id. Raises `CardMissing` once all is done."""
+@cache
+def import_all() -> None:
+    """Import torch, what does jobs and the code of models; no threads come of it, and nothing is computed."""
     malloc.return_freed()
     with imports.at_once():
-        import torch
-
-        torch.set_num_threads(threads)
         for kind in JobKind:
             _function(kind)
-        from fedcybgd.coordinator.engine.device import measure_on
         from fedcybgd.shared.models.assembly import import_model_code
 
         import_model_code()
+
+
+def warm_up(threads: int, device: str = "cpu") -> int:
+    """Have everything imported before the first job asks for it; returns the process id. Raises `CardMissing` once all is done."""
+    import_all()
+    import torch
+
+    from fedcybgd.coordinator.engine.device import measure_on
+
+    torch.set_num_threads(threads)
     measure_on(device)
     return os.getpid()
 

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from ctypes import c_double
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,15 +22,18 @@ log = logging.getLogger("fedcoord.engine")
 TELL_EVERY_S = 1.0
 NOTICED_S = 0.01
 """The two clocks are not read at the same moment: a smaller step may be nothing."""
+PRELOADED = ["fedcybgd.coordinator.cli", "fedcybgd.coordinator.engine.preloaded"]
+"""What all engines of a coordinator import once, and have in memory that they share. A process begins with the program that it is of."""
 
 
 class EngineProcess:
     def __init__(self, place: Place, threads: int, device: str = "cpu") -> None:
+        """Takes the seconds that torch does, where there was no engine of this process before: to be called by who has the time."""
         self._place = place
-        # Spawned, not forked: the web process has threads. Warmed up now, so that the first delta does not wait for torch.
-        spawned = get_context("spawn")
-        self._used: Any = spawned.RawValue(c_double)
-        self._pool = ProcessPoolExecutor(1, spawned, begin, (self._used,))
+        context = _context(device)
+        self._used: Any = context.RawValue(c_double)
+        self._pool = ProcessPoolExecutor(1, context, begin, (self._used,))
+        # Now, so that the first delta does not wait for torch.
         with interrupt.withheld():
             self._pool.submit(_warm_up, threads, device).add_done_callback(_warmed_up)
 
@@ -40,14 +45,35 @@ class EngineProcess:
 
     def close(self) -> None:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-            process.kill()  # one that is stopped heeds nothing else; blobs are written aside, so nothing is torn
+            if process.is_alive():  # else others may have its number
+                process.kill()  # one that is stopped heeds nothing else; blobs are written aside, so nothing is torn
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _context(device: str) -> Any:
+    """How an engine's process begins. Not as a fork of the web process, which has threads: of one that has imported what engines need.
+
+    Each is new elsewhere: where there is no such process, or it finds no place for its socket, and where a card is used, which
+    knows nothing of forks.
+    """
+    if sys.platform == "linux" and device == "cpu":
+        forked = get_context("forkserver")
+        forked.set_forkserver_preload(PRELOADED)
+        resource_tracker.ensure_running()  # which lets Ctrl-C in when it starts
+        try:
+            with interrupt.withheld():
+                forkserver.ensure_running()
+            return forked
+        except OSError as error:
+            log.warning("no process to fork engines from (%s); each imports torch for itself", error)
+    return get_context("spawn")
 
 
 def begin(used: Any) -> None:
     """In the process: it ends when the coordinator does, also when that is killed, and tells what it uses of the processor."""
     parent = parent_process()
     assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
 
     def watch() -> None:
         parent.join()

@@ -27,8 +27,8 @@ HUNG_S = 120.0
 """An engine that uses none of the processor for so long hangs: even one that waits for a slow disk uses some."""
 LOOK_EVERY_S = 5.0
 """Also without a wake: a job may have been written by somebody who woke nobody, or died before he did."""
-CANNOT_START = (OSError, MemoryError, RuntimeError, BrokenExecutor)
-"""What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads."""
+CANNOT_START = (OSError, EOFError, MemoryError, RuntimeError, BrokenExecutor)
+"""What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads, nothing left to be forked from."""
 
 
 class LaneThread:
@@ -39,7 +39,7 @@ class LaneThread:
         self.name, self._new_engine, self._full = name, new_engine, full
         self._work, self._patience = threading.Event(), Patience(f"lane {name}")
         self._queue = Queue(name, database, self._patience, owner)
-        self._engine: Engine | None = new_engine()
+        self._engine: Engine | None = None
         self._at: tuple[Hold, float] | None = None
         """the job that is under way, and what its engine had used before it"""
         self._under_way: Future[BaseModel] | None = None
@@ -81,6 +81,12 @@ class LaneThread:
             engine.close()
 
     def _loop(self) -> None:
+        try:
+            self._start_engine()  # before the first job asks for it
+        except LaneStopped:
+            return
+        except Exception as error:  # which the first job is told
+            log.warning("lane %s has no engine yet: %s", self.name, error)
         while not self._patience.ended:
             self._work.wait(LOOK_EVERY_S)
             self._work.clear()
@@ -158,13 +164,19 @@ class LaneThread:
     def _begin(self, job: Taken) -> Future[BaseModel]:
         if self._patience.ended:
             raise LaneStopped
-        if self._engine is None:
-            self._engine = self._new_engine()
+        engine = self._engine or self._start_engine()
         try:
-            return self._engine.submit(job.kind, job.payload)
+            return engine.submit(job.kind, job.payload)
         except BrokenExecutor:
             self._engine = None  # died while it had nothing to do: not this job's fault
             raise
+
+    def _start_engine(self) -> Engine:
+        self._engine = engine = self._new_engine()
+        if self._patience.ended:  # since it was begun
+            engine.close()
+            raise LaneStopped
+        return engine
 
     def _failed(self, job: Taken, error: Exception) -> None:
         if self._patience.ended:

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.processes import wait_for
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "rest.md"
 STRICT = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"
@@ -46,4 +48,4 @@ def test_the_page_of_curl_alone(tmp_path: Path) -> None:
     for act in ("exports/{export_id}", "held-out/{digest}", "runs/{run}", "models/{name}", "agents/{name}"):
         assert f"{act}/delete" in done.stdout
     assert json.loads((place / "fine-tuned" / "provenance.json").read_text())
-    assert not [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] and str(tmp_path) in p.info["cwd"]]
+    wait_for(lambda: not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] and str(tmp_path) in p.info["cwd"]], limit=10)

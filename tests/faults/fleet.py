@@ -192,7 +192,7 @@ class Fleet:
 
     def find(self, role: str, name: str) -> list[psutil.Process]:
         """The processes of a role: web and engine of the coordinator, daemon and trainer of an agent."""
-        marks = {"engine": "spawn_main", "trainer": "fedcybgd.agent.trainer"}
+        marks = {"engine": "multiprocessing.forkserver", "trainer": "fedcybgd.agent.trainer"}
         found = self.processes_of(self.process(name))
         if role in ("web", "daemon"):
             return found[:1]

@@ -1,29 +1,25 @@
 """The engine as the process that it is in earnest: payloads, results and errors cross its boundary, and its death is not the job's fault."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
-from fedcybgd.coordinator.jobs.engine import NewEngine
-from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from fedcybgd.coordinator.parts import local
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, finish, last_visit, settled, start_run, versions
 
 
-def new_engine(folder: Path) -> NewEngine:
-    return partial(EngineProcess, folder / "home" / "blobs", 1)
-
-
-def engines() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+def fork_server() -> psutil.Process:
+    """The process that engines are forked from."""
+    (found,) = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in " ".join(child.cmdline()))
+    return found
 
 
 def test_a_run_through_the_processes_of_the_lanes(coordinators: Callable[..., LiveCoordinator], bert: Path, tmp_path: Path) -> None:
-    live = coordinators(new_engine=new_engine(tmp_path))
+    live = coordinators(parts=local)
     spoilt = tmp_path / "spoilt"
     spoilt.mkdir()
     live.operator.post("/models", {"name": "spoilt", "source": str(spoilt)})
@@ -38,10 +34,14 @@ def test_a_run_through_the_processes_of_the_lanes(coordinators: Callable[..., Li
     assert versions(live, run)["layers.0"] == 0
     live.operator.post(f"/runs/{run}/cancel")
 
-    run = start_run(live, "bert", [hand])
-    for engine in engines():
-        engine.kill()
-    finish(live, run, [hand])
-    assert settled(live, run)["state"] == "completed"
-    assert last_visit(live, run)["attempt"] == 1
-    assert (versions(live, run)["layers.0"], versions(live, run)["layers.1"]) == (1, 1)
+    for killed in (fork_server().children(), [fork_server()]):
+        run = start_run(live, "bert", [hand])
+        engines = fork_server().children()
+        assert len(engines) == 2
+        for process in killed:
+            process.kill()
+        finish(live, run, [hand])
+        assert settled(live, run)["state"] == "completed"
+        assert last_visit(live, run)["attempt"] == 1
+        assert (versions(live, run)["layers.0"], versions(live, run)["layers.1"]) == (1, 1)
+        wait_for(lambda engines=engines: not any(engine.is_running() for engine in engines))
