@@ -17,8 +17,6 @@ AGENTS, SELECTED, REPORTED = 6, 600, 1200
 """Held-out rows are the same for all methods and seeds: `SELECTED` choose learning rates and versions, `REPORTED` are what is told."""
 STEPS = 480
 """of the language model, of all agents and cycles together"""
-TURNS = "turns"
-"""Of an arm: a round has one agent, so that a cycle takes as many rounds as there are agents."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,8 @@ class Arm:
     """the tasks that it runs in by itself"""
     head_factor: float = 1.0
     """on the rate of pooler and head, which is the same for all others"""
-
-    @property
-    def turns(self) -> bool:
-        return TURNS in self.sections
+    parts: int = 1
+    """Cycles of its schedule that have, together, as many visits as there are agents: `AGENTS` where a cycle has one visit"""
 
     def for_task(self, task: str) -> float:
         return self.rate if TASKS[task].labels else self.language_rate
@@ -69,12 +65,13 @@ WAVES = {"wave": 3, "damping": 0.4}
 CLASSIFICATION = tuple(name for name, task in TASKS.items() if task.labels)
 ARMS: dict[str, Arm] = {
     "base": Arm(0.0, "untrained", {}),
-    "head": Arm(2e-3, "head only", {TURNS: True, "schedule": {"blocks": ["pooler"], "always": ["head"]}}, only=CLASSIFICATION),
+    "head": Arm(2e-3, "head only", {"schedule": {"blocks": ["pooler"], "always": ["head"]}}, only=CLASSIFICATION, parts=AGENTS),
     "blocks": Arm(6e-4, "block cycle", {"schedule": WAVES}, language_rate=6e-3),
     "blocks fixed": Arm(6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}}, language_rate=6e-3, only=()),
     "blocks fixed, int4": Arm(
         6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}, "compression": {"policy": "int4"}}, language_rate=6e-3, only=(),
     ),
+    "blocks of two": Arm(6e-4, "block cycle", {"schedule": {**WAVES, "layers_per_block": 2}}, language_rate=6e-3, only=(), parts=2),
     "strict": Arm(3e-4, "block cycle", {}),
     "strict fixed": Arm(3e-4, "block cycle", {"schedule": {"agents": "fixed"}}, only=("sst2",)),
     "whole": Arm(2e-4, "whole models", {"method": "whole"}),
@@ -82,12 +79,12 @@ ARMS: dict[str, Arm] = {
     "adapters r16": Arm(2e-3, "adapters", {"method": "adapters", "adapters": {"rank": 16, "alpha": 32}}, language_rate=1e-2),
     "adapters equal": Arm(1e-3, "adapters", {"method": "adapters", "adapters": {"rank": None, "alpha": None}}, language_rate=1e-2),
     "adapters handed": Arm(
-        1e-3, "adapters", {TURNS: True, "method": "adapters", "adapters": {"rank": 8, "alpha": 16, "combine": "handed"}}, language_rate=1e-2,
+        1e-3, "adapters", {"method": "adapters", "adapters": {"rank": 8, "alpha": 16, "combine": "handed"}}, language_rate=1e-2, parts=AGENTS,
     ),
     "adapters handed, embeddings": Arm(
         1e-3, "adapters",
-        {TURNS: True, "method": "adapters", "adapters": {"rank": 8, "alpha": 16, "combine": "handed"}, "schedule": {"always": ["embeddings", "norm"]}},
-        language_rate=1e-2, only=("shakespeare",),
+        {"method": "adapters", "adapters": {"rank": 8, "alpha": 16, "combine": "handed"}, "schedule": {"always": ["embeddings", "norm"]}},
+        language_rate=1e-2, only=("shakespeare",), parts=AGENTS,
     ),
     "whole, faster head": Arm(8e-4, "whole models", {"method": "whole"}, only=(), head_factor=3.0),
     "adapters equal, faster head": Arm(
@@ -100,8 +97,7 @@ ARMS: dict[str, Arm] = {
 def spec_of(task: str, arm: str, rate: float, seed: int, cycles: int, tiny: bool = False) -> dict[str, Any]:
     """The run file of one run; `tiny` is for a model whose matrices are too small for the ranks."""
     what, method = TASKS[task], ARMS[arm]
-    rounds_a_cycle = AGENTS if method.turns else 1
-    schedule = {"cycles": cycles * rounds_a_cycle, "agents": "rotating"}
+    schedule = {"cycles": cycles * method.parts, "agents": "rotating"}
     train: dict[str, Any] = {"batch_size": what.batch_size, "learning_rate": rate or 1e-3, "weight_decay": 0.01}
     spec: dict[str, Any] = {"name": task, "model": "m", "task": {"kind": "causal-lm", "max_length": what.max_length}, "seed": seed}
     if what.labels is None:
@@ -111,8 +107,8 @@ def spec_of(task: str, arm: str, rate: float, seed: int, cycles: int, tiny: bool
         spec["task"] = {"kind": "text-classification", "labels": what.labels, "max_length": what.max_length}
         schedule |= {"blocks": ["layers"], "always": ["pooler", "head"]}
         train |= {
-            "epochs": 1, "learning_rate_decay": 0.75 ** (1 / rounds_a_cycle), "always_learning_rate": rate if arm == "head" else what.head_rate * method.head_factor,
-            "always_learning_rate_decay": 0.6 ** (1 / rounds_a_cycle),
+            "epochs": 1, "learning_rate_decay": 0.75 ** (1 / method.parts), "always_learning_rate": rate if arm == "head" else what.head_rate * method.head_factor,
+            "always_learning_rate_decay": 0.6 ** (1 / method.parts),
         }  # fmt: skip
     averages = method.sections.get("method")
     if averages:

@@ -3,6 +3,7 @@
 Same rows, agents, seeds and passes over the rows. MiniLM (22.7 M parameters) on SST-2, Banking77, MRPC and QNLI, stories260K on Shakespeare; six agents.
 
 blocks            the default recipe: waves of 3 blocks, damping 0.4, another agent for each block in every cycle
+blocks of two     the same with two layers a block: three agents a round, and twice the rounds. By name alone
 strict            one block after another; `strict fixed`: each block always with the same agent
 whole             every agent trains the whole model, and the mean is taken (FedAvg)
 adapters r8, r16  LoRA beside all linear matrices, averaged; `equal`: of the rank that takes the state of a block's visit; `handed` from agent to agent
@@ -11,7 +12,8 @@ head              the anchor: pooler and head alone; `base`: the model as it com
 
 Every method has a learning-rate search of its own on a seed that is not reported: three values, a factor of two apart, and further ones while the
 best is at an edge, at most three. Held-out rows are parted: some choose the rate and whether the last version or the average of those of the second
-half of the rounds is kept; the figures are of the others. `--data` has the glue_*.jsonl.gz files; Banking77 and Shakespeare come with the project.
+half of the rounds is kept, and on them a head is calibrated (`head calibrated`, as `fedcoord init` has it); the figures are of the others. `--data` has
+the glue_*.jsonl.gz files; Banking77 and Shakespeare come with the project.
 `state` is what an agent holds for training: 16 bytes a trained parameter (value, gradient, two moments), and frozen blocks in their codec. FedAvg's
 bytes are those of the whole model in bfloat16, down and up, once a cycle for each agent.
 """
@@ -37,9 +39,12 @@ from fedcybgd.coordinator.commands.scatter import Point, scatter
 
 SEARCH_SEED, FACTOR, FURTHER = 1000, 2.0, 3
 DEFAULT_ROWS = 3000
+SHOWN = ("accuracy", "macro_f1", "loss", "accuracy_gain", "loss_gain", "calibrated_accuracy", "calibrated_loss")
+"""Columns of the table"""
 Result = dict[str, Any]
 COLUMNS = (
-    "accuracy", "macro_f1", "loss", "last_accuracy", "last_loss", "average_accuracy", "average_loss", "accuracy_gain", "loss_gain", "state",
+    "accuracy", "macro_f1", "loss", "last_accuracy", "last_loss", "average_accuracy", "average_loss", "accuracy_gain", "loss_gain",
+    "calibrated_accuracy", "calibrated_loss", "state",
     "state_share", "bytes", "bytes_share", "serial", "visits", "tokens", "seconds", "majority",
 )  # fmt: skip
 
@@ -75,7 +80,10 @@ def measure(task: str, arm: str, rate: float, seed: int, options: argparse.Names
         scores: dict[str, dict[str, Any]] = {}
         for name, blocks in (("last", versions[-1]), ("average", average)):
             run.blocks = blocks
-            scores[name] = {"selection": _scored(run, selection)} | ({} if searching else {"reported": _scored(run, reported)})
+            scores[name] = {"selection": _scored(run, selection)}
+            if not searching:
+                scores[name]["reported"] = _scored(run, reported)
+                scores[name]["calibrated"] = _calibrated(run, selection, reported)
         parameters = sum(block.num_parameters for block in run.stored if block.name != "adapters")
         return {
             "scores": scores, "state": state, "full_state": 16 * parameters, "bytes": run.bytes_moved(),
@@ -87,6 +95,17 @@ def measure(task: str, arm: str, rate: float, seed: int, options: argparse.Names
 def _scored(run: Any, rows: Path) -> dict[str, float | None]:
     found = run.evaluate(rows)
     return {name: getattr(found, name) for name in ("accuracy", "macro_f1", "loss", "majority")}
+
+
+def _calibrated(run: Any, chosen: Path, rows: Path) -> dict[str, float | None] | None:
+    """The score on `rows` with its head calibrated on those that choose; None: there is no such head, or it is left as it is."""
+    from fedcybgd.coordinator.engine.head_calibration import calibrate
+
+    made = calibrate(run.store, run.scoring(chosen), "last")
+    if made is None or made.head is None:
+        return None
+    run.blocks = [made.head if ref.block == made.head.block else ref for ref in run.blocks]
+    return _scored(run, rows)
 
 
 def _state(run: Any) -> int:
@@ -259,6 +278,8 @@ def row_of(result: Result) -> dict[str, float]:
     if chosen["accuracy"] is not None:
         row |= percent | {name: 100 * chosen[name] for name in ("accuracy", "macro_f1", "majority")}
         row["accuracy_gain"] = percent["average_accuracy"] - percent["last_accuracy"]
+        calibrated = result["scores"][kept(result)].get("calibrated") or chosen
+        row |= {"calibrated_accuracy": 100 * calibrated["accuracy"], "calibrated_loss": calibrated["loss"]}
     row["loss_gain"] = row["last_loss"] - row["average_loss"]
     shares = {"state_share": 100 * result["state"] / result["full_state"], "bytes_share": 100 * result["bytes"] / result["fedavg_bytes"]}
     return row | shares
@@ -267,7 +288,7 @@ def row_of(result: Result) -> dict[str, float]:
 def report(runs: Mapping[tuple[str, str], Sequence[Result]]) -> dict[str, float]:
     """Print a table, and return its figures by name: mean and standard deviation over the seeds."""
     figures: dict[str, float] = {}
-    heading = ("accuracy %", "macro-F1 %", "held-out loss", "average gains", "lowers loss by")
+    heading = ("accuracy %", "macro-F1 %", "held-out loss", "average gains", "lowers loss by", "head calibrated", "its loss")
     print(
         f"\n{'task':12} {'method':28} "
         + " ".join(f"{h:>15}" for h in heading)
@@ -283,7 +304,7 @@ def report(runs: Mapping[tuple[str, str], Sequence[Result]]) -> dict[str, float]
         figures |= {f"{task}/{arm}/rate": found[0]["rate"], f"{task}/{arm}/seeds": len(found)}
         averaged = sum(kept(result) == "average" for result in found)
         figures[f"{task}/{arm}/average_kept_in"] = averaged
-        cells = [_cell(figures, f"{task}/{arm}/{name}") for name in ("accuracy", "macro_f1", "loss", "accuracy_gain", "loss_gain")]
+        cells = [_cell(figures, f"{task}/{arm}/{name}") for name in SHOWN]
         print(
             f"{task:12} {arm:28} " + " ".join(f"{cell:>15}" for cell in cells) + f" {averaged:2}/{len(found)} {found[0]['rate']:7.1e}"
             f" {mean['state'] / 1e6:8.1f} ({mean['state_share']:5.1f} %) {mean['bytes'] / 1e6:9.1f} ({mean['bytes_share']:5.1f} %)"

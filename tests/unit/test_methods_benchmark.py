@@ -48,6 +48,24 @@ def test_rows_that_are_reported_do_not_choose_the_version() -> None:
     assert (row["state_share"], row["bytes_share"]) == (25, 10)
 
 
+def test_a_calibrated_head_is_told_beside_what_was_trained() -> None:
+    found = result(0.8, 0.9)
+    assert (row_of(found)["calibrated_accuracy"], row_of(found)["calibrated_loss"]) == (pytest.approx(40), 1.0), "left as it was"
+    found["scores"]["last"]["calibrated"], found["scores"]["average"]["calibrated"] = score(0.9, 0.1), score(0.7, 0.2)
+    row = row_of(found)
+    assert (row["calibrated_accuracy"], row["calibrated_loss"]) == (pytest.approx(70), 0.2), "of the version that is kept"
+    assert (row["accuracy"], row["loss"]) == (pytest.approx(40), 1.0)
+
+
+def test_blocks_of_two_have_as_many_visits_and_as_much_decay() -> None:
+    one, two = (spec_of("sst2", arm, 1e-3, 0, 4) for arm in ("blocks", "blocks of two"))
+    assert (one["schedule"]["cycles"], two["schedule"]["cycles"], two["schedule"]["layers_per_block"]) == (4, 8, 2)
+    assert two["train"]["learning_rate_decay"] ** 2 == pytest.approx(one["train"]["learning_rate_decay"])
+    layers = [f"layers.{i}" for i in range(6)]
+    visits = [sum(len(Reading(spec).round(blocks, AGENTS, n)) for n in range(8)) for spec, blocks in ((one, layers), (two, layers[::2]))]
+    assert visits == [24, 24]
+
+
 def test_language_models_are_compared_by_their_loss() -> None:
     assert better(score(None, 1.0), score(None, 2.0))
     assert better(score(0.9, 2.0), score(0.8, 1.0))
