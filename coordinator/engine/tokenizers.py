@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.engine.tokenizer_samples import ODD, SAMPLES
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import FileRef
-from fedcybgd.shared.files.configuration import ModelUnknown, plain
+from fedcybgd.shared.files.configuration import ModelUnknown, in_a_line, plain
 from fedcybgd.shared.models.tokens import TokenizerUnusable, load_tokenizer
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
@@ -34,6 +37,7 @@ _in_time: set[str] = set()
 MOSTLY = 0.5
 """Share of a script's tokens that are unknown from which the script counts as unknown."""
 OWN_WORDS = 64
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ def import_tokenizer(store: EngineStore, folder: ModelDirectory, config: dict[st
         given = scratch / "given"
         _lay_out(folder, names, settings, config, given)
         _check_time(given)
-        tokenizer = _load(given, folder)
-        kept, notes = _portable(given, scratch, tokenizer, folder)
-        _check_vocabulary(tokenizer, folder)
-        notes += _check_rows(tokenizer, rows, folder)
-        notes += _unknown_scripts(tokenizer)
+        tokenizer = _load(given, folder, _lacking(folder, config, settings))
+        with _telling(folder):
+            kept, notes = _portable(given, scratch, tokenizer, folder)
+            _check_vocabulary(tokenizer, folder)
+            notes += _check_rows(tokenizer, rows, folder)
+            notes += _unknown_scripts(tokenizer)
         files = [FileRef(name=p.name, digest=d, size=s) for p in kept for d, s in [write_blob(store, p.read_bytes())]]
     return Tried(files, notes)
 
@@ -79,9 +84,7 @@ def _settings(folder: ModelDirectory) -> dict[str, Any] | None:
 
 def _names(folder: ModelDirectory, config: dict[str, Any], settings: dict[str, Any] | None) -> list[str]:
     """The files of the directory that transformers would read for the tokenizer. Raises `ModelRefused` where a vocabulary is missing."""
-    classes = _classes(
-        (settings or {}).get("tokenizer_class"), config.get("tokenizer_class"), TOKENIZER_MAPPING_NAMES.get(config["model_type"])
-    )
+    classes = _classes(config, settings)
     of_class = [name for known in classes for name in known.vocab_files_names.values()]
     vocabularies = [n for n in dict.fromkeys([*VOCABULARIES, *of_class, *folder.names("*.model")]) if folder.has(n)]
     without_files = bool(classes) and not classes[0].vocab_files_names  # bytes and characters need no vocabulary
@@ -91,7 +94,15 @@ def _names(folder: ModelDirectory, config: dict[str, Any], settings: dict[str, A
     return [*vocabularies, *(name for name in SETTINGS if folder.has(name))]
 
 
-def _classes(*names: object) -> list[Any]:
+def _lacking(folder: ModelDirectory, config: dict[str, Any], settings: dict[str, Any] | None) -> list[str]:
+    """Of the files that the tokenizer's class reads beside a tokenizer.json, or in its place, those that are not there."""
+    first = next(iter(_classes(config, settings)), None)
+    files = sorted(set(first.vocab_files_names.values()) - {"tokenizer.json"}) if first is not None else []
+    return [] if folder.has("tokenizer.json") else [name for name in files if not folder.has(name)]
+
+
+def _classes(config: dict[str, Any], settings: dict[str, Any] | None) -> list[Any]:
+    names = ((settings or {}).get("tokenizer_class"), config.get("tokenizer_class"), TOKENIZER_MAPPING_NAMES.get(config["model_type"]))
     found = [tokenizer_class_from_name(name) for name in names if isinstance(name, str)]
     return [known for known in found if hasattr(known, "vocab_files_names")]  # AutoTokenizer and the like are no tokenizers
 
@@ -130,7 +141,20 @@ def _check_time(given: Path) -> None:
     _in_time.add(digest)
 
 
-def _load(place: Path, folder: ModelDirectory) -> Any:
+@contextmanager
+def _telling(folder: ModelDirectory) -> Iterator[None]:
+    """Raises as `ModelRefused` whatever the tokenizer ends with at the texts that it is tried at."""
+    try:
+        yield
+    except (FedError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a library of another language ends with errors of its own kinds
+        raise ModelRefused(
+            f"{folder}: its tokenizer fails at a few short texts; perhaps its vocabulary lacks a special token: {in_a_line(error)}"
+        ) from error
+
+
+def _load(place: Path, folder: ModelDirectory, lacking: Sequence[str]) -> Any:
     foreign = not (place / "tokenizer.json").exists() and any(p.suffix == ".model" for p in place.iterdir())
     # Without them transformers takes such a file for another format, or makes a tokenizer that knows nothing.
     if foreign and (missing := [name.removeprefix("google.") for name in NEEDED_TO_CONVERT if not _installed(name)]):
@@ -141,7 +165,8 @@ def _load(place: Path, folder: ModelDirectory) -> Any:
     try:
         return load_tokenizer(place)
     except TokenizerUnusable as error:
-        raise ModelRefused(f"{folder}: {error.message}") from error
+        hint = f"; {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not there" if lacking else ""
+        raise ModelRefused(f"{folder}: {error.message}{hint}") from error
 
 
 def _installed(name: str) -> bool:
@@ -193,9 +218,25 @@ def _check_vocabulary(tokenizer: Any, folder: ModelDirectory) -> None:
             f"a file of its vocabulary is missing ({wanted})",
             tokens=len(tokenizer),
         )
-    own = [tokenizer.convert_tokens_to_string([word]).strip() for word in words[:: max(1, len(words) // OWN_WORDS)]]
+    some = words[:: max(1, len(words) // OWN_WORDS)]
+    own = [tokenizer.convert_tokens_to_string([word]).strip() for word in some]
     if all(_unknown(tokenizer, text) >= 1 for text in (*SAMPLES.values(), *filter(None, own))):
         raise ModelRefused(f"{folder}: its tokenizer takes every text for unknown, also the words of its own vocabulary")
+    longer = [text for word, text in zip(some, own, strict=True) if len(word) > 2 and len(text) > 1 and not BYTE.fullmatch(word)]
+    pieces = set(_pieces(tokenizer, longer)) if longer else set()
+    if pieces and max(map(len, pieces)) == 1:
+        raise ModelRefused(
+            f"{folder}: its tokenizer gives single characters alone, and none of the longer words of its vocabulary: "
+            "how they are put together is missing (merges.txt, or the merges of tokenizer.json), or its class reads another kind of vocabulary"
+        )
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str]) -> Iterator[str]:
+    """The tokens of some texts that are neither special nor a byte."""
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        for token in tokenizer.convert_ids_to_tokens([i for i in ids if i not in tokenizer.all_special_ids]):
+            if not BYTE.fullmatch(token):
+                yield token
 
 
 def _check_rows(tokenizer: Any, rows: int | None, folder: ModelDirectory) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from fedcybgd.coordinator.engine import tokenizers
@@ -260,3 +261,47 @@ def test_a_damaged_vocabulary_is_refused(folder: Path, refused: Any, data: bytes
     (folder / "spm.model").write_bytes(data)
     settings(folder, do_lower_case=False)
     assert str(folder) in refused("deberta-v2")
+
+
+def byte_pairs(folder: Path) -> None:
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator([" ".join(WORDS)] * 30, vocab_size=330, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    made.save_model(str(folder))
+
+
+@pytest.mark.parametrize("absent", ["merges.txt", "vocab.json"])
+def test_half_a_vocabulary_is_refused_and_the_other_half_named(folder: Path, add: Any, refused: Any, absent: str) -> None:
+    byte_pairs(folder)
+    assert add("roberta").notes == ["its tokenizer was converted to a tokenizer.json"]
+    (folder / absent).unlink()
+    assert f"{absent} is not there" in refused("roberta")
+
+
+@pytest.mark.parametrize("merges", ["", "#version: 0.2\n"])
+def test_a_vocabulary_without_its_merges_is_refused(folder: Path, refused: Any, merges: str) -> None:
+    byte_pairs(folder)
+    (folder / "merges.txt").write_text(merges)
+    assert "none of the longer words of its vocabulary" in refused("roberta")
+
+
+def test_so_is_a_tokenizer_json_without_them(folder: Path, add: Any, refused: Any) -> None:
+    byte_pairs(folder)
+    (folder / "config.json").write_text('{"model_type": "roberta"}')
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    assert add("roberta").files
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"model": values["model"] | {"merges": []}}))
+    assert "none of the longer words of its vocabulary" in refused("roberta")
+
+
+@pytest.mark.parametrize("lines", ["", "<html>\n</html>\n", "[PAD]\n[CLS]\n[SEP]\nalpha\n"])
+def test_a_vocabulary_without_the_unknown_word_is_refused_in_words(folder: Path, refused: Any, lines: str) -> None:
+    (folder / "vocab.txt").write_text(lines)
+    assert str(folder) in refused("bert")
+
+
+def test_so_is_one_without_the_tokens_of_its_class(folder: Path, refused: Any) -> None:
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nL\nA\n")
+    settings(folder, tokenizer_class="EsmTokenizer")
+    assert "perhaps its vocabulary lacks a special token" in refused("esm")
