@@ -11,7 +11,13 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 64 << 20
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OTHERS = {
+    "*.gguf": "for llama.cpp: add the checkpoint that it was made of", "*.onnx": "of ONNX: add the checkpoint that it was made of",
+    "*.h5": "of TensorFlow: transformers before 5 loads it with from_tf=True", "*.msgpack": "of Flax: transformers before 5 loads it with from_flax=True",
+    "*.npz": "of NumPy: add the checkpoint that it was made of", "*.ot": "of Rust: add the checkpoint that it was made of",
+}  # fmt: skip
+"""Weights in formats that are not read here, and what to do"""
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -42,9 +48,13 @@ def read_checkpoint(folder: ModelDirectory, named: object = None) -> dict[str, S
     return sources
 
 
-def _files(folder: ModelDirectory, named: object) -> list[str]:
+def refuse_adapter(folder: ModelDirectory) -> None:
     if adapters := [name for name in ADAPTERS if folder.has(name)]:
         raise ModelRefused(f"{folder} is or has an adapter ({adapters[0]}): merge it first (merge_and_unload of peft), and add the result")
+
+
+def _files(folder: ModelDirectory, named: object) -> list[str]:
+    refuse_adapter(folder)
     if isinstance(named, str):
         return _listed(folder, named) if named.endswith(".index.json") else [named]
     if folder.has(WEIGHTS):
@@ -57,8 +67,12 @@ def _files(folder: ModelDirectory, named: object) -> list[str]:
         return sorted(shards)
     if found:
         raise ModelRefused(f"{folder} has {', '.join(found[:3])}, but neither {WEIGHTS} nor {INDEX} to say that these are all its weights")
-    pickled = folder.names(*PICKLES)
-    hint = f" ({', '.join(pickled[:3])} are pickles, which can run code and are refused)" if pickled else ""
+    if pickled := folder.names(*PICKLES):
+        hint = f" ({', '.join(pickled[:3])} {'is a pickle' if len(pickled) == 1 else 'are pickles'}, which can run code and are refused)"
+    elif others := [(name, what) for pattern, what in OTHERS.items() for name in folder.names(pattern)]:
+        hint = f" ({others[0][0]} is {others[0][1]})"
+    else:
+        hint = ""
     raise ModelRefused(f"{folder} has no .safetensors weights{hint}; save the model with save_pretrained(safe_serialization=True)")
 
 

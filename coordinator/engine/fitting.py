@@ -20,6 +20,13 @@ from fedcybgd.shared.models.families import base_prefix, canonical
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of, tasks_of
 
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+OF_QUANTIZED = frozenset(
+    {
+        "qweight", "qzeros", "scales", "g_idx", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv", "weight_packed",
+        "weight_zero_point", "input_scale",
+    }
+)  # fmt: skip
+"""Last parts of names in checkpoints of GPTQ, AWQ, bitsandbytes, compressed-tensors and the like"""
 BUFFERS = frozenset({"inv_freq", "position_ids", "token_type_ids", "masked_bias", "causal_mask"})
 """Last parts of names that older versions saved what a model computes for itself under."""
 
@@ -71,7 +78,13 @@ def fit(config: dict[str, Any], checkpoint: Mapping[str, Source]) -> Fitted:
     left_out = _LeftOut(candidates)
     unknown = [raw for raw in checkpoint if raw in unexpected and not left_out.may_have(raw, checkpoint[raw])]
     if best.faults or unknown:
-        problems = [*_wrapped(checkpoint), *_report("unknown", unknown), *_report("missing", best.missing), *_report("wrong", best.wrong)]
+        problems = [
+            *_wrapped(checkpoint),
+            *_quantized(checkpoint),
+            *_report("unknown", unknown),
+            *_report("missing", best.missing),
+            *_report("wrong", best.wrong),
+        ]
         raise ModelRefused(
             f"the checkpoint does not fit {type(best.model).__name__}: {'; '.join(problems)}",
             unknown=unknown[:50],
@@ -203,6 +216,12 @@ def _wrapped(checkpoint: Iterable[str]) -> list[str]:
         for prefix, wrapper in WRAPPERS.items()
         if names and all(name.startswith(prefix) for name in names)
     ]
+
+
+def _quantized(checkpoint: Mapping[str, Source]) -> list[str]:
+    """What tensors say that only a quantized checkpoint has, whatever its configuration says."""
+    marks = [raw for raw, source in checkpoint.items() if raw.rpartition(".")[2] in OF_QUANTIZED or source.tensor.dtype.startswith("F8_")]
+    return [f"it looks quantized ({marks[0]}): add the original one, whose weights are floats"] if marks else []
 
 
 def _report(what: str, names: Iterable[str]) -> list[str]:

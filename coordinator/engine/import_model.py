@@ -8,7 +8,7 @@ import torch
 
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
 from fedcybgd.coordinator.domain.model_blocks import StoredBlock, TensorShape
-from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint
+from fedcybgd.coordinator.engine.checkpoint import Source, read_checkpoint, refuse_adapter
 from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.given import given
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
@@ -58,7 +58,10 @@ def _imported(store: EngineStore, folder: ModelDirectory) -> ImportResult:
 
 def _found_config(folder: ModelDirectory) -> dict[str, Any]:
     if not folder.has("config.json"):
-        raise ModelRefused(f"{folder} has no config.json: it is no model directory")
+        refuse_adapter(folder)
+        inside = folder.directories_with("config.json")
+        hint = f"; {', '.join(inside[:3])} inside it {'has' if len(inside) == 1 else 'have'} one: add that" if inside else ""
+        raise ModelRefused(f"{folder} has no config.json: it is no model directory{hint}")
     return folder.json("config.json")
 
 

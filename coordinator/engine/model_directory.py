@@ -10,13 +10,14 @@ from fedcybgd.coordinator.engine.shards import write_blob
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.files.configuration import in_a_line
+from fedcybgd.shared.files.stand_ins import HEAD, pointer, stand_in
 
 MIB = 1 << 20
 LARGEST_CONFIG = 16 * MIB
 LARGEST_TEXT = 128 * MIB
 """of a tokenizer's file: the largest that are published have about 60 MiB"""
 NO_FILES = ("/proc", "/sys", "/dev")
-POINTER = b"version https://git-lfs.github.com/spec/"
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -49,6 +50,12 @@ class ModelDirectory:
         """What lies in the directory under names that match, sorted; it may be anything but a directory."""
         return sorted({p.name for pattern in patterns for p in self.path.glob(pattern) if not p.is_dir()})
 
+    def directories_with(self, name: str) -> list[str]:
+        """The directories inside it that have a file called `name`, sorted: one level down, or where the hub's cache has snapshots."""
+        return sorted(
+            str(p.parent.relative_to(self.path)) for pattern in (f"*/{name}", f"snapshots/*/{name}") for p in self.path.glob(pattern)
+        )
+
     def has(self, name: str) -> bool:
         place = self.path / name
         return place.is_symlink() or place.exists()
@@ -70,8 +77,8 @@ class ModelDirectory:
         if not stat.S_ISREG(what.st_mode):
             raise ModelRefused(f"{self.place(name)} is no regular file")
         with real.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise ModelRefused(f"{self.place(name)} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
+            if (what_else := pointer(file.read(HEAD))) is not None:
+                raise ModelRefused(f"{self.place(name)} is {what_else}")
         return real
 
     def text(self, name: str, most: int = LARGEST_TEXT) -> bytes:
@@ -83,10 +90,16 @@ class ModelDirectory:
             return file.read(most)
 
     def json(self, name: str, most: int = LARGEST_CONFIG) -> dict[str, Any]:
+        text = self.text(name, most)
         try:
-            value = json.loads(self.text(name, most))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ModelRefused(f"{self.place(name)} is no JSON") from error
+            what = (
+                (stand_in(text[:HEAD]) if not text.lstrip().startswith((b"{", b"[")) else in_a_line(error))
+                if text.strip()
+                else "it is empty"
+            )
+            raise ModelRefused(f"{self.place(name)} is no JSON{f': {what}' if what else ''}") from error
         if not isinstance(value, dict):
             raise ModelRefused(f"{self.place(name)} is no JSON object")
         return value
@@ -101,6 +114,10 @@ def locate(source: str) -> ModelDirectory:
     path = Path(source).expanduser()
     if path.is_dir():
         return ModelDirectory(path)
+    if path.is_file():
+        raise ModelRefused(
+            f"{source} is a file: give the directory that it lies in, unpacked, with config.json and the tokenizer beside the weights"
+        )
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ModelRefused(f"{source} is no directory on the coordinator's machine, and no hub id (owner/name)")
     try:

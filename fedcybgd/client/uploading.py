@@ -1,6 +1,5 @@
 """Sends the files of a model's directory, each from where the coordinator says that it goes on."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,23 +9,11 @@ from pydantic import ValidationError
 
 from fedcybgd.client.connection import Connection, segment
 from fedcybgd.client.errors import AnswerInvalid, BodyLimited, CoordinatorAway, FileUnusable, Refused
+from fedcybgd.client.model_files import files_of
 from fedcybgd.shared.contract.assignments import UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
-from fedcybgd.shared.contract.model_uploads import (
-    CONFIG,
-    NO_TOKENIZER,
-    TEXTS,
-    TOKENIZER,
-    WEIGHTS,
-    WITHOUT_VOCABULARY,
-    ModelFile,
-    ModelFileView,
-    ModelUploadRequest,
-    ModelUploadView,
-    reads_rows,
-)
+from fedcybgd.shared.contract.model_uploads import ModelFile, ModelFileView, ModelUploadRequest, ModelUploadView
 
-WHOLE = f"model{WEIGHTS}"
 PIECE = 16 << 20
 """Bytes of one request: what a proxy holds back until it has all of it is sent again after a cut."""
 SMALLEST = 16 << 10
@@ -79,32 +66,6 @@ def announced(directory: Path, name: str, told: Told) -> ModelUploadRequest:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise FileUnusable(f"{directory} cannot be uploaded as {name!r}: {where}: {problem['msg']}") from error
-
-
-def files_of(directory: Path) -> list[Path]:
-    """Configuration, tokenizer, and the weights that transformers would load; nothing of directories below. Raises `FileUnusable`."""
-    if not directory.is_dir():
-        raise FileUnusable(f"there is no directory {directory}")
-    found = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".") and path.stat().st_size)
-    texts = [path for path in found if path.suffix in TEXTS]
-    weights = [path for path in found if path.suffix == WEIGHTS]
-    if not any(path.name == CONFIG for path in texts):
-        raise FileUnusable(f"{directory} has no {CONFIG}: it is no model's directory")
-    if not weights:
-        raise FileUnusable(f"{directory} has no *{WEIGHTS}; save the model with save_pretrained(safe_serialization=True)")
-    if not reads_rows((path.name for path in texts), _needs_vocabulary(directory / TOKENIZER)):
-        raise FileUnusable(f"{directory}: {NO_TOKENIZER}")
-    return texts + [path for path in weights if path.name == WHOLE] if any(path.name == WHOLE for path in weights) else texts + weights
-
-
-def _needs_vocabulary(settings: Path) -> bool:
-    """Whether these settings name a tokenizer that has a vocabulary; where they name none, or cannot be read, the coordinator sees."""
-    try:
-        said = json.loads(settings.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    named = said.get("tokenizer_class") if isinstance(said, dict) else None
-    return isinstance(named, str) and named not in WITHOUT_VOCABULARY
 
 
 def send(connection: Connection, directory: Path, view: ModelUploadView, told: Told) -> None:

@@ -84,7 +84,10 @@ def _plain(value: Any, path: str) -> Any:
         for name, inner in value.items():
             where = f"{path}.{name}".lstrip(".")
             if name == "auto_map":
-                raise ModelUnknown(f"this model needs code of its own ({where} in config.json), and foreign code is never run")
+                raise ModelUnknown(
+                    f"this model needs code of its own ({where} in config.json), and foreign code is never run; "
+                    "where transformers has a class of its own for this model_type, auto_map can be taken out of the file"
+                )
             _check_size(name, inner, where)
             if name not in MACHINE_FIELDS and name not in OF_ONE_CALL:
                 result[name] = _plain(inner, where)

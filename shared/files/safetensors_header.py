@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedcybgd.shared.contract.errors import HeaderError
+from fedcybgd.shared.files.stand_ins import HEAD, stand_in
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -74,11 +75,17 @@ def read_header(path: Path) -> Header:
 
 
 def header_of(file: BinaryIO, name: str, most: int = MAX_HEADER) -> Header:
-    """As `read_header`, of an open file; a header of more than `most` bytes is not parsed."""
+    """As `read_header`, of an open file; a header of more than `most` bytes is not parsed. What is no safetensors file is called what it is."""
     size = file.seek(0, SEEK_END)
     file.seek(0)
-    length = _length(file.read(8), size, name, most)
-    return _whole(parse_header(file.read(length), name), size, name)
+    try:
+        length = _length(file.read(8), size, name, most)
+        return _whole(parse_header(file.read(length), name), size, name)
+    except HeaderError as error:
+        file.seek(0)
+        if (what := stand_in(file.read(HEAD))) is not None:
+            raise HeaderError(f"{name} is no safetensors file: it is {what}") from error
+        raise
 
 
 def first_header(chunks: Iterable[bytes], name: str, most: int = MAX_HEADER, size: int | None = None) -> Header:

@@ -18,6 +18,7 @@ from fedcybgd.shared.files.answers import stored_answers
 from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import NUMBER, Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
+from fedcybgd.shared.files.stand_ins import HEAD, PACKED, other_format, pointer
 from fedcybgd.shared.files.table_format import Format, TableFormat
 from fedcybgd.shared.files.text_rows import csv_rows, csv_top, jsonl_rows
 
@@ -27,6 +28,13 @@ SUFFIXES: dict[str, Format] = {
     ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 OPEN_ENDED_FIELDS = ("prompt",)
+NOT_READ = {
+    **dict.fromkeys((".zst", ".bz2", ".xz", ".zip", ".7z"), "unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV"),
+    **dict.fromkeys((".arrow", ".feather"), "save it as Parquet"),
+    ".json": "of .jsonl each line is an object by itself",
+}
+"""Suffixes of files that people have, and what to do"""
 PLAIN = re.compile(r"[A-Za-z_][\w -]*")
 """What YAML takes for text as it stands"""
 LOOKED_AT = 1000
@@ -65,8 +73,9 @@ def format_of(path: Path) -> Format:
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]]
+    how = next((f"; {what}" for suffix, what in NOT_READ.items() if path.name.lower().endswith(suffix)), "")
     raise DataError(
-        f"cannot tell the format of {path.name}: name it {', '.join(SUFFIXES)} (.gz may follow), or set `format`",
+        f"cannot tell the format of {path.name}: name it {', '.join(SUFFIXES)} (.gz may follow), or set `format`{how}",
         path=path.name,
     )
 
@@ -78,6 +87,7 @@ def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[st
     """
     how = how or TableFormat()
     with _readable(path):
+        _check_is_itself(path, how)
         match how.format or format_of(path):
             case "csv":
                 yield from csv_rows(path, how)
@@ -85,6 +95,19 @@ def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[st
                 yield from jsonl_rows(path, how)
             case "parquet":
                 yield from parquet_rows(path, columns)
+
+
+def _check_is_itself(path: Path, how: TableFormat) -> None:
+    """Raise `DataError` for a pointer, a page or another format under the name of a data file: its reader would only say where it failed."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    found = pointer(head)
+    if found is None and (how.format or format_of(path)) != "parquet" and path.suffix.lower() != ".gz":
+        found = other_format(head)
+        if found == PACKED:
+            found += "; name it .gz"
+    if found is not None:
+        raise DataError(f"{path.name} is {found}", path=str(path))
 
 
 @contextmanager
@@ -100,6 +123,9 @@ def _readable(path: Path) -> Iterator[None]:
 def _columns(path: Path, how: TableFormat) -> list[str] | None:
     """The names of a file's columns, of JSON Lines those of the first row; None where there is no row."""
     kind = (how.format or format_of(path)) if path.is_file() else None
+    if kind is not None:
+        with _readable(path):
+            _check_is_itself(path, how)
     if kind == "parquet":
         return parquet_columns(path)
     if kind == "csv":

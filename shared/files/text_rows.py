@@ -125,10 +125,27 @@ def jsonl_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
             raise _undecodable(path, f"line {number}", encoding, line=number)
         if not line.strip():
             continue
+        whole = (
+            "; each line must be an object by itself, and the file no list of them" if number == 1 and line.lstrip().startswith("[") else ""
+        )
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
+        except Twice as error:
+            raise DataError(f"{path.name} line {number} names {error.args[0]!r:.80} twice", path=str(path), line=number) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path.name} line {number} is no JSON: {error}", path=str(path), line=number) from error
+            raise DataError(f"{path.name} line {number} is no JSON: {error}{whole}", path=str(path), line=number) from error
         if not isinstance(row, dict):
-            raise DataError(f"{path.name} line {number} is no JSON object", path=str(path), line=number)
+            raise DataError(f"{path.name} line {number} is no JSON object{whole}", path=str(path), line=number)
         yield row
+
+
+class Twice(ValueError):
+    """A key that an object has twice: which of the two values is meant nobody knows."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise Twice(next(name for name in names if names.count(name) > 1))
+    return row

@@ -89,7 +89,7 @@ def replaced(name: str, text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
     [
-        (no_safetensors, "model_refused", "pytorch_model.bin are pickles"),
+        (no_safetensors, "model_refused", "pytorch_model.bin is a pickle"),
         (config(auto_map={"AutoModel": "evil.Model"}), "model_refused", "auto_map"),
         (config(quantization_config={"bits": 4}), "model_refused", "quantized"),
         (config(model_type="nobody-knows-this"), "model_unknown", "nobody-knows-this"),

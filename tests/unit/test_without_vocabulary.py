@@ -7,14 +7,16 @@ import pytest
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from fedcybgd.client.errors import FileUnusable
-from fedcybgd.client.uploading import files_of
+from fedcybgd.client.model_files import files_of
 from fedcybgd.coordinator.domain.model_files import check
 from fedcybgd.shared.contract.model_uploads import TOKENIZER, WITHOUT_VOCABULARY, ModelFile
+from fedcybgd.shared.files.safetensors_header import pack_header
 
 
 def directory(place: Path, settings: str) -> list[str]:
-    for name, text in (("config.json", "{}"), ("model.safetensors", "weights"), ("added_tokens.json", "{}"), (TOKENIZER, settings)):
+    for name, text in (("config.json", "{}"), ("added_tokens.json", "{}"), (TOKENIZER, settings)):
         (place / name).write_text(text)
+    (place / "model.safetensors").write_bytes(pack_header([]))
     return [path.name for path in files_of(place)]
 
 
