@@ -146,7 +146,7 @@ def look_at_step(world: World, before: Rows, after: Rows, what: Event, answer: A
         known = what[1]
         row, digest = before.assignments[known.assignment], world.delta(before, known)
         mine = (row.state, row.agent, row.attempt) == ("leased", known.agent, known.attempt)
-        received = row.state in ("submitted", "accepted", "rejected")
+        received = row.state in ("submitted", "accepted", "rejected", "undone")  # of which those without a delta were not
         repeated = received and (row.agent, row.attempt, row.delta) == (known.agent, known.attempt, digest)
         taken = not isinstance(answer, Exception)
         assert taken == (mine or repeated), f"a delta is taken from who holds the attempt, and no other: {row} {answer}"
