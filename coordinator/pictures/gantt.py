@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -14,8 +15,10 @@ MOST_LANES = 40
 LEAST = 1.5
 """Width of a phase that is too short to be seen"""
 NOBODY = "nobody yet"
-SHORT = 16
-"""Letters of an agent's name; the whole stands in its title"""
+ROOM = 8.2
+"""Widths of an m that an agent's name may have, where letters are largest: on a phone. The whole name stands in its title"""
+WIDTHS = {**dict.fromkeys("fijlrtI.-", 0.42), **dict.fromkeys("mwMW", 1.0), **dict.fromkeys("ABCDEFGHJKLNOPQRSTUVXYZ", 0.75)}
+"""Of letters in a wide font, where they are far from 0.63"""
 
 At = Callable[[datetime], float]
 """Where a moment stands"""
@@ -44,7 +47,7 @@ def gantt(visits: Sequence[VisitView], failures: Sequence[EventEntry], now: date
         yield from _ticks(begins, ends, at, height)
         for name, number in shown.items():
             y = TOP + LANE * number
-            text = name if len(name) <= SHORT else name[: SHORT - 1] + "…"
+            text = fitted(name)
             yield Markup('<path class="grid" d="M0 {}H{}"/>').format(y + LANE, WIDTH)
             yield Markup('<text x="{}" y="{}" text-anchor="end">{}<title>{}</title></text>').format(LABEL - 8, y + 16, text, name)
         for visit in visits:
@@ -56,6 +59,12 @@ def gantt(visits: Sequence[VisitView], failures: Sequence[EventEntry], now: date
         yield Markup("</svg>")
 
     return Picture(Markup("").join(parts()), len(lanes) - len(shown))
+
+
+def fitted(name: str) -> str:
+    """As much of a name as there is room for."""
+    ends = list(accumulate(WIDTHS.get(letter, 0.63) for letter in name))
+    return name if not ends or ends[-1] <= ROOM else name[: sum(end <= ROOM - 1 for end in ends)] + "…"
 
 
 def _window(visits: Sequence[VisitView], now: datetime) -> tuple[datetime, datetime]:

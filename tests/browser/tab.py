@@ -82,8 +82,9 @@ class Tab:
         ]
 
     def wider_than_a_phone(self) -> list[str]:
-        """What makes a reader scroll sideways; tables and pictures scroll for themselves."""
+        """What makes a reader scroll sideways, also to what a button opens; tables and pictures scroll for themselves."""
         self.page.set_viewport_size(PHONE)
+        self.page.evaluate("document.querySelectorAll('details.sure').forEach(each => { each.open = true })")
         wide = self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
         return list(self.page.evaluate(SPREAD)) or ["the page"] if wide else []
 

@@ -9,7 +9,7 @@ import pytest
 from fedcybgd.coordinator.dashboard.writing import coded, count, long, size
 from fedcybgd.coordinator.pictures.axis import spread, ticks, written
 from fedcybgd.coordinator.pictures.curves import Curve, Level, curves, legend
-from fedcybgd.coordinator.pictures.gantt import MOST_LANES, gantt
+from fedcybgd.coordinator.pictures.gantt import MOST_LANES, fitted, gantt
 from fedcybgd.shared.contract.run_views import EventEntry, PhaseView, VisitView
 
 HOSTILE = "<script>alert('1')</script>\"&"
@@ -51,6 +51,12 @@ def test_names_of_lines_are_not_written_over_each_other() -> None:
     drawn = curves("Loss", [Curve("a", [(0, 2.0), (2, 0.0)])], "rounds", "nats", levels)
     assert re.findall(r'<text class="level"[^>]*>([^<]*)<', drawn) == ["always, before", "head"]
     assert drawn.count('<path class="level"') == 3
+
+
+def test_a_name_is_shortened_by_its_width() -> None:
+    assert [fitted(name) for name in ("berlin", "illinois-3.l", "university-hospital", "W" * 100, "")] == [
+        "berlin", "illinois-3.l", "university-ho…", "WWWWWWW…", "",
+    ]  # fmt: skip
 
 
 def test_a_long_curve_is_a_line_alone() -> None:
