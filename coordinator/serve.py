@@ -193,7 +193,9 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
 
     server.on_ready = answers
 
-    def is_told(_record: logging.LogRecord) -> bool:
+    def is_told(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False  # a request that was cut by the stop: that it was is told, and not where it stood
         return app.state.refused is None  # why it does not start is told once, in a line, by whoever called
 
     logging.getLogger("uvicorn.error").addFilter(is_told)

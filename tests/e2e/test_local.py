@@ -1,8 +1,10 @@
 """Coordinators that a program starts: they end with it, go on where they were, and say why they do not start."""
 
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -41,6 +43,19 @@ def test_it_ends_with_a_program_that_is_killed_and_goes_on_in_the_next(tmp_path:
         assert again.client.health().status == "ok"
         assert again.stop() == 0
     assert again.home.exists()
+
+
+def test_a_request_that_hangs_while_it_stops_is_cut_without_a_traceback(tmp_path: Path) -> None:
+    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT) as coordinator:
+        host, port = coordinator.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as hanging:
+            head = f"PUT /v1/held-out/{'0' * 64}?name=x.jsonl HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {coordinator.key}\r\nContent-Length: 9\r\n\r\n{{"
+            hanging.sendall(head.encode())
+            time.sleep(1)
+            assert coordinator.stop() == 0
+            said = coordinator.log.read_text()
+    assert "Cancel 1 running task" in said
+    assert "Traceback" not in said
 
 
 def test_a_key_that_nobody_told_is_asked_for(tmp_path: Path) -> None:
