@@ -78,7 +78,7 @@ class Connection:
         self._host, self._port = host, port
         self._key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(key))
         self._key_id = key_id(base64.b64encode(self._key.public_key().public_bytes_raw()).decode())
-        self._daemon = daemon_of(key)
+        self.daemon = daemon_of(key)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.wait_s = WAIT_S
         """for how long the next claim is to wait"""
@@ -89,7 +89,7 @@ class Connection:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         head = f"{method} {API}{path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
-        head += f"Connection: keep-alive\r\nUser-Agent: python-httpx/0.28.1\r\n{VERSION}: {SPOKEN}\r\n{DAEMON}: {self._daemon}\r\n"
+        head += f"Connection: keep-alive\r\nUser-Agent: python-httpx/0.28.1\r\n{VERSION}: {SPOKEN}\r\n{DAEMON}: {self.daemon}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{self._signed(method, API + path, b'' if streams else body)}\r\n"
         writer.write(head.encode() + body)
         await writer.drain()

@@ -41,7 +41,7 @@ from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.services.records import keys
-from fedcybgd.shared.contract.agents import DeviceInfo
+from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from tests.support.postgres import PostgresServer
 
 TARGETS = {"cpu_percent": 20, "claim_ms_p99": 100}
@@ -54,13 +54,17 @@ SCHEDULES = {
 }
 
 
-def enrol(database: Database, count: int, called: str = "agent") -> list[str]:
-    """The private keys of `count` agents, made in one transaction; they are known as those that were there before: nothing is new of them."""
+def enrol(database: Database, count: int, called: str = "agent", new: bool = False) -> list[str]:
+    """The private keys of `count` agents, made in one transaction. They are known as those that were there before: nothing is new of them.
+
+    `new`: only their enrolment is known.
+    """
     given = [new_private_key() for _ in range(count)]
     with database.transaction() as session:
         session.add_all(
             Agent(id=keys.new_id("agt"), name=f"{called}-{i:05}", key_hash=signer.key_id, public_key=signer.public_key, state=AgentState.ENROLLED,
-                  device=DeviceInfo(), limits=LIMITS, daemon=daemon_of(key), version="", enrolled_at=utcnow())
+                  device=DeviceInfo(), limits=DeclaredLimits() if new else LIMITS, daemon=None if new else daemon_of(key), version="",
+                  enrolled_at=utcnow())
             for i, (key, signer) in enumerate(zip(given, map(Signer, given), strict=True))
         )  # fmt: skip
     return given
@@ -183,6 +187,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--agents", type=int, default=1000, help="in all (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="how long they are watched idle (default: %(default)s)")
+    parser.add_argument("--new", action="store_true", help="agents of which nothing but their enrolment is known")
     parser.add_argument("--coordinators", type=int, default=1, help="more than one: on PostgreSQL, needs initdb (default: %(default)s)")
     parser.add_argument(
         "--come-a-second", type=float, default=100, help="agents that come to a coordinator at first (default: %(default)s)"
@@ -198,11 +203,11 @@ def main() -> None:
         system.add_model("tiny", banking77.tiny(folder / "tiny"))
         database = Database(settings.get("database_url", f"sqlite:///{system.home / 'coordinator.db'}"))
         stack.callback(database.close)
-        given = enrol(database, options.coordinators * each)
+        given = enrol(database, options.coordinators * each, new=options.new)
         runs = {label: prepare(system, schedule) for label, schedule in SCHEDULES.items()}
         files = deltas(database, next(iter(runs.values())), folder)
         noted = [folder / f"arrivals-{number}.jsonl" for number in range(options.coordinators)]
-        memory = [web.memory_info().rss for web in system.webs]
+        memory, spent, began = [web.memory_info().rss for web in system.webs], sum(map(cpu_of, system.webs)), time.monotonic()
         agents = [
             stack.enter_context(crowd(folder, CrowdRequest(
                 url=one.url, keys=given[number::options.coordinators], deltas=files, arrivals=str(noted[number]), come_a_s=options.come_a_second
@@ -212,8 +217,10 @@ def main() -> None:
         others = {"all agents": lambda: agents} | ({} if server is None else {"database": server.processes})
         watched = Watched(system, others, memory, each)
         wait_until_waiting(system, len(given))
+        came_ms = 1000 * (sum(map(cpu_of, system.webs)) - spent) / len(given)
+        print(f"all wait after {time.monotonic() - began:.0f} s, {came_ms:.2f} ms of the web processes each, load {os.getloadavg()[0]:.1f}")
         percent, kilobytes = watched.for_(options.seconds, "idle")
-        figures = {"agents": len(given), "cpu_percent": percent, "kilobytes_each": kilobytes}
+        figures = {"agents": len(given), "came_ms": came_ms, "cpu_percent": percent, "kilobytes_each": kilobytes}
         if options.coordinators > 1:
             await_nobody(system, database)
             watched.for_(options.seconds, "every claim is let go for a new run")

@@ -5,17 +5,18 @@ import base64
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from anyio import CapacityLimiter, to_thread
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import is_away
 from fedcybgd.coordinator.domain.agent import AgentState, needs_seen
-from fedcybgd.coordinator.services.agents import identity, presence
+from fedcybgd.coordinator.services.agents import arrival, identity, presence
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
 MOST_KNOWN = 100_000
@@ -48,6 +49,15 @@ class Known:
     key_expires_at: datetime | None
 
 
+class _Look:
+    """A look for a key that is under way."""
+
+    def __init__(self) -> None:
+        self.changed: set[str] = set()
+        """ids of agents that have changed since it began"""
+        self.all_changed = False
+
+
 class Attendance:
     """May be used from any thread; `sign_in` from the event loop only."""
 
@@ -58,7 +68,7 @@ class Attendance:
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._hashes: dict[str, str] = {}
         """id → hash of the key"""
-        self._forgotten = 0
+        self._looks: set[_Look] = set()
         self._signs: dict[str, datetime] = {}
         self._written_at = time.monotonic()
 
@@ -80,50 +90,71 @@ class Attendance:
         return known
 
     def _look_up(self, hashed: str) -> Known:
-        forgotten = self._forgotten
-        with self._database.reading() as session:
-            found = identity.look_up(session, hashed)
-        known = Known(
-            found.id,
-            found.name,
-            hashed,
-            found.state == AgentState.ACTIVE,
-            found.limits,
-            found.last_seen_at,
-            found.holds,
-            time.monotonic() + KNOWN_FOR_S,
-            Ed25519PublicKey.from_public_bytes(base64.b64decode(found.public_key)) if found.public_key else None,
-            found.daemon,
-            found.key_expires_at,
-        )
+        look = _Look()
         with self._lock:
-            if forgotten == self._forgotten:  # else it may be of before a revocation
-                self._known[hashed], self._hashes[known.id] = known, hashed
-            while len(self._known) > MOST_KNOWN:
-                _, oldest = self._known.popitem(last=False)
-                self._hashes.pop(oldest.id, None)
-        return known
+            self._looks.add(look)
+        try:
+            with self._database.reading() as session:
+                found = identity.look_up(session, hashed)
+            known = Known(
+                found.id,
+                found.name,
+                hashed,
+                found.state == AgentState.ACTIVE,
+                found.limits,
+                found.last_seen_at,
+                found.holds,
+                time.monotonic() + KNOWN_FOR_S,
+                Ed25519PublicKey.from_public_bytes(base64.b64decode(found.public_key)) if found.public_key else None,
+                found.daemon,
+                found.key_expires_at,
+            )
+            with self._lock:
+                if not look.all_changed and known.id not in look.changed:  # else it may be of before a revocation
+                    self._known[hashed], self._hashes[known.id] = known, hashed
+                while len(self._known) > MOST_KNOWN:
+                    _, oldest = self._known.popitem(last=False)
+                    self._hashes.pop(oldest.id, None)
+            return known
+        finally:
+            with self._lock:
+                self._looks.discard(look)
 
-    def forget(self, agents: Iterable[str]) -> None:
+    def forget(self, agents: Collection[str]) -> None:
         """Look these up again when they come: they were revoked, have another key, or are silent."""
         with self._lock:
-            self._forgotten += 1
-            for agent in agents:
-                self._known.pop(self._hashes.pop(agent, ""), None)
+            self._forget(agents)
+
+    def _forget(self, agents: Collection[str]) -> None:
+        self._have_changed(agents)
+        for agent in agents:
+            self._known.pop(self._hashes.pop(agent, ""), None)
+
+    def _have_changed(self, agents: Collection[str]) -> None:
+        for look in self._looks:
+            look.changed.update(agents)
 
     def forget_all(self) -> None:
         with self._lock:
-            self._forgotten += 1
+            for look in self._looks:
+                look.all_changed = True
             self._known.clear()
             self._hashes.clear()
 
-    def holds(self, agents: Iterable[str]) -> None:
+    def holds(self, agents: Collection[str]) -> None:
         """These have a lease since, wherever it was given: whichever claim of theirs comes here next has to look."""
         with self._lock:
-            self._forgotten += 1
+            self._have_changed(agents)
             for agent in agents:
                 if (known := self._known.get(self._hashes.get(agent, ""))) is not None:
                     known.may_hold = True
+
+    async def come(
+        self, agent: Known, daemon: str | None, limits: DeclaredLimits, clock: Callable[[], datetime], before: Callable[[Session], None]
+    ) -> None:
+        """An agent asks for work of which not all is known: what `arrival.came` says of it is written, and known from then on."""
+        came = await to_thread.run_sync(arrival.came, self._database, agent.id, daemon, limits, clock, before)
+        agent.there, agent.daemon, agent.limits, agent.last_seen_at = True, came.daemon, came.limits, came.last_seen_at
 
     def sign(self, agent: Known, now: datetime) -> None:
         """Note a sign of life; it is written with those of others."""

@@ -15,7 +15,6 @@ from fedcybgd.coordinator.api.responses import errors
 from fedcybgd.coordinator.api.route import DatabaseRoute, ReadDep, WriteDep
 from fedcybgd.coordinator.domain.long_poll import wait_s
 from fedcybgd.coordinator.domain.opening import Claimant
-from fedcybgd.coordinator.services.agents import copies
 from fedcybgd.coordinator.services.path import claim as decide
 from fedcybgd.coordinator.services.path import lease, receive, serve, submit
 from fedcybgd.coordinator.services.path import renew as renewals
@@ -64,15 +63,16 @@ async def claim(
     response.headers[OFFERS] = offers
     deadline = asyncio.get_running_loop().time() + wait
     spend = signed.spender(request)
-    if daemon is not None and daemon != agent.daemon:
-        await run_in_threadpool(copies.came, database, agent.id, daemon, now, spend)
-        agent.daemon = daemon
-    await attendance.sign_in(agent, now())
+    other_limits = body.limits != agent.limits
+    if other_limits or (daemon is not None and daemon != agent.daemon):
+        await attendance.come(agent, daemon, body.limits, now, spend)
+    else:
+        await attendance.sign_in(agent, now())
     if waiting.stale:
         await waiting.refresh()
     speaks = read(request.headers.get(VERSION))
     place = waiting.enter(Claimant(agent.id, agent.name, body, speaks))
-    look = agent.may_hold or agent.limits != body.limits or waiting.has_something_for(place, patient=wait > 0)
+    look = agent.may_hold or agent.limits != body.limits or waiting.has_something_for(place, patient=wait > 0, anew=other_limits)
     failed = False
     try:
         while True:

@@ -105,11 +105,15 @@ class WaitingRoom:
     def holds(self, place: WaitingClaim) -> bool:
         return self._places.get(place.claimant.id) is place
 
-    def has_something_for(self, place: WaitingClaim, patient: bool) -> bool:
-        """Whether a look in the database may be worth it. `patient`: it can wait until another has looked that is asked already."""
+    def has_something_for(self, place: WaitingClaim, patient: bool, anew: bool = False) -> bool:
+        """Whether a look in the database may be worth it.
+
+        `patient`: it can wait until another has looked that is asked already. `anew`: what it was asked before it may take now.
+        """
         for standing in self._standing.values():
             opening = standing.opening
-            if standing.resting or place.claimant.id in standing.asked or not opening.is_for(place.claimant):
+            was_asked = place.claimant.id in standing.asked
+            if ((standing.resting or was_asked) and not (was_asked and anew)) or not opening.is_for(place.claimant):
                 continue
             if standing.asking in (None, place):
                 standing.asking = place

@@ -2,13 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import select, update
 
 from fedcybgd.coordinator.attendance import KNOWN_FOR_S
 from fedcybgd.coordinator.db.base import utcnow
@@ -21,6 +20,7 @@ from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
 from fedcybgd.shared.contract.words import WAIT
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
+from tests.support.statements import statements
 from tests.support.visits import Hand, last_visit, refused, run_file
 
 POLLS = 5
@@ -37,22 +37,6 @@ def modelled(quiet: LiveCoordinator, bert: Path) -> LiveCoordinator:
     """The same, with a model."""
     quiet.add_model("bert", bert)
     return quiet
-
-
-@contextmanager
-def statements(live: LiveCoordinator) -> Iterator[list[str]]:
-    """What is asked of the database meanwhile."""
-    found: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if not threading.current_thread().name.startswith(("lane-", "job-leases", "beating")):  # the engine looks for work by itself
-            found.append(statement)
-
-    event.listen(live.database.engine, "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        event.remove(live.database.engine, "before_cursor_execute", note)
 
 
 def sweep(live: LiveCoordinator) -> None:
@@ -187,6 +171,27 @@ def test_what_is_looked_up_while_a_key_is_revoked_is_not_kept(quiet: LiveCoordin
     claim.join(10)
     monkeypatch.undo()
     refused(hand.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
+
+
+def test_what_is_looked_up_while_others_change_is_kept(quiet: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands who come at once would look each other up again and again."""
+    from fedcybgd.coordinator.services.agents import identity
+
+    hand, gone, look_up = Hand(quiet), Hand(quiet), identity.look_up
+    quiet.app.state.attendance.forget([_id_of(quiet, hand)])
+
+    def meanwhile(*arguments: object) -> identity.Identity:
+        found = look_up(*arguments)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        quiet.operator.post(f"/agents/{gone.name}/revoke")
+        return found
+
+    monkeypatch.setattr(identity, "look_up", meanwhile)
+    with statements(quiet) as found:
+        hand.claim("*")
+        hand.claim("*")
+    assert len([s for s in found if "WHERE agent.key_hash" in s]) == 1, found
+    refused(gone.http.post("/assignments/claim", params={"wait": 0}, json={}), 403, "agent_revoked")
 
 
 def test_a_key_is_looked_up_again_after_a_while(quiet: LiveCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from fedcybgd.coordinator.db.base import Database, utcnow
-from fedcybgd.coordinator.db.models import Agent, Assignment, Run
-from fedcybgd.coordinator.services.agents import copies
+from fedcybgd.coordinator.db.models import Agent, Assignment, Readiness, Run
+from fedcybgd.coordinator.services.agents import arrival
 from fedcybgd.coordinator.services.records import manifests
 from fedcybgd.coordinator.services.upkeep import quarantine
 from fedcybgd.shared.contract.agents import DeclaredLimits, DeviceInfo
@@ -47,11 +47,29 @@ def test_an_agent_is_let_out_of_quarantine_and_comes_anew_while_its_rows_are_wri
         referring.execute(text("SELECT 1 FROM agent FOR KEY SHARE"))
         with impatient.transaction() as session:
             quarantine.end(session, utcnow())
-        copies.came(impatient, "agt_1", "a" * 16, utcnow, lambda _: None)
+        arrival.came(impatient, "agt_1", "a" * 16, DeclaredLimits(), utcnow, lambda _: None)
     with impatient.reading() as session:
         agent = session.get_one(Agent, "agt_1")
         assert agent.quarantined_until is None
         assert agent.daemon == "a" * 16
+
+
+def test_an_agent_that_was_passed_over_comes_while_its_run_is_held(impatient: Database) -> None:
+    """Rows of runs are locked before those of agents: whoever comes locks itself, and leaves its run to its claim."""
+    small, large = DeclaredLimits(memory_bytes=1), DeclaredLimits(memory_bytes=2)
+    with impatient.transaction() as session:
+        session.add_all(
+            Agent(id=f"agt_{n}", name=f"{n}", key_hash=f"{n}" * 64, state="active", device=DeviceInfo(), version="1", limits=small,
+                  enrolled_at=utcnow())
+            for n in range(2)
+        )  # fmt: skip
+        session.execute(text("SET LOCAL session_replication_role = replica"))  # there is no run that it refers to
+        session.add(Readiness(agent_id="agt_0", run_id="run_1", fits=None, exact=False, refused=["asg_1"], at=utcnow()))
+    with impatient.transaction() as acting:
+        acting.execute(text("LOCK TABLE run"))
+        passed_over, other = (arrival.came(impatient, f"agt_{n}", "a" * 16, large, utcnow, lambda _: None) for n in range(2))
+    assert (passed_over.limits, other.limits) == (small, large)
+    assert passed_over.daemon == other.daemon == "a" * 16
 
 
 def test_a_run_that_somebody_holds_holds_up_no_other(postgres: PostgresServer, bert: Path, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.parts import Parts, local
 from fedcybgd.coordinator.services.path import claim
 from fedcybgd.coordinator.services.path.lease import Leased
+from fedcybgd.coordinator.services.upkeep import silence
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.agents import ClaimRequest
+from fedcybgd.shared.contract.words import DAEMON
 from tests.support.engines import EngineThread
 from tests.support.live import LiveCoordinator
 from tests.support.memory_store import Memory, MemoryStore, MemoryUploads
@@ -113,6 +115,46 @@ def test_who_may_have_missed_news_lets_everybody_ask_anew_and_believes_nobody(st
     assert time.monotonic() - began < 50, "it was let go"
     assert other.app.state.attendance._known == {}
     wait_for(other.app.state.wakes.listens)
+
+
+def asks(hand: Hand, live: LiveCoordinator, daemon: str, memory: int = 1) -> int:
+    asked = {"runs": ["nothing"], "limits": {"memory_bytes": memory}}
+    return at(hand, live).http.post("/assignments/claim", params={"wait": 0}, json=asked, headers={DAEMON: daemon * 16}).status_code
+
+
+def test_a_daemon_that_came_for_the_first_time_is_known_to_the_other_when_it_asks_there(start: Start) -> None:
+    """It is told nothing: thousands that come at once would be as many notices to everybody."""
+    one, other = start("one"), start("other")
+    hand = Hand(one)
+    at(hand, other).me()
+    assert len(other.app.state.attendance._known) == 1, "as it enrolled: without a daemon"
+    assert asks(hand, one, "a", memory=2) == 204
+    assert asks(hand, other, "a", memory=1) == 204
+    with one.database.reading() as session:
+        assert session.scalars(select(Agent.limits)).one().memory_bytes == 1, "as it said last, wherever"
+    assert asks(hand, one, "a", memory=2) == 204
+    with one.database.reading() as session:
+        assert session.scalars(select(Agent.limits)).one().memory_bytes == 2
+    wait_for(lambda: not other.app.state.attendance._known)
+    assert asks(hand, other, "b", memory=2) == 204
+    wait_for(lambda: not one.app.state.attendance._known)
+    assert asks(hand, one, "a", memory=2) == 409
+
+
+def test_of_agents_that_came_and_are_gone_nobody_keeps_anything(start: Start) -> None:
+    both = start("one"), start("other")
+    hands = [Hand(both[0], seen=False) for _ in range(5)]
+    for hand in hands:
+        for live in both:
+            assert asks(hand, live, "a") == 204
+    assert [len(live.app.state.attendance._known) for live in both] == [5, 5]
+    with both[0].database.transaction() as session:
+        silence.silence(session, utcnow() + timedelta(seconds=1), timedelta())
+    for live in both:
+        kept = live.app.state.attendance
+        wait_for(lambda kept=kept: not kept._known)
+        assert (kept._hashes, kept._looks, kept._signs) == ({}, set(), {})
+        assert len(live.app.state.waiting) == 0
 
 
 def test_what_an_agent_got_from_one_whose_answer_was_lost_it_gets_from_the_other_at_once(start: Start, bert: Path) -> None:

@@ -108,6 +108,20 @@ async def test_who_comes_after_a_commit_sees_what_it_opened(room: Room) -> None:
 
 
 @in_room
+async def test_whose_limits_have_changed_looks_again_for_what_it_did_not_get(room: Room) -> None:
+    await room.opens(opening("asked"), opening("made"), opening("others", meant_for="bob"))
+    ann = room.come("ann")
+    room.look_in_vain(ann, awaited=["made"])
+    room.leave(ann)
+    ann = room.come("ann")
+    assert not room.has_something_for(ann, patient=True)
+    assert room.has_something_for(ann, patient=True, anew=True)
+    cyd = room.come("cyd")
+    await room.opens(opening("made"), opening("others", meant_for="bob"))
+    assert not room.has_something_for(cyd, patient=True, anew=True), "it was asked for nothing, and what is being made is nobody's now"
+
+
+@in_room
 async def test_many_who_come_at_once_share_a_reading(room: Room) -> None:
     before = room.reads
     room.changed()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import exists, select
+from sqlalchemy import bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
@@ -45,20 +45,15 @@ class Identity:
     key_expires_at: datetime | None
 
 
+BY_KEY = select(
+    Agent.id, Agent.name, Agent.state, Agent.limits, Agent.last_seen_at, Agent.daemon,
+    exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id), Agent.public_key, Agent.key_expires_at,
+).where(Agent.key_hash == bindparam("hashed"))  # fmt: skip
+"""Made once: that costs more than asking."""
+
+
 def look_up(session: Session, key_hash: str) -> Identity:
-    holds = exists().where(Assignment.state == AssignmentState.LEASED, Assignment.agent_id == Agent.id)
-    columns = (
-        Agent.id,
-        Agent.name,
-        Agent.state,
-        Agent.limits,
-        Agent.last_seen_at,
-        Agent.daemon,
-        holds,
-        Agent.public_key,
-        Agent.key_expires_at,
-    )
-    row = session.execute(select(*columns).where(Agent.key_hash == key_hash)).one_or_none()
+    row = session.execute(BY_KEY, {"hashed": key_hash}).one_or_none()
     if row is None:
         raise Unauthorized("this needs an agent's key, and this one is not known (any more); enrol with `fedagent enroll`")
     found = Identity(*row)
