@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,14 @@ from fedcybgd.shared.host.machine import cores, memory_total
 
 # Numbers of cards mean the same to nvidia-smi and to torch only in this order.
 CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+OF_WINDOWS = "/usr/lib/wsl/lib"
+"""Where Linux within Windows has nvidia-smi, whatever the PATH of a service is"""
+LISTED = re.compile(r"GPU (\d{1,3}): (.*?)\(UUID")
+PART = re.compile(r"\s+MIG (\S*?(\d{1,4})gb\S*)\s.*\(UUID: (MIG-[^)]+)\)")
+PART_USABLE = 0.9
+"""A part called 1g.5gb has 4,864 MiB, one called 3g.20gb 19,968: 0.95 and 0.975 of it; of a large card less"""
+GONE = ("unknown error", "is lost", "requires reset")
+"""What is said in the place of a card's memory when the driver has lost it: CUDA does not see it either"""
 
 
 class GpuMissing(ConfigError):
@@ -27,6 +36,8 @@ class Card:
     memory_bytes: int | None
     """None: the card has none of its own, and uses the system's"""
     uuid: str = ""
+    number: int = 0
+    """As nvidia-smi counts"""
 
 
 def find_device(wanted: str = "auto", gpu: int | str | None = None) -> DeviceInfo:
@@ -54,43 +65,71 @@ def cards_visible() -> int:
 
 
 def _chosen(gpu: int | str | None) -> Card | None:
-    """The first card that CUDA would see: `gpu` if it is given, else what CUDA_VISIBLE_DEVICES names, else all."""
+    """The first card that CUDA would see: `gpu` if it is given, else what CUDA_VISIBLE_DEVICES names, else all. Of a divided one a part."""
     visible = str(gpu) if gpu is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return next(iter(_cards()), None)
+        return _undivided(next(iter(_cards()), None))
     first = visible.split(",")[0].strip()
-    if first.isdigit():
-        return next(iter(_cards()[int(first) : int(first) + 1]), None)
+    if first.isascii() and first.isdigit():
+        return _undivided(next(iter(_cards()[int(first) : int(first) + 1]), None))
+    if first.startswith("MIG-") and (parts := _parts()):
+        # Drivers take the older way of writing one (its card and two numbers) too, and list the newer one.
+        of_older = parts[:1] if first.startswith("MIG-GPU-") else []
+        return next(iter([part for part in parts if part.uuid.startswith(first)] or of_older), None)
     if first.startswith(("GPU-", "MIG-")):
         cards = _cards(with_uuid=True)
-        # A prefix is enough for CUDA. A part of a card (MIG) is not listed: its card is not known, and the first stands for it.
+        # A prefix is enough for CUDA. A part of a card (MIG) that is not listed is not known, and the first card stands for it.
         named = [card for card in cards if card.uuid.startswith(first)]
-        return next(iter(named or (cards if not any(card.uuid for card in cards) or first.startswith("MIG-") else [])), None)
+        return _undivided(next(iter(named or (cards if not any(card.uuid for card in cards) or first.startswith("MIG-") else [])), None))
     return None  # empty, or no card: CUDA sees none
 
 
+def _undivided(card: Card | None) -> Card | None:
+    """The card itself, or the first of its parts, which is all that CUDA sees of one that is divided (MIG)."""
+    return card and next((part for part in _parts() if part.number == card.number), card)
+
+
 def _cards(with_uuid: bool = False) -> list[Card]:
-    program = shutil.which("nvidia-smi")
+    output = _ask(f"--query-gpu={'uuid,' if with_uuid else ''}name,memory.total", "--format=csv,noheader,nounits")
+    return [card for number, line in enumerate(output.splitlines()) if (card := _card(line, number)) is not None]
+
+
+def _parts() -> list[Card]:
+    """The parts of all cards that are divided, each with the memory that its profile is named after, less what the driver keeps of it."""
+    found, number, name = list[Card](), 0, ""
+    for line in _ask("-L").splitlines():
+        if whole := LISTED.match(line):
+            number, name = int(whole[1]), whole[2].strip()
+        elif part := PART.match(line):
+            found.append(Card(f"{name} MIG {part[1]}", int(int(part[2]) * PART_USABLE * (1 << 30)), part[3], number))
+    return found
+
+
+def _ask(*arguments: str) -> str:
+    """What nvidia-smi says; nothing where it is not there or fails."""
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=OF_WINDOWS)
     if program is None:
-        return []
-    query = [program, f"--query-gpu={'uuid,' if with_uuid else ''}name,memory.total", "--format=csv,noheader,nounits"]
+        return ""
     try:
-        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True, env={**os.environ, **CARD_ORDER}).stdout
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=10, check=True, env={**os.environ, **CARD_ORDER}
+        ).stdout
     except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-    return [card for line in output.splitlines() if (card := _card(line)) is not None]
+        return ""
 
 
-def _card(line: str) -> Card | None:
+def _card(line: str, number: int) -> Card | None:
     """`GPU-1b2c…, NVIDIA H100, 81559`, with or without the first; the last is [N/A] where card and system share their memory."""
     front, comma, last = line.rpartition(",")
     if not comma:
         return None
     uuid, _, name = front.partition(",") if front.strip().startswith(("GPU-", "MIG-")) else ("", "", front)
-    last = last.strip()
-    if last.isdigit():
-        return Card(name.strip(), int(last) << 20, uuid.strip())
-    return Card(name.strip(), None, uuid.strip()) if last.startswith(("[", "N/A")) else None
+    last = last.strip().removesuffix("MiB").strip()
+    if last.isascii() and last.isdigit():
+        return Card(name.strip(), int(last) << 20, uuid.strip(), number)
+    if any(word in last.lower() for word in GONE):
+        return None
+    return Card(name.strip(), None, uuid.strip(), number) if last.startswith(("[", "N/A")) else None
 
 
 def _cpu_name() -> str:

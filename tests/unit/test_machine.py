@@ -129,7 +129,9 @@ CARDS: list[tuple[str, str | None, int | str | None, str, str]] = [
     (UUIDS, None, "GPU-aaaa-1", "cuda", "T400"), (UUIDS, "MIG-1234", None, "cuda", "T400"), (ONE, "GPU-bbbb", None, "cuda", "H100"),
     ("NVIDIA GB10, [N/A]", None, None, "cuda", "GB10"), ("Orin (nvgpu), [N/A]", None, None, "cuda", "Orin"),
     ("NVIDIA Thor, [Not Supported]", "0", None, "cuda", "Thor"), ("NVIDIA, Model X, 100", None, None, "cuda", "Model X"),
-    ("No devices were found", None, None, "cpu", ""), ("", None, None, "cpu", ""),
+    ("No devices were found", None, None, "cpu", ""), ("", None, None, "cpu", ""), ("NVIDIA L4, 100 MiB", None, None, "cuda", "L4"),
+    ("NVIDIA A100, [GPU is lost]", None, None, "cpu", ""), ("NVIDIA A100, [Unknown Error]\n" + ONE, None, None, "cuda", "H100"),
+    (ONE, "²", None, "cpu", ""),
 ]  # fmt: skip
 
 
@@ -144,8 +146,41 @@ def test_the_card_that_training_will_see(
     assert found.kind == kind
     if kind == "cuda":
         assert name in found.name
-        unified = "[" in output
+        unified = "[" in output and "H100" not in found.name
         assert found.accelerator_bytes == (memory_total() if unified else {"T400": 4096, "H100": 81559}.get(name, 100) << 20)
+
+
+PARTS = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa)
+  MIG 1g.5gb      Device  0: (UUID: MIG-1111)
+  MIG 3g.20gb     Device  1: (UUID: MIG-GPU-aaaa/2/0)
+GPU 1: NVIDIA T400 (UUID: GPU-bbbb)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "name", "gib"),
+    [(None, "MIG 1g.5gb", 5), ("0", "MIG 1g.5gb", 5), ("MIG-1111", "MIG 1g.5gb", 5), ("MIG-GPU-aaaa/2/0", "MIG 3g.20gb", 20),
+     ("GPU-aaaa", "MIG 1g.5gb", 5), ("1", "NVIDIA T400", 4), ("MIG-9", None, 0), ("MIG-GPU-cccc/1/0", "MIG 1g.5gb", 5)],
+)  # fmt: skip
+@pytest.mark.parametrize("said", ["40960", "[Insufficient Permissions]"])
+def test_of_a_divided_card_a_part_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str | None, gib: int, said: str
+) -> None:
+    (tmp_path / "parts").write_text(PARTS)
+    first, second = f"NVIDIA A100-SXM4-40GB, {said}", "NVIDIA T400, 4096"
+    (tmp_path / "nvidia-smi").write_text(
+        f"#!/bin/sh\ncase \"$*\" in -L) cat {tmp_path}/parts;; *uuid*) echo 'GPU-aaaa, {first}\nGPU-bbbb, {second}';; "
+        f"*) echo '{first}\n{second}';; esac\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = find_device()
+    assert (found.kind == "cuda") is (name is not None)
+    assert name is None or name in found.name
+    assert found.accelerator_bytes == (4096 << 20 if gib == 4 else int(gib * 0.9 * GIB))
 
 
 def test_a_driver_that_fails_means_no_card(smi: Any) -> None:
