@@ -41,7 +41,8 @@ def ready(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         "--ready-file",
         str(file),
     ]
-    process = subprocess.Popen(command, preexec_fn=few_files, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **ENVIRONMENT, "FEDCOORD_LANES": "none"}
+    process = subprocess.Popen(command, preexec_fn=few_files, env=environment, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: file.exists() and file.read_text())
         yield json.loads(file.read_text())["ready"]

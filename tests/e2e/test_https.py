@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from fedcybgd import Coordinator
-from tests.support.processes import ENVIRONMENT, wait_for
+from tests.support.processes import ENVIRONMENT, NO_JOBS, wait_for
 
 
 def _call(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +33,7 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
         tls_certificate=tmp_path / "cert.pem",
         tls_key=tmp_path / "key.pem",
         environment=ENVIRONMENT,
+        **NO_JOBS,
     ) as started:
         yield started
 

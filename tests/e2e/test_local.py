@@ -12,9 +12,15 @@ import pytest
 
 from fedcybgd import Coordinator, FedError
 from fedcybgd.local.errors import NotStarted, ProcessEnded
-from tests.support.processes import ENVIRONMENT, wait_for
+from tests.support.processes import ENVIRONMENT, NO_JOBS, wait_for
 
-PROGRAM = "import sys, time; from fedcybgd import Coordinator; c = Coordinator.local(sys.argv[1]); print(c.pid, c.url, flush=True); time.sleep(600)"
+PROGRAM = """
+import sys, time
+from fedcybgd import Coordinator
+c = Coordinator.local(sys.argv[1], lanes='none')
+print(c.pid, c.url, flush=True)
+time.sleep(600)
+"""
 
 
 def test_it_ends_with_a_program_that_is_killed_and_goes_on_in_the_next(tmp_path: Path) -> None:
@@ -27,13 +33,13 @@ def test_it_ends_with_a_program_that_is_killed_and_goes_on_in_the_next(tmp_path:
     program.stdout.close()
     wait_for(lambda: not coordinator.is_running() or coordinator.status() == psutil.STATUS_ZOMBIE, limit=90)
 
-    with Coordinator.local(tmp_path / "home", int(url.rsplit(":", 1)[1]), environment=ENVIRONMENT) as again:
+    with Coordinator.local(tmp_path / "home", int(url.rsplit(":", 1)[1]), environment=ENVIRONMENT, **NO_JOBS) as again:
         assert again.url == url
         assert again.client.status().runs == []  # under the key that the first one was given
         assert (again.home / "operator.key").stat().st_mode & 0o077 == 0
         for code, home, port in (("home_taken", again.home, 0), ("cannot_listen", tmp_path / "other", int(url.rsplit(":", 1)[1]))):
             with pytest.raises(NotStarted) as refused:
-                Coordinator.local(home, port)
+                Coordinator.local(home, port, **NO_JOBS)
             assert refused.value.code == code
             assert refused.value.message in refused.value.log
         assert again.kill() == -signal.SIGKILL
@@ -59,16 +65,16 @@ def test_a_request_that_hangs_while_it_stops_is_cut_without_a_traceback(tmp_path
 
 
 def test_a_key_that_nobody_told_is_asked_for(tmp_path: Path) -> None:
-    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT) as first:
+    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT, **NO_JOBS) as first:
         key = first.key
         (first.home / "operator.key").unlink()
         first.stop()
-        with Coordinator.local(tmp_path / "home") as second:
+        with Coordinator.local(tmp_path / "home", **NO_JOBS) as second:
             with pytest.raises(FedError) as unknown:
                 second.token()
             assert unknown.value.code == "operator_key_unknown"
             assert "home/operator.key;" in unknown.value.message, "where the first key is written"
-        with Coordinator.local(tmp_path / "home", key=key) as third:
+        with Coordinator.local(tmp_path / "home", key=key, **NO_JOBS) as third:
             assert third.token().startswith("fct_")
 
 
@@ -79,6 +85,6 @@ def test_what_the_program_does_not_say_is_not_taken_from_its_environment(tmp_pat
         Coordinator.local(tmp_path / "home", threads=1)
     assert wrong.value.code == "settings_invalid"
     assert "FEDCOORD_THREADS" in wrong.value.message
-    with Coordinator.local(tmp_path / "home", log_level="WARNING"):
+    with Coordinator.local(tmp_path / "home", log_level="WARNING", **NO_JOBS):
         assert not (tmp_path / "precious.db").exists()
         assert (tmp_path / "home" / "coordinator.db").exists()

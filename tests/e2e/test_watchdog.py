@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedcybgd import Agent, Coordinator
-from tests.support.processes import ENVIRONMENT
+from tests.support.processes import ENVIRONMENT, NO_JOBS
 
 WITHIN_S = 1.0
 """A sign is given four times in it"""
@@ -77,7 +77,7 @@ def locked(database: Path) -> Iterator[None]:
 def test_signs_are_given_while_there_is_use_in_it_and_no_longer(tmp_path: Path) -> None:
     at_coordinator, at_agent = Listener(tmp_path / "coordinator"), Listener(tmp_path / "agent")
     (rows := tmp_path / "rows.csv").write_text("text,label\na,b\n")
-    with Coordinator.local(tmp_path / "home", environment=at_coordinator.environment, sweep_every_s=0.1) as coordinator:
+    with Coordinator.local(tmp_path / "home", environment=at_coordinator.environment, sweep_every_s=0.1, **NO_JOBS) as coordinator:
         at_coordinator.hears("READY=1")
         at_coordinator.hears_a_sign()
         with locked(coordinator.home / "coordinator.db"):

@@ -108,7 +108,7 @@ def test_a_coordinator_is_served_with_its_schema_and_its_pages(installed: Path, 
     """Migrations, templates and static files are found where the wheel has put them."""
     home, ready = tmp_path / "home", tmp_path / "ready.json"
     command = [str(installed / "fedcoord"), "serve", "--home", str(home), "--port", "0", "--ready-file", str(ready)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"FEDCOORD_LANES": "none"}
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log) as served:
         try:
             url = wait_for(lambda: ready.exists() and json.loads(ready.read_text()))["ready"]["url"]

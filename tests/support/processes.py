@@ -9,6 +9,8 @@ import psutil
 from fedcybgd import Agent, Coordinator
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+NO_JOBS = {"lanes": "none"}
+"""Settings of a coordinator that is never given a job: no engine of it imports torch."""
 
 
 def start_agent(home: Path, name: str, coordinator: Coordinator, data: Path) -> Agent:
