@@ -38,7 +38,11 @@ def asked(live: LiveCoordinator, folder: Path, rows: int = 24, **more: Any) -> d
     return {"evaluate": evaluate, "admission": {"norm_band": None, "gate": "off"}, "calibrate": True, "schedule": {"cycles": 1}, **more}
 
 
-@pytest.mark.parametrize("more", [{}, {"average_versions": {"last": 1, "keep": "average"}}, {"keep_best": True}])
+ENDS = [{}, {"average_versions": {"last": 1, "keep": "average"}}, {"keep_best": True}]
+"""What is calibrated; of the first each database keeps what it is told, the others differ in numbers alone."""
+
+
+@pytest.mark.parametrize("more", [pytest.param(more, marks=[pytest.mark.one_database] if more else []) for more in ENDS])
 def test_a_run_ends_calibrated_and_anybody_can_check_it(
     live: LiveCoordinator, model: str, hand: Hand, tmp_path: Path, more: dict[str, Any]
 ) -> None:
@@ -128,6 +132,7 @@ def test_rounds_that_are_taken_back_meanwhile_are_done_and_calibrated_again(
     assert verify(live.settings, run).rounds == 2
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("rows", [24, 4])
 def test_it_is_left_out_where_it_does_not_help_and_that_is_told(
     live: LiveCoordinator, model: str, hand: Hand, tmp_path: Path, rows: int
