@@ -17,6 +17,7 @@ from fedcybgd.shared.host.bodies import whole
 
 WITHIN_S = 600.0
 """An answer that is not there by then drips."""
+LOGIN = "a page to log in, of a network or a VPN"
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
@@ -69,7 +70,8 @@ def something_else(url: str, status: int, headers: httpx.Headers) -> NotTheCoord
     other = f" It speaks version {speaks} of the protocol, this agent {SPOKEN}." if speaks not in ("", str(SPOKEN)) else ""
     said = f"{url} answered {status}: is it a coordinator?"
     if not other and _asks_to_log_in(url, status, headers):
-        login = " This looks like a page to log in, of a network or a VPN: log in with a browser on this machine, then try again."
+        page = f" Another program's page, if the port is wrong; else {LOGIN}" if 200 <= status < 300 else f" This looks like {LOGIN}"
+        login = f"{page}: log in with a browser on this machine, then try again."
         return LoginPage(f"{said}{login}{leads}", status)
     return NotTheCoordinator(f"{said}{leads}{other}", status)
 

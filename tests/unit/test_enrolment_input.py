@@ -225,7 +225,8 @@ def test_a_login_page_before_the_coordinator_is_told_as_one(
             cli.main()
     error = capsys.readouterr().err
     assert ended.value.code == 1
-    assert error.startswith(f"error: {server.url} answered {page.status}: is it a coordinator? This looks like a page to log in")
+    assert error.startswith(f"error: {server.url} answered {page.status}: is it a coordinator? ")
+    assert "a page to log in, of a network or a VPN" in error
     assert error.endswith("[login_page]\n")
     assert not Home(tmp_path).credentials.exists()
     assert not Home(tmp_path).config.exists()

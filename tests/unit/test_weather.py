@@ -100,6 +100,7 @@ def test_a_page_to_log_in_is_told_as_one(call: str, login: bool, tmp_path: Path)
             CALLS[call](Client(server.url, "fca_x", MINE), tmp_path)
         assert said.value.code == ("login_page" if login else "not_a_coordinator"), answer
         assert ("log in with a browser on this machine" in said.value.message) is login
+        assert ("if the port is wrong" in said.value.message) is (login and answer.status == 200)
         assert said.value.trouble.code == "not_a_coordinator", "what every coordinator knows"
         assert "secret" not in said.value.message
 
