@@ -1,6 +1,6 @@
 """`fedagent`: enrol this machine, test its settings, and work."""
 
-from fedcybgd.shared.host import interrupt
+from fedcybgd.shared.host import interrupt  # noqa: F401 - first, as it says
 
 # isort: split
 
@@ -29,9 +29,8 @@ from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.options import HomeOption, Json, say_json
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.agent.site.command import serve_cache
-from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.host import logs, started
+from fedcybgd.shared.host import logs, program, started
 from fedcybgd.shared.host.addresses import address_of, check_way
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.machine import raise_open_files
@@ -304,15 +303,7 @@ def policy_file(home: HomeOption = None, as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Errors that we know are one line for a person; the rest keep their traceback."""
-    interrupt.heard()
-    try:
-        app()
-    except FedError as error:
-        Terminal(stderr=True).say(f"error: {error.message} [{error.code}]", "red")
-        sys.exit(Exit.FAILED)
-    except KeyboardInterrupt:
-        sys.exit(Exit.INTERRUPTED)
+    program.ended(app)
 
 
 if __name__ == "__main__":

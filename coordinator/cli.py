@@ -1,6 +1,6 @@
 """`fedcoord`: run a coordinator, and steer one over its REST API."""
 
-from fedcybgd.shared.host import interrupt
+from fedcybgd.shared.host import interrupt  # noqa: F401 - first, as it says
 
 # isort: split
 
@@ -36,14 +36,12 @@ from fedcybgd.coordinator.commands import (
 from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
-from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.operators import OperatorRequest
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.starting import Ready, StartReport
 from fedcybgd.shared.contract.views import StatusView
 from fedcybgd.shared.contract.words import problem_in_words
-from fedcybgd.shared.host import imports, started
-from fedcybgd.shared.host.exits import Exit
+from fedcybgd.shared.host import imports, program, started
 from fedcybgd.shared.host.terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -290,15 +288,7 @@ def _say_schema(current: str | None, newest: str | None, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Errors that we know are one line for a person; the rest keep their traceback."""
-    interrupt.heard()
-    try:
-        app()
-    except FedError as error:
-        Terminal(stderr=True).say(f"error: {error.message} [{error.code}]", "red")
-        sys.exit(Exit.FAILED)
-    except KeyboardInterrupt:
-        sys.exit(Exit.INTERRUPTED)
+    program.ended(app)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""How both programs end: errors that we know are one line for a person, the rest keep their traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.host import interrupt
+from fedcybgd.shared.host.exits import Exit
+from fedcybgd.shared.host.terminal import Terminal
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def ended(app: Callable[[], object]) -> None:
+    """Do what the command line says."""
+    interrupt.heard()
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except FedError as error:
+        _fail(f"{error.message} [{error.code}]")
+    except BrokenPipeError:
+        _give_up_output()
+        sys.exit(Exit.FAILED)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        if error.filename is None:
+            _give_up_output()
+        _fail(f"{error.filename or 'standard output'} has no room for what is to be written: {error.strerror} [disk_full]")
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+
+
+def _give_up_output() -> None:
+    """Else Python tries once more at its end, and says so in its own words."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(why: str) -> None:
+    Terminal(stderr=True).say(f"error: {why}", "red")
+    sys.exit(Exit.FAILED)
