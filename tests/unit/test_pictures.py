@@ -6,11 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fedcybgd.coordinator.dashboard.browser import templates
 from fedcybgd.coordinator.dashboard.writing import coded, count, long, size
 from fedcybgd.coordinator.pictures.axis import spread, ticks, written
 from fedcybgd.coordinator.pictures.curves import Curve, Level, curves, legend
 from fedcybgd.coordinator.pictures.gantt import MOST_LANES, fitted, gantt
 from fedcybgd.shared.contract.run_views import EventEntry, PhaseView, VisitView
+from fedcybgd.shared.contract.views import EvaluationView
 
 HOSTILE = "<script>alert('1')</script>\"&"
 T = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -51,6 +53,14 @@ def test_names_of_lines_are_not_written_over_each_other() -> None:
     drawn = curves("Loss", [Curve("a", [(0, 2.0), (2, 0.0)])], "rounds", "nats", levels)
     assert re.findall(r'<text class="level"[^>]*>([^<]*)<', drawn) == ["always, before", "head"]
     assert drawn.count('<path class="level"') == 3
+
+
+def test_the_score_of_the_model_that_a_run_ended_with_is_none_of_its_last_round() -> None:
+    said = templates.env.get_template("macros.html").module.anchored  # type: ignore[attr-defined]
+    last = EvaluationView(after_rounds=26, created_at=T, rows=9, tokens=9, seconds=1.0, loss=0.25, accuracy=0.97)
+    assert "after 26 rounds" in said(None, last)
+    assert "as it ended" in said(None, last, None, True)
+    assert "after" not in said(None, last, None, True)
 
 
 def test_a_name_is_shortened_by_its_width() -> None:
