@@ -109,4 +109,8 @@ def problem_in_words(problem: Any) -> str:
         return f"a name has {NAME_CHARACTERS}"
     if problem["type"] == "too_short":
         return f"has {problem['ctx']['actual_length'] or 'nothing'} in it, and needs at least {problem['ctx']['min_length']}"
+    if problem["type"] == "json_invalid":
+        return f"is no JSON: {problem['ctx']['error']}"
+    if problem["type"] == "model_attributes_type":  # of a body that FastAPI has not read as JSON, too
+        return "must be an object of JSON, sent with Content-Type: application/json"
     return str(problem["msg"]).removeprefix("Value error, ")

@@ -21,7 +21,7 @@ from tests.integration.test_signatures import again, enrolled, signed
 from tests.integration.test_who_may import TABLE
 from tests.support.browser import browser, sent
 from tests.support.live import OFTEN, LiveCoordinator
-from tests.support.visits import Hand, refused, wire
+from tests.support.visits import Hand, operator, refused, wire
 
 MUCH = 400 << 20
 
@@ -70,6 +70,13 @@ def test_a_stranger_is_answered_before_the_body_is_sent(live: LiveCoordinator, p
 )
 def test_what_a_wrong_key_hears_is_of_the_kind_that_it_is(live: LiveCoordinator, key: str, said: str) -> None:
     assert said in refused(wire(live, key).get("/status"), 401, "unauthorized").message
+
+
+def test_what_is_wrong_with_a_body_is_said(live: LiveCoordinator) -> None:
+    forgotten = operator(live).post("/runs", content=b'{"name": "x"}')
+    assert "sent with Content-Type: application/json" in refused(forgotten, 422, "invalid_request").message
+    broken = operator(live).post("/runs", content=b"{name}", headers={"Content-Type": "application/json"})
+    assert "is no JSON: Expecting property name" in refused(broken, 422, "invalid_request").message
 
 
 def test_a_body_that_is_announced_too_large_is_not_awaited(live: LiveCoordinator, hand: Hand) -> None:
