@@ -1,6 +1,7 @@
 """`client.held_out`: the files that models are scored on."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from fedcybgd.client.connection import Connection, segment
@@ -23,17 +24,18 @@ class HeldOutFiles:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def upload(self, path: Path) -> str:
+    def upload(self, path: Path | str) -> str:
         """Upload a held-out file; its digest. The same bytes may be uploaded again. Raises `FileUnusable`, `Refused`."""
+        path = Path(path).expanduser()
         check_held_out(path)
         digest, size = digest_of_file(path), path.stat().st_size
 
-        def send() -> None:
-            with path.open("rb") as file:
-                body = iter(lambda: file.read(CHUNK), b"")
-                self._connection.send("PUT", f"/held-out/{digest}", params={"name": path.name}, content=body, size=size)
+        def send(file: Path) -> None:
+            with file.open("rb") as opened:
+                body = iter(lambda: opened.read(CHUNK), b"")
+                self._connection.send("PUT", f"/held-out/{digest}", params={"name": file.name}, content=body, size=size)
 
-        self._connection.patiently(send)
+        self._connection.patiently(partial(send, path))
         return digest
 
     def list(self) -> Iterator[HeldOutView]:

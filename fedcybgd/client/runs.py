@@ -71,7 +71,7 @@ class Runs:
             raise RunStopped(f"run {run.name} could not be prepared: {run.reason}", run=run.id, state=run.state)
         return run
 
-    def upload_held_out(self, path: Path) -> str:
+    def upload_held_out(self, path: Path | str) -> str:
         """As `client.held_out.upload`."""
         return HeldOutFiles(self._connection).upload(path)
 

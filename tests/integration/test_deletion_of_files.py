@@ -44,7 +44,7 @@ def run(live: LiveCoordinator, model: str, hand: Hand) -> str:
 def uploaded(live: LiveCoordinator, folder: Path) -> str:
     """The digest of a held-out file that nobody else has."""
     (path := folder / f"{fresh('rows')}.jsonl").write_text(json.dumps({"text": f"my card {path.name}", "label": 0}) + "\n")
-    return Client(live.url, live.operator_key).held_out.upload(path)
+    return Client(live.url, live.operator_key).held_out.upload(str(path))
 
 
 def scored_on(digest: str) -> dict[str, Any]:
