@@ -35,6 +35,8 @@ from fedcybgd.shared.host.watchdog import Watchdog
 
 GRACE_S = 5
 """Seconds that running requests get when the coordinator is asked to stop; waiting claims are let go at once."""
+BELIEVED = "127.0.0.1,::1"
+"""Whose X-Forwarded-For is where no proxy is named; left to itself uvicorn asks an environment variable that others set for it"""
 
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
@@ -159,7 +161,7 @@ def configured(app: FastAPI, settings: Settings, **more: Any) -> uvicorn.Config:
     """How uvicorn serves `app`: no WebSockets, and the bounded protocol in place of its own."""
     return uvicorn.Config(
         app, log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=GRACE_S, backlog=2048,
-        log_config=None, ws="none", http=BoundedProtocol, forwarded_allow_ips=settings.proxies, server_header=False, **more,
+        log_config=None, ws="none", http=BoundedProtocol, forwarded_allow_ips=settings.proxies or BELIEVED, server_header=False, **more,
     )  # fmt: skip
 
 

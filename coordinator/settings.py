@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     proxies: str | None = Field(
         None,
         description="addresses or networks, with commas between them, of reverse proxies that end HTTPS in front of this coordinator: their "
-        "X-Forwarded-For and X-Forwarded-Proto are believed; default: 127.0.0.1",
+        "X-Forwarded-For and X-Forwarded-Proto are believed; default: 127.0.0.1 and ::1",
     )
     accel: str | None = Field(
         None,

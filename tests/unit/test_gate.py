@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import trustme
+from fastapi import FastAPI
 
-from fedcybgd.coordinator.serve import PlainHttpRefused, agents_served, certificate_of, check_listening, threads_for
+from fedcybgd.coordinator.serve import PlainHttpRefused, agents_served, certificate_of, check_listening, configured, threads_for
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls import tls
 from fedcybgd.coordinator.walls.body import TooDeep, check_depth
@@ -160,6 +161,16 @@ def test_plain_http_beyond_this_machine_is_refused_unless_told(host: str, tmp_pa
         check_listening(Settings(home=tmp_path, host=host), None)
     check_listening(Settings(home=tmp_path, host=host, plain_http="allowed"), None)
     check_listening(Settings(home=tmp_path, host=host, proxies="10.0.0.0/8"), None)
+
+
+@pytest.mark.parametrize(("proxies", "believed"), [(None, "127.0.0.1,::1"), ("10.0.0.0/8", "10.0.0.0/8")])
+def test_whose_word_on_addresses_counts_is_said_by_no_other_variable(
+    proxies: str | None, believed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of others set it to all."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    settings = Settings(home=tmp_path, proxies=proxies)
+    assert configured(FastAPI(), settings).forwarded_allow_ips == believed
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
