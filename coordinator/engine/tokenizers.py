@@ -30,6 +30,8 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.
 FILE_FIELDS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "emoji_file", "added_tokens_file", "special_tokens_map_file")
 """Fields of tokenizer_config.json that name a file, which may be any file of the machine that reads it."""
 NEEDED_TO_CONVERT = ("sentencepiece", "google.protobuf")
+CONTINUED = "##"
+"""What a piece of a word begins with that is not its first one; alone it is no text."""
 TRIAL_S = 60.0
 """Seconds that a tokenizer has for some forty short texts; the largest take two."""
 _in_time: set[str] = set()
@@ -219,7 +221,7 @@ def _check_vocabulary(tokenizer: Any, folder: ModelDirectory) -> None:
             tokens=len(tokenizer),
         )
     some = words[:: max(1, len(words) // OWN_WORDS)]
-    own = [tokenizer.convert_tokens_to_string([word]).strip() for word in some]
+    own = [tokenizer.convert_tokens_to_string([word]).strip().removeprefix(CONTINUED) for word in some]
     if all(_unknown(tokenizer, text) >= 1 for text in (*SAMPLES.values(), *filter(None, own))):
         raise ModelRefused(f"{folder}: its tokenizer takes every text for unknown, also the words of its own vocabulary")
     longer = [text for word, text in zip(some, own, strict=True) if len(word) > 2 and len(text) > 1 and not BYTE.fullmatch(word)]
