@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from fedcybgd.shared.files.volumes import move
 from fedcybgd.shared.host.bodies import plain_chunks
 
 log = logging.getLogger("fedagent.cache")
+RANGE = re.compile(r"bytes ([0-9]{1,18})-")
 Fetch = Callable[[int], AbstractContextManager[httpx.Response]]
 
 
@@ -165,7 +167,7 @@ class ShardCache:
             if answer.status_code == 416:
                 part.unlink(missing_ok=True)
                 raise Unreachable("the coordinator has fewer bytes than arrived; starting over")
-            resumed = have = have if answer.status_code == 206 else 0
+            resumed = have = _goes_on(part, have, answer)
             with part.open("ab" if have else "wb") as file:
                 # As they come: chunks of a fixed size would lose what arrived before a cut.
                 last = time.monotonic()
@@ -237,6 +239,20 @@ class _Found(NamedTuple):
 def _of(name: str) -> str:
     """Of which blob a file here is, or is to be."""
     return name.removesuffix(".part")
+
+
+def _goes_on(part: Path, have: int, answer: httpx.Response) -> int:
+    """From where on an answer brings bytes, of which `have` are there: what a proxy sends may not be the range that was asked for."""
+    if answer.status_code != 206:
+        return 0
+    said = RANGE.match(answer.headers.get("content-range", ""))
+    begin = have if said is None else int(said[1])
+    if begin > have:
+        part.unlink(missing_ok=True)
+        raise Unreachable(f"bytes from {begin} on came where {have} had arrived; starting over")
+    if begin < have:
+        os.truncate(part, begin)
+    return begin
 
 
 def _is(part: Path, size: int, digest: str) -> bool:

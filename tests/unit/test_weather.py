@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,11 +233,49 @@ def test_a_shard_is_asked_for_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "GZIP"])
 def test_a_shard_comes_through_a_proxy_that_compresses_all_the_same(tmp_path: Path, coding: str) -> None:
-    import zlib
-
     data = zlib.compress(BLOB) if coding == "deflate" else gzip.compress(BLOB)
     with serving(lambda _: Answer(200, data, {"Content-Encoding": coding})) as server:
         assert fetched(server.url, tmp_path) == BLOB
+
+
+ODD_CODINGS: dict[str, tuple[str, bytes]] = {
+    "said and not done": ("gzip", BLOB),
+    "twice": ("gzip, GZIP", gzip.compress(gzip.compress(BLOB))),
+    "in two members": ("gzip", gzip.compress(BLOB[:5000]) + gzip.compress(BLOB[5000:])),
+    "bare": ("deflate", zlib.compress(BLOB, wbits=-15)),
+    "of an object storage": ("aws-chunked", BLOB),
+    "with one that is none": ("identity, gzip", gzip.compress(BLOB)),
+}
+
+
+@pytest.mark.parametrize("how", ODD_CODINGS)
+def test_a_shard_comes_through_whatever_is_said_of_its_coding(tmp_path: Path, how: str) -> None:
+    coding, data = ODD_CODINGS[how]
+    with serving(lambda _: Answer(200, data, {"Content-Encoding": coding})) as server:
+        assert fetched(server.url, tmp_path) == BLOB
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", ", ".join(["gzip"] * 4)])
+def test_a_coding_that_is_not_read_is_weather_and_named(tmp_path: Path, coding: str) -> None:
+    with serving(lambda _: Answer(200, BLOB, {"Content-Encoding": coding})) as server, pytest.raises(Unreachable, match="nobody asked for"):
+        fetched(server.url, tmp_path)
+
+
+@pytest.mark.parametrize("begin", [0, 10, 3000, 7000])
+def test_another_range_than_was_asked_for_is_put_where_it_belongs_or_had_anew(tmp_path: Path, begin: int) -> None:
+    def answer(asked: Asked) -> Answer:
+        if "range" not in asked.headers:
+            return Answer(200, BLOB[:5000], announced=len(BLOB))
+        return Answer(206, BLOB[begin:], {"Content-Range": f"bytes {begin}-{len(BLOB) - 1}/{len(BLOB)}"})
+
+    with serving(answer) as server:
+        with pytest.raises(Unreachable):
+            fetched(server.url, tmp_path)
+        if begin <= 5000:
+            assert fetched(server.url, tmp_path) == BLOB
+        else:
+            with pytest.raises(Unreachable, match="starting over"):
+                fetched(server.url, tmp_path)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
