@@ -26,6 +26,7 @@ from fedcybgd.agent.trainer_process import TrainerProcess
 from fedcybgd.agent.watch import START_S
 from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.versions import VERSION
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.tables import Row, read_rows
 from fedcybgd.shared.host import machine
@@ -75,6 +76,11 @@ def check(home: Home) -> Iterator[Finding]:
         known = f", id {client.coordinator}" if client.coordinator else ""
         signed = f", its answers signed with the key {client.proof.key}" if client.proof.key else ""
         yield Finding(True, "coordinator", f"{config.coordinator} answers, version {health.version}{known}{signed}")
+        if not client.headings_come:
+            text = f"answers come without the heading {VERSION}: something on the way takes it out, or the coordinator is an early one"
+            yield Finding(
+                False, "headings", text, "let headings that begin with FedCyBGD- pass, both ways; most runs give this agent no work else"
+            )
         if mine is None:
             return
         me = client.me()

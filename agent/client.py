@@ -109,6 +109,8 @@ class Client:
         """When the coordinator answered last, in Unix time"""
         self.takes_signatures = False
         """Whether the coordinator does, by its last good answer"""
+        self.headings_come = True
+        """Whether its last good answer had the heading that each has, and that something on the way may take out"""
         self.key_life: KeyLife | None = None
         """Of the key, as it was told last; None: it does not end"""
 
@@ -252,6 +254,7 @@ class Client:
             self.coordinator = identity_of(answer.headers)
         self.answered_at = time.time()
         self.takes_signatures = speaks(answer.headers, SIGNING)
+        self.headings_come = VERSION in answer.headers
         headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
         return httpx.Response(answer.status_code, headers=headers, content=content)
 

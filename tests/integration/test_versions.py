@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import httpx
 import pytest
 from safetensors.torch import save
 
+from fedcybgd.agent import enrolment, reaching
+from fedcybgd.agent.check import check
 from fedcybgd.agent.client import Client
+from fedcybgd.agent.credentials import load
 from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, VersionRefused
 from fedcybgd.agent.policy import Policy
 from fedcybgd.agent.readiness import judge
-from fedcybgd.agent.settings import Config, Home
+from fedcybgd.agent.settings import Config, Home, template
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest, RunOffer, RunReadiness
 from fedcybgd.shared.contract.assignments import DeltaSubmission, Progress, RenewRequest, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
@@ -183,7 +186,7 @@ def test_todays_agent_walks_the_straight_path_with_a_newer_coordinator(
     token = live.operator.post("/enrolment-tokens", {})["token"]
     key = Client(newer).enrol(EnrolRequest(token=token, name=name)).key
     client = Client(newer, key)
-    run = live.create_run(run_file(model, "*") | {"agents": [name]})
+    run = live.create_run(run_file(model, "all") | {"agents": [name]})
     offer = next(offer for offer in client.me().runs if offer.name == run["name"])
     client.say_ready([RunReadiness(run_id=offer.run_id, fits=True)])
     live.operator.post(f"/runs/{run['id']}/start")
@@ -233,3 +236,29 @@ def test_a_run_of_a_task_that_only_a_newer_agent_knows_is_answered_with_what_to_
     verdict = judge(Home(tmp_path), config, Policy(), offer)
     assert (verdict.reason, "update" in verdict.message) == ("manifest_invalid", True)
     assert not verdict.said("exactly").fits
+
+
+def test_headings_that_something_on_the_way_takes_out_are_missed_and_named(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    def without(headers: Mapping[str, str]) -> dict[str, str]:
+        return {
+            name: value
+            for name, value in headers.items()
+            if not name.lower().startswith(("fedcybgd", "host", "content-length", "connection"))
+        }
+
+    def passed_on(asked: Asked) -> Answer:
+        answer = httpx.request(asked.method, live.url + asked.path, headers=without(asked.headers), content=asked.body)
+        return Answer(answer.status_code, answer.content, without(answer.headers))
+
+    home = Home(tmp_path)
+    with serving(passed_on) as server:
+        token = live.operator.post("/enrolment-tokens", {})["token"]
+        enrolment.enrol(home, server.url, token, fresh("bare"), template(server.url, None, [], plain_http=False))
+        [said] = [finding for finding in check(home) if finding.what == "headings"]
+        assert said.ok is False
+        assert "FedCyBGD-" in said.advice
+        run = live.create_run(run_file(model, "all"), start=True)
+        client = reaching.client(home, *reaching.load(home), load(home))
+        client.say_ready([RunReadiness(run_id=run["id"], fits=True)])
+    [event] = [e["message"] for e in live.operator.get(f"/runs/{run['id']}")["events"] if e["code"] == "agent_unfit"]
+    assert "leave FedCyBGD-Version in its requests" in event

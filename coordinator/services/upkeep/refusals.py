@@ -14,7 +14,7 @@ from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import ask_again, give_up
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.agents import RunReadiness
-from fedcybgd.shared.contract.versions import SPOKEN, Version
+from fedcybgd.shared.contract.versions import SPOKEN, VERSION, Version, read
 
 
 def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: datetime, speaks: Version = SPOKEN) -> None:
@@ -44,6 +44,8 @@ def report(session: Session, agent_id: str, said: Sequence[RunReadiness], now: d
         elif not word.fits and before is not False:
             setting = "train.label_skew" if run.spec.adapters is None else "method: adapters"
             why = f"it speaks version {speaks} of the protocol, the run needs {needs} ({setting}): update it"
+            if speaks == read(None):
+                why += f"; or, if it is new, have whatever is on the way leave {VERSION} in its requests"
             _pass_over(session, run, agent, why if outdated else word.reason or "unfit", now)
 
 
