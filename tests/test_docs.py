@@ -151,7 +151,7 @@ def code_expressions(node: ast.AST) -> Iterator[ast.expr]:
             yield from (v for n, v in zip(names, values, strict=True) if isinstance(n, ast.Name) and n.id == "code")
         case ast.Call(func=ast.Name(id="_answer"), args=[_, code, *_]):
             yield code
-        case ast.Call(func=ast.Name(id="record"), args=[_, _, _, code, *_]):
+        case ast.Call(func=ast.Name(id="record" | "record_at_most"), args=[_, _, _, code, *_]):
             yield code
 
 

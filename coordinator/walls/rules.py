@@ -34,7 +34,7 @@ class Rule:
     most: int | None = JSON_AT_MOST
     """bytes of the body that are read into memory; None: a stream, whose route has a limit of its own"""
     costly: bool = False
-    """begins work of seconds"""
+    """begins work of seconds, or writes what is never deleted"""
     form: bool = False
     """takes a form, and nothing else"""
 
@@ -52,7 +52,7 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
     ("GET", rf"{API}/health(/ready)?", PAGE),
     ("GET", "/metrics", KEYED),
-    ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|runs|runs/[^/]+/exports?)", COSTLY),
+    ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|agents/me/key|runs|runs/[^/]+/exports?)", COSTLY),
     ("POST", r"/admin", LOGIN),
     ("POST", r"/admin/.*", FORM),
 )

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import AnotherCoordinator, KeyRefused
 from fedcybgd.coordinator.db.base import utcnow
-from fedcybgd.coordinator.services.records import instance
+from fedcybgd.coordinator.db.models import Event
+from fedcybgd.coordinator.services.records import events, instance
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.assignments import Progress, Trouble
 from fedcybgd.shared.contract.words import COORDINATOR
@@ -40,6 +42,25 @@ def test_it_is_learned_at_enrolment_and_another_home_is_waited_out(live: LiveCoo
         other.stop()
     with pytest.raises(KeyRefused):
         Client(live.url, "fca_wrong", known).me()
+
+
+def test_an_agent_buries_nothing_under_what_it_tells(
+    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "OFTEN", 3)
+    assignment = hand.take(start_run(live, model, [hand]))
+    for _ in range(6):
+        hand.renew(assignment, phase="sending")
+        hand.renew(assignment, phase="sending", trouble={"code": "unreachable"})
+    hand.renew(assignment, phase="sending")
+    hand.renew(assignment, phase="sending", trouble={"code": "proxy_body_limit"})
+    mine = [e["code"] for e in live.operator.every("/events", agent=hand.name) if e["level"] == "warning"]
+    assert sorted(mine) == ["proxy_body_limit", *3 * ["unreachable"]]
+    with live.database.transaction() as session:
+        session.execute(update(Event).where(Event.code == "unreachable").values(at=utcnow() - events.WITHIN))
+    hand.renew(assignment, phase="sending")
+    hand.renew(assignment, phase="sending", trouble={"code": "unreachable"})
+    assert [e["code"] for e in live.operator.every("/events", agent=hand.name)].count("unreachable") == 4
 
 
 def test_what_holds_a_visit_up_is_told_to_the_operator_once(live: LiveCoordinator, model: str, hand: Hand) -> None:

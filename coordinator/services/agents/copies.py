@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.errors import Conflict
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record_at_most
 
 REMEMBERED = 20
 """Former daemons of an agent: a copy that was started before so many others is taken for a new one"""
@@ -35,7 +35,7 @@ def has_key(session: Session, agent: Agent, daemon: str, now: datetime) -> bool:
                 "The one that was started first gets nothing while the other is there"
             )
             agent.last_error, agent.last_error_at = f"agent_copied: {text}", now
-            record(session, now, "warning", "agent_copied", text, agent_id=agent.id)
+            record_at_most(session, now, "warning", "agent_copied", text, agent.id)
         return False
     if agent.daemon != daemon:
         if agent.daemon is not None:

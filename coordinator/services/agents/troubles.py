@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Agent, Assignment
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record_at_most
 from fedcybgd.shared.contract.assignments import Trouble
 
 MEANINGS = {
@@ -28,6 +28,4 @@ def tell(session: Session, assignment: Assignment, trouble: Trouble, now: dateti
     agent = session.get_one(Agent, assignment.agent_id)
     text = in_words(trouble)
     agent.last_error, agent.last_error_at = f"{trouble.code}: {text}", now
-    record(
-        session, now, "warning", trouble.code, f"{agent.name} on {assignment.called}: {text}", run_id=assignment.run_id, agent_id=agent.id
-    )
+    record_at_most(session, now, "warning", trouble.code, f"{agent.name} on {assignment.called}: {text}", agent.id, assignment.run_id)

@@ -10,7 +10,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Readiness, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.path import open_round, outlook
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record, record_at_most
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
@@ -37,7 +37,7 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
             assignment.failures = max(0, assignment.failures - 1)
     row.refused = []
     if run.state == RunState.RUNNING or run.waits_for_agents:
-        record(session, now, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", run_id=run.id, agent_id=agent.id)
+        record_at_most(session, now, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", agent.id, run.id)
         signals.invite(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not outlook.is_stuck(session, run):
         go_on(session, run, f"{agent.name} is ready", now)

@@ -17,7 +17,7 @@ from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import openings, outlook
 from fedcybgd.coordinator.services.records import jobs
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record, record_at_most
 from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
@@ -51,8 +51,10 @@ def failed_attempt(
     if agent_id is not None and reason not in ON_PURPOSE:
         agent = session.get_one(Agent, agent_id)
         agent.last_error, agent.last_error_at = why, now
-        record(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id,
-               round=assignment.round, block=assignment.called)  # fmt: skip
+        # What counts against the run is counted by its events.
+        told = record if reason in COORDINATORS_OWN else record_at_most
+        told(session, now, "warning", reason, f"{agent.name} on {assignment.called}: {why}", agent_id=agent_id, run_id=run.id,
+             round=assignment.round, block=assignment.called)  # fmt: skip
     signals.offer(session, assignment.id)
     if reason in COORDINATORS_OWN:
         _pause_if_agreed(session, run, assignment, reason, why, now)

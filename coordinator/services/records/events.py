@@ -1,6 +1,6 @@
 """Writes down what happened, for people."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import func, select
@@ -11,11 +11,15 @@ from fedcybgd.coordinator.db import counts, lines
 from fedcybgd.coordinator.db.lines import EventMessage
 from fedcybgd.coordinator.db.models import Agent, Event, Run
 
+Level = Literal["info", "warning", "error"]
+OFTEN, WITHIN = 50, timedelta(hours=1)
+"""How often an agent is told of with one code, where it alone decides how often there is something to tell"""
+
 
 def record(
     session: Session,
     now: datetime,
-    level: Literal["info", "warning", "error"],
+    level: Level,
     code: str,
     message: str,
     run_id: str | None = None,
@@ -31,6 +35,17 @@ def record(
         "agent_id": agent_id, "agent": _name(session, Agent, agent_id),
     }  # fmt: skip
     lines.say(session, EventMessage(level, code, message, {field: value for field, value in about.items() if value is not None}))
+
+
+def record_at_most(
+    session: Session, now: datetime, level: Level, code: str, message: str, agent_id: str, run_id: str | None = None,
+    round: int | None = None, block: str | None = None,
+) -> None:  # fmt: skip
+    """The same of what an agent can bring about as often as it likes: after `OFTEN` times within an hour no more, so that it buries nothing else."""
+    mine = (Event.agent_id == agent_id) & (Event.code == code)
+    since = session.scalar(select(Event.at).where(mine).order_by(Event.id.desc()).offset(OFTEN - 1).limit(1))
+    if since is None or since <= now - WITHIN:
+        record(session, now, level, code, message, run_id, agent_id, round, block)
 
 
 def was_recorded(session: Session, code: str, begins: str, since: datetime) -> bool:
