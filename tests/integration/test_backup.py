@@ -82,7 +82,7 @@ def test_a_backup_of_a_busy_coordinator_is_restored_and_goes_on(
         assert all(digest_of_file(restored.store.path(digest)) == digest for digest in needed)
         assert "blobs_missing" not in [e["code"] for e in restored.operator.get("/status")["last_errors"]]
         agent.client._http.base_url = restored.url + API
-        while restored.operator.get(f"/runs/{run}")["state"] == "running":
+        while restored.state_of(run) == "running":
             if (assignment := agent.claim(run, wait=0.3)) is not None:
                 agent.visit(assignment)
         view = settled(restored, run)

@@ -89,7 +89,7 @@ def test_killed_at_every_step_the_model_is_the_same_to_the_bit(
     for reaper.at_work in (True, False):  # first the one: what the other sends is there then
         agent = LightAgent(live, tmp_path / str(reaper.at_work))
         run = started(live, model, agent.name)
-        while live.operator.get(f"/runs/{run}")["state"] == "running":
+        while live.state_of(run) == "running":
             if (assignment := agent.claim(run)) is None:
                 continue
             with contextlib.suppress(Killed), reaper.over(agent, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_run_whose_model_was_damaged_is_paused_by_default(
     if gate == "off":
         assert (view["state"], "held_out_worse" in events(live, run)) == ("running", False)
         return
-    wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
+    wait_for(lambda: live.state_of(run) == "paused")
     view = live.operator.get(f"/runs/{run}")
     assert "held_out_worse" in events(live, run)
     assert f"with round 1 (layers.1 by {hand.name})" in view["reason"]

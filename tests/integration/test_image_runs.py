@@ -67,7 +67,7 @@ def test_a_vision_transformer_learns(method: str, live: LiveCoordinator, vit: st
     with live.database.reading() as session:
         [run] = session.scalars(select(Run).where(Run.name == name))
         assert row_tokens(session, run) == 5, "four patches and the class token"
-    while live.operator.get(f"/runs/{name}")["state"] == "running":
+    while live.state_of(name) == "running":
         for agent in agents:
             if (assignment := agent.claim(name)) is not None:
                 agent.visit(assignment)

@@ -179,7 +179,7 @@ def test_an_engine_error_nobody_thought_of_pauses_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(fedcybgd.coordinator.engine.apply, "apply", broken)
         hand.deliver(hand.take(run))
-        wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
+        wait_for(lambda: live.state_of(run) == "paused")
     assert "ZeroDivisionError: nobody thought of this" in live.operator.get(f"/runs/{run}")["reason"]
     assert "engine_failed" in events(live, run)
     live.operator.post(f"/runs/{run}/resume")

@@ -56,7 +56,7 @@ def begin(live: LiveCoordinator, model: str, folder: Path, **more: Any) -> tuple
 
 def work(live: LiveCoordinator, agent: LightAgent, run: str, between: Callable[[Any], None] = lambda _: None) -> Any:
     """Do all rounds; `between` sees each assignment before its visit."""
-    while live.operator.get(f"/runs/{run}")["state"] == "running":
+    while live.state_of(run) == "running":
         if (assignment := agent.claim(run, wait=0.3)) is not None:
             between(assignment)
             agent.visit(assignment)

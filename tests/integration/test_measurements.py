@@ -64,7 +64,7 @@ def test_a_checkpoint_of_any_type_is_trained_sent_and_scored(live: LiveCoordinat
     agents = [LightAgent(live, tmp_path / f"agent{i}") for i in range(2)]
     spec = run_file(model, "all", evaluate=held_out(live, tmp_path), schedule={"blocks": ["layers", "embeddings"], "cycles": 2}, **INT8)
     run = live.create_run(spec | {"agents": [a.name for a in agents]}, start=True)["name"]
-    while live.operator.get(f"/runs/{run}")["state"] == "running":
+    while live.state_of(run) == "running":
         for agent in agents:
             if (assignment := agent.claim(run)) is not None:
                 agent.visit(assignment)

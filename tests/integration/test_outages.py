@@ -167,7 +167,7 @@ def test_a_result_that_cannot_take_effect_is_a_failure_without_its_sql(live: Liv
     with monkeypatch.context() as patch:
         patch.setattr(outcomes, "complete", broken)
         hand.deliver(hand.take(run))
-        wait_for(lambda: live.operator.get(f"/runs/{run}")["state"] == "paused")
+        wait_for(lambda: live.state_of(run) == "paused")
     reason = live.operator.get(f"/runs/{run}")["reason"]
     assert "nowhere" in reason
     assert "SELECT" not in reason

@@ -45,7 +45,7 @@ def test_a_model_learns_to_find_answers(live: LiveCoordinator, bert: Path, model
         "evaluate": {"held_out": held_out.name, "digest": Client(live.url, live.operator_key).runs.upload_held_out(held_out)},
     }  # fmt: skip
     name = str(live.create_run(spec, start=True)["name"])
-    while live.operator.get(f"/runs/{name}")["state"] == "running":
+    while live.state_of(name) == "running":
         for agent in agents:
             if (assignment := agent.claim(name)) is not None:
                 agent.visit(assignment)

@@ -236,7 +236,7 @@ def test_without_an_agent_the_others_of_its_first_round_stay_and_the_rest_is_tra
     assert verify(live.settings, run).rounds == 0
     runs(live).resume(run)
     assert bad.claim(run) is None, "it takes no part any more"
-    while live.operator.get(f"/runs/{run}")["state"] == "running":
+    while live.state_of(run) == "running":
         for hand in (good, third):
             if (assignment := hand.claim(run, wait=0.3)) is not None:
                 hand.deliver(assignment)

@@ -26,7 +26,7 @@ def play(live: LiveCoordinator, model: str, **more: Any) -> str:
     """The name of a run of four rounds of two seats, done by two agents."""
     hands = [Hand(live), Hand(live)]
     run = start_run(live, model, hands, **{"schedule": {"cycles": 2, "wave": 2}, **more})
-    while live.operator.get(f"/runs/{run}")["state"] == "running":
+    while live.state_of(run) == "running":
         for hand in hands:
             if (assignment := hand.claim(run, wait=0.2)) is not None:
                 hand.deliver(assignment)

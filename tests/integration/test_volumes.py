@@ -30,7 +30,7 @@ def test_a_run_across_volumes(kind: str, bert: Path, tmp_path: Path, monkeypatch
         agent = LightAgent(live, one / "agent")
         spec = run_file("bert", [], schedule={"cycles": 2}, compression={"policy": "int8"}, delta={"codec": "int4", "error_feedback": True})
         run = live.create_run(spec | {"agents": [agent.name]}, start=True)["name"]
-        while live.operator.get(f"/runs/{run}")["state"] == "running":
+        while live.state_of(run) == "running":
             if (assignment := agent.claim(run, wait=0.3)) is not None:
                 agent.visit(assignment)
         view = live.operator.get(f"/runs/{run}")

@@ -120,6 +120,11 @@ class LiveCoordinator:
             run = session.get_one(Run, run_id)
             return run.prepared or run.state == RunState.FAILED
 
+    def state_of(self, name: str) -> str:
+        """Of a run."""
+        with self.database.reading() as session:
+            return str(queries.run_by_name(session, name).state)
+
     def has_jobs(self, name: str) -> bool:
         """Whether a job of the run is left to do."""
         with self.database.reading() as session:

@@ -216,7 +216,7 @@ def finish(live: LiveCoordinator, run: str, agents: list[Hand], scale: float = 0
     """Do all rounds that are left with random deltas, whoever they are meant for."""
     torch.manual_seed(0)
     until = {"completed", "failed", "cancelled"}
-    while live.operator.get(f"/runs/{run}")["state"] not in until:
+    while live.state_of(run) not in until:
         for agent in agents:
             if (assignment := agent.claim(run, wait=0.1)) is not None:
                 tensors = {name: torch.randn_like(t) * scale for name, t in agent.delta(assignment).items()}
