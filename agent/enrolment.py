@@ -4,6 +4,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def enrol(
     `gpu`: the card of `settings`.
     """
     check_new(home)
-    device = device_of(home, gpu)
+    token, device = whole_token(token), device_of(home, gpu)
     rules = policy.load_policy(home)
     if believed is not None and home.policy.exists() and believed not in rules.coordinator.keys:
         said = "believes other keys of a coordinator" if rules.coordinator.keys else "is there, and believes no key of a coordinator"
@@ -136,12 +137,25 @@ def enrol(
     if proof.believes_one:
         client.health()  # whoever cannot sign does not get to see the token
     home.ready()
-    if not home.policy.exists():  # before there is an agent that it is for
-        home.policy.write_text(policy.template(given), encoding="utf-8")
-    answer = _spend(home, client, token, name, device)
+    with _first_policy(home, given):  # before there is an agent that it is for
+        answer = _spend(home, client, token, name, device)
     if not home.config.exists():
         home.config.write_text(settings, encoding="utf-8")
     return answer
+
+
+@contextmanager
+def _first_policy(home: Home, keys: list[str]) -> Iterator[None]:
+    """A policy.toml for an agent that is enrolled in here. Where it is not, none is left: the next try may be told of other keys."""
+    if home.policy.exists():
+        yield
+        return
+    home.policy.write_text(policy.template(keys), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        home.policy.unlink(missing_ok=True)
+        raise
 
 
 def next_steps(data: Path | None, consented: Collection[str]) -> Iterator[str]:

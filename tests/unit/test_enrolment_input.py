@@ -55,6 +55,21 @@ def test_a_token_that_is_not_whole_is_said_in_a_line(token: str, tmp_path: Path)
     assert f"not whole: it has {len(token)} characters" in error.message
 
 
+def refuses(_: Asked) -> Answer:
+    return Answer.json({"code": "token_used", "message": "it was used already"}, 409, **{"FedCyBGD-Coordinator": "crd_" + 16 * "0"})
+
+
+@pytest.mark.parametrize("token", [TOKEN[:-1], TOKEN])
+def test_an_enrolment_that_fails_leaves_no_policy_that_the_next_one_would_have_to_agree_with(token: str, tmp_path: Path) -> None:
+    with serving(refuses) as server:
+        assert enroll(tmp_path, server.url, "--token", token, "--name", "laptop", "--runs", "x") is not None
+    assert not Home(tmp_path).policy.exists()
+    Home(tmp_path).policy.write_text(mine := "# mine\n")
+    with serving(refuses) as server:
+        assert enroll(tmp_path, server.url, "--token", token, "--name", "laptop", "--runs", "x") is not None
+    assert Home(tmp_path).policy.read_text() == mine
+
+
 @pytest.mark.parametrize("url", ["fedcybgd.coordinator.example", "ftp://x", "http://", "http:///admin", ""])
 def test_what_is_no_address_is_said_in_a_line(url: str, tmp_path: Path) -> None:
     error = enroll(tmp_path, url, "--token", TOKEN, "--name", "laptop")
