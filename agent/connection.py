@@ -16,7 +16,6 @@ from fedcybgd.shared.host.authorities import believed
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 ADVICE = {
-    "CERTIFICATE_VERIFY_FAILED": "if your organisation signs its own certificates, name its authority: SSL_CERT_FILE=/path/to/ca.pem",
     "Temporary failure in name resolution": "is this machine online, and is the name right?",
     "Name or service not known": "is the name right?",
     "Too many open files": "raise the limit of open files (ulimit -n)",

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, KeyInvalid, Refused, TimedOut
+from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, FileUnusable, KeyInvalid, Refused, TimedOut
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
@@ -42,6 +42,8 @@ class Connection:
             self._http = httpx.Client(
                 base_url=self.url + API, headers=headers, timeout=timeout_s, verify=believed(httpx.create_ssl_context)
             )
+        except OSError as error:
+            raise FileUnusable(f"certificate authorities cannot be read ({error}): look at SSL_CERT_FILE and SSL_CERT_DIR") from error
         except (httpx.InvalidURL, ValueError) as error:
             raise AddressInvalid(f"{self.url} is no address of a coordinator ({error}); set FEDCOORD_URL") from error
         check_way(self.url, os.environ.get("FEDCOORD_PLAIN_HTTP") == "allowed", "set FEDCOORD_PLAIN_HTTP=allowed")

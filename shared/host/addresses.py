@@ -61,6 +61,8 @@ def hint(url: str, error: Exception) -> str:
         sign in said for sign in ("wrong_version_number", "wrong version number", "record layer failure")
     ):
         return "; what answers there speaks plain HTTP: try http://"
+    if "certificate_verify_failed" in said:
+        return "; if your organisation signs its own certificates, name its authority: SSL_CERT_FILE=/path/to/ca.pem"
     if url.startswith("http://") and "disconnected without sending a response" in said:
         return "; perhaps HTTPS is spoken there: try https://"
     return ""

@@ -58,6 +58,15 @@ def test_without_a_key_it_says_which_variable_is_missing(key: str | None) -> Non
         assert "set FEDCOORD_OPERATOR_KEY" in says(key, server.url, "run", "list")
 
 
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_authorities_that_cannot_be_read_are_said_in_a_line(text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with pytest.raises(FileUnusable, match="look at SSL_CERT_FILE"):
+        Connection("https://127.0.0.1:1", "fco_x")
+
+
 def test_a_refusal_is_a_line_with_its_code_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(lambda _: Answer.json({"code": "not_found", "message": "there is no run 'x'"}, 404)) as server:
         monkeypatch.setenv("FEDCOORD_URL", server.url)
@@ -103,6 +112,7 @@ def test_https_where_http_is_spoken_and_the_other_way_round() -> None:
     with serving(only_with_a_key) as server:
         assert "try http://" in says("fco_x", server.url.replace("http://", "https://"), "status")
     assert "try https://" in hint("http://c", Exception("Server disconnected without sending a response."))
+    assert "SSL_CERT_FILE=" in hint("https://c", Exception("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"))
     assert hint("http://c", Exception("Connection refused")) == ""
 
 
