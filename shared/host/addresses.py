@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
@@ -30,7 +30,22 @@ def address_of(text: str) -> str:
             f"{one_line(text)[:120]!r} is no address of a coordinator; it begins with http:// or https://, then comes the host, "
             "as in https://coordinator.example"
         )
+    _parts(url)
     return PAGES.sub("", url)
+
+
+def _parts(url: str) -> SplitResult:
+    """Raises `AddressInvalid` for a port or a name of a host that no network knows."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if ":" not in host:  # a number of IPv6
+            host.encode("idna").decode("idna")
+        if parts.port == 0:
+            raise ValueError("port 0 is none")
+    except ValueError as error:
+        raise AddressInvalid(f"{one_line(url)[:120]!r} is no address of a coordinator: {one_line(str(error))[:200]}") from error
+    return parts
 
 
 def is_loopback(host: str) -> bool:
@@ -43,10 +58,7 @@ def is_loopback(host: str) -> bool:
 
 def check_way(url: str, plain_allowed: bool, how: str) -> None:
     """Raise `PlainAddress` where a key would cross a network unencrypted, and nobody has said that this is meant; `how` tells where to say so."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise AddressInvalid(f"{one_line(url)[:120]!r} is no address of a coordinator: {error}") from error
+    parts = _parts(url)
     if parts.scheme != "https" and not plain_allowed and not is_loopback(parts.hostname or ""):
         raise PlainAddress(
             f"{url} is plain HTTP: whoever is on the way reads the key and every delta, and can answer in the coordinator's place. "

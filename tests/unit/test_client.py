@@ -22,7 +22,7 @@ from fedcybgd.client.errors import (
 from fedcybgd.coordinator import cli
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.errors import FedError
-from fedcybgd.shared.host.addresses import AddressInvalid, address_of, hint
+from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from tests.support.hostile import Answer, Asked, serving
 
 NOW = "2026-01-02T03:04:05Z"
@@ -100,6 +100,18 @@ def test_an_address_from_a_browser_is_understood(given: str, meant: str) -> None
 @pytest.mark.parametrize("url", ["localhost:8440", "ftp://c", "http://", "http:///x", "https:// c", "http://c?x=1"])
 def test_what_is_no_address_is_said_in_a_line(url: str) -> None:
     assert "begins with http:// or https://" in says("fco_x", url, "status")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a..b:8440", "http://xn--:8440", f"http://{70 * 'a'}.example", "http://c:99999", "http://c:0", "http://c:x"]
+)
+def test_a_host_or_port_that_no_network_knows_is_no_traceback(url: str) -> None:
+    for look in (address_of, lambda given: check_way(given, True, "")):
+        with pytest.raises(AddressInvalid, match="no address of a coordinator: "):
+            look(url)
+    assert address_of("http://my_host:1/") == "http://my_host:1"
+    assert address_of("https://müller.example") == "https://müller.example"
+    assert address_of("http://[fe80::1%eth0]:1") == "http://[fe80::1%eth0]:1"
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "https://c:99999", "https://c:port"])
