@@ -10,6 +10,8 @@ import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
 MINE = Path("/proc/self/cgroup")
+UNIFIED = "unified"
+"""Where cgroup v2 lies beside v1"""
 NO_LIMIT = 1 << 60
 """cgroup v1 writes a number near 2^63 where there is no limit."""
 
@@ -31,7 +33,8 @@ def limits(root: Path = CGROUPS, mine: Path = MINE) -> Limits:
     memory, left, cores = [], [], []
     for folder in _groups(root, mine):
         # v2 first, then the names of v1.
-        limit = min((n for n in (_number(folder / f) for f in ("memory.max", "memory.high", "memory.limit_in_bytes")) if n), default=None)
+        found = [_number(folder / f) for f in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limit = min((n for n in (*found, _stated(folder, "hierarchical_memory_limit")) if n and n > 0), default=None)
         if limit is not None and limit < NO_LIMIT:
             used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
             memory.append(limit)
@@ -87,7 +90,7 @@ def _groups(root: Path, mine: Path) -> Iterator[Path]:
     for line in lines or ["0::/"]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        named = [controllers, *controllers.split(",")] if controllers else [""]
+        named = [controllers, *controllers.split(",")] if controllers else ["", UNIFIED]
         for top in {root / name for name in named if not name.startswith("name=")}:
             folder = top / path.lstrip("/")
             inside = [folder, *folder.parents]
@@ -108,14 +111,19 @@ def _quota(folder: Path) -> float | None:
 
 def _droppable(folder: Path) -> int:
     """Bytes of files that the kernel drops when memory is wanted: they are not in anybody's way."""
+    return _stated(folder, "inactive_file", "total_inactive_file") or 0
+
+
+def _stated(folder: Path, *names: str) -> int | None:
+    """A number of memory.stat by the first of its names there; cgroup v1 tells there of limits of groups above, which a container does not see."""
     try:
         for line in (folder / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
+            if name in names:
                 return int(value)
     except (OSError, ValueError):
         pass
-    return 0
+    return None
 
 
 def _number(path: Path) -> int | None:

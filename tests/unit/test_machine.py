@@ -64,6 +64,14 @@ TREES: dict[str, tuple[str, dict[str, str], Limits]] = {
         V1, {"memory/docker/abc/memory.limit_in_bytes": "9223372036854771712", "cpu/docker/abc/cpu.cfs_quota_us": "-1"}, Limits(),
     ),
     "both": ("5:memory:/x\n0::/x\n", {"memory/x/memory.limit_in_bytes": str(GIB), "x/cpu.max": "200000 100000"}, Limits(GIB, GIB, 2.0)),
+    "v1, a group above that is not seen": (
+        V1, {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.stat": f"cache 1\nhierarchical_memory_limit {GIB}"},
+        Limits(GIB, GIB, None),
+    ),
+    "v2 beside v1": (
+        "5:memory:/x\n0::/x\n", {"unified/x/memory.max": str(GIB), "unified/x/cpu.max": "200000 100000"}, Limits(GIB, GIB, 2.0),
+    ),
+    "no number of bytes": ("0::/a\n", {"a/memory.max": "-1", "a/memory.high": "0"}, Limits()),
     "nonsense": ("garbage\n0::/a\n", {"a/memory.max": "lots", "a/cpu.max": "x y z"}, Limits()),
     "nothing": ("", {}, Limits()),
 }  # fmt: skip
