@@ -16,7 +16,7 @@ from fedcybgd.coordinator.engine.preprocessing import import_preprocessing, take
 from fedcybgd.coordinator.engine.shards import Piece, write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
 from fedcybgd.coordinator.storage import EngineStore
-from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, ModelUnknown, plain, without
+from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, QUANTIZED, ModelUnknown, is_quantized, plain, without
 from fedcybgd.shared.tensors.dtypes import DTYPES
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
@@ -69,8 +69,8 @@ def _checked(folder: ModelDirectory, config: dict[str, Any]) -> dict[str, Any]:
     where = folder.place("config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelRefused(f"{where} names no model_type")
-    if any(part.get("quantization_config") for part in (config, *(v for v in config.values() if isinstance(v, dict)))):
-        raise ModelRefused("this checkpoint is quantized; add the original one, whose weights are floats")
+    if is_quantized(config):
+        raise ModelRefused(QUANTIZED)
     try:
         return without(plain(config), OF_THE_WEIGHTS)
     except ModelUnknown as error:

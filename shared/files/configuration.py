@@ -26,6 +26,8 @@ OF_ONE_CALL = frozenset(
 OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
 """Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
 
+QUANTIZED = "this checkpoint is quantized; add the original one, whose weights are floats"
+
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 """The names that configurations have for the width of the hidden states."""
 
@@ -50,6 +52,11 @@ class ModelUnknown(FedError):
     """A configuration that transformers cannot make a model of, or that asks for what is never done."""
 
     code = "model_unknown"
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, or that of a part, says that the checkpoint's weights are no floats."""
+    return any(part.get("quantization_config") for part in (config, *(v for v in config.values() if isinstance(v, Mapping))))
 
 
 def without(config: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def test_an_upload_that_would_be_refused_in_the_end_is_refused_before(bert: Path
     for name, change, said in (
         ("adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "merge it first"),
         ("code", lambda f: (f / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": {}})), "foreign code"),
+        ("quantized", lambda f: (f / "config.json").write_text(json.dumps({"text_config": {"quantization_config": {"bits": 4}}})), "quantized"),
         ("cut", lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]), "bytes where its header"),
         ("half", lambda f: ((f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
                             (f / "model.safetensors.index.json").write_text(json.dumps(index))), "missing: model-00002-of-00002"),
@@ -162,3 +163,14 @@ def test_an_upload_that_would_be_refused_in_the_end_is_refused_before(bert: Path
         change(folder)
         with pytest.raises(FileUnusable, match=said):
             files_of(folder)
+
+
+def test_what_is_uploaded_is_what_will_be_read(bert: Path, tmp_path: Path) -> None:
+    folder = copy_of(bert, tmp_path / "model")
+    before = {path.name for path in files_of(folder)}
+    (folder / "notes (copy).txt").write_text("of no tokenizer")
+    (folder / "more.safetensors").write_bytes(pack_header([]))
+    assert {path.name for path in files_of(folder)} == before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "more.safetensors"}))
+    assert {path.name for path in files_of(folder)} == before | {"more.safetensors"}
