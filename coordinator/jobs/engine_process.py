@@ -22,8 +22,10 @@ log = logging.getLogger("fedcoord.engine")
 TELL_EVERY_S = 1.0
 NOTICED_S = 0.01
 """The two clocks are not read at the same moment: a smaller step may be nothing."""
-PRELOADED = ["fedcybgd.coordinator.cli", "fedcybgd.coordinator.engine.preloaded"]
-"""What all engines of a coordinator import once, and have in memory that they share. A process begins with the program that it is of."""
+PRELOADED = "fedcybgd.coordinator.engine.preloaded"
+"""What all engines of a coordinator import once, and have in memory that they share."""
+COMMANDS = "fedcybgd.coordinator.commands."
+"""What a program of ours consists of: Python begins each process with the program that starts it, so these are imported once, too."""
 
 
 class EngineProcess:
@@ -58,7 +60,8 @@ def _context(device: str) -> Any:
     """
     if sys.platform == "linux" and device == "cpu":
         forked = get_context("forkserver")
-        forked.set_forkserver_preload(PRELOADED)
+        forked.set_forkserver_preload([*(name for name in list(sys.modules) if name.startswith(COMMANDS)), PRELOADED])
+        os.environ["ENGINES_OF"] = str(os.getpid())
         resource_tracker.ensure_running()  # which lets Ctrl-C in when it starts
         try:
             with interrupt.withheld():

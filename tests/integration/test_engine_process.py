@@ -1,5 +1,8 @@
 """The engine as the process that it is in earnest: payloads, results and errors cross its boundary, and its death is not the job's fault."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +11,17 @@ import torch
 
 from fedcybgd.coordinator.parts import local
 from tests.support.live import LiveCoordinator
-from tests.support.processes import wait_for
+from tests.support.processes import ENVIRONMENT, wait_for
 from tests.support.visits import Hand, events, finish, last_visit, settled, start_run, versions
 
 
+def fork_servers(process: psutil.Process) -> list[psutil.Process]:
+    """The process that its engines are forked from, once it is there."""
+    return [child for child in process.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())]
+
+
 def fork_server() -> psutil.Process:
-    """The process that engines are forked from."""
-    (found,) = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in " ".join(child.cmdline()))
+    (found,) = fork_servers(psutil.Process())
     return found
 
 
@@ -45,3 +52,24 @@ def test_a_run_through_the_processes_of_the_lanes(coordinators: Callable[..., Li
         assert last_visit(live, run)["attempt"] == 1
         assert (versions(live, run)["layers.0"], versions(live, run)["layers.1"]) == (1, 1)
         wait_for(lambda engines=engines: not any(engine.is_running() for engine in engines))
+
+
+def test_who_is_stopped_while_engines_come_up_says_nothing_of_them_and_leaves_none(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(tmp_path / "home"), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--ready-file", str(ready)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+    )
+    try:
+        wait_for(lambda: ready.exists() and fork_servers(psutil.Process(process.pid)))
+        process.terminate()
+        said, _ = process.communicate(timeout=60)  # until nobody is left who could say anything
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in said, said
+    assert "Warning" not in said, said

@@ -28,7 +28,7 @@ from importlib.machinery import PathFinder
 
 FOLDER, _, NAME = __file__.rpartition("/")[0].rpartition("/as.")
 ROLES = {
-    "multiprocessing.forkserver": "engine",  # first: it is told what to import
+    "multiprocessing.forkserver": "engine",
     "fedcybgd.coordinator.cli": "web", "fedcybgd.agent.cli": "daemon", "fedcybgd.agent.trainer": "trainer",
 }  # fmt: skip
 ROLE = next((role for mark, role in ROLES.items() if any(mark in word for word in sys.orig_argv)), None)
