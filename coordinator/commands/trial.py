@@ -97,7 +97,8 @@ def try_run(
     with interrupt.at_the_end():
         trial = _looked_through(file, data, model, agents, split, columns_of(column), images, threads)
         for directory in (export, keep):
-            _check_empty(directory, force and directory is export)
+            if directory is not None:
+                _check_place(directory, force and directory is export)
         try:
             with _place(keep) as folder:
                 report = _tried(trial, folder, terminal, anchor, chaos, export)
@@ -169,19 +170,25 @@ def _model(said: str | None, spec: RunFile, beside: Path) -> str:
     return said
 
 
-def _check_empty(directory: Path | None, force: bool) -> None:
-    """Raises `DirectoryTaken`: nothing is written over that somebody may want."""
-    if directory is not None and not force and directory.exists() and any(directory.iterdir()):
+def _check_place(directory: Path, force: bool) -> None:
+    """Raises `DirectoryTaken`: nothing is written over that somebody may want; and `FileUnusable` before anything is trained that could not be written."""
+    if not force and directory.exists() and any(directory.iterdir()):
         raise DirectoryTaken(f"{directory} is not empty; choose another directory")
+    made = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        if made:
+            directory.rmdir()
+    except OSError as error:
+        raise FileUnusable(f"{directory}: {error.strerror or error}; choose another directory") from error
 
 
 @contextmanager
 def _place(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
-        try:
-            keep.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileUnusable(f"{keep}: {error.strerror or error}; choose another directory") from error
+        keep.mkdir(parents=True, exist_ok=True)
         yield keep.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="fedcoord-try-", ignore_cleanup_errors=True) as folder:

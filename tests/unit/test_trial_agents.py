@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fedcybgd.client.errors import DirectoryTaken, FileUnusable
 from fedcybgd.coordinator.commands import trial
 from fedcybgd.coordinator.domain.run_file import checked
 from fedcybgd.local.federation import Federation
@@ -31,3 +32,15 @@ def test_they_tell_labels_where_a_head_begins_at_class_means(head_start: str, to
     portions = [Portion(name, tmp_path / f"{name}.jsonl", tmp_path / name) for name in ("oslo", "bergen")]
     trial._start(federation, portions, spec, 1)
     assert federation.told == [told, told]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    trial._check_place(there := tmp_path / "a" / "fine-tuned", force=False)
+    assert not there.exists()
+    with pytest.raises(FileUnusable, match="choose another directory"):
+        trial._check_place(Path("/proc/fine-tuned"), force=False)
+    with pytest.raises(FileUnusable, match="choose another directory"):
+        trial._check_place(Path("/proc"), force=True)
+    (tmp_path / "a" / "mine").touch()
+    with pytest.raises(DirectoryTaken):
+        trial._check_place(tmp_path / "a", force=False)
