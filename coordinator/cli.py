@@ -119,7 +119,7 @@ def _serve(settings: Settings, ready_file: Path | None) -> None:
 
 
 def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str | None) -> None:
-    from fedcybgd.coordinator.serve import address, is_local
+    from fedcybgd.coordinator.serve import elsewhere, is_local
 
     terminal.say(f"coordinator at {url}, status page {url}/admin, data in {settings.home}")
     if key is not None:
@@ -128,7 +128,7 @@ def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str |
             f"\nthe first operator's key is in {settings.first_key}; to use it:\n  export FEDCOORD_URL={url} FEDCOORD_OPERATOR_KEY=$(cat {file})\n"
         )
     if not is_local(settings.host):
-        terminal.say(f"for agents on other machines: {address(settings, listener, elsewhere=True)}")
+        terminal.say(f"for agents on other machines: {elsewhere(settings, listener)}")
     if settings.tls_certificate is None and not is_local(settings.host):
         told = (
             "allowed: keys and deltas can be read on the way"

@@ -4,9 +4,11 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -39,7 +41,8 @@ BELIEVED = "127.0.0.1,::1"
 """Whose X-Forwarded-For is where no proxy is named; left to itself uvicorn asks an environment variable that others set for it"""
 
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
-
+OF_CONTAINERS = "/.dockerenv", "/run/.containerenv"
+"""Files that Docker and Podman make in every container"""
 
 log = logging.getLogger("fedcoord")
 FEWEST_THREADS = 4
@@ -224,6 +227,13 @@ def address(settings: Settings, listener: socket.socket, elsewhere: bool = False
     elif scheme == "https" and is_local(host):
         host = "localhost"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def elsewhere(settings: Settings, listener: socket.socket) -> str:
+    """What agents on other machines call it by. Of a container nobody outside knows its name: by where its port is published."""
+    if any(Path(mark).exists() for mark in OF_CONTAINERS) or "KUBERNETES_SERVICE_HOST" in os.environ:
+        return f"where port {listener.getsockname()[1]} of this container is published"
+    return address(settings, listener, elsewhere=True)
 
 
 def is_local(host: str) -> bool:

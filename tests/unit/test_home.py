@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
+from fedcybgd.coordinator import serve
 from fedcybgd.coordinator.cli import _say_hello, app
 from fedcybgd.coordinator.db.base import open_engine
 from fedcybgd.coordinator.db.models import Audit, SigningKey
@@ -246,6 +248,24 @@ def test_the_first_key_is_in_a_file_of_its_owner_and_nowhere_else(tmp_path: Path
     assert key not in said.out + said.err
     assert "operator.key" in said.out
     assert prepare_home(settings) is None, "there is one first key"
+
+
+def test_the_name_of_a_container_is_told_to_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, mark = Settings(home=tmp_path, host="0.0.0.0"), tmp_path / "mark"
+    monkeypatch.setattr(serve, "OF_CONTAINERS", (str(mark),))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(socket, "gethostname", lambda: "2cb0f7ee6d81")
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        _say_hello(settings, listener, "http://127.0.0.1:1", None)
+        assert "http://2cb0f7ee6d81:" in capsys.readouterr().out
+        mark.touch()
+        _say_hello(settings, listener, "http://127.0.0.1:1", None)
+    said = capsys.readouterr().out
+    assert f"where port {port} of this container is published" in said
+    assert "2cb0f7ee6d81" not in said
 
 
 def test_a_secret_and_its_name_are_on_the_disk_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
