@@ -73,6 +73,9 @@ def enroll(
     runs: Annotated[
         list[str] | None, typer.Option(help="Name of a run that may use these rows; * and ? are wildcards. Give it once for each.")
     ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN of these rows, where they differ: text=question. May be repeated.")
+    ] = None,
     plain_http: Annotated[
         bool, typer.Option("--plain-http", help="Let http:// go beyond this machine: the network itself is trusted.")
     ] = False,
@@ -92,12 +95,12 @@ def enroll(
     address, there = address_of(url), enrolment.settings_there(place)
     check_way(address, plain_http or (there is not None and there.plain_http), "give --plain-http")
     consented = enrolment.run_patterns(runs if runs is not None else _asked(data) if there is None else [])
-    card, called = enrolment.chosen_gpu(gpu), enrolment.agent_name(name)
+    card, called, columns = enrolment.chosen_gpu(gpu), enrolment.agent_name(name), enrolment.columns_of(column or [])
     if there is not None:
-        enrolment.check_agrees(place, there, address, data, consented, plain_http, card)
+        enrolment.check_agrees(place, there, address, data, consented, columns, plain_http, card)
         consented = sorted({run for one in there.data.values() for run in one.runs})
         data = data or place.data_path(next(iter(there.data.values())))
-    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http, card)
+    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http, card, columns)
     believed = enrolment.coordinator_key(coordinator_key)
     answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), called, settings, believed, card)
     if as_json:

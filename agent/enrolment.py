@@ -3,7 +3,7 @@
 import platform
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +61,14 @@ def run_patterns(given: list[str]) -> list[str]:
         raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {NAME_CHARACTERS}; * and ? are wildcards") from error
 
 
+def columns_of(given: list[str]) -> dict[str, str]:
+    """Field → column, as given."""
+    found = dict(each.partition("=")[::2] for each in given)
+    if wrong := [each for each in given if not all(each.partition("="))]:
+        raise ConfigError(f"--column {one_line(wrong[0])[:120]}: say FIELD=COLUMN, as in text=question")
+    return found
+
+
 def chosen_gpu(given: str | None) -> int | str | None:
     """The card as given: its number, or its UUID."""
     if given is None:
@@ -99,14 +107,16 @@ def settings_there(home: Home) -> Config | None:
 
 
 def check_agrees(
-    home: Home, there: Config, url: str, data: Path | None, runs: list[str], plain_http: bool = False, gpu: int | str | None = None
-) -> None:
+    home: Home, there: Config, url: str, data: Path | None, runs: list[str], columns: Mapping[str, str], plain_http: bool = False,
+    gpu: int | str | None = None,
+) -> None:  # fmt: skip
     """Raise `ConfigError` where an agent.toml that is there does not say what the command line does: one of the two would not count."""
     of_data = [one for one in there.data.values() if data is None or home.data_path(one) == data.expanduser().resolve()]
     missing = {
         "the URL": address_of(there.coordinator) != url,
         "--data": not of_data,
         "--runs": bool(of_data) and not set(runs) <= {run for one in of_data for run in one.runs},
+        "--column": bool(of_data) and not any(columns.items() <= one.columns.items() for one in of_data),
         "--plain-http": plain_http and not there.plain_http,
         "--gpu": gpu is not None and there.device.gpu != gpu,
     }

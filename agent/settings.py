@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,8 +218,16 @@ def within_hours(hours: list[str], now: datetime) -> bool:
     return False
 
 
-def template(url: str, data: str | None, runs: list[str], plain_http: bool = False, gpu: int | str | None = None) -> str:
+def template(
+    url: str,
+    data: str | None,
+    runs: list[str],
+    plain_http: bool = False,
+    gpu: int | str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> str:
     """A first agent.toml, with comments."""
+    mapped = ", ".join(f"{_quoted(field)} = {_quoted(column)}" for field, column in (columns or {}).items())
     return f"""# The agent's own settings. `fedagent check` tests them.
 coordinator = {_quoted(url)}
 {"" if plain_http else "# "}plain_http = true             # for a network that is trusted itself: http:// beyond this machine
@@ -228,7 +237,7 @@ coordinator = {_quoted(url)}
 [data.{ONLY}]                     # a name of your own; add [data.OTHER] for other rows
 path = {_quoted(data or "data.jsonl")}          # CSV, JSONL or Parquet (.gz may follow); relative to this file
 runs = {json.dumps(runs)}                       # which runs may use these rows, as in ["intents", "bank-*"]; empty: none may
-# columns = {{ text = "question", label = "intent" }}   # field = "column", where they differ
+{f"columns = {{ {mapped} }}" if mapped else '# columns = { text = "question", label = "intent" }'}   # field = "column", where they differ
 
 [device]
 kind = "auto"                   # auto, cpu, cuda, mps

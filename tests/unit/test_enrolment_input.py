@@ -114,6 +114,22 @@ def test_data_are_tied_to_the_runs_that_were_named_and_to_no_others(words: list[
     assert data.runs == runs
 
 
+def test_columns_of_other_names_are_said_at_the_enrolment(tmp_path: Path) -> None:
+    given = ["--column", "text=Frage an die Bank", "--column", 'label="Was?"']
+    with serving(coordinator) as server:
+        assert enroll(tmp_path, server.url, "--token", TOKEN, "--name", "laptop", "--data", "rows.csv", *given) is None
+    (data,) = Home(tmp_path).load_config().data.values()
+    assert data.columns == {"text": "Frage an die Bank", "label": '"Was?"'}
+
+
+@pytest.mark.parametrize("column", ["text", "text=", "=frage", "="])
+def test_what_is_no_column_is_said_in_a_line(column: str, tmp_path: Path) -> None:
+    error = enroll(tmp_path, "http://127.0.0.1:1", "--token", TOKEN, "--column", column)
+    assert error is not None
+    assert error.code == "config_invalid"
+    assert error.message == f"--column {column}: say FIELD=COLUMN, as in text=question"
+
+
 SETTINGS = 'coordinator = "URL"\n[data.mine]\npath = "rows.csv"\nruns = ["a", "b-*"]\n[device]\nkind = "cpu"\n'
 
 
@@ -122,6 +138,7 @@ SETTINGS = 'coordinator = "URL"\n[data.mine]\npath = "rows.csv"\nruns = ["a", "b
     [
         (["--gpu", "1"], "--gpu"), (["--gpu", "GPU-1b2c"], "--gpu"), (["--runs", "a", "--runs", "other"], "--runs"),
         (["--data", "other.csv"], "--data"), (["--data", "other.csv", "--runs", "c", "--gpu", "0"], "--data, --gpu"), (["--plain-http"], "--plain-http"),
+        (["--column", "text=frage"], "--column"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_not_count_beside_an_agent_toml_is_refused_before_the_token_is_spent(
