@@ -52,7 +52,7 @@ def test_it_ends_with_a_program_that_is_killed_and_goes_on_in_the_next(tmp_path:
 
 
 def test_a_request_that_hangs_while_it_stops_is_cut_without_a_traceback(tmp_path: Path) -> None:
-    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT) as coordinator:
+    with Coordinator.local(tmp_path / "home", environment=ENVIRONMENT, **NO_JOBS) as coordinator:
         host, port = coordinator.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as hanging:
             head = f"PUT /v1/held-out/{'0' * 64}?name=x.jsonl HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {coordinator.key}\r\nContent-Length: 9\r\n\r\n{{"

@@ -1,6 +1,6 @@
 """A coordinator with real HTTP, a real migrated database and the real engine, in threads of the test process.
 
-The only difference to `fedcoord serve` is that the engine's processes are threads here: a spawned process takes ten seconds to
+The only difference to `fedcoord serve` is that the engine's processes are threads here: a process takes ten seconds to
 import torch. Tests in `e2e` run the real processes.
 """
 
