@@ -45,7 +45,7 @@ def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx
 
 def why(url: str, error: Exception) -> str:
     """What a failed call says, the proxy that it went through, and what to do."""
-    text = str(error) or type(error).__name__
+    text = str(error).rstrip(".") or type(error).__name__
     advice = "".join(f"; {then}" for sign, then in ADVICE.items() if sign.lower() in text.lower())
     return f"{text}{_through(url)}{hint(url, error)}{advice}"
 

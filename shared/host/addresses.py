@@ -76,5 +76,5 @@ def hint(url: str, error: Exception) -> str:
     if "certificate_verify_failed" in said:
         return "; if your organisation signs its own certificates, name its authority: SSL_CERT_FILE=/path/to/ca.pem"
     if url.startswith("http://") and "disconnected without sending a response" in said:
-        return "; perhaps HTTPS is spoken there: try https://"
+        return "; where it has never answered, perhaps HTTPS is spoken: try https://"
     return ""

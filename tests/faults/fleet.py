@@ -298,5 +298,10 @@ def free_port() -> int:
 def copy_home(agent: Agent, target: Path) -> Path:
     """A second home of the same agent, as from a machine that was cloned."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(agent.home, target, ignore=shutil.ignore_patterns("*.part", "agent.log"))
+    shutil.copytree(agent.home, target, ignore=shutil.ignore_patterns("*.part", "agent.log"), copy_function=_copy)
     return target
+
+
+def _copy(source: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the agent lives, and clears its cache meanwhile
+        shutil.copy2(source, target)
