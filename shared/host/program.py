@@ -35,6 +35,17 @@ def ended(app: Callable[[], object]) -> None:
         _fail(f"{error.filename or 'standard output'} has no room for what is to be written: {error.strerror} [disk_full]")
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
+    except Exception as error:
+        if not _was_interrupted(error):
+            raise
+        sys.exit(Exit.INTERRUPTED)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether this came of Ctrl-C: what was under way failed as it was put away."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _give_up_output() -> None:
