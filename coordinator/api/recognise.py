@@ -58,12 +58,17 @@ class Recognition:
         if key.startswith(keys.OPERATOR):
             await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
             return Recognised(keys.key_hash(key))
-        if not key.startswith(keys.AGENT):
-            raise Unauthorized("that is no key of this system: an operator's begins with fco_, an agent's with fca_; is all of it there?")
         try:
             return Recognised((await signed.by_secret(key, state.attendance, self._lane)).id)
         except Forbidden:
             return None
+        except signed.SignatureMissing:
+            raise
+        except Unauthorized as error:
+            if key.startswith(keys.AGENT):
+                raise
+            said = "that is no key of this system: an operator's begins with fco_, an agent's with fca_; is all of it there?"
+            raise Unauthorized(said) from error
 
 
 def _operator(database: Database, key: str) -> None:
