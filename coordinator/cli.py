@@ -33,7 +33,7 @@ from fedcybgd.coordinator.commands import (
     runs,
     trial,
 )
-from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
+from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of, without_effect
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.operators import OperatorRequest
@@ -136,6 +136,8 @@ def _say_hello(settings: Settings, listener: socket.socket, url: str, key: str |
             else f"for the proxies at {settings.proxies} alone"
         )
         terminal.say(f"warning: plain HTTP, {told}", "yellow")
+    for line in without_effect(os.environ):
+        terminal.say(f"warning: {line}", "yellow")
     sys.stdout.flush()
 
 

@@ -1,11 +1,12 @@
 """`fedcoord engine`: does jobs for coordinators, on a machine of its own."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of
+from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of, without_effect
 from fedcybgd.shared.host import started
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -28,6 +29,8 @@ def engine(
         started.stop_at_eof()
 
     def ready() -> None:
+        for line in without_effect(os.environ):
+            Terminal().say(f"warning: {line}", "yellow")
         Terminal().say(f"engine for jobs of the lanes {', '.join(settings.own_lanes)}, blobs in {settings.storage or settings.blobs}")
         sys.stdout.flush()
 
