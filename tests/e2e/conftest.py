@@ -46,7 +46,10 @@ class Federation:
         self.agents = [start_agent(folder / f"agent-{i}", f"agent-{i}", self.coordinator, path) for i, path in enumerate(self.partitions)]
         model = self.operator.wait(lambda: self.operator.get("/models/tiny"), lambda m: m["state"] != "adding", limit=90)
         assert model["state"] == "ready", model["reason"]
-        # Who was never seen takes no part in a run from its start, and then another agent trains what was its.
+        self.all_there()
+
+    def all_there(self) -> None:
+        """Wait for all agents: who is silent takes no part in a run from its start, and then another agent trains what was its."""
         self.operator.wait(lambda: self.operator.every("/agents"), lambda agents: all(a["state"] == "active" for a in agents), limit=60)
 
     def create(self, values: dict[str, Any]) -> str:

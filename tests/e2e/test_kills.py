@@ -50,5 +50,6 @@ def test_agents_wait_for_a_coordinator_that_is_not_there(federation: Federation,
         agent.start(wait=False)
     wait_for(lambda: all("trying again" in agent.log.read_text() for agent in federation.agents), limit=60)
     federation.coordinator.start()
-    federation.operator.post(f"/runs/{run_id}/start")
-    assert federation.digests(run_id) == undisturbed
+    federation.all_there()
+    started = federation.operator.post(f"/runs/{run_id}/start")
+    assert federation.digests(run_id) == undisturbed, started
