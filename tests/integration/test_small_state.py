@@ -1,14 +1,12 @@
 """What is asked of the database does not grow with the blocks of a model or of a wave, and what is kept does not grow with what is over."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import func, select, update
 
 from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.db.models import Agent, Assignment, EncodedShard, Job, Patch, StoredManifest
@@ -22,6 +20,7 @@ from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.manifests import BlobRef, PatchRef
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
+from tests.support.statements import statements
 from tests.support.visits import Hand, run_file, settled
 
 ALL = {"blocks": ["embeddings", "layers", "pooler"], "agents": "fixed"}
@@ -32,23 +31,6 @@ def small(coordinators: Callable[..., LiveCoordinator], bert: Path) -> LiveCoord
     live = coordinators(sweep_every_s=3600)
     live.add_model("bert", bert)
     return live
-
-
-@contextmanager
-def statements(live: LiveCoordinator) -> Iterator[list[str]]:
-    """What this thread asks of the database meanwhile."""
-    found: list[str] = []
-    me = threading.get_ident()
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if threading.get_ident() == me:
-            found.append(statement)
-
-    event.listen(live.database.engine, "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        event.remove(live.database.engine, "before_cursor_execute", note)
 
 
 def id_of(live: LiveCoordinator, hand: Hand) -> str:
@@ -68,7 +50,7 @@ def begun(live: LiveCoordinator, hands: list[Hand], **schedule: Any) -> tuple[di
     """A run that is started by hand, and the statements that its start took."""
     run = live.create_run(run_file("bert", hands, schedule={**ALL, **schedule}))
     quiet(live)
-    with statements(live) as found, live.database.transaction() as session:
+    with statements(live, mine=True) as found, live.database.transaction() as session:
         steer.start(session, run["id"], utcnow())
     return run, len(found)
 
@@ -90,10 +72,10 @@ def test_a_lease_and_a_look_after_a_wave_ask_little(small: LiveCoordinator) -> N
     hands = [Hand(small) for _ in range(4)]
     run, _ = begun(small, hands, wave=4)
     quiet(small)
-    with statements(small) as found, small.database.reading() as session:
+    with statements(small, mine=True) as found, small.database.reading() as session:
         assert standstill.to_look_after(session, utcnow() + timedelta(minutes=1)) == []
     assert len(found) <= 6, found  # two questions of one run: is it stuck, and what does it say
-    with statements(small) as found, small.database.transaction() as session:
+    with statements(small, mine=True) as found, small.database.transaction() as session:
         got = claim.claim(session, id_of(small, hands[0]), ClaimRequest(runs=["*"]), utcnow())
     assert isinstance(got, lease.Leased)
     assert got.assignment.run_id == run["id"]
@@ -120,7 +102,7 @@ def test_patches_of_all_shards_are_found_in_a_few_queries_and_are_the_cheapest_w
         made[expensive] = made[digest("0/0")].model_copy(update={"digest": expensive})
         session.add(Patch(target=expensive, base=digest("b"), kind="delta", digest=digest("d"), size=1000, weight=1.0))
         expected[expensive] = []
-    with small.database.reading() as session, statements(small) as found:
+    with small.database.reading() as session, statements(small, mine=True) as found:
         ways = shards._ways(session, made, None)
     assert {target: [step.base for step in steps] for target, steps in ways.items()} == expected
     assert all(isinstance(step, PatchRef) for steps in ways.values() for step in steps)

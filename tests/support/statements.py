@@ -10,12 +10,14 @@ from tests.support.live import LiveCoordinator
 
 
 @contextmanager
-def statements(live: LiveCoordinator) -> Iterator[list[str]]:
-    """What is asked of the database meanwhile."""
+def statements(live: LiveCoordinator, mine: bool = False) -> Iterator[list[str]]:
+    """What is asked of the database meanwhile; `mine`: by this thread alone."""
     found: list[str] = []
+    me = threading.current_thread()
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if not threading.current_thread().name.startswith(("lane-", "job-leases", "beating")):  # the engine looks for work by itself
+        asking = threading.current_thread()
+        if asking is me if mine else not asking.name.startswith(("lane-", "job-leases", "beating")):  # the engine looks for work by itself
             found.append(statement)
 
     event.listen(live.database.engine, "before_cursor_execute", note)
