@@ -51,5 +51,6 @@ def test_agents_wait_for_a_coordinator_that_is_not_there(federation: Federation,
     wait_for(lambda: all("trying again" in agent.log.read_text() for agent in federation.agents), limit=60)
     federation.coordinator.start()
     federation.all_there()
-    started = federation.operator.post(f"/runs/{run_id}/start")
-    assert federation.digests(run_id) == undisturbed, started
+    federation.operator.post(f"/runs/{run_id}/start")
+    found = federation.digests(run_id)
+    assert found == undisturbed, federation.operator.get(f"/runs/{run_id}/assignments")
