@@ -5,7 +5,6 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from fedcybgd.agent import credentials
@@ -13,17 +12,13 @@ from fedcybgd.agent.enrolment import check_new, enrol, run_patterns, settings_th
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import ONLY, Home, template
 from fedcybgd.local.place import Place
-from fedcybgd.local.process import Process
+from fedcybgd.local.process import LocalProcess, Process
 from fedcybgd.local.toml import Value, dumps
 from fedcybgd.shared.host.addresses import address_of
 
 
-class Agent:
-    """A running agent. Use it as a context manager, or `stop` it; it ends with the program in any case."""
-
-    def __init__(self, place: Place, process: Process, timeout_s: float) -> None:
-        """For `local` and `at`; nothing is started yet."""
-        self._place, self._process, self._timeout_s = place, process, timeout_s
+class Agent(LocalProcess):
+    """A running agent."""
 
     @classmethod
     def local(
@@ -103,40 +98,3 @@ class Agent:
         except (OSError, ValueError):
             return False
         return status["pid"] == self.pid and status["state"] not in ("stopped", "coordinator unreachable")
-
-    @property
-    def home(self) -> Path:
-        return self._place.home
-
-    @property
-    def log(self) -> Path:
-        """The file with everything that it has written; rows may be quoted in it."""
-        return self._process.log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process.running
-
-    def check(self) -> None:
-        """Raise `ProcessEnded` if it is not running."""
-        self._process.check()
-
-    def stop(self, timeout_s: float = 30) -> int:
-        """Ask it to stop: it gives back what it holds. The exit status."""
-        return self._process.stop(timeout_s)
-
-    def kill(self) -> int:
-        """SIGKILL, as a machine that fails; its training process notices."""
-        return self._process.kill()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.running:
-            self.stop()
-        self._place.forget()

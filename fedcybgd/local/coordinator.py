@@ -4,13 +4,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from fedcybgd.client.client import Client
 from fedcybgd.local.errors import ExtraMissing, KeyUnknown, NotStarted, SettingUnknown
 from fedcybgd.local.place import Place
-from fedcybgd.local.process import Process
+from fedcybgd.local.process import LocalProcess, Process
 from fedcybgd.shared.contract.starting import Ready
 from fedcybgd.shared.host import started
 
@@ -18,12 +17,12 @@ KEY = "operator.key"
 """File of a home in which a coordinator leaves the first operator's key; who reads it may read the database beside it, too."""
 
 
-class Coordinator:
-    """A running coordinator. Use it as a context manager, or `stop` it; it ends with the program in any case."""
+class Coordinator(LocalProcess):
+    """A running coordinator."""
 
     def __init__(self, place: Place, port: int, key: str | None, process: Process, timeout_s: float) -> None:
         """For `local`; nothing is started yet."""
-        self._place, self._process, self._timeout_s = place, process, timeout_s
+        super().__init__(place, process, timeout_s)
         self._key = key
         self._client: Client | None = None
         self._port, self.url = port, ""
@@ -79,23 +78,6 @@ class Coordinator:
             self._key = ready.operator_key
 
     @property
-    def home(self) -> Path:
-        return self._place.home
-
-    @property
-    def log(self) -> Path:
-        """The file with everything that it has written."""
-        return self._process.log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process.running
-
-    @property
     def key(self) -> str:
         """The operator's key. Raises `KeyUnknown`."""
         if self._key is None:
@@ -118,26 +100,6 @@ class Coordinator:
     def token(self, *, expires_in_s: float = 3600) -> str:
         """A token with which one agent can enrol, once."""
         return self.client.agents.token(expires_in_s=expires_in_s).token
-
-    def check(self) -> None:
-        """Raise `ProcessEnded` if it is not running."""
-        self._process.check()
-
-    def stop(self, timeout_s: float = 30) -> int:
-        """Ask it to stop; the exit status. Whatever runs goes on after the next `start`."""
-        return self._process.stop(timeout_s)
-
-    def kill(self) -> int:
-        """SIGKILL, as a machine that fails."""
-        return self._process.kill()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.running:
-            self.stop()
-        self._place.forget()
 
 
 def known(settings: Mapping[str, str | float | Path]) -> Mapping[str, str | float | Path]:

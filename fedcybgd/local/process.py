@@ -8,8 +8,11 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from fedcybgd.local.errors import NotStarted, ProcessEnded
+from fedcybgd.local.place import Place
 from fedcybgd.shared.files.disk import disk_reason
 
 LINES = 20
@@ -106,6 +109,51 @@ class Process:
         if self._popen is None:
             raise ProcessEnded(f"{' '.join(self._command[2:4])} was not started", "")
         return self._popen
+
+
+class LocalProcess:
+    """A daemon of ours in a process of its own, with a home. Use it as a context manager, or `stop` it; it ends with the program in any case."""
+
+    def __init__(self, place: Place, process: Process, timeout_s: float) -> None:
+        """For the ways to start one that it has; nothing is started yet."""
+        self._place, self._process, self._timeout_s = place, process, timeout_s
+
+    @property
+    def home(self) -> Path:
+        return self._place.home
+
+    @property
+    def log(self) -> Path:
+        """The file with everything that it has written; of an agent rows may be quoted in it."""
+        return self._process.log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
+    def check(self) -> None:
+        """Raise `ProcessEnded` if it is not running."""
+        self._process.check()
+
+    def stop(self, timeout_s: float = GRACE_S) -> int:
+        """Ask it to stop; the exit status. An agent gives back what it holds; whatever runs at a coordinator goes on after the next start."""
+        return self._process.stop(timeout_s)
+
+    def kill(self) -> int:
+        """SIGKILL, as a machine that fails; its children notice."""
+        return self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.running:
+            self.stop()
+        self._place.forget()
 
 
 def _end(popen: "subprocess.Popen[bytes]") -> None:
