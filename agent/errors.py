@@ -16,8 +16,10 @@ FedError (shared)
     │   ├── AnotherCoordinator  a coordinator, but not the one that this agent is enrolled at
     │   └── CoordinatorKeyDiffers   somebody who has not the key that the owner believes
     ├── LeaseGone           the work is not ours any more
-    ├── VisitFailed         a visit came to nothing, with the reason to report
-    └── StopRequested       SIGTERM or SIGINT
+    └── VisitFailed         a visit came to nothing, with the reason to report
+
+BaseException
+└── StopRequested           SIGTERM or SIGINT
 """
 
 from typing import Any
@@ -143,8 +145,8 @@ class LeaseGone(AgentError):
     code = "lease_gone"
 
 
-class StopRequested(AgentError):
-    code = "stop_requested"
+class StopRequested(BaseException):
+    """Raised where a signal finds the agent waiting: nobody who handles errors takes it for one of the rows, a file or the network."""
 
     def __init__(self) -> None:
         super().__init__("asked to stop")

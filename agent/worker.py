@@ -218,7 +218,7 @@ class Worker:
         try:
             with self._stop.waiting():
                 self._standing.refresh(self._config, self._policy)
-        except (KeyRefused, StopRequested):
+        except KeyRefused:
             raise
         except AgentError as error:
             log.debug("not reported which runs the data fit: %s", error.message)
@@ -234,7 +234,7 @@ class Worker:
                 # Until it is answered: with a key that may be void already nothing else could be asked.
                 self._client.use(patiently(lambda: keys.renewed(self._home, speak), waited=self._waited, pause=self._stop.pause))
                 self._client.me()
-        except (KeyRefused, StopRequested):
+        except KeyRefused:
             raise
         except AgentError as error:
             log.warning("the key of this agent ends, and was not changed yet: %s", error.message)

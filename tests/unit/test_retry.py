@@ -51,7 +51,6 @@ def test_no_answer_is_tried_again(error: Exception) -> None:
         KeyRefused(401, "unauthorized", "no"),
         VisitFailed("disk_full", "full"),
         LeaseGone("gone"),
-        StopRequested(),
         ConfigError("wrong"),
         NotEnrolled("no key"),
         AgentError("other"),

@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedcybgd.agent import cli, worker
+from fedcybgd.agent import cli, readiness, worker
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import VisitFailed
+from fedcybgd.agent.errors import StopRequested, VisitFailed
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.manifests import Manifest
@@ -176,6 +178,24 @@ def test_what_an_agent_says_before_its_first_claim(scene: Scene) -> None:
     scene.worker._one()
     scene.worker._one()
     assert len(scene.coordinator.told) == 2, "and again when there are other runs"
+
+
+def test_who_is_asked_to_stop_while_it_reads_its_rows_says_nothing_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield {"text": "alpha", "label": 0}
+
+    monkeypatch.setattr(readiness, "rows_of", stopped)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        scene.worker._stop.listen()
+        with pytest.raises(StopRequested):
+            scene.worker._one()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        scene.worker._stop.left()
+    assert scene.coordinator.told == [], "its rows are not wrong"
 
 
 @pytest.mark.parametrize(
