@@ -63,11 +63,16 @@ class Absence:
     def _look(self) -> None:
         with self._lock:  # whoever comes meanwhile waits until it is made good
             now = self._clocks()
-            if self._mending or (lost := lost_between(self._last, now, self._expected)) is None:
+            if self._mending or lost_between(self._last, now, self._expected) is None:
                 return
             self._mending = True
             self.times += 1
             try:
+                self._database.agree_on_time()  # where it is this machine's clock alone that was set
+                now = self._clocks()
+                if (lost := lost_between(self._last, now, self._expected)) is None:
+                    self._last, self._noticed_at = now, now.elapsed
+                    return
                 with self._database.transaction() as session:
                     if (missed := self._missed_by_all(session, now, lost)) is not None:
                         self._mend(session, now, missed)
@@ -77,7 +82,7 @@ class Absence:
 
     def _missed_by_all(self, session: Session, now: Moment, lost: timedelta) -> timedelta | None:
         """What of the time that this process lost no other coordinator was there for; None: one was."""
-        seen = replicas.others_seen_at(session, self._home)
+        seen = replicas.others_seen_at(session, self._home, now.wall)
         if seen is None or seen <= self._last.wall or lost < timedelta():
             return lost
         return now.wall - seen if now.wall - seen > replicas.ALIVE else None

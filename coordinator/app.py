@@ -148,7 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     waiting.open()
     feed = app.state.feed = _feed(database)
     attendance = app.state.attendance = Attendance(database, parts.wakes.listens)
-    app.state.replays, app.state.probe = Replays(), Probe(database, parts.store, waiting)
+    app.state.probe = Probe(database, parts.store, waiting)
     app.state.prover = Prover(database, signing_secret(settings))
     app.state.threads = to_thread.current_default_thread_limiter()
     app.state.threads.total_tokens = settings.threads
@@ -156,6 +156,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     absence = app.state.absence = Absence(database, timedelta(seconds=settings.sweep_every_s), home)
     try:
         with understood(settings):
+            database.agree_on_time()
             bring_up(database, settings)
             with database.transaction() as session:
                 wait_alone(session.connection())
@@ -170,6 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except CoordinatorError as error:
         app.state.refused = error
         raise
+    app.state.replays = Replays(began=utcnow().timestamp())
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes, settings.engines)
 
     def heard(signals: Signals) -> None:

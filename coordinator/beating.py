@@ -3,10 +3,14 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
-from fedcybgd.coordinator.db.base import Database, utcnow
+from sqlalchemy.orm import Session
+
+from fedcybgd.coordinator.db.base import TOLD_APART, Database, clock_differs, utcnow
 from fedcybgd.coordinator.db.outage import OutageLog, is_away, reason
 from fedcybgd.coordinator.services.records import replicas, spent
+from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.beating")
@@ -22,7 +26,7 @@ class Beating:
         """`lanes`: of which it does jobs; `serves`: it is a coordinator, no engine elsewhere."""
         self._database, self._replica, self._home, self._lanes, self._serves = database, replica, home, lanes, serves
         self._waiting_claims, self._outages = waiting_claims, outages
-        self._stopping = threading.Event()
+        self._stopping, self._differed = threading.Event(), timedelta()
         self._thread = threading.Thread(target=self._loop, name="beating", daemon=True)
 
     def start(self) -> None:
@@ -37,7 +41,9 @@ class Beating:
         stumbles = Rarely()
         while not self._stopping.wait(replicas.BEAT_EVERY_S):
             try:
+                self._database.agree_on_time()
                 with self._database.transaction() as session:
+                    self._tell_of_clock(session)
                     replicas.beat(session, self._replica, self._home, self._waiting_claims(), utcnow(), self._lanes, self._serves)
                     spent.forget(session, utcnow())
             except Exception as error:
@@ -45,6 +51,14 @@ class Beating:
                     self._outages.say(error)
                 elif stumbles.is_due():
                     log.error("a sign of life was not written; it is tried again", exc_info=error)
+
+    def _tell_of_clock(self, session: Session) -> None:
+        """Once, and again when it differs otherwise."""
+        differs = clock_differs()
+        if abs(differs - self._differed) > TOLD_APART:
+            self._differed, seconds = differs, differs.total_seconds()
+            text = f"{abs(seconds):.0f} s {'behind' if seconds > 0 else 'ahead of'} the database's, which counts: have it set (NTP)"
+            record(session, utcnow(), "warning", "clock_differs", f"the clock of the machine of {self._replica} is {text}")
 
 
 def leave(database: Database, replica: str) -> None:

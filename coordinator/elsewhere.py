@@ -62,6 +62,7 @@ def _work(settings: Settings, database: Database, ready: Callable[[], None], mak
     made = make_parts(settings, database)
     disks, watchdog = FullDisks(settings.blobs), Watchdog.of()
     outages = OutageLog(lambda: disks.lack(settings.home / "database"))
+    database.agree_on_time()
     with database.transaction() as session:
         name = replicas.enter_engine(session, utcnow(), settings.own_lanes)
     jobs = LocalJobs(database, made.new_engine, name, disks.say, settings.own_lanes, settings.engines)

@@ -29,8 +29,9 @@ class Replays:
     Its clock runs on from the beginning, whoever sets the machine's: no time comes twice. May be used from any thread.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._began, self._clock, self._zero = time.time(), clock, clock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
+        """`began`: in Unix time, by the clock that counts; None: now, by the machine's."""
+        self._began, self._clock, self._zero = time.time() if began is None else began, clock, clock()
         self._lock = threading.Lock()
         self._now, self._before = set[tuple[str, str]](), set[tuple[str, str]]()
         self._turned = 0.0

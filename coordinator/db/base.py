@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Double, Engine, MetaData, String, TypeDecorator, create_engine, event, make_url, text
@@ -19,6 +19,9 @@ LISTENING = 1
 """And the one that hears other coordinators, on PostgreSQL"""
 LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
+TOLD_APART = timedelta(seconds=1)
+"""Clocks that differ by less count as the same; and a question that takes longer tells nothing."""
+_correction = timedelta()
 KEY = String(40)
 DIGEST = String(64)
 AfterCommit = Callable[[Signals], None]
@@ -53,8 +56,18 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
 
-def utcnow() -> datetime:
+def machine_now() -> datetime:
     return datetime.now(UTC)
+
+
+def utcnow() -> datetime:
+    """By the clock that counts: that of a database which others use, too, as `Database.agree_on_time` found it, else this machine's."""
+    return machine_now() + _correction
+
+
+def clock_differs() -> timedelta:
+    """By how much this machine's clock is behind the one that counts."""
+    return _correction
 
 
 def _nothing() -> None:
@@ -118,6 +131,19 @@ class Database:
         """Raises what keeps it from answering."""
         with self.reading() as session:
             session.execute(text("SELECT 1"))
+
+    def agree_on_time(self) -> None:
+        """On PostgreSQL the database's clock counts, for all its coordinators: leases are compared by whoever looks. SQLite has but one machine."""
+        global _correction
+        if self.engine.dialect.name != "postgresql":
+            return
+        with self.engine.connect() as connection:
+            before = machine_now()
+            theirs: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+            took = machine_now() - before
+        differs = theirs - (before + took / 2)
+        if timedelta() <= took <= TOLD_APART and abs(differs - _correction) > TOLD_APART:
+            _correction = differs if abs(differs) > TOLD_APART else timedelta()
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

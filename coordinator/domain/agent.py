@@ -37,4 +37,5 @@ SEEN_EVERY = timedelta(seconds=30)
 
 
 def needs_seen(state: str, last_seen: datetime | None, now: datetime) -> bool:
-    return state != AgentState.ACTIVE or last_seen is None or now - last_seen >= SEEN_EVERY
+    """A sign that is later than now is of a clock that was ahead, and none."""
+    return state != AgentState.ACTIVE or last_seen is None or not timedelta() <= now - last_seen < SEEN_EVERY

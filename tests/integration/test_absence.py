@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 
 from fedcybgd.coordinator.absence import Absence, read_clocks
-from fedcybgd.coordinator.db.models import Agent, Assignment
+from fedcybgd.coordinator.db.base import utcnow
+from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Replica, StoredUpload, Webhook
 from fedcybgd.coordinator.domain.absence import Moment
-from fedcybgd.coordinator.services.records import replicas
+from fedcybgd.coordinator.domain.agent import needs_seen
+from fedcybgd.coordinator.home import home_id
+from fedcybgd.coordinator.services.operate import webhooks
+from fedcybgd.coordinator.services.records import arrivals, replicas
+from fedcybgd.coordinator.services.records.events import OFTEN, record_at_most
 from fedcybgd.coordinator.services.upkeep import leases
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -146,3 +151,27 @@ def test_a_coordinator_at_work_is_never_absent(live: LiveCoordinator) -> None:
     for _ in range(20):
         hand.me()
     assert told(live) == before
+
+
+def test_nothing_is_held_up_by_what_a_clock_noted_that_was_ahead(live: LiveCoordinator, hand: Hand) -> None:
+    now = utcnow()
+    ahead = now + timedelta(days=1)
+    assert needs_seen("active", ahead, now), "a sign of life that was written by it is none"
+    assert not arrivals.is_checked(StoredUpload(checked_until=ahead), now)
+    with live.database.reading() as session:
+        mallory = session.query(Agent).where(Agent.name == hand.name).one().id
+        session.add(Replica(id="rep_gone", home="hom_gone", started_at=ahead, seen_at=ahead, waiting_claims=0, version="1", serves=True))
+        assert not replicas.is_another_alive(session, home_id(live.settings.home), now)
+        assert "rep_gone" not in {row.id for row in replicas.alive(session, now)}
+        for _ in range(OFTEN):
+            record_at_most(session, ahead, "warning", "agent_copied", "then", mallory)
+        record_at_most(session, now, "warning", "agent_copied", "now", mallory)
+        session.flush()
+        newest = session.query(Event).order_by(Event.id.desc()).first()
+        assert newest is not None
+        assert newest.message == "now"
+        session.add(Webhook(address="a" * 64, told=newest.id - 2, next_at=ahead, failing_since=ahead))
+        session.flush()
+        assert not webhooks.is_due(session, "a" * 64, "info", now)
+        leases.after_absence(session, now, timedelta(days=-1))
+        assert webhooks.take(session, "a" * 64, "info", now) == newest.id - 1, "one that lies ahead is told too"

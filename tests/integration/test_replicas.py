@@ -13,9 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from fedcybgd.coordinator import common, sweeper
+from fedcybgd.coordinator.absence import Absence
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.common import StoreDiffers
-from fedcybgd.coordinator.db import migrate
+from fedcybgd.coordinator.db import base, migrate
 from fedcybgd.coordinator.db.alone import SWEEPING, unless_another
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
 from fedcybgd.coordinator.db.models import Event, Replica
@@ -268,3 +269,32 @@ def test_a_coordinator_is_ready_while_it_has_its_database_and_its_storage(postgr
     live.app.state.waiting.close()
     refused(http.get("/health/ready"), 503, "not_ready")
     live.stop()
+
+
+def test_the_clock_of_the_database_counts_whatever_a_machine_says(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = base.machine_now
+    absence = Absence(database, timedelta(seconds=1), "hom_mine")
+    absence.watch()
+    with monkeypatch.context() as wrong:
+        wrong.setattr(base, "machine_now", lambda: true() + timedelta(hours=1))  # it is set while it runs
+        with database.transaction() as session:
+            assert abs(utcnow() - true()) < timedelta(seconds=5)
+            assert session.query(Event).all() == [], "nobody was away"
+        assert absence.times == 1, "what was looked up by the wrong time is not written"
+    database.agree_on_time()
+    assert (base.clock_differs(), abs(utcnow() - true()) < timedelta(seconds=2)) == (timedelta(), True)
+
+
+def test_a_machine_whose_clock_differs_is_told_of(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = base.machine_now
+    with monkeypatch.context() as wrong:
+        wrong.setattr(base, "machine_now", lambda: true() - timedelta(minutes=5))
+        live = LiveCoordinator(tmp_path, url)
+        try:
+            assert abs(live.app.state.replays.now() - true().timestamp()) < 5, "signatures go by it, too"
+            told = wait_for(lambda: [e for e in live.operator.get("/events") if e["code"] == "clock_differs"])
+        finally:
+            live.stop()
+        assert "300 s behind the database's" in told[0]["message"]
+        assert abs(utcnow() - true()) < timedelta(seconds=5)
+    Database(url).agree_on_time()

@@ -44,7 +44,7 @@ def record_at_most(
     """The same of what an agent can bring about as often as it likes: after `OFTEN` times within an hour no more, so that it buries nothing else."""
     mine = (Event.agent_id == agent_id) & (Event.code == code)
     since = session.scalar(select(Event.at).where(mine).order_by(Event.id.desc()).offset(OFTEN - 1).limit(1))
-    if since is None or since <= now - WITHIN:
+    if since is None or not timedelta() <= now - since < WITHIN:  # what is later than now is of a clock that was ahead
         record(session, now, level, code, message, run_id, agent_id, round, block)
 
 

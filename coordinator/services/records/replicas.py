@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from importlib.metadata import version
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Replica
@@ -57,23 +57,29 @@ def leave(session: Session, replica: str) -> None:
     session.execute(delete(Replica).where(Replica.id == replica))
 
 
-def others_seen_at(session: Session, home: str) -> datetime | None:
+def others_seen_at(session: Session, home: str, now: datetime) -> datetime | None:
     """When a coordinator with another home lived last, as far as is known. Engines elsewhere look after no leases, and do not count."""
-    return session.scalar(select(func.max(Replica.seen_at)).where(Replica.home != home, Replica.serves))
+    others = (Replica.home != home) & Replica.serves & (Replica.seen_at <= now + ALIVE)
+    return session.scalar(select(func.max(Replica.seen_at)).where(others))
 
 
 def is_another_alive(session: Session, home: str, now: datetime) -> bool:
-    seen = others_seen_at(session, home)
+    seen = others_seen_at(session, home, now)
     return seen is not None and now - seen <= ALIVE
+
+
+def _lives(now: datetime) -> ColumnElement[bool]:
+    """Who was seen later than now was so by a clock that was ahead."""
+    return Replica.seen_at.between(now - ALIVE, now + ALIVE)
 
 
 def alive(session: Session, now: datetime, serving: bool = True) -> Sequence[Replica]:
     """The coordinators that live, the longest first; or, not `serving`, the engines elsewhere."""
-    living = select(Replica).where(Replica.seen_at > now - ALIVE, Replica.serves == serving)
+    living = select(Replica).where(_lives(now), Replica.serves == serving)
     return session.scalars(living.order_by(Replica.started_at, Replica.id)).all()
 
 
 def lanes_done(session: Session, now: datetime) -> set[str]:
     """Lanes of which somebody who lives does jobs."""
-    living = session.scalars(select(Replica.lanes).where(Replica.seen_at > now - ALIVE))
+    living = session.scalars(select(Replica.lanes).where(_lives(now)))
     return {str(lane) for lanes in living for lane in (Lane if lanes is None else lanes)}

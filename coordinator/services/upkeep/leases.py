@@ -5,11 +5,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedcybgd.coordinator.db.models import Agent, Assignment, Run
+from fedcybgd.coordinator.db.models import Agent, Assignment, Run, Webhook
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.progress import LEAST_LIFE_S, MOST_LIFE_S
 from fedcybgd.coordinator.domain.quarantine import LONGEST
+from fedcybgd.coordinator.domain.webhook import pause_after
 from fedcybgd.coordinator.services.records import job_leases
 
 
@@ -44,5 +45,9 @@ def after_absence(session: Session, now: datetime, lost: timedelta) -> int:
     for agent in session.scalars(select(Agent).where(Agent.quarantined_until.is_not(None)).order_by(Agent.id)):
         if agent.quarantined_until is not None:  # by a clock that was ahead it would last for long
             agent.quarantined_until = min(agent.quarantined_until, now + LONGEST)
+    for hook in session.scalars(select(Webhook).order_by(Webhook.address).with_for_update()):
+        hook.next_at = min(hook.next_at + lost, now + pause_after(max(1, hook.tries)))
+        if hook.failing_since is not None:
+            hook.failing_since = min(hook.failing_since + lost, now)
     job_leases.extend(session, now)
     return len(extended)
