@@ -7,13 +7,10 @@ manifests at the same time: first from the coordinator, then, with empty caches,
 coordinator counts every byte that it sends, heads and refusals too.
 """
 
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +19,7 @@ from benchmarks.import_memory import write_checkpoint
 from benchmarks.report import arguments, finish
 from benchmarks.serving import cpu
 from benchmarks.system import ENVIRONMENT
+from benchmarks.watched import Relay
 from fedcybgd import Coordinator
 from fedcybgd.agent.client import Client
 from fedcybgd.shared.contract.agents import ClaimRequest, DeviceInfo, EnrolRequest, RunReadiness
@@ -39,35 +37,6 @@ RUN = {
 }  # fmt: skip
 MOST = 0.12
 """Of the bytes without a cache: a tenth, and what asking costs"""
-
-
-class Relay:
-    """Passes connections on to a port of this machine, and counts what comes back."""
-
-    def __init__(self, port: int) -> None:
-        self._port, self._lock = port, threading.Lock()
-        self.bytes = self.connections = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                here, _ = self._listener.accept()
-                there = socket.create_connection(("127.0.0.1", self._port))
-                self.connections += 1
-                threading.Thread(target=self._pump, args=(here, there, False), daemon=True).start()
-                threading.Thread(target=self._pump, args=(there, here, True), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
-        with suppress(OSError):
-            while piece := source.recv(1 << 18):
-                if counts:
-                    with self._lock:
-                        self.bytes += len(piece)
-                sink.sendall(piece)
-            sink.shutdown(socket.SHUT_WR)
 
 
 def enrolled(coordinator: Coordinator, agent: SiteAgent, name: str) -> None:
@@ -119,11 +88,11 @@ def main() -> None:
             assignments = [claimed(agent) for agent in agents]
 
             def measured(side: str, readers: Sequence[SiteAgent]) -> float:
-                before, burnt, asked, began = relay.bytes, cpu([web]), relay.connections, time.monotonic()
+                before, burnt, asked, began = relay.down, cpu([web]), relay.connections, time.monotonic()
                 held = fetched(readers, assignments)
                 figures[f"{side}_seconds"] = time.monotonic() - began
                 time.sleep(0.5)  # what is counted after an answer
-                figures[f"{side}_sent_mb"] = (relay.bytes - before) / 1e6
+                figures[f"{side}_sent_mb"] = (relay.down - before) / 1e6
                 figures[f"{side}_web_cpu_s"] = cpu([web]) - burnt
                 print(
                     f"{side}: {len(readers)} agents have {held / 1e6:,.1f} MB, {figures[f'{side}_sent_mb']:,.1f} left the coordinator by "

@@ -1,6 +1,5 @@
 """A client trains the whole model on its own rows."""
 
-import time
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -13,14 +12,8 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    folder, part = Path(str(context.run_config["folder"])), int(context.node_config["partition-id"])
-    with (folder / "trained.txt").open("a") as file:
-        file.write(f"{time.time()} begins {part} {message.content['config']['server-round']}\n")
-    model, tokenizer = training.made(folder)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    rows = training.rows_of(folder / f"agent-{part}.jsonl")
-    loss = training.train(model, tokenizer, rows, int(context.run_config["steps"]), part)
-    with (folder / "trained.txt").open("a") as file:
-        file.write(f"{time.time()} ends {part} {message.content['config']['server-round']}\n")
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"loss": loss, "num-examples": len(rows)})})
+    said, number = context.run_config, int(message.content["config"]["server-round"])
+    received, part = message.content["arrays"].to_torch_state_dict(), int(context.node_config["partition-id"])
+    state, loss, rows = training.visit(Path(str(said["folder"])), part, number, received, int(said["steps"]))
+    content = RecordDict({"arrays": ArrayRecord(state), "metrics": MetricRecord({"loss": loss, "num-examples": rows})})
     return Message(content=content, reply_to=message)

@@ -1,7 +1,8 @@
-"""What both sides of the app do with the model: MiniLM with a head for intents."""
+"""What both sides of an app do with the model: MiniLM with a head for intents."""
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ def made(folder: Path) -> tuple[nn.Module, Any]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def visit(folder: Path, part: int, number: int, state: dict[str, Any], steps: int) -> tuple[dict[str, Any], float, int]:
+    """What a client does with the model that it gets in a round, counted from 1: the trained one, its loss, and how many rows there are."""
+
+    def tell(what: str) -> None:
+        with (folder / "trained.txt").open("a") as file:
+            file.write(f"{time.time()} {what} {part} {number}\n")
+
+    tell("begins")
+    model, tokenizer = made(folder)
+    model.load_state_dict(state)
+    rows = rows_of(folder / f"agent-{part}.jsonl")
+    loss = train(model, tokenizer, rows, steps, part)
+    tell("ends")
+    return model.state_dict(), loss, len(rows)
 
 
 def train(model: nn.Module, tokenizer: Any, rows: list[dict[str, Any]], steps: int, seed: int) -> float:
