@@ -26,7 +26,7 @@ from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
 from fedcybgd.agent.alone import alone
 from fedcybgd.agent.approving import approve
 from fedcybgd.agent.errors import ConfigError
-from fedcybgd.agent.options import HomeOption, Json, say_json
+from fedcybgd.agent.options import HomeOption, Json, say_json, warn_of_variables
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.agent.site.command import serve_cache
 from fedcybgd.shared.contract.plain import one_line
@@ -61,6 +61,7 @@ def common(
 ) -> None:
     """Options of the program itself."""
     os.umask(0o077)  # whatever it writes is nobody else's to read
+    warn_of_variables()
 
 
 @app.command()

@@ -225,3 +225,13 @@ def test_watch_goes_on_over_a_restart_of_the_coordinator(how: list[str], monkeyp
     assert (code, said) == (Exit.DONE, []), err
     if how:
         assert [json.loads(line)["rounds_done"] for line in out.splitlines()] == [1, 2]
+
+
+def test_a_variable_that_is_none_of_the_agents_is_told_of_beside_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FEDAGENT_HOM", str(tmp_path))
+    monkeypatch.setenv("FEDAGENT_SERVICE_HOST", "10.0.0.7")
+    _, out, err = ended(monkeypatch, capsys, "fedagent", "policy-file", "--home", str(tmp_path / "home"), "--json")
+    assert json.loads(out)["file"]
+    assert err == "warning: FEDAGENT_HOM is no setting, and has no effect; FEDAGENT_HOME is one\n"
