@@ -39,13 +39,13 @@ test: setup lint ## Lint, types and all tests (WORKERS=6 runs six at a time)
 	$(MAKE) --jobs 2 types suite
 
 suite: setup ## All tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --workers $(WORKERS) --durations 10 --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --workers $(WORKERS) --durations 10 -rs
 
-browser: setup ## A real Chromium at every page and action of /admin (about two minutes; needs Chromium)
+browser: setup ## Only the tests with a real Chromium, at every page and action of /admin (a minute)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/browser
 
 test-all: setup lint types ## The same with every test on both databases, for a schedule (twice as long)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --workers $(WORKERS) --durations 10 --both-databases
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.suite --workers $(WORKERS) --durations 10 -rs --both-databases
 
 chaos: setup $(if $(STORAGE),$(SWIFT)) ## 200 runs under random faults, judged to the bit (up to an hour): RUNS=10 SEED=7, REPLICAS=3 coordinators, STORAGE=s3, or POINTS=all to die at each named point
 	OMP_NUM_THREADS=1 S3_PROGRAMS="$(CURDIR)/.venv-s3/bin" $(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),200) --seed $(or $(SEED),0) --json $(or $(JSON),chaos.json) $(if $(POINTS),--points '$(POINTS)') $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORAGE),--storage $(STORAGE))

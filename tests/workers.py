@@ -24,8 +24,8 @@ import pytest
 
 SLOW = ("faults", "e2e", "browser")
 """Folders of tests of real processes."""
-TOGETHER = "federation"
-"""A fixture that takes half a minute to make: all tests with it are one worker's."""
+TOGETHER = {"federation", "stage"}
+"""Fixtures that take long to make: all tests with one of them are one worker's."""
 Batch = list[int]
 """Places in the list of all tests."""
 
@@ -139,7 +139,8 @@ def batches(items: list[pytest.Item]) -> Iterator[Batch]:
     """What one worker does without another in between."""
     found: dict[object, Batch] = {}
     for place, item in enumerate(items):
-        found.setdefault(TOGETHER if TOGETHER in getattr(item, "fixturenames", ()) else (item.path, live_of(item)), []).append(place)
+        together = TOGETHER.intersection(getattr(item, "fixturenames", ()))
+        found.setdefault(min(together, default=(item.path, live_of(item))), []).append(place)
     yield from found.values()
 
 

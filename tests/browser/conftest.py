@@ -1,4 +1,4 @@
-"""A real Chromium at the pages of a real coordinator, whose run two real agents work on meanwhile.
+"""A real Chromium at the pages of a real coordinator, and two agents that work when a test says so.
 
 Without Playwright or a Chromium the tests are skipped, and say what is missing.
 """
@@ -18,6 +18,8 @@ from tests.browser.stage import Stage
 from tests.browser.tab import Tab
 
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome"]
+PROGRAM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+MISSING = pytest.mark.skip("no Chromium was found: install it (apt-get install chromium), or name it in CHROMIUM")
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
@@ -27,14 +29,17 @@ QUIET = [
 expect.set_options(timeout=20_000)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if PROGRAM is None else []:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(MISSING)
+
+
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """Ends with the package: its event loop must not be there for other tests of the process."""
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip("no Chromium was found: install it (apt-get install chromium), or name it in CHROMIUM")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
         yield browser
         browser.close()
 

@@ -1,55 +1,54 @@
-"""What the pages show in these tests: real processes, with runs that wait, go on and have ended."""
+"""What the pages show in these tests: runs that wait, go on and have ended, and two agents that work when a test says so."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import yaml
 
-from fedcybgd import Coordinator
+from fedcybgd import Client
 from fedcybgd.coordinator.dashboard.browser import COOKIE
+from fedcybgd.shared.contract.assignments import LeasedAssignment
 from tests.e2e.conftest import write_rows
-from tests.support.processes import ENVIRONMENT, start_agent, trainer, wait_for
+from tests.support.live import LiveCoordinator
+from tests.support.processes import wait_for
+from tests.support.visits import Hand
 
 NAMES = ["amiens", "bergen"]
 
 
 class Stage:
-    """A coordinator, two agents, a run that goes on as long as the tests do, and one that has ended. In a test visits get further only where it says so."""
+    """A coordinator, two agents, a run that goes on as long as the tests do, and one that has ended."""
 
     def __init__(self, folder: Path, bert: Path) -> None:
-        self.folder, self.bert = folder, bert
-        self.coordinator = Coordinator.local(folder / "coordinator", environment=ENVIRONMENT)
-        self.client, self.url = self.coordinator.client, self.coordinator.url
-        self.client.models.begin(str(bert), "tiny")
-        rows = [write_rows(folder / f"rows-{name}.jsonl", number) for number, name in enumerate(NAMES)]
+        self.folder, self.live = folder, LiveCoordinator(folder / "coordinator")
+        self.url, self.client = self.live.url, Client(self.live.url, self.live.operator_key)
+        self.client.models.add(str(bert), "tiny")
         write_rows(folder / "held-out.jsonl", 9, 16)
-        self.agents = [start_agent(folder / name, name, self.coordinator, path) for name, path in zip(NAMES, rows, strict=True)]
-        self.client.models.wait("tiny")
-        self.keys = {"owner": self.coordinator.key} | {role: self.client.operators.add(role, role).key for role in ("viewer", "operator")}
+        self.agents = [Hand(self.live, name) for name in NAMES]
+        self.keys = {"owner": self.live.operator_key} | {role: self.client.operators.add(role, role).key for role in ("viewer", "operator")}
         self.cookies = {role: self._logged_in(key) for role, key in self.keys.items()}
         self.ended = self.start("short", cycles=1)
-        self.client.runs.wait(self.ended, timeout_s=60)
+        wait_for(lambda: self._worked() and self.live.state_of("short") == "completed")
         self.run = self.start("long")
-        self.client.runs.wait(self.run, lambda run: run.rounds_done >= 2, timeout_s=60)
-        self.hold()
+        for _ in range(2):
+            self.move(self.run)
 
-    def create(self, name: str, cycles: int = 500, steps: int = 10) -> str:
+    def create(self, name: str, cycles: int = 500) -> str:
         """A run of two rounds a cycle that is prepared; its id."""
+        for agent in self.agents:
+            agent.me()  # who was not there for a while takes no part in it
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(self._spec(name, cycles, steps)))
+        path.write_text(yaml.safe_dump(self._spec(name, cycles)))
         return self.client.runs.create(path, wait_s=60).id
 
-    def _spec(self, name: str, cycles: int, steps: int) -> dict[str, Any]:
+    def _spec(self, name: str, cycles: int) -> dict[str, Any]:
         return {
             "name": name, "model": "tiny", "task": {"kind": "text-classification", "labels": 2, "max_length": 16},
             "schedule": {"cycles": cycles, "blocks": ["layers"], "always": ["pooler", "head"]},
-            "train": {"steps": steps, "batch_size": 8, "learning_rate": 1e-5, "precision": "float32"},
+            "train": {"steps": 10, "batch_size": 8, "learning_rate": 1e-5, "precision": "float32"},
             "evaluate": {"held_out": "held-out.jsonl", "every": 10 if cycles > 1 else 1}, "lease_s": 300,
-            "compression": {"calibration_rows": 0 if cycles > 1 else 8},
+            "compression": {"calibration_rows": 0 if cycles > 1 else 8}, "delta": {"codec": "float32"}, "admission": {"norm_band": None},
         }  # fmt: skip
 
     def start(self, name: str, **more: int) -> str:
@@ -57,22 +56,23 @@ class Stage:
         self.client.runs.start(run)
         return run
 
-    def hold(self) -> None:
-        """Visits go on, and get no further: what a page shows of a run costs no processor meanwhile."""
-        for process in self._trainers():
-            process.suspend()
+    def move(self, run: str) -> None:
+        """The agents do whatever they are given until this run has closed a round more, and then have begun what comes next."""
+        done = self.client.runs.get(run).rounds_done
+        wait_for(lambda: self._worked() and self.client.runs.get(run).rounds_done > done)
+        wait_for(lambda: any(self._begun(agent) for agent in self.agents))
 
-    @contextmanager
-    def moving(self) -> Iterator[None]:
-        """Visits get further."""
-        for process in self._trainers():
-            with suppress(psutil.NoSuchProcess):  # an agent ends one that does nothing for too long, and starts another
-                process.resume()
-        yield
-        self.hold()
+    def _worked(self) -> bool:
+        for agent in self.agents:
+            if (held := self._begun(agent)) is not None:
+                agent.deliver(held, steps=10, rows=64)
+        return True
 
-    def _trainers(self) -> list[psutil.Process]:
-        return [wait_for(lambda agent=agent: trainer(agent)) for agent in self.agents]
+    def _begun(self, agent: Hand) -> LeasedAssignment | None:
+        if (held := agent.claim("*")) is not None:
+            progress = {"phase": "training", "step": 3, "steps": 10, "loss": 0.7, "tokens_per_s": 900, "peak_memory_bytes": 300 << 20}
+            agent.http.post(f"/assignments/{held.assignment_id}/renew", json={"attempt": held.attempt, "progress": progress})
+        return held
 
     def _logged_in(self, key: str) -> str:
         """The cookie of a browser in which this key was given."""
@@ -81,6 +81,4 @@ class Stage:
             return http.post("/admin", data={"form": form, "key": key}).cookies[COOKIE]
 
     def stop(self) -> None:
-        for process in (*self.agents, self.coordinator):
-            if process.running:
-                process.kill()
+        self.live.stop()

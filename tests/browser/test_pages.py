@@ -14,6 +14,9 @@ PAGES = {
 }  # fmt: skip
 COLOURS = ("color-contrast", "link-in-text-block")
 """What may differ between light and dark"""
+FEWER = """() => { const seen = new Set(); for (const each of document.querySelectorAll('.opblock'))
+    { if (seen.has(each.className)) each.remove(); else seen.add(each.className); } }"""
+"""Leaves one operation of each colour."""
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -35,6 +38,7 @@ def test_the_api_is_shown(tab: Callable[..., Tab]) -> None:
     page = here.open("/docs")
     page.locator(".opblock").first.wait_for()
     assert page.locator(".opblock").count() > 50
+    page.evaluate(FEWER)
     page.locator(".opblock-summary-control").first.click()
     page.locator(".opblock-body").first.wait_for()
     assert here.barriers(COLOURS) == []

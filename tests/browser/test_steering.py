@@ -1,6 +1,5 @@
 """What operators do with a mouse and a keyboard, and that it is done."""
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from fedcybgd.agent.client import Client
+from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
 from tests.browser.stage import Stage
 from tests.browser.tab import Tab
@@ -40,8 +40,8 @@ def test_a_run_is_steered_from_its_page(tab: NewTab, stage: Stage) -> None:
     badge(page, "draft")
     press(page, "Start", "Started.")
     badge(page, "running")
-    with stage.moving():
-        expect(page.locator(".facts .big")).to_contain_text("1 of 1000", timeout=30_000)  # it came by itself
+    stage.move(run)
+    expect(page.locator(".facts .big")).to_contain_text("1 of 1000")  # it came by itself
     press(page, "Pause", "Paused.")
     badge(page, "paused")
     press(page, "Resume", "It goes on.")
@@ -100,8 +100,8 @@ def test_agents_are_let_in_let_out_and_shut_out(tab: NewTab, stage: Stage) -> No
     press(page, "Make a token for a new agent")
     token = page.locator(".secret").inner_text()
     made = Client(stage.url).enrol(EnrolRequest(token=token, name="calais", device=DeviceInfo(), version="test"))
-    with sqlite3.connect(stage.coordinator.home / "coordinator.db", timeout=30) as database:
-        database.execute("UPDATE agent SET strikes = 2 WHERE name = 'calais'")
+    with stage.live.database.transaction() as session:
+        session.get_one(Agent, made.agent_id).strikes = 2
     page.goto("/admin/agents?state=enrolled")
     page.get_by_role("link", name="calais").click()
     press(page, "Forget its strikes", "Released")
