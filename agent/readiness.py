@@ -1,6 +1,8 @@
 """What this agent says of the runs that are open to it: whether its data fit, or why not. Never rows, nor names of columns."""
 
 import logging
+import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,15 @@ from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.policy import Policy, PolicyRefused, check_offer
 from fedcybgd.agent.settings import Config, Home
 from fedcybgd.shared.contract.agents import RunOffer, RunReadiness, UnfitReason
-from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.errors import DataAway, DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import known_task
 from fedcybgd.shared.files.tables import Row, examples
 
 log = logging.getLogger("fedagent")
 Stamp = tuple[int, int, int] | None
+AGAIN_S = 60.0
+"""Seconds after which rows are looked at again that could not be had"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Verdict:
     data: str = ""
     """name of the data set"""
     rows: int = 0
+    passing: bool = False
+    """It may be another one without anybody mending anything here: the rows lie on a disk or a share that does not give them at present."""
 
     def said(self, tell_rows: str) -> RunReadiness:
         """What the coordinator is told of it."""
@@ -62,12 +68,16 @@ def judge(home: Home, config: Config, policy: Policy, run: RunOffer) -> Verdict:
         )
         return Verdict(run.run_id, run.name, "rows_hidden", text, name)
     source = source_of(home, config.data[name])
-    if not Path(source.path).is_file():
-        return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)
     try:
+        if not Path(source.path).is_file():
+            return Verdict(run.run_id, run.name, "data_missing", f"data file {source.path} does not exist or is no file", name)
         return Verdict(run.run_id, run.name, data=name, rows=count_examples(source, run, name))
+    except (DataAway, OSError) as error:
+        return Verdict(run.run_id, run.name, "data_missing", f"{error}; it is tried again", name, passing=True)
     except DataError as error:
         return Verdict(run.run_id, run.name, "data_invalid", error.message, name)
+    except MemoryError:
+        raise  # of this machine, and not of the rows
     except Exception as error:
         log.exception("the data of run %s cannot be read", run.name)
         return Verdict(run.run_id, run.name, "data_invalid", f"{type(error).__name__}: {error}", name)
@@ -105,6 +115,7 @@ class Verdicts:
         self._seen: dict[Path, Stamp] = {}
         self._reported: str | None = ""
         """the coordinator's offers that it was told of last"""
+        self._again_at = math.inf
 
     @property
     def without(self) -> list[Verdict]:
@@ -121,7 +132,10 @@ class Verdicts:
         return verdict.rows if verdict is not None and verdict.reason is None else None
 
     def refresh(self, config: Config, policy: Policy) -> None:
-        """Judge and report anew where there are other runs, or where settings, data or a check are newer. Raises `AgentError`."""
+        """Judge and report anew where there are other runs, or where settings, data or a check are newer.
+
+        Raises `AgentError`, and `MemoryError` where this machine has none for it.
+        """
         now = {
             path: stamp(path)
             for path in (self._home.config, self._home.policy, self._home.checked, *(self._home.data_path(d) for d in config.data.values()))
@@ -131,18 +145,20 @@ class Verdicts:
                 log.info("settings or data have changed: runs that were refused are taken again")
             self._refused.clear()
             self._reported, self._seen = "", now
-        if self._reported == self._client.offers:
+        if self._reported == self._client.offers and time.monotonic() < self._again_at:
             return
         me, offers = self._client.me(), self._client.offers
         try:
             credentials.rename(self._home, me.name)
         except OSError as error:
             log.warning("this agent is called %s now, which cannot be written to %s: %s", me.name, self._home.credentials, error.strerror)
+        before = self._verdicts
         self._verdicts = {run.run_id: self._refused.get(run.run_id) or judge(self._home, config, policy, run) for run in me.runs}
         report(self._client, config, self._verdicts.values())
         self._reported = offers
+        self._again_at = time.monotonic() + AGAIN_S if any(v.passing for v in self._verdicts.values()) else math.inf
         for verdict in self._verdicts.values():
-            if verdict.reason:
+            if verdict.reason and verdict != before.get(verdict.run_id):
                 log.warning("takes no work of run %s: %s: %s", verdict.run, verdict.reason, verdict.message)
 
 

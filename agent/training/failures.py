@@ -10,7 +10,7 @@ from fedcybgd.agent.messages import Facts, TrainerEvent
 from fedcybgd.agent.training.errors import DeviceMissing, DiskFilled, NonFinite, OptimizerMissing, PolicyBroken
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.shared.contract.assignments import Progress, ReturnReason
-from fedcybgd.shared.contract.errors import DataError, HeaderError, PartitionError
+from fedcybgd.shared.contract.errors import DataAway, DataError, HeaderError, PartitionError
 from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.files.disk import WORDS, disk_reason
 from fedcybgd.shared.files.lossless import PackedError
@@ -23,6 +23,7 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((NonFinite,), "non_finite_loss"),
     ((PolicyBroken,), "policy_refused"),
     ((DiskFilled,), "disk_limit"),
+    ((DataAway,), "other"),
     ((DataError,), "data_invalid"),
     ((ShardCorrupt, PackedError, CodecError, HeaderError), "shard_corrupt"),
     ((AssemblyError, PartitionError, ModelUnknown, TokenizerUnusable), "model_mismatch"),

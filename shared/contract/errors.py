@@ -3,6 +3,7 @@
 FedError                    code, message and what to do
 ├── HeaderError             a safetensors file whose header cannot be trusted
 ├── DataError               rows that cannot be read or do not fit the task
+│   └── DataAway            rows that the disk or the network does not give at present
 └── PartitionError          a model that cannot be split into blocks
 """
 
@@ -26,6 +27,10 @@ class HeaderError(FedError):
 
 class DataError(FedError):
     code = "data_invalid"
+
+
+class DataAway(DataError):
+    code = "data_away"
 
 
 class PartitionError(FedError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.disk import unreadable
 
 LARGEST = 32 << 20
 """Bytes of one image file."""
@@ -81,7 +82,7 @@ class StoredImage:
             with self.path.open("rb") as file:
                 data = file.read(LARGEST + 1)
         except OSError as error:
-            raise self.wrong(f"cannot be read: {error.strerror}") from error
+            raise unreadable(error, f"{self.where}: the image cannot be read: {error.strerror}", **self.facts) from error
         if len(data) > LARGEST:
             raise self.wrong(f"has more than {LARGEST:,} bytes")
         return data
@@ -115,7 +116,9 @@ def _inside(folder: Path, name: str, image: StoredImage) -> Path:
     root = folder.resolve()
     try:
         found = (root / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(error, f"{image.where}: the image {name!r:.100} is not there", **image.facts) from error
+    except (RuntimeError, ValueError) as error:
         raise image.wrong(f"{name!r:.100} is not there") from error
     if not found.is_relative_to(root):
         raise image.wrong(f"{name!r:.100} leads out of the folder {root}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.disk import unreadable
 from fedcybgd.shared.files.text_files import LARGEST_RATIO, RATIO_FROM
 
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 64 << 20
@@ -78,7 +79,9 @@ def _opened(path: Path, shared: Collection[str] = ()) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(path, read_dictionary=list(shared)) as file:
             yield file
-    except (ValueError, OSError, NotImplementedError, ArithmeticError) as error:
+    except OSError as error:
+        raise unreadable(error, f"{path.name} is no Parquet file, or it is damaged: {error}", path=str(path)) from error
+    except (ValueError, NotImplementedError, ArithmeticError) as error:
         raise DataError(f"{path.name} is no Parquet file, or it is damaged: {error}", path=str(path)) from error
 
 

@@ -15,6 +15,7 @@ from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.answers import stored_answers
+from fedcybgd.shared.files.disk import unreadable
 from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import NUMBER, Labels, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
@@ -112,11 +113,13 @@ def _check_is_itself(path: Path, how: TableFormat) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    if not path.is_file():
-        raise DataError(f"data file {path} does not exist or is no file", path=str(path))
     try:
+        if not path.is_file():
+            raise DataError(f"data file {path} does not exist or is no file", path=str(path))
         yield
-    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+    except OSError as error:
+        raise unreadable(error, f"data file {path.name} cannot be read: {error}", path=str(path)) from error
+    except (UnicodeError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"data file {path.name} cannot be read: {error}", path=str(path)) from error
 
 

@@ -25,7 +25,7 @@ from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
-from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.errors import DataAway, DataError
 from fedcybgd.shared.contract.words import MOST_STEPS
 from fedcybgd.shared.models.layers import AssemblyError
 from tests.unit.test_outbox import assignment
@@ -66,7 +66,7 @@ REASONS: list[tuple[BaseException, str]] = [
     (SafetensorError('Error: IoError(Os { code: 28, message: "No space left on device" })'), "disk_full"),
     (RuntimeError("PytorchStreamWriter failed: No space left on device"), "disk_full"),
     (SafetensorError("I/O error: Read-only file system (os error 30)"), "disk_unwritable"), (os_error(errno.EROFS), "disk_unwritable"),
-    (os_error(errno.EACCES), "disk_unwritable"),
+    (os_error(errno.EACCES), "disk_unwritable"), (DataError("a row"), "data_invalid"), (DataAway("a share is away"), "other"),
     (NonFinite("the loss is nan"), "non_finite_loss"), (ShardCorrupt("x"), "shard_corrupt"),
     (AssemblyError("classifier.weight has shape [2, 8] in the shard, [5, 8] in the model"), "model_mismatch"),
 ]  # fmt: skip

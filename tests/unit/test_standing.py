@@ -1,5 +1,6 @@
 """An agent says whether its data fit a run, refuses what went wrong, and takes it again when that was mended: no restart."""
 
+import errno
 import json
 import os
 import signal
@@ -196,6 +197,31 @@ def test_who_is_asked_to_stop_while_it_reads_its_rows_says_nothing_of_them(scene
             signal.signal(number, handler)
         scene.worker._stop.left()
     assert scene.coordinator.told == [], "its rows are not wrong"
+
+
+@pytest.mark.parametrize("call", ["open", "is_file"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE])
+def test_rows_that_cannot_be_had_at_present_are_looked_at_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """The file itself does not change: a share comes back, somebody gives the right to read it."""
+    scene.coordinator.work = False
+    asked = getattr(Path, call)
+
+    def fails(path: Path, *more: Any, **named: Any) -> Any:
+        if path == scene.rows:
+            raise OSError(number, os.strerror(number), str(path))
+        return asked(path, *more, **named)
+
+    with monkeypatch.context() as away:
+        away.setattr(Path, call, fails)
+        scene.worker._one()
+    assert [told[RUN]["reason"] for told in scene.coordinator.told] == ["data_missing"]
+    scene.worker._one()
+    assert len(scene.coordinator.told) == 1, "it is not read all the time"
+    monkeypatch.setattr(scene.worker._standing, "_again_at", 0.0)
+    scene.worker._one()
+    assert scene.coordinator.told[-1][RUN]["fits"] is True
 
 
 @pytest.mark.parametrize(
