@@ -11,7 +11,7 @@ from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.labels import NUMBER
-from fedcybgd.shared.files.tables import Row, examples, read_rows
+from fedcybgd.shared.files.tables import Row, examples, label_names_of, read_rows
 
 ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
     "text-classification": {
@@ -140,6 +140,9 @@ def _guessed(task: RecipeTask, row: Row, said: Mapping[str, str]) -> dict[str, s
 
 def _labels(files: Sequence[Path], column: str, said: int | None) -> int | tuple[str, ...] | None:
     """How many labels there are, where they are numbers from 0; else their names in order."""
+    told = label_names_of(files[0], column)
+    if told is not None and 2 <= len(told) <= MOST_LABELS and said in (None, len(told)):
+        return tuple(told)
     of_files: dict[Path, set[Any]] = {file: set() for file in files}
     first: dict[tuple[Path, bool], tuple[int, Any]] = {}
     for file, number, row in _numbered(files, column):

@@ -19,10 +19,11 @@ class Labels:
     """Turns values into indices in [0, `count`).
 
     A value that is one of `names` is its index; where a name is a number, all numbers are names, and 1, 1.0 and "1" the same one.
-    Else a value must be a whole number, and the smallest is `first`.
+    Else a value must be a whole number, and the smallest is `first`. Where the file itself names its numbers (`told`, in order), and any
+    of these names is the run's, a number means its name.
     """
 
-    def __init__(self, count: int | None, names: Sequence[str] | None = None, first: int = 0) -> None:
+    def __init__(self, count: int | None, names: Sequence[str] | None = None, first: int = 0, told: Sequence[str] | None = None) -> None:
         self._count = count
         self._first = first
         self._exact = {name: index for index, name in enumerate(names or ())}
@@ -33,9 +34,14 @@ class Labels:
         leading = [(int(found[1]), i) for name, i in self._exact.items() if (found := LEADING.match(name))]
         self._leading = _unique(leading) if len(leading) == len(self._exact) else {}
         self._numbers = _unique((number, index) for name, index in self._exact.items() if (number := _number(name)) is not None)
+        known = _unique((_plain(name).casefold(), index) for name, index in self._exact.items())
+        named = [(name, self._exact.get(name, known.get(_plain(name).casefold()))) for name in told or ()]
+        self._told: list[tuple[str, int | None]] = named if any(index is not None for _, index in named) else []
 
     def index(self, value: object, where: str, **detail: Any) -> int:
         """Raises `DataError`, which names `where`, for a value that is no label."""
+        if self._told and isinstance(value, int) and not isinstance(value, bool):
+            return self._by_its_name(value, where, **detail)
         text = _text(value)
         if text is None:
             raise DataError(f"{where}: the label must be a whole number{self._or_name()}, not {shown(value)}", **detail)
@@ -69,6 +75,15 @@ class Labels:
                 **detail,
             )
         return label - self._first
+
+    def _by_its_name(self, number: int, where: str, **detail: Any) -> int:
+        name, found = self._told[number] if 0 <= number < len(self._told) else (None, None)
+        if found is None:
+            what = "has no name" if name is None else f"is {name!r:.60}"
+            raise DataError(
+                f"{where}: label {number} {what} in the file itself, which is none of the run's labels {self._some()}", **detail
+            )
+        return found
 
     def _or_name(self) -> str:
         return f" or one of the run's label names ({self._some()})" if self._exact else ""

@@ -1,6 +1,7 @@
 """The rows of Parquet files, one by one."""
 
 import contextlib
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def parquet_columns(path: Path) -> list[str] | None:
     """The names of the columns; None where there are no rows."""
     with _opened(path) as file:
         return _names(file, path) if file.metadata.num_rows else None
+
+
+def parquet_label_names(path: Path, column: str) -> list[str] | None:
+    """What the numbers of a column mean, from 0, where the file says it: as the package `datasets` writes it down of a ClassLabel."""
+    with _opened(path) as file:
+        said = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(said)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 class Rows:

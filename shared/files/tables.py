@@ -18,7 +18,7 @@ from fedcybgd.shared.files.answers import stored_answers
 from fedcybgd.shared.files.disk import unreadable
 from fedcybgd.shared.files.images import stored_image
 from fedcybgd.shared.files.labels import NUMBER, Labels, shown
-from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_rows
+from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_label_names, parquet_rows
 from fedcybgd.shared.files.stand_ins import HEAD, PACKED, other_format, pointer
 from fedcybgd.shared.files.table_format import Format, TableFormat
 from fedcybgd.shared.files.text_rows import csv_rows, csv_top, jsonl_rows
@@ -140,6 +140,12 @@ def _columns(path: Path, how: TableFormat) -> list[str] | None:
     return None if first is None else list(first)
 
 
+def label_names_of(path: Path, column: str | None, how: TableFormat | None = None) -> list[str] | None:
+    """The names that a file itself gives to the numbers of a column of labels; None where it gives none."""
+    is_parquet = ((how and how.format) or format_of(path)) == "parquet"
+    return parquet_label_names(path, column) if is_parquet and column is not None else None
+
+
 def read_examples(
     path: Path,
     spec: TaskSpec,
@@ -174,7 +180,7 @@ def examples(
         raise DataError(f"{path.name} has no rows", path=str(path))
     wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, how, mapped_in)
     unmapped = {f: columns.get(f, f) for f in fields[spec.task].optional if f not in wanted}
-    labels = Labels(spec.num_labels, spec.label_names, how.first_label)
+    labels = Labels(spec.num_labels, spec.label_names, how.first_label, label_names_of(path, wanted.get("label"), how))
     for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
         for field, column in unmapped.items():
             if row.get(column) is not None:

@@ -123,3 +123,33 @@ def test_other_types_of_parquet(tmp_path: Path, value: Any) -> None:
     parquet.write_table(pyarrow.table({"text": ["a"], "label": [value]}), tmp_path / "rows.parquet")
     found = labels_of(tmp_path / "rows.parquet", 3)
     assert found == [1] if isinstance(value, (Decimal, bytes)) else "must be a whole number" in found
+
+
+@pytest.mark.parametrize(
+    ("told", "names", "wanted"),
+    [
+        (["no", "yes", "?"], ["yes", "no", "?"], [1, 0, 2]),
+        (["NO", "mu\u0308ll", "?"], ["m\u00fcll", "no", "?"], [1, 0, 2]),
+        (["1", "0", "2"], ["0", "1", "2"], [1, 0, 2]),
+        (["no", "yes", "?"], ["bad", "fair", "good"], [0, 1, 2]),  # none is meant: positions
+        (["no", "yes", "?"], None, [0, 1, 2]),
+        (
+            ["no", "yes", "maybe"],
+            ["yes", "no", "?"],
+            "label 2 is 'maybe' in the file itself, which is none of the run's labels 'yes', 'no', '?'",
+        ),
+        (["no", "yes"], ["yes", "no", "?"], "label 2 has no name in the file itself"),
+        (None, ["yes", "no", "?"], [0, 1, 2]),
+        ([1, 2, 3], ["yes", "no", "?"], [0, 1, 2]),
+    ],
+)
+def test_a_parquet_file_that_names_its_numbers_is_read_by_these_names(
+    tmp_path: Path, told: list[Any] | None, names: list[str] | None, wanted: list[int] | str
+) -> None:
+    """As `datasets` writes a ClassLabel: two data sets of the same labels number them otherwise."""
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": told, "_type": "ClassLabel"}}
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": [0, 1, 2]})
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(table.replace_schema_metadata(about), tmp_path / "rows.parquet")
+    found = labels_of(tmp_path / "rows.parquet", 3, names)
+    assert found == wanted if isinstance(wanted, list) else wanted in found

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import yaml
 
@@ -220,6 +222,15 @@ def test_a_name_may_be_a_number_where_others_are_none(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,1\nb,2\nc,none\n")
     assert look(path).labels == ("1", "2", "none")
+
+
+def test_a_parquet_file_that_names_its_numbers_gives_a_run_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    about = {"info": {"features": {"label": {"names": ["yes", "no", "unsure"], "_type": "ClassLabel"}}}}
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": [0, 1, 1]})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
+    assert look(path).labels == ("yes", "no", "unsure")
+    assert look(path, labels=5).labels == 5
 
 
 def test_a_recipe_looks_at_the_model_as_the_task_has_it(bert: Path, llama: Path) -> None:
