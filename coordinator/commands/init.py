@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -71,16 +72,12 @@ def init(
         others = f" and {len(found.unused) - SHOWN} more" if len(found.unused) > SHOWN else ""
         terminal.say(f"note: nothing is read from {', '.join(map(repr, found.unused[:SHOWN]))}{others}; --column maps columns to fields")
     terminal.say("look through it, then:")
-    for command in (
-        *(
-            ()
-            if directory is None
-            else (f"fedcoord try {out} --data {train or 'ROWS'} --model {directory}", f"fedcoord models add {directory}")
-        ),
-        f"fedcoord plan {out}",
-        f"fedcoord run create {out}",
-    ):
-        terminal.say(f"  {command}")
+    commands = [("fedcoord", "plan", out), ("fedcoord", "run", "create", out)]
+    if directory is not None:
+        tried = ("fedcoord", "try", out, "--data", train or "ROWS", "--model", directory)
+        commands = [tried, ("fedcoord", "models", "add", directory), *commands]
+    for command in commands:
+        terminal.say(f"  {shlex.join(map(str, command))}")
 
 
 def _model(model: str) -> tuple[Path | None, str, JsonObject]:

@@ -1,6 +1,7 @@
 """How both programs end: errors that we know are one line for a person, the rest keep their traceback."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 def ended(app: Callable[[], object]) -> None:
     """Do what the command line says."""
     interrupt.heard()
+    _write_whatever_it_is()
     try:
         try:
             app()
@@ -39,6 +41,12 @@ def ended(app: Callable[[], object]) -> None:
         if not _was_interrupted(error):
             raise
         sys.exit(Exit.INTERRUPTED)
+
+
+def _write_whatever_it_is() -> None:
+    """In an encoding that lacks a character (ISO 8859-1, code page 1252) that is written as its number: it ends no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

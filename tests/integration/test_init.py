@@ -46,7 +46,7 @@ def test_what_it_writes_is_a_run(
     live: LiveCoordinator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, checkpoint: str
 ) -> None:
     monkeypatch.delenv("FEDCOORD_URL", raising=False)
-    directory = tmp_path / fresh(checkpoint)
+    directory = tmp_path / f"my {fresh(checkpoint)}"
     directory.symlink_to(request.getfixturevalue(checkpoint))
     data, out = held_out(tmp_path, task), tmp_path / "run.yaml"
     words = ("--task", task, "--data", data, "--out", out, "--model")
@@ -54,6 +54,7 @@ def test_what_it_writes_is_a_run(
     assert done.exit_code == 0, done.output
     before = out.read_text()
     assert f"data/{data.name}" in before, "relative to the run file"
+    assert f"\n  fedcoord models add '{directory}'\n" in done.output, "can be pasted"
     refused = init(*words, directory)
     assert isinstance(refused.exception, FedError)
     assert refused.exception.code == "file_there"

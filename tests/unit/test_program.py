@@ -1,5 +1,6 @@
 """How a program ends: what it cannot write is told in a line, whatever it is, and Ctrl-C in none."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,14 @@ def test_standard_output_without_room_is_told_in_a_line(package: str) -> None:
         ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "error: standard output has no room for what is to be written: No space left on device [disk_full]\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_character_that_the_encoding_of_a_terminal_lacks_ends_no_command(encoding: str) -> None:
+    said = "import sys; from fedcybgd.shared.host import program; program.ended(lambda: print('\\u2026 \\u65e5\\udcff'))"
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode(encoding).startswith("\u2026 \u65e5" if encoding == "utf-8" else ("\u2026 \\u65e5", "\\u2026 \\u65e5"))
 
 
 def test_who_hears_no_more_is_told_nothing() -> None:
