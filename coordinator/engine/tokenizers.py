@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from fedcybgd.coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
@@ -66,6 +67,7 @@ def import_tokenizer(store: EngineStore, folder: ModelDirectory, config: dict[st
         with _telling(folder):
             kept, notes = _portable(given, scratch, tokenizer, folder)
             _check_vocabulary(tokenizer, folder)
+            notes += _unlike_its_file(given, tokenizer)
             notes += _check_rows(tokenizer, rows, folder)
             notes += _unknown_scripts(tokenizer)
         files = [FileRef(name=p.name, digest=d, size=s) for p in kept for d, s in [write_blob(store, p.read_bytes())]]
@@ -209,6 +211,26 @@ def _behaviour(tokenizer: Any) -> list[object]:
         tokenizer(texts)["input_ids"], tokenizer(texts, texts[::-1])["input_ids"],
         tokenizer.pad_token_id, tokenizer.padding_side, tokenizer.all_special_ids,
     ]  # fmt: skip
+
+
+def _unlike_its_file(given: Path, tokenizer: Any) -> list[str]:
+    """Transformers makes a tokenizer of its class and of its settings, and of tokenizer.json takes the vocabulary alone where it has such a class."""
+    if not (given / "tokenizer.json").exists():
+        return []
+    file = Tokenizer.from_file(str(given / "tokenizer.json"))
+    file.no_truncation()
+    file.no_padding()
+    for text in SAMPLES.values():
+        said = file.encode(text, add_special_tokens=False).tokens
+        made = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if said != made:
+            at = next((i for i, (one, other) in enumerate(zip(said, made, strict=False)) if one != other), min(len(said), len(made)))
+            shown = (" ".join(tokens[max(0, at - 1) : at + 3]) for tokens in (made, said))
+            return [
+                "as {} it gives other tokens than its tokenizer.json says: {} in place of {}. Where the model was trained with that file alone, "
+                'set "tokenizer_class": "TokenizersBackend" in tokenizer_config.json'.format(type(tokenizer).__name__, *shown)
+            ]
+    return []
 
 
 def _check_vocabulary(tokenizer: Any, folder: ModelDirectory) -> None:

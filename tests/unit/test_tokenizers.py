@@ -184,6 +184,35 @@ def test_scripts_that_a_tokenizer_does_not_know_are_said(folder: Path, add: Any)
     assert "Latin," not in note
 
 
+@pytest.mark.parametrize(
+    ("model_type", "named", "said"),
+    [
+        (
+            "bert",
+            "BertTokenizer",
+            "as BertTokenizer it gives other tokens than its tokenizer.json says: the p ##a in place of The p ##a. Where",
+        ),
+        ("distilbert", None, "it gives other tokens"),
+        ("roberta", "RobertaTokenizerFast", "as RobertaTokenizer it gives other tokens"),
+        ("bert", "TokenizersBackend", None),
+        ("bert", "PreTrainedTokenizerFast", None),
+    ],
+)
+def test_a_class_that_gives_other_tokens_than_the_file_is_told_of(
+    folder: Path, add: Any, model_type: str, named: str | None, said: str | None
+) -> None:
+    """Transformers takes the class's word for it: a cased vocabulary is lowered, digits are split otherwise."""
+    word_piece(folder)
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    words = values["model"]["vocab"]
+    words |= {word.capitalize(): len(words) + place for place, word in enumerate(WORDS)}
+    path.write_text(json.dumps(values))
+    settings(folder, unk_token="[UNK]", **({} if named is None else {"tokenizer_class": named}))
+    notes = [note for note in add(model_type).notes if "other tokens" in note]
+    assert [said is not None and said in note for note in notes] == [True] * (said is not None), notes
+
+
 def test_a_tokenizer_that_is_an_empty_stand_in_is_refused(folder: Path, refused: Any) -> None:
     settings(folder, do_lower_case=False)
     assert "has no tokenizer: none of spm.model, tokenizer.json is there" in refused("deberta-v2")
