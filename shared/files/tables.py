@@ -1,6 +1,7 @@
 """Reads rows from CSV, JSON Lines and Parquet files and maps their columns to the fields of a task."""
 
 import csv
+import gzip
 import json
 import re
 import shlex
@@ -103,10 +104,14 @@ def _check_is_itself(path: Path, how: TableFormat) -> None:
     with path.open("rb") as file:
         head = file.read(HEAD)
     found = pointer(head)
-    if found is None and (how.format or format_of(path)) != "parquet" and path.suffix.lower() != ".gz":
-        found = other_format(head)
+    if found is None and (how.format or format_of(path)) != "parquet":
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as inner:
+                head = inner.read(HEAD)
+            found = pointer(head)
+        found = found or other_format(head)
         if found == PACKED:
-            found += "; name it .gz"
+            found += ", a second time" if path.suffix.lower() == ".gz" else "; name it .gz"
     if found is not None:
         raise DataError(f"{path.name} is {found}", path=str(path))
 

@@ -15,6 +15,8 @@ from fedcybgd.shared.files.text_files import LONGEST_ROW, UNDECODABLE, encoding_
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 UNMARKED_SUFFIXES = (".tsv", ".tab")
+ENOUGH = 64
+"""Characters of a line in which UTF-16 that is read as UTF-8 shows"""
 SAID = re.compile(r'"?sep=([^"\r\n])"?\s*')
 """What Excel writes above the heading, and hides."""
 
@@ -23,7 +25,7 @@ def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
     """Rows as heading → text. Raises `DataError`, with the line, for what is no table."""
     encoding, separator, reader = _opened(path, how)
     heading = _heading(path, reader, encoding)
-    for row in reader:
+    for row in _told(reader, path, how):
         if not row:
             continue
         if len(row) != len(heading):
@@ -36,6 +38,16 @@ def csv_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
             if UNDECODABLE in value:
                 raise _undecodable(path, f"line {reader.line_num}, column {column!r}", encoding, line=reader.line_num, column=column)
         yield dict(zip(heading, row, strict=True))
+
+
+def _told(reader: Any, path: Path, how: TableFormat) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        hint = "; where quotation marks are text like any other, set `quotes = false`" if how.quotes else ""
+        raise DataError(
+            f"{path.name} line {reader.line_num} cannot be read: {error}{hint}", path=str(path), line=reader.line_num
+        ) from error
 
 
 def csv_top(path: Path, how: TableFormat, most: int) -> tuple[list[str], list[list[str]]]:
@@ -125,6 +137,8 @@ def jsonl_rows(path: Path, how: TableFormat) -> Iterator[dict[str, Any]]:
             raise _undecodable(path, f"line {number}", encoding, line=number)
         if not line.strip():
             continue
+        if "\0" in line[:ENOUGH]:
+            raise DataError(f"{path.name} line {number} has NUL characters: perhaps it is UTF-16; say so with `encoding`", path=str(path))
         whole = (
             "; each line must be an object by itself, and the file no list of them" if number == 1 and line.lstrip().startswith("[") else ""
         )

@@ -80,6 +80,16 @@ def test_rows_that_are_none_are_called_what_they_are(said: str, name: str, tmp_p
     ("name", "content", "said"),
     [
         ("rows.jsonl", gzip.compress(ROWS), "packed with gzip; name it .gz"),
+        ("rows.jsonl.gz", gzip.compress(gzip.compress(ROWS)), "packed with gzip, a second time"),
+        ("rows.csv.gz", gzip.compress(b"PAR1" + bytes(40)), "Parquet"),
+        ("rows.jsonl.gz", gzip.compress(b"<!DOCTYPE html><p>Sign in"), "web server"),
+        ("rows.jsonl", ROWS.decode().encode("utf-16-be"), "line 1 has NUL characters: perhaps it is UTF-16"),
+        (
+            "rows.tsv",
+            b'text\tlabel\nso\t1\n"so" said he\t1\n',
+            "line 3 cannot be read: '\t' expected after '\"'; where quotation marks are text",
+        ),
+        ("rows.csv", b'text,label\n"so \\"it is\\", he said",1\n', "line 2 cannot be read"),
         ("rows.csv", b"PK\x03\x04" + bytes(40), "zip archive"),
         ("rows.csv", b"PAR1" + bytes(40), "Parquet"),
         ("rows.jsonl", b"\x28\xb5\x2f\xfd" + bytes(40), "zstd"),
