@@ -58,7 +58,7 @@ def model_of(name: str, config: Mapping[str, Any], task: RecipeTask, labels: int
     made = skeleton({**config, **of_labels}, task)
     inner = {**config, **(config.get("text_config") or {})}
     width = next((inner[key] for key in HIDDEN_SIZE if isinstance(inner.get(key), int)), 768)
-    return RecipeModel(name, tuple(block.name for block in partition(made)), width, usable_positions(made))
+    return RecipeModel(name, tuple(block.name for block in partition(made) if block.is_used), width, usable_positions(made))
 
 
 def counting(task: RecipeTask, directory: Path | None) -> Count:

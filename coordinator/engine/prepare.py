@@ -49,7 +49,12 @@ def prepare(store: EngineStore, payload: PreparePayload) -> PrepareResult:
         _check_length(model, payload.max_length)
     blocks = partition(model, payload.layers_per_block)
     names = [b.name for b in blocks]
-    trained = select(payload.patterns, names)
+    unused = {b.name for b in blocks if not b.is_used}
+    trained = [name for name in select(payload.patterns, names) if name not in unused]
+    if not trained:
+        raise RunRefused(
+            f"{', '.join(sorted(unused))} has no part in {payload.task} with this model, so nothing would train it", blocks=names
+        )
     always = set(select(payload.always, names))
     if patterns := [p for p in payload.always if p not in names]:
         raise RunRefused(f"`always` names its blocks one by one, without patterns like {', '.join(patterns)}", blocks=names)
@@ -97,6 +102,9 @@ def _check_fresh(blocks: list[BlockSpec], available: dict[str, tuple[int, ...]],
     fresh: list[str] = []
     for block in blocks:
         tensors = {t.name: t.shape for t in block.tensors}
+        if not block.is_used:  # nobody reads what is in it
+            fresh += fresh_in(tensors, available)
+            continue
         note = fresh_part(block.name, tensors, available)
         if note is None:
             continue

@@ -39,6 +39,8 @@ class BlockSpec:
     name: str
     kind: Kind
     tensors: tuple[TensorSpec, ...]
+    is_used: bool = True
+    """False: nothing that the model returns depends on it, as some classifiers keep the pooler of their base model; no visit could train it"""
 
     @property
     def num_parameters(self) -> int:
@@ -82,6 +84,7 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     tensors = own_tensors(model)
     course = follow(model, stack, tensors)
     groups: dict[tuple[Kind, int], list[TensorSpec]] = {}
+    used: set[tuple[Kind, int]] = set()
     past_stack = False
     for name, tensor in tensors.items():
         spec = TensorSpec(canonical(name, prefix), tuple(tensor.shape), isinstance(tensor, nn.Parameter))
@@ -92,9 +95,11 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
         else:
             key = (_kind(model, name, course, past_stack), 0)
         groups.setdefault(key, []).append(spec)
+        if name in course.reached or key[0] in ("layer", "adapters"):
+            used.add(key)
     order: list[Kind] = ["embeddings", "layer", "norm", "pooler", "head", "adapters"]
     blocks = [
-        BlockSpec(block_name(kind, index, layers_per_block, stack.length), kind, tuple(tensors))
+        BlockSpec(block_name(kind, index, layers_per_block, stack.length), kind, tuple(tensors), (kind, index) in used)
         for (kind, index), tensors in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     ]
     _check(blocks, model, prefix)

@@ -35,6 +35,8 @@ class ForwardPass:
     """Where a tensor is used first: before the first layer runs, after the last one has, or between; unused ones are not in it."""
     hidden: frozenset[str]
     """Tensors that the base model's last hidden states depend on."""
+    reached: frozenset[str]
+    """Tensors that anything depends on that the model returns; others may be used, as a pooler whose result is thrown away."""
     runs: tuple[int, ...]
     """The layers in the order in which they ran; one that runs twice is in it twice."""
 
@@ -59,7 +61,7 @@ def follow(model: nn.Module, stack: Stack, tensors: dict[str, Tensor]) -> Forwar
         hooks.enter_context(_experts_one_by_one(model))
         try:
             with watch:
-                torch.func.functional_call(model, substitutes | computed, (), _inputs(model))
+                output = torch.func.functional_call(model, substitutes | computed, (), _inputs(model))
         except Exception as error:  # whatever a model of whatever family may raise
             raise PartitionError(
                 f"the forward pass of {type(model).__name__} could not be followed: {type(error).__name__}: {error}"
@@ -71,7 +73,8 @@ def follow(model: nn.Module, stack: Stack, tensors: dict[str, Tensor]) -> Forwar
             f"the layers of {type(model).__name__} ({stack.path}, {stack.length} of them) do not run one after another: {found} ran",
             ran=first,
         )
-    return ForwardPass(watch.places(), watch.hidden, tuple(watch.runs))
+    returned = [x for x in tree_leaves(dict(output) if isinstance(output, dict) else output) if isinstance(x, Tensor)]
+    return ForwardPass(watch.places(), watch.hidden, watch.behind(*returned), tuple(watch.runs))
 
 
 @contextmanager
@@ -133,7 +136,11 @@ class _Watch(TorchFunctionMode):
         # The outermost of these modules leaves last, and so has the last word.
         states = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else None)
         if isinstance(states, Tensor):
-            self.hidden = frozenset(name for name in map(self._names.get, map(id, _leaves_of(states))) if name is not None)
+            self.hidden = self.behind(states)
+
+    def behind(self, *made: Tensor) -> frozenset[str]:
+        """The named tensors that these were made of."""
+        return frozenset(name for tensor in made for name in map(self._names.get, map(id, _leaves_of(tensor))) if name is not None)
 
     def places(self) -> dict[str, Place]:
         begin, end = self._borders[0], self._borders[-1]

@@ -132,3 +132,20 @@ def test_what_a_configuration_says_of_the_task_loses_against_the_run(live: LiveC
     loaded = AutoModelForSequenceClassification.from_pretrained(exported)
     assert (loaded.config.problem_type, loaded.config.num_labels, loaded.config.id2label[2]) == ("single_label_classification", 3, "c")
     assert loaded.dtype == torch.float32
+
+
+def test_a_block_that_the_task_never_uses_is_not_visited(live: LiveCoordinator, tmp_path: Path) -> None:
+    """BigBird's classifier reads the hidden states themselves; its pooler stays, and learns nothing."""
+    import transformers
+
+    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    settings = transformers.BigBirdConfig(**sizes, max_position_embeddings=40, attention_type="original_full")
+    transformers.BigBirdModel(settings, add_pooling_layer=False).save_pretrained(tmp_path)
+    models.word_piece(tmp_path)
+    name = live.add_model(fresh("bigbird"), tmp_path)["name"]
+    made = {blocks: live.create_run(run_file(name, "all", task=task(3), schedule={"blocks": [blocks], "always": ["head"]}))
+            for blocks in ("all", "pooler")}  # fmt: skip
+    assert [block["name"] for block in made["all"]["blocks"]] == ["embeddings", "layers.0", "layers.1", "pooler", "head"]
+    assert made["all"]["rounds_total"] == 3
+    assert made["pooler"]["state"] == "failed"
+    assert "pooler has no part in text-classification with this model" in made["pooler"]["reason"]

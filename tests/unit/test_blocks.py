@@ -56,6 +56,7 @@ def test_every_tensor_is_in_exactly_one_block(family: str, per_block: int) -> No
 def test_blocks_come_in_the_order_of_the_forward_pass(family: str) -> None:
     blocks = partition(ALL[family][1](3))
     assert names(blocks) == ["embeddings", *(f"layers.{i}" for i in range(LAYERS.get(family, 3))), *AFTER[family]]
+    assert all(block.is_used for block in blocks)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -200,6 +201,14 @@ def test_a_pattern_that_means_nothing_is_refused_with_what_there_is(pattern: str
 def test_a_range_that_cuts_through_a_block_is_refused(pattern: str, cut: str) -> None:
     with pytest.raises(PartitionError, match=f"cuts through {cut}; blocks are trained whole"):
         select([pattern], GROUPS)
+
+
+@pytest.mark.parametrize("family", ["esm", "big_bird"])
+def test_what_a_model_has_and_never_runs_is_known(family: str) -> None:
+    """Their classifiers read the hidden states themselves, and keep the pooler of their base model."""
+    settings = transformers.AutoConfig.for_model(family, **TINY, num_hidden_layers=2, pad_token_id=1)
+    model = transformers.AutoModelForSequenceClassification.from_config(settings)
+    assert [b.name for b in partition(model) if not b.is_used] == ["pooler"]
 
 
 def test_layers_need_not_be_alike() -> None:
