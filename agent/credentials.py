@@ -3,9 +3,12 @@
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from fedcybgd.agent.errors import NotEnrolled
 from fedcybgd.agent.settings import Home
+from fedcybgd.agent.signing import new_private_key
+from fedcybgd.shared.contract.digests import digest_of
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,33 @@ class Credentials:
 
 
 def save(home: Home, credentials: Credentials) -> None:
-    home.path.mkdir(parents=True, exist_ok=True)
-    aside = home.credentials.with_suffix(".part")
+    _write(home.credentials, asdict(credentials))
+    home.enrolling.unlink(missing_ok=True)
+
+
+def begun(home: Home, token: str) -> str:
+    """The private key that this token is spent for. The same again where that was tried and no answer came: the coordinator may have taken it."""
+    digest = digest_of(token.encode())
+    try:
+        kept = json.loads(home.enrolling.read_text())
+        if kept["token"] == digest:
+            return str(kept["private_key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # there is none, or it is no use
+    private_key = new_private_key()
+    _write(home.enrolling, {"token": digest, "private_key": private_key})
+    return private_key
+
+
+def _write(path: Path, values: dict[str, str | None]) -> None:
+    """For its owner's eyes only, and whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(asdict(credentials), file)
+        json.dump(values, file)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(home.credentials)
+    aside.replace(path)
 
 
 def load(home: Home) -> Credentials:

@@ -16,7 +16,7 @@ from fedcybgd.agent.device import find_device
 from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers
 from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Card, Config, DeviceSection, Home, RunPattern
-from fedcybgd.agent.signing import Signer, new_private_key
+from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.digests import Digest
 from fedcybgd.shared.contract.plain import one_line
@@ -196,12 +196,12 @@ def token_of(given: str | None, file: str | None, ask: Callable[[], str]) -> str
 
 def _spend(home: Home, client: Client, token: str, name: str, device: DeviceInfo, agent_id: str | None = None) -> EnrolAnswer:
     """The private key is made here and stays here."""
-    private_key = new_private_key()
+    home.ready()
+    private_key = credentials.begun(home, whole_token(token))
     request = EnrolRequest(
         token=whole_token(token), name=name, device=device, version=version("fedcybgd"), public_key=Signer(private_key).public_key,
         agent_id=agent_id,
     )  # fmt: skip
-    home.ready()
     answer = client.enrol(request)
     if answer.public_key != request.public_key and (answer.public_key is not None or client.proof.believes_one):
         raise CoordinatorKeyDiffers(

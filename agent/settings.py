@@ -127,6 +127,7 @@ class Home:
         self.config = self.path / "agent.toml"
         self.policy = self.path / "policy.toml"
         self.credentials = self.path / "credentials.json"
+        self.enrolling = self.path / "enrolling.json"
         self.cache = self.path / "cache"
         self.outbox = self.path / "outbox"
         self.residuals = self.path / "residuals"

@@ -88,7 +88,7 @@ def say_ready(request: Request, body: ReadinessReport, agent: AgentDep, session:
     return Response(status_code=204)
 
 
-@router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403, 422))
+@router.post("/agents/me/key", summary="Rotate the agent's own key", response_model=NewKey, responses=errors(401, 403, 409, 422))
 def rotate_own_key(agent: AgentDep, session: WriteDep, settings: SettingsDep, body: KeyRequest | None = None) -> NewKey:
     """A new key under the same identity; the old one is void at once. With a public key the agent signs from now on."""
     public_key = body.public_key if body is not None else None

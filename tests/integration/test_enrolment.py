@@ -1,13 +1,19 @@
 """Enrolment and keys: who gets in, who does not, and what is kept of it."""
 
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from sqlalchemy import MetaData, select
 
+from fedcybgd.agent import credentials, enrolment
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import Unreachable
+from fedcybgd.agent.keys import secret_of
+from fedcybgd.agent.settings import Home
 from fedcybgd.coordinator.services.records.keys import key_hash
-from fedcybgd.shared.contract.agents import EnrolRequest
+from fedcybgd.shared.contract.agents import EnrolAnswer, EnrolRequest
 from tests.support.live import LiveCoordinator
 from tests.support.visits import Hand, fresh, operator, refused, together, wire
 
@@ -198,3 +204,34 @@ def test_a_token_of_three_makes_three_agents(live: LiveCoordinator) -> None:
 @pytest.mark.parametrize("uses", [0, -1, 1001, 1.5])
 def test_a_token_has_a_number_of_uses(live: LiveCoordinator, uses: float) -> None:
     refused(operator(live).post("/enrolment-tokens", json={"uses": uses}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_an_enrolment_whose_answer_was_lost_is_said_again(
+    live: LiveCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    home, once, name = Home(tmp_path), token(live), fresh("cut")
+    whole = Client.enrol
+
+    def lost(client: Client, request: EnrolRequest) -> EnrolAnswer:
+        if heard:
+            whole(client, request)
+        raise Unreachable("the line was cut")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Client, "enrol", lost)
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                enrolment.enrol(home, live.url, once, name, "")
+    assert home.enrolling.stat().st_mode & 0o077 == 0
+    answer = enrolment.enrol(home, live.url, once, name, "")
+    assert Client(live.url, secret_of(credentials.load(home))).me().agent_id == answer.agent_id
+    assert not home.enrolling.exists()
+    said = {"public_key": answer.public_key}
+    again = enrol(live, once, name, **said)
+    assert (again.status_code, again.json()["agent_id"], again.json()["key"]) == (201, answer.agent_id, None)
+    refused(enrol(live, once, fresh("other"), **said), 409, "token_used")
+    refused(enrol(live, once, name), 409, "token_used")
+    refused(enrol(live, token(live), fresh("other"), **said), 409, "public_key_taken")
+    refused(Hand(live).http.post("/agents/me/key", json=said), 409, "public_key_taken")
+    assert [a["name"] for a in live.operator.every("/agents")].count(name) == 1

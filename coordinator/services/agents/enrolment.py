@@ -75,17 +75,30 @@ def withdraw(session: Session, token_id: str, now: datetime) -> EnrolmentToken:
 
 
 def enrol(session: Session, request: EnrolRequest, now: datetime, holds: timedelta | None = None) -> EnrolAnswer:
-    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well.
+    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well, and
+    once: whoever says the same again, with the public key that was taken, gets the same answer, for the first one may have been lost.
 
     `holds`: for how long the key is good; None: for good.
     """
     token = session.scalar(select(EnrolmentToken).where(EnrolmentToken.token_hash == keys.key_hash(request.token)).with_for_update())
+    if token is not None and token.used and (known := _enrolled_so(session, token, request)) is not None:
+        return EnrolAnswer(agent_id=known.id, name=known.name, key=None, public_key=request.public_key)
     _check(token, now)
     assert token is not None
     token.used, token.used_at = token.used + 1, now
     agent = _new(session, request, now) if token.agent_id is None else _again(session, token.agent_id, request, now)
     key = identity.give_key(session, agent, request.public_key, now, holds)
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key, public_key=request.public_key)
+
+
+def _enrolled_so(session: Session, token: EnrolmentToken, request: EnrolRequest) -> Agent | None:
+    """The agent that this very request has made, or given its key."""
+    named = Agent.name == request.name if request.agent_id is None else Agent.id == request.agent_id
+    agent = session.scalar(select(Agent).where(Agent.public_key == request.public_key, named)) if request.public_key else None
+    if agent is None or token.agent_id not in (None, agent.id):
+        return None
+    identity.admit(agent)
+    return agent
 
 
 def _check(token: EnrolmentToken | None, now: datetime) -> None:

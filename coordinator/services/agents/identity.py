@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, exists, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
 from fedcybgd.coordinator.db.models import Agent, Assignment
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.errors import Forbidden, Invalid, Unauthorized
+from fedcybgd.coordinator.errors import Conflict, Forbidden, Invalid, Unauthorized
 from fedcybgd.coordinator.services.records import keys
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
@@ -25,6 +26,10 @@ class AgentKeyExpired(Unauthorized):
 
 class PublicKeyNeeded(Invalid):
     code = "public_key_needed"
+
+
+class PublicKeyTaken(Conflict):
+    code = "public_key_taken"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ def give_key(session: Session, agent: Agent, public_key: str | None, now: dateti
     agent.public_key = public_key
     agent.key_hash = keys.key_hash(secret or public_key or "")
     agent.key_expires_at = None if holds is None else now + holds
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise PublicKeyTaken("another agent signs with this key: make one of your own (fedagent enroll does)") from error
     _is_another(session, agent)
     return secret
 
