@@ -77,10 +77,10 @@ class Terminal(Console):
 
 
 class PlainFormatter(logging.Formatter):
-    """Log lines for a terminal or a journal: names and messages in them may be anybody's."""
+    """Log lines for a terminal or a journal: names and messages in them may be anybody's, and none of them begins a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+        return plain(super().format(record)).replace("\n", "\n    ")
 
 
 def log_plainly(level: int | str, format: str = LOG_FORMAT, kind: Literal["text", "json"] = "text") -> None:

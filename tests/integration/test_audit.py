@@ -34,13 +34,14 @@ def since(live: LiveCoordinator, before: int) -> list[tuple[str, str, str, str, 
 
 def test_acts_and_refusals_say_who_what_and_what_became_of_it(live: LiveCoordinator) -> None:
     live.app.state.refusals.take(utcnow(), at_once=True)  # what other tests were refused in this minute does not count here
-    hand, name, before = Hand(live), fresh("vera"), len(log(live))
+    hand, called, name, before = Hand(live), Hand(live, "v1"), fresh("vera"), len(log(live))
     key = live.operator.post("/operators", {"name": name, "role": "viewer"})["key"]
     refused(wire(live, key).post("/runs/x/pause"), 403, "role_too_low")
     refused(operator(live).post("/runs/no-such/pause"), 404, "not_found")
     token = live.operator.post("/enrolment-tokens", {})["token_id"]
     live.operator._http.post(f"/enrolment-tokens/{token}/withdraw")
     assert hand.http.post("/agents/me/key").status_code == 200
+    live.operator.post(f"/agents/{called.name}/revoke")
     wire(live).post("/agents", json={"token": "fct_wrong-token", "name": "somebody"})
     assert operator(live).get("/runs").status_code == 200
     data = b'{"text": "a"}\n'
@@ -56,6 +57,7 @@ def test_acts_and_refusals_say_who_what_and_what_became_of_it(live: LiveCoordina
         ("operator", "owner", "POST /v1/enrolment-tokens", "", "done"),
         ("operator", "owner", "POST /v1/enrolment-tokens/{token_id}/withdraw", token, "done"),
         ("agent", hand.name, "POST /v1/agents/me/key", "", "done"),
+        ("operator", "owner", "POST /v1/agents/{name}/revoke", "v1", "done"),
         ("nobody", "", "POST /v1/agents", "somebody", "token_unknown"),
         ("operator", "owner", "PUT /v1/held-out/{digest}", f"{digest_of(data)} rows.jsonl", "done"),
         ("nobody", "", "POST /admin", "", "unauthorized"),

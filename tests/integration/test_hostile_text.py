@@ -36,7 +36,8 @@ def mallory(live: LiveCoordinator) -> Hand:
 
 def test_status_and_lists_survive_hostile_text(live: LiveCoordinator, model: str, mallory: Hand) -> None:
     run = start_run(live, model, [mallory])
-    assert mallory.give_back(mallory.take(run), "trainer_died", HOSTILE).status_code == 200
+    assert mallory.give_back(mallory.take(run), "trainer_died", f"{HOSTILE}\nrun_completed: run {run} completed").status_code == 200
+    assert "\n" not in next(e["message"] for e in live.operator.every(f"/events?run={run}") if e["code"] == "trainer_died")
     shown = fedcoord(live, "status")
     assert "heap [/red] gone [link=https://evil.example]log in[/link]" in shown
     assert "evil" not in shown.replace("evil.example", "")

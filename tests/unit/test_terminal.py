@@ -113,8 +113,11 @@ def test_nothing_is_cut_in_a_table_wherever_it_stands(inside: Any) -> None:
 
 
 def test_a_log_is_a_terminal_too() -> None:
-    record = logging.LogRecord("x", logging.ERROR, "f", 1, "block %s", ("a\x1b[2Jb\u202e",), None)
-    assert PlainFormatter("%(message)s").format(record) == "block ab"
+    forged = "a\x1b[2Jb\u202e\n2026-01-01 INFO run completed\r\n2026-01-01 INFO more"
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "block %s", (forged,), None)
+    first, *others = PlainFormatter("%(message)s").format(record).split("\n")
+    assert first == "block ab"
+    assert [line[:8] for line in others] == ["    2026"] * 2, "none looks like a line of the log"
 
 
 @each

@@ -10,6 +10,7 @@ from sqlalchemy.orm.util import identity_key
 from fedcybgd.coordinator.db import counts, lines
 from fedcybgd.coordinator.db.lines import EventMessage
 from fedcybgd.coordinator.db.models import Agent, Event, Run
+from fedcybgd.shared.contract.plain import one_line
 
 Level = Literal["info", "warning", "error"]
 OFTEN, WITHIN = 50, timedelta(hours=1)
@@ -28,6 +29,7 @@ def record(
     block: str | None = None,
 ) -> None:
     """For people, in the database; and as a line of the log once it is true, where `round` and `block` are fields too."""
+    message = one_line(message)  # what an agent says in it is not to be taken for the next event
     session.add(Event(at=now, level=level, code=code, message=message, run_id=run_id, agent_id=agent_id))
     counts.count(session, "fedcoord_events_total", 1, level)
     about: dict[str, object] = {
