@@ -10,6 +10,7 @@ from fedcybgd.coordinator.dashboard.browser import PATH, ABrowser, PageRoute, sh
 from fedcybgd.coordinator.dashboard.filters import WantedDep, Word
 from fedcybgd.coordinator.dashboard.scored import X, pictures
 from fedcybgd.coordinator.db.paging import Page
+from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.operate import held_out, model_uploads
 from fedcybgd.coordinator.services.read import comparison, events, lists, status, timeline
 from fedcybgd.coordinator.services.read.events import Wanted
@@ -34,7 +35,7 @@ def agent(name: str, request: Request, session: ReadDep, page: PageDep) -> Respo
     return show(
         request, "agent.html", here="agents", agent=found, visits=timeline.of_agent(session, found.id, Page(limit=VISITS)).items,
         events=events.listed(session, Wanted(agent=found.id), Page(limit=EVENTS)).items,
-        exposure=received, run_names=lists.run_names(session, {each.run_id for each in received.items}),
+        said=readiness.said_by(session, found.id, EVENTS), exposure=received, run_names=lists.run_names(session, {each.run_id for each in received.items}),
     )  # fmt: skip
 
 

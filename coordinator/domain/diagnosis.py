@@ -68,6 +68,8 @@ class DiagnosisFacts:
     """kind of a job under way → for how many seconds its engine has used no processor"""
     quarantined: Mapping[str, str] = field(default_factory=dict)
     """agent → until when"""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """agent → why its data, or its machine, do not fit the run, as it says; but for who has not consented"""
     unmeasured: int = 0
     """scores, losses and fidelities that could not be measured"""
 
@@ -186,6 +188,12 @@ def _quarantined(facts: DiagnosisFacts) -> Evidence | None:
     return Evidence(_listed([f"{agent} until {until}" for agent, until in sorted(facts.quarantined.items())]))
 
 
+def _unfit(facts: DiagnosisFacts) -> Evidence | None:
+    if not facts.unfit:
+        return None
+    return Evidence(f"no part in it have {_listed([f'{agent} ({reason})' for agent, reason in sorted(facts.unfit.items())])}")
+
+
 def _slow(facts: DiagnosisFacts) -> Evidence | None:
     usual = {agent: median(seconds) for agent, seconds in facts.seconds.items() if len(seconds) >= ENOUGH_VISITS}
     slow = []
@@ -278,6 +286,10 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "quarantined", "warning", "as agents are quarantined: it failed at one visit after another (docs/operating.md)",
         "mend its machine (`fedagent check`), then `fedcoord agents release AGENT`; it is asked again by itself when the time is over",
         _quarantined,
+    ),
+    Symptom(
+        "agents_unfit", "warning", "any that says so of itself, but for those whose owners have not consented",
+        "`fedagent check` on its machine says what is wrong; it is asked again by itself when that is mended", _unfit,
     ),
     Symptom(
         "loss_rising", "warning", f"{label_skew.RISE:.0%} over the lowest, as for label skew",

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services.upkeep import standstill
 from fedcybgd.shared.contract.words import OFFERS
+from tests.support.browser import logged_in
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, events, last_visit, one_more_waits, operator, refused, run_file, settled, start_run, sweep, unchanged
@@ -59,6 +60,17 @@ def test_a_run_starts_with_those_who_are_there_and_says_who_is_not(live: LiveCoo
     said = {m["agent"]: (m["takes_part"], m["reason"], m["rows"]) for m in live.operator.every(f"/runs/{run['id']}/readiness")}
     assert said[hand.name] == (True, None, 1000)
     assert said[unfit.name] == (False, "data_invalid", None)
+
+    def told() -> list[str]:
+        return [one["evidence"] for one in live.operator.get(f"/runs/{run['id']}/explanation")["symptoms"] if one["code"] == "agents_unfit"]
+
+    pages = logged_in(live)
+    assert told() == [f"no part in it have {unfit.name} (data_invalid)"]
+    assert "(data_invalid)" in pages.get(f"/admin/agents/{unfit.name}").text
+    assert "its data fit, 1,000 rows or more" in pages.get(f"/admin/agents/{hand.name}").text
+    say(unfit, run["id"], False, "not_consented")
+    assert told() == []
+    assert "its owner has not consented" in pages.get(f"/admin/agents/{unfit.name}").text
 
 
 def test_they_join_when_they_come(live: LiveCoordinator, model: str, hand: Hand) -> None:

@@ -15,7 +15,9 @@ from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.standing import TAKES_PART, Standing, standing_of
 from fedcybgd.shared.contract.agents import UnfitReason
+from fedcybgd.shared.contract.words import FINAL
 
+NOT_CONSENTED: UnfitReason = "not_consented"
 ROWS_HIDDEN: UnfitReason = "rows_hidden"
 """Of an agent that does not say how many rows it has, where deltas are weighed by them."""
 
@@ -117,6 +119,21 @@ def forget_refusals(session: Session, run_id: str) -> None:
     refusing = cast(Readiness.refused, Text) != "[]"
     for row in session.scalars(select(Readiness).where(Readiness.run_id == run_id, refusing)):
         row.refused, row.fits, row.reason = [], None, None
+
+
+def unfit(session: Session, run: Run, most: int) -> dict[str, str]:
+    """Name and reason of agents that have no part in a run though their owners have consented to it: something is to be mended there."""
+    wrong = (Readiness.fits.is_(False)) & (Readiness.reason != NOT_CONSENTED)
+    rows = session.execute(open_to(run, run.spec).where(wrong).order_by(Agent.name).limit(most))
+    return {row.name: row.reason for row in rows}
+
+
+def said_by(session: Session, agent_id: str, most: int) -> Sequence[Any]:
+    """What an agent has said of runs that have not ended: `run_id`, `run`, `fits`, `reason`, `rows`, `exact`."""
+    said = (Readiness.agent_id == agent_id) & Readiness.fits.is_not(None) & Run.state.not_in(FINAL)
+    columns = (Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
+    found = select(Run.id.label("run_id"), Run.name.label("run"), *columns).join(Readiness, Readiness.run_id == Run.id)
+    return session.execute(found.where(said).order_by(Run.name).limit(most)).all()
 
 
 def row_of(session: Session, run_id: str, agent_id: str, now: datetime) -> Readiness:

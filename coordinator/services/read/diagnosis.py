@@ -16,6 +16,8 @@ from fedcybgd.coordinator.domain.diagnosis import DiagnosisFacts, SymptomResult
 from fedcybgd.coordinator.domain.held_up import Held
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.outlook import at
+from fedcybgd.coordinator.domain.run import RUN
+from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.agents.troubles import MEANINGS, in_words
 from fedcybgd.coordinator.services.measure import scores
 
@@ -104,6 +106,7 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
         memory={names[a]: (peak, agents[a].limits.memory_bytes) for a, peak in peaks.items() if a in agents},
         cosines=_cosines(session, run.id), floor=run.spec.compression.floor, still=_still(session, run.id, now),
         quarantined={name: at(until) for agent_id, name, until in in_quarantine if until is not None and agent_id in participants},
+        unfit={} if RUN.is_final(run.state) else readiness.unfit(session, run, diagnosis.LOOKED_AT),
         unmeasured=queries.failed_measurements(session, run.id),
     )  # fmt: skip
 
