@@ -158,7 +158,7 @@ def status(as_json: Json = False) -> None:
         terminal.say(f"signing key {view.signing_key}")
     for run in view.runs[:10]:
         why = f" – {one_line(run.reason)}" if run.reason else ""
-        terminal.say(f"run {run.name}: {run.state}, round {run.rounds_done} of {run.rounds_total}{why}")
+        terminal.say(f"run {run.name}: {run.state}, {run.rounds_done} of {run.rounds_total} rounds{why}")
     for lease in view.leases:
         terminal.say(f"lease: {lease.agent} trains {lease.block} of {lease.run}, round {lease.round}, attempt {lease.attempt}")
     for job in view.running_jobs:

@@ -41,7 +41,7 @@ class Lines:
 
     def show(self, view: RunView) -> None:
         score = next((e for e in reversed(view.evaluations) if e.loss is not None), None)
-        text = f"round {view.rounds_done:>3} of {view.rounds_total}"
+        text = f"{view.rounds_done:>3} of {view.rounds_total} rounds"
         if score is not None:
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             text += f"; after {score.after_rounds} rounds: held-out loss {score.loss:.4f}{accuracy}"

@@ -58,7 +58,7 @@ def _progress(run: RunView) -> Table:
         left = "stands still"
     moved = f"{run.bytes.down / 1e6:,.0f} MB down, {run.bytes.up / 1e6:,.0f} MB up"
     bar = ProgressBar(total=max(run.rounds_total, 1), completed=run.rounds_done, width=30)
-    grid.add_row(bar, f"round {run.rounds_done} of {run.rounds_total}", moved, left)
+    grid.add_row(bar, f"{run.rounds_done} of {run.rounds_total} rounds", moved, left)
     return grid
 
 

@@ -77,7 +77,8 @@ def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str,
         case RunState.PAUSED:
             return f"it is paused: {run.reason or 'nobody wrote down why'}", _mended(run, waits)
         case RunState.RUNNING:
-            return f"round {run.rounds_done + 1} of {run.rounds_total} is under way{_waits_in_short(waits)}", None
+            done = f"{run.rounds_done} of {run.rounds_total} rounds are done"
+            return f"{done}, and round {run.rounds_done} is under way{_waits_in_short(waits)}", None
     jobs = sum(wait.kind == "job" for wait in waits)
     left = f"; {jobs} measurements are still made" if jobs else ""
     ended = f"after {run.rounds_done} of {run.rounds_total} rounds"
@@ -233,7 +234,7 @@ def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
         before = (Job.state.in_((JobState.QUEUED, JobState.RUNNING))) & (Job.lane == row.lane) & (Job.created_at < row.created_at)
         ahead = session.scalar(select(func.count()).select_from(Job).where(before)) or 0
         what = f"`{row.kind}` is queued" if (number := queued[row.kind]) < 2 else f"{number} jobs `{row.kind}` are queued, the first"
-        text = f"{what}, asked for {_ago(row.created_at, now)}; {ahead} jobs of its lane are before it"
+        text = f"{what}, asked for {_ago(row.created_at, now)}; {'1 job of its lane is' if ahead == 1 else f'{ahead} jobs of its lane are'} before it"
         if row.lane not in replicas.lanes_done(session, now):
             text += f", and nobody is there that does them: start `fedcoord engine --lanes {row.lane}`"
         yield WaitView(kind="job", text=text)
