@@ -276,9 +276,9 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "held_up", "warning",
-        f"no renewal for {held_up.UNHEARD_S:.0f} s (they come every 2), one trouble for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
+        f"no renewal for {held_up.UNHEARD_SHARE:.0%} of a lease and {held_up.UNHEARD_S:.0f} s (they come every third of one at least), one trouble for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
         f"or {held_up.AGAIN} troubles (the first is weather)",
-        "`fedagent status` on its machine says what answers it; then look at what stands between the two: a proxy may let claims through, and "
+        "is its machine awake, and `fedagent run` there? `fedagent status` says what answers it; then look at what stands between the two: a proxy may let claims through, and "
         "end renewals, long requests or large bodies (docs/running-an-agent.md, Networks)",
         _held_up,
     ),

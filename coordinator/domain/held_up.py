@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-UNHEARD_S = 20.0
-"""Ten renewals that did not come."""
+UNHEARD_S, UNHEARD_SHARE = 20.0, 0.5
+"""Of a lease so long: whoever renews each third of it, as the protocol asks, has missed one; and `fedagent`, which does every 2 seconds, ten or more."""
 TROUBLED_S = 30.0
 """For so long an agent takes a silence for a restart of the coordinator."""
 AGAIN = 2
@@ -20,6 +20,8 @@ class Held:
     block: str
     unheard_s: float
     """since it was renewed, or else taken"""
+    lease_s: float
+    """for how long it holds without renewal"""
     phase: str | None = None
     """None: nothing was said since it was taken"""
     trouble: str | None = None
@@ -40,7 +42,7 @@ def seen(held: Sequence[Held], cut: Mapping[str, Counter[str]]) -> list[str]:
 
 
 def _now(one: Held) -> str | None:
-    if one.unheard_s >= UNHEARD_S:
+    if one.unheard_s >= max(UNHEARD_S, UNHEARD_SHARE * one.lease_s):
         if one.phase is None:
             return f"{one.agent} took {one.block} {one.unheard_s:.0f} s ago and has said nothing since: its claim arrived, no renewal has"
         return f"{one.agent} said {one.unheard_s:.0f} s ago that it is {one.phase}, at {one.block}, and nothing since"

@@ -13,7 +13,7 @@ STEADY = [2.0, 1.9, 1.85, 1.8, 1.78, 1.75, 1.7]
 HEALTHY: dict[str, Any] = {
     "losses": STEADY, "judged": 20, "seconds": {"ann": [10, 11, 9], "bob": [12, 12, 12]}, "memory": {"ann": (10, 100), "bob": (10, 0)},
     "cosines": {"layers.0 in int8": 0.99}, "failures": {"ann": Counter({"lease_lapsed": 1})}, "still": {"apply": 5.0},
-    "held": [Held("ann", "head", 2, "training"), Held("bob", "norm", 3, "sending", "transfers were cut", 5)], "cut": {"ann": Counter({"unreachable": 1})},
+    "held": [Held("ann", "head", 40, 90, "training"), Held("bob", "norm", 3, 90, "sending", "transfers were cut", 5)], "cut": {"ann": Counter({"unreachable": 1})},
     "scores": [Score(loss=loss, accuracy=None, rows=1, seconds=0) for loss in STEADY],
 }  # fmt: skip
 # symptom → facts that show it, a word of its evidence, a word of its advice
@@ -24,7 +24,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "deltas_out_of_band": ({"rejected": [("eve", "norm: the delta of layers.0 has 12 times")]}, "1 × norm", "learning rate"),
     "deltas_rejected": ({"rejected": [("eve", "replay: the same delta"), ("eve", "replay: the same delta")]}, "2 × replay; from 2 × eve", "rule"),
     "agents_fail": ({"failures": {"eve": Counter({"out_of_memory": 3})}}, "eve: 3 × out_of_memory", "batch_size"),
-    "held_up": ({"held": [Held("eve", "head", 25, "sending")]}, "eve said 25 s ago that it is sending, at head", "proxy"),
+    "held_up": ({"held": [Held("eve", "head", 50, 90, "sending")]}, "eve said 50 s ago that it is sending, at head", "proxy"),
     "quarantined": ({"quarantined": {"eve": "noon"}}, "eve until noon", "release"),
     "agents_unfit": ({"unfit": {"eve": "data_invalid", "dan": "memory_limit"}}, "dan (memory_limit); eve (data_invalid)", "fedagent check"),
     "loss_rising": ({"losses": [*STEADY, 1.75, 1.8]}, "2 rounds ago it was 1.7", "learning_rate"),
@@ -75,10 +75,11 @@ def test_reasons_have_only_so_many_kinds() -> None:
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        (Held("eve", "head", 19.9), None),
-        (Held("eve", "head", 20.0), "eve took head 20 s ago and has said nothing since: its claim arrived, no renewal has"),
-        (Held("eve", "head", 2, "fetching", "transfers were cut", 29), None),
-        (Held("eve", "head", 2, "fetching", "transfers were cut", 31), "eve is held up while fetching, at head, for 31 s: transfers were cut"),
+        (Held("eve", "head", 19.9, 30), None),
+        (Held("eve", "head", 149, 300), None),
+        (Held("eve", "head", 20.0, 30), "eve took head 20 s ago and has said nothing since: its claim arrived, no renewal has"),
+        (Held("eve", "head", 2, 90, "fetching", "transfers were cut", 29), None),
+        (Held("eve", "head", 2, 90, "fetching", "transfers were cut", 31), "eve is held up while fetching, at head, for 31 s: transfers were cut"),
     ],
 )  # fmt: skip
 def test_who_is_held_up_is_named_with_what_is_seen(held: Held, said: str | None) -> None:
@@ -92,4 +93,4 @@ def test_who_was_held_up_again_and_again_is_named_once() -> None:
         "bob": Counter({"unreachable": 2}),
     }
     assert seen([], cut)[1] == "eve was held up 3 times: 2 × unreachable, 1 × proxy_body_limit"
-    assert [line.split()[0] for line in seen([Held("eve", "head", 99)], cut)] == ["eve", "bob"]
+    assert [line.split()[0] for line in seen([Held("eve", "head", 99, 90)], cut)] == ["eve", "bob"]

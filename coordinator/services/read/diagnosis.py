@@ -136,7 +136,7 @@ def _held(session: Session, run: Run, told: Told, now: datetime) -> Iterator[Hel
         trouble = row.progress.trouble if row.progress is not None else None
         since = told.cut_at.get(row.name) or row.leased_at or now
         yield Held(
-            row.name, ", ".join(row.blocks), unheard, row.progress.phase if row.progress is not None else None,
+            row.name, ", ".join(row.blocks), unheard, lease.total_seconds(), row.progress.phase if row.progress is not None else None,
             in_words(trouble) if trouble is not None else None, (now - since).total_seconds(),
         )  # fmt: skip
 
