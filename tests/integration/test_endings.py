@@ -24,6 +24,7 @@ from tests.integration.test_jobs import Stuck, job_states
 from tests.integration.test_measurements import held_out as held_out_rows
 from tests.integration.test_measurements import in_type, loss_of_transformers
 from tests.support import provenance_checker
+from tests.support.browser import logged_in
 from tests.support.light import LightAgent
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
@@ -228,6 +229,8 @@ def test_what_scores_better_on_the_held_out_rows_is_kept(
     assert (view["state"], view["conclusion"]["kept"]) == ("completed", expected)
     assert (scores["average"]["accuracy"], scores["last"]["accuracy"]) == ((1.0, 0.0) if expected == "average" else (0.0, 1.0))
     assert scores["last"]["loss"] == view["evaluations"][-1]["loss"]
+    said = completed(live, run).partition("; ")[2]
+    assert logged_in(live).get(f"/admin/runs/{run}").text.count(said) == 1, said
     assert is_mean(live, run, models if expected == "average" else models[3:])
     assert verify(live.settings, run).rounds == 4
     assert "accuracy 100.00%" in completed(live, run)
