@@ -39,6 +39,8 @@ NOT_READ = {
 """Suffixes of files that people have, and what to do"""
 PLAIN = re.compile(r"[A-Za-z_][\w -]*")
 """What YAML takes for text as it stands"""
+NUMBERS_ROWS = re.compile(r"(.*[_ .-])?(id|idx|index|nr|no|num|number|row|uuid|key)|unnamed: \d+|", re.IGNORECASE)
+"""Names of columns that hold no text and no label"""
 LOOKED_AT = 1000
 """Rows below a heading that may be none"""
 LONGEST_NAME = 120
@@ -219,7 +221,8 @@ def _match_columns(
     # A mapping that was written down says which alternative is meant; else the first that is there.
     for alternative in sorted(matching, key=lambda a: -len(set(a) & set(columns))):
         return {f: present[f] for f in (*alternative, *fields.optional) if f in present}
-    first = next((column for column in there if column not in present.values()), "COLUMN")
+    left = [column for column in there if column not in present.values()]
+    first = next((column for column in left if not NUMBERS_ROWS.fullmatch(column)), left[0] if left else "COLUMN")
     nearest = max(fields.alternatives, key=lambda a: len(set(a) & set(present)))
     field = next(f for f in nearest if f not in present)
     match mapped_in[0]:
