@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal, get_args
 
@@ -11,10 +11,9 @@ from fedcybgd.coordinator.domain import gate, held_up, label_skew
 from fedcybgd.coordinator.domain.assignment import ON_PURPOSE, TakenBack
 from fedcybgd.coordinator.domain.attempt_advice import MENDED_BY
 from fedcybgd.coordinator.domain.candidates import without_improvement
+from fedcybgd.coordinator.domain.diagnosis_facts import DiagnosisFacts
 from fedcybgd.coordinator.domain.gate import GateVerdict
-from fedcybgd.coordinator.domain.held_up import Held
 from fedcybgd.shared.contract.assignments import ReturnReason
-from fedcybgd.shared.contract.measured import Score
 
 LOOKED_AT = 64
 """Judged visits that are looked at, the latest ones: as many as the band and the gate remember"""
@@ -35,43 +34,6 @@ ATTEMPT_CODES: frozenset[str] = frozenset({*get_args(ReturnReason), *TakenBack})
 """Why an attempt came to nothing, but for what is nobody's failure"""
 
 Level = Literal["note", "warning", "alarm"]
-
-
-@dataclass(frozen=True)
-class DiagnosisFacts:
-    """What is known of a run's last visits; agents are names."""
-
-    losses: Sequence[float] = ()
-    """on the calibration rows, from before the first round that is looked at on"""
-    scores: Sequence[Score] = ()
-    """the oldest first"""
-    judged: int = 0
-    rejected: Sequence[tuple[str, str]] = ()
-    """agent and reason of each delta that was rejected among them"""
-    failures: Mapping[str, Counter[str]] = field(default_factory=dict)
-    """agent → why an attempt of it came to nothing → how often"""
-    held: Sequence[Held] = ()
-    """leases of now"""
-    cut: Mapping[str, Counter[str]] = field(default_factory=dict)
-    """agent → what held its transfers up → how often"""
-    told: Mapping[str, str] = field(default_factory=dict)
-    """code of an event of this run → what the newest one says"""
-    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """agent → how long its visits took, from lease to delta"""
-    memory: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """agent → the most that a visit of it took, and what it may; bytes"""
-    cosines: Mapping[str, float] = field(default_factory=dict)
-    """emulator → its fidelity, of those that were measured last"""
-    floor: float | None = None
-    """the run file's"""
-    still: Mapping[str, float] = field(default_factory=dict)
-    """kind of a job under way → for how many seconds its engine has used no processor"""
-    quarantined: Mapping[str, str] = field(default_factory=dict)
-    """agent → until when"""
-    unfit: Mapping[str, str] = field(default_factory=dict)
-    """agent → why its data, or its machine, do not fit the run, as it says; but for who has not consented"""
-    unmeasured: int = 0
-    """scores, losses and fidelities that could not be measured"""
 
 
 @dataclass(frozen=True)
@@ -276,10 +238,11 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "held_up", "warning",
-        f"no renewal for {held_up.UNHEARD_SHARE:.0%} of a lease and {held_up.UNHEARD_S:.0f} s (they come every third of one at least), one trouble for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
+        f"no renewal for {held_up.UNHEARD_SHARE:.0%} of a lease and {held_up.UNHEARD_S:.0f} s (one comes every third at least), one trouble "
+        f"for {held_up.TROUBLED_S:.0f} s (so long it may be a restart), "
         f"or {held_up.AGAIN} troubles (the first is weather)",
-        "is its machine awake, and `fedagent run` there? `fedagent status` says what answers it; then look at what stands between the two: a proxy may let claims through, and "
-        "end renewals, long requests or large bodies (docs/running-an-agent.md, Networks)",
+        "is its machine awake, and `fedagent run` there? `fedagent status` says what answers it; then look at what stands between the two: "
+        "a proxy may let claims through, and end renewals, long requests or large bodies (docs/running-an-agent.md, Networks)",
         _held_up,
     ),
     Symptom(

@@ -47,7 +47,9 @@ def test_from_draft_to_a_lease_to_a_pause(live: LiveCoordinator, model: str, han
     assert (lease.agent, lease.block, lease.round) == (hand.name, "layers.0", 0)
     assert "step 3 of 7, loss 0.500" in lease.text
     assert "unreachable" in lease.text
-    assert explain(live, run).text.startswith(f"0 of {explain(live, run).rounds_total} rounds are done, and round {lease.round} is under way: 1 trained")
+    assert explain(live, run).text.startswith(
+        f"0 of {explain(live, run).rounds_total} rounds are done, and round {lease.round} is under way: 1 trained"
+    )
     assert lease.until is not None
     assert lease.advice is not None
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fedcybgd.coordinator.domain.diagnosis import ATTEMPT_CODES, MENDED_BY, SYMPTOMS, DiagnosisFacts, diagnose, kind_of
+from fedcybgd.coordinator.domain.diagnosis import ATTEMPT_CODES, MENDED_BY, SYMPTOMS, diagnose, kind_of
+from fedcybgd.coordinator.domain.diagnosis_facts import DiagnosisFacts
 from fedcybgd.coordinator.domain.held_up import Held, seen
 from fedcybgd.shared.contract.measured import Score
 

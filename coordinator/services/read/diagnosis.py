@@ -12,7 +12,8 @@ from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Agent, Assignment, Event, Fidelity, Job, Run
 from fedcybgd.coordinator.domain import diagnosis
 from fedcybgd.coordinator.domain.assignment import AssignmentState
-from fedcybgd.coordinator.domain.diagnosis import DiagnosisFacts, SymptomResult
+from fedcybgd.coordinator.domain.diagnosis import SymptomResult
+from fedcybgd.coordinator.domain.diagnosis_facts import DiagnosisFacts
 from fedcybgd.coordinator.domain.held_up import Held
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.outlook import at
