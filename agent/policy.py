@@ -16,7 +16,7 @@ from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.block_names import layer_of, layer_range, layers_of, touches
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.manifests import FileRef, Manifest
-from fedcybgd.shared.contract.words import ID, MOST_STEPS, Task
+from fedcybgd.shared.contract.words import ID, MOST_STEPS, Task, problem_in_words
 
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,500}$")]
 Origin = Annotated[str, StringConstraints(pattern=r"^(https?://)?[A-Za-z0-9.*?-]{1,253}(:[0-9]{1,5})?$")]
@@ -115,7 +115,7 @@ def load_policy(home: Home) -> Policy:
 
 
 def _problem(error: Any) -> str:
-    said = {"extra_forbidden": "there is no such rule"}.get(error["type"], error["msg"].removeprefix("Value error, "))
+    said = {"extra_forbidden": "there is no such rule"}.get(error["type"], problem_in_words(error))
     return f"{'.'.join(str(p) for p in error['loc'])}: {said}"
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.messages import TrainingOptions
 from fedcybgd.shared.contract.agents import DeclaredLimits
+from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.files.disk import disk_reason
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.host import machine
@@ -171,7 +172,7 @@ class Home:
         try:
             return Config.model_validate(values)
         except ValidationError as error:
-            problems = [_problem(e["loc"], e["type"], e["msg"], is_only_one(values.get("data"))) for e in error.errors()]
+            problems = [_problem(e, is_only_one(values.get("data"))) for e in error.errors()]
             raise ConfigError(f"{self.config} is wrong:\n  " + "\n  ".join(problems)) from error
 
     def data_path(self, data: DataSection) -> Path:
@@ -182,13 +183,14 @@ class Home:
         return None if data.images is None else (self.data_path(data).parent / Path(data.images).expanduser()).resolve()
 
 
-def _problem(place: tuple[int | str, ...], kind: str, message: str, only_one: bool) -> str:
+def _problem(error: Any, only_one: bool) -> str:
+    place: tuple[int | str, ...] = error["loc"]
     if place[:1] == ("consent",):
         return 'consent: runs are named with the data that they may use: runs = ["…"] under [data.NAME], instead of [consent]'
     if only_one and place[:2] == ("data", ONLY):
         place = ("data", *place[2:])
-    said = {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(kind, message)
-    return f"{'.'.join(str(p) for p in place)}: {said}" if place else said.removeprefix("Value error, ")
+    said = {"extra_forbidden": "there is no such setting", "missing": "this setting is missing"}.get(error["type"], problem_in_words(error))
+    return f"{'.'.join(str(p) for p in place)}: {said}" if place else said
 
 
 def memory_allowed(config: Config, device: str) -> int:

@@ -26,6 +26,7 @@ from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceAdapters, ProvenanceOuter, ProvenanceVersion, fingerprint
+from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.files.safetensors_header import header_of
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -124,7 +125,7 @@ def read(path: Path) -> Provenance:
         first = error.errors(include_input=False, include_url=False)[0]
         if not first["loc"]:
             raise ProvenanceInvalid(f"{path} is no provenance file: that is {FILE} of an export") from error
-        raise ProvenanceInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}") from error
+        raise ProvenanceInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'file'}: {problem_in_words(first)}") from error
     except ValueError as error:
         raise ProvenanceInvalid(f"{path}: {error}") from error
 

@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, FileUnusable, KeyInvalid, Refused, TimedOut
-from fedcybgd.shared.contract.words import API, NEXT, ErrorBody
+from fedcybgd.shared.contract.words import API, NEXT, ErrorBody, problem_in_words
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
 
@@ -210,7 +210,7 @@ class Connection:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise AnswerInvalid(
-                f"{self.url} gave an answer that this version does not know ({where}: {problem['msg']}): is it a coordinator, and of which version?"
+                f"{self.url} gave an answer that this version does not know ({where}: {problem_in_words(problem)}): is it a coordinator, and of which version?"
             ) from error
 
 

@@ -13,6 +13,7 @@ from fedcybgd.client.model_files import files_of
 from fedcybgd.shared.contract.assignments import UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.model_uploads import ModelFile, ModelFileView, ModelUploadRequest, ModelUploadView
+from fedcybgd.shared.contract.words import problem_in_words
 
 PIECE = 16 << 20
 """Bytes of one request: what a proxy holds back until it has all of it is sent again after a cut."""
@@ -65,7 +66,7 @@ def announced(directory: Path, name: str, told: Told) -> ModelUploadRequest:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise FileUnusable(f"{directory} cannot be uploaded as {name!r}: {where}: {problem['msg']}") from error
+        raise FileUnusable(f"{directory} cannot be uploaded as {name!r}: {where}: {problem_in_words(problem)}") from error
 
 
 def send(connection: Connection, directory: Path, view: ModelUploadView, told: Told) -> None:

@@ -103,14 +103,27 @@ class ErrorBody(BaseModel):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
+WHOLE, NUMBER, YES_OR_NO, FIELDS = "must be a whole number", "must be a number", "must be true or false", "must be fields with their values"
+SAID = {
+    "int_parsing": WHOLE, "int_type": WHOLE, "int_from_float": WHOLE, "float_parsing": NUMBER, "float_type": NUMBER,
+    "int_parsing_size": f"{WHOLE} of fewer digits", "finite_number": f"{NUMBER} that is not infinite", "bool_parsing": YES_OR_NO,
+    "bool_type": YES_OR_NO, "string_type": "must be text", "list_type": "must be a list", "dict_type": FIELDS, "model_type": FIELDS,
+    "greater_than_equal": "must be {ge} or more", "greater_than": "must be more than {gt}", "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}", "literal_error": "must be {expected}", "string_too_short": "must have {min_length} characters or more",
+    "string_too_long": "must have {max_length} characters or fewer", "too_long": "has {actual_length} in it, and may have {max_length}",
+    "string_pattern_mismatch": "must look like {pattern}", "missing": "is missing", "extra_forbidden": "is not known",
+    "model_attributes_type": "must be an object of JSON, sent with Content-Type: application/json",  # also a body that FastAPI has not read as JSON
+    "json_invalid": "is no JSON: {error}",
+}  # fmt: skip
+"""What is said for each kind of problem that pydantic finds"""
+
+
 def problem_in_words(problem: Any) -> str:
     """What pydantic says of a field that is wrong, as a person would say it. `problem`: one of the errors of a `ValidationError`."""
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
         return f"a name has {NAME_CHARACTERS}"
     if problem["type"] == "too_short":
         return f"has {problem['ctx']['actual_length'] or 'nothing'} in it, and needs at least {problem['ctx']['min_length']}"
-    if problem["type"] == "json_invalid":
-        return f"is no JSON: {problem['ctx']['error']}"
-    if problem["type"] == "model_attributes_type":  # of a body that FastAPI has not read as JSON, too
-        return "must be an object of JSON, sent with Content-Type: application/json"
+    if (said := SAID.get(problem["type"])) is not None:
+        return said.format(**{name: f"{value:g}" if isinstance(value, float) else value for name, value in problem.get("ctx", {}).items()})
     return str(problem["msg"]).removeprefix("Value error, ")

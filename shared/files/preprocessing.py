@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.files.configuration import ModelUnknown, image_shape
 from fedcybgd.shared.files.images import MOST_PIXELS, StoredImage
 
@@ -154,7 +155,7 @@ def preprocessing_of(values: Mapping[str, Any], config: Mapping[str, Any]) -> Pr
         found = Preprocessing.model_validate({**KINDS[kind], **own, "kind": kind})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ModelUnknown(f"{FILE}: {'.'.join(map(str, first['loc'])) or 'size'}: {first['msg']}") from error
+        raise ModelUnknown(f"{FILE}: {'.'.join(map(str, first['loc'])) or 'size'}: {problem_in_words(first)}") from error
     channels, height, width = image_shape(config)
     if channels not in (1, 3):
         raise ModelUnknown(f"config.json: num_channels is {channels}; images have 1 or 3")

@@ -309,7 +309,7 @@ CYCLE = "name: r\nmodel: m\ntask: {kind: causal-lm}\n"
 @pytest.mark.parametrize(
     ("lines", "line", "field", "says"),
     [
-        ("corrections: {rank: 0}", 4, "corrections.rank", "greater than or equal to 1"), ("corrections: {layers: below}", 4, "corrections.layers", "'above'"),
+        ("corrections: {rank: 0}", 4, "corrections.rank", "must be 1 or more"), ("corrections: {layers: below}", 4, "corrections.layers", "'above'"),
         ("corrections: {}\ncompression: {policy: hybrid}", 5, "compression.policy", "none, int8 or int4"),
         ("corrections: {}\ncompression: {policy: auto}", 5, "compression.policy", "none, int8 or int4"),
         ("corrections: {}\nadmission: {average: median}", 5, "admission.average", "say mean"),
