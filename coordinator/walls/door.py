@@ -69,7 +69,8 @@ class Doorkeeper:
         self._recognise = recognise
         self._hosts = hosts
         self._through_proxies = through_proxies
-        self._failures, self._calls, self._costly = Buckets(bounds.failures), Buckets(bounds.calls), Buckets(bounds.costly)
+        self._failures, self._calls = Buckets(bounds.failures), Buckets(bounds.calls)
+        self._costly, self._rare = Buckets(bounds.costly), Buckets(bounds.rare)
         self._few = asyncio.Semaphore(TRIED_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,7 +165,7 @@ class Doorkeeper:
             raise _too_many(wait, CALLS)
 
     def _bucket(self, rule: Rule) -> Buckets:
-        return self._costly if rule.costly else self._calls
+        return self._rare if rule.rare else self._costly if rule.costly else self._calls
 
 
 def _check_way(scope: Scope) -> None:

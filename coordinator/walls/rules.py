@@ -34,7 +34,9 @@ class Rule:
     most: int | None = JSON_AT_MOST
     """bytes of the body that are read into memory; None: a stream, whose route has a limit of its own"""
     costly: bool = False
-    """begins work of seconds, or writes what is never deleted"""
+    """begins work of seconds"""
+    rare: bool = False
+    """writes what is never deleted, though no operator asks for it"""
     form: bool = False
     """takes a form, and nothing else"""
 
@@ -42,6 +44,7 @@ class Rule:
 KEYED = Rule(Door.KEY)
 STREAM = Rule(Door.KEY, most=None)
 COSTLY = Rule(Door.KEY, costly=True)
+RARE = Rule(Door.KEY, rare=True)
 PAGE = Rule(Door.OPEN, most=FORM_AT_MOST)
 LOGIN = Rule(Door.TRIED, most=FORM_AT_MOST, form=True)
 FORM = Rule(Door.OPEN, most=FORM_AT_MOST, form=True)
@@ -52,7 +55,8 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
     ("GET", rf"{API}/health(/ready)?", PAGE),
     ("GET", "/metrics", KEYED),
-    ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|agents/me/key|runs|runs/[^/]+/exports?)", COSTLY),
+    ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|runs|runs/[^/]+/exports?)", COSTLY),
+    ("POST", f"{API}/agents/me/key", RARE),
     ("POST", r"/admin", LOGIN),
     ("POST", r"/admin/.*", FORM),
 )
@@ -82,7 +86,11 @@ class HowOften:
     """calls with one key that are no streams"""
     costly: Rate
     """calls with one key that begin work of seconds"""
+    rare: Rate
+    """calls of one agent that write into the audit log; a key that holds for the shortest time that can be set is changed as often"""
 
 
-HONEST = HowOften(failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2))
+HONEST = HowOften(
+    failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2), rare=Rate(at_once=20, per_s=1 / 30)
+)  # fmt: skip
 """What an honest agent or operator does is a tenth of it."""

@@ -1,5 +1,6 @@
 """An agent knows its coordinator by an identity: another one at the same address says nothing to it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,34 @@ def test_an_agent_buries_nothing_under_what_it_tells(
     hand.renew(assignment, phase="sending")
     hand.renew(assignment, phase="sending", trouble={"code": "unreachable"})
     assert [e["code"] for e in live.operator.every("/events", agent=hand.name)].count("unreachable") == 4
+
+
+def test_an_agent_that_is_ready_and_unfit_in_turns_is_told_of_so_often_and_no_more(
+    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "OFTEN", 3)
+    run = start_run(live, model, [hand])
+    run_id = live.operator.get(f"/runs/{run}")["id"]
+    for turn in range(10):
+        for fits in (False, True):
+            said = {"run_id": run_id, "fits": fits, "reason": None if fits else "data_invalid"}
+            assert hand.http.put("/agents/me/readiness", json={"runs": [said]}).status_code == 204
+            assert live.state_of(run) == ("running" if fits else "paused"), "what it says counts all the same"
+        if turn > 4:
+            assert hand.give_back(hand.take(run), "data_invalid").status_code == 200
+    told = Counter(e["code"] for e in live.operator.every("/events", run=run))
+    of_it = ("agent_unfit", "agent_ready", "data_invalid", "run_paused", "run_resumed")
+    assert {code: told[code] for code in of_it} == dict.fromkeys(of_it, 3)
+
+
+def test_an_agent_that_fits_by_its_limits_and_does_not_in_turns_is_told_of_so_often_and_no_more(
+    live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "OFTEN", 3)
+    run = start_run(live, model, [hand], compression={"policy": "auto"})
+    for memory in range(1, 7):
+        assert hand.claim(run, limits={"memory_bytes": memory}) is None
+    assert [e["code"] for e in live.operator.every("/events", run=run)].count("does_not_fit") == 3
 
 
 def test_what_holds_a_visit_up_is_told_to_the_operator_once(live: LiveCoordinator, model: str, hand: Hand) -> None:

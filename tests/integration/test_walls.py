@@ -163,7 +163,7 @@ def test_a_waiting_claim_is_no_slow_request(live: LiveCoordinator, hand: Hand, m
 
 
 def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(Rate(5, 0.01), OFTEN.calls, OFTEN.costly))
+    live = coordinators(bounds=HowOften(Rate(5, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare))
     hand = Hand(live)
     wrong = wire(live, "fca_" + "x" * 43)
     seen = [wrong.post("/assignments/claim", json={}).status_code for _ in range(8)]
@@ -183,14 +183,14 @@ def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[...,
 
 
 def test_a_token_that_is_spent_is_a_wrong_one(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(Rate(3, 0.01), OFTEN.calls, OFTEN.costly))
+    live = coordinators(bounds=HowOften(Rate(3, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare))
     token = live.operator.post("/enrolment-tokens", {})["token"]
     asked = [wire(live).post("/agents", json={"token": token, "name": f"agent-{number}"}).status_code for number in range(6)]
     assert asked == [201, 409, 409, 409, 429, 429]
 
 
 def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly))
+    live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly, OFTEN.rare))
     hand, other = Hand(live), Hand(live)
     seen = {hand.http.get("/agents/me").status_code for _ in range(20)}
     assert seen == {200, 429}
@@ -201,7 +201,7 @@ def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoo
 def test_what_is_no_proof_spends_the_rate_of_its_address_and_not_of_its_agent(
     coordinators: Callable[..., LiveCoordinator], shown: str
 ) -> None:
-    live = coordinators(bounds=HowOften(Rate(5, 0.001), Rate(10, 0.001), OFTEN.costly))
+    live = coordinators(bounds=HowOften(Rate(5, 0.001), Rate(10, 0.001), OFTEN.costly, OFTEN.rare))
     _, signer, _ = enrolled(live)
     http, _ = signed(live, signer)
     claim = httpx.Request("POST", f"{live.url}/v1/assignments/claim?wait=0", json={"runs": ["none-such"]})
@@ -228,11 +228,18 @@ def test_what_is_no_proof_spends_the_rate_of_its_address_and_not_of_its_agent(
     assert {http.get("/agents/me").status_code for _ in range(8)} == {200}
 
 
-def test_costly_calls_are_counted_apart(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, Rate(2, 0.01)))
+def test_costly_calls_are_counted_apart_and_so_are_those_that_fill_the_audit_log(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, Rate(2, 0.01), Rate(2, 0.01)))
     client = wire(live, live.operator_key)
     assert [client.post("/models", json={}).status_code for _ in range(4)] == [422, 422, 429, 429]
     assert client.get("/status").status_code == 200
+    hand = Hand(live)
+    for status in (200, 200, 429, 429):
+        answer = hand.http.post("/agents/me/key")
+        assert answer.status_code == status, "another key is the same agent's"
+        if status == 200:
+            hand.http.headers["Authorization"] = f"Bearer {answer.json()['key']}"
+    assert hand.http.get("/agents/me").status_code == 200
 
 
 def test_only_by_its_names(coordinators: Callable[..., LiveCoordinator]) -> None:

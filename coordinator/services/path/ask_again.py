@@ -10,7 +10,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Readiness, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.path import open_round, outlook
-from fedcybgd.coordinator.services.records.events import record, record_at_most
+from fedcybgd.coordinator.services.records.events import record_at_most, record_by
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.agents import DeclaredLimits
 
@@ -40,12 +40,12 @@ def ask_again(session: Session, run: Run, agent: Agent, row: Readiness, now: dat
         record_at_most(session, now, "info", "agent_ready", f"{agent.name} takes work of run {run.name} again", agent.id, run.id)
         signals.invite(session, [agent.id])
     if run.state == RunState.PAUSED and run.waits_for_agents and not outlook.is_stuck(session, run):
-        go_on(session, run, f"{agent.name} is ready", now)
+        go_on(session, run, f"{agent.name} is ready", now, agent.id)
 
 
-def go_on(session: Session, run: Run, because: str, now: datetime) -> None:
+def go_on(session: Session, run: Run, because: str, now: datetime, agent_id: str | None = None) -> None:
     """A run that was paused because nobody could go on is under way again."""
     runs.resume(run, now)
-    record(session, now, "info", "run_resumed", f"run {run.name} goes on: {because}", run_id=run.id)
+    record_by(session, now, "info", "run_resumed", f"run {run.name} goes on: {because}", run.id, agent_id)
     open_round.open_next(session, run, now)
     signals.openings_changed(session)

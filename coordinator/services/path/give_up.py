@@ -17,7 +17,7 @@ from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import exposure_budget
 from fedcybgd.coordinator.services.path import openings, outlook
 from fedcybgd.coordinator.services.records import jobs
-from fedcybgd.coordinator.services.records.events import record, record_at_most
+from fedcybgd.coordinator.services.records.events import record, record_at_most, record_by
 from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
@@ -58,7 +58,7 @@ def failed_attempt(
     signals.offer(session, assignment.id)
     if reason in COORDINATORS_OWN:
         _pause_if_agreed(session, run, assignment, reason, why, now)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now, agent_id)
 
 
 def _pause_if_agreed(session: Session, run: Run, assignment: Assignment, reason: str, why: str, now: datetime) -> None:
@@ -91,19 +91,20 @@ def strike(session: Session, run: Run, agent_id: str, reason: str, now: datetime
     openings.leave_to_others(session, [agent_id])
 
 
-def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str, now: datetime) -> None:
-    """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes."""
+def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: str, now: datetime, agent_id: str | None = None) -> None:
+    """Stop to try when nobody is left, or too many attempts have failed; the operator mends it and resumes. `agent_id`: by whose doing."""
     if run.state != RunState.RUNNING:
         return
     spec = run.spec
     if not readiness.somebody_able(session, run, spec, assignment.excluded):
         needed = outlook.of(session, run, assignment, now).text
-        halt(session, run, f"no agent is left that could try: {why}; {needed}", now, waits_for_agents=True)
+        halt(session, run, f"no agent is left that could try: {why}; {needed}", now, True, agent_id)
     elif assignment.failures >= spec.schedule.max_attempts and not outlook.somebody_healthy(session, run, assignment):
-        halt(session, run, f"{assignment.failures} attempts failed: {why}", now)
+        halt(session, run, f"{assignment.failures} attempts failed: {why}", now, agent_id=agent_id)
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
         limit = spec.exposure.max_exact_blocks
-        halt(session, run, f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}", now)
+        text = f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}"
+        halt(session, run, text, now, agent_id=agent_id)
 
 
 def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, why: str, now: datetime) -> None:
@@ -113,10 +114,10 @@ def exclude(session: Session, run: Run, assignment: Assignment, agent_id: str, w
     readiness.refused(session, run.id, agent_id, assignment.id, None, now)
     if assignment.meant_for == agent_id:
         assignment.meant_for = None
-    record(session, now, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id,
-           round=assignment.round, block=assignment.called)  # fmt: skip
+    record_at_most(session, now, "warning", "does_not_fit", f"{name} on {assignment.called}: {why}", run_id=run.id, agent_id=agent_id,
+                   round=assignment.round, block=assignment.called)  # fmt: skip
     signals.offer(session, assignment.id)
-    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now)
+    pause_if_hopeless(session, run, assignment, f"block {assignment.called}: {why}", now, agent_id)
 
 
 def pause(session: Session, run: Run, reason: str, now: datetime) -> None:
@@ -125,9 +126,9 @@ def pause(session: Session, run: Run, reason: str, now: datetime) -> None:
         halt(session, run, reason, now)
 
 
-def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agents: bool = False) -> None:
+def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agents: bool = False, agent_id: str | None = None) -> None:
     runs.pause(run, reason[:2000], now, waits_for_agents)
-    record(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run_id=run.id)
+    record_by(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run.id, agent_id)
     signals.openings_changed(session)
 
 

@@ -50,6 +50,14 @@ def record_at_most(
         record(session, now, level, code, message, run_id, agent_id, round, block)
 
 
+def record_by(session: Session, now: datetime, level: Level, code: str, message: str, run_id: str, agent_id: str | None) -> None:
+    """Of a run, by the doing of an agent, which may do it as often as it likes; or by nobody's."""
+    if agent_id is None:
+        record(session, now, level, code, message, run_id)
+    else:
+        record_at_most(session, now, level, code, message, agent_id, run_id)
+
+
 def was_recorded(session: Session, code: str, begins: str, since: datetime) -> bool:
     """Whether an event of this code whose message begins so was written down since then."""
     same = (Event.code == code) & (func.substr(Event.message, 1, len(begins)) == begins) & (Event.at >= since)

@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.opening import needed
 from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.coordinator.services.agents import offers, readiness
 from fedcybgd.coordinator.services.path import ask_again, give_up
-from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.coordinator.services.records.events import record_at_most
 from fedcybgd.shared.contract.agents import RunReadiness
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION, Version, read
 
@@ -56,9 +56,9 @@ def _pass_over(session: Session, run: Run, agent: Agent, reason: str, now: datet
     session.flush()
     session.refresh(run, with_for_update={"key_share": True})  # rows of others that refer to it hold nobody up
     text = f"{agent.name} takes no work of run {run.name}: {reason}"
-    record(session, now, "warning", "agent_unfit", text, run_id=run.id, agent_id=agent.id)
+    record_at_most(session, now, "warning", "agent_unfit", text, agent.id, run.id)
     for assignment in queries.pending_in(session, run.id, lock=True):
         if assignment.meant_for == agent.id:
             assignment.meant_for = None
             signals.offer(session, assignment.id)
-        give_up.pause_if_hopeless(session, run, assignment, text, now)
+        give_up.pause_if_hopeless(session, run, assignment, text, now, agent.id)
