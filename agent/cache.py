@@ -162,6 +162,7 @@ class ShardCache:
             part.unlink()
             have = 0
         if have == size:
+            part.touch()  # of an empty file nothing is fetched
             return have > 0
         with fetch(have) as answer:
             if answer.status_code == 416:

@@ -14,6 +14,7 @@ from fedcybgd.agent.sandbox.walls import Walls, dies_with_its_parent, raise_wall
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.host import imports
 from fedcybgd.shared.host.machine import cores, limits
+from fedcybgd.shared.host.plain_streams import speak_plainly
 
 ALIVE_EVERY_S = 5.0
 _speaking = threading.Lock()
@@ -26,6 +27,7 @@ def main(walls: Walls, parent: int, device: str, threads: int, memory_limit: int
     out = os.fdopen(os.dup(1), "w", buffering=1)
     _say(out, TrainerEvent(event="walled", message=standing.text()))
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
+    speak_plainly()
     # What asks a person (transformers may) finds nobody there: our lines are read from a copy.
     commands = os.fdopen(os.dup(0), "r")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 
 from fedcybgd.coordinator.engine.entries import import_all
+from fedcybgd.shared.host.plain_streams import speak_plainly
 
 LOOK_EVERY_S = 0.1
 COORDINATOR = "ENGINES_OF"
@@ -26,6 +27,7 @@ def look(*_: object) -> None:
 if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
     before = signal.signal(signal.SIGALRM, look)  # no thread: what is forked has none
     signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY_S, LOOK_EVERY_S)
+    speak_plainly()
     with suppress(Exception):
         import_all()
     signal.setitimer(signal.ITIMER_REAL, 0)

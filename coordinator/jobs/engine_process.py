@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from fedcybgd.coordinator.storage import Place, open_place
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import interrupt
+from fedcybgd.shared.host.plain_streams import speak_plainly
 
 log = logging.getLogger("fedcoord.engine")
 
@@ -77,6 +78,7 @@ def begin(used: Any) -> None:
     parent = parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    speak_plainly()
 
     def watch() -> None:
         parent.join()

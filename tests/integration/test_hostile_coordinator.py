@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
+from safetensors.numpy import save
 
 from tests.support.hostile import Answer, Asked, FakeServer, serving
 from tests.support.processes import wait_for
@@ -274,11 +276,20 @@ def test_code_of_others_is_refused_at_every_depth(daemon: Callable[..., Daemon])
         files_of(BERT, **{"tokenizer.json": plain, "tokenizer_config.json": {"tokenizer_class": "Evil", "auto_map": evil}}),
         files_of(BERT, **{"tokenizer.json": plain, "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "x": {"auto_map": evil}}}),
     ]
-    files = {digest(data): Answer(200, data) for case in cases for data in case.values()}
-    scene = TakenOver([offered(case) for case in cases], files)
+    speaking = save({"\x1b]0;owned\x07x": numpy.zeros((8, 8), "float32")})
+    shard = {"block": "layers.0", "version": 0, "codec": "exact", "digest": digest(speaking), "size": len(speaking)}
+    cases.append(files_of(BERT, **{"tokenizer.json": plain}))
+    offers = [offered(case) for case in cases]
+    offers[-1] |= {"manifest": {**offers[-1]["manifest"], "blocks": [shard]}, "block": "layers.0"}
+    offers[-1]["train"]["groups"] = [{"blocks": ["layers.0"], "learning_rate": 1e-3}]
+    files = {digest(data): Answer(200, data) for case in cases for data in case.values()} | {digest(speaking): Answer(200, speaking)}
+    scene = TakenOver(offers, files)
     with serving(scene) as server:
         agent = daemon(server)
         agent.watched(lambda: len(scene.returned) == len(cases), 90)
+        said = (agent.home / "log").read_text()
+        assert "a shard holds x, which the model does not have" in said
+        assert "\x1b" not in said, "names of others do not speak to the terminal"
         assert agent.stop() < 10
     assert {answer["reason"] for answer in scene.returned} == {"model_mismatch"}
     assert not list(agent.home.rglob("evil*"))

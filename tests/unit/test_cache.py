@@ -81,6 +81,10 @@ def test_a_shard_is_fetched_once(cache: ShardCache, tmp_path: Path) -> None:
     assert ShardCache(tmp_path / "cache", 10 * SIZE).get(DIGEST, SIZE, never) == path, "it survives a restart"
 
 
+def test_an_empty_file_is_had_without_asking(cache: ShardCache) -> None:
+    assert cache.get(digest_of(b""), 0, never).read_bytes() == b""
+
+
 def test_a_cut_transfer_keeps_what_arrived_and_goes_on_there(cache: ShardCache, tmp_path: Path) -> None:
     with pytest.raises(Unreachable):
         cache.get(DIGEST, SIZE, Coordinator(cut_at=1000).fetch)

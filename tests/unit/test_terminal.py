@@ -3,6 +3,8 @@
 import ast
 import io
 import logging
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from fedcybgd.shared.contract.plain import one_line, plain
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.views import MemberView
 from fedcybgd.shared.contract.words import ErrorBody
+from fedcybgd.shared.host.plain_streams import speak_plainly
 from fedcybgd.shared.host.terminal import PlainFormatter, Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +121,21 @@ def test_a_log_is_a_terminal_too() -> None:
     first, *others = PlainFormatter("%(message)s").format(record).split("\n")
     assert first == "block ab"
     assert [line[:8] for line in others] == ["    2026"] * 2, "none looks like a line of the log"
+
+
+def test_what_libraries_print_is_plain_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+    for name, stream in said.items():
+        monkeypatch.setattr(sys, name, stream)
+    speak_plainly()
+    speak_plainly()
+    sys.stdout.write("a\x1b[2Jb\n")
+    try:
+        raise ValueError("a tensor called \x1b]0;x\x07y")
+    except ValueError:
+        traceback.print_exc()
+    assert said["stdout"].getvalue() == "ab\n"
+    assert said["stderr"].getvalue().endswith("ValueError: a tensor called y\n")
 
 
 @each
