@@ -1,5 +1,6 @@
 """A model's configuration as somebody supplied it: what of it is used, and what never is."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ MOST: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 13),
 }  # fmt: skip
 MOST_NESTED = 32
+NO_NUMBER = "__float__"
+"""As transformers writes numbers into a config.json that JSON has not: {"__float__": "Infinity"}."""
+NO_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 class ModelUnknown(FedError):
@@ -74,7 +78,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without `MACHINE_FIELDS` and `OF_ONE_CALL`, at every depth.
+    """The configuration without `MACHINE_FIELDS` and `OF_ONE_CALL`, at every depth; with what JSON has not as `NO_NUMBER`.
 
     Raises `ModelUnknown` for one that names code of its own, at whatever depth, or sizes that no model has.
     """
@@ -83,7 +87,18 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_numbers(value: Any) -> Any:
+    """The same with every `NO_NUMBER` as the number that it means."""
+    if isinstance(value, dict):
+        name = value.get(NO_NUMBER) if len(value) == 1 else None
+        known = NO_NUMBERS.get(name) if isinstance(name, str) else None
+        return known if known is not None else {name: with_numbers(inner) for name, inner in value.items()}
+    return [with_numbers(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _plain(value: Any, path: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {NO_NUMBER: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
     if path.count(".") > MOST_NESTED:
         raise ModelUnknown(f"config.json is nested too deeply at {path[:60]}…")
     if isinstance(value, dict):

@@ -1,12 +1,13 @@
 """Which class of transformers a configuration is made with: the one that `from_pretrained` would choose for a task."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import transformers
 
 from fedcybgd.shared.contract.words import Task
-from fedcybgd.shared.files.configuration import ModelUnknown, in_a_line, plain
+from fedcybgd.shared.files.configuration import ModelUnknown, in_a_line, plain, with_numbers
 
 AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -21,6 +22,11 @@ BOTH_SIDES = frozenset({"xlnet", "xlm", "bert-generation"})
 def settings_of(config: Mapping[str, Any]) -> Any:
     """The configuration (the contents of a config.json) as an object of transformers. Raises `ModelUnknown`."""
     values = plain(config)
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # no answer could show it
+        raise ModelUnknown("config.json holds half a character, one of a pair: a text in it was cut inside of one") from error
+    values = with_numbers(values)
     model_type = values.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise ModelUnknown(f"transformers {transformers.__version__} knows no model type {model_type!r}")

@@ -1,6 +1,7 @@
 """Whoever supplies a model directory gets nothing read that is not in it, nothing run, and an answer at once."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from fedcybgd.coordinator.domain.jobs.payloads import ImportPayload, ImportResult
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.storage.local import LocalBlobStore
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.models.assembly import ModelUnknown, skeleton
+from fedcybgd.shared.models.model_classes import settings_of
 from tests.support.visits import copy_of
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 437985387\n"
@@ -153,10 +156,26 @@ def test_sizes_that_no_model_has_are_refused_at_once(folder: Path, values: dict[
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("values", [{"hidden_act": "nobody"}, {"num_attention_heads": 0}, {"hidden_size": None}, {"hidden_size": "32"}])
+@pytest.mark.parametrize(
+    "values", [{"hidden_act": "nobody"}, {"num_attention_heads": 0}, {"hidden_size": None}, {"hidden_size": "32"}, {"note": "\ud83d"}]
+)
 def test_nonsense_in_a_configuration_is_one_line(folder: Path, values: dict[str, Any], add: Callable[[Path], ImportResult]) -> None:
     edit(folder, **values)
     refused(add, folder, "model_unknown")
+
+
+@pytest.mark.parametrize("written", [{"__float__": "Infinity"}, math.inf])
+def test_infinity_in_a_configuration_is_kept(folder: Path, written: Any, add: Callable[[Path], ImportResult]) -> None:
+    """Granite 4, Falcon-H1 and Mamba 2 have it; transformers 4 wrote it as no JSON has it, transformers 5 as an object."""
+    limits = {"vocab_size": 100, "max_position_embeddings": 64, "num_local_experts": 0, "layer_types": ["attention"] * 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 16}
+    settings = transformers.GraniteMoeHybridConfig(**limits, **sizes, **mamba)
+    transformers.GraniteMoeHybridForCausalLM(settings).save_pretrained(folder)
+    edit(folder, time_step_limit=[0.0, written])
+    answer = ImportResult.model_validate_json(add(folder).model_dump_json())
+    assert answer.config["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert list(settings_of(answer.config).time_step_limit) == [0.0, math.inf]
 
 
 def test_an_adapter_is_called_by_its_name(folder: Path, add: Callable[[Path], ImportResult]) -> None:
