@@ -64,6 +64,8 @@ class ModelDirectory:
         """The regular file that is called `name`. Raises `ModelRefused` for one that is not there, is none, or lies elsewhere."""
         if Path(name).name != name:
             raise ModelRefused(f"{self}: {name} is no name of a file in this directory")
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise ModelRefused(f"{self}: the name of {name} is no UTF-8; give it another, or take it out")
         place = self.path / name
         try:
             real = place.resolve(strict=True)

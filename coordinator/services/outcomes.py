@@ -18,6 +18,7 @@ from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.operate import exports, models, prepare, undo
 from fedcybgd.coordinator.services.path import close_round, conclude, gated, give_up, harm, judge, lost_delta, scored
 from fedcybgd.coordinator.services.states import jobs as states
+from fedcybgd.shared.contract.plain import plain
 
 P = TypeVar("P", bound=BaseModel)
 R = TypeVar("R", bound=BaseModel)
@@ -83,7 +84,7 @@ def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, e
         states.interrupt(job, engine_died=True)
         signals.start_lane(session, job.lane)
         return
-    OUTCOMES[JobKind(job.kind)].fail(session, job, code, message, now)
+    OUTCOMES[JobKind(job.kind)].fail(session, job, code, plain(message), now)  # a name of a file may be what no database stores
 
 
 def _held(session: Session, hold: Hold) -> Job | None:

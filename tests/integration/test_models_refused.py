@@ -1,6 +1,7 @@
 """Models that are refused: for a stable reason that names the offender, and the name stays free."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,11 @@ def index(text: str) -> Callable[[Path], None]:
     return write
 
 
+def moved(name: bytes) -> Callable[[Path], None]:
+    """The weights under a name that is no UTF-8."""
+    return lambda folder: (folder / "model.safetensors").rename(folder / os.fsdecode(name)) and None
+
+
 def twice(folder: Path) -> None:
     shutil.move(folder / "model.safetensors", folder / "first.safetensors")
     shutil.copy(folder / "first.safetensors", folder / "copy.safetensors")
@@ -115,6 +121,13 @@ def replaced(name: str, text: str) -> Callable[[Path], None]:
         (replaced("config.json", "[1]"), "model_refused", "is no JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "model_refused", "no config.json"),
         (index('{"weight_map": {"x": "absent.safetensors"}}'), "model_refused", "absent.safetensors"),
+        (index('{"weight_map": {"x": "\\ud83d.safetensors"}}'), "model_refused", "missing: \N{REPLACEMENT CHARACTER}.safetensors"),
+        (moved(b"\xff.safetensors"), "model_refused", "\N{REPLACEMENT CHARACTER}.safetensors, but neither model.safetensors nor"),
+        (
+            lambda folder: (folder / os.fsdecode(b"\xff.model")).write_bytes(b"x") and None,
+            "model_refused",
+            "the name of \N{REPLACEMENT CHARACTER}.model is no UTF-8",
+        ),
         (index("{}"), "model_refused", "model.safetensors.index.json"),
         (index("{"), "model_refused", "model.safetensors.index.json"),
         (twice, "model_refused", "is in copy.safetensors and in first.safetensors"),
