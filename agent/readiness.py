@@ -136,10 +136,8 @@ class Verdicts:
 
         Raises `AgentError`, and `MemoryError` where this machine has none for it.
         """
-        now = {
-            path: stamp(path)
-            for path in (self._home.config, self._home.policy, self._home.checked, *(self._home.data_path(d) for d in config.data.values()))
-        }
+        rows = [path for data in config.data.values() for path in (self._home.data_path(data), self._home.images_path(data))]
+        now = {path: stamp(path) for path in (self._home.config, self._home.policy, self._home.checked, *filter(None, rows))}
         if now != self._seen:
             if self._refused:
                 log.info("settings or data have changed: runs that were refused are taken again")

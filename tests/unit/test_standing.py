@@ -199,6 +199,19 @@ def test_who_is_asked_to_stop_while_it_reads_its_rows_says_nothing_of_them(scene
     assert scene.coordinator.told == [], "its rows are not wrong"
 
 
+def test_an_image_that_comes_later_is_noticed(scene: Scene) -> None:
+    """Here the folder of them is what a visit needs, be it for rows of text: only that it is looked at counts."""
+    (scene.home.path / "pictures").mkdir()
+    scene.write("mine", images="pictures")
+    scene.worker._one()
+    assert scene.trainer.visits == 1
+    scene.worker._one()
+    assert RUN in scene.coordinator.claims[-1]["refuses"]
+    (scene.home.path / "pictures" / "1.png").touch()
+    scene.worker._one()
+    assert RUN not in scene.coordinator.claims[-1]["refuses"]
+
+
 @pytest.mark.parametrize("call", ["open", "is_file"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE])
 def test_rows_that_cannot_be_had_at_present_are_looked_at_again(
