@@ -20,6 +20,12 @@ from fedcybgd.shared.models.families import base_prefix, canonical
 from fedcybgd.shared.models.model_classes import sees_what_follows, settings_of, tasks_of
 
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+WRAPPED_PARTS = {
+    "_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FullyShardedDataParallel", "_checkpoint_wrapped_module": "activation checkpointing",
+}  # fmt: skip
+"""Parts of names that layers have which were wrapped one by one"""
+OF_PEFT = frozenset({"base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector", "base_model"})
+"""Parts of names in a model that was saved with its adapters in it"""
 OF_QUANTIZED = frozenset(
     {
         "qweight", "qzeros", "scales", "g_idx", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv", "weight_packed",
@@ -27,6 +33,8 @@ OF_QUANTIZED = frozenset(
     }
 )  # fmt: skip
 """Last parts of names in checkpoints of GPTQ, AWQ, bitsandbytes, compressed-tensors and the like"""
+NARROW = ("F4", "F6_", "F8_")
+"""How types of numbers begin that no model is trained in"""
 BUFFERS = frozenset({"inv_freq", "position_ids", "token_type_ids", "masked_bias", "causal_mask"})
 """Last parts of names that older versions saved what a model computes for itself under."""
 
@@ -211,16 +219,19 @@ def _is_mask(shape: tuple[int, ...]) -> bool:
 def _wrapped(checkpoint: Iterable[str]) -> list[str]:
     """What the names of a model say that was saved together with what it was trained in."""
     names = list(checkpoint)
+    parts = {part: name for name in names for part in name.split(".")}
+    if adapters := sorted(OF_PEFT & parts.keys()):
+        return [f"it was saved with adapters in it ({parts[adapters[0]]}): merge them first (merge_and_unload of peft), and add the result"]
     return [
         f"all names begin with {prefix!r}: save the model that is inside of {wrapper}"
         for prefix, wrapper in WRAPPERS.items()
         if names and all(name.startswith(prefix) for name in names)
-    ]
+    ] or [f"names hold {part!r}: save the model that is inside of {wrapper}" for part, wrapper in WRAPPED_PARTS.items() if part in parts]
 
 
 def _quantized(checkpoint: Mapping[str, Source]) -> list[str]:
     """What tensors say that only a quantized checkpoint has, whatever its configuration says."""
-    marks = [raw for raw, source in checkpoint.items() if raw.rpartition(".")[2] in OF_QUANTIZED or source.tensor.dtype.startswith("F8_")]
+    marks = [raw for raw, source in checkpoint.items() if raw.rpartition(".")[2] in OF_QUANTIZED or source.tensor.dtype.startswith(NARROW)]
     return [f"it looks quantized ({marks[0]}): add the original one, whose weights are floats"] if marks else []
 
 

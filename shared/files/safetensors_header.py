@@ -22,7 +22,8 @@ MAX_NUMBER = 2**62  # of elements or bytes; readers hold them in 64 bits
 CHUNK = 1 << 20
 
 DTYPE_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "C64": 64, "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -62,7 +63,10 @@ class Header:
 def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
     if dtype not in DTYPE_BITS:
         raise HeaderError(f"unknown dtype {dtype!r}; known are {', '.join(sorted(DTYPE_BITS))}")
-    return math.prod(shape) * DTYPE_BITS[dtype] // 8
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise HeaderError(f"{dtype} numbers of the shape {list(shape)} fill no whole bytes")
+    return bits // 8
 
 
 def read_header(path: Path) -> Header:

@@ -163,7 +163,7 @@ def flag(saved: Saved) -> Saved | None:
 @shape("buffers of old versions")
 def old_buffers(saved: Saved) -> Saved:
     positions = torch.arange(32)[None]
-    more: State = {}
+    more: State = {"freqs_cis": torch.ones(4, dtype=torch.complex64)}
     for name in saved.tensors:
         stem, _, leaf = name.rpartition(".")
         if leaf == "weight" and "embed" in stem and stem.endswith("embeddings.word_embeddings"):
