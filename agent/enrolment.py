@@ -136,6 +136,10 @@ def enrol(
     `gpu`: the card of `settings`.
     """
     check_new(home)
+    try:
+        settings.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError("the path of your data is no UTF-8, and agent.toml could not name it: give the file another name") from error
     token, device = whole_token(token), device_of(home, gpu)
     rules = policy.load_policy(home)
     if believed is not None and home.policy.exists() and believed not in rules.coordinator.keys:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from platformdirs import user_data_path
 from pydantic import Field
@@ -138,7 +139,7 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'coordinator.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.home / 'coordinator.db'))}"
 
     @property
     def common(self) -> Path:

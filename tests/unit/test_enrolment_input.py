@@ -1,6 +1,7 @@
 """What a person types at `fedagent enroll` is right, or one line says what is."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_token_that_is_not_whole_is_said_in_a_line(token: str, tmp_path: Path)
     error = enroll(tmp_path, "http://127.0.0.1:1", "--token", token, "--name", "laptop")
     assert error is not None
     assert f"not whole: it has {len(token)} characters" in error.message
+
+
+def test_data_that_no_setting_could_name_are_said_before_the_token_is_spent(tmp_path: Path) -> None:
+    rows = tmp_path / os.fsdecode(b"r\xff.jsonl")
+    rows.write_text('{"text": "a", "label": 0}\n')
+    error = enroll(tmp_path / "home", "http://127.0.0.1:1", "--token", TOKEN, "--name", "laptop", "--data", str(rows))
+    assert error is not None
+    assert "is no UTF-8" in error.message
+    assert not (tmp_path / "home" / "agent.toml").exists()
 
 
 def refuses(_: Asked) -> Answer:

@@ -31,6 +31,7 @@ from fedcybgd.coordinator.home import (
     existing_database,
     leave_secret,
     occupied,
+    sqlite_file,
     understood,
     write_secret,
 )
@@ -89,6 +90,11 @@ def test_a_home_is_held_with_postgresql_too(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none")
     with occupied(settings), pytest.raises(HomeTaken), occupied(settings):
         pass
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a%20b", "a?b=c", "50%", "ü日本"])
+def test_the_database_lies_in_its_home_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+    assert sqlite_file(Settings(home=tmp_path / name)) == tmp_path / name / "coordinator.db"
 
 
 def test_a_home_that_is_none(tmp_path: Path) -> None:
