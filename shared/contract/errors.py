@@ -16,6 +16,8 @@ class FedError(Exception):
     code = "error"
 
     def __init__(self, message: str, **detail: Any) -> None:
+        # A name of a file or of a column may hold half a character, which nobody can send or store.
+        message = message if message.isascii() else message.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         super().__init__(message)
         self.message = message
         self.detail = detail

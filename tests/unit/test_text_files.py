@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from fedcybgd.shared.contract.assignments import ReturnRequest
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files import parquet_rows, text_files
@@ -175,6 +177,12 @@ def test_half_an_emoji_has_its_row_and_column(tmp_path: Path, text: str) -> None
     assert "a.jsonl row 2: column 'text' holds half a character" in error.message
     assert (error.detail["row"], error.detail["field"]) == (2, "text")
     error.message.encode()
+
+
+def test_what_is_said_of_half_an_emoji_in_a_name_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"\\ud83d": "a", "label": 1}\n')
+    for error in (refused(tmp_path / "a.jsonl"), refused(tmp_path / os.fsdecode(b"\xff.jsonl"))):
+        assert ReturnRequest(attempt=1, reason="data_invalid", message=error.message).message == error.message
 
 
 def test_a_whole_emoji_is_a_character(tmp_path: Path) -> None:
