@@ -58,7 +58,8 @@ class Beating:
         if abs(differs - self._differed) > TOLD_APART:
             self._differed, seconds = differs, differs.total_seconds()
             text = f"{abs(seconds):.0f} s {'behind' if seconds > 0 else 'ahead of'} the database's, which counts: have it set (NTP)"
-            record(session, utcnow(), "warning", "clock_differs", f"the clock of the machine of {self._replica} is {text}")
+            said = f"the clock of the machine of {self._replica} is {text if differs else 'that of the database again'}"
+            record(session, utcnow(), "warning" if differs else "info", "clock_differs", said)
 
 
 def leave(database: Database, replica: str) -> None:

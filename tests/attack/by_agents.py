@@ -177,7 +177,26 @@ def terminal(scene: Scene) -> str:
     for words in (("agents", "list"), ("status",)):
         done = run("coordinator", *words, FEDCOORD_URL=scene.url, FEDCOORD_OPERATOR_KEY=scene.coordinator.key)
         held(done.returncode == 0 and "\x1b" not in done.stdout and "Traceback" not in done.stderr, f"{words}: {done.stderr[-100:]}")
-    return "fedcoord agents list and status show it as text"
+    hand = scene.hand()
+    name = begun(scene, [hand])
+    hand.give_back(hand.take(name), "trainer_died", "it ended\n2026-01-01 00:00:00,000 INFO fedcoord.events forged: all is well")
+    end_of(scene, name)
+    forged = [line for line in scene.log().splitlines() if line.startswith("2026-01-01")]
+    return held(not forged, "fedcoord agents list and status show it as text, and no line of the log is an agent's own")
+
+
+@attack("C3-turns", "an agent that says one thing and another in turns buries what others are told")
+def turns(scene: Scene) -> str:
+    mallory, honest = scene.hand(), scene.hand()
+    name = begun(scene, [mallory, honest])
+    run_id = scene.operator.get(f"/runs/{name}")["id"]  # type: ignore[index,call-overload]
+    for turn in range(200):
+        said = {"run_id": run_id, "fits": bool(turn % 2), "reason": None if turn % 2 else "data_invalid"}
+        mallory.http.put("/agents/me/readiness", json={"runs": [said]})
+    told = [e["code"] for e in scene.operator.every("/events", run=name)]
+    most = max(told.count(code) for code in set(told))
+    end_of(scene, name)
+    return held(most <= 50, f"of 200 turns at most {most} events have one code")
 
 
 @attack("C6", "the store as an oracle, and somebody else's bytes as one's own delta")
