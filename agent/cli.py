@@ -26,7 +26,7 @@ from fedcybgd.agent import credentials, enrolment, keys, policy, reaching
 from fedcybgd.agent.alone import alone
 from fedcybgd.agent.approving import approve
 from fedcybgd.agent.errors import ConfigError
-from fedcybgd.agent.options import HomeOption, Json, say_json, warn_of_variables
+from fedcybgd.agent.options import AgentCommands, HomeOption, Json, say_json, warn_of_variables
 from fedcybgd.agent.settings import Home, template
 from fedcybgd.agent.site.command import serve_cache
 from fedcybgd.shared.contract.plain import one_line
@@ -37,7 +37,7 @@ from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import Terminal, log_plainly
 from fedcybgd.shared.host.watchdog import Watchdog
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = AgentCommands(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 for command in (approve, serve_cache):
     app.command()(command)
 terminal = Terminal()

@@ -33,7 +33,7 @@ from fedcybgd.coordinator.commands import (
     runs,
     trial,
 )
-from fedcybgd.coordinator.commands.given import Home, SettingsInvalid, settings_of, without_effect
+from fedcybgd.coordinator.commands.given import CoordinatorCommands, Home, SettingsInvalid, settings_of, without_effect
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.operators import OperatorRequest
@@ -44,15 +44,15 @@ from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.host import imports, program, started
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = CoordinatorCommands(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 groups = {"models": models, "agents": agents, "run": runs, "exports": exports, "held-out": held_out}
 for name, group in groups.items():
     app.add_typer(group.app, name=name)
 for command in (plan.plan, compare.compare, init.init, explain.explain, health.health, predict.predict, engine.engine):
     app.command()(command)
 app.command("try")(trial.try_run)
-key_app = typer.Typer(no_args_is_help=True, help="The key that provenance files are signed with.")
-db_app = typer.Typer(no_args_is_help=True, help="The database.")
+key_app = CoordinatorCommands(no_args_is_help=True, help="The key that provenance files are signed with.")
+db_app = CoordinatorCommands(no_args_is_help=True, help="The database.")
 app.add_typer(operators.app, name="operators")
 app.add_typer(audit.app, name="audit")
 app.add_typer(key_app, name="key")

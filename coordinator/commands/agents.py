@@ -8,13 +8,14 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.completing import AGENTS, Agent
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.operators import TokenAnswer, TokenView
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import AgentView, ExposureView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, list, rename, revoke, release and delete agents.")
+app = CoordinatorCommands(no_args_is_help=True, help="Enrol, list, rename, revoke, release and delete agents.")
 LAST = 1000
 """Lines of the ledger that are shown"""
 terminal = Terminal()

@@ -10,13 +10,14 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.new_file import Force, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, moment, say_json
 from fedcybgd.shared.contract.operators import AuditBroken, AuditEntry, check_audit
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Who did what.")
+app = CoordinatorCommands(no_args_is_help=True, help="Who did what.")
 terminal = Terminal()
 
 

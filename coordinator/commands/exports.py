@@ -7,11 +7,12 @@ from rich.table import Table
 
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.completing import Run
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.run_views import ExportEntry
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="List and delete the exports of runs; `fedcoord run export` makes one.")
+app = CoordinatorCommands(no_args_is_help=True, help="List and delete the exports of runs; `fedcoord run export` makes one.")
 terminal = Terminal()
 
 

@@ -1,15 +1,18 @@
 """Settings of the coordinator on this machine, as options and the environment give them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperCommand
+from typer.models import CommandFunctionType
 
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.words import problem_in_words
+from fedcybgd.shared.host.program import options_in_words
 from fedcybgd.shared.host.variables import without_effect as told_of
 
 PREFIX = "FEDCOORD_"
@@ -38,3 +41,16 @@ def settings_of(**given: Any) -> Settings:
 def without_effect(variables: Iterable[str]) -> list[str]:
     """A line for each variable that looks like a setting and is none."""
     return told_of(variables, PREFIX, [name.upper() for name in Settings.model_fields], OF_CLIENTS)
+
+
+class CoordinatorCommand(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with options_in_words():
+            return super().parse_args(ctx, args)
+
+
+class CoordinatorCommands(typer.Typer):
+    """`fedcoord`, or a group of its commands."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        return super().command(name, **{"cls": CoordinatorCommand, **more})

@@ -6,11 +6,12 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.operators import HeldOutView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="List and delete held-out files.")
+app = CoordinatorCommands(no_args_is_help=True, help="List and delete held-out files.")
 terminal = Terminal()
 
 

@@ -10,13 +10,14 @@ from rich.table import Table
 from fedcybgd.client.client import Client
 from fedcybgd.client.uploading import UploadProgress
 from fedcybgd.coordinator.commands.completing import Model
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.model_uploads import ModelUploadEntry
 from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Add, upload, list and delete base models.")
+app = CoordinatorCommands(no_args_is_help=True, help="Add, upload, list and delete base models.")
 terminal = Terminal()
 
 

@@ -6,12 +6,13 @@ import typer
 from rich.table import Table
 
 from fedcybgd.client.client import Client
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, moment, say_json
 from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.shared.contract.operators import OperatorKeyAnswer, OperatorView
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Who steers the coordinator: names, roles and keys.")
+app = CoordinatorCommands(no_args_is_help=True, help="Who steers the coordinator: names, roles and keys.")
 terminal = Terminal()
 DAY_S = 86_400
 Expires = Annotated[

@@ -15,6 +15,7 @@ from fedcybgd.client.errors import ClientError, CoordinatorAway, RunStopped
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table, tracking
 from fedcybgd.coordinator.commands.completing import Agent, Run
+from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, moment, say_deleted, say_json, say_line
@@ -26,7 +27,7 @@ from fedcybgd.shared.contract.words import FINAL, ExportForm
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, help="Create, steer, watch and export runs.")
+app = CoordinatorCommands(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()
 Anyway = Annotated[bool, typer.Option("--anyway", help="Count all agents in from the start, whether they are there or not.")]
 

@@ -4,14 +4,29 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
 
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.host import interrupt
 from fedcybgd.shared.host.exits import Exit
 from fedcybgd.shared.host.terminal import Terminal
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def options_in_words() -> Iterator[None]:
+    """What is wrong with an option of a command line is said in our words meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error.__cause__, ValidationError) and hasattr(error, "message"):
+            error.message = problem_in_words(error.__cause__.errors()[0])
+        raise
 
 
 def ended(app: Callable[[], object]) -> None:

@@ -235,3 +235,23 @@ def test_a_variable_that_is_none_of_the_agents_is_told_of_beside_the_answer(
     _, out, err = ended(monkeypatch, capsys, "fedagent", "policy-file", "--home", str(tmp_path / "home"), "--json")
     assert json.loads(out)["file"]
     assert err == "warning: FEDAGENT_HOM is no setting, and has no effect; FEDAGENT_HOME is one\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("fedcoord run rollback r abc", "must be a whole number"),
+        ("fedcoord agents token --uses 0", "must be 1 or more"),
+        ("fedcoord operators add x --role boss", "'boss' is not one of 'viewer', 'operator', 'owner'."),
+        ("fedagent run --page x", "must be a whole number"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    code, _, err = ended(monkeypatch, capsys, *words.split())
+    assert code == 2
+    assert said in err
+    assert "Input should" not in err
+    assert "Value error" not in err
