@@ -30,7 +30,7 @@ from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls.connections import Connections
 from fedcybgd.coordinator.walls.gate import Gate
 from fedcybgd.coordinator.walls.protocol import BoundedProtocol
-from fedcybgd.coordinator.walls.tls import Certificate, TlsUnusable
+from fedcybgd.coordinator.walls.tls import Certificate, TlsUnusable, names_in
 from fedcybgd.shared.host.machine import raise_open_files
 from fedcybgd.shared.host.terminal import log_plainly
 from fedcybgd.shared.host.watchdog import Watchdog
@@ -218,7 +218,7 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
 def address(settings: Settings, listener: socket.socket, elsewhere: bool = False) -> str:
     """The URL of the coordinator on this machine, or `elsewhere`: by the name of this machine where it listens on all addresses.
 
-    With HTTPS it is always the name: no certificate is made for 127.0.0.1.
+    With HTTPS it is a name that the certificate is for, of this machine if that is one of them: hardly any is made for 127.0.0.1.
     """
     port = listener.getsockname()[1]
     host, scheme = settings.host, "http" if settings.tls_certificate is None else "https"
@@ -226,6 +226,9 @@ def address(settings: Settings, listener: socket.socket, elsewhere: bool = False
         host = socket.gethostname() if elsewhere or scheme == "https" else "127.0.0.1"
     elif scheme == "https" and is_local(host):
         host = "localhost"
+    certified = [] if settings.tls_certificate is None else names_in(settings.tls_certificate)
+    if certified and host not in certified:
+        host = certified[0]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -5,6 +5,8 @@ import ssl
 import time
 from pathlib import Path
 
+from cryptography import x509
+
 from fedcybgd.coordinator.errors import CoordinatorError
 
 log = logging.getLogger("fedcoord")
@@ -55,6 +57,16 @@ class Certificate:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise TlsUnusable(f"{self._certificate} with {self._key} cannot be used for HTTPS: {error}") from error
         return context
+
+
+def names_in(certificate: Path) -> list[str]:
+    """The names that it is for. None where that cannot be told: it cannot be read, or is for all names of a kind."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return []
+    names = found.value.get_values_for_type(x509.DNSName)
+    return [] if any("*" in name for name in names) else names
 
 
 def _no_password() -> str:

@@ -18,11 +18,13 @@ from fedcybgd.agent import reaching
 from fedcybgd.agent.connection import connect
 from fedcybgd.agent.settings import Home
 from fedcybgd.client.connection import Connection
-from fedcybgd.coordinator.serve import certificate_of
+from fedcybgd.coordinator.serve import address, certificate_of
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.walls.tls import TlsUnusable
 from fedcybgd.shared.host.addresses import PlainAddress
 from fedcybgd.shared.host.authorities import believed as authorities
+
+HERE = socket.gethostname()
 
 
 @pytest.fixture
@@ -36,6 +38,24 @@ def settings(tmp_path: Path) -> Settings:
 def test_a_certificate_with_its_key_is_taken(settings: Settings) -> None:
     assert certificate_of(settings) is not None
     assert certificate_of(Settings(home=settings.home)) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "said"),
+    [
+        (["coordinator.example", "other.example"], "0.0.0.0", "coordinator.example"),
+        (["other.example", HERE], "0.0.0.0", HERE),
+        (["coordinator.example"], "127.0.0.1", "coordinator.example"),
+        (["coordinator.example", "localhost"], "127.0.0.1", "localhost"),
+        (["*.example", "example.org"], "0.0.0.0", HERE),
+        (["10.0.0.7"], "0.0.0.0", HERE),
+    ],
+)
+def test_the_address_that_is_told_is_one_that_the_certificate_is_for(tmp_path: Path, names: list[str], host: str, said: str) -> None:
+    trustme.CA().issue_cert(*names).cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    settings = Settings(home=tmp_path, host=host, tls_certificate=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert address(settings, listener) == f"https://{said}:{listener.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("broken", ["key", "certificate", "another's key", "encrypted key"])
