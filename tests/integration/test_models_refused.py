@@ -185,8 +185,14 @@ def test_a_name_whose_import_failed_can_be_used_again(live: LiveCoordinator, ber
     failed, _ = add_bad(live, "/no/such/directory")
     unready = operator(live).post("/runs", json=run_file(failed["name"], "all"))
     assert "/no/such/directory" in refused(unready, 409, "model_not_ready").message
+
+    def told() -> str:
+        return " ".join(alarm["message"] for alarm in live.operator.get("/status")["alarms"] if alarm["code"] == "models_failed")
+
+    assert failed["name"] in told()
     model = live.add_model(failed["name"], bert)
     assert (model["reason"], model["source"], len(model["blocks"])) == (None, str(bert), 4)
+    assert failed["name"] not in told()
     refused(operator(live).post("/models", json={"name": model["name"], "source": str(bert)}), 409, "model_name_taken")
 
 

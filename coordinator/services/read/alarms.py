@@ -23,11 +23,8 @@ HANGS_S = 60.0
 FAILED = (RunState.FAILED,)
 LATER = aliased(Run)
 UNDER_WAY = select(Run.id).where(Run.state.not_in([state for state in RunState if RUN.is_final(state)]))
-NOT_ADDED = select(Model.id).where(Model.state == ModelState.FAILED)
-FAILED_JOBS = (
-    select(func.count()).select_from(Job).where(Job.state == JobState.FAILED, Job.subject.in_(UNDER_WAY) | Job.subject.in_(NOT_ADDED))
-)
-"""What a run that is over still needed nobody mends; a model that was added at another try is there."""
+FAILED_JOBS = select(func.count()).select_from(Job).where(Job.state == JobState.FAILED, Job.subject.in_(UNDER_WAY))
+"""What a run that is over still needed nobody mends."""
 
 
 def raised(session: Session, now: datetime, jobs: dict[str, int], running: Sequence[JobView], full_disks: Sequence[str]) -> list[AlarmView]:
@@ -35,6 +32,7 @@ def raised(session: Session, now: datetime, jobs: dict[str, int], running: Seque
         *_disks(full_disks),
         *_runs(session, now),
         *_jobs(session, jobs, running),
+        *_models(session),
         *_lanes(session, now),
         *_rejections(session, now),
         *_agents(session),
@@ -86,8 +84,20 @@ def _jobs(session: Session, jobs: dict[str, int], running: Sequence[JobView]) ->
             )  # fmt: skip
     if jobs.get("failed", 0) and (failed := session.scalar(FAILED_JOBS) or 0):
         yield AlarmView(
-            level="warning", code="jobs_failed", message=f"{failed} jobs of the engine have failed", count=failed,
+            level="warning", code="jobs_failed", count=failed,
+            message="a job of the engine has failed" if failed == 1 else f"{failed} jobs of the engine have failed",
             advice="The events say of each why; to resume a paused run tries its jobs again.",
+        )  # fmt: skip
+
+
+def _models(session: Session) -> Iterator[AlarmView]:
+    """A model that was added at another try is there."""
+    wrong = Model.state == ModelState.FAILED
+    if names := session.scalars(select(Model.name).where(wrong).order_by(Model.created_at.desc()).limit(NAMED)).all():
+        count = session.scalar(select(func.count()).select_from(Model).where(wrong)) or len(names)
+        yield AlarmView(
+            level="warning", code="models_failed", count=count, advice="The page of models says why: add it again, or delete it.",
+            message=f"{'a model was' if count == 1 else f'{count} models were'} not added: {_listed(names, count)}",
         )  # fmt: skip
 
 
