@@ -12,7 +12,7 @@ from importlib.metadata import version
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DataError, DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 
@@ -44,6 +44,7 @@ from fedcybgd.coordinator.api.versions import Versioned
 from fedcybgd.coordinator.attendance import Attendance
 from fedcybgd.coordinator.beating import Beating, leave
 from fedcybgd.coordinator.dashboard import acting, downloads, files, look_pages, pages, run_pages
+from fedcybgd.coordinator.dashboard.browser import PATH, refusal
 from fedcybgd.coordinator.db.alone import wait_alone
 from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
 from fedcybgd.coordinator.db.outage import DatabaseAway, OutageLog, is_away
@@ -277,8 +278,10 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
     return answer_of(DatabaseAway())
 
 
-def _http_error(_request: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and request.url.path.startswith(f"{PATH}/") and "text/html" in request.headers.get("accept", ""):
+        return refusal(request, "not_found", "there is no such page", 404)
     codes = {404: "not_found", 405: "method_not_allowed"}
     return _answer(error.status_code, codes.get(error.status_code, "http_error"), str(error.detail), None, **dict(error.headers or {}))
 

@@ -24,6 +24,7 @@ from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import CoordinatorError, Forbidden, Unauthorized
 from fedcybgd.coordinator.services.agents import logins, operators
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import problem_in_words
 
 COOKIE = "fedcoord_session"
 FORM_COOKIE = "fedcoord_form"
@@ -107,8 +108,14 @@ def _told(request: Request, error: FedError | RequestValidationError) -> Respons
     if isinstance(error, Unauthorized):
         return login_form(request, None, 401)
     status = error.status if isinstance(error, CoordinatorError) else 422
-    message = error.message if isinstance(error, FedError) else "the form, or the address, says something that is not understood"
-    code = error.code if isinstance(error, FedError) else "invalid_request"
+    if isinstance(error, FedError):
+        return refusal(request, error.code, error.message, status)
+    problems = "; ".join(f"{problem['loc'][-1]} {problem_in_words(problem)}" for problem in error.errors()[:5])
+    return refusal(request, "invalid_request", f"the form, or the address, says something that is not understood: {problems}", status)
+
+
+def refusal(request: Request, code: str, message: str, status: int) -> Response:
+    """The page of whoever asks for a page and does not get it, or for something to be done."""
     return templates.TemplateResponse(request, "error.html", {"message": message, "code": code}, status_code=status)
 
 

@@ -161,7 +161,15 @@ def test_a_refusal_is_a_page_for_whoever_reads_pages(live: LiveCoordinator, run:
     done = client.post(f"/admin/runs/{run}/pause", data={"form": form_token(client.cookies[COOKIE])}, headers=HTML)
     assert done.status_code == 409
     assert "That was not done" in done.text
-    assert client.get("/admin/runs/no-such", headers=HTML).status_code == 404
+    for path, status, said in (
+        ("runs/no-such", 404, "there is no run &#39;no-such&#39;"), ("nothing", 404, "there is no such page"),
+        ("events?level=loud", 422, "level must be &#39;"), ("compare?x=hours", 422, "x must be &#39;"),
+    ):  # fmt: skip
+        page = client.get(f"/admin/{path}", headers=HTML)
+        assert page.status_code == status, page.text
+        assert "That cannot be shown" in page.text
+        assert said in page.text
+    refused(client.get("/admin/nothing"), 404, "not_found")
     for wrong in ("soon", "-1", "9" * 30):
         refused(post(client, f"/admin/runs/{run}/rollback", after_rounds=wrong), 404, "round_unknown")
 
