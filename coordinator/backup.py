@@ -53,10 +53,13 @@ def backup(settings: Settings, target: Path, copied: Callable[[str], None] = lam
     `BackupMisplaced` before anything is written where the target is no place for a backup.
     """
     check_target(settings, target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        target.chmod(0o700)
+    except OSError as error:
+        raise BackupMisplaced(f"{target} cannot be made or written: {error.strerror or error}; choose another directory") from error
     database = existing_database(settings)
     store = open_place(place_of(settings))
-    target.mkdir(parents=True, exist_ok=True)
-    target.chmod(0o700)
     try:
         with store.hold():
             with database.reading() as session:

@@ -23,7 +23,7 @@ def settings(tmp_path: Path) -> Settings:
     return settings
 
 
-@pytest.mark.parametrize("target", ["home", "link", "home/blobs", "home/inside/deep", "", "photos", "file"])
+@pytest.mark.parametrize("target", ["home", "link", "home/blobs", "home/inside/deep", "", "photos", "file", "file/below"])
 def test_a_place_that_is_none_is_refused_and_left_as_it_was(settings: Settings, tmp_path: Path, target: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(BackupMisplaced):
