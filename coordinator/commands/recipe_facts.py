@@ -10,7 +10,7 @@ from fedcybgd.coordinator.domain.recipe import IMAGES, RecipeModel, RecipeRows, 
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
-from fedcybgd.shared.files.labels import NUMBER
+from fedcybgd.shared.files.labels import NUMBER, bare
 from fedcybgd.shared.files.tables import Row, examples, label_names_of, read_rows
 
 ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
@@ -223,7 +223,7 @@ def _of_numbers(file: Path, column: str, values: Collection[Any], said: int | No
 
 
 def _of_names(file: Path, values: Collection[Any], said: int | None) -> tuple[str, ...]:
-    names = tuple(sorted({str(value).strip() for value in values}))
+    names = tuple(sorted({bare(str(value)) for value in values}))
     if said is not None and said != len(names):
         raise DataError(
             f"{file.name} has rows of {len(names)} labels, and --labels says {said}: add a row of each label that is missing, "

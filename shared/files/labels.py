@@ -27,15 +27,13 @@ class Labels:
         self._count = count
         self._first = first
         self._exact = {name: index for index, name in enumerate(names or ())}
-        self._plain = _unique((_plain(name), index) for name, index in self._exact.items())
-        self._truth = _unique(
-            (_plain(name).casefold(), i) for name, i in self._exact.items() if _plain(name).casefold() in ("true", "false")
-        )
+        self._plain = _unique((bare(name), index) for name, index in self._exact.items())
+        self._truth = _unique((bare(name).casefold(), i) for name, i in self._exact.items() if bare(name).casefold() in ("true", "false"))
         leading = [(int(found[1]), i) for name, i in self._exact.items() if (found := LEADING.match(name))]
         self._leading = _unique(leading) if len(leading) == len(self._exact) else {}
         self._numbers = _unique((number, index) for name, index in self._exact.items() if (number := _number(name)) is not None)
-        known = _unique((_plain(name).casefold(), index) for name, index in self._exact.items())
-        named = [(name, self._exact.get(name, known.get(_plain(name).casefold()))) for name in told or ()]
+        known = _unique((bare(name).casefold(), index) for name, index in self._exact.items())
+        named = [(name, self._exact.get(name, known.get(bare(name).casefold()))) for name in told or ()]
         self._told: list[tuple[str, int | None]] = named if any(index is not None for _, index in named) else []
 
     def index(self, value: object, where: str, **detail: Any) -> int:
@@ -45,7 +43,7 @@ class Labels:
         text = _text(value)
         if text is None:
             raise DataError(f"{where}: the label must be a whole number{self._or_name()}, not {shown(value)}", **detail)
-        for known, key in ((self._exact, text), (self._plain, _plain(text)), (self._truth, _plain(text).casefold())):
+        for known, key in ((self._exact, text), (self._plain, bare(text)), (self._truth, bare(text).casefold())):
             if (found := known.get(key)) is not None:
                 return found
         number = _number(text)
@@ -93,6 +91,17 @@ class Labels:
         return ", ".join(f"{name!r:.40}" for name in names[:6]) + (" …" if len(names) > 6 else "")
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` for names of labels that could not be told apart in the rows of every agent, or that nobody could read."""
+    seen: set[str] = set()
+    for name in names:
+        if not name.strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            raise ValueError(f"{name!r:.60} is no name of a label: it is empty, or has line breaks, control characters or half characters")
+        if bare(name) in seen:
+            raise ValueError(f"{bare(name)!r:.60} is there twice, but for spaces around it or for the form of its characters")
+        seen.add(bare(name))
+
+
 def _unique(pairs: Any) -> dict[Any, int | None]:
     """Key → index; None for a key that several names share, which then says nothing."""
     result: dict[Any, int | None] = {}
@@ -114,7 +123,8 @@ def _text(value: object) -> str | None:
     return None
 
 
-def _plain(text: str) -> str:
+def bare(text: str) -> str:
+    """A name as it is compared: without spaces around it, and in one of the forms that Unicode has for the same characters."""
     return unicodedata.normalize("NFC", text.strip())
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.integration.test_export import export
 from tests.support import models
 from tests.support.live import LiveCoordinator
-from tests.support.visits import Hand, fresh, run_file, settled, shard_tensors
+from tests.support.visits import Hand, fresh, operator, refused, run_file, settled, shard_tensors
 
 
 def task(labels: Any) -> dict[str, Any]:
@@ -68,6 +68,23 @@ def test_a_head_that_fits_is_kept_and_other_names_of_labels_are_said(live: LiveC
     assert kept["notes"] == []
     assert renamed["notes"] == ["head is the model's own, whose labels were bad, good; the run's are ham, spam, in this order"]
     assert [b["digest"] for b in kept["blocks"]] == [b["digest"] for b in renamed["blocks"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "a "], "'a' is there twice"),
+        (["caf\u00e9", "cafe\u0301"], "is there twice"),
+        (["", "b"], "'' is no name"),
+        (["a\nb", "c"], "no name"),
+    ],
+)
+def test_names_of_labels_that_rows_could_not_tell_apart_are_refused(
+    live: LiveCoordinator, model: str, labels: list[str], said: str
+) -> None:
+    """One organisation writes an accent as a character of its own, another does not: they mean one label."""
+    asked = operator(live).post("/runs", json=run_file(model, "all", task=task(labels)))
+    assert said in refused(asked, 422, "run_file_invalid").message
 
 
 def test_a_run_goes_on_from_the_result_of_another_with_other_labels(live: LiveCoordinator, model: str, hand: Hand, tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def test_columns_and_labels_are_found(tmp_path: Path) -> None:
     assert look(pairs, labels=5).labels == 5
     named = look(written(tmp_path, {"text": "a", "intent": "lost"}, {"text": "b", "intent": "card"}, {"text": "c", "intent": "lost"}))
     assert (named.columns, named.labels) == ({"label": "intent"}, ("card", "lost"))
+    both = look(written(tmp_path, *({"text": "a", "label": name} for name in ("caf\u00e9", "cafe\u0301 ", "bar"))))
+    assert both.labels == ("bar", "caf\u00e9"), "of the same characters in both forms of Unicode there is one"
     said = look(written(tmp_path, {"q": "a", "label": 0}, {"q": "b", "label": "1"}), columns={"text": "q"})
     assert (said.columns, said.labels) == ({"text": "q"}, 2)
 

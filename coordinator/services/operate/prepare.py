@@ -15,7 +15,7 @@ from fedcybgd.coordinator.domain.jobs.payloads import PreparePayload, PrepareRes
 from fedcybgd.coordinator.domain.jobs.registry import PREPARE, Done, Failed
 from fedcybgd.coordinator.domain.methods.registry import method_of, rounds_in
 from fedcybgd.coordinator.domain.run import RUN
-from fedcybgd.coordinator.domain.run_file import RunFile
+from fedcybgd.coordinator.domain.run_file import RunFile, RunFileInvalid
 from fedcybgd.coordinator.errors import Conflict, Invalid
 from fedcybgd.coordinator.services.emulators import choose, exposure_budget
 from fedcybgd.coordinator.services.measure import calibration
@@ -24,6 +24,7 @@ from fedcybgd.coordinator.services.path import ahead
 from fedcybgd.coordinator.services.records import jobs, keys, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
+from fedcybgd.shared.files.labels import check_names
 
 
 class HeldOutMissing(Invalid):
@@ -41,6 +42,7 @@ def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None
     scored_on = _held_out(session, spec)
     calibration.check_calibration(spec)
     method_of(spec)
+    _check_labels(spec)
     run = Run(
         id=keys.new_id("run"), name=spec.name, model_id=model.id, spec=spec, state=RUN.start, state_since=now,
         files=[], notes=[], trained_blocks=[], participants=[], without=[], anchor_of=anchor_of, created_at=now,
@@ -56,6 +58,14 @@ def create(session: Session, spec: RunFile, now: datetime, anchor_of: str | None
     jobs.enqueue(session, PREPARE, run.id, payload, now)
     record(session, now, "info", "run_created", f"run {run.name} created", run_id=run.id)
     return run
+
+
+def _check_labels(spec: RunFile) -> None:
+    # Not a rule of the run file: runs that were made before there was one are read, too.
+    try:
+        check_names(spec.task.label_names or ())
+    except ValueError as error:
+        raise RunFileInvalid(f"task.labels: {error}") from error
 
 
 def _check_name_free(session: Session, name: str) -> None:
