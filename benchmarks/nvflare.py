@@ -24,6 +24,8 @@ BUILDERS: list[dict[str, Any]] = [
     {"path": "nvflare.lighter.impl.signature.SignatureBuilder"},
 ]
 """Those of the project file that `nvflare provision` writes as a sample."""
+STORED = "/tmp/nvflare"
+"""Where a server keeps its jobs unless it is told otherwise, with those of every other server of the machine."""
 
 
 class NVFlare(Framework):
@@ -40,6 +42,8 @@ class NVFlare(Framework):
         (self.folder / "project.yml").write_text(yaml.safe_dump(project))
         self.ask("nvflare", "provision", "-p", self.folder / "project.yml", "-w", self.folder / "kits")
         self._kits = self.folder / "kits" / "compared" / "prod_00"
+        settings = self._kits / "server" / "local" / "resources.json"
+        settings.write_text(settings.with_suffix(".json.default").read_text().replace(STORED, str(self.folder)))
         size = [str(value) for value in (self.options.rounds, self.options.steps, self.options.clients)]
         self.ask("python", APP / "job.py", self.data, *size, TRAINING, self.folder / "jobs")
 
