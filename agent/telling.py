@@ -31,8 +31,8 @@ def what_deltas_tell(run: RunOffer) -> list[str]:
             found.append("where the output matrix is tied to the embeddings all rows of it move, and most tokens can still be told")
     if "head" in visit.blocks and run.task in CLASSIFICATIONS:
         found.append(
-            "a delta of the head says which labels your rows have, exactly, for it moves their rows alone; of a visit with one row, which it is. "
-            f"{FIRST_MEANS}: no mean of a single row, unless you say tell_labels = true"
+            "a delta of the head shows exactly which labels your rows have, for it changes what belongs to these alone; after a visit with one "
+            f"row, which label that row has. {FIRST_MEANS}; of a single row that is sent only if you say tell_labels = true"
         )
     rows = None if visit.steps is None else visit.steps * visit.batch_size
     if ADAPTERS in visit.blocks:

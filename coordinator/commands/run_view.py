@@ -116,7 +116,7 @@ def members_in_words(members: list[MemberView], absent_only: bool = False, most:
     if not absent_only and len(taking) > most:
         lines.append(f"  and {len(taking) - most} more")
     if others:
-        begun = "not there, or without data that fit (they join when that changes):"
+        begun = "no part in the open round (who is there and has data that fit joins with the next):"
         lines.append(begun if any(m.participant for m in members) else "who is there, before the start:")
         lines += [f"  {m.agent}: {_standing(m)}" for m in others[:most]]
         lines += [f"  and {len(others) - most} more"] if len(others) > most else []

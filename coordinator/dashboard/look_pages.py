@@ -18,11 +18,11 @@ from fedcybgd.coordinator.services.read.events import Wanted
 router = APIRouter(route_class=PageRoute, prefix=PATH, include_in_schema=False)
 viewer = [Depends(ABrowser())]
 ROWS, VISITS, EVENTS, POINTS = 50, 20, 10, 120
-State = Literal["enrolled", "active", "silent", "revoked", "quarantined"]
+State = Literal["enrolled", "active", "silent", "revoked", "quarantined", ""]
 
 
 @router.get("/agents", dependencies=viewer)
-def agents(request: Request, session: ReadDep, page: PageDep, state: State | Literal[""] = "") -> Response:
+def agents(request: Request, session: ReadDep, page: PageDep, state: State = "") -> Response:
     found = lists.agents(session, Page(page.after, ROWS), state or None)
     return show(request, "agents.html", here="agents", found=found, state=state, counts=status.agent_counts(session))
 

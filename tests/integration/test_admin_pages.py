@@ -163,7 +163,7 @@ def test_a_refusal_is_a_page_for_whoever_reads_pages(live: LiveCoordinator, run:
     assert "That was not done" in done.text
     for path, status, said in (
         ("runs/no-such", 404, "there is no run &#39;no-such&#39;"), ("nothing", 404, "there is no such page"),
-        ("events?level=loud", 422, "level must be &#39;"), ("compare?x=hours", 422, "x must be &#39;"),
+        ("events?level=loud", 422, "level must be &#39;"), ("compare?x=hours", 422, "x must be &#39;"), ("agents?state=loud", 422, "understood: state must be &#39;"),
     ):  # fmt: skip
         page = client.get(f"/admin/{path}", headers=HTML)
         assert page.status_code == status, page.text
