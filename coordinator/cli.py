@@ -108,7 +108,7 @@ def _serve(settings: Settings, ready_file: Path | None) -> None:
     with occupied(settings):
         key, url = prepare_home(settings), address(settings, listener)
         webhook_settings(settings)
-        _say_hello(settings, listener, url, key)
+        _say_hello(settings, listener, settings.behind or url, key)
 
         def ready() -> None:
             if ready_file is not None:

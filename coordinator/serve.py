@@ -233,7 +233,9 @@ def address(settings: Settings, listener: socket.socket, elsewhere: bool = False
 
 
 def elsewhere(settings: Settings, listener: socket.socket) -> str:
-    """What agents on other machines call it by. Of a container nobody outside knows its name: by where its port is published."""
+    """What agents on other machines call it by: its name behind proxies, if it has one. Of a container nobody outside knows its name: by where its port is published."""
+    if settings.behind is not None:
+        return f"{settings.behind}, or the port that its proxies have there"
     if any(Path(mark).exists() for mark in OF_CONTAINERS) or "KUBERNETES_SERVICE_HOST" in os.environ:
         return f"where port {listener.getsockname()[1]} of this container is published"
     return address(settings, listener, elsewhere=True)

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         return self.threads + len(self.own_lanes) * (self.engines - 1)
 
     @property
+    def behind(self) -> str | None:
+        """The address by which it is called behind its proxies; None where it has none, or no name there."""
+        return f"https://{(self.hosts or '').split(',')[0].strip().lower()}" if self.through_proxies and self.names else None
+
+    @property
     def through_proxies(self) -> bool:
         """Whether other machines reach it through its proxies alone."""
         return self.proxies is not None and self.tls_certificate is None and self.plain_http == "refused"

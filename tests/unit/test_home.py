@@ -272,6 +272,15 @@ def test_the_name_of_a_container_is_told_to_nobody(
     said = capsys.readouterr().out
     assert f"where port {port} of this container is published" in said
     assert "2cb0f7ee6d81" not in said
+    behind = Settings(home=tmp_path, host="0.0.0.0", proxies="10.0.0.1", hosts="Coordinator.example, other.example")
+    with bind("127.0.0.1", 0) as listener:
+        _say_hello(behind, listener, behind.behind or "", "key")
+    said = capsys.readouterr().out
+    assert "for agents on other machines: https://coordinator.example, or" in said
+    assert "export FEDCOORD_URL=https://coordinator.example FEDCOORD_OPERATOR_KEY" in said
+    assert "published" not in said
+    assert Settings(home=tmp_path, host="0.0.0.0", proxies="10.0.0.1").behind is None
+    assert Settings(home=tmp_path, host="0.0.0.0", hosts="coordinator.example").behind is None
 
 
 def test_a_secret_and_its_name_are_on_the_disk_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
