@@ -186,11 +186,14 @@ def examples(
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
     wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, how, mapped_in)
+    first = next(read_rows(path, how, wanted.values()))
+    wanted = {f: column for f, column in wanted.items() if f not in fields[spec.task].optional or not _is_absent(first.get(column))}
     unmapped = {f: columns.get(f, f) for f in fields[spec.task].optional if f not in wanted}
     labels = Labels(spec.num_labels, spec.label_names, how.first_label, label_names_of(path, wanted.get("label"), how))
-    for number, row in enumerate(read_rows(path, how, wanted.values()), 1):
+    read = [*wanted.values(), *(column for column in unmapped.values() if column in there)]
+    for number, row in enumerate(read_rows(path, how, read), 1):
         for field, column in unmapped.items():
-            if row.get(column) is not None:
+            if not _is_absent(row.get(column)):
                 raise DataError(
                     f"{path.name} row {number} has a column {column!r}, and row 1 has none", path=str(path), row=number, field=field
                 )
@@ -269,6 +272,11 @@ def _example(row: Row, wanted: dict[str, str], labels: Labels, path: Path, numbe
         else:
             example[field] = _text(value, field, where, facts)
     return example
+
+
+def _is_absent(value: object) -> bool:
+    """Of a field that a row may do without: null in JSON and Parquet, an empty cell in CSV."""
+    return value is None or (isinstance(value, (str, bytes)) and not value.strip())
 
 
 def _text(value: object, field: str, where: str, facts: Row) -> str:

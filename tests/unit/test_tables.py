@@ -81,6 +81,17 @@ def test_a_second_sentence_is_taken_where_there_is_one(tmp_path: Path) -> None:
     assert examples(path, columns=columns) == [{"text": "a", "text_pair": "b", "label": 1}]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_field_that_may_be_left_out_may_be_null(tmp_path: Path, name: str) -> None:
+    write: Any = {"v": write_csv, "l": write_jsonl, "t": write_parquet}[name[-1]]
+    path = write(tmp_path / name, [{"text": "a", "text_pair": None, "label": 1}, {"text": "b", "text_pair": None, "label": 0}])
+    assert examples(path) == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    path = write(tmp_path / name, [{"text": "a", "text_pair": None, "label": 1}, {"text": "b", "text_pair": "c", "label": 0}])
+    assert "row 2 has a column 'text_pair', and row 1 has none" in refused(path).message
+    path = write(tmp_path / name, [{"text": "a", "text_pair": "c", "label": 1}, {"text": "b", "text_pair": None, "label": 0}])
+    assert "row 2: column 'text_pair' must be text that is not empty" in refused(path).message
+
+
 def test_a_column_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"question": "why", "label": 2}])
     error = refused(path, columns={"text": "qestion"})
