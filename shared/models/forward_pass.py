@@ -66,6 +66,11 @@ def follow(model: nn.Module, stack: Stack, tensors: dict[str, Tensor]) -> Forwar
             raise PartitionError(
                 f"the forward pass of {type(model).__name__} could not be followed: {type(error).__name__}: {error}"
             ) from error
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    if asked := sorted(watch.asked_where & tables):
+        raise PartitionError(
+            f"{type(model).__name__} asks where {asked[0]} lies before it looks rows up in it; here such a table is elsewhere until then"
+        )
     first = list(dict.fromkeys(watch.runs))
     if first != list(range(stack.length)):
         found = ", ".join(map(str, first)) or "none"
@@ -123,6 +128,7 @@ class _Watch(TorchFunctionMode):
         self._time = 0
         self._borders: list[int] = []
         self.runs: list[int] = []
+        self.asked_where: set[str] = set()
         self.hidden: frozenset[str] = frozenset()
 
     def enter(self, index: int, *_: Any) -> None:
@@ -148,6 +154,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.device and id(args[0]) in self._names:
+            self.asked_where.add(self._names[id(args[0])])
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         result = _stand_in(func, args, kwargs, given) if any(map(_is_heavy, given)) else func(*args, **kwargs)
         self._time += 1

@@ -211,6 +211,13 @@ def test_what_a_model_has_and_never_runs_is_known(family: str) -> None:
     assert [b.name for b in partition(model) if not b.is_used] == ["pooler"]
 
 
+def test_a_model_that_sends_tokens_to_where_its_table_lies_is_refused() -> None:
+    """Until its rows are asked for it is nowhere, and so the tokens would be: every score was that of zeros."""
+    settings = transformers.Llama4TextConfig(**TINY, num_hidden_layers=2, num_key_value_heads=1, head_dim=8, intermediate_size_mlp=24)
+    with pytest.raises(PartitionError, match=r"asks where .*embed_tokens.weight lies"):
+        partition(transformers.Llama4ForCausalLM(settings))
+
+
 def test_layers_need_not_be_alike() -> None:
     model = FAMILIES["llama-tied"][1](4)
     for name in ("gate_proj", "up_proj"):
