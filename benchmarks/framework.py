@@ -70,7 +70,7 @@ class Framework(ABC):
 
     def ask(self, *words: str | Path, check: bool = True) -> str:
         """What one of its commands prints."""
-        done = subprocess.run(words, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(map(str, words))}:\n{done.stdout}{done.stderr}")
         return done.stdout
