@@ -62,11 +62,17 @@ def withdraw(token_id: Annotated[str, Path(pattern=ID)], session: WriteDep) -> R
     summary="Enrol an agent",
     status_code=201,
     response_model=EnrolAnswer,
-    responses=errors(401, 409, 422),
+    responses={
+        200: {"model": EnrolAnswer, "description": "It was said before: the same answer, and nothing is spent"},
+        **errors(401, 409, 422),
+    },
     dependencies=[OpenDep],
 )
-def enrol(body: EnrolRequest, session: WriteDep, settings: SettingsDep) -> EnrolAnswer:
+def enrol(body: EnrolRequest, request: Request, response: Response, session: WriteDep, settings: SettingsDep) -> EnrolAnswer:
     """Spend a token on an identity and a key."""
+    if (before := enrolment.said_before(session, body)) is not None:
+        response.status_code, request.state.repeats = 200, True
+        return before
     return enrolment.enrol(session, body, now(), _holds(settings))
 
 

@@ -37,8 +37,8 @@ Recognise = Callable[[Scope], Awaitable[Shown | None]]
 """Who calls, by a good key; None: somebody who was shut out, whom the route tells so. Raises `FedError` where there is none."""
 TRIED_AT_ONCE = 2
 """Secrets that are tried at the same time for addresses from which many wrong ones came"""
-TRIED_WRONG, KEY_WRONG, NOTHING_WRONG = frozenset({401, 409}), frozenset({401}), frozenset[int]()
-"""Statuses of an answer by which a secret was wrong"""
+TRIED_WRONG, KEY_WRONG, NOTHING_WRONG = frozenset({200, 401, 409}), frozenset({401}), frozenset[int]()
+"""Statuses of an answer by which a secret was wrong, or was good for nothing new: an enrolment that is said again spends no token"""
 FORM = b"application/x-www-form-urlencoded"
 
 

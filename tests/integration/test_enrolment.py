@@ -228,8 +228,10 @@ def test_an_enrolment_whose_answer_was_lost_is_said_again(
     assert Client(live.url, secret_of(credentials.load(home))).me().agent_id == answer.agent_id
     assert not home.enrolling.exists()
     said = {"public_key": answer.public_key}
+    acts = len(live.operator.every("/audit"))
     again = enrol(live, once, name, **said)
-    assert (again.status_code, again.json()["agent_id"], again.json()["key"]) == (201, answer.agent_id, None)
+    assert (again.status_code, again.json()["agent_id"], again.json()["key"]) == (200, answer.agent_id, None)
+    assert len(live.operator.every("/audit")) == acts, "it may be said as often as one likes"
     refused(enrol(live, once, fresh("other"), **said), 409, "token_used")
     refused(enrol(live, once, name), 409, "token_used")
     refused(enrol(live, token(live), fresh("other"), **said), 409, "public_key_taken")

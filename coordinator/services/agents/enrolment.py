@@ -75,14 +75,11 @@ def withdraw(session: Session, token_id: str, now: datetime) -> EnrolmentToken:
 
 
 def enrol(session: Session, request: EnrolRequest, now: datetime, holds: timedelta | None = None) -> EnrolAnswer:
-    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well, and
-    once: whoever says the same again, with the public key that was taken, gets the same answer, for the first one may have been lost.
+    """Make an agent of whoever holds a good token, or give one that is there another key. The token is spent only if all goes well.
 
     `holds`: for how long the key is good; None: for good.
     """
-    token = session.scalar(select(EnrolmentToken).where(EnrolmentToken.token_hash == keys.key_hash(request.token)).with_for_update())
-    if token is not None and token.used and (known := _enrolled_so(session, token, request)) is not None:
-        return EnrolAnswer(agent_id=known.id, name=known.name, key=None, public_key=request.public_key)
+    token = _locked(session, request)
     _check(token, now)
     assert token is not None
     token.used, token.used_at = token.used + 1, now
@@ -91,14 +88,21 @@ def enrol(session: Session, request: EnrolRequest, now: datetime, holds: timedel
     return EnrolAnswer(agent_id=agent.id, name=agent.name, key=key, public_key=request.public_key)
 
 
-def _enrolled_so(session: Session, token: EnrolmentToken, request: EnrolRequest) -> Agent | None:
-    """The agent that this very request has made, or given its key."""
+def said_before(session: Session, request: EnrolRequest) -> EnrolAnswer | None:
+    """What this very request was answered that has made an agent, or given it its key: that answer may have been lost. Nothing is changed."""
+    token = _locked(session, request)  # the first one may be under way
+    if token is None or not token.used or request.public_key is None:
+        return None
     named = Agent.name == request.name if request.agent_id is None else Agent.id == request.agent_id
-    agent = session.scalar(select(Agent).where(Agent.public_key == request.public_key, named)) if request.public_key else None
+    agent = session.scalar(select(Agent).where(Agent.public_key == request.public_key, named))
     if agent is None or token.agent_id not in (None, agent.id):
         return None
     identity.admit(agent)
-    return agent
+    return EnrolAnswer(agent_id=agent.id, name=agent.name, key=None, public_key=request.public_key)
+
+
+def _locked(session: Session, request: EnrolRequest) -> EnrolmentToken | None:
+    return session.scalar(select(EnrolmentToken).where(EnrolmentToken.token_hash == keys.key_hash(request.token)).with_for_update())
 
 
 def _check(token: EnrolmentToken | None, now: datetime) -> None:
