@@ -18,10 +18,15 @@ from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, Coor
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody, problem_in_words
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
+from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
 DEFAULT_URL = "http://127.0.0.1:8440"
 PAGE = 1000
 """Entries of a list that are asked for at once"""
+MOST_JSON, WITHIN_S = 64 << 20, 600.0
+"""Bytes of an answer, and seconds in which it is there; the provenance of a run of thousands of rounds has a few million. Who answers may be anybody."""
+ABOUT_THE_BYTES = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headings that say how a body came; it is plain by the time anybody reads it."""
 DAY_S = 86_400.0
 T = TypeVar("T")
 LIST = TypeAdapter(list[object])
@@ -102,6 +107,8 @@ class Connection:
             yield (answer := self.patiently(partial(self.send, "GET", path, params=query)))
             if (after := answer.headers.get(NEXT)) is None:
                 return
+            if place.get("after") == after:
+                raise AnswerInvalid(f"{self.url} answered with the same page of {path} again: is it a coordinator?")
             place = {"after": after}
 
     # ---- patience ---------------------------------------------------------------------------------------------------------
@@ -145,7 +152,8 @@ class Connection:
         query = {name: value for name, value in (params or {}).items() if value is not None}
         headers = {} if size is None else {"Content-Length": str(size)}
         try:
-            answer = self._http.request(method, path, params=query or None, json=body, content=content, headers=headers)
+            with self._http.stream(method, path, params=query or None, json=body, content=content, headers=headers) as stream:
+                answer = self.whole(stream)
         except httpx.HTTPError as error:
             why = f"{error or type(error).__name__}{hint(self.url, error)}"
             raise CoordinatorAway(
@@ -159,6 +167,15 @@ class Connection:
         """The answer to a GET whose body is read as it comes; whatever its status is."""
         with self._http.stream("GET", path, headers=headers) as answer:
             yield answer
+
+    def whole(self, stream: httpx.Response) -> httpx.Response:
+        """An answer with its body, which is read no further than it may be long."""
+        try:
+            content = whole(stream.iter_raw(), stream.headers.get("content-encoding", ""), MOST_JSON, WITHIN_S)
+        except BodyInvalid as error:
+            raise AnswerInvalid(f"{self.url}: {error.message}: is it a coordinator?") from error
+        headers = {name: value for name, value in stream.headers.items() if name not in ABOUT_THE_BYTES}
+        return httpx.Response(stream.status_code, headers=headers, content=content, request=stream.request)
 
     def check(self, answer: httpx.Response) -> None:
         """Raise what an answer says that is not 2xx; its body has been read."""
@@ -192,7 +209,7 @@ class Connection:
     def _json(self, answer: httpx.Response) -> object:
         try:
             value: object = answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CoordinatorAway(f"{self.url} answered something else than a coordinator would: is it one?") from error
         self._heard()
         return value

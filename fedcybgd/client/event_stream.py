@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fedcybgd.client.connection import Connection
 from fedcybgd.client.errors import CoordinatorAway
 from fedcybgd.shared.contract.run_views import EventEntry
+from fedcybgd.shared.host.bodies import BodyInvalid, plain_chunks
 
 LONGEST_LINE = 1 << 20
 PAUSE_S = 1.0
@@ -39,10 +40,9 @@ def _stream(connection: Connection, after: int | None, until: float) -> Iterator
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     with connection.stream("/events/stream", headers) as answer:
         if not answer.is_success:
-            answer.read()
-            connection.check(answer)
-        for line in answer.iter_lines():
-            if len(line) > LONGEST_LINE or time.monotonic() > until:
+            connection.check(connection.whole(answer))
+        for line in _lines(answer):
+            if time.monotonic() > until:
                 return
             if line.startswith("data:"):
                 try:
@@ -51,3 +51,16 @@ def _stream(connection: Connection, after: int | None, until: float) -> Iterator
                     raise CoordinatorAway("what comes is no event of a coordinator") from error
             else:
                 yield int(line[3:]) if re.fullmatch(r"id: ?\d{1,19}", line) else None
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    """As they come; it ends with one that is too long to be of a coordinator, or in a coding that nobody asked for."""
+    left = b""
+    try:
+        for chunk in plain_chunks(answer.iter_raw(), answer.headers.get("content-encoding", "")):
+            *lines, left = (left + chunk).split(b"\n")
+            yield from (line.decode("utf-8", "replace").rstrip("\r") for line in lines)
+            if len(left) > LONGEST_LINE:
+                return
+    except BodyInvalid:
+        return

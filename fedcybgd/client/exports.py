@@ -120,8 +120,7 @@ def _receive(connection: Connection, path: str, file: BinaryIO, have: int, size:
     try:
         with connection.stream(path, headers) as answer:
             if not answer.is_success and answer.status_code != 416:
-                answer.read()
-                connection.check(answer)
+                connection.check(connection.whole(answer))
             if answer.status_code != 206:
                 have = file.truncate(0)
             for chunk in answer.iter_raw() if answer.is_success else ():  # as it comes: what is buffered would be lost at a cut

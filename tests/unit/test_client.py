@@ -1,5 +1,6 @@
 """What the client and the commands say where no coordinator answers, and that they outlast one that is restarted."""
 
+import gzip
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from fedcybgd.client.errors import (
 from fedcybgd.coordinator import cli
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.errors import FedError
+from fedcybgd.shared.contract.words import NEXT
 from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
 from tests.support.hostile import Answer, Asked, serving
 
@@ -133,6 +135,23 @@ def test_a_page_instead_of_an_answer_is_no_traceback() -> None:
         assert "is it one?" in says("fco_x", server.url, "status")
     with serving(lambda _: Answer.page(404)) as server:
         assert "is it a coordinator?" in says("fco_x", server.url, "status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(200, gzip.compress(b" " * 100_000_000, 1), {"Content-Encoding": "gzip"}), "has more than"),
+        (Answer(200, stream=iter([b" " * 1_000_000] * 100)), "has more than"),
+        (Answer(409, gzip.compress(b" " * 100_000_000, 1), {"Content-Encoding": "gzip"}), "has more than"),
+        (Answer(200, b"[]", {"Content-Encoding": "br"}), "which nobody asked for"),
+        (Answer(200, b"[" * 200_000), "is it one?"),
+        (Answer(200, b"[]", {NEXT: "x"}), "the same page"),
+    ],
+)
+def test_an_answer_without_end_is_none(answer: Answer, said: str) -> None:
+    asked = iter([answer] * 3)
+    with serving(lambda _: next(asked, Answer(200, b"[]"))) as server:
+        assert said in says("fco_x", server.url, "run", "list")
 
 
 # ---- a coordinator that is restarted ------------------------------------------------------------------------------------
