@@ -103,8 +103,7 @@ class Homes:
 
     def lives(self) -> None:
         with self.database.transaction() as session:
-            # Seen last when the test is long over, however slow it is.
-            self.replica = replicas.enter(session, "hom_one", utcnow() + timedelta(hours=1))
+            self.replica = replicas.enter(session, "hom_one", utcnow())
 
     def dies(self) -> None:
         with self.database.transaction() as session:
@@ -127,7 +126,8 @@ class Homes:
 
 
 @pytest.fixture
-def homes(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[Homes]:
+def homes(request: pytest.FixtureRequest, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Homes]:
+    monkeypatch.setattr(replicas, "ALIVE", timedelta(hours=1))  # the test is over by then, however slow it is
     homes = Homes(url, tmp_path, **getattr(request, "param", {}))
     yield homes
     homes.database.close()
