@@ -29,7 +29,7 @@ class Proxy(httpx.HTTPTransport):
             self.refused.append(size)
             if self._cuts:
                 raise httpx.WriteError("broken pipe", request=request)
-            return httpx.Response(413, html="<h1>Request Entity Too Large</h1>", request=request)
+            return httpx.Response(413, stream=httpx.ByteStream(b"<h1>Request Entity Too Large</h1>"), request=request)
         self.passed.append(size)
         return super().handle_request(request)
 
