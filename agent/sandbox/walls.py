@@ -21,6 +21,8 @@ SYSTEM = (
 )  # fmt: skip
 THREADS = Path("/proc/self/task")
 """Drivers of NVIDIA name the threads that they start, by a file in there. From version 570 on they give up (error 304) where they may not."""
+PEAK = Path("/proc/self/clear_refs")
+"""Written to have the peak of memory forgotten: each visit tells its own."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia*", "dri", "kfd")
 OVER_FILES = 0b1111
 """Capabilities to own, read and write what other accounts own: where root runs an agent, its files may be theirs. Landlock holds all the same."""
@@ -110,9 +112,7 @@ def raise_walls(walls: Walls) -> WallsRaised:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # rather this process than another of this machine
     try:
-        landlock = files.leave(
-            [package_root()], [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices(), _threads(walls)
-        )
+        landlock = files.leave([package_root()], [*_python(walls), *map(Path, SYSTEM), *walls.read], walls.write, _devices(), _own(walls))
     except OSError:
         landlock = 0
     standing = WallsRaised(network=network.take(walls.local_sockets), landlock=landlock)
@@ -137,14 +137,15 @@ def _python(walls: Walls) -> list[Path]:
     return [*ours, *(path for path in others if not any(place.is_relative_to(path) for place in private))]
 
 
-def _threads(walls: Walls) -> list[Path]:
-    """Where this process may name its threads, if it may use a card. A place of its own, and of no other process: it is held on to, so that
-    the kernel does not make another in its stead."""
-    if walls.local_sockets:
+def _own(walls: Walls) -> list[Path]:
+    """Where this process has its peak of memory forgotten, and names its threads, if it may use a card. Places of its own, and of no other
+    process: they are held on to, so that the kernel does not make others in their stead."""
+    held = []
+    for place in (PEAK, THREADS) if walls.local_sockets else (PEAK,):
         with contextlib.suppress(OSError):
-            os.open(THREADS, os.O_PATH | os.O_CLOEXEC)
-            return [THREADS]
-    return []
+            os.open(place, os.O_PATH | os.O_CLOEXEC)
+            held.append(place)
+    return held
 
 
 def _devices() -> list[Path]:
