@@ -21,7 +21,7 @@ BITS = pytest.mark.parametrize("bits", [8, 4])
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """To the bit; or to its last, which on some processors depends on where in memory decoders' numbers lie (Xeon of family 6, model 167)."""
+    """To the bit; or to its last: on a Xeon of family 6, model 167, decoders differ in it once the process has done another visit. Why is not known."""
     return same(one, other) or apart(one, other) < 1e-5
 
 
