@@ -15,14 +15,9 @@ from fedcybgd.agent.training.emulator import Emulator
 from fedcybgd.agent.training.frozen import can_be_quantized, make_dense, make_quantized, quantized_weight
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.tensors.quantized import quantize
-from tests.support.training import Home, apart, same, train
+from tests.support.training import Home, apart, options, same, train
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
-
-
-def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """To the bit; or to its last: on a Xeon of family 6, model 167, decoders differ in it once the process has done another visit. Why is not known."""
-    return same(one, other) or apart(one, other) < 1e-5
 
 
 def quantized_module(module: nn.Module, bits: int) -> torch.Tensor:
@@ -181,8 +176,8 @@ def test_a_visit_among_quantized_blocks_has_the_bits_of_one_among_their_decoded_
     exact = train(place.request("layers.1"))
     for codec in ("int8", "int4"):
         wanted = train(place.request("layers.1", codec=f"decoded-{codec}"))
-        visitor = Visitor("cpu")
-        assert alike(train(place.request("layers.1", codec=codec), visitor), wanted)
+        visitor = Visitor("cpu", options())  # a prefix cache may change last bits
+        assert same(train(place.request("layers.1", codec=codec), visitor), wanted)
         assert not same(exact, wanted), "the codec changes something"
         assert visitor._emulator is not None
         emulator: Emulator = visitor._emulator[1]
@@ -209,7 +204,7 @@ def test_a_tied_head_works_from_the_quantized_embeddings(home: Make) -> None:
 
 def test_a_warm_emulator_changes_codecs_from_visit_to_visit(home: Make) -> None:
     place = home("llama-untied")
-    visitor = Visitor("cpu")
+    visitor = Visitor("cpu", options())
     for opened, codec in [
         ("layers.0", "int8"),
         ("layers.1", "exact"),
@@ -219,7 +214,7 @@ def test_a_warm_emulator_changes_codecs_from_visit_to_visit(home: Make) -> None:
         ("layers.2", "int8"),
     ]:
         warm = train(place.request(opened, codec=codec), visitor)
-        assert alike(warm, train(place.request(opened, codec=codec))), f"{opened} among {codec}"
+        assert same(warm, train(place.request(opened, codec=codec))), f"{opened} among {codec}"
 
 
 def test_a_dropped_layer_comes_back(home: Make) -> None:
