@@ -49,8 +49,13 @@ class Federation:
         self.all_there()
 
     def all_there(self) -> None:
-        """Wait for all agents: who is silent takes no part in a run from its start, and then another agent trains what was its."""
-        self.operator.wait(lambda: self.operator.every("/agents"), lambda agents: all(a["state"] == "active" for a in agents), limit=60)
+        """Wait for its agents: who is silent takes no part in a run from its start, and then another agent trains what was its."""
+        mine = {agent.name for agent in self.agents}
+        self.operator.wait(
+            lambda: self.operator.every("/agents"),
+            lambda agents: all(a["state"] == "active" for a in agents if a["name"] in mine),
+            limit=60,
+        )
 
     def create(self, values: dict[str, Any]) -> str:
         """A prepared run; its id."""
