@@ -42,7 +42,7 @@ def test_every_interleaving_holds_what_is_promised(world: World) -> None:
 def test_every_way_to_take_a_run_back_holds_what_is_promised(longer: World) -> None:
     """From each state of a run of two rounds: taken back, or without an agent, while others claim, send, judge and apply."""
     only = frozenset({"rollback", "without", "take", "finish", "claim", "submit", "resume"})
-    found = Search(longer, SECONDS / 2, fair_every=5, only=only).run()
+    found = Search(longer, SECONDS, fair_every=5, only=only).run()
     print(f"{found.states} states, {found.steps} steps{', and no more there are' if found.complete else ''}")
     assert found.states > 50
     assert found.happened >= {"rollback", "without", "resume", "finish"}
