@@ -6,6 +6,9 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
+HUNG_S = 120.0
+"""An engine that uses none of the processor for so long hangs: even one that waits for a slow disk uses some."""
+
 
 class Engine(Protocol):
     """Does one job after another, apart from the web process."""

@@ -6,13 +6,18 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from ctypes import c_double
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
+import psutil
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.jobs.engine import HUNG_S
 from fedcybgd.coordinator.storage import Place, open_place
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import interrupt
@@ -23,6 +28,12 @@ log = logging.getLogger("fedcoord.engine")
 TELL_EVERY_S = 1.0
 NOTICED_S = 0.01
 """The two clocks are not read at the same moment: a smaller step may be nothing."""
+FORK_LOOKS = 48
+"""So often the process that engines are forked from is looked at before it counts as hanging; a look for which this process was stopped, too, is one of them."""
+FORK_IDLE_S = 0.1
+"""Processor seconds that it may use while it hangs: it looks whether its coordinator is there (`preloaded`)."""
+REPORTED_S = 10.0
+"""Within this time an engine that was ended is known to be dead, unless it cannot die, or who forked it tells nobody."""
 PRELOADED = "fedcybgd.coordinator.engine.preloaded"
 """What all engines of a coordinator import once, and have in memory that they share."""
 COMMANDS = "fedcybgd.coordinator.commands."
@@ -37,7 +48,7 @@ class EngineProcess:
         self._used: Any = context.RawValue(c_double)
         self._pool = ProcessPoolExecutor(1, context, begin, (self._used,))
         # Now, so that the first delta does not wait for torch.
-        with interrupt.withheld():
+        with interrupt.withheld(), _forked_in_time():
             self._pool.submit(_warm_up, threads, device).add_done_callback(_warmed_up)
 
     def submit(self, kind: str, payload: BaseModel) -> Future[BaseModel]:
@@ -50,6 +61,7 @@ class EngineProcess:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
             if process.is_alive():  # else others may have its number
                 process.kill()  # one that is stopped heeds nothing else; blobs are written aside, so nothing is torn
+                threading.Thread(target=_see_it_dead, args=(process,), daemon=True).start()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -71,6 +83,62 @@ def _context(device: str) -> Any:
         except OSError as error:
             log.warning("no process to fork engines from (%s); each imports torch for itself", error)
     return get_context("spawn")
+
+
+@contextmanager
+def _forked_in_time() -> Iterator[None]:
+    """Who asks a process that hangs for an engine would wait for good: it is ended, and asking fails."""
+    begun = threading.Event()
+
+    def watch() -> None:
+        while (server := _fork_server()) is not None:
+            used = _used(server)
+            for _ in range(FORK_LOOKS):
+                if begun.wait(HUNG_S / FORK_LOOKS):
+                    return
+            if _used(server) - used < FORK_IDLE_S:
+                log.error("the process that engines are forked from has done nothing for %.0f s: it is ended, and another begun", HUNG_S)
+                _end(server)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        begun.set()
+
+
+def _see_it_dead(engine: BaseProcess) -> None:
+    """Who forked an engine tells of its death. One that does not is ended as well, which tells it of all of its engines."""
+    until = time.monotonic() + REPORTED_S
+    while engine.is_alive():
+        if time.monotonic() >= until:
+            if (server := _fork_server()) is not None:
+                log.error("nothing is heard of an engine that was ended: the process that it was forked from is ended, too")
+                _end(server)
+            return
+        time.sleep(REPORTED_S / 100)
+
+
+def _fork_server() -> psutil.Process | None:
+    """The process that engines of this one are forked from."""
+    server: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    try:
+        return None if server is None else psutil.Process(server)
+    except psutil.Error:
+        return None
+
+
+def _used(server: psutil.Process) -> float:
+    try:
+        return sum(server.cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
+
+
+def _end(server: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        server.kill()
 
 
 def begin(used: Any) -> None:

@@ -14,7 +14,7 @@ from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
-from fedcybgd.coordinator.jobs.engine import Engine, EngineAway, NewEngine
+from fedcybgd.coordinator.jobs.engine import HUNG_S, Engine, EngineAway, NewEngine
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
@@ -23,8 +23,6 @@ from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import logs
 
 log = logging.getLogger("fedcoord.jobs")
-HUNG_S = 120.0
-"""An engine that uses none of the processor for so long hangs: even one that waits for a slow disk uses some."""
 LOOK_EVERY_S = 5.0
 """Also without a wake: a job may have been written by somebody who woke nobody, or died before he did."""
 CANNOT_START = (OSError, EOFError, MemoryError, RuntimeError, BrokenExecutor)

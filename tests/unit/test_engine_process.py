@@ -3,12 +3,13 @@
 import os
 import signal
 import time
-from concurrent.futures import BrokenExecutor, CancelledError, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
 from ctypes import c_double
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedcybgd.coordinator.engine.device import CPU, CardMissing, chosen, measure_on
@@ -60,6 +61,37 @@ def test_a_process_that_is_stopped_is_ended_and_its_job_with_it(tmp_path: Path) 
     with pytest.raises((BrokenExecutor, CancelledError)):  # it may not even have reached the process
         under_way.result(20)
     wait_for(lambda: not child.is_alive())
+
+
+def stopped_fork_server() -> psutil.Process:
+    server = engine_process._fork_server()
+    assert server is not None
+    server.suspend()
+    return server
+
+
+def test_where_engines_are_forked_from_may_hang_and_stops_no_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells nobody that an engine is dead, and forks none: whoever waits for that is told, and the next one is forked from another."""
+    monkeypatch.setattr(engine_process, "REPORTED_S", 0.3)
+    engine = EngineProcess(tmp_path, 1)
+    (child,) = engine._pool._processes.values()
+    stopped = stopped_fork_server()
+    child.kill()
+    under_way = engine.submit("import", IMPORTED)
+    engine.close()
+    with pytest.raises((BrokenExecutor, CancelledError)):
+        under_way.result(20)
+    wait_for(lambda: stopped.status() == psutil.STATUS_ZOMBIE)
+    forkserver.ensure_running()
+    monkeypatch.setattr(engine_process, "HUNG_S", 0.5)
+    another = stopped_fork_server()
+    with ThreadPoolExecutor(1) as lane:
+        asked = lane.submit(EngineProcess, tmp_path, 1)
+        try:
+            with pytest.raises(EOFError):
+                asked.result(20)
+        finally:
+            another.kill()
 
 
 def test_a_device_that_is_not_there_is_told_and_the_processor_measures(caplog: pytest.LogCaptureFixture) -> None:
