@@ -8,7 +8,7 @@ import typer
 from fedcybgd.coordinator.domain.run_file import EvaluateSection
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.files.table_format import TableFormat
-from fedcybgd.shared.files.tables import SUFFIXES, read_rows
+from fedcybgd.shared.files.tables import SUFFIXES, column_names
 
 Column = Annotated[list[str], typer.Option(help="FIELD=COLUMN, where they differ: text=question. May be repeated.")]
 
@@ -29,6 +29,6 @@ def read_as(held_out: EvaluateSection | None, file: Path) -> TableFormat:
 
 def mapped(held_out: EvaluateSection | None, file: Path, said: dict[str, str]) -> dict[str, str]:
     """Field → column: what somebody says, and of what the run file says that which is there. Raises `DataError`."""
-    there = next(read_rows(file, read_as(held_out, file)), {})
+    there = column_names(file, read_as(held_out, file)) or []
     usual = held_out.columns if held_out is not None else {}
     return {**{field: column for field, column in usual.items() if column in there}, **said}

@@ -13,9 +13,9 @@ from fedcybgd.local.split import Split, dealt, values_of
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.images import StoredImage
-from fedcybgd.shared.files.labels import shown
+from fedcybgd.shared.files.labels import as_text, bare, shown
 from fedcybgd.shared.files.table_format import TableFormat
-from fedcybgd.shared.files.tables import Row, examples, read_rows
+from fedcybgd.shared.files.tables import Row, column_names, examples, read_rows
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,20 @@ class TrialRows:
             raise SplitInvalid(f"a Dirichlet split goes by labels, and {self.spec.task} has none; say iid or column:NAME")
         if split.kind != "column":
             return [row.get("label", 0) for row in self.examples()]
-        first = next(read_rows(self.path, self.how), {})
-        if split.column not in first:
-            raise SplitInvalid(f"{self.path.name} has no column {split.column!r}; its columns are {', '.join(map(repr, first))}")
-        return [self._value(row, split.column, number) for number, (row, _) in self._numbered()]
-
-    def _numbered(self) -> Iterator[tuple[int, tuple[Row, Row]]]:
-        return enumerate(zip(read_rows(self.path, self.how), self.examples(), strict=True), 1)
+        there = column_names(self.path, self.how) or []
+        column = next((name for name in there if bare(name) == bare(split.column)), None)
+        if column is None:
+            raise SplitInvalid(f"{self.path.name} has no column {split.column!r}; its columns are {', '.join(map(repr, there))}")
+        rows = zip(read_rows(self.path, self.how, [column]), self.examples(), strict=True)
+        return [self._value(row, column, number) for number, (row, _) in enumerate(rows, 1)]
 
     def _value(self, row: Row, column: str, number: int) -> str:
+        """The same for what a CSV file would write alike, and for the same characters in another form of Unicode."""
         value = row.get(column)
-        if value is None or isinstance(value, list | dict) or not str(value).strip():
+        text = None if isinstance(value, list | dict) or value is None or value != value else bare(as_text(value) or str(value))
+        if not text or any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{self.path.name} row {number}: column {column!r} says not whose it is, but {shown(value)}", row=number)
-        return str(value).strip()
+        return text
 
     def split(self, split: Split, names: Sequence[str] | None, agents: int | None, seed: int, folder: Path) -> "list[Portion]":
         """A file of rows for each agent in `folder`: as many as `agents`, or as the column has values. Raises `DataError`, `SplitInvalid`."""

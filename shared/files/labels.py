@@ -40,7 +40,7 @@ class Labels:
         """Raises `DataError`, which names `where`, for a value that is no label."""
         if self._told and isinstance(value, int) and not isinstance(value, bool):
             return self._by_its_name(value, where, **detail)
-        text = _text(value)
+        text = as_text(value)
         if text is None:
             raise DataError(f"{where}: the label must be a whole number{self._or_name()}, not {shown(value)}", **detail)
         for known, key in ((self._exact, text), (self._plain, bare(text)), (self._truth, bare(text).casefold())):
@@ -110,7 +110,7 @@ def _unique(pairs: Any) -> dict[Any, int | None]:
     return result
 
 
-def _text(value: object) -> str | None:
+def as_text(value: object) -> str | None:
     """How a CSV file would write the value; None for what it could not."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")

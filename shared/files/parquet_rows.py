@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ def parquet_rows(path: Path, columns: Collection[str] | None = None) -> Iterator
     with _opened(path) as file:
         names = _names(file, path)
         wanted = names if columns is None else [name for name in names if name in columns]
-        shared = _shared(file, wanted, path, columns is not None)
+        leaves = _leaves(file, wanted)
+        shared = _shared(file, leaves, path, columns is not None)
         size = _rows_at_once(file)
+        groups = range(file.metadata.num_row_groups)
     with _opened(path, shared) as file:
         rows = Rows(path)
-        for batch in file.iter_batches(batch_size=size, columns=wanted):
+        # By number: by its name a column `text` brings `text.tokens` along, which is another one.
+        for batch in file.reader.iter_batches(size, row_groups=groups, column_indices=[index for of in leaves.values() for index in of]):
             for piece in rows.pieces(batch, number):
                 yield from _values(piece, wanted, number, path)
                 number += piece.num_rows
@@ -97,27 +100,37 @@ def _opened(path: Path, shared: Collection[str] = ()) -> Iterator[Any]:
         raise DataError(f"{path.name} is no Parquet file, or it is damaged: {error}", path=str(path)) from error
 
 
-def _shared(file: Any, wanted: Collection[str], path: Path, checked: bool) -> list[str]:
+def _leaves(file: Any, wanted: Collection[str]) -> dict[str, list[int]]:
+    """Column → the numbers of its leaves. Their paths do not say it: `text.tokens` is a part of a column `text`, or a column beside it."""
+    found, begin = dict[str, list[int]](), 0
+    for field in file.schema_arrow:
+        end = begin + _number_of_leaves(field.type)
+        if field.name in wanted:
+            found[field.name] = list(range(begin, end))
+        begin = end
+    return found
+
+
+def _number_of_leaves(kind: Any) -> int:
+    kind = getattr(kind, "storage_type", kind)  # of a type that is kept as another one
+    return sum(_number_of_leaves(kind.field(index).type) for index in range(kind.num_fields)) if kind.num_fields else 1
+
+
+def _shared(file: Any, columns: Mapping[str, Collection[int]], path: Path, checked: bool) -> list[str]:
     """The leaves of these columns that may be of any length: they are read as the values that there are, and which of them each row has.
 
     `checked`: lists are refused, for no field is one, and a single row of a few bytes may have a billion numbers.
     """
-    leaves = [file.schema.column(index) for index in range(len(file.schema))]
-    for name in wanted:
-        if checked and any(leaf.max_repetition_level for leaf in leaves if _is_of(leaf, name)):
-            raise DataError(
-                f"{path.name}: column {name!r} has lists; it must be a whole number, text or an image", path=str(path), column=name
-            )
+    leaves = {name: [file.schema.column(index) for index in of] for name, of in columns.items()}
+    if checked and (name := next((name for name, of in leaves.items() if any(leaf.max_repetition_level for leaf in of)), None)) is not None:
+        raise DataError(
+            f"{path.name}: column {name!r} has lists; it must be a whole number, text or an image; answers go in as the text of their JSON",
+            path=str(path), column=name,
+        )  # fmt: skip
     return [
-        leaf.path for leaf in leaves
+        leaf.path for of in leaves.values() for leaf in of
         if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL" and not leaf.max_repetition_level
-        and any(_is_of(leaf, name) for name in wanted)
     ]  # fmt: skip
-
-
-def _is_of(leaf: Any, column: str) -> bool:
-    path: str = leaf.path
-    return path == column or path.startswith(f"{column}.")
 
 
 def _sizes(batch: Any) -> list[int]:
@@ -153,14 +166,18 @@ def _names(file: Any, path: Path) -> list[str]:
 def _values(batch: Any, names: list[str], before: int, path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError as error:  # text that was written without a look at it
+    # Text that was written without a look at it; dates and spans of time that Python has not, zones that this machine has not.
+    except (ValueError, ArithmeticError, NotImplementedError, LookupError) as error:
         for row in range(batch.num_rows):
             for name in names:
                 try:
                     batch.column(name)[row].as_py()
-                except UnicodeDecodeError:
-                    raise DataError(
-                        f"{path.name} row {before + row + 1}: column {name!r} has bytes that mean nothing in UTF-8",
-                        path=str(path), row=before + row + 1, column=name,
-                    ) from error  # fmt: skip
-        raise
+                except UnicodeDecodeError as its_own:
+                    raise _unreadable(path, before + row + 1, name, "has bytes that mean nothing in UTF-8") from its_own
+                except (ValueError, ArithmeticError, NotImplementedError, LookupError) as its_own:
+                    raise _unreadable(path, before + row + 1, name, f"has a value that cannot be read: {its_own}") from its_own
+        raise DataError(f"{path.name} cannot be read: {error}", path=str(path)) from error
+
+
+def _unreadable(path: Path, row: int, column: str, what: str) -> DataError:
+    return DataError(f"{path.name} row {row}: column {column!r} {what}", path=str(path), row=row, column=column)

@@ -64,6 +64,7 @@ FIELDS: dict[Task, FieldSet] = {
     "image-classification": FieldSet((("image", "label"),)),
     "extractive-qa": FieldSet((("question", "context", "answers"),)),
 }
+EVERY_FIELD = frozenset(name for fields in FIELDS.values() for names in (*fields.alternatives, fields.optional) for name in names)
 ASKED: dict[Task, FieldSet] = {
     "text-classification": FieldSet((("text",),), ("text_pair", "label")),
     "causal-lm": FieldSet((("text",), ("prompt", "completion"), ("prompt",))),
@@ -130,8 +131,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"data file {path.name} cannot be read: {error}", path=str(path)) from error
 
 
-def _columns(path: Path, how: TableFormat) -> list[str] | None:
+def column_names(path: Path, how: TableFormat | None = None) -> list[str] | None:
     """The names of a file's columns, of JSON Lines those of the first row; None where there is no row."""
+    how = how or TableFormat()
     kind = (how.format or format_of(path)) if path.is_file() else None
     if kind is not None:
         with _readable(path):
@@ -182,7 +184,7 @@ def examples(
     Raises `DataError`, with the row and what would be right.
     """
     how = how or TableFormat()
-    there = _columns(path, how)
+    there = column_names(path, how)
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
     wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, how, mapped_in)

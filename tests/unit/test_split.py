@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from fedcybgd.local.errors import SplitInvalid
@@ -82,6 +84,33 @@ def test_every_agent_reads_the_same_examples_in_its_own_file(tmp_path: Path) -> 
     assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, given.examples()))
     named = given.split(Split(), ["oslo", "rome", "bern"], 3, 0, tmp_path / "named")
     assert [portion.path.name for portion in named] == ["oslo.jsonl", "rome.jsonl", "bern.jsonl"]
+
+
+SITES: dict[str, list[object]] = {
+    "forms of Unicode": ["K\u00f6ln", "Ko\u0308ln", " K\u00f6ln"],
+    "numbers": [1, 1.0, "1"],
+    "no number": [float("nan"), "a"],
+    "half a character": ["\ud83d", "a"],
+}
+
+
+@pytest.mark.parametrize("written", SITES)
+def test_what_is_written_alike_is_one_value_and_what_says_nothing_is_refused(written: str, tmp_path: Path) -> None:
+    (tmp_path / "all.jsonl").write_text(
+        "".join(json.dumps({"text": "a", "label": 7, "si\u0301te": site}) + "\n" for site in SITES[written])
+    )
+    given, split = TrialRows(tmp_path / "all.jsonl", SPEC, {}), Split.parsed("column:s\u00edte")
+    if len(SITES[written]) == 3:
+        assert len(set(given.keys(split))) == 1
+    else:
+        with pytest.raises(DataError, match=r"row 1: column .* says not whose it is"):
+            given.keys(split)
+
+
+def test_only_the_column_that_is_split_by_is_read(tmp_path: Path) -> None:
+    columns = {"text": ["a"], "label": [7], "site": [b"bern"], "when": pyarrow.array([2**62], pyarrow.timestamp("us"))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "all.parquet")
+    assert TrialRows(tmp_path / "all.parquet", SPEC, {}).keys(Split.parsed("column:site")) == ["bern"]
 
 
 def test_images_go_along(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from fedcybgd.agent.check import _data
+from fedcybgd.agent.settings import DataSection
 from fedcybgd.shared.contract.assignments import ReturnRequest
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
@@ -167,6 +169,23 @@ def test_a_parquet_column_of_lists_is_refused_before_one_of_them_is_read(tmp_pat
     assert (error.code, error.detail["column"]) == ("data_invalid", "label")
     assert "column 'label' has lists; it must be a whole number, text or an image" in error.message
     assert list(read_rows(tmp_path / "a.parquet", None, ["text"])) == [{"text": "a"}], "others do not matter"
+
+
+@pytest.mark.parametrize("beside", [[[1, 2], [3]], [{"a": 1}, {"a": 2}], ["x", "y"], [2**62] * 2])
+def test_a_parquet_column_is_not_taken_for_the_one_whose_name_begins_so(tmp_path: Path, beside: list[Any]) -> None:
+    kind = pyarrow.timestamp("us") if beside[0] == 2**62 else None
+    columns = {"text": ["a", "b"], "text.tokens": pyarrow.array(beside, kind), "label.names": pyarrow.array(beside, kind), "label": [1, 0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert examples(tmp_path / "a.parquet") == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    assert list(read_rows(tmp_path / "a.parquet", None, ["text"])) == [{"text": "a"}, {"text": "b"}], "nor read with it"
+    (finding,) = _data("default", DataSection(path="a.parquet"), tmp_path / "a.parquet")
+    assert (finding.ok, "2 rows, columns text, text.tokens" in finding.found) == (True, True), "nor by a check"
+
+
+@pytest.mark.parametrize("kind", [pyarrow.timestamp("us"), pyarrow.duration("ms"), pyarrow.timestamp("us", tz="Mars/Phobos")])
+def test_a_date_that_python_has_not_is_named_and_the_file_is_not_called_damaged(tmp_path: Path, kind: Any) -> None:
+    parquet.write_table(pyarrow.table({"text": ["a"], "label": pyarrow.array([2**62], kind)}), tmp_path / "a.parquet")
+    assert refused(tmp_path / "a.parquet").message.startswith("a.parquet row 1: column 'label' has a value that cannot be read: ")
 
 
 @pytest.mark.parametrize("text", ["gamma \ud83d", "\udc00", "a\ud83db"])
