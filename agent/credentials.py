@@ -9,6 +9,7 @@ from fedcybgd.agent.errors import NotEnrolled
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.signing import new_private_key
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.files.volumes import settle
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,23 @@ def begun(home: Home, token: str) -> str:
 
 
 def _write(path: Path, values: dict[str, str | None]) -> None:
-    """For its owner's eyes only, and whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(values))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """For its owner's eyes only, and whole or not at all."""
     aside = path.with_suffix(".part")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        settle(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # whoever is told of a full disk is to know which
+        raise
 
 
 def load(home: Home) -> Credentials:

@@ -151,24 +151,24 @@ def enrol(
     if proof.believes_one:
         client.health()  # whoever cannot sign does not get to see the token
     home.ready()
-    with _first_policy(home, given):  # before there is an agent that it is for
-        answer = _spend(home, client, token, name, device)
-    if not home.config.exists():
-        home.config.write_text(settings, encoding="utf-8")
-    return answer
+    with _first_files({home.policy: policy.template(given), home.config: settings}):
+        return _spend(home, client, token, name, device)
 
 
 @contextmanager
-def _first_policy(home: Home, keys: list[str]) -> Iterator[None]:
-    """A policy.toml for an agent that is enrolled in here. Where it is not, none is left: the next try may be told of other keys."""
-    if home.policy.exists():
-        yield
-        return
-    home.policy.write_text(policy.template(keys), encoding="utf-8")
+def _first_files(texts: Mapping[Path, str]) -> Iterator[None]:
+    """Settings and policy for an agent that is enrolled in here: with a key, and without them, nobody could enrol it again.
+
+    What is there stays. Where no agent is enrolled none is left: the next try may be told something else.
+    """
+    new = [path for path in texts if not path.exists()]
     try:
+        for path in new:
+            credentials.write_whole(path, texts[path])
         yield
     except BaseException:
-        home.policy.unlink(missing_ok=True)
+        for path in new:
+            path.unlink(missing_ok=True)
         raise
 
 

@@ -214,6 +214,8 @@ def test_an_enrolment_whose_answer_was_lost_is_said_again(
     whole = Client.enrol
 
     def lost(client: Client, request: EnrolRequest) -> EnrolAnswer:
+        assert home.config.exists(), "who is killed after it has a key is not asked to enrol again"
+        assert home.policy.exists()
         if heard:
             whole(client, request)
         raise Unreachable("the line was cut")

@@ -1,5 +1,6 @@
 """What a person types at `fedagent enroll` is right, or one line says what is."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -69,11 +70,27 @@ def refuses(_: Asked) -> Answer:
     return Answer.json({"code": "token_used", "message": "it was used already"}, 409, **{"FedCyBGD-Coordinator": "crd_" + 16 * "0"})
 
 
+@pytest.mark.parametrize("written", ["policy.toml", "agent.toml", "enrolling.json"])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, whole = tmp_path / Path(written).with_suffix(".part"), Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if path == part:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with serving(refuses) as server, pytest.raises(OSError, match=written):
+        enrolment.enrol(Home(tmp_path), server.url, TOKEN, "laptop", "")
+    assert [file.name for file in tmp_path.iterdir() if file.suffix != ".part"] == []
+
+
 @pytest.mark.parametrize("token", [TOKEN[:-1], TOKEN])
-def test_an_enrolment_that_fails_leaves_no_policy_that_the_next_one_would_have_to_agree_with(token: str, tmp_path: Path) -> None:
+def test_an_enrolment_that_fails_leaves_no_file_that_the_next_one_would_have_to_agree_with(token: str, tmp_path: Path) -> None:
     with serving(refuses) as server:
         assert enroll(tmp_path, server.url, "--token", token, "--name", "laptop", "--runs", "x") is not None
     assert not Home(tmp_path).policy.exists()
+    assert not Home(tmp_path).config.exists()
     Home(tmp_path).policy.write_text(mine := "# mine\n")
     with serving(refuses) as server:
         assert enroll(tmp_path, server.url, "--token", token, "--name", "laptop", "--runs", "x") is not None
