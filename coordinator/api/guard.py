@@ -88,7 +88,8 @@ class AnOperator(Guard):
 
     async def admit(self, request: Request) -> None:
         key, database = bearer(request), request.app.state.database
-        who = await run_in_threadpool(operators.enter, database, key, address_of(request), utcnow())
+        found = getattr(request.state, "operator", None)
+        who = await run_in_threadpool(operators.enter, database, key, address_of(request), utcnow(), found)
         try:
             request.state.caller = operators.admitted(who, self.role)
         except operators.RoleTooLow as error:

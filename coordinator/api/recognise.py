@@ -11,6 +11,7 @@ from starlette.types import Scope
 from fedcybgd.coordinator.api import signed
 from fedcybgd.coordinator.api.guard import bearer
 from fedcybgd.coordinator.db.base import Database, utcnow
+from fedcybgd.coordinator.db.models import Operator
 from fedcybgd.coordinator.db.outage import DatabaseAway, is_away
 from fedcybgd.coordinator.errors import Forbidden, Unauthorized
 from fedcybgd.coordinator.services.agents import operators
@@ -56,7 +57,9 @@ class Recognition:
             return Recognised(str(known.id), partial(signed.prove, request, state.replays))
         key = bearer(request)
         if key.startswith(keys.OPERATOR):
-            await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
+            operator = await to_thread.run_sync(_operator, state.database, key, limiter=self._lane)
+            if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+                request.state.operator = operator  # for the guard: no body is waited for meanwhile that could outlast the key
             return Recognised(keys.key_hash(key))
         try:
             return Recognised((await signed.by_secret(key, state.attendance, self._lane)).id)
@@ -71,6 +74,6 @@ class Recognition:
             raise Unauthorized(said) from error
 
 
-def _operator(database: Database, key: str) -> None:
+def _operator(database: Database, key: str) -> Operator:
     with database.reading() as session:
-        operators.known(session, key, utcnow())
+        return operators.known(session, key, utcnow())

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, String, and_, bindparam, func, select
 from sqlalchemy.orm import Session, defer
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Round, Run
@@ -21,6 +21,15 @@ from fedcybgd.shared.contract.measured import Score
 LOOKED_AT = 8
 """Scores, the newest: of which one is looked for that came to a number"""
 OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
+# Made once: that costs more than asking.
+_OF_RUN = bindparam("run_id", type_=String)
+RUNS = select(Run).where((Run.id == bindparam("named")) | (Run.name == bindparam("named"))).order_by(Run.created_at.desc()).limit(1)
+ANCHORS = select(Run).where(Run.anchor_of == _OF_RUN).order_by(Run.created_at.desc()).limit(1)
+WITH_TENSORS = select(Block).where(Block.run_id == _OF_RUN).order_by(Block.position)
+BLOCKS = WITH_TENSORS.options(defer(Block.tensors, raiseload=True))
+SHARDS = select(Block.name, Block.version, Block.digest, Block.size).where(Block.run_id == _OF_RUN).order_by(Block.position)
+LAST_ROUND = select(Round).where(Round.run_id == _OF_RUN).order_by(Round.number.desc()).limit(1)
+LAST_EVALUATIONS = select(Evaluation).where(Evaluation.run_id == _OF_RUN).order_by(Evaluation.after_rounds.desc()).limit(bindparam("most"))
 
 
 def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
@@ -28,8 +37,7 @@ def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
     known: Run | None = None if lock else session.identity_map.get(session.identity_key(Run, name_or_id))
     if known is not None:
         return known
-    query = select(Run).where((Run.id == name_or_id) | (Run.name == name_or_id)).order_by(Run.created_at.desc()).limit(1)
-    run = session.scalar(query.with_for_update() if lock else query)
+    run = session.scalar(RUNS.with_for_update() if lock else RUNS, {"named": name_or_id})
     if run is None:
         raise NotFound(f"there is no run {name_or_id!r}; `fedcoord run list` lists them")
     return run
@@ -37,7 +45,7 @@ def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
 
 def anchor_of(session: Session, run_id: str) -> Run | None:
     """The run that is the anchor of another, the newest of them."""
-    return session.scalar(select(Run).where(Run.anchor_of == run_id).order_by(Run.created_at.desc()).limit(1))
+    return session.scalar(ANCHORS, {"run_id": run_id})
 
 
 def run_id(session: Session, name_or_id: str) -> str:
@@ -47,8 +55,14 @@ def run_id(session: Session, name_or_id: str) -> str:
 
 def blocks_of(session: Session, run_id: str, tensors: bool = False) -> Sequence[Block]:
     """The blocks of a run in the order of the model; what tensors they hold only where that is asked for: it is most of their bytes."""
-    query = select(Block).where(Block.run_id == run_id).order_by(Block.position)
-    return session.scalars(query if tensors else query.options(defer(Block.tensors, raiseload=True))).all()
+    return session.scalars(WITH_TENSORS if tensors else BLOCKS, {"run_id": run_id}).all()
+
+
+def exact_shards(session: Session, run_id: str, blocks: Collection[str] | None = None) -> list[ShardRef]:
+    """The exact shards of a run's present versions in the order of the model, or those of some blocks."""
+    asked = SHARDS if blocks is None else SHARDS.where(Block.name.in_(blocks))
+    rows = session.execute(asked, {"run_id": run_id})
+    return [ShardRef(block=name, version=version, codec=EXACT, digest=digest, size=size) for name, version, digest, size in rows]
 
 
 def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
@@ -56,7 +70,7 @@ def shard_refs(blocks: Sequence[Block]) -> list[ShardRef]:
 
 
 def last_round(session: Session, run_id: str) -> Round | None:
-    return session.scalar(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1))
+    return session.scalar(LAST_ROUND, {"run_id": run_id})
 
 
 def applied_in(session: Session, run_id: str, first: int, last: int) -> dict[int, int]:
@@ -104,8 +118,7 @@ def failed_measurements(session: Session, run_id: str) -> int:
 
 def last_evaluations(session: Session, run_id: str, limit: int) -> Sequence[Evaluation]:
     """The newest ones, the newest last."""
-    newest = select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds.desc()).limit(limit)
-    return session.scalars(newest).all()[::-1]
+    return session.scalars(LAST_EVALUATIONS, {"run_id": run_id, "most": limit}).all()[::-1]
 
 
 def final_score(session: Session, run: Run) -> Score | None:

@@ -111,10 +111,11 @@ def by_name(session: Session, name: str) -> Operator:
     return operator
 
 
-def enter(database: Database, key: str, address: str, now: datetime) -> Caller:
-    """Whose key this is. Raises `Unauthorized`."""
-    with database.reading() as session:
-        operator = known(session, key, now)
+def enter(database: Database, key: str, address: str, now: datetime, operator: Operator | None = None) -> Caller:
+    """Whose key this is: of `operator`, where it was looked up a moment ago. Raises `Unauthorized`."""
+    if operator is None:
+        with database.reading() as session:
+            operator = known(session, key, now)
     if operator.last_used_at is None or now - operator.last_used_at >= USE_NOTED_EVERY:
         with database.transaction() as session:
             session.get_one(Operator, operator.id).last_used_at = now

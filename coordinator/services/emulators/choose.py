@@ -24,7 +24,7 @@ def plan_of(session: Session, run: Run, assignment: Assignment, agent: Agent) ->
     Raises `FidelityTooLow` when every plan that the run file allows is under the floor.
     """
     blocks, config = for_plan(session, run, run.spec)
-    known = fidelity.known_fidelity(session, run, assignment.block)
+    known = None if run.spec.compression.floor is None else fidelity.known_fidelity(session, run, assignment.block)
     return plan_for(run.spec, blocks, trained_in(assignment), agent, known, config)
 
 

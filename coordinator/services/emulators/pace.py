@@ -38,9 +38,9 @@ def limits(session: Session, run: Run, assignment: Assignment, agent: Agent, man
 
 
 def _work(session: Session, run: Run, assignment: Assignment, agent: Agent, manifest: Manifest, delta_bytes: int) -> Work:
-    names = [ref.block for ref in manifest.blocks]
+    held = (Block.run_id == run.id) & Block.name.not_in(manifest.dropped)
     # PostgreSQL sums whole numbers to a decimal.
-    parameters = int(session.scalar(select(func.sum(Block.num_parameters)).where(Block.run_id == run.id, Block.name.in_(names))) or 0)
+    parameters = int(session.scalar(select(func.sum(Block.num_parameters)).where(held)) or 0)
     train, bytes = assignment.train, sum(ref.size for ref in manifest.blocks) + delta_bytes
     if train.steps is not None:
         steps = train.steps

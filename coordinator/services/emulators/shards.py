@@ -15,6 +15,8 @@ from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.shared.contract.codec import DROPPED
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, PatchRef, ShardRef
 
+Encoded = Row[str, str, str, int, str, int]
+"""What `ENCODED` finds"""
 MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
 # Columns alone: a lease reads hundreds of such rows, and none of them changes.
@@ -28,32 +30,37 @@ def manifest(
     session: Session, run: Run, blocks: Sequence[Block], codecs: Mapping[str, str], agent_id: str, now: datetime
 ) -> Manifest | None:
     """The present versions of all blocks in these codecs, for one agent; None, and they are being made, while some are not there yet."""
-    wanted = [ShardRef(block=b.name, version=b.version, codec=c, digest=b.digest, size=b.size)
-              for b in blocks if (c := codecs[b.name]) != DROPPED]  # fmt: skip
-    known = _known(session, [b.digest for b in blocks])
-    if missing := [ref for ref in wanted if (ref.digest, ref.codec) not in known]:
+    held = [b for b in blocks if codecs[b.name] != DROPPED]
+    known = _known(session, [b.digest for b in held], codecs.values())
+    if missing := [_exact(b, codecs[b.name]) for b in held if (b.digest, codecs[b.name]) not in known]:
         request(session, run, missing, now)
         return None
+    made = [known[b.digest, codecs[b.name]] for b in held]
     own = None if run.spec.compression.delta_patches else agent_id
-    ways = _ways(session, {made.digest: made for ref in wanted if (made := known[ref.digest, ref.codec])}, own)
-    refs = [_ref(ref, known[ref.digest, ref.codec], ways) for ref in wanted]
+    ways = _ways(session, {shard.digest: shard.packed_size for shard in made}, own)
+    refs = [_ref(b, shard, ways) for b, shard in zip(held, made, strict=True)]
     return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == DROPPED])
 
 
-def _ref(source: ShardRef, made: EncodedRef, ways: Mapping[str, list[PatchRef]]) -> ShardRef:
+def _exact(block: Block, codec: str) -> ShardRef:
+    """What a shard in a codec is made of."""
+    return ShardRef(block=block.name, version=block.version, codec=codec, digest=block.digest, size=block.size)
+
+
+def _ref(block: Block, made: Encoded, ways: Mapping[str, list[PatchRef]]) -> ShardRef:
     return ShardRef(
-        block=source.block, version=source.version, codec=source.codec, digest=made.digest, size=made.size, packed=made.packed,
-        patches=ways[made.digest],
+        block=block.name, version=block.version, codec=made.codec, digest=made.digest, size=made.size,
+        packed=BlobRef(digest=made.packed_digest, size=made.packed_size), patches=ways[made.digest],
     )  # fmt: skip
 
 
-def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | None) -> dict[str, list[PatchRef]]:
+def _ways(session: Session, shards: Mapping[str, int], only_of: str | None) -> dict[str, list[PatchRef]]:
     """The way back from each of these shards through older ones, as long as it costs less than the whole: a step of all in one query.
 
-    `only_of` is the one agent whose deltas may be steps; None: anybody's.
+    `shards`: what each costs as a whole, packed. `only_of` is the one agent whose deltas may be steps; None: anybody's.
     """
     ways: dict[str, list[PatchRef]] = {digest: [] for digest in shards}
-    at = {digest: digest for digest in shards}
+    left, at = dict(shards), {digest: digest for digest in shards}
     for _ in range(MAX_STEPS):
         steps = PATCHES.where(Patch.target.in_(set(at.values())))
         if only_of is not None:
@@ -64,7 +71,8 @@ def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | Non
         reached = {digest: cheapest[target] for digest, target in at.items() if target in cheapest}
         at = {}
         for digest, row in reached.items():
-            if sum(step.size for step in ways[digest]) + row.size < shards[digest].packed.size:
+            if row.size < left[digest]:
+                left[digest] -= row.size
                 ways[digest].append(PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size))
                 at[digest] = row.base
         if not at:
@@ -72,13 +80,17 @@ def _ways(session: Session, shards: Mapping[str, EncodedRef], only_of: str | Non
     return ways
 
 
-def _known(session: Session, sources: Sequence[str]) -> dict[tuple[str, str], EncodedRef]:
-    rows = session.execute(ENCODED.where(EncodedShard.source.in_(sources)))
-    return {(row.source, row.codec): encoded_ref(row) for row in rows}
+def _known(session: Session, sources: Sequence[str], codecs: Iterable[str] | None = None) -> dict[tuple[str, str], Encoded]:
+    """By source and codec: in some codecs, or in all."""
+    query = ENCODED.where(EncodedShard.source.in_(sources))
+    rows = session.execute(query if codecs is None else query.where(EncodedShard.codec.in_(sorted(set(codecs)))))
+    return {(row.source, row.codec): row for row in rows}
 
 
-def request(session: Session, run: Run, wanted: Iterable[ShardRef], now: datetime) -> None:
+def request(session: Session, run: Run, wanted: Sequence[ShardRef], now: datetime) -> None:
     """Have shards made that nobody makes yet, those of a block in a job of their own: engines share them, and one that dies loses one block."""
+    if not wanted:
+        return
     under_way = {(ref.digest, ref.codec) for payload in jobs.unfinished(session, ENCODE) for ref in payload.wanted}
     missing: dict[str, list[ShardRef]] = {}
     for ref in wanted:
@@ -91,14 +103,10 @@ def request(session: Session, run: Run, wanted: Iterable[ShardRef], now: datetim
 
 def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]], now: datetime) -> None:
     """Have the present blocks with these names made in the codecs in which they will be asked for."""
-    blocks = [block for block in queries.blocks_of(session, run.id) if block.name in codecs]
-    known = _known(session, [b.digest for b in blocks])
-    request(
-        session, run,
-        [ShardRef(block=b.name, version=b.version, codec=codec, digest=b.digest, size=b.size)
-         for b in blocks for codec in codecs[b.name] if codec != DROPPED and (b.digest, codec) not in known],
-        now,
-    )  # fmt: skip
+    exact = queries.exact_shards(session, run.id, codecs)
+    known = _known(session, [ref.digest for ref in exact], {codec for of_block in codecs.values() for codec in of_block})
+    wanted = [(ref, codec) for ref in exact for codec in codecs[ref.block] if codec != DROPPED]
+    request(session, run, [ref.model_copy(update={"codec": codec}) for ref, codec in wanted if (ref.digest, codec) not in known], now)
 
 
 def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change], now: datetime) -> None:
@@ -108,7 +116,7 @@ def apply(session: Session, run: Run, round: int, members: Sequence[Assignment],
     known = _known(session, [change.block.digest for change in changes])
     payload = ApplyPayload(
         round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),
-        task=run.spec.task.kind, before=[known[key] for key in sorted(known)],
+        task=run.spec.task.kind, before=[encoded_ref(known[key]) for key in sorted(known)],
     )  # fmt: skip
     jobs.enqueue(session, APPLY, run.id, payload, now)
 
@@ -136,7 +144,7 @@ def config_of(run: Run) -> FileRef:
     return next(file for file in run.files if file.name == "config.json")
 
 
-def encoded_ref(row: EncodedShard | Row[str, str, str, int, str, int]) -> EncodedRef:
+def encoded_ref(row: EncodedShard | Encoded) -> EncodedRef:
     packed = BlobRef(digest=row.packed_digest, size=row.packed_size)
     return EncodedRef(source=row.source, codec=row.codec, digest=row.digest, size=row.size, packed=packed)
 

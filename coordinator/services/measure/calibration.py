@@ -47,7 +47,7 @@ def calibration_of(session: Session, run: Run, spec: RunFile) -> Calibration | N
     if not has_calibration(spec):
         return None
     return Calibration(
-        **dict(spec.task.spec), files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)), held_out=held_out_ref(spec),
+        **dict(spec.task.spec), files=run.files, blocks=queries.exact_shards(session, run.id), held_out=held_out_ref(spec),
         rows=spec.compression.calibration_rows,
     )  # fmt: skip
 

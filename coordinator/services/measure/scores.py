@@ -120,7 +120,7 @@ def request_score(session: Session, run: Run, after_rounds: int, now: datetime) 
 def scoring_of(session: Session, run: Run, after_rounds: int) -> EvaluatePayload:
     """The present model, and all held-out rows."""
     return EvaluatePayload(
-        **dict(run.spec.task.spec), after_rounds=after_rounds, files=run.files, blocks=queries.shard_refs(queries.blocks_of(session, run.id)),
+        **dict(run.spec.task.spec), after_rounds=after_rounds, files=run.files, blocks=queries.exact_shards(session, run.id),
         held_out=calibration.held_out_ref(run.spec),
     )  # fmt: skip
 
@@ -131,9 +131,10 @@ def spent(session: Session, run: Run, after_rounds: int, now: datetime) -> Spent
     for earlier in queries.last_evaluations(session, run.id, 1):
         if earlier.metrics.spent is not None:
             tokens, since = earlier.metrics.spent.tokens, earlier.after_rounds
-    in_between = Assignment.round >= since, Assignment.round < after_rounds, Assignment.applied
-    visits = session.scalars(select(Assignment.metrics).where(Assignment.run_id == run.id, *in_between))
-    tokens += sum(metrics.tokens for metrics in visits if metrics is not None)
+    if since < after_rounds:
+        in_between = Assignment.round >= since, Assignment.round < after_rounds, Assignment.applied
+        visits = session.scalars(select(Assignment.metrics).where(Assignment.run_id == run.id, *in_between))
+        tokens += sum(metrics.tokens for metrics in visits if metrics is not None)
     sent = ledgers.bytes_of(ledgers.totals(session, run.id))
     seconds = (now - run.started_at).total_seconds() if run.started_at is not None else 0.0
     return Spent(bytes_down=sent.down, bytes_up=sent.up, tokens=tokens, seconds=seconds)

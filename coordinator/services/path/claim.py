@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -28,6 +28,9 @@ from fedcybgd.coordinator.services.path import ask_again, give_up, lease, openin
 from fedcybgd.coordinator.services.path.lease import Leased
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.versions import SPOKEN, Version
+
+PENDING = select(Assignment).where(Assignment.id == bindparam("assignment"), Assignment.state == AssignmentState.PENDING)
+AS_IT_IS = select(Round, Run).join(Run, Run.id == Round.run_id).where(Round.run_id == bindparam("run"), Round.number == bindparam("round"))
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,9 @@ def claim(session: Session, agent_id: str, request: ClaimRequest, now: datetime,
         chosen = _plan(session, run, assignment, agent) if _may_take(session, assignment, run, agent, now) else None
         if isinstance(chosen, TurnedDown):
             return chosen
-        if chosen is None or not _hold(session, assignment, run):
+        if chosen is None or (round := _hold(session, assignment, run)) is None:
             continue
-        if (leased := lease.lease(session, assignment, run, agent_id, chosen, now)) is not None:
+        if (leased := lease.lease(session, assignment, run, round, agent, chosen, now)) is not None:
             return leased
         awaited.add(assignment.id)
     return Nothing(frozenset(awaited), holds)
@@ -112,7 +115,8 @@ def _held(session: Session, assignment_id: str, agent: Agent, request: ClaimRequ
         return Nothing(frozenset(), holds=False)
     if isinstance(chosen, TurnedDown):
         return Nothing(frozenset(), holds=True)
-    return lease.lease(session, held, run, agent.id, chosen, now) or Nothing(frozenset({assignment_id}), holds=True)
+    round = session.get_one(Round, (run.id, held.round))
+    return lease.lease(session, held, run, round, agent, chosen, now) or Nothing(frozenset({assignment_id}), holds=True)
 
 
 def _plan(session: Session, run: Run, assignment: Assignment, agent: Agent) -> Plan | TurnedDown | None:
@@ -137,19 +141,18 @@ def _why_not(run: Run, request: ClaimRequest) -> TakenBack | None:
     return None if consents(request, run.id, run.name) else TakenBack.NO_CONSENT
 
 
-def _hold(session: Session, assignment: Assignment, run: Run) -> bool:
-    """Lock a pending assignment, so that nobody else leases it and its round is not applied meanwhile.
+def _hold(session: Session, assignment: Assignment, run: Run) -> Round | None:
+    """Lock a pending assignment, so that nobody else leases it and its round is not applied meanwhile; returns the round.
 
-    False if that has happened, or what the decision was made by has changed: whoever changed it offers it anew.
+    None if that has happened, or what the decision was made by has changed: whoever changed it offers it anew.
     """
-    decided_by = _decided_by(assignment)
+    decided_by, key = _decided_by(assignment), (run.id, assignment.id, assignment.round)
     session.flush()
-    free = select(Assignment.id).where(Assignment.id == assignment.id, Assignment.state == AssignmentState.PENDING)
-    if session.scalar(free.with_for_update(skip_locked=True)) is None:
-        return False
     session.expire_all()
-    round = session.get_one(Round, (assignment.run_id, assignment.round))
-    return run.state == RunState.RUNNING and round.state == RoundState.OPEN and _decided_by(assignment) == decided_by
+    if session.scalar(PENDING.with_for_update(skip_locked=True), {"assignment": key[1]}) is None:
+        return None
+    round, _ = session.execute(AS_IT_IS, {"run": key[0], "round": key[2]}).one()
+    return round if run.state == RunState.RUNNING and round.state == RoundState.OPEN and _decided_by(assignment) == decided_by else None
 
 
 def _decided_by(assignment: Assignment) -> tuple[object, ...]:

@@ -32,24 +32,24 @@ class Leased:
     assignment: assignments.LeasedAssignment
 
 
-def lease(session: Session, assignment: Assignment, run: Run, agent_id: str, plan: Plan, now: datetime) -> Leased | None:
+def lease(session: Session, assignment: Assignment, run: Run, round: Round, agent: Agent, plan: Plan, now: datetime) -> Leased | None:
     """Lease it with the emulator of this plan; None, and nothing is changed, while that is being made."""
-    manifest = choose.manifest_of(session, run, assignment, plan, agent_id, now)
+    manifest = choose.manifest_of(session, run, assignment, plan, agent.id, now)
     if manifest is None:
         return None
     spec = run.spec
     lease = timedelta(seconds=spec.lease_s)
     most = trained.limit_of(session, assignment)
-    limits = pace.limits(session, run, assignment, session.get_one(Agent, agent_id), manifest, most)
-    states.lease(assignment, agent_id, manifests.store(session, manifest), now, lease, limits.patience, limits.life)
-    signals.holds(session, agent_id)
+    limits = pace.limits(session, run, assignment, agent, manifest, most)
+    states.lease(assignment, agent.id, manifests.store(session, manifest), now, lease, limits.patience, limits.life)
+    signals.holds(session, agent.id)
     settings = assignment.train
     return Leased(assignments.LeasedAssignment(
         assignment_id=assignment.id, attempt=assignment.attempt, lease_seconds=lease.total_seconds(), run_id=run.id, run_name=run.name,
-        round=assignment.round, cycle=session.get_one(Round, (run.id, assignment.round)).cycle, block=assignment.block,
+        round=assignment.round, cycle=round.cycle, block=assignment.block,
         manifest=manifest, train=settings, delta_codec=spec.delta.codec, error_feedback=spec.delta.error_feedback,
         max_delta_bytes=most,
-        carried=carried.of(session, assignment, agent_id) if spec.delta.error_feedback else [],
+        carried=carried.of(session, assignment, agent.id) if spec.delta.error_feedback else [],
         stall_s=limits.patience.total_seconds(),
     ))  # fmt: skip
 

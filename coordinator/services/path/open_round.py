@@ -36,7 +36,8 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     spec = run.spec
     if spec.stop is not None and number and scores.is_due(run, number) and scores.is_awaited(session, run):
         return  # whether it goes on, they say: what comes of them leads here again
-    run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
+    if last is not None:  # those of the start are there already
+        run.participants = [*run.participants, *readiness.newcomers(session, run, spec)]
     try:
         seats = ahead.seats(session, run, spec, number)
     except ExposureBudgetTooSmall as error:
@@ -49,12 +50,14 @@ def open_next(session: Session, run: Run, now: datetime) -> None:
     there = readiness.there(session, run.id, [seat.agent for seat in seats if seat.agent is not None])
     ahead.request(session, run, spec, number, now)
     made = [assign(session, run, spec, seat, now, there) for seat in seats]
-    if spec.exposure.max_exact_blocks is None:
+    # What is meant for somebody who is there is not hopeless.
+    open_to_all = [assignment for assignment in made if assignment.meant_for is None]
+    if spec.exposure.max_exact_blocks is not None:
+        for assignment in open_to_all:
+            give_up.pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in", now)
+    elif open_to_all == made:
         # Nobody is excluded yet and nothing has failed: one stands for all.
         give_up.pause_if_hopeless(session, run, made[0], "nobody who takes part has data that fit", now)
-    else:
-        for assignment in made:
-            give_up.pause_if_hopeless(session, run, assignment, "too many of its blocks were seen by others who stood in", now)
 
 
 def assign(

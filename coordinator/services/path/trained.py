@@ -53,8 +53,7 @@ def corrected_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
     """The blocks that an assignment corrects, exact, as they are now: as they were when it was handed out, for it has not been applied."""
     if assignment.train.corrections is None:
         return []
-    corrected = corrected_matrices(session, assignment)
-    return [ref for ref in queries.shard_refs(queries.blocks_of(session, assignment.run_id)) if ref.block in corrected]
+    return queries.exact_shards(session, assignment.run_id, corrected_matrices(session, assignment))
 
 
 def changed_refs(session: Session, assignment: Assignment) -> list[tuple[ShardRef, float | None]]:

@@ -53,8 +53,8 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
     trained = {*run.trained_blocks, *run.spec.schedule.always} if run.prepared else set()
     rounds = lists.rounds_of(session, run.id, Page(limit=ROUNDS_SHOWN)).items
     current = lists.assignments_in(session, run.id, rounds[0].number) if rounds else []
-    jobs = queries.job_counts(session, run.id)
-    names = queries.names_of(session, first := run.participants[:SHOWN] if members else [])
+    jobs, scored = queries.job_counts(session, run.id), queries.last_evaluations(session, run.id, SHOWN)
+    names = queries.names_of(session, first) if (first := run.participants[:SHOWN] if members else []) else {}
     model = session.scalars(select(Model.name).where(Model.id == run.model_id)).one()
     at_pace = pace.of_run(session, run, now)
     return RunView(
@@ -67,8 +67,7 @@ def run_view(session: Session, run: Run, now: datetime, members: bool = True) ->
         blocks=[BlockView(**row._mapping, trained=row.name in trained)
                 for row in session.execute(BLOCKS.where(Block.run_id == run.id))],
         rounds=list(rounds), current=current,
-        evaluations=[lists.evaluation(row) for row in queries.last_evaluations(session, run.id, SHOWN)],
-        worst_labels=labels.worst(session, run),
+        evaluations=[lists.evaluation(row) for row in scored], worst_labels=labels.worst(session, run) if scored else [],
         conclusion=run.conclusion, anchor=anchor_view(session, run.id),
         anchor_of=session.scalar(select(Run.name).where(Run.id == run.anchor_of)) if run.anchor_of is not None else None,
         bytes=ledgers.bytes_of(ledgers.totals(session, run.id)), pending_jobs=sum(jobs[state].total() for state in PENDING),
