@@ -20,7 +20,7 @@ LOOKED_AT = 64
 SLOW = 2.0
 """Times the median of the others: whoever waits for such an agent stands still for half of the time."""
 ENOUGH_VISITS = 3
-"""Of an agent, and in all of the others, before speeds are compared: the first visit fetches the whole model."""
+"""Of an agent, at blocks that others have trained, too, before speeds are compared: the first visit warms up."""
 FULL = 0.9
 """Share of the memory that an agent may take: a longer row or a larger block takes the rest."""
 HANGS_S = 60.0
@@ -157,12 +157,16 @@ def _unfit(facts: DiagnosisFacts) -> Evidence | None:
 
 
 def _slow(facts: DiagnosisFacts) -> Evidence | None:
-    usual = {agent: median(seconds) for agent, seconds in facts.seconds.items() if len(seconds) >= ENOUGH_VISITS}
+    """Like is compared with like: more rows take longer, and so do other blocks."""
     slow = []
-    for agent, own in sorted(usual.items()):
-        others = [seconds for other, seconds in usual.items() if other != agent]
-        if others and own > SLOW * median(others):
-            slow.append(f"{agent} takes {own:.0f} s a visit, the others {median(others):.0f} s")
+    for agent, visits in sorted(facts.token_seconds.items()):
+        times = []
+        for blocks, own in visits:
+            others = [took for other, theirs in facts.token_seconds.items() if other != agent for at, took in theirs if at == blocks]
+            if others:
+                times.append(own / median(others))
+        if len(times) >= ENOUGH_VISITS and median(times) > SLOW:
+            slow.append(f"{agent} takes {median(times):.1f} times as long for a token as others at the same blocks")
     return Evidence(_listed(slow)) if slow else None
 
 
@@ -275,7 +279,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "a more faithful compression.policy (int8 or none), or compression.floor", _unfaithful,
     ),
     Symptom(
-        "agents_slow", "note", f"{SLOW:g} times the median of the others, over {ENOUGH_VISITS} visits: whoever waits stands still half of the time",
+        "agents_slow", "note",
+        f"{SLOW:g} times what a token takes others (median) at the same blocks, over {ENOUGH_VISITS} visits: whoever waits stands still half of the time",
         "fewer train.steps for all, a shorter schedule.reassign_after_s, or `schedule.agents: first_come`", _slow,
     ),
     Symptom(

@@ -27,8 +27,8 @@ class DiagnosisFacts:
     """agent → what held its transfers up → how often"""
     told: Mapping[str, str] = field(default_factory=dict)
     """code of an event of this run → what the newest one says"""
-    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """agent → how long its visits took, from lease to delta"""
+    token_seconds: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
+    """agent → the blocks of each of its visits, and the seconds of training that a token took there, as it says"""
     memory: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """agent → the most that a visit of it took, and what it may; bytes"""
     cosines: Mapping[str, float] = field(default_factory=dict)

@@ -11,8 +11,11 @@ from fedcybgd.coordinator.domain.held_up import Held, seen
 from fedcybgd.shared.contract.measured import Score
 
 STEADY = [2.0, 1.9, 1.85, 1.8, 1.78, 1.75, 1.7]
+OTHERS = {"ann": [("a", 0.1), ("b", 1.0), ("a", 0.1)], "bob": [("a", 0.11), ("b", 1.2), ("b", 1.2)], "max": [("c", 9.0)] * 3}
+"""Blocks take unlike long, and nobody but max trains c."""
 HEALTHY: dict[str, Any] = {
-    "losses": STEADY, "judged": 20, "seconds": {"ann": [10, 11, 9], "bob": [12, 12, 12]}, "memory": {"ann": (10, 100), "bob": (10, 0)},
+    "token_seconds": OTHERS,
+    "losses": STEADY, "judged": 20, "memory": {"ann": (10, 100), "bob": (10, 0)},
     "cosines": {"layers.0 in int8": 0.99}, "failures": {"ann": Counter({"lease_lapsed": 1})}, "still": {"apply": 5.0},
     "held": [Held("ann", "head", 40, 90, "training"), Held("bob", "norm", 3, 90, "sending", "transfers were cut", 5)], "cut": {"ann": Counter({"unreachable": 1})},
     "scores": [Score(loss=loss, accuracy=None, rows=1, seconds=0) for loss in STEADY],
@@ -33,7 +36,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "labels_forgotten": ({"told": {"labels_forgotten": "none is right; do this"}}, "none", "after this one"),
     "single_label": ({"told": {"single_label": "one label"}}, "one label", "leave"),
     "emulator_unfaithful": ({"cosines": {"layers.0 in int4": 0.3}}, "0.30", "faithful"),
-    "agents_slow": ({"seconds": {"ann": [10, 10, 10], "bob": [10, 10, 10], "eve": [50, 50, 1]}}, "eve takes 50 s", "steps"),
+    "agents_slow": ({"token_seconds": {**OTHERS, "eve": [("a", 0.5), ("b", 5.0), ("b", 0.1)]}}, "eve takes 4.2 times", "steps"),
     "memory_near_limit": ({"memory": {"eve": (95, 100)}}, "eve", "memory_gb"),
     "score_flat": ({"scores": [Score(loss=1.0, accuracy=None, rows=1, seconds=0)] * 6}, "last 5 scores", "stop"),
     "unmeasured": ({"unmeasured": 2}, "2 scores", "status"),

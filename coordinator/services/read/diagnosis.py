@@ -29,9 +29,9 @@ EVENTS, FIDELITIES, SCORES = 500, 32, 16
 EVER = datetime(2000, 1, 1, tzinfo=UTC)
 """Before any time that was written down: an index knows what is later, and not what is none"""
 # Statements are made once: that costs more than asking.
-VISIT_ROWS = select(
-    Assignment.agent_id, Assignment.state, Assignment.reason, Assignment.leased_at, Assignment.submitted_at, Assignment.metrics
-).order_by(Assignment.round.desc(), Assignment.seat.desc(), Assignment.id)
+VISIT_ROWS = select(Assignment.agent_id, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.metrics).order_by(
+    Assignment.round.desc(), Assignment.seat.desc(), Assignment.id
+)
 IN_QUARANTINE = select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until > EVER)
 FIDELITY_ROWS = select(Fidelity.block, Fidelity.metrics).order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)
 NEWEST = (
@@ -91,11 +91,12 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
     in_quarantine = session.execute(IN_QUARANTINE).all()
     participants = set(run.participants) if in_quarantine else set()
     names = {agent_id: row.name for agent_id, row in agents.items()}
-    seconds, peaks = defaultdict[str, list[float]](list), Counter[str]()
+    token_seconds, peaks = defaultdict[str, list[tuple[str, float]]](list), Counter[str]()
     for visit in visits:
-        if visit.leased_at is not None and visit.submitted_at is not None:
-            seconds[names.get(visit.agent_id, "?")].append((visit.submitted_at - visit.leased_at).total_seconds())
         if visit.metrics is not None:
+            if visit.metrics.tokens and visit.metrics.seconds:
+                took = ", ".join(visit.blocks), visit.metrics.seconds / visit.metrics.tokens
+                token_seconds[names.get(visit.agent_id, "?")].append(took)
             peaks[visit.agent_id] = max(peaks[visit.agent_id], visit.metrics.peak_memory_bytes)
     told = _events(session, run)
     return DiagnosisFacts(
@@ -103,7 +104,7 @@ def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
         scores=[row.metrics for row in queries.last_evaluations(session, run.id, SCORES)],
         judged=len(visits),
         rejected=[(names.get(v.agent_id, "?"), v.reason or "") for v in visits if v.state == AssignmentState.REJECTED],
-        failures=told.failures, told=told.newest, seconds=seconds, held=list(_held(session, run, told, now)), cut=told.cut,
+        failures=told.failures, told=told.newest, token_seconds=token_seconds, held=list(_held(session, run, told, now)), cut=told.cut,
         memory={names[a]: (peak, agents[a].limits.memory_bytes) for a, peak in peaks.items() if a in agents},
         cosines=_cosines(session, run.id), floor=run.spec.compression.floor, still=_still(session, run.id, now),
         quarantined={name: at(until) for agent_id, name, until in in_quarantine if until is not None and agent_id in participants},
