@@ -14,6 +14,14 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
+BY_OPERATOR, BEING_UNDONE, UNDONE = "paused by the operator", "it is being taken back", "`fedcoord run resume` goes on from there"
+
+
+def is_wanted(reason: str | None) -> bool:
+    """Whether a run is paused because somebody wanted it: nothing is to be mended before it is resumed."""
+    return reason in (BY_OPERATOR, BEING_UNDONE) or (reason or "").endswith(UNDONE)
+
+
 class RunEvent(StrEnum):
     PREPARE = "prepare"
     START = "start"

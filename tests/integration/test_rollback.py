@@ -83,6 +83,8 @@ def test_a_run_that_was_taken_back_ends_in_the_same_bytes(live: LiveCoordinator,
         assert (view.state, view.rounds_done) == ("paused", rounds)
         assert view.reason is not None
         assert f"after {rounds} rounds" in view.reason
+        assert runs(live).explain(run).advice == f"`fedcoord run resume {run}`", "nothing is to be mended"
+        assert [a["level"] for a in live.operator.get("/status")["alarms"] if a["run"] == run] == ["warning"]
         assert digests(live, run) == models[rounds]
         assert verify(live.settings, run).rounds == rounds
         if rounds == older.after_rounds:

@@ -13,7 +13,7 @@ from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.jobs.payloads import Change, RestorePayload, Term
 from fedcybgd.coordinator.domain.jobs.registry import RESTORE
 from fedcybgd.coordinator.domain.methods.terms import VisitDelta, terms_of
-from fedcybgd.coordinator.domain.run import RUN, RunEvent, RunState
+from fedcybgd.coordinator.domain.run import BEING_UNDONE, RUN, RunEvent, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.operate.exports import RunNotPrepared
@@ -68,7 +68,7 @@ def _held(session: Session, name: str, now: datetime) -> Run:
     if jobs.unfinished(session, RESTORE, run.id):
         raise RollbackUnderWay(f"run {run.name} is being taken back already; wait until `fedcoord run status` says that it is")
     if run.state == RunState.RUNNING:
-        runs.pause(run, "it is being taken back", now)
+        runs.pause(run, BEING_UNDONE, now)
         record(session, now, "info", "run_paused", f"run {run.name} paused: it is being taken back", run_id=run.id)
         signals.openings_changed(session)
     return run

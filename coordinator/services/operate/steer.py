@@ -9,6 +9,7 @@ from fedcybgd.coordinator.db import queries, signals
 from fedcybgd.coordinator.db.models import Assignment, Run
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.methods.registry import method_of
+from fedcybgd.coordinator.domain.run import BY_OPERATOR
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Conflict
 from fedcybgd.coordinator.services.agents import readiness
@@ -88,7 +89,7 @@ def _participants(session: Session, run: Run, spec: RunFile, anyway: bool) -> li
 def pause(session: Session, name: str, now: datetime) -> Run:
     """No further round begins; what is being trained is finished and applied."""
     run = queries.run_by_name(session, name, lock=True)
-    runs.pause(run, "paused by the operator", now)
+    runs.pause(run, BY_OPERATOR, now)
     record(session, now, "info", "run_paused", f"run {run.name} paused by the operator", run_id=run.id)
     signals.openings_changed(session)
     return run

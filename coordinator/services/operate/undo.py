@@ -11,7 +11,7 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation,
 from fedcybgd.coordinator.domain.assignment import NOT_COUNTED, TakenBack
 from fedcybgd.coordinator.domain.jobs.payloads import RestorePayload, RestoreResult
 from fedcybgd.coordinator.domain.jobs.registry import ADMIT, APPLY, EVALUATE, GATE, LOSS, Done, Failed
-from fedcybgd.coordinator.domain.run import RUN, RunState
+from fedcybgd.coordinator.domain.run import RUN, UNDONE, RunState
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.emulators import shards
 from fedcybgd.coordinator.services.operate import rollback
@@ -37,7 +37,7 @@ def restored(session: Session, done: Done[RestorePayload, RestoreResult]) -> Non
     dropped = _undo_rounds(session, run, payload, now)
     runs.undo(run, payload.after_rounds, "", now)
     said = _reopen(session, run, payload, now) if payload.without is not None else f"taken back to after {payload.after_rounds} rounds"
-    run.reason = f"{said}; {dropped} rounds are dropped. `fedcoord run resume` goes on from there"
+    run.reason = f"{said}; {dropped} rounds are dropped. {UNDONE}"
     record(session, now, "warning", "run_rolled_back", f"run {run.name} {run.reason}", run_id=run.id)
     signals.openings_changed(session)
 

@@ -11,7 +11,7 @@ from fedcybgd.coordinator.db.models import Agent, Event, Job, Model, Run
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.model import ModelState
-from fedcybgd.coordinator.domain.run import RUN, RunState
+from fedcybgd.coordinator.domain.run import RUN, RunState, is_wanted
 from fedcybgd.coordinator.services.read import pace
 from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.shared.contract.views import AlarmView, JobView
@@ -51,7 +51,7 @@ def _runs(session: Session, now: datetime) -> Iterator[AlarmView]:
     going = select(Run).where(Run.state.in_((RunState.PAUSED, RunState.RUNNING))).order_by(Run.created_at.desc()).limit(RUNS)
     for run in session.scalars(going):
         if run.state == RunState.PAUSED:
-            asked = run.reason == "paused by the operator"
+            asked = is_wanted(run.reason)
             advice = (
                 "It goes on by itself as soon as somebody is there."
                 if run.waits_for_agents

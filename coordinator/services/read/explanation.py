@@ -12,7 +12,7 @@ from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.domain.opening import Claimant, Opening, consents
 from fedcybgd.coordinator.domain.outlook import OutlookKind
-from fedcybgd.coordinator.domain.run import RUN, RunState
+from fedcybgd.coordinator.domain.run import RUN, RunState, is_wanted
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.agents.troubles import in_words
 from fedcybgd.coordinator.services.path import openings, outlook
@@ -100,7 +100,7 @@ def _mended(run: Run, waits: Sequence[WaitView]) -> str | None:
     resume = f"`fedcoord run resume {run.name}`"
     if run.waits_for_agents:
         return f"it goes on by itself when somebody is there who can; {resume} asks everybody again"
-    if run.reason == "paused by the operator":
+    if is_wanted(run.reason):
         return resume
     return f"mend what the reason names, then {resume}"
 
