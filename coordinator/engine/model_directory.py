@@ -120,14 +120,17 @@ def locate(source: str) -> ModelDirectory:
         raise ModelRefused(
             f"{source} is a file: give the directory that it lies in, unpacked, with config.json and the tokenizer beside the weights"
         )
+    nowhere = f"{source} is no directory on the coordinator's machine"
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ModelRefused(f"{source} is no directory on the coordinator's machine, and no hub id (owner/name)")
+        raise ModelRefused(f"{nowhere}, and no hub id (owner/name); one of another machine is sent with `fedcoord models upload`")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ModelRefused("hub ids need huggingface_hub: pip install '.[hub]' in a checkout of this project") from error
+        raise ModelRefused(
+            f"{nowhere}, and as a hub id it needs huggingface_hub: pip install '.[hub]' in a checkout of this project"
+        ) from error
     name, _, revision = source.partition("@")
     try:
         return ModelDirectory(Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES))))
     except Exception as error:
-        raise ModelRefused(f"the hub did not give {source}: {type(error).__name__}: {error}") from error
+        raise ModelRefused(f"{nowhere}, and as a hub id the hub did not give it: {type(error).__name__}: {error}") from error

@@ -162,11 +162,14 @@ def test_a_model_of_two_stacks_is_refused_with_both(live: LiveCoordinator, tmp_p
     assert "decoder.block" in model["reason"]
 
 
-@pytest.mark.parametrize("source", ["/no/such/directory", "./relative", "~/nowhere-at-all", "plain-word", "a/b/c", "https://x.example/m"])
+@pytest.mark.parametrize(
+    "source", ["/no/such/directory", "./relative", "~/nowhere-at-all", "plain-word", "a/b/c", "https://x.example/m", "nobody/nothing"]
+)
 def test_what_is_no_directory_and_no_hub_id_is_refused(live: LiveCoordinator, source: str) -> None:
     model, code = add_bad(live, source)
     assert code == "model_refused"
-    assert source in model["reason"]
+    assert f"{source} is no directory on the coordinator's machine, and " in model["reason"]
+    assert "hub id" in model["reason"]
 
 
 def test_a_file_is_no_model(live: LiveCoordinator, bert: Path) -> None:
