@@ -146,7 +146,9 @@ def _run_with(layer: nn.Module, places: Iterable[tuple[nn.Module, str, str]], re
 
     def release() -> None:
         for module, leaf, _ in places:
-            _set(module, leaf, _tensor(module, leaf).to("meta"))
+            held = _tensor(module, leaf)
+            # In float32, whatever it is stored in: some models make their masks in the dtype of their first parameter.
+            _set(module, leaf, held.to("meta", torch.float32 if held.is_floating_point() else held.dtype))
 
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = read()

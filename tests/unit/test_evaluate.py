@@ -106,6 +106,7 @@ def test_memory_holds_no_layer_and_embeddings_only_where_they_are_multiplied_wit
     assert not [name for name in held if ".layers." in name or ".layer." in name]
     assert any("embed_tokens" in name for name in held) == (family == "llama-tied")
     assert not [name for name in held if name.endswith("word_embeddings.weight")]
+    assert streamed.model.dtype is torch.float32, "in which LayoutLM makes its masks"
 
 
 def test_a_loss_that_is_no_number_is_no_score(tmp_path: Path) -> None:
