@@ -14,7 +14,7 @@ from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
 from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_calibration, check_scores
 from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
-from fedcybgd.coordinator.domain.yaml_lines import composed, line_of, repeated
+from fedcybgd.coordinator.domain.yaml_lines import MOST_PROBLEMS, composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.block_names import HEAD
 from fedcybgd.shared.contract.digests import Digest
@@ -257,7 +257,7 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise RunFileInvalid(f"{source}{where}: this is no YAML: {getattr(error, 'problem', error)}") from error
-    except (ValueError, RecursionError) as error:  # a date that does not exist, a thousand brackets
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # a date that is none, a !!int of nothing
         raise RunFileInvalid(f"{source}: a value cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise RunFileInvalid(f"{source}: a run file is a mapping; it needs at least name, model and task")
@@ -265,7 +265,7 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
     try:
         run = RunFile.model_validate(values)
     except ValidationError as error:
-        problems += [(line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()]
+        problems += [(line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()[:MOST_PROBLEMS]]
     if not problems:
         return run
     problems = sorted(set(problems), key=lambda p: (p[0], p[1]))

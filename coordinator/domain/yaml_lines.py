@@ -6,6 +6,10 @@ from typing import Any
 import yaml
 
 DEEPEST = 50
+MOST_PROBLEMS = 1000
+"""Told of one file; to find the line of each takes as long as the file has fields"""
+MOST_NODES = 1 << 20
+"""Of a tree in which every alias is written out: ten labels for each that a run may have"""
 
 
 class _Loader(yaml.SafeLoader):
@@ -18,8 +22,24 @@ class _Loader(yaml.SafeLoader):
 
 
 def composed(text: str) -> Any:
-    """The tree, with the places of its nodes."""
-    return yaml.compose(text, Loader=_Loader)
+    """The tree, with the places of its nodes. Raises `ValueError` where aliases make it endless, or too large to be walked through."""
+    tree = yaml.compose(text, Loader=_Loader)
+    if _nodes(tree, {}) > MOST_NODES:
+        raise ValueError(f"with its aliases written out it has more than {MOST_NODES:,} of them")
+    return tree
+
+
+def _nodes(node: Any, known: dict[int, int | None]) -> int:
+    """How many nodes a tree has when every alias in it is written out; each is looked at once. `known`: None where one is not finished."""
+    if id(node) not in known:
+        known[id(node)] = None
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = (part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,)))
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in inner)
+    found = known[id(node)]
+    if found is None:
+        raise ValueError(f"the alias in line {node.start_mark.line + 1} stands inside of what it means")
+    return found
 
 
 def repeated(node: Any, path: str) -> Iterator[tuple[int, str, str]]:
