@@ -172,7 +172,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except CoordinatorError as error:
         app.state.refused = error
         raise
-    app.state.replays = Replays(began=utcnow().timestamp())
+    replays = app.state.replays = Replays(began=utcnow().timestamp())
     jobs = app.state.jobs = LocalJobs(database, parts.new_engine, replica, app.state.disks.say, settings.own_lanes, settings.engines)
 
     def heard(signals: Signals) -> None:
@@ -199,7 +199,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     carry(database, parts.wakes)
     database.counted = app.state.counters.add
     jobs.start()
-    beating = Beating(database, replica, home, lambda: len(waiting), app.state.outages, settings.own_lanes)
+    beating = Beating(
+        database, replica, home, lambda: len(waiting), app.state.outages, settings.own_lanes,
+        agreed=lambda now: replays.follow(now.timestamp()),
+    )  # fmt: skip
     beating.start()
     sweeper = asyncio.create_task(
         sweep(

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
@@ -21,11 +21,11 @@ class Beating:
 
     def __init__(
         self, database: Database, replica: str, home: str, waiting_claims: Callable[[], int], outages: OutageLog, lanes: Iterable[str],
-        serves: bool = True,
+        serves: bool = True, agreed: Callable[[datetime], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        """`lanes`: of which it does jobs; `serves`: it is a coordinator, no engine elsewhere."""
+        """`lanes`: of which it does jobs; `serves`: it is a coordinator, no engine elsewhere; `agreed` hears what time others have."""
         self._database, self._replica, self._home, self._lanes, self._serves = database, replica, home, lanes, serves
-        self._waiting_claims, self._outages = waiting_claims, outages
+        self._waiting_claims, self._outages, self._agreed = waiting_claims, outages, agreed
         self._stopping, self._differed = threading.Event(), timedelta()
         self._thread = threading.Thread(target=self._loop, name="beating", daemon=True)
 
@@ -41,7 +41,8 @@ class Beating:
         stumbles = Rarely()
         while not self._stopping.wait(replicas.BEAT_EVERY_S):
             try:
-                self._database.agree_on_time()
+                if self._database.agree_on_time():
+                    self._agreed(utcnow())
                 with self._database.transaction() as session:
                     self._tell_of_clock(session)
                     replicas.beat(session, self._replica, self._home, self._waiting_claims(), utcnow(), self._lanes, self._serves)

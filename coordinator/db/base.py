@@ -132,18 +132,23 @@ class Database:
         with self.reading() as session:
             session.execute(text("SELECT 1"))
 
-    def agree_on_time(self) -> None:
-        """On PostgreSQL the database's clock counts, for all its coordinators: leases are compared by whoever looks. SQLite has but one machine."""
+    def agree_on_time(self) -> bool:
+        """On PostgreSQL the database's clock counts, for all its coordinators: leases are compared by whoever looks. SQLite has but one machine.
+
+        Whether it was asked, and answered at once.
+        """
         global _correction
         if self.engine.dialect.name != "postgresql":
-            return
+            return False
         with self.engine.connect() as connection:
             before = machine_now()
             theirs: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
             took = machine_now() - before
         differs = theirs - (before + took / 2)
-        if timedelta() <= took <= TOLD_APART and abs(differs - _correction) > TOLD_APART:
+        known = timedelta() <= took <= TOLD_APART
+        if known and abs(differs - _correction) > TOLD_APART:
             _correction = differs if abs(differs) > TOLD_APART else timedelta()
+        return known
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

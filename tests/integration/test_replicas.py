@@ -301,6 +301,10 @@ def test_a_machine_whose_clock_differs_is_told_of(url: str, tmp_path: Path, monk
             assert abs(utcnow() - true()) < timedelta(seconds=5)
             wrong.undo()
             assert wait_for(lambda: told(live)["level"] == "info"), "it was set"
+            live.app.state.replays._began += 300
+            assert wait_for(lambda: abs(live.app.state.replays.now() - true().timestamp()) < 6), (
+                "and where the database's was, signatures follow"
+            )
         finally:
             live.stop()
             Database(url).agree_on_time()

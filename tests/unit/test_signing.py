@@ -77,6 +77,26 @@ def test_a_nonce_is_remembered_for_as_long_as_it_could_be_used() -> None:
         replays.admit(said(created, "early"))
 
 
+@pytest.mark.parametrize("set_by", [-300.0, 300.0])
+def test_a_clock_that_is_set_is_followed_and_nothing_counts_twice(set_by: float) -> None:
+    seconds = 0.0
+    replays = Replays(lambda: seconds, began=1000.0)
+    seconds = 500.0
+    replays.follow(1500.0 + AHEAD_S)
+    assert replays.now() == 1500.0, "clocks are never quite alike"
+    replays.admit(early := said(1501, "early"))
+    replays.follow(1500.0 + set_by)
+    assert replays.now() == 1500.0 + set_by
+    with pytest.raises(SignatureStale):
+        replays.admit(said(1500 + set_by, "before it was set"))
+    while replays.now() < max(1700.0, 1700.0 + set_by):
+        seconds += 7
+        replays.admit(said(replays.now(), f"another at {seconds}"))
+        with pytest.raises((SignatureRepeated, SignatureStale)):
+            replays.admit(early)
+    assert not replays._set_back
+
+
 def test_what_is_remembered_is_forgotten_again() -> None:
     seconds = 0.0
     replays = Replays(lambda: seconds)
