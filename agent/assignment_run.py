@@ -238,6 +238,10 @@ def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRe
                 raise
 
 
+IN_TRAINING = {"int8": 15}
+"""Times its shard that a trained block takes with gradients and moments: one in float32 four times"""
+
+
 def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
     """Refuse, before anything is fetched, a visit whose float32 weights, gradients and two moments alone are over the limit.
 
@@ -246,7 +250,7 @@ def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
     trained = set(assignment.train.trained)
     if assignment.train.task != "causal-lm" or any(ref.block == "head" for ref in assignment.manifest.blocks):
         trained.discard("embeddings")
-    needed = 4 * sum(ref.size for ref in assignment.manifest.blocks if ref.block in trained)
+    needed = sum(IN_TRAINING.get(ref.codec, 4) * ref.size for ref in assignment.manifest.blocks if ref.block in trained)
     if limit is not None and needed > limit:
         text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, the agent's limits allow {limit / 1e9:.2f}"
         raise VisitFailed("memory_limit", text)

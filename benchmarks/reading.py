@@ -34,7 +34,7 @@ CORRECTIONS: dict[str, Any] = {"rank": 4, "alpha": 16.0, "layers": "all", "matri
 OUTER: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "nesterov": False}
 DELTA: dict[str, Any] = {"codec": "int8", "error_feedback": False}
 COMPRESSION: dict[str, Any] = {
-    "policy": "int8", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
+    "policy": "int8", "trained": "exact", "drop_ratio": 0.5, "prune_ratio": 0.25, "floor": None, "below_floor": "upgrade", "calibration_rows": 64,
     "delta_patches": False,
 }  # fmt: skip
 ELSEWHERE = {"name", "model", "agents", "evaluate", "admission", "lease_s"}
@@ -257,7 +257,9 @@ class Reading:
         if self.compression["policy"] not in policies or self.compression["floor"] is not None:
             raise Unreadable(f"what the policy {self.compression['policy']} makes of a block")
         layer, other = policies[self.compression["policy"]]
-        return {name: "exact" if name in trained else layer if kind == "layer" else other for name, kind in kinds.items()}
+        return {
+            name: self.compression["trained"] if name in trained else layer if kind == "layer" else other for name, kind in kinds.items()
+        }
 
 
 def _section(values: Mapping[str, Any], name: str, fields: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[str, Any]:

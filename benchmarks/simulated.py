@@ -257,7 +257,7 @@ def rounds_of(
     count = min(rounds_in(spec, visited), rounds or 10**9)
 
     def emulator(_: str, now: Sequence[BlockShape], trained: Any) -> dict[str, str]:
-        return {b.name: "exact" if b.name in trained else frozen[b.name] for b in now}
+        return {b.name: spec.compression.trained if b.name in trained else frozen[b.name] for b in now}
 
     moved = simulate(spec, model, blocks, visited, names, count, 0, emulator, frozen, common)
     sizes = {b.name: b.num_parameters for b in blocks}

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedcybgd.shared.contract.delta_rows import ROWS
 from fedcybgd.shared.contract.words import DeltaCodec
 from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.models.assembly import read_shard
-from fedcybgd.shared.tensors.delta_file import read_rows
+from fedcybgd.shared.tensors.codecs import names_in, read_dense_rows, read_stored
 from fedcybgd.shared.tensors.deltas import Encoded, decoded, encode_delta
+from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 NO_FACTORS: Mapping[str, Tensor] = {}
 
@@ -43,19 +46,24 @@ class TrainedBlock:
     tensors: Mapping[str, Tensor]
     """by canonical name, in float32"""
     shard: Path
-    """the exact file that it came from"""
+    """the file that it came from, exact or in 8 bits"""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """of the tables that were trained in some rows alone: which, ascending"""
     residual: Path | None = None
     """what the codec left out of its last delta"""
 
     @cached_property
-    def received(self) -> dict[str, Tensor]:
-        return read_shard(self.shard)
+    def received(self) -> dict[str, Tensor | QuantizedTensor]:
+        header = read_header(self.shard)
+        with safe_open(self.shard, framework="pt") as file:
+            return {name: read_stored(file, name, header) for name in names_in(header)}
 
     def difference(self, name: str) -> Tensor:
-        index = self.rows.get(name)
-        old = self.received[name] if index is None else read_rows(self.shard, name, index)
+        index, old = self.rows.get(name), self.received[name]
+        if index is not None:
+            old = read_dense_rows(self.shard, name, index)
+        elif isinstance(old, QuantizedTensor):
+            old = old.dequantize()
         return self.tensors[name].detach().to("cpu").sub(old.to(torch.float32))
 
 

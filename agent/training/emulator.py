@@ -23,8 +23,7 @@ from fedcybgd.shared.models.adapters import Lent, linear_weights
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import partition
 from fedcybgd.shared.models.families import find_stack
-from fedcybgd.shared.tensors.codecs import read_encoded
-from fedcybgd.shared.tensors.delta_file import read_rows
+from fedcybgd.shared.tensors.codecs import names_in, read_dense_rows, read_encoded, read_stored
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
 NOT_THERE = ("", DROPPED, 0)
@@ -99,17 +98,21 @@ class Emulator:
         `tokens` are the ids that the visit meets. A table that is there to look tokens up in, and for nothing else, is trained in
         their rows alone: the parameter is the matrix of these rows, and `rows` says which they are.
         """
-        tensors, few = {}, {}
+        tensors, few, header = {}, {}, read_header(path)
         with safe_open(path, framework="pt", device=self._device) as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
+            for name in sorted(names_in(header)):
                 if name == self._table and tokens is not None:
                     self.rows[name] = self._ids(tokens, self._assembled.parameter(name).shape[0])
-                    few[name] = nn.Parameter(read_rows(path, name, self.rows[name]).to(self._device, torch.float32))
+                    few[name] = nn.Parameter(read_dense_rows(path, name, self.rows[name]).to(self._device))
                 elif self._assembled.is_parameter(name):
-                    stored, held = file.get_tensor(name), self._assembled.parameter(name)
-                    # What was stored in half precision is a copy in float32 since `update`, and nobody else's.
-                    own = stored.dtype != torch.float32 and held.dtype == torch.float32 and held.device == stored.device
-                    tensors[name] = held.detach() if own else stored.to(torch.float32, copy=True)
+                    stored, held = read_stored(file, name, header), self._assembled.parameter(name)
+                    # What was stored in fewer bits is a copy in float32 since `update`, and nobody else's.
+                    if header.tensors[name].dtype != "F32" and held.dtype == torch.float32 and not held.is_meta:
+                        tensors[name] = held.detach()
+                    else:
+                        tensors[name] = stored.dequantize() if isinstance(stored, QuantizedTensor) else stored.to(torch.float32, copy=True)
+        if self._table in {*tensors, *few}:  # it stays quantized until now
+            make_dense(self._assembled.module_of(self._table))
         self._assembled.put(tensors)
         parameters = {name: self._assembled.parameter(name) for name in tensors}
         for name, parameter in few.items():
@@ -150,13 +153,12 @@ class Emulator:
 
     def parameters(self, path: Path) -> list[nn.Parameter]:
         """The parameters of the block whose shard is at `path`, as they are in the model."""
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+        names = sorted(names_in(read_header(path)))
         return [self._assembled.parameter(name) for name in names if self._assembled.is_parameter(name)]
 
     def layers_in(self, path: Path) -> set[int]:
         """The layers that something of the block whose shard is at `path` belongs to."""
-        return {layer for name in read_header(path).tensors if (layer := self._assembled.layer_of(name)) is not None}
+        return {layer for name in names_in(read_header(path)) if (layer := self._assembled.layer_of(name)) is not None}
 
     def close(self) -> None:
         """Freeze the open blocks again and let go of their gradients; they are read anew at the next visit. Corrections are taken away."""
@@ -205,7 +207,7 @@ class Emulator:
         for name, tensor in read_encoded(Path(shard.path), shard.codec, self._device).items():
             if not isinstance(tensor, QuantizedTensor):
                 dense[name] = tensor
-            elif not trained and self._can_stay_quantized(name):
+            elif (not trained or name == self._table) and self._can_stay_quantized(name):
                 kept[name] = tensor
             else:
                 dense[name] = tensor.dequantize()

@@ -28,6 +28,7 @@ from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.tensors.codecs import names_in
 
 log = logging.getLogger("fedagent.training")
 CORRECTED = "a correction"
@@ -124,7 +125,7 @@ class Visitor:
         check_rows(bounds, num_steps(visit.settings, len(features)), visit.settings.batch_size, len(features))
         check_used(bounds, visit.order)
         if bounds.never:
-            trained = {block: list(read_header(visit.shard(block)).tensors) for block in visit.blocks}
+            trained = {block: names_in(read_header(visit.shard(block))) for block in visit.blocks}
             check_tensors(
                 bounds,
                 trained | {CORRECTED: visit.settings.corrected},

@@ -81,7 +81,7 @@ def plan(
     costs: Costs | None = None,
     fidelity: Mapping[str, float] | None = None,
 ) -> Plan | DoesNotFit:
-    """The codec of every block, for an agent that trains `trained`, which are exact. `blocks` in model order.
+    """The codec of every block, for an agent that trains `trained`, which come as the settings say. `blocks` in model order.
 
     `fidelity` has what was measured for this visit, by `plan_key`. A plan known to be under the floor is not returned, one
     that was never measured is: measure it, and ask again. Raises `FidelityTooLow` where the run file says so, and
@@ -155,7 +155,7 @@ def plan_key(chosen: Plan) -> str:
 
 def _fixed(settings: CompressionSection, blocks: Sequence[BlockFacts], trained: Collection[str]) -> Plan:
     frozen = [b for b in blocks if b.name not in trained]
-    result = {b.name: EXACT for b in blocks}
+    result = {b.name: settings.trained if b.name in trained else EXACT for b in blocks}
     match settings.policy:
         case "int8":
             result |= {b.name: "int8" for b in frozen}
@@ -212,7 +212,7 @@ def auto_ladder(settings: CompressionSection, blocks: Sequence[BlockFacts], trai
     smaller (pruning a block that is int4 already, as a rule) is left out.
     """
     frozen = [b for b in blocks if b.name not in trained]
-    current: Plan = {b.name: EXACT for b in blocks} | {b.name: "int8" for b in frozen}
+    current: Plan = {b.name: str(settings.trained) for b in blocks} | {b.name: "int8" for b in frozen}
     yield dict(current)
     layers = _by_influence([b for b in frozen if b.kind == LAYER])
     fresh = [b for b in layers if b.version == 0]

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fedcybgd.shared.contract.codec import EXACT
+
 Field = tuple[str, str]
 """section, field"""
 ALL_AT_ONCE = "under `method: whole` a round trains all blocks at once"
@@ -26,6 +28,7 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("schedule", "damping"): "under `method: whole` deltas are averaged, and their mean is taken as it is",
         ("schedule", "first_cycle"): ALL_AT_ONCE,
         ("compression", "policy"): f"{EXACT_MODEL}: leave it out, or say none",
+        ("compression", "trained"): EXACT_MODEL,
         ("compression", "drop_ratio"): EXACT_MODEL,
         ("compression", "prune_ratio"): EXACT_MODEL,
         ("compression", "floor"): EXACT_MODEL,
@@ -38,6 +41,7 @@ UNUSED: Mapping[str, Mapping[Field, str]] = {
         ("schedule", "damping"): "under `method: adapters` deltas are averaged, and their mean is taken as it is",
         ("schedule", "first_cycle"): ADAPTED,
         ("schedule", "head_start"): f"{ADAPTED}, and whatever else is trained along",
+        ("compression", "trained"): "under `method: adapters` what is trained comes exact: it is small",
         ("compression", "drop_ratio"): BESIDE_ALL,
         ("compression", "prune_ratio"): BESIDE_ALL,
     },
@@ -82,6 +86,8 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("schedule", "order"), "importance is measured on held-out rows: give `evaluate`, and `compression.calibration_rows` above 0"
     if method == "block-cycle" and file.schedule.first_cycle is not None and file.schedule.cycles == 1:
         yield ("schedule", "first_cycle"), "with `cycles: 1` there is no other cycle: say it of the schedule itself, and of `train`"
+    if method == "block-cycle" and file.compression.trained != EXACT:
+        yield from _of_rounded(file)
     if method == "block-cycle" and file.corrections is not None:
         yield from _of_corrections(file)
     if method in ("whole", "adapters"):
@@ -98,6 +104,16 @@ def misplaced(method: str, file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             yield from _of_one_agent(file)
         elif getattr(file, method).weights == "rows" and (average := file.admission.average) in WITHOUT_WEIGHTS:
             yield ("admission", "average"), f"{average} goes by the order of numbers, and `{method}.weights` is rows: say `weights: equal`"
+
+
+def _of_rounded(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    if file.compression.policy in ("none", "hybrid"):
+        yield ("compression", "trained"), f"under `policy: {file.compression.policy}` blocks come exact that are not trained: say exact"
+    if file.exposure.max_exact_blocks is not None:
+        yield (
+            ("exposure", "max_exact_blocks"),
+            "under `compression.trained: int8` nobody gets a block exact, so that there is nothing to bound",
+        )
 
 
 def _of_corrections(file: Any) -> Iterator[tuple[tuple[str, ...], str]]:

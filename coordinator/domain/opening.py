@@ -5,7 +5,8 @@ from fnmatch import fnmatchcase
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.shared.contract.agents import ClaimRequest
-from fedcybgd.shared.contract.versions import ADAPTERS, CORRECTIONS, LABEL_SKEW, SMOOTHED, SPOKEN, Version
+from fedcybgd.shared.contract.codec import EXACT
+from fedcybgd.shared.contract.versions import ADAPTERS, CORRECTIONS, LABEL_SKEW, SMOOTHED, SPOKEN, TRAINED_IN_8_BITS, Version
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ FIRST = Version(SPOKEN.major, 0)
 
 def needed(spec: RunFile) -> Version:
     """The version of the protocol that an agent must know to train as the run file says: an earlier one would leave out what is new."""
+    if spec.compression.trained != EXACT:
+        return TRAINED_IN_8_BITS
     if spec.label_skew == "smoothed" or spec.schedule.head_start != "fresh":
         return SMOOTHED
     if spec.corrections is not None:

@@ -117,6 +117,10 @@ class CompressionSection(Section):
         "int8",
         description="how frozen blocks reach an agent; hybrid: the paper's; auto: as faithfully as fits the agent; under `whole` none; under `adapters` not hybrid, auto",
     )
+    trained: Literal["exact", "int8"] = Field(
+        "exact",
+        description="how what a visit trains reaches it; int8: it begins at rounded values, and its delta is added to the exact ones",
+    )
     drop_ratio: float = Field(0.5, ge=0, le=0.9, description="hybrid: share of the layers not yet updated that is dropped at the most")
     prune_ratio: float = Field(0.25, ge=0.01, le=0.9, description="hybrid and auto: share of a layer's width that pruning removes")
     floor: float | None = Field(
@@ -125,10 +129,7 @@ class CompressionSection(Section):
     below_floor: Literal["upgrade", "refuse"] = Field(
         "upgrade", description="a plan under the floor becomes more faithful, or pauses the run"
     )
-    delta_patches: bool = Field(
-        False,
-        description="an agent may fetch the delta of another where that is the cheapest way to a block; it says more of the other's rows",
-    )
+    delta_patches: bool = Field(False, description="an agent may fetch another's delta where that is cheapest; it says more of its rows")
     calibration_rows: int = Field(64, ge=0, le=100_000, description="held-out rows on which emulators are measured; 0: never")
 
 

@@ -130,7 +130,7 @@ class _Visit:
         """what of the opened blocks is trained"""
         self.parameters = sum(b.num_parameters for b in self.held)
         few = ((b, h) for b, h in zip(self.opened, self.held, strict=True) if h is not b)
-        self.untouched = sum(b.itemsize * b.largest for b, _ in few) if device == "cpu" else 0
+        self.untouched = sum((b.itemsize if self._as_stored(b) == EXACT else 1) * b.largest for b, _ in few) if device == "cpu" else 0
         self.width = model.row_tokens(spec)
         self.tokens = spec.train.batch_size * self.width
         self.eager = device == "cpu" and self.width <= SHORT
@@ -148,13 +148,16 @@ class _Visit:
         few = min(size, rows_held(self.spec, self.model.vocabulary or size, rows))
         return replace(block, tensors={**block.tensors, tables[0]: (few, width)}, sizes={})
 
+    def _as_stored(self, block: BlockShape) -> str:
+        return self.plan.get(block.name, EXACT)
+
     def frozen(self) -> int:
-        """Shards are mapped, and all their pages touched; on a CPU the exact ones of the trained blocks too, which they are copied from."""
+        """Shards are mapped, and all their pages touched; on a CPU those of the trained blocks too, which they are copied from."""
         total = 0
         for block in self.blocks:
-            codec = self.plan.get(block.name, EXACT)
+            codec = self._as_stored(block)
             if block in self.opened:
-                total += shard_bytes(block, EXACT, self.model) if self.device == "cpu" else 0
+                total += shard_bytes(block, codec, self.model) if self.device == "cpu" else 0
             elif codec == EXACT and self.half:  # tables are not multiplied, and stay float32
                 total += (FLOAT if block.kind == "embeddings" and not self.tied else FLOAT // 2) * block.num_parameters
             else:

@@ -134,13 +134,13 @@ def simulate(
 ) -> Iterator[Transfer]:
     """The visits of the first `rounds` rounds, from agents that hold nothing.
 
-    `ahead` is the codec in which each block is made before the start, beside the exact one of those that are trained.
+    `ahead` is the codec in which each block is made before the start, beside that in which those come that are trained.
     `plan_for` gives the emulator of an agent for blocks (at their versions) of which some are trained; None: it cannot do the
     visit, which then costs nobody anything. Who comes first is not known beforehand: such visits are dealt out in turn.
     """
     state = _State({b.name: b for b in blocks}, {(b.name, b.version): {ahead[b.name]} - {DROPPED} for b in blocks})
     for name in {*visited, *spec.schedule.always}:
-        state.codecs[name, state.blocks[name].version].add(EXACT)
+        state.codecs[name, state.blocks[name].version].add(spec.compression.trained)
     changes = [Movement.of(spec.in_cycle(cycle), model, rows) for cycle in (0, 1)]
     turn, method = 0, method_of(spec)
     common = spec.schedule.always if common is None else common

@@ -21,7 +21,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 7)
+SPOKEN = Version(1, 8)
 SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
 LABEL_SKEW = Version(1, 3)
@@ -32,6 +32,8 @@ CORRECTIONS = Version(1, 5)
 """From this one on an agent knows `train.corrections`; an earlier one would leave them out, and send a delta without them."""
 SMOOTHED = Version(1, 6)
 """From this one on an agent knows `label_skew: smoothed` and `train.head_start`; an earlier one would refuse the first and leave out the second."""
+TRAINED_IN_8_BITS = Version(1, 8)
+"""From this one on an agent trains a block that it got in 8 bits; an earlier one fails at it."""
 FROM_NEWER = "from newer"
 """The context of validation for what an agent of a later version says."""
 

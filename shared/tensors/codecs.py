@@ -21,9 +21,13 @@ from torch import Tensor
 from fedcybgd.shared.contract.codec import DROPPED, EXACT, PRUNED
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files.safetensors_header import Header, read_header
+from fedcybgd.shared.tensors.dtypes import DTYPES
 from fedcybgd.shared.tensors.quantized import GROUP, CodecError, QuantizedTensor, TensorSource, quantize
 
-__all__ = ["CodecError", "bits_of", "encode_rows", "encode_tensor", "encoded_names", "parse_codec", "quantizable", "read_encoded"]
+__all__ = [
+    "CodecError", "bits_of", "encode_rows", "encode_tensor", "encoded_names", "names_in", "parse_codec", "quantizable", "read_dense_rows",
+    "read_encoded", "read_stored",
+]  # fmt: skip
 
 SCALES, OFFSETS = "::scales", "::offsets"
 MIN_NUMEL = 1024
@@ -108,11 +112,39 @@ def read_encoded(path: Path, codec: str, device: torch.device | str = "cpu") -> 
     if found != codec:
         raise CodecError(f"{path.name} is in codec {found} where {codec} was expected")
     names = _check_header(header, kind)
-    result: dict[str, Tensor | QuantizedTensor] = {}
     with safe_open(path, "pt", device=str(device)) as file:
-        for name in names:
-            result[name] = _read(file, name, header) if name + SCALES in header.tensors else file.get_tensor(name)
-    return result
+        return {name: read_stored(file, name, header) for name in names}
+
+
+def read_stored(file: TensorSource, name: str, header: Header) -> Tensor | QuantizedTensor:
+    """A tensor of a shard with this header as it is stored, in whatever codec."""
+    return _read(file, name, header) if name + SCALES in header.tensors else file.get_tensor(name)
+
+
+def read_dense_rows(path: Path, name: str, index: Tensor) -> Tensor:
+    """Rows of a matrix of a shard in float32, in whatever codec it is. They are read, not mapped: what lies between them takes no memory."""
+    header = read_header(path)
+    codes, scales, offsets = (_read_rows(path, header, n, index) if n in header.tensors else None for n in encoded_names(name))
+    assert codes is not None
+    if scales is None:
+        return codes.to(torch.float32)
+    return QuantizedTensor(codes, scales, offsets, 8 if codes.dtype == torch.int8 else 4).dequantize()
+
+
+def _read_rows(path: Path, header: Header, name: str, index: Tensor) -> Tensor:
+    info = header.tensors[name]
+    width = info.nbytes // max(1, info.shape[0])
+    data = bytearray(len(index) * width)
+    with path.open("rb", buffering=0) as file:
+        for place, row in enumerate(index.tolist()):
+            file.seek(header.data_start + info.begin + row * width)
+            file.readinto(memoryview(data)[place * width : (place + 1) * width])
+    return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(len(index), *info.shape[1:])
+
+
+def names_in(header: Header) -> list[str]:
+    """The tensors of a shard, scales and offsets not counted."""
+    return [name for name in header.tensors if "::" not in name]
 
 
 def _check_header(header: Header, kind: str) -> list[str]:
@@ -125,7 +157,7 @@ def _check_header(header: Header, kind: str) -> list[str]:
             raise CodecError(f"{name}: no such tensor belongs in a shard of codec {kind}")
         if base not in header.tensors or base + SCALES not in header.tensors:
             raise CodecError(f"{name}: there are no codes and scales of {base} to go with it")
-    names = [n for n in header.tensors if "::" not in n]
+    names = names_in(header)
     if kind in BITS:
         for name in names:
             _check_tensor(header, name, kind)

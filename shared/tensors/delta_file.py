@@ -13,7 +13,6 @@ from fedcybgd.shared.contract.delta_layout import stored_as
 from fedcybgd.shared.contract.delta_rows import ROWS
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.tensors.deltas import decoded
-from fedcybgd.shared.tensors.dtypes import DTYPES
 from fedcybgd.shared.tensors.quantized import CodecError
 
 NUMBERS = 1 << 20
@@ -111,16 +110,3 @@ def row_slices(shape: tuple[int, ...]) -> Iterator[slice | None]:
     step = max(1, NUMBERS // max(1, math.prod(shape[1:])))
     for first in range(0, shape[0], step):
         yield slice(first, min(first + step, shape[0]))
-
-
-def read_rows(path: Path, name: str, index: Tensor) -> Tensor:
-    """Rows of a matrix in a safetensors file, in its own type. They are read, not mapped: what lies between them takes no memory."""
-    header = read_header(path)
-    info = header.tensors[name]
-    width = info.nbytes // max(1, info.shape[0])
-    data = bytearray(len(index) * width)
-    with path.open("rb", buffering=0) as file:
-        for place, row in enumerate(index.tolist()):
-            file.seek(header.data_start + info.begin + row * width)
-            file.readinto(memoryview(data)[place * width : (place + 1) * width])
-    return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(len(index), *info.shape[1:])

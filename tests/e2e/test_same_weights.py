@@ -32,7 +32,9 @@ TRAIN: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
-    "corrected": {"corrections": {"rank": 3, "alpha": 9.0, "matrices": ["query", "intermediate.dense"], "learning_rate": 5e-3}},
+    "corrected": {
+        "corrections": {"rank": 3, "alpha": 9.0, "matrices": ["query", "intermediate.dense"], "learning_rate": 5e-3}, "compression": {"trained": "int8"},
+    },
     "whole": {"method": "whole"},
     "adapters": {
         "method": "adapters", "adapters": {"matrices": ["query", "intermediate.dense"], "rank": 3, "alpha": 9.0, "combine": "exact"}, "compression": {"policy": "int4"},

@@ -73,6 +73,15 @@ def test_a_prepared_run_of_that_name_has_the_blocks_that_were_planned(coordinato
         assert one.first_cycle.down == pytest.approx(other.first_cycle.down, rel=0.1)
 
 
+def test_blocks_to_train_in_8_bits_take_less_of_an_agent(coordinator: LiveCoordinator) -> None:
+    exact, rounded = plan(coordinator), plan(coordinator, SPEC | {"compression": {"trained": "int8"}})
+    for one, other in zip(exact.agents, rounded.agents, strict=True):
+        assert other.first_cycle.down < one.first_cycle.down  # type: ignore[union-attr]
+        assert other.later_cycle.down < one.later_cycle.down / 2  # type: ignore[union-attr]
+        assert (other.memory_largest or 0) < (one.memory_largest or 0)
+        assert {tuple(visit.codecs) for visit in other.visits} == {("int8",)}
+
+
 def test_who_cannot_take_part_is_named_with_the_reason(coordinator: LiveCoordinator) -> None:
     small = coordinator.enrol("small")
     small.claim(ClaimRequest(limits=DeclaredLimits(memory_bytes=1_000_000, bytes_per_s=1000)), 0)

@@ -52,19 +52,20 @@ def counts(live: LiveCoordinator, run: str, agent: str, number: int) -> tuple[in
     return sum(found.get(kind, 0) for kind in ("shard", "patch", "file")), found.get("delta", 0)
 
 
-@pytest.mark.parametrize("agents", ["fixed", "rotating"])
+@pytest.mark.parametrize(("agents", "trained"), [("fixed", "exact"), ("rotating", "exact"), ("rotating", "int8")])
 def test_both_sides_count_the_same_and_a_second_visit_fetches_only_what_changed(
-    live: LiveCoordinator, model: str, tmp_path: Path, agents: str
+    live: LiveCoordinator, model: str, tmp_path: Path, agents: str, trained: str
 ) -> None:
     both = pair(live, tmp_path)
     for agent in both:
         agent.trainer.scale = 1e-5
-    run = begin(live, model, both, schedule={"cycles": 2, "agents": agents})
+    run = begin(live, model, both, schedule={"cycles": 2, "agents": agents}, compression=DEFAULTS["compression"] | {"trained": trained})
     seen: dict[str, dict[str, tuple[int, str]]] = {}
     downs: dict[str, list[int]] = {a.name: [] for a in both}
     for number in range(4):
         agent, assignment = next_visit(live, run, both)
         refs = {b.block: b for b in assignment.manifest.blocks}
+        assert {refs[name].codec for name in assignment.train.trained} == {trained}
         agent.visit(assignment)
         had = seen.setdefault(agent.name, {})
         changed = {b for b, ref in refs.items() if had.get(b) != (ref.version, ref.codec)}
@@ -82,7 +83,7 @@ def test_both_sides_count_the_same_and_a_second_visit_fetches_only_what_changed(
             own = refs[assignment.block]
             assert [p.kind for p in own.patches] == ["delta"]
             assert not {blob for blob, block in blobs.items() if block == own.block} & set(agent.fetched), "its own delta is the step"
-    assert all(second < first / (2 if agents == "fixed" else 1) for first, second in downs.values())
+    assert all(second < first / (1 if (agents, trained) == ("rotating", "exact") else 2) for first, second in downs.values())
     assert agents == "rotating" or "patch" in {kind for _, _, kind in traffic(live, run)}
     view = live.operator.get(f"/runs/{run}")
     assert view["bytes"] == {

@@ -22,8 +22,8 @@ from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress, Ret
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.lossless import PackedError
-from fedcybgd.shared.models.assembly import read_shard
 from fedcybgd.shared.tensors.codecs import CodecError, read_encoded
+from tests.support.decoded import decode
 from tests.support.deltas import write_delta
 from tests.support.live import LiveCoordinator
 from tests.support.visits import METRICS, fresh
@@ -50,12 +50,13 @@ class LightTrainer:
         except (ShardCorrupt, PackedError, CodecError, HeaderError) as error:
             raise VisitFailed("shard_corrupt", str(error)) from error
         paths = {s.block: Path(s.path) for s in request.shards}
+        codecs = {s.block: s.codec for s in request.shards}
         opened = list(request.train.trained)
         draw = torch.Generator().manual_seed(request.train.seed)
         trained = {
             block: {
                 n: t.float() + self.scale * torch.randn(t.shape, generator=draw)
-                for n, t in sorted(read_shard(paths[block]).items()) if t.is_floating_point()
+                for n, t in sorted(decode(paths[block], codecs[block]).items()) if t.is_floating_point()
             }
             for block in opened
         }  # fmt: skip

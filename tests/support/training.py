@@ -90,11 +90,13 @@ class Home:
             size=path.stat().st_size,
         )  # fmt: skip
 
-    def request(self, *opened: str, codec: str = "exact", dropped: list[str] | None = None, **settings: Any) -> TrainRequest:
-        """Frozen blocks in `codec`: exact, int8, int4, or decoded-int8 and decoded-int4 (exact shards of the same values)."""
+    def request(
+        self, *opened: str, codec: str = "exact", trained: str = "exact", dropped: list[str] | None = None, **settings: Any
+    ) -> TrainRequest:
+        """Frozen blocks in `codec`: exact, int8, int4, or decoded-int8 and decoded-int4 (exact shards of the same values); others in `trained`."""
         values = {"steps": 3, "batch_size": 4, "max_length": 16, "seed": 7, "precision": "float32", "warmup_steps": 1, "num_labels": 3}
         groups = [ParameterGroup(blocks=[block], learning_rate=1e-2) for block in opened]
-        shards = [self.shard(b, "exact" if b in opened else codec) for b in self.blocks if b not in (dropped or [])]
+        shards = [self.shard(b, trained if b in opened else codec) for b in self.blocks if b not in (dropped or [])]
         return TrainRequest(
             assignment_id="asg", files=self.files, model_key="run", shards=shards, dropped=dropped or [],
             train=TrainSettings(task=self.task, groups=groups, **values | settings), data=DataSource(path=str(self.rows)),  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ HANDED = "adapters: {combine: handed}\n"
         ("schedule: {blocks: [layers]}", 5, "schedule.blocks", "schedule.always"), ("schedule: {damping: 0.5}", 5, "schedule.damping", "mean"),
         ("schedule: {agents: fixed}", 5, "schedule.agents", "first_come"), ("compression: {policy: hybrid}", 5, "compression.policy", "int8 or int4"),
         ("compression: {policy: auto}", 5, "compression.policy", "int8 or int4"), ("compression: {drop_ratio: 0.1}", 5, "compression.drop_ratio", "all layers"),
+        ("compression: {trained: int8}", 5, "compression.trained", "exact"),
         ("compression: {prune_ratio: 0.5}", 5, "compression.prune_ratio", "all layers"), ("admission: {average: median}", 5, "admission.average", "weights: equal"),
         ("adapters: {combine: handed, fraction: 0.5}", 5, "adapters.fraction", "one agent"),
         ("adapters: {combine: handed, weights: equal}", 5, "adapters.weights", "one agent"),

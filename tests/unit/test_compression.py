@@ -20,7 +20,9 @@ from fedcybgd.coordinator.domain.compression import (
     plan_key,
     pruned_codec,
 )
-from fedcybgd.coordinator.domain.run_file import CompressionSection
+from fedcybgd.coordinator.domain.opening import FIRST, needed
+from fedcybgd.coordinator.domain.run_file import CompressionSection, RunFileInvalid, checked
+from fedcybgd.shared.contract.versions import TRAINED_IN_8_BITS
 
 BYTES = {"exact": 4000, "int8": 1050, "int4": 580, "pruned:25": 3000, "pruned:90": 400}
 SMALL = {"exact": 100, "int8": 110, "int4": 110}
@@ -64,6 +66,30 @@ def test_none_leaves_everything_exact() -> None:
 def test_int8_is_for_every_frozen_block_that_it_makes_smaller() -> None:
     chosen = plan(settings("int8"), model(), {"layers.1", "head"})
     assert codecs(chosen, "embeddings", "layers.0", "layers.1", "norm", "head") == ["int8", "int8", "exact", "int8", "exact"]
+
+
+@pytest.mark.parametrize("policy", ["int8", "int4", "auto"])
+def test_what_is_trained_comes_as_the_run_file_says(policy: str) -> None:
+    plans = [plan(settings(policy, trained=trained), model(), {"layers.1", "head"}) for trained in ("exact", "int8")]
+    assert [codecs(found, "layers.1", "head") for found in plans] == [["exact"] * 2, ["int8"] * 2]
+    others = [name for name in plans[0] if name not in ("layers.1", "head")]  # type: ignore[union-attr]
+    assert codecs(plans[0], *others) == codecs(plans[1], *others)
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "says"),
+    [
+        ({"compression": {"trained": "int8", "policy": "none"}}, "compression.trained", "policy: none"),
+        ({"compression": {"trained": "int8", "policy": "hybrid"}}, "compression.trained", "policy: hybrid"),
+        ({"compression": {"trained": "int8"}, "exposure": {"max_exact_blocks": 3}}, "exposure.max_exact_blocks", "nothing to bound"),
+    ],
+)
+def test_8_bits_to_train_from_where_something_comes_exact_all_the_same_are_refused(more: Any, field: str, says: str) -> None:
+    spec = {"name": "r", "model": "m", "task": {"kind": "causal-lm"}}
+    with pytest.raises(RunFileInvalid, match=rf"{field}: .*{says}"):
+        checked(spec | more)
+    fine = checked(spec | {"compression": {"trained": "int8"}})
+    assert (needed(fine), needed(checked(spec))) == (TRAINED_IN_8_BITS, FIRST)
 
 
 def test_int4_is_for_layers_and_the_rest_is_int8() -> None:

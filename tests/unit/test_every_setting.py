@@ -97,6 +97,7 @@ EFFECTS: dict[str, tuple[str, Any, Changes]] = {
     "evaluate.quotes": ("evaluate", False, {}),
     "evaluate.first_label": ("evaluate", 1, {}),
     "compression.policy": ("assignment", "int4", {}),
+    "compression.trained": ("assignment", "int8", {}),
     "compression.drop_ratio": ("assignment", 0.0, {"compression.policy": "hybrid"}),
     "compression.prune_ratio": ("assignment", 0.5, {"compression.policy": "hybrid"}),
     "compression.floor": ("assignment", 0.9, {"compression.policy": "int4"}),

@@ -217,6 +217,26 @@ def test_a_warm_emulator_changes_codecs_from_visit_to_visit(home: Make) -> None:
         assert same(warm, train(place.request(opened, codec=codec))), f"{opened} among {codec}"
 
 
+@pytest.mark.parametrize(
+    ("family", "opened", "precision"),
+    [
+        ("bert", ("layers.1", "head"), "float32"), ("bert", ("embeddings",), "float32"), ("bert", ("embeddings",), "bfloat16"),
+        ("gpt2", ("layers.2",), "bfloat16"), ("llama-tied", ("embeddings",), "float32"), ("llama-untied", ("head", "embeddings"), "float32"),
+    ],
+)  # fmt: skip
+def test_what_is_trained_from_8_bits_learns_what_it_would_from_the_same_values(
+    home: Make, family: str, opened: tuple[str, ...], precision: str
+) -> None:
+    place, visitor = home(family), Visitor("cpu", options())
+    wanted = {"codec": "int8", "precision": precision}
+    delta = train(place.request(*opened, trained="int8", **wanted), visitor)
+    assert same(delta, train(place.request(*opened, trained="decoded-int8", **wanted)))
+    assert same(delta, train(place.request(*opened, trained="int8", **wanted), visitor)), "and so it does in a warm emulator"
+    assert not same(delta, train(place.request(*opened, **wanted)))
+    train(place.request("layers.0", **wanted), visitor)
+    assert same(delta, train(place.request(*opened, trained="int8", **wanted), visitor)), "after it was frozen"
+
+
 def test_a_dropped_layer_comes_back(home: Make) -> None:
     place = home("llama-untied")
     visitor = Visitor("cpu")

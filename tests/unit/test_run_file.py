@@ -53,6 +53,7 @@ train:
   label_skew: fedlc
 compression:
   policy: hybrid
+  trained: exact
   drop_ratio: 0.4
   prune_ratio: 0.3
   floor: 0.8
@@ -195,6 +196,7 @@ WRONG = [
     ("  precision:", "  precision: float8", "train.precision"),
     ("  optimizer:", "  optimizer: sgd", "train.optimizer"),
     ("  policy:", "  policy: zip", "compression.policy"),
+    ("  trained:", "  trained: int4", "compression.trained"),
     ("  drop_ratio:", "  drop_ratio: 0.95", "compression.drop_ratio"),
     ("  drop_ratio:", "  drop_ratio: -0.1", "compression.drop_ratio"),
     ("  prune_ratio:", "  prune_ratio: 0", "compression.prune_ratio"),
@@ -302,9 +304,8 @@ def test_whole_models_are_exact_and_have_a_section_where_nothing_is_said() -> No
         ("schedule: {order: random}", "schedule.order", "all blocks at once"), ("schedule: {wave: 2}", "schedule.wave", "whole.fraction"),
         ("schedule: {damping: 0.5}", "schedule.damping", "mean"), ("schedule: {agents: fixed}", "schedule.agents", "first_come"),
         ("compression: {policy: int8}", "compression.policy", "exact model"), ("compression: {floor: 0.5}", "compression.floor", "exact model"),
-        ("compression: {drop_ratio: 0.1}", "compression.drop_ratio", "exact model"),
-        ("compression: {prune_ratio: 0.5}", "compression.prune_ratio", "exact model"),
-        ("compression: {below_floor: refuse}", "compression.below_floor", "exact model"),
+        ("compression: {drop_ratio: 0.1}", "compression.drop_ratio", "exact model"), ("compression: {trained: int8}", "compression.trained", "exact model"),
+        ("compression: {prune_ratio: 0.5}", "compression.prune_ratio", "exact model"), ("compression: {below_floor: refuse}", "compression.below_floor", "exact model"),
         ("admission: {average: median}", "admission.average", "weights: equal"),
         ("admission: {average: trimmed_mean}", "admission.average", "weights: equal"),
     ],

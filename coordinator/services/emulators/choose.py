@@ -14,7 +14,7 @@ from fedcybgd.coordinator.domain import compression
 from fedcybgd.coordinator.domain.compression import BlockFacts, DoesNotFit, Plan
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.emulators import costing, fidelity, shards
-from fedcybgd.shared.contract.codec import DROPPED, EXACT
+from fedcybgd.shared.contract.codec import DROPPED
 from fedcybgd.shared.contract.manifests import Manifest
 
 
@@ -68,10 +68,10 @@ def trained_in(assignment: Assignment) -> set[str]:
     return set(assignment.train.trained)
 
 
-def request_ahead(session: Session, run: Run, exact: Collection[str], now: datetime) -> None:
-    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block as policy has it frozen, and these exact."""
+def request_ahead(session: Session, run: Run, trained: Collection[str], now: datetime) -> None:
+    """Have made what the first visits will ask for, as soon as the run's blocks are there: each block as policy has it frozen, and these to train."""
     plan = frozen_plan(run.spec, [facts_of_block(b) for b in queries.blocks_of(session, run.id)])
-    shards.request_ahead(session, run, {name: {codec, *([EXACT] if name in exact else [])} for name, codec in plan.items()}, now)
+    shards.request_ahead(session, run, {name: {codec, *_to_train(run.spec, name, trained)} for name, codec in plan.items()}, now)
 
 
 def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
@@ -81,7 +81,12 @@ def frozen_plan(spec: RunFile, blocks: Sequence[BlockFacts]) -> Plan:
 
 
 def codecs_after(spec: RunFile, blocks: Sequence[Block], changed: Collection[str], trained: Collection[str]) -> dict[str, list[str]]:
-    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated; exact is what is `trained` next."""
+    """The codecs in which the next versions of `changed` will be wanted: hybrid prunes what was updated; some are `trained` next."""
     after = [replace(facts_of_block(b), version=b.changes + 1) if b.name in changed else facts_of_block(b) for b in blocks]
     plan = frozen_plan(spec, after)
-    return {name: sorted({plan[name], *([EXACT] if name in trained else [])} - {DROPPED}) for name in changed}
+    return {name: sorted({plan[name], *_to_train(spec, name, trained)} - {DROPPED}) for name in changed}
+
+
+def _to_train(spec: RunFile, block: str, trained: Collection[str]) -> list[str]:
+    """The codec in which a block is wanted besides, by those who train it."""
+    return [spec.compression.trained] if block in trained else []

@@ -12,7 +12,6 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.domain.seat import Seat
 from fedcybgd.coordinator.services.emulators import exposure_budget, shards
 from fedcybgd.coordinator.services.measure import calibration
-from fedcybgd.shared.contract.codec import EXACT
 
 ANYBODY = ["anybody"]
 """Who takes part before a run begins: the order of its blocks does not depend on it."""
@@ -28,7 +27,7 @@ def seats(session: Session, run: Run, spec: RunFile, number: int) -> list[Seat]:
 
 
 def trained(session: Session, run: Run, spec: RunFile, number: int) -> set[str]:
-    """The blocks that the agents of a round train, and so get exact; none where there is no such round, or nobody could take part in it."""
+    """The blocks that the agents of a round train; none where there is no such round, or nobody could take part in it."""
     if number >= run.rounds_total:
         return set()
     try:
@@ -39,6 +38,6 @@ def trained(session: Session, run: Run, spec: RunFile, number: int) -> set[str]:
 
 
 def request(session: Session, run: Run, spec: RunFile, number: int, now: datetime) -> None:
-    """Have packed what the agents of a round get exact, and while they train what those of the next will get, if it stays as it is."""
-    exact = trained(session, run, spec, number) | trained(session, run, spec, number + 1)
-    shards.request_ahead(session, run, {name: [EXACT] for name in sorted(exact)}, now)
+    """Have packed what the agents of a round get to train, and while they do what those of the next will get, if it stays as it is."""
+    wanted = trained(session, run, spec, number) | trained(session, run, spec, number + 1)
+    shards.request_ahead(session, run, {name: [spec.compression.trained] for name in sorted(wanted)}, now)

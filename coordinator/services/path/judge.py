@@ -28,7 +28,7 @@ def judge(session: Session, run: Run, assignment: Assignment, now: datetime) -> 
         return
     spec = run.spec
     payload = AdmitPayload(
-        assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(assignment),
+        assignment_id=assignment.id, delta=assignment.delta_digest, blocks=trained.trained_refs(session, assignment),
         always=spec.schedule.always, rules=spec.admission, corrected=trained.corrected_refs(session, assignment),
         corrections=assignment.train.corrections, labels=spec.task.num_labels if by_label(spec) else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from fedcybgd.coordinator.db import queries
 from fedcybgd.coordinator.db.models import Assignment, Block, Run
 from fedcybgd.coordinator.domain.corrections import factor_shapes
+from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.delta_rows import layout_by_rows
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.words import DeltaCodec
@@ -44,9 +45,11 @@ class DeltaForm:
         return self.limit // lossless.CHUNK + PIECES_A_TENSOR * len(self.tensors) + 2
 
 
-def trained_refs(assignment: Assignment) -> list[ShardRef]:
-    """The blocks that an assignment trains, as they were sent."""
-    return [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
+def trained_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
+    """The blocks that an assignment trains, exact, whatever they were sent as: they are as they were then, for it has not been applied."""
+    exact = {ref.block: ref for ref in queries.shard_refs(queries.blocks_of(session, assignment.run_id))}
+    sent = [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
+    return [ref if ref.codec == EXACT else exact[ref.block].model_copy(update={"version": ref.version}) for ref in sent]
 
 
 def corrected_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
@@ -60,7 +63,7 @@ def changed_refs(session: Session, assignment: Assignment) -> list[tuple[ShardRe
     """The blocks that the delta of an assignment changes; those that it corrects, with how often a correction counts."""
     corrections = assignment.train.corrections
     corrected = [(ref, corrections.scale) for ref in corrected_refs(session, assignment)] if corrections is not None else []
-    return [*((ref, None) for ref in trained_refs(assignment)), *corrected]
+    return [*((ref, None) for ref in trained_refs(session, assignment)), *corrected]
 
 
 def corrected_matrices(session: Session, assignment: Assignment) -> dict[str, dict[str, tuple[int, ...]]]:
