@@ -62,11 +62,13 @@ class Arm:
 
 
 WAVES = {"wave": 3, "damping": 0.4}
+ROUNDED = {"policy": "int8", "trained": "int8"}
 CLASSIFICATION = tuple(name for name, task in TASKS.items() if task.labels)
 ARMS: dict[str, Arm] = {
     "base": Arm(0.0, "untrained", {}),
     "head": Arm(2e-3, "head only", {"schedule": {"blocks": ["pooler"], "always": ["head"]}}, only=CLASSIFICATION, parts=AGENTS),
-    "blocks": Arm(6e-4, "block cycle", {"schedule": WAVES}, language_rate=6e-3),
+    "blocks": Arm(6e-4, "block cycle", {"schedule": WAVES, "compression": ROUNDED}, language_rate=6e-3),
+    "blocks exact": Arm(6e-4, "block cycle", {"schedule": WAVES}, language_rate=6e-3, only=()),
     "blocks fixed": Arm(6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}}, language_rate=6e-3, only=()),
     "blocks fixed, int4": Arm(
         6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}, "compression": {"policy": "int4"}}, language_rate=6e-3, only=(),

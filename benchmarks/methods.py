@@ -2,7 +2,8 @@
 
 Same rows, agents, seeds and passes over the rows. MiniLM (22.7 M parameters) on SST-2, Banking77, MRPC and QNLI, stories260K on Shakespeare; six agents.
 
-blocks            the default recipe: waves of 3 blocks, damping 0.4, another agent for each block in every cycle
+blocks            the default recipe: waves of 3 blocks, damping 0.4, another agent for each block in every cycle, what is trained begins at values
+                  rounded to 8 bits; by name alone `blocks exact`: the same from exact values
 blocks of two     the same with two layers a block: three agents a round, and twice the rounds. By name alone
 strict            one block after another; `strict fixed`: each block always with the same agent
 whole             every agent trains the whole model, and the mean is taken (FedAvg)

@@ -86,7 +86,7 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
         "model": model.name,
         "task": {"kind": task, **_labels(rows), **({} if task == IMAGES else {"max_length": _max_length(task, model, rows)})},
         **parts,
-        "compression": {"policy": "int8"},
+        "compression": {"policy": "int8", **({"trained": "int8"} if task == "text-classification" else {})},
         "delta": {"codec": "int8"},
         "evaluate": {"held_out": rows.file, **({"columns": dict(rows.columns)} if rows.columns else {}), "every": "cycle"},
         "average_versions": {"last": 0.5},

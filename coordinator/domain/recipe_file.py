@@ -68,6 +68,7 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     if "always_learning_rate" in train:
         yield "train.always_learning_rate", "of the head"
     yield "compression.policy", "frozen blocks in 8 bits: costs no quality, as measured; int4 for less memory"
+    yield "compression.trained", "and what a visit trains begins so, too: far fewer bytes; its delta is added to the exact values"
     yield "evaluate.every", "and before the first round"
     yield "average_versions.last", "of the rounds: their versions averaged, kept if that scores better"
     yield "keep_best", "the model that scored best is the one that the run ends with"

@@ -56,6 +56,16 @@ def test_heads_of_waves_begin_at_class_means() -> None:
     assert "head_start" not in recipe("r", "extractive-qa", BERT, rows(labels=None))["schedule"]
 
 
+@pytest.mark.parametrize(
+    ("task", "trained"),
+    [("text-classification", "int8"), ("causal-lm", "exact"), ("extractive-qa", "exact"), ("image-classification", "exact")],
+)
+def test_where_it_was_measured_what_is_trained_begins_at_rounded_values(task: RecipeTask, trained: str) -> None:
+    model = {"causal-lm": LLAMA, "image-classification": VIT}.get(task, BERT)
+    labels = 2 if task.endswith("classification") else None
+    assert checked(recipe("r", task, model, rows(labels=labels))).compression.trained == trained
+
+
 def test_questions_have_windows_of_the_usual_length() -> None:
     for length, most in ((99, 104), (1000, 384)):
         found = RecipeRows("test.jsonl", 100, length)
