@@ -1,6 +1,5 @@
 """Assembles the model that an agent trains in from shards alone, and keeps it warm between visits."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from fedcybgd.shared.contract.block_names import layers_of
 from fedcybgd.shared.contract.codec import DROPPED, PRUNED, kind_of
 from fedcybgd.shared.contract.training import Corrections
 from fedcybgd.shared.contract.words import Task
-from fedcybgd.shared.files.configuration import ModelUnknown
+from fedcybgd.shared.files.configuration import ModelUnknown, read_configuration
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.models.adapters import Lent, linear_weights
 from fedcybgd.shared.models.assembly import Assembled, names_by_canonical, skeleton
 from fedcybgd.shared.models.blocks import partition
 from fedcybgd.shared.models.families import find_stack
+from fedcybgd.shared.models.layers import AssemblyError
 from fedcybgd.shared.tensors.codecs import names_in, read_dense_rows, read_encoded, read_stored
 from fedcybgd.shared.tensors.quantized import QuantizedTensor
 
@@ -35,7 +35,7 @@ class Emulator:
     def __init__(self, config_path: Path, task: Task, device: str, precision: torch.dtype, attention: str | None) -> None:
         self._device = device
         self._precision = precision
-        model = skeleton(json.loads(config_path.read_text()), task, attention)
+        model = skeleton(read_configuration(config_path), task, attention)
         for name, buffer in list(model.named_buffers()):
             if not buffer.is_meta:  # those come with a shard
                 path, _, leaf = name.rpartition(".")
@@ -181,6 +181,8 @@ class Emulator:
 
     def _release(self, layers: Iterable[int]) -> None:
         gone = set(layers)
+        if gone and max(gone) >= len(self.layers):
+            raise AssemblyError(f"there is no layer {max(gone)} to leave out: the model has {len(self.layers)}")
         # Some models run a part of one layer in others, too.
         needed = {id(module) for index, layer in enumerate(self.layers) if index not in gone for module in layer.modules()}
         for layer in gone:
@@ -251,7 +253,7 @@ class Emulator:
 
 def homes(config_path: Path, task: Task) -> dict[str, str]:
     """Tensor → the block that the model itself puts it into, by canonical names; of an adapter, that of the matrix which it changes."""
-    blocks = partition(skeleton(json.loads(config_path.read_text()), task))
+    blocks = partition(skeleton(read_configuration(config_path), task))
     home = {tensor.name: block.name for block in blocks for tensor in block.tensors}
     return home | {factor: block for name, block in home.items() for factor in factors_of(name) if factor in home}
 

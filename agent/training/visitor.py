@@ -1,6 +1,5 @@
 """Makes visits, and keeps emulator and data warm for the next one."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -27,7 +26,9 @@ from fedcybgd.agent.training.visit import Opened, Visit
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.training import TrainMetrics
+from fedcybgd.shared.files.configuration import read_configuration
 from fedcybgd.shared.files.safetensors_header import read_header
+from fedcybgd.shared.models.layers import AssemblyError
 from fedcybgd.shared.tensors.codecs import names_in
 
 log = logging.getLogger("fedagent.training")
@@ -82,7 +83,8 @@ class Visitor:
         report(Progress(phase="loading"))
         for shard in request.shards:
             materialise(shard)
-        family = json.loads(Path(request.files["config.json"]).read_text()).get("model_type")
+        _check_whole(request)
+        family = read_configuration(Path(request.files["config.json"])).get("model_type")
         compute = Compute(self.device, choose_precision(request.train.precision, self.device, family))
         partition = self._data(request)
         emulator = self._model(request, compute, partition.width)
@@ -156,3 +158,13 @@ class Visitor:
         if not self._partition[1].features:
             raise DataError("there are no rows to train on")
         return self._partition[1]
+
+
+def _check_whole(request: TrainRequest) -> None:
+    """Raises `AssemblyError` for a visit that nothing can be trained in, whoever made it up."""
+    if "config.json" not in request.files:
+        raise AssemblyError("no config.json came with the model")
+    if not request.train.trained:
+        raise AssemblyError("no block is to be trained")
+    if missing := set(request.train.trained) - {shard.block for shard in request.shards}:
+        raise AssemblyError(f"no shard came of what is to be trained: {', '.join(sorted(missing))}")

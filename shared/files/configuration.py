@@ -1,7 +1,9 @@
 """A model's configuration as somebody supplied it: what of it is used, and what never is."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedcybgd.shared.contract.errors import FedError
@@ -56,6 +58,17 @@ class ModelUnknown(FedError):
     """A configuration that transformers cannot make a model of, or that asks for what is never done."""
 
     code = "model_unknown"
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """What stands in a config.json. Raises `ModelUnknown` where that is no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelUnknown(f"config.json is no JSON: {in_a_line(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelUnknown("config.json is no JSON object")
+    return found
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from fedcybgd.agent import trainer
 from fedcybgd.agent.assignment_run import visit_name
 from fedcybgd.agent.failing import told_of, told_to_coordinator
-from fedcybgd.agent.messages import TrainerEvent
+from fedcybgd.agent.messages import TrainerEvent, TrainRequest
 from fedcybgd.agent.training.compute import choose_device
 from fedcybgd.agent.training.errors import DeviceMissing, NonFinite
 from fedcybgd.agent.training.failures import reason_of
@@ -25,9 +26,11 @@ from fedcybgd.agent.training.order import num_steps
 from fedcybgd.agent.training.shards import ShardCorrupt
 from fedcybgd.agent.training.visitor import Visitor
 from fedcybgd.shared.contract.assignments import LeasedAssignment, Progress
-from fedcybgd.shared.contract.errors import DataAway, DataError
+from fedcybgd.shared.contract.errors import DataAway, DataError, FedError
+from fedcybgd.shared.contract.training import ParameterGroup
 from fedcybgd.shared.contract.words import MOST_STEPS
 from fedcybgd.shared.models.layers import AssemblyError
+from tests.support import training
 from tests.unit.test_outbox import assignment
 from tests.unit.test_trainer_process import REQUEST
 
@@ -176,3 +179,31 @@ def test_not_a_number_is_no_number_of_a_visit() -> None:
         changed["train"][field] = float("nan")
         with pytest.raises(ValidationError):
             LeasedAssignment.model_validate(changed)
+
+
+def _without_groups(request: TrainRequest, groups: list[ParameterGroup]) -> TrainRequest:
+    return request.model_copy(update={"train": request.train.model_copy(update={"groups": groups})})
+
+
+def _configured(request: TrainRequest, folder: Path, text: bytes) -> TrainRequest:
+    (folder / "other.json").write_bytes(text)
+    return request.model_copy(update={"files": {**request.files, "config.json": str(folder / "other.json")}})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        *((lambda request, folder, text=text: _configured(request, folder, text), "is no JSON")
+          for text in (b"[]", b"null", b"3", b"", "{}".encode("utf-16"), b"[" * 100_000)),
+        (lambda request, _: request.model_copy(update={"files": {}}), "no config.json"),
+        (lambda request, _: request.model_copy(update={"dropped": [f"layers.{n}" for n in range(1, 9999)]}), "no layer"),
+        (lambda request, _: _without_groups(request, []), "no block is to be trained"),
+        (lambda request, _: _without_groups(request, [ParameterGroup(blocks=[], learning_rate=1)]), "no block is to be trained"),
+        (lambda request, _: _without_groups(request, [ParameterGroup(blocks=["nope"], learning_rate=1)]), "what is to be trained: nope"),
+    ],
+)  # fmt: skip
+def test_what_a_coordinator_makes_up_is_no_bug_of_ours(spoil: Callable[..., TrainRequest], said: str, bert: Path, tmp_path: Path) -> None:
+    request = spoil(training.Home(tmp_path, bert, "bert").request("layers.0"), tmp_path)
+    with pytest.raises(FedError, match=said) as refused:
+        Visitor("cpu").visit(request, lambda _: None, lambda: False)
+    assert reason_of(refused.value) == "model_mismatch"
