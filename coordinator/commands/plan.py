@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -33,10 +33,10 @@ def plan(
     if as_json:
         say_json(PlanView, view)
     else:
-        terminal.print(draw(view))
+        terminal.parts(draw(view))
 
 
-def draw(view: PlanView) -> RenderableType:
+def draw(view: PlanView) -> list[RenderableType]:
     """The answer of `POST /v1/plan` for people."""
     known = "sizes of its prepared shards" if view.prepared else "sizes estimated from shapes"
     hours = f", about {view.hours:.1f} hours" if view.hours is not None else ""
@@ -48,31 +48,31 @@ def draw(view: PlanView) -> RenderableType:
         parts.append(Text(f"the first cycle takes {down} from the coordinator; {once} where all agents share one site cache"))
     parts += [Text(f"problem: {problem}", "red") for problem in view.problems]
     able = [agent for agent in view.agents if agent.able]
-    parts += [_agents(able), *_visits(able)] if able else []
+    parts += [_room(able), _traffic(able), *_visits(able)] if able else []
     parts += [Text(f"{a.name} cannot take part: {a.message} ({a.reason})", "yellow") for a in view.agents if not a.able]
     if any("of memory are missing" in (why or "") for a in view.agents for why in (a.message, *(v.why_not for v in a.visits))):
         parts.append(Text(MORE_ROOM, "dim"))
-    return Group(*parts)
+    return parts
 
 
-def _agents(agents: list[AgentPlan]) -> Table:
-    columns = (
-        "agent",
-        "visits a cycle",
-        "peak memory: largest / mean",
-        "needs / may",
-        "disk: needs / may",
-        "down: first / later cycle",
-        "up a cycle",
-    )
-    table = Table(*columns, "hours: training + transfer")
+def _room(agents: list[AgentPlan]) -> Table:
+    """What a visit takes on each agent; beside the rest, in a table of its own, it would not fit a terminal of 80 columns."""
+    table = Table("agent", "peak memory: largest / mean", "needs / may", "disk: needs / may")
+    for agent in agents:
+        table.add_row(
+            agent.name, f"{_mb(agent.memory_largest)} / {_mb(agent.memory_mean)}", f"{_mb(agent.memory_needed)} / {_mb(agent.memory_allowed)}",
+            f"{_mb(agent.disk_needed)} / {_mb(agent.disk_allowed)}",
+        )  # fmt: skip
+    return table
+
+
+def _traffic(agents: list[AgentPlan]) -> Table:
+    """What a cycle takes."""
+    table = Table("agent", "visits a cycle", "down: first / later cycle", "up a cycle", "hours: training + transfer")
     for agent in agents:
         first, later = agent.first_cycle, agent.later_cycle
         table.add_row(
-            agent.name, f"{agent.visits_per_cycle:.1f}", f"{_mb(agent.memory_largest)} / {_mb(agent.memory_mean)}",
-            f"{_mb(agent.memory_needed)} / {_mb(agent.memory_allowed)}",
-            f"{_mb(agent.disk_needed)} / {_mb(agent.disk_allowed)}",
-            f"{_mb(first.down)} / {_mb(later.down if later else None)}", _mb(first.up),
+            agent.name, f"{agent.visits_per_cycle:.1f}", f"{_mb(first.down)} / {_mb(later.down if later else None)}", _mb(first.up),
             f"{_hours(agent.training_hours)} + {_hours(agent.transfer_hours)}",
         )  # fmt: skip
     return table

@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from fedcybgd.coordinator.commands.plan import MORE_ROOM, draw
 from fedcybgd.coordinator.domain.run_file import RunFile
@@ -13,6 +12,7 @@ from fedcybgd.coordinator.planning.traffic import PACKED
 from fedcybgd.coordinator.services.operate.forecasts import _agent
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.plans import PlanView
+from fedcybgd.shared.host.terminal import Terminal
 
 WIDTHS = {"7b": (32, 4096, 11_008, 4096), "70b": (80, 8192, 28_672, 1024)}
 CARD = 24 * 10**9
@@ -40,14 +40,25 @@ def four_cards(shape: str, memory: int = CARD, cards: int = 4) -> tuple[RunFile,
     return spec, forecast(spec, ModelShape.of(config), of_run, visited, agents)
 
 
-def told(spec: RunFile, found: Forecast) -> str:
+def told(spec: RunFile, found: Forecast, width: int = 1000) -> str:
     view = PlanView(run="r", model="m", prepared=False, rounds=found.rounds, visited=found.visited, problems=found.problems,
                     hours=found.hours, at_once=found.at_once, first_cycle_down=found.first_cycle[0],
                     first_cycle_down_once=found.first_cycle[1], agents=[_agent(spec, a) for a in found.agents])  # fmt: skip
-    console = Console(file=io.StringIO(), width=1000)
-    console.print(draw(view))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Terminal(file=file, force_terminal=True, color_system=None, width=width).parts(draw(view))
+    return file.getvalue()
+
+
+def test_a_plan_is_read_in_a_terminal_of_80_columns_and_no_figure_is_broken() -> None:
+    spec, found = four_cards("7b")
+    tables = [line for line in told(spec, found, 80).splitlines() if line and line[0] in "┃│┏┡└"]
+    assert max(map(len, tables)) <= 80
+    cells = [cell.strip() for line in tables for cell in line.split("│")]
+    agent = _agent(spec, found.agents[0])
+    for of, whole in ((agent.memory_needed, agent.memory_allowed), (agent.memory_largest, agent.memory_mean)):
+        assert of is not None
+        assert whole is not None
+        assert f"{of / 1e6:,.0f} MB / {whole / 1e6:,.0f} MB" in cells
 
 
 def test_four_cards_make_the_four_visits_of_a_wave_each_with_its_own_memory() -> None:
