@@ -18,6 +18,12 @@ from fedcybgd.shared.host.terminal import Terminal
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+class DocstringsLeftOut(FedError):
+    """Python was told to leave docstrings out, and transformers makes its classes of them."""
+
+    code = "docstrings_left_out"
+
+
 @contextmanager
 def options_in_words() -> Iterator[None]:
     """What is wrong with an option of a command line is said in our words meanwhile."""
@@ -35,6 +41,8 @@ def ended(app: Callable[[], object]) -> None:
     _write_whatever_it_is()
     try:
         try:
+            if sys.flags.optimize > 1:
+                raise DocstringsLeftOut("Python leaves docstrings out (-OO, PYTHONOPTIMIZE=2), which transformers needs; -O is all right")
             app()
         finally:
             if sys.stdout is not None:

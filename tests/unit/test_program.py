@@ -20,6 +20,15 @@ def test_standard_output_without_room_is_told_in_a_line(package: str) -> None:
     assert ended.stderr == "error: standard output has no room for what is to be written: No space left on device [disk_full]\n"
 
 
+@pytest.mark.parametrize("package", ["coordinator", "agent"])
+def test_python_without_docstrings_is_told_at_once(package: str) -> None:
+    words = [sys.executable, "-m", f"fedcybgd.{package}.cli", "--version"]
+    for level, status in (("1", 0), ("2", 1)):
+        ended = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONOPTIMIZE": level})
+        assert ended.returncode == status, ended.stderr
+    assert ended.stderr.replace("\n", " ").endswith("[docstrings_left_out] ")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_a_character_that_the_encoding_of_a_terminal_lacks_ends_no_command(encoding: str) -> None:
     said = "import sys; from fedcybgd.shared.host import program; program.ended(lambda: print('\\u2026 \\u65e5\\udcff'))"
