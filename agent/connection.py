@@ -11,7 +11,7 @@ from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
-from fedcybgd.shared.host.addresses import hint
+from fedcybgd.shared.host.addresses import DIRECT, hint
 from fedcybgd.shared.host.authorities import believed
 
 TIMEOUT = httpx.Timeout(30, connect=10)
@@ -35,7 +35,8 @@ def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx
         verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else believed(httpx.create_ssl_context)
         auth = key if isinstance(key, Signer) else None
         return httpx.Client(
-            base_url=url.rstrip("/") + API, headers=headers, auth=auth, timeout=TIMEOUT, follow_redirects=False, verify=verify
+            base_url=url.rstrip("/") + API, headers=headers, auth=auth, timeout=TIMEOUT, follow_redirects=False, verify=verify,
+            mounts=DIRECT,
         )  # fmt: skip
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
         raise ConfigError(
@@ -54,7 +55,7 @@ def _through(url: str) -> str:
     parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
+    if not proxy or not parts.hostname or f"all://{parts.netloc.removesuffix(f':{parts.port}')}" in DIRECT or proxy_bypass(parts.hostname):
         return ""
     seen = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     bare = urlunsplit((seen.scheme, seen.netloc.rpartition("@")[2], "", "", ""))

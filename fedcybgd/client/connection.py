@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, FileUnusable, KeyInvalid, Refused, TimedOut
 from fedcybgd.shared.contract.words import API, NEXT, ErrorBody, problem_in_words
-from fedcybgd.shared.host.addresses import AddressInvalid, address_of, check_way, hint
+from fedcybgd.shared.host.addresses import DIRECT, AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
 
@@ -45,7 +45,7 @@ class Connection:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             self._http = httpx.Client(
-                base_url=self.url + API, headers=headers, timeout=timeout_s, verify=believed(httpx.create_ssl_context)
+                base_url=self.url + API, headers=headers, timeout=timeout_s, verify=believed(httpx.create_ssl_context), mounts=DIRECT
             )
         except OSError as error:
             raise FileUnusable(f"certificate authorities cannot be read ({error}): look at SSL_CERT_FILE and SSL_CERT_DIR") from error

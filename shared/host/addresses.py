@@ -7,6 +7,8 @@ from urllib.parse import SplitResult, urlsplit
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.plain import one_line
 
+DIRECT: dict[str, None] = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+"""`mounts` of a client of httpx: whatever proxy the environment names, none leads back to this machine"""
 PAGES = re.compile(r"/(admin|v1|docs)(/.*)?$")
 
 

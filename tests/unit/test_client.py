@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fedcybgd.agent.connection import connect, why
 from fedcybgd.client.connection import Connection
 from fedcybgd.client.errors import (
     CoordinatorAway,
@@ -319,3 +320,15 @@ def test_a_run_file_that_is_no_text_is_said_in_a_line(tmp_path: Path, command: t
     )
     assert result.exit_code != 0
     assert not isinstance(result.exception, (OSError, ValueError)), result.exception
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_no_proxy_of_the_environment_leads_back_to_this_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with serving(lambda _: Answer.json({"found": True})) as server:
+        url = server.url.replace("127.0.0.1", name)
+        assert Connection(url, patience_s=0).get("/health") == {"found": True}
+        assert connect(url, "").get("/health").json() == {"found": True}
+    assert "through the proxy" not in why(url, OSError("refused"))
+    assert "through the proxy http://127.0.0.1:9 " in why("http://10.1.2.3:8440", OSError("refused"))
