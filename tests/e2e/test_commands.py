@@ -52,6 +52,8 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     assert "4 rounds" in created.stdout
     watched = fedcoord(federation, "run", "watch", "by-hand")
     assert watched.returncode == 0, watched.stdout
+    assert " 4 of 4 rounds" in watched.stdout
+    assert "run by-hand: completed, 4 of 4 rounds" in fedcoord(federation, "status").stdout
     view = federation.operator.get("/runs/by-hand")
     assert [e["after_rounds"] for e in view["evaluations"]] == [0, 2, 4]
     explained = json.loads(fedcoord(federation, "explain", "by-hand", "--json").stdout)

@@ -120,6 +120,8 @@ def test_an_agent_whose_claims_get_through_and_whose_renewals_do_not_is_named(li
     work = hand.take(run)
     assert held_up(live, run) is None
     hour = timedelta(seconds=work.lease_seconds)
+    backdate(live, work, lease_expires_at=utcnow() + hour - timedelta(seconds=25))
+    assert held_up(live, run) is None, "less than half of a lease"
     backdate(live, work, lease_expires_at=utcnow() + hour - timedelta(seconds=50))
     assert f"{hand.name} took {work.block} 50 s ago and has said nothing since" in (held_up(live, run) or "")
     hand.renew(work, phase="training", step=1, steps=9)

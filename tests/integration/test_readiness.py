@@ -66,11 +66,15 @@ def test_a_run_starts_with_those_who_are_there_and_says_who_is_not(live: LiveCoo
 
     pages = logged_in(live)
     assert told() == [f"no part in it have {unfit.name} (data_invalid)"]
-    assert "(data_invalid)" in pages.get(f"/admin/agents/{unfit.name}").text
+    assert 'class="s-paused">no part in it (data_invalid)' in pages.get(f"/admin/agents/{unfit.name}").text
     assert "its data fit, 1,000 rows or more" in pages.get(f"/admin/agents/{hand.name}").text
     say(unfit, run["id"], False, "not_consented")
     assert told() == []
     assert "its owner has not consented" in pages.get(f"/admin/agents/{unfit.name}").text
+    say(unfit, run["id"], False, "data_invalid")
+    live.operator.post(f"/runs/{run['id']}/cancel")
+    assert told() == []
+    assert "(data_invalid)" not in pages.get(f"/admin/agents/{unfit.name}").text
 
 
 def test_they_join_when_they_come(live: LiveCoordinator, model: str, hand: Hand) -> None:

@@ -298,5 +298,6 @@ def test_advice_is_of_what_is_lacking_yet(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"question": "why", "intent": 2, "text": "x"}])
     assert 'as in: label = "question"' in refused(path).message
     assert 'as in: label = "intent"' in refused(path, columns={"text": "question"}).message
-    path = write_csv(tmp_path / "b.csv", [{"nr": 1, "Unnamed: 0": 1, "question": "why", "label": 2}])
+    path = write_csv(tmp_path / "b.csv", [{"nr": 1, "Unnamed: 0": 1, "row_id": 1, "question": "why", "label": 2}])
     assert 'as in: text = "question"' in refused(path).message
+    assert 'as in: text = "id"' in refused(write_csv(tmp_path / "c.csv", [{"id": 1, "label": 2}])).message, "where there is no other"
