@@ -12,6 +12,8 @@ def spread(values: Iterable[float], from_zero: bool) -> tuple[float, float]:
     known = [value for value in values if math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     low = min(0.0, low) if from_zero else low
+    if low == high and from_zero:
+        return low, high + 1.0  # one score so far, after no round: nothing comes before it
     if low == high:
         return low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
     return (low, high) if from_zero else (low - 0.06 * (high - low), high + 0.06 * (high - low))

@@ -31,6 +31,7 @@ def test_what_is_always_the_same_has_an_axis_too() -> None:
         low, high = spread(values, from_zero=True)
         assert low < high
         assert ticks(low, high)
+        assert low == min([0.0, *(v for v in values if math.isfinite(v))]), "no rounds before the first"
 
 
 def test_numbers_are_short() -> None:
