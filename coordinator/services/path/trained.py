@@ -47,9 +47,10 @@ class DeltaForm:
 
 def trained_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
     """The blocks that an assignment trains, exact, whatever they were sent as: they are as they were then, for it has not been applied."""
-    exact = {ref.block: ref for ref in queries.shard_refs(queries.blocks_of(session, assignment.run_id))}
     sent = [ref for ref in assignment.manifest.blocks if ref.block in assignment.train.trained]
-    return [ref if ref.codec == EXACT else exact[ref.block].model_copy(update={"version": ref.version}) for ref in sent]
+    rounded = [ref.block for ref in sent if ref.codec != EXACT]
+    exact = {ref.block: ref for ref in queries.exact_shards(session, assignment.run_id, rounded)} if rounded else {}
+    return [exact[ref.block].model_copy(update={"version": ref.version}) if ref.block in exact else ref for ref in sent]
 
 
 def corrected_refs(session: Session, assignment: Assignment) -> list[ShardRef]:
