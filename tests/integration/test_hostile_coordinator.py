@@ -38,14 +38,20 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+HEAD = save({"classifier.weight": numpy.zeros((2, 8), "float32")})
+"""The shard of what is to be trained, without which an agent looks at nothing else."""
+
+
 def offered(files: dict[str, bytes] | None = None, **changes: Any) -> dict[str, Any]:
     """An assignment as a coordinator says it; names with two underscores go into `train`."""
     names = files if files is not None else {"config.json": b"{}"}
     refs = [{"name": name, "digest": digest(data), "size": len(data)} for name, data in names.items()]
-    train = {"task": "text-classification", "num_labels": 2, "groups": [], "steps": 1, "batch_size": 1, "max_length": 8, "seed": 0}
+    train = {"task": "text-classification", "num_labels": 2, "steps": 1, "batch_size": 1, "max_length": 8, "seed": 0}
+    train["groups"] = [{"blocks": ["head"], "learning_rate": 1e-3}]
+    head = {"block": "head", "version": 0, "codec": "exact", "digest": digest(HEAD), "size": len(HEAD)}
     said = {
         "assignment_id": WORK, "attempt": 1, "lease_seconds": 60, "run_id": RUN, "run_name": "mine", "round": 0, "cycle": 0, "block": "head",
-        "manifest": {"files": refs, "blocks": []}, "train": train, "max_delta_bytes": 1000,
+        "manifest": {"files": refs, "blocks": [head]}, "train": train, "max_delta_bytes": 1000,
     }  # fmt: skip
     for name, value in changes.items():
         part, _, inner = name.rpartition("__")
@@ -75,7 +81,9 @@ class TakenOver:
             return attack if isinstance(attack, Answer) else Answer.json(attack)
         if "/shards/" in path:
             self.fetched.append(path.rsplit("/", 1)[1])
-            return self.blobs.get(self.fetched[-1], Answer.json({"code": "not_found", "message": "no", "detail": {}}, 404))
+            return ({digest(HEAD): Answer(200, HEAD)} | self.blobs).get(
+                self.fetched[-1], Answer.json({"code": "not_found", "message": "no", "detail": {}}, 404)
+            )
         if path.endswith("/return"):
             self.returned.append(json.loads(asked.body))
             return Answer.json({"assignment_id": WORK, "state": "pending", "reason": None, "attempt": 1})
@@ -289,6 +297,7 @@ def test_code_of_others_is_refused_at_every_depth(daemon: Callable[..., Daemon])
         agent.watched(lambda: len(scene.returned) == len(cases), 90)
         said = (agent.home / "log").read_text()
         assert "a shard holds x, which the model does not have" in said
+        assert "to be trained" not in said, "refused for another reason than the one meant here"
         assert "\x1b" not in said, "names of others do not speak to the terminal"
         assert agent.stop() < 10
     assert {answer["reason"] for answer in scene.returned} == {"model_mismatch"}
