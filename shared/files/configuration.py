@@ -21,10 +21,10 @@ MACHINE_FIELDS = frozenset(
 OF_ONE_CALL = frozenset(
     {
         "return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "torchscript",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "chunk_size_feed_forward",
     }
 )  # fmt: skip
-"""Fields that say what a call of the model returns or stores: whoever calls it asks for what it needs."""
+"""Fields that say what a call of the model returns or stores, or in what pieces it computes: whoever calls it asks for what it needs."""
 
 OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
 """Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
