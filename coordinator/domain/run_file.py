@@ -85,7 +85,7 @@ class TrainSection(Training, Section):
 class EvaluateSection(TableFormat, Section):
     held_out: str = Field(min_length=1, description="CSV, JSONL or Parquet file on held-out rows; relative to the run file")
     columns: dict[str, str] = Field(default_factory=dict, description="field: column, where they differ")
-    every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1)] = Field(
+    every: Literal["cycle", "round", "end"] | Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         "cycle", description="or a number of rounds; the model is scored before the first round too, but for `end`"
     )
     digest: Digest | None = Field(None, description="of the uploaded held-out file; filled in by `fedcoord run create`")
@@ -139,7 +139,7 @@ class DeltaSection(Section):
 
 
 class ExposureSection(Section):
-    max_exact_blocks: int | None = Field(None, ge=1, description="blocks that one agent may receive exact, in the whole run")
+    max_exact_blocks: int | None = Field(None, ge=1, le=100_000, description="blocks that one agent may receive exact, in the whole run")
 
 
 class RunFile(Section):

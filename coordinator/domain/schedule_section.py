@@ -46,7 +46,7 @@ class ScheduleSection(Section):
     )
     blocks: list[str] = Field(["all"], min_length=1, description="which blocks are trained: names, layers, layers.2-5, all")
     always: list[str] = Field([], description="blocks that are trained along in every visit; a fresh head must be")
-    layers_per_block: int = Field(1, ge=1, description="how many consecutive layers make one block")
+    layers_per_block: int = Field(1, ge=1, le=10_000, description="how many consecutive layers make one block")
     reassign_after_s: float = Field(
         300, ge=0, le=10 * 366 * 86_400, description="how long a visit waits for its own agent before another may take it"
     )

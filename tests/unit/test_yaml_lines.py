@@ -5,6 +5,7 @@ import pytest
 from fedcybgd.coordinator.domain.run_file import RunFile, RunFileInvalid, parse_run_file
 
 GOOD = "name: a\nmodel: b\ntask: {kind: text-classification, labels: 3}\n"
+ENORMOUS = 10**400
 LAUGHS = "".join(f"k{n}: &k{n} {{{', '.join(f'x{i}: *k{n - 1}' for i in range(9))}}}\n" for n in range(1, 10))
 
 
@@ -14,6 +15,9 @@ LAUGHS = "".join(f"k{n}: &k{n} {{{', '.join(f'x{i}: *k{n - 1}' for i in range(9)
         ("name: a\nmodel: b\ntask: &t {labels: 3, x: *t}\n", "the alias in line 3 stands inside of what it means"),
         ("&all\nname: *all\n", "stands inside of what it means"),
         (f"k0: &k0 {{a: 1}}\n{LAUGHS}{GOOD}", "with its aliases written out it has more than"),
+        (f"{GOOD}schedule: {{layers_per_block: {ENORMOUS}}}\n", "line 4: schedule.layers_per_block: must be 10000 or less"),
+        (f"{GOOD}exposure: {{max_exact_blocks: {ENORMOUS}}}\n", "line 4: exposure.max_exact_blocks: must be 100000 or less"),
+        (f"{GOOD}evaluate: {{held_out: a.csv, every: {ENORMOUS}}}\n", "line 4: evaluate.every"),
         (f"{GOOD}seed: !!int ''\n", "a value cannot be read"),
         (f"{GOOD}keep_best: !!bool x\n", "a value cannot be read"),
         (f"{GOOD}keep_best: !!timestamp x\n", "a value cannot be read"),
