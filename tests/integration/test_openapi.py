@@ -98,8 +98,8 @@ def test_the_status_shows_all_that_goes_on(live: LiveCoordinator, model: str, ha
     assert status["bytes"]["down"] > 0
     assert "done" not in status["jobs"], "what is done is history"
     hand.give_back(assignment, "other", "a reason to remember")
-    errors = operator(live).get("/status").json()["last_errors"]
-    assert (errors[0]["level"], errors[0]["code"]) == ("warning", "other")
-    assert "a reason to remember" in errors[0]["message"]
+    # Another test's lease may lapse in the same moment.
+    said = next(e for e in operator(live).get("/status").json()["last_errors"] if "a reason to remember" in e["message"])
+    assert (said["level"], said["code"]) == ("warning", "other")
     assert last_visit(live, run)["reason"] == "other"
     assert not [x for x in operator(live).get("/status").json()["leases"] if x["agent"] == hand.name]
