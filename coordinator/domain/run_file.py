@@ -14,55 +14,18 @@ from fedcybgd.coordinator.domain.corrections_section import CorrectionsSection
 from fedcybgd.coordinator.domain.ending import AverageVersionsSection, StopSection, check_calibration, check_scores
 from fedcybgd.coordinator.domain.schedule_section import ScheduleSection
 from fedcybgd.coordinator.domain.section import Section
+from fedcybgd.coordinator.domain.task_section import GIVEN, TaskSection
 from fedcybgd.coordinator.domain.yaml_lines import MOST_PROBLEMS, composed, line_of, repeated
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.block_names import HEAD
 from fedcybgd.shared.contract.digests import Digest
-from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.training import Training
-from fedcybgd.shared.contract.words import CLASSIFICATIONS, DeltaCodec, LabelSkew, Name, Task, problem_in_words
+from fedcybgd.shared.contract.words import DeltaCodec, LabelSkew, Name, problem_in_words
 from fedcybgd.shared.files.table_format import TableFormat
 
 
 class RunFileInvalid(Invalid):
     code = "run_file_invalid"
-
-
-class TaskSection(Section):
-    kind: Task = Field(description="what the model learns to do")
-    labels: Annotated[int, Field(ge=2, le=100_000)] | list[str] | None = Field(None, description="how many labels, or their names in order")
-    max_length: int = Field(
-        128, ge=2, le=1_000_000, description="tokens of a row (longer ones are cut) or of a window of text; not for images"
-    )
-
-    @property
-    def is_classification(self) -> bool:
-        return self.kind in CLASSIFICATIONS
-
-    @property
-    def num_labels(self) -> int | None:
-        return len(self.labels) if isinstance(self.labels, list) else self.labels
-
-    @property
-    def label_names(self) -> list[str] | None:
-        return self.labels if isinstance(self.labels, list) else None
-
-    @property
-    def spec(self) -> TaskSpec:
-        """The task as jobs and agents are told it."""
-        return TaskSpec(task=self.kind, num_labels=self.num_labels, label_names=self.label_names, max_length=self.max_length)
-
-    @model_validator(mode="after")
-    def _labels_fit_the_kind(self) -> "TaskSection":
-        if self.is_classification and self.labels is None:
-            raise ValueError(f"{self.kind} needs `labels`: how many there are, or their names")
-        if self.kind == "image-classification" and self.max_length != TaskSection.model_fields["max_length"].default:
-            raise ValueError("`max_length` means nothing for image-classification: an image has as many tokens as the model makes of it")
-        if not self.is_classification and self.labels is not None:
-            raise ValueError(f"{self.kind} has no labels")
-        if isinstance(self.labels, list) and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
-            raise ValueError("`labels` must name at least two different labels")
-        return self
 
 
 class TrainSection(Training, Section):
@@ -264,7 +227,7 @@ def parse_run_file(text: str, source: str = "run file") -> RunFile:
         raise RunFileInvalid(f"{source}: a run file is a mapping; it needs at least name, model and task")
     problems = list(repeated(tree, ""))
     try:
-        run = RunFile.model_validate(values)
+        run = RunFile.model_validate(values, context=GIVEN)
     except ValidationError as error:
         problems += [(line_of(tree, e["loc"]), _field(e["loc"], values), _problem(e)) for e in error.errors()[:MOST_PROBLEMS]]
     if not problems:
@@ -289,7 +252,7 @@ def written(spec: RunFile, agents: int) -> str:
 def checked(values: Mapping[str, object]) -> RunFile:
     """A run file that is given as a mapping. Raises `RunFileInvalid`; its message has one line for each wrong field."""
     try:
-        return RunFile.model_validate(values)
+        return RunFile.model_validate(values, context=GIVEN)
     except ValidationError as error:
         problems = [{"field": _field(e["loc"], values), "message": _problem(e)} for e in error.errors()]
         raise RunFileInvalid("\n".join(f"{p['field']}: {p['message']}" for p in problems), problems=problems) from error

@@ -364,8 +364,8 @@ def test_labels_must_fit_the_task(task: str, says: str) -> None:
     assert says in message
 
 
-@pytest.mark.parametrize("labels", ["1", "many", "[a, 3]", "{a: 1}"])
-def test_labels_of_a_wrong_type_are_named(labels: str) -> None:
+@pytest.mark.parametrize("labels", ["1", "many", "[a, 3]", "{a: 1}", "[a, ' ']", "[a, 'a ']", '["\\u00e9", "e\\u0301"]', '[a, "b\\n"]'])
+def test_labels_that_are_none_are_named(labels: str) -> None:
     found = problems(f"name: r\nmodel: m\ntask:\n  kind: text-classification\n  labels: {labels}\n")
     assert {line for line, _, _ in found} == {5}
     assert all(field.startswith("task.labels") for _, field, _ in found)
