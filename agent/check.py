@@ -28,7 +28,7 @@ from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.versions import VERSION
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
-from fedcybgd.shared.files.tables import EVERY_FIELD, Row, column_names, read_rows
+from fedcybgd.shared.files.tables import EVERY_FIELD, Row, column_names, named_in, read_rows
 from fedcybgd.shared.host import machine
 
 FEW_FILES = 128
@@ -187,8 +187,9 @@ def _data(name: str, data: DataSection, path: Path) -> Iterator[Finding]:
         columns = column_names(path, data)
         if columns is None:
             raise DataError(f"{path} has no rows")
-        count = sum(1 for _ in read_rows(path, data, {data.columns.get(field, field) for field in EVERY_FIELD}))
-        if missing := sorted(c for c in data.columns.values() if c not in columns):
+        fields = {field: named_in(columns, data.columns.get(field, field)) for field in EVERY_FIELD}
+        count = sum(1 for _ in read_rows(path, data, fields.values(), [fields["answers"]]))
+        if missing := sorted(c for c in data.columns.values() if named_in(columns, c) not in columns):
             raise DataError(f"{path.name} has no column {', '.join(missing)}; its columns are {', '.join(columns)}")
     except DataError as error:
         yield Finding(False, what, error.message, f"correct [data.{name}] in agent.toml, or the file")

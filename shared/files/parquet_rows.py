@@ -1,12 +1,14 @@
 """The rows of Parquet files, one by one."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.files.answers import MOST_ANSWERS
 from fedcybgd.shared.files.disk import unreadable
 from fedcybgd.shared.files.text_files import LARGEST_RATIO, RATIO_FROM
 
@@ -14,9 +16,13 @@ ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 64 << 20
 """Rows that are in memory at a time, and their bytes, about: rows with images are large. No single row has more bytes."""
 
 
-def parquet_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows as column → value; of `columns` only, where they are given. Raises `DataError` for what is no Parquet file, and for one that
-    was made to fill a memory.
+NUMBER_BYTES = 8
+"""Of an element of a list, beside its text"""
+
+
+def parquet_rows(path: Path, columns: Collection[str] | None = None, lists: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows as column → value; of `columns` only, where they are given, and then only those in `lists` may have lists. Raises `DataError`
+    for what is no Parquet file, and for one that was made to fill a memory.
 
     A value that many rows share is in memory once, as it is in the file: text and bytes become a row's own when its turn has come.
     """
@@ -25,7 +31,7 @@ def parquet_rows(path: Path, columns: Collection[str] | None = None) -> Iterator
         names = _names(file, path)
         wanted = names if columns is None else [name for name in names if name in columns]
         leaves = _leaves(file, wanted)
-        shared = _shared(file, leaves, path, columns is not None)
+        shared = _shared(file, leaves, path, None if columns is None else lists)
         size = _rows_at_once(file)
         groups = range(file.metadata.num_row_groups)
     with _opened(path, shared) as file:
@@ -116,38 +122,76 @@ def _number_of_leaves(kind: Any) -> int:
     return sum(_number_of_leaves(kind.field(index).type) for index in range(kind.num_fields)) if kind.num_fields else 1
 
 
-def _shared(file: Any, columns: Mapping[str, Collection[int]], path: Path, checked: bool) -> list[str]:
+def _shared(file: Any, columns: Mapping[str, Collection[int]], path: Path, lists: Collection[str] | None) -> list[str]:
     """The leaves of these columns that may be of any length: they are read as the values that there are, and which of them each row has.
 
-    `checked`: lists are refused, for no field is one, and a single row of a few bytes may have a billion numbers.
+    Lists are refused but in `lists` (None: anywhere), for no other field is one, and a single row of a few bytes may have a billion numbers.
     """
     leaves = {name: [file.schema.column(index) for index in of] for name, of in columns.items()}
-    if checked and (name := next((name for name, of in leaves.items() if any(leaf.max_repetition_level for leaf in of)), None)) is not None:
-        raise DataError(
-            f"{path.name}: column {name!r} has lists; it must be a whole number, text or an image; answers go in as the text of their JSON",
-            path=str(path), column=name,
-        )  # fmt: skip
+    for name, of in leaves.items():
+        if lists is None or not any(leaf.max_repetition_level for leaf in of):
+            continue
+        if name not in lists or not _is_of_lists(file.schema_arrow.field(name).type):
+            what = "must have a text and its place in each" if name in lists else "must be a whole number, text or an image"
+            raise DataError(f"{path.name}: column {name!r} has lists; it {what}", path=str(path), column=name)
+        if any(values > MOST_ANSWERS * rows for values, rows in _lengths(file, columns[name])):
+            raise DataError(
+                f"{path.name}: the lists of column {name!r} are longer than {MOST_ANSWERS} on the average", path=str(path), column=name
+            )
     return [
         leaf.path for of in leaves.values() for leaf in of
-        if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL" and not leaf.max_repetition_level
+        if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL" and (lists is not None or not leaf.max_repetition_level)
     ]  # fmt: skip
 
 
+def _is_of_lists(kind: Any) -> bool:
+    """Whether only structs, and lists of the usual kind, are around what the column holds."""
+    import pyarrow
+
+    parts = [kind.field(index).type for index in range(kind.num_fields)]
+    usual = pyarrow.types.is_struct(kind) or pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+    return all(map(_is_of_lists, parts)) and (usual or not parts)
+
+
+def _lengths(file: Any, leaves: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Of each of these leaves, in each group of rows: how many values it has, and how many rows."""
+    for group in (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)):
+        for leaf in leaves:
+            yield group.column(leaf).num_values, group.num_rows
+
+
 def _sizes(batch: Any) -> list[int]:
-    """Bytes of text and bytes in each row."""
+    """Bytes of text and bytes in each row, and of lists."""
+    import pyarrow.compute as compute
+
+    total = functools.reduce(compute.add, map(_bytes, batch.columns), _nothing(batch.num_rows))
+    sizes: list[int] = total.to_pylist()
+    return sizes
+
+
+def _bytes(column: Any) -> Any:
     import pyarrow
     import pyarrow.compute as compute
 
-    total, columns = pyarrow.scalar(0, pyarrow.int64()), list(batch.columns)
-    while columns:
-        column = columns.pop()
-        if pyarrow.types.is_struct(column.type):
-            columns += [column.field(index) for index in range(column.type.num_fields)]
-        elif pyarrow.types.is_dictionary(column.type):
-            lengths = compute.binary_length(column.dictionary).cast(pyarrow.int64())
-            total = compute.add(total, compute.fill_null(lengths.take(column.indices), 0))
-    sizes: list[int] = total.to_pylist() if isinstance(total, pyarrow.Array) else [0] * batch.num_rows
-    return sizes
+    if pyarrow.types.is_struct(column.type):
+        parts = (_bytes(column.field(index)) for index in range(column.type.num_fields))
+        return functools.reduce(compute.add, parts, _nothing(len(column)))
+    if pyarrow.types.is_dictionary(column.type):
+        lengths = compute.binary_length(column.dictionary).cast(pyarrow.int64())
+        return compute.fill_null(lengths.take(column.indices), 0)
+    if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        inside = compute.add(_bytes(column.flatten()), NUMBER_BYTES)
+        before = pyarrow.concat_arrays([pyarrow.array([0], pyarrow.int64()), compute.cumulative_sum(inside)])
+        lengths = compute.fill_null(compute.list_value_length(column), 0).cast(pyarrow.int64())
+        ends = compute.cumulative_sum(lengths)
+        return compute.subtract(before.take(ends), before.take(compute.subtract(ends, lengths)))
+    return _nothing(len(column))
+
+
+def _nothing(rows: int) -> Any:
+    import pyarrow
+
+    return pyarrow.repeat(pyarrow.scalar(0, pyarrow.int64()), rows)
 
 
 def _rows_at_once(file: Any) -> int:

@@ -18,7 +18,7 @@ from fedcybgd.shared.contract.words import Task
 from fedcybgd.shared.files.answers import stored_answers
 from fedcybgd.shared.files.disk import unreadable
 from fedcybgd.shared.files.images import stored_image
-from fedcybgd.shared.files.labels import NUMBER, Labels, shown
+from fedcybgd.shared.files.labels import NUMBER, Labels, bare, shown
 from fedcybgd.shared.files.parquet_rows import parquet_columns, parquet_label_names, parquet_rows
 from fedcybgd.shared.files.stand_ins import HEAD, PACKED, other_format, pointer
 from fedcybgd.shared.files.table_format import Format, TableFormat
@@ -85,8 +85,11 @@ def format_of(path: Path) -> Format:
     )
 
 
-def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of a file, one dictionary each; `.gz` is unpacked on the way. Of a Parquet file `columns` only, where they are given.
+def read_rows(
+    path: Path, how: TableFormat | None = None, columns: Collection[str] | None = None, lists: Collection[str] = ()
+) -> Iterator[Row]:
+    """The rows of a file, one dictionary each; `.gz` is unpacked on the way. Of a Parquet file `columns` only, where they are given: those
+    in `lists` may have lists.
 
     Raises `DataError` when the file is missing, unreadable, or not of its format; the message names the line.
     """
@@ -99,7 +102,7 @@ def read_rows(path: Path, how: TableFormat | None = None, columns: Collection[st
             case "jsonl":
                 yield from jsonl_rows(path, how)
             case "parquet":
-                yield from parquet_rows(path, columns)
+                yield from parquet_rows(path, columns, lists)
 
 
 def _check_is_itself(path: Path, how: TableFormat) -> None:
@@ -149,6 +152,12 @@ def column_names(path: Path, how: TableFormat | None = None) -> list[str] | None
     return None if first is None else list(first)
 
 
+def named_in(there: Collection[str], column: str) -> str:
+    """A column as its file writes it, where that has another of the forms that Unicode has for the same characters."""
+    alike = [name for name in there if bare(name) == bare(column)]
+    return alike[0] if column not in there and len(alike) == 1 else column
+
+
 def label_names_of(path: Path, column: str | None, how: TableFormat | None = None) -> list[str] | None:
     """The names that a file itself gives to the numbers of a column of labels; None where it gives none."""
     is_parquet = ((how and how.format) or format_of(path)) == "parquet"
@@ -187,13 +196,15 @@ def examples(
     there = column_names(path, how)
     if there is None:
         raise DataError(f"{path.name} has no rows", path=str(path))
+    columns = {field: named_in(there, column) for field, column in columns.items()}
     wanted = _match_columns(spec.task, fields[spec.task], columns, there, path, how, mapped_in)
-    first = next(read_rows(path, how, wanted.values()))
+    lists = [wanted["answers"]] if "answers" in wanted else []
+    first = next(read_rows(path, how, wanted.values(), lists))
     wanted = {f: column for f, column in wanted.items() if f not in fields[spec.task].optional or not _is_absent(first.get(column))}
     unmapped = {f: columns.get(f, f) for f in fields[spec.task].optional if f not in wanted}
     labels = Labels(spec.num_labels, spec.label_names, how.first_label, label_names_of(path, wanted.get("label"), how))
     read = [*wanted.values(), *(column for column in unmapped.values() if column in there)]
-    for number, row in enumerate(read_rows(path, how, read), 1):
+    for number, row in enumerate(read_rows(path, how, read, lists), 1):
         for field, column in unmapped.items():
             if not _is_absent(row.get(column)):
                 raise DataError(

@@ -4,14 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig
 
+from fedcybgd.agent.check import _data
+from fedcybgd.agent.settings import DataSection
 from fedcybgd.coordinator.domain.answer_tally import AnswerCandidate, AnswerTally, exact_match, f1, plain_words
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.task import TaskSpec
+from fedcybgd.shared.files import parquet_rows
 from fedcybgd.shared.files.tables import examples, read_examples
 from fedcybgd.shared.models.answering import MOST_TOKENS, answers, best_span
 from fedcybgd.shared.models.batches import IGNORED, forward_logits, loss_sum, row_losses
@@ -117,6 +122,28 @@ def test_a_missing_field_and_renamed_columns(bert: Path, tmp_path: Path) -> None
     table = tmp_path / "t.csv"
     table.write_text('question,context,answers\nwhy,my card,"' + json.dumps(row["answers"]).replace('"', '""') + '"\n')
     assert [read] == read_examples(listed, spec, {}) == read_examples(table, spec, {})
+
+
+@pytest.mark.parametrize(
+    "form", [lambda a: a, lambda a: [{"text": t, "answer_start": s} for t, s in zip(*a.values(), strict=True)], json.dumps]
+)
+def test_a_parquet_file_may_have_answers_as_lists(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the SQuAD data sets are published."""
+    spec, path = TaskSpec(task="extractive-qa", max_length=32), tmp_path / "a.parquet"
+    rows = [question("why", "my card is lost", 1), question("how", "the bank", None), question("how", "the bank " + "up " * 300, 0, 300)]
+    parquet.write_table(pyarrow.Table.from_pylist([row | {"answers": form(row["answers"])} for row in rows]), path)
+    assert read_examples(path, spec, {}) == read_examples(questions(tmp_path / "a.jsonl", rows), spec, {})
+    assert next(_data("default", DataSection(path="a.parquet"), path)).ok
+    monkeypatch.setattr(parquet_rows, "BYTES_AT_ONCE", 1000)
+    with pytest.raises(DataError, match=r"a.parquet row 3 has 1,\d+ bytes"):
+        read_examples(path, spec, {})
+
+
+def test_lists_of_a_few_bytes_without_end_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    rows = {"question": ["why"], "context": ["my card"], "answers": [{"text": [""] * 101, "answer_start": [0] * 101}]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="lists of column 'answers' are longer than 100"):
+        read_examples(tmp_path / "a.parquet", TaskSpec(task="extractive-qa", max_length=32), {})
 
 
 def test_a_tokenizer_that_knows_no_places_is_refused(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,14 @@ def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     assert "two columns are named 'text'" in refused(tmp_path / "a.parquet").message
 
 
+@pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet])
+def test_a_column_is_found_in_whichever_form_its_letters_are_written(tmp_path: Path, write: Any) -> None:
+    path = write(tmp_path / f"a.{write.__name__.removeprefix('write_')}", [{"gro\u0308\u00dfe": "a", "label": 1}])
+    columns = {"text": "gr\u00f6\u00dfe"}
+    assert read_examples(path, TaskSpec(task="text-classification", max_length=8, num_labels=2), columns) == [{"text": "a", "label": 1}]
+    assert next(_data("default", DataSection(path=path.name, columns=columns), path)).ok
+
+
 def test_columns_of_a_parquet_file_that_are_not_used_are_not_read(tmp_path: Path) -> None:
     odd = pyarrow.array([1], pyarrow.timestamp("ns"))  # nanoseconds have no type in Python
     parquet.write_table(pyarrow.table({"text": ["a"], "label": [1], "when": odd}), tmp_path / "a.parquet")
