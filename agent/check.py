@@ -22,7 +22,7 @@ from fedcybgd.agent.sandbox.walls import Walls
 from fedcybgd.agent.settings import Config, DataSection, Home, within_hours
 from fedcybgd.agent.site.asking import SiteCache
 from fedcybgd.agent.telling import what_counts_tell, what_deltas_tell
-from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.agent.trainer_process import STARTS_WITHIN, TrainerProcess
 from fedcybgd.agent.watch import START_S
 from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
@@ -145,7 +145,7 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding(True, "training process", walls.text())
     except AgentError as error:
         yield Finding(False, "training process", error.message, "report it; the agent would not work either")
-    if wanted in ("cuda", "mps") or device.kind != "cpu":
+    if wanted in ("cuda", "mps") or device.kind != "cpu" or 0 < (config.limits.memory_gb or 0) * 1e9 <= STARTS_WITHIN:
         yield _trial(home, config, device)
     if (files := machine.raise_open_files()) < FEW_FILES:
         yield Finding(
@@ -163,7 +163,7 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
 
 
 def _trial(home: Home, config: Config, found: DeviceInfo) -> Finding:
-    """Whether a training process gets hold of the device that was found, within its walls: a daemon's own may run beside it."""
+    """Whether a training process begins, and gets hold of the device that was found, within its walls: a daemon's own may run beside it."""
     aside = Home(home.path)
     aside.work = asking(home).work
     process = TrainerProcess(config, aside)
@@ -173,7 +173,8 @@ def _trial(home: Home, config: Config, found: DeviceInfo) -> Finding:
         process.close()
     what, else_cpu = "training", 'or set device.kind = "cpu": until then the coordinator plans for a device that is not used'
     if said is None:
-        return Finding(False, what, "the training process ended before it was ready; what it wrote stands above", "report it")
+        text, small = "the training process ended before it was ready; what it wrote stands above", (config.limits.memory_gb or 0) * 1e9
+        return Finding(False, what, text, "raise limits.memory_gb" if 0 < small <= STARTS_WITHIN else "report it")
     if not said.device:
         return Finding(False, what, said.message, f"install the driver and a torch for it, {else_cpu}")
     if said.device.split(",")[0] != found.kind:

@@ -32,6 +32,9 @@ STOP_WITHIN_S = 20.0
 """A process that heeds no stop is ended then: the next visit pays for it with a start."""
 END_WITHIN_S = 3.0
 """The same where the agent itself ends: nothing is lost then."""
+STARTS_WITHIN = 2_000_000_000
+"""Bytes in which the process begins on any device: where it may take more it ended for another reason"""
+ENDED_BY_OTHERS = frozenset({-signal.SIGKILL, -signal.SIGTERM})
 
 
 class TrainerProcess:
@@ -39,7 +42,7 @@ class TrainerProcess:
 
     def __init__(self, config: Config, home: Home) -> None:
         limit = int((config.limits.memory_gb or 0) * 1e9)
-        self._walls, self._residuals = walls_of(home, config), home.residuals
+        self._limit, self._walls, self._residuals = limit, walls_of(home, config), home.residuals
         card = int((config.limits.gpu_memory_gb or 0) * 1e9)
         arguments = [config.device.kind, str(config.device.threads), str(limit), str(card), config.training.model_dump_json()]
         self._command = [*ISOLATED, "fedcybgd.agent.trainer", *arguments]
@@ -134,8 +137,8 @@ class TrainerProcess:
                 self._look_after(watch, lost)
                 continue
             if event is None:
-                code = self._process.wait() if self._process is not None else 0
-                raise VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
+                self._starting = watch.starting
+                raise self._death()
             moved = watch.heard(event)
             self._starting = watch.starting
             if moved and event.event == "alive":
@@ -160,6 +163,14 @@ class TrainerProcess:
                     if self._ending.is_set():
                         raise StopRequested
                     raise LeaseGone("the lease is gone")
+
+    def _death(self) -> VisitFailed:
+        """Why there is no process any more. One that cannot even begin within its limit would not at the next visit either."""
+        code = self._process.wait() if self._process is not None else 0
+        if self._starting and 0 < self._limit <= STARTS_WITHIN and code not in ENDED_BY_OTHERS:
+            text = f"the training process ended before it could train ({_cause(code)}): limits.memory_gb = {self._limit / 1e9:g} is too little for it"
+            return VisitFailed("memory_limit", text)
+        return VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
 
     def _look_after(self, watch: Watch, lost: threading.Event) -> None:
         """End the process if it hangs, or does not heed a stop: what holds it up may never come back."""

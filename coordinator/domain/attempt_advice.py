@@ -10,7 +10,8 @@ MENDED_BY: dict[str, str] = {
     "disk_unwritable": "give its home back to the user that it runs as (`fedagent check`)",
     "data_invalid": "mend its rows: `fedagent check` on its machine names the first that is wrong",
     "non_finite_loss": "a lower train.learning_rate, or `train.precision: float32`; if it is one agent alone, its rows",
-    "trainer_died": "look into its log: the system ends processes that take too much memory (limits.memory_gb)",
+    "trainer_died": "look into its log: the system ends processes that take too much memory. Free some there, or a smaller train.batch_size or "
+    "task.max_length",
     "delta_refused": "a rule of its policy.toml, or a limit of the coordinator, is in the way; its log names it",
     "stalled": "its machine stands still or is far too slow: fewer train.steps, or limits.hours in its agent.toml",
     "shard_corrupt": "its disk or what is between it and the coordinator spoils bytes: look at both",

@@ -29,6 +29,7 @@ UNFAITHFUL = 0.5
 """Cosine: less than half of a step of such a gradient goes where the real model's would."""
 FLAT = 5
 """Scores without a better one."""
+CHECK_SAYS = "`fedagent check` on its machine says what is wrong; it is asked again by itself when that is mended"
 NAMED = 4
 ATTEMPT_CODES: frozenset[str] = frozenset({*get_args(ReturnReason), *TakenBack}) - ON_PURPOSE
 """Why an attempt came to nothing, but for what is nobody's failure"""
@@ -153,7 +154,9 @@ def _quarantined(facts: DiagnosisFacts) -> Evidence | None:
 def _unfit(facts: DiagnosisFacts) -> Evidence | None:
     if not facts.unfit:
         return None
-    return Evidence(f"no part in it have {_listed([f'{agent} ({reason})' for agent, reason in sorted(facts.unfit.items())])}")
+    advice = "; ".join(f"{reason}: {MENDED_BY[reason]}" for reason in sorted({*facts.unfit.values()} & MENDED_BY.keys()))
+    listed = _listed([f"{agent} ({reason})" for agent, reason in sorted(facts.unfit.items())])
+    return Evidence(f"no part in it have {listed}", f"{advice}; {CHECK_SAYS}" if advice else CHECK_SAYS)
 
 
 def _slow(facts: DiagnosisFacts) -> Evidence | None:
@@ -255,8 +258,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         _quarantined,
     ),
     Symptom(
-        "agents_unfit", "warning", "any that says so of itself, but for those whose owners have not consented",
-        "`fedagent check` on its machine says what is wrong; it is asked again by itself when that is mended", _unfit,
+        "agents_unfit", "warning", "any that says so of itself, but for those whose owners have not consented", "", _unfit,
     ),
     Symptom(
         "loss_rising", "warning", f"{label_skew.RISE:.0%} over the lowest, as for label skew",

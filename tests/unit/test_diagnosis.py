@@ -30,7 +30,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "agents_fail": ({"failures": {"eve": Counter({"out_of_memory": 3})}}, "eve: 3 × out_of_memory", "batch_size"),
     "held_up": ({"held": [Held("eve", "head", 50, 90, "sending")]}, "eve said 50 s ago that it is sending, at head", "proxy"),
     "quarantined": ({"quarantined": {"eve": "noon"}}, "eve until noon", "release"),
-    "agents_unfit": ({"unfit": {"eve": "data_invalid", "dan": "memory_limit"}}, "dan (memory_limit); eve (data_invalid)", "fedagent check"),
+    "agents_unfit": ({"unfit": {"eve": "data_invalid", "dan": "out_of_memory"}}, "dan (out_of_memory); eve (data_invalid)", "batch_size"),
     "loss_rising": ({"losses": [*STEADY, 1.75, 1.8]}, "2 rounds ago it was 1.7", "learning_rate"),
     "label_skew": ({"told": {"label_skew": "unlike: do this"}}, "unlike", "after this one"),
     "labels_forgotten": ({"told": {"labels_forgotten": "none is right; do this"}}, "none", "after this one"),

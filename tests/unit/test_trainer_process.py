@@ -65,9 +65,10 @@ def test_the_settings_of_training_reach_the_process(tmp_path: Path) -> None:
 class Child(TrainerProcess):
     """A training process that does what a script says, line by line as the real one does."""
 
-    def __init__(self, script: str, stall_s: float = 10) -> None:
+    def __init__(self, script: str, stall_s: float = 10, memory_gb: float | None = None) -> None:
+        limits = {"stall_s": stall_s, "memory_gb": memory_gb}
         super().__init__(
-            Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}, "limits": {"stall_s": stall_s}}),
+            Config.model_validate({"coordinator": "http://localhost", "data": {"path": "rows.jsonl"}, "limits": limits}),
             Home(Path(tempfile.mkdtemp(prefix="fedagent-"))),
         )
         self._command = [sys.executable, "-c", "import json, sys, time\n" + script]
@@ -218,3 +219,20 @@ def test_what_a_process_trains_on_is_heard_before_the_first_visit() -> None:
     assert said is not None
     assert said.device == "cuda, bfloat16"
     assert Child("sys.exit(1)").until_ready(60) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "memory_gb", "reason"),
+    [
+        ("sys.exit(127)", 0.3, "memory_limit"),
+        (SAY + "say('walled')\nraise MemoryError", 0.3, "memory_limit"),
+        ("sys.exit(1)", None, "trainer_died"),
+        ("sys.exit(1)", 8, "trainer_died"),
+        ("import os\nos.kill(os.getpid(), 9)", 0.3, "trainer_died"),
+        (SAY + READ + "sys.exit(1)", 0.3, "trainer_died"),
+    ],
+)
+def test_a_process_that_cannot_begin_within_its_limit_is_not_begun_for_every_visit(script: str, memory_gb: float, reason: str) -> None:
+    with pytest.raises(VisitFailed) as failed:
+        visited(Child(script, memory_gb=memory_gb))
+    assert failed.value.reason == reason
