@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcybgd.shared.files.disk import EXHAUSTED, FULL, says_full
+from fedcybgd.shared.files.disk import FULL, says_full
+from fedcybgd.shared.host.exhausted import says_exhausted
 
 FIRST_S, LONGEST_S = 5.0, 1800.0
 LOOK_EVERY_S = 5.0
@@ -18,7 +19,7 @@ ROOM = 16 << 20
 
 def is_short(error: BaseException) -> bool:
     """Whether an error passes once this machine has more to give: space, open files, memory, processes."""
-    return says_full(error) or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in EXHAUSTED)
+    return says_full(error) or says_exhausted(error)
 
 
 def what_is_short(error: BaseException) -> str:

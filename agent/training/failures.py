@@ -14,6 +14,7 @@ from fedcybgd.shared.contract.errors import DataAway, DataError, HeaderError, Pa
 from fedcybgd.shared.files.configuration import ModelUnknown
 from fedcybgd.shared.files.disk import WORDS, disk_reason
 from fedcybgd.shared.files.lossless import PackedError
+from fedcybgd.shared.host.exhausted import NO_MEMORY
 from fedcybgd.shared.models.layers import AssemblyError
 from fedcybgd.shared.models.tokens import TokenizerUnusable
 from fedcybgd.shared.tensors.codecs import CodecError
@@ -30,7 +31,6 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], ReturnReason], ...] = (
     ((OptimizerMissing, DeviceMissing), "other"),
     ((MemoryError,), "out_of_memory"),
 )
-MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "os error 12")
 LOST = ("cuda error", "cuda driver error", "cublas_status", "cudnn_status")
 """What torch says of a card on which every later call of the same process fails, too."""
 READ_ONLY = ("read-only file system", "permission denied", "input/output error", "os error 30", "os error 13", "os error 5)")
@@ -62,7 +62,7 @@ def reason_of(error: BaseException) -> ReturnReason:
             return "out_of_memory"
     # Libraries say it in words: safetensors has a class of its own, torch a RuntimeError.
     text = str(error).lower()
-    for words, reason in ((MEMORY, "out_of_memory"), (LOST, "other"), (WORDS, "disk_full"), (READ_ONLY, "disk_unwritable")):
+    for words, reason in ((NO_MEMORY, "out_of_memory"), (LOST, "other"), (WORDS, "disk_full"), (READ_ONLY, "disk_unwritable")):
         if any(word in text for word in words):
             return reason
     return "bug"

@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from fedcybgd.coordinator.storage import StoreFull
 from fedcybgd.coordinator.storage.full import FullDisks
-from fedcybgd.shared.files.disk import EXHAUSTED, says_full
+from fedcybgd.shared.files.disk import says_full
+from fedcybgd.shared.host.exhausted import says_exhausted
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord")
@@ -30,7 +31,7 @@ def _disk_full(request: Request, error: Exception) -> JSONResponse:
 def _of_the_system(request: Request, error: Exception) -> JSONResponse:
     if says_full(error):
         return _disk_full(request, error)
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in EXHAUSTED):
+    if says_exhausted(error):
         if _rarely.is_due():
             log.error("this machine has nothing to give (%s); whoever asked tries again", str(error) or type(error).__name__)
         return _answer(503, "exhausted", "the coordinator's machine is out of memory or open files; nothing was changed. Ask again later")

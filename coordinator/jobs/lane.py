@@ -21,10 +21,14 @@ from fedcybgd.coordinator.services.emulators import mending
 from fedcybgd.coordinator.storage import StorageAway, StoreFull
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import logs
+from fedcybgd.shared.host.exhausted import says_exhausted
 
 log = logging.getLogger("fedcoord.jobs")
 LOOK_EVERY_S = 5.0
 """Also without a wake: a job may have been written by somebody who woke nobody, or died before he did."""
+SHORT_S = 5.0
+"""Between two tries of a job for which its machine had nothing to give: others may need less by then"""
+MORE_MEMORY = "free some there, lower FEDCOORD_ENGINES, or have jobs done on a larger machine (`fedcoord engine`)"
 CANNOT_START = (OSError, EOFError, MemoryError, RuntimeError, BrokenExecutor)
 """What a process or its threads and pipes cannot be made for: no memory, no more files, no more threads, nothing left to be forked from."""
 
@@ -181,11 +185,34 @@ class LaneThread:
             raise LaneStopped
         if died := isinstance(error, BrokenExecutor):
             self._engine = None
+        if short := not isinstance(error, FedError) and says_exhausted(error):
+            self._let_go()
         if isinstance(error, FedError):
             code, message = error.code, error.message
         else:
             hung = died and self._hung == job.hold
-            code = "worker_hung" if hung else "worker_died" if died else "engine_failed"
-            message = f"its engine did nothing for {HUNG_S:.0f} s and was ended" if hung else reason(error)
-        log.error("job %s (%s) failed: %s", job.id, job.kind, message, exc_info=None if died or isinstance(error, FedError) else error)
-        self._queue.fail(job, code, message[:4000], died)
+            code = "worker_hung" if hung else "worker_died" if died else "engine_exhausted" if short else "engine_failed"
+            message = _in_words(code, error)
+        log.error(
+            "job %s (%s) failed: %s", job.id, job.kind, message, exc_info=None if died or short or isinstance(error, FedError) else error
+        )
+        self._queue.fail(job, code, message[:4000], died or short)
+        if short:
+            self._patience.rest(SHORT_S)
+
+    def _let_go(self) -> None:
+        """The next job has a new engine: this one may hold what it was made to take."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def _in_words(code: str, error: Exception) -> str:
+    match code:
+        case "worker_hung":
+            return f"its engine did nothing for {HUNG_S:.0f} s and was ended"
+        case "worker_died":
+            return f"its engine died, perhaps ended by the system because memory ran out ({reason(error)}); {MORE_MEMORY}"
+        case "engine_exhausted":
+            return f"its engine's machine has no memory, threads or open files left ({reason(error)}); {MORE_MEMORY}"
+    return reason(error)

@@ -31,6 +31,11 @@ class Patience:
     def ended(self) -> bool:
         return self._stopping.is_set()
 
+    def rest(self, seconds: float) -> None:
+        """Raises `LaneStopped` when the coordinator stops meanwhile."""
+        if self._stopping.wait(seconds):
+            raise LaneStopped
+
     def take(self, what: str, step: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
         """Take a step, again and again while what hinders it may pass, with growing and jittered waits. Raises `LaneStopped` in between."""
         wait, rarely = FIRST_WAIT_S, Rarely()

@@ -7,8 +7,6 @@ from fedcybgd.shared.contract.errors import DataAway, DataError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""Too many open files, no memory, no more processes: the machine has nothing to give for now."""
 NAMED_WRONG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ})
 WORDS = ("no space left", "disk quota", "file too large", "os error 28", "os error 122", "os error 27")
 

@@ -1,5 +1,6 @@
 """One class of promises, run over every implementation of `Jobs`, on both databases."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -224,6 +225,42 @@ class TestJobs:
         assert (failed.error_code, hanging.times) == ("worker_hung", 3)
         assert "did nothing" in (failed.error or "")
         hanging.go_on.set()
+
+    @pytest.mark.parametrize(
+        ("error", "tries", "ends"),
+        [
+            (MemoryError(), 2, ("done", None)),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 3, ("failed", "engine_exhausted")),
+            (RuntimeError("can't start new thread"), 3, ("failed", "engine_exhausted")),
+            (OSError(errno.EMFILE, "Too many open files"), 3, ("failed", "engine_exhausted")),
+            (RuntimeError("shapes do not match"), 1, ("failed", "engine_failed")),
+        ],
+    )
+    def test_a_job_for_which_there_is_no_memory_is_tried_three_times_with_a_new_engine_each(
+        self, database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int, ends: tuple[str, str | None]
+    ) -> None:
+        monkeypatch.setattr(lane, "SHORT_S", 0.01)
+        engines: list[PlayedEngine] = []
+        asked: list[int] = []
+
+        def play(*_: Any) -> Any:
+            asked.append(len(engines))
+            if len(asked) == tries and ends[0] == "done":
+                return IMPORTED
+            raise error
+
+        def engine(_: Any) -> PlayedEngine:
+            engines.append(PlayedEngine(play))
+            return engines[-1]
+
+        job_id = submit(database)
+        owner("rep_a", None, engine)
+        wait_for(lambda: job(database, job_id).state in ("done", "failed"), limit=15)
+        ended = job(database, job_id)
+        assert (ended.state, ended.error_code) == ends
+        assert len(asked) == tries
+        if tries > 1:
+            assert len(set(asked[1:])) == tries - 1, "each has an engine of its own"
 
     def test_coordinators_that_stop_or_die_are_not_held_against_a_job(self, database: Database) -> None:
         """Two orderly stops and two deaths of its owner, then two of its engine: it is still begun again."""
