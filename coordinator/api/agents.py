@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.api.assignments import DaemonHeading
 from fedcybgd.coordinator.api.deps import AgentDep, OpenDep, OperatorDep, OwnerDep, SettingsDep, ViewerDep, WaitingDep, now
 from fedcybgd.coordinator.api.paging import PAGED, PageDep, paged
 from fedcybgd.coordinator.api.responses import errors
@@ -76,11 +77,13 @@ def enrol(body: EnrolRequest, request: Request, response: Response, session: Wri
     return enrolment.enrol(session, body, now(), _holds(settings))
 
 
-@router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403))
-def me(agent: AgentDep, session: WriteDep, waiting: WaitingDep, settings: SettingsDep, response: Response) -> AgentSelf:
-    """Who the key belongs to, and which runs it may take part in."""
+@router.get("/agents/me", summary="The agent that is asking", response_model=AgentSelf, responses=errors(401, 403, 422))
+def me(
+    agent: AgentDep, session: WriteDep, waiting: WaitingDep, settings: SettingsDep, response: Response, daemon: DaemonHeading = None
+) -> AgentSelf:
+    """Who the key belongs to, and which runs it may take part in. Where a daemon has worked with the key, a sign of life only if one asks."""
     response.headers[OFFERS] = waiting.offers
-    presence.seen(session, agent.id, now())
+    presence.seen(session, agent.id, daemon, now())
     return offers.self_of(session, agent.id, now(), _holds(settings))
 
 

@@ -38,6 +38,7 @@ from fedcybgd.shared.contract.words import DAEMON, ELSEWHERE, ID, MAX_WAIT_S, OF
 router = APIRouter(route_class=DatabaseRoute, prefix="/assignments", tags=["assignments"], responses=errors(401, 403, 422))
 AssignmentId = Annotated[str, Path(pattern=ID)]
 DAEMON_WORD = "^[0-9a-f]{16}$"
+DaemonHeading = Annotated[str | None, Header(alias=DAEMON, pattern=DAEMON_WORD, description="which start of the agent's daemon asks")]
 
 
 @router.post(
@@ -56,7 +57,7 @@ async def claim(
     settings: SettingsDep,
     response: Response,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for work before answering 204")] = 25,
-    daemon: Annotated[str | None, Header(alias=DAEMON, pattern=DAEMON_WORD, description="which start of the agent's daemon asks")] = None,
+    daemon: DaemonHeading = None,
 ) -> LeasedAssignment | Response:
     """Long poll: answers at once when there is work, else as soon as there is some. Headings say whether other runs are offered, and how long to wait next."""
     offers = waiting.offers

@@ -9,6 +9,7 @@ import pytest
 
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.sweeper import UPLOAD_KEPT_S
+from fedcybgd.shared.contract.words import DAEMON
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
 from tests.support.visits import Hand, sweep
@@ -41,6 +42,19 @@ def test_an_agent_that_is_not_seen_is_silent_until_it_is_seen_again(live: LiveCo
     after = view(live, hand)
     assert after["state"] == "active"
     sweep(live)
+    assert view(live, hand)["state"] == "active"
+
+
+def test_an_owner_who_looks_does_not_make_a_daemon_that_is_gone_seem_there(live: LiveCoordinator) -> None:
+    """`fedagent status` beside a daemon that was killed: else a run waits for it again, as often as somebody looks."""
+    hand, daemon = Hand(live), {DAEMON: "a" * 16}
+    hand.http.post("/assignments/claim", params={"wait": 0}, json={"runs": []}, headers=daemon)
+    go_unseen(live, hand, live.settings.silent_after_s + 1)
+    wait_for(lambda: view(live, hand)["state"] == "silent", limit=5)
+    before = view(live, hand)["last_seen_at"]
+    assert hand.me().state == "silent"
+    assert (view(live, hand)["state"], view(live, hand)["last_seen_at"]) == ("silent", before)
+    hand.http.get("/agents/me", headers=daemon)
     assert view(live, hand)["state"] == "active"
 
 

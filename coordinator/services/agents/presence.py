@@ -14,11 +14,14 @@ TOGETHER = 5000
 """Agents in one statement: a statement has at most 32,766 parameters on SQLite."""
 
 
-def seen(session: Session, agent_id: str, now: datetime) -> None:
-    """Write a sign of life at once. Raises `AgentRevoked` for an agent that was revoked while its call waited."""
+def seen(session: Session, agent_id: str, daemon: str | None, now: datetime) -> None:
+    """Write a sign of life at once. Raises `AgentRevoked` for an agent that was revoked while its call waited.
+
+    A call without the word of a daemon is none of an agent whose daemon has one: its owner looks (`fedagent status`, `check`).
+    """
     agent = session.get_one(Agent, agent_id)
     identity.admit(agent)
-    if needs_seen(agent.state, agent.last_seen_at, now):
+    if (daemon is not None or agent.daemon is None) and needs_seen(agent.state, agent.last_seen_at, now):
         states.seen(agent, now)
 
 
