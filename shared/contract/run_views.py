@@ -44,9 +44,14 @@ class BlockMapView(BlockView):
     position: int = Field(description="in the model, from 0")
     influence: float | None = Field(description="how much a layer changes what passes through it; null: not measured")
     round: int | None = Field(description="the round that made the present version; null: it is as it was prepared")
+    origin: str | None = Field(
+        description="of the present version: base, applied, restored, averaged, best, calibrated or found; null: no history is kept"
+    )
     changed_at: datetime | None
     sizes: dict[str, int] = Field(description="codec → bytes on the wire of the present version, in the codecs in which it is kept")
-    last: VerdictView | None = Field(description="the delta that the present version was made by, or one of them")
+    last: VerdictView | None = Field(
+        description="the delta that the present version was made by, or one of them; null where it was made otherwise"
+    )
     rejected: VerdictView | None = Field(description="the last delta that was rejected, where that was later")
     holders: list[HolderView] = Field(description="of the present round; of a round of many agents the first few")
 

@@ -253,6 +253,8 @@ def test_the_best_of_all_is_kept_and_can_be_verified(alone: LiveCoordinator, tmp
     assert (view["conclusion"]["kept"], view["conclusion"]["best_after"]) == ("best", 2)
     assert view["conclusion"]["without"] == ["last", "average"]
     assert is_mean(live, run, models[1:2])
+    made = {b["origin"]: b["last"] for b in live.operator.get(f"/runs/{run}/blocks") if b["origin"] != "base"}
+    assert made["best"] is None, "a delta that is not in it has not made it"
     assert "the best version, after 2 rounds (accuracy 100.00%" in completed(live, run)
     assert verify(live.settings, run).rounds == 6
     Client(live.url, live.operator_key).runs.export(run, tmp_path / "export")

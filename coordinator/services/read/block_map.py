@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, BlockVersion, EncodedShard, Run
 from fedcybgd.coordinator.db.paging import Listed, Order, Page
 from fedcybgd.coordinator.domain.assignment import AssignmentState
+from fedcybgd.coordinator.domain.history import VersionOrigin
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.run_views import BlockMapView, HolderView, VerdictView, VersionView
 
@@ -22,7 +23,7 @@ PRESENT = and_(BlockVersion.run_id == Block.run_id, BlockVersion.block == Block.
 # Statements are made once: that costs more than asking.
 BLOCK_ROWS = select(
     Block.name, Block.kind, Block.version, Block.digest, Block.size, Block.num_parameters, Block.position, Block.influence,
-    BlockVersion.round, BlockVersion.made_at,
+    BlockVersion.origin, BlockVersion.round, BlockVersion.made_at,
 ).join(BlockVersion, PRESENT, isouter=True)  # fmt: skip
 VERSION_ROWS = select(
     BlockVersion.version, BlockVersion.origin, BlockVersion.parent, BlockVersion.round, BlockVersion.digest, BlockVersion.size,
@@ -49,14 +50,14 @@ def of_run(session: Session, run: Run, page: Page) -> Listed[BlockMapView]:
     """In the order of the model."""
     found = BLOCKS.page(session, BLOCK_ROWS.where(Block.run_id == run.id), page)
     trained = {*run.trained_blocks, *run.spec.schedule.always} if run.prepared else set()
-    rounds = {row.round for row in found.items if row.round is not None}
+    rounds = {row.round for row in found.items if row.origin == VersionOrigin.APPLIED}
     accepted = _judged(session, run.id, Assignment.round.in_(rounds), Assignment.applied)
     since = max(min(rounds, default=run.rounds_done), run.rounds_done - CYCLES * max(1, len(run.trained_blocks)))
     rejected = _judged(session, run.id, Assignment.round >= since, Assignment.state == AssignmentState.REJECTED)
     by_round: dict[int, list[Any]] = defaultdict(list)
     for visit in accepted:
         by_round[visit.round].append(visit)
-    last = {row.name: _of_block(by_round[row.round], row.name) for row in found.items if row.round is not None}
+    last = {row.name: _of_block(by_round[row.round], row.name) for row in found.items if row.origin == VersionOrigin.APPLIED}
     refused = {row.name: next((v for v in rejected if row.name in v.blocks), None) for row in found.items}
     told = _told(session, {v.id for v in (*last.values(), *refused.values()) if v is not None})
     sizes, holders = _sizes(session, {row.digest for row in found.items}), _holders(session, run)
@@ -67,7 +68,7 @@ def of_run(session: Session, run: Run, page: Page) -> Listed[BlockMapView]:
         later = bad is not None and (good is None or good.at is None or (bad.at is not None and bad.at > good.at))
         return BlockMapView(
             name=row.name, kind=row.kind, version=row.version, digest=row.digest, size=row.size, num_parameters=row.num_parameters,
-            trained=row.name in trained, position=row.position, influence=row.influence, round=row.round,
+            trained=row.name in trained, position=row.position, influence=row.influence, round=row.round, origin=row.origin,
             changed_at=row.made_at if row.round is not None else None, sizes=sizes.get(row.digest, {}),
             last=good, rejected=bad if later else None, holders=holders.get(row.name, []),
         )  # fmt: skip
@@ -80,7 +81,7 @@ def versions_of(session: Session, run: Run, block: str, page: Page) -> Listed[Ve
     if session.scalar(select(Block.position).where(Block.run_id == run.id, Block.name == block)) is None:
         raise NotFound(f"run {run.name} has no block {block!r}")
     found = VERSIONS.page(session, VERSION_ROWS.where(BlockVersion.run_id == run.id, BlockVersion.block == block), page)
-    rounds = {row.round for row in found.items if row.round is not None and row.origin == "applied"}
+    rounds = {row.round for row in found.items if row.origin == VersionOrigin.APPLIED}
     accepted = _judged(session, run.id, Assignment.round.in_(rounds), Assignment.applied)
     chosen: dict[int, list[Any]] = defaultdict(list)
     for row in accepted:
@@ -89,7 +90,7 @@ def versions_of(session: Session, run: Run, block: str, page: Page) -> Listed[Ve
     told = _told(session, {row.id for rows in chosen.values() for row in rows})
 
     def view(row: Any) -> VersionView:
-        made_by = [_verdict(v, block, told) for v in chosen.get(row.round, []) if row.origin == "applied"]
+        made_by = [_verdict(v, block, told) for v in chosen.get(row.round, []) if row.origin == VersionOrigin.APPLIED]
         return VersionView(**{name: getattr(row, name) for name in VersionView.model_fields if name != "made_by"}, made_by=made_by)
 
     return found.map(view)
