@@ -26,6 +26,7 @@ from fedcybgd.shared.contract.assignments import DeltaReceipt, LeasedAssignment,
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.files.configuration import image_shape
 from fedcybgd.shared.files.images import bytes_on_disk
@@ -252,7 +253,7 @@ def check_memory(limit: float | None, assignment: LeasedAssignment) -> None:
         trained.discard("embeddings")
     needed = sum(IN_TRAINING.get(ref.codec, 4) * ref.size for ref in assignment.manifest.blocks if ref.block in trained)
     if limit is not None and needed > limit:
-        text = f"{assignment.block} needs at least {needed / 1e9:.2f} GB to train, the agent's limits allow {limit / 1e9:.2f}"
+        text = f"{assignment.block} needs at least {in_units(needed)} to train, the agent's limits allow {in_units(limit)}"
         raise VisitFailed("memory_limit", text)
 
 

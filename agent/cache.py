@@ -17,6 +17,7 @@ import httpx
 from fedcybgd.agent.errors import Unreachable, VisitFailed
 from fedcybgd.agent.policy import PolicyRefused
 from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.files.paths import inside
 from fedcybgd.shared.files.verified import Verifier
 from fedcybgd.shared.files.volumes import move
@@ -84,9 +85,9 @@ class ShardCache:
 
     def _check_room(self, what: str) -> None:
         if self._needed > self._room:
-            wanted = (self._limit - self._room + self._needed) / 1e9
+            wanted = self._limit - self._room + self._needed
             raise VisitFailed(
-                "disk_limit", f"this visit needs {wanted:.2f} GB of {what}, limits.disk_gb allows {self._limit / 1e9:.2f}; raise it"
+                "disk_limit", f"this visit needs {in_units(wanted)} of {what}, limits.disk_gb allows {in_units(self._limit)}; raise it"
             )
 
     def path(self, digest: str) -> Path:

@@ -26,6 +26,7 @@ from fedcybgd.agent.trainer_process import STARTS_WITHIN, TrainerProcess
 from fedcybgd.agent.watch import START_S
 from fedcybgd.shared.contract.agents import DeviceInfo, RunOffer
 from fedcybgd.shared.contract.errors import DataError
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.contract.versions import VERSION
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.tables import EVERY_FIELD, Row, column_names, named_in, read_rows
@@ -125,8 +126,8 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
     except GpuMissing as error:
         yield Finding(False, "device", error.message, "nvidia-smi -L lists the GPUs by number and UUID")
         return
-    memory = f"{device.memory_bytes / 1e9:.1f} GB of memory, {machine.memory_available() / 1e9:.1f} free"
-    accelerator = f", {device.accelerator_bytes / 1e9:.1f} GB on it" if device.kind == "cuda" else ""
+    memory = f"{in_units(device.memory_bytes)} of memory, {in_units(machine.memory_available())} free"
+    accelerator = f", {in_units(device.accelerator_bytes)} on it" if device.kind == "cuda" else ""
     found = f"{device.kind} ({device.name}), {device.cores} cores, {memory}{accelerator}"
     if wanted in ("cuda", "mps") and device.kind != wanted:
         yield Finding(False, "device", f"{wanted} was asked for, found only {found}", "set device.kind to auto, or install the driver")
@@ -153,8 +154,8 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         )
     free = psutil.disk_usage(str(home.path)).free
     wants = config.limits.disk_gb * 1e9
-    advice = "" if free >= wants else f"only {free / 1e9:.1f} GB are free: lower limits.disk_gb or free space"
-    yield Finding(free >= wants, "disk", f"cache of up to {wants / 1e9:.1f} GB, {free / 1e9:.1f} GB free", advice)
+    advice = "" if free >= wants else f"only {in_units(free)} are free: lower limits.disk_gb or free space"
+    yield Finding(free >= wants, "disk", f"cache of up to {in_units(wants)}, {in_units(free)} free", advice)
     if config.limits.hours:
         from datetime import datetime
 

@@ -9,7 +9,7 @@ from typing import Any
 from fedcybgd.agent.credentials import Credentials
 from fedcybgd.agent.loopback import LoopbackPort
 from fedcybgd.agent.settings import Home
-from fedcybgd.agent.status import StatusReport, at, for_anybody, gathered, site_cache
+from fedcybgd.agent.status import StatusReport, at, cached, for_anybody, gathered, site_cache
 from fedcybgd.shared.contract.plain import one_line
 
 EVERY_S = 3
@@ -57,8 +57,7 @@ def _parts(view: StatusReport) -> Iterator[str]:
             yield from _visit(status)
         yield from _contact(status)
         yield from _troubles(status)
-    limit = f" of {view.cache_limit / 1e9:.2f}" if view.cache_limit is not None else ""
-    yield f"<h2>On this machine</h2><p>cache: {view.cache_bytes / 1e9:.2f}{limit} GB; {view.outbox} deltas wait to be sent</p>"
+    yield f"<h2>On this machine</h2><p>{cached(view)}; {view.outbox} deltas wait to be sent</p>"
     if status is not None and status.get("site_cache"):
         yield f"<p>{_said(site_cache(status['site_cache']))}</p>"
     if status is not None and status.get("walls"):

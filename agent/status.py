@@ -21,6 +21,7 @@ from fedcybgd.agent.errors import AgentError
 from fedcybgd.agent.sent import Sent
 from fedcybgd.agent.settings import Home
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.sizes import in_units
 
 HANGS_AFTER_S = 900.0
 """Without a sign it hangs: longer than anything that it does between two"""
@@ -143,9 +144,8 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
         yield Text(f"training process: {one_line(status['walls'])}")
     for refused in status.get("takes_no_work_of", ()):
         yield Text(f"takes no work of run {refused['run']}: {refused['reason']}: {one_line(refused['message'])}", "yellow")
-    limit = f" of {view.cache_limit / 1e9:.2f}" if view.cache_limit is not None else ""
     waiting = f"; {view.outbox} deltas wait to be sent" if view.outbox else ""
-    yield Text(f"cache: {view.cache_bytes / 1e9:.2f}{limit} GB{waiting}")
+    yield Text(f"{cached(view)}{waiting}")
     if (site := status.get("site_cache")) is not None:
         yield Text(site_cache(site), "yellow" if site["trouble"] else "")
     yield _left(view.sent)
@@ -155,6 +155,11 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
         else:
             runs = ", ".join(f"{name} ({state})" for name, state in said_of.runs.items()) or "none"
             yield Text(f"the coordinator says: {said_of.state}; open runs: {runs}")
+
+
+def cached(view: StatusReport) -> str:
+    """How full the cache is."""
+    return f"cache: {in_units(view.cache_bytes)}" + (f" of {in_units(view.cache_limit)}" if view.cache_limit is not None else "")
 
 
 def site_cache(shown: dict[str, Any]) -> str:

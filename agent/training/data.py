@@ -7,6 +7,7 @@ import torch
 
 from fedcybgd.agent.messages import DataSource
 from fedcybgd.agent.training.errors import DiskFilled
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.images import bytes_on_disk
 from fedcybgd.shared.files.tables import Row, examples
@@ -36,7 +37,7 @@ class Partition:
             self.rows += 1
             if self._disk_bytes is not None and (taken := bytes_on_disk(self.rows, self._row_bytes)) > self._disk_bytes:
                 raise DiskFilled(
-                    f"{taken / 1e9:.2f} GB of pixels of {self.rows} images and more; limits.disk_gb leaves them {self._disk_bytes / 1e9:.2f}; raise it"
+                    f"{in_units(taken)} of pixels of {self.rows} images and more; limits.disk_gb leaves them {in_units(self._disk_bytes)}; raise it"
                 )
             yield row
 

@@ -22,6 +22,7 @@ from fedcybgd.agent.training.compute import Compute
 from fedcybgd.agent.training.data import Partition
 from fedcybgd.agent.training.errors import Stopped
 from fedcybgd.agent.training.overrides import forwards
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.files.configuration import HIDDEN_SIZE
 from fedcybgd.shared.host.machine import memory_available
 from fedcybgd.shared.models.batches import Batch, plain_forward
@@ -242,7 +243,7 @@ def choose(setting: str, order: Sequence[Sequence[int]], partition: Partition, h
         return "memory"
     if partition.disk_left is not None and size > partition.disk_left:
         log.warning(
-            "no prefix cache: it would take %.2f GB of the disk, and limits.disk_gb leaves it %.2f", size / 1e9, partition.disk_left / 1e9
+            "no prefix cache: it would take %s of the disk, and limits.disk_gb leaves it %s", in_units(size), in_units(partition.disk_left)
         )
         return None
     return "disk" if setting == "disk" or shutil.disk_usage(Path(tempfile.gettempdir())).free > 2 * size else None

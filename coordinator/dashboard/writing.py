@@ -8,16 +8,6 @@ from markupsafe import Markup
 CODE = re.compile(r"`([^`]+)`")
 
 
-def size(number: float | None) -> str:
-    """Bytes, in the unit that fits."""
-    if number is None:
-        return "–"
-    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(number) >= least:
-            return f"{number / least:,.1f} {unit}"
-    return f"{number:.0f} B"
-
-
 def count(number: float | None) -> str:
     """A large number in a few letters: 22.7 M."""
     if number is None:

@@ -268,7 +268,7 @@ def test_what_lies_beside_the_shards_takes_their_room(tmp_path: Path) -> None:
     cache.reserve(1500, "pixels")
     cache.get(digest, 1000, Coordinator(data).fetch)
     assert files(tmp_path) == sorted([kept[2], digest]), "with 1,500 beside them, two of 1,000 fit in 3,500"
-    with pytest.raises(VisitFailed, match=r"this visit needs 0\.00 GB of shards, residuals and pixels") as failed:
+    with pytest.raises(VisitFailed, match=r"this visit needs 3\.5 kB of shards, residuals and pixels") as failed:
         cache.reserve(1001, "pixels")
     assert failed.value.reason == "disk_limit"
     cache.pin([(digest, 1000)])
