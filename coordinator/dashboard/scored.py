@@ -1,6 +1,7 @@
 """The curves of runs: loss and score against rounds, bytes or time, with what they are to be held against."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,20 +33,26 @@ class Pictures:
 def pictures(of: Sequence[Named], x: X, anchor: AnchorView | None = None) -> Pictures:
     kind = kind_of([e for _, series in of for e in series.evaluations])
     measure = "accuracy" if kind == "text" else measures(kind)[0]
-    losses = [Curve(name, [(at, e.loss) for e in s.evaluations if e.loss is not None and (at := _x(e, x)) is not None]) for name, s in of]
-    shares = [
-        Curve(name, [(at, 100 * e.quality) for e in s.evaluations if e.quality is not None and (at := _x(e, x)) is not None]) for name, s in of
-    ]  # fmt: skip
+    losses = [_curve(name, s, x, lambda e: e.loss) for name, s in of]
+    shares = [_curve(name, s, x, lambda e: None if e.quality is None else 100 * e.quality) for name, s in of]
     rounds = [Curve(name, [(each.after_rounds, each.loss) for each in s.losses]) for name, s in of]
     label, (first, *others) = LABELS[x], of
     of_share, of_loss = ([], []) if others else (_levels(first[1], quality, anchor) for quality in (True, False))
     return Pictures(
-        score=None if kind == "text" else curves(f"Held-out {measure}", shares, label, f"{measure}, %", of_share),
+        score=None if kind == "text" else curves(f"Held-out {measure}", shares, label, f"{measure}, %", of_share, x == "rounds", 100.0),
         measure=measure,
-        loss=curves("Held-out loss", losses, label, "loss, nats", of_loss),
-        calibration=curves("Loss on the calibration rows", rounds, "rounds", "loss, nats") if any(c.points for c in rounds) else None,
+        loss=curves("Held-out loss", losses, label, "loss, nats", of_loss, x == "rounds"),
+        calibration=curves("Loss on the calibration rows", rounds, "rounds", "loss, nats", counted=True)
+        if any(c.points for c in rounds)
+        else None,
         legend=legend(losses) if others else None,
     )
+
+
+def _curve(name: str, series: SeriesView, x: X, value: Callable[[EvaluationView], float | None]) -> Curve:
+    """Where a score failed is a gap; one that was skipped, or is still made, is none at all."""
+    found = [(_x(e, x), math.nan if e.failed is not None and e.failed.code != "skipped" else value(e)) for e in series.evaluations]
+    return Curve(name, [(at, number) for at, number in found if at is not None and number is not None])
 
 
 def _x(score: EvaluationView, x: X) -> float | None:

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
-from fedcybgd.coordinator.pictures.axis import spread, ticks, written
+from fedcybgd.coordinator.pictures.axis import is_drawn, labels, spread, ticks, written
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 250, 62, 14, 12, 40
 COLOURS = 8
 """Classes c0 to c7 of the style sheet; the curves after the last begin again"""
-LETTERS = 20
-"""Height of a line of them, as large as they are on a phone"""
+LETTERS, DIGIT = 20, 10
+"""Height of a line of them, and width of a digit, as large as they are on a phone"""
 DOTTED = 50
 """A curve of more points is a line without dots"""
 
@@ -32,41 +33,51 @@ class Level:
     y: float
 
 
-def curves(title: str, drawn: Sequence[Curve], x: str, y: str, levels: Sequence[Level] = ()) -> Markup:
-    """`x` and `y` are the labels of the axes. Points that are no numbers are left out."""
-    good = [Curve(c.name, [p for p in c.points if all(map(math.isfinite, p))]) for c in drawn]
+def curves(
+    title: str, drawn: Sequence[Curve], x: str, y: str, levels: Sequence[Level] = (), counted: bool = False, most: float = math.inf
+) -> Markup:
+    """`x` and `y` are the labels of the axes. A point that is no number is a gap.
+
+    `counted`: of what is on the x axis there are no parts; `most`: there is no more of what is on the y axis.
+    """
+    points = [p for c in drawn for p in c.points if all(map(is_drawn, p))]
     (x0, x1), (y0, y1) = (
-        spread([p[0] for c in good for p in c.points], from_zero=True),
-        spread([*(p[1] for c in good for p in c.points), *(level.y for level in levels)], from_zero=False),
+        spread([p[0] for p in points], from_zero=True),
+        spread([*(p[1] for p in points), *(level.y for level in levels)], from_zero=False, most=most),
     )
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    across, up = ticks(x0, x1, counted), ticks(y0, y1)
+    heights = labels(up)
+    left, right, bottom = max(LEFT, 26 + DIGIT * max(map(len, heights), default=0)), WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def at(px: float, py: float) -> tuple[float, float]:
-        return LEFT + (px - x0) / (x1 - x0) * (right - LEFT), bottom - (py - y0) / (y1 - y0) * (bottom - TOP)
+        return left + (px - x0) / (x1 - x0) * (right - left), bottom - (py - y0) / (y1 - y0) * (bottom - TOP)
 
     def parts() -> Iterator[Markup]:
         yield Markup('<svg class="picture" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
-        for tick in ticks(y0, y1):
+        for tick, height in zip(up, heights, strict=True):
             _, py = at(x0, tick)
-            yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, py, right)
-            yield Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, py + 4, written(tick))
-        for tick in ticks(x0, x1):
+            yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(left, py, right)
+            yield Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 6, py + 4, height)
+        for tick, place in zip(across, labels(across), strict=True):
             px, _ = at(tick, y0)
-            yield Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(px, bottom + 16, written(tick))
-        yield Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(LEFT, TOP, bottom, right)
-        yield Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format((LEFT + right) / 2, HEIGHT - 6, x)
+            yield Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(px, bottom + 16, place)
+        yield Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(left, TOP, bottom, right)
+        yield Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format((left + right) / 2, HEIGHT - 6, x)
         middle = (TOP + bottom) / 2
         yield Markup('<text x="13" y="{}" text-anchor="middle" transform="rotate(-90 13 {})">{}</text>').format(middle, middle, y)
         places = [(at(x0, level.y)[1], level.name) for level in levels]
         for py, _ in places:
-            yield Markup('<path class="level" d="M{} {:.1f}H{}"/>').format(LEFT, py, right)
+            yield Markup('<path class="level" d="M{} {:.1f}H{}"/>').format(left, py, right)
         for py, name in _apart(places):
             yield Markup('<text class="level" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(right, py - 4, name)
-        for number, curve in enumerate(good):
-            yield from _curve(curve, number % COLOURS, [at(*point) for point in curve.points])
+        for number, curve in enumerate(drawn):
+            for is_there, some in groupby(curve.points, lambda point: all(map(is_drawn, point))):
+                if is_there:
+                    part = Curve(curve.name, [*some])
+                    yield from _curve(part, number % COLOURS, [at(*point) for point in part.points], len(curve.points) <= DOTTED)
         yield Markup("</svg>")
 
-    if not any(curve.points for curve in good):
+    if not points:
         return Markup('<p class="empty">{}: nothing is measured yet.</p>').format(title)
     return Markup("").join(parts())
 
@@ -82,11 +93,11 @@ def _apart(places: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     return found
 
 
-def _curve(curve: Curve, colour: int, places: Sequence[tuple[float, float]]) -> Iterator[Markup]:
+def _curve(curve: Curve, colour: int, places: Sequence[tuple[float, float]], dotted: bool) -> Iterator[Markup]:
     if len(places) > 1:
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         yield Markup('<path class="line c{}" d="M{}"><title>{}</title></path>').format(colour, line, curve.name)
-    if len(places) <= DOTTED:
+    if dotted or len(places) == 1:
         for (x, y), (px, py) in zip(places, curve.points, strict=True):
             said = f"{curve.name}: {written(py)} at {written(px)}"
             yield Markup('<circle class="c{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(colour, x, y, said)

@@ -8,7 +8,7 @@ import pytest
 
 from fedcybgd.coordinator.dashboard.browser import templates
 from fedcybgd.coordinator.dashboard.writing import coded, count, long
-from fedcybgd.coordinator.pictures.axis import spread, ticks, written
+from fedcybgd.coordinator.pictures.axis import labels, spread, ticks, written
 from fedcybgd.coordinator.pictures.curves import Curve, Level, curves, legend
 from fedcybgd.coordinator.pictures.gantt import MOST_LANES, fitted, gantt
 from fedcybgd.shared.contract.run_views import EventEntry, PhaseView, VisitView
@@ -27,12 +27,35 @@ def test_lines_stand_at_round_numbers(low: float, high: float, at: list[float]) 
     assert ticks(low, high) == at
 
 
+def test_of_what_is_counted_there_are_no_parts() -> None:
+    assert ticks(0, 1, whole=True) == [0, 1]
+    assert ticks(0, 3, whole=True) == [0, 1, 2, 3]
+    assert ticks(0, 1000, whole=True) == [0, 200, 400, 600, 800, 1000]
+
+
 def test_what_is_always_the_same_has_an_axis_too() -> None:
     for values in ([], [0.0], [5.0, 5.0], [math.nan], [-3.0]):
         low, high = spread(values, from_zero=True)
         assert low < high
         assert ticks(low, high)
         assert low == min([0.0, *(v for v in values if math.isfinite(v))]), "no rounds before the first"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.0], [0.0, 0.0], [0.0, 100.0], [100.0], [99.98, 100.0], [-1.0, 2.0], [1e-15, 3e-15], [5e-324, 0.0], [1e9, 1e9 + 1e-3], [4.34361, 4.34364],
+     [3e38, 1.0], [1e308, -1e308], [12345.1, 12345.9], [1e6, 5e7], [math.nan, math.inf, 0.5]],
+)  # fmt: skip
+def test_an_axis_goes_no_farther_than_what_there_can_be_and_its_ticks_are_told_apart(values: list[float]) -> None:
+    low, high = spread(values, from_zero=False, most=100.0)
+    drawn = [value for value in values if abs(value) < 1e300] or [0.0]
+    assert low >= min(0.0, *drawn, 0.0), "no loss, and no share, is below 0"
+    assert high <= max(100.0, *drawn, 0.0), "no share is above 100 %"
+    at = ticks(low, high)
+    said = labels(at)
+    assert len(at) >= 2
+    assert len({*said}) == len(at)
+    assert max(map(len, said)) <= 12
 
 
 def test_numbers_are_short() -> None:
@@ -48,6 +71,13 @@ def test_a_curve_has_its_points_and_what_it_is_held_against() -> None:
     assert "before</text>" in drawn
     assert 'role="img" aria-label="Loss"' in drawn
     assert "nan" not in drawn
+
+
+def test_a_line_has_a_gap_where_a_point_is_no_number() -> None:
+    points = [(float(n), math.nan if n == 70 else 1.0 + n) for n in range(150)]
+    assert len(re.findall('<path class="line', curves("Loss", [Curve("a", points)], "rounds", "nats"))) == 2
+    alone = curves("Loss", [Curve("a", [(0.0, 1.0), (1.0, math.inf)])], "rounds", "nats")
+    assert (alone.count("<circle"), alone.count('<path class="line')) == (1, 0)
 
 
 def test_names_of_lines_are_not_written_over_each_other() -> None:
