@@ -17,6 +17,10 @@ class DeltaRefused(Invalid):
     code = "delta_refused"
 
 
+OF_BLOCK = "times its block's"
+"""Of a rejection by `max_relative_norm`, where the band's speak of other deltas"""
+
+
 @dataclass(frozen=True)
 class BlockNumbers:
     """What was measured on the delta of one block."""
@@ -70,7 +74,7 @@ def judge_numbers(numbers: Mapping[str, BlockNumbers], always: frozenset[str], r
     for block, found in numbers.items():
         limit = rules.max_relative_norm
         if limit is not None and block not in always and not found.norm <= limit * found.base_norm:  # NaN is no number to accept
-            return f"norm: the delta of {block} has norm {found.norm:.4g}, more than {limit:g} times its block's {found.base_norm:.4g}"
+            return f"norm: the delta of {block} has norm {found.norm:.4g}, more than {limit:g} {OF_BLOCK} {found.base_norm:.4g}"
     return None
 
 

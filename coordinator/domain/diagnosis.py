@@ -8,6 +8,7 @@ from statistics import median
 from typing import Literal, get_args
 
 from fedcybgd.coordinator.domain import gate, held_up, label_skew
+from fedcybgd.coordinator.domain.admission import OF_BLOCK
 from fedcybgd.coordinator.domain.assignment import ON_PURPOSE, TakenBack
 from fedcybgd.coordinator.domain.attempt_advice import MENDED_BY
 from fedcybgd.coordinator.domain.candidates import without_improvement
@@ -107,7 +108,13 @@ def _flat(facts: DiagnosisFacts) -> Evidence | None:
 
 
 def _out_of_band(facts: DiagnosisFacts) -> Evidence | None:
-    return _rejections([(agent, reason) for agent, reason in facts.rejected if kind_of(reason) in ("norm", "direction")], facts.judged)
+    """`OF_BLOCK` stands in what is said of a delta that is large beside its block, however far others went."""
+    some = [(agent, reason) for agent, reason in facts.rejected if kind_of(reason) in ("norm", "direction")]
+    found, rules = _rejections(some, facts.judged), {OF_BLOCK in reason for _, reason in some}
+    if found is None or True not in rules:
+        return found
+    narrow = "admission.max_relative_norm" if False not in rules else "admission.max_relative_norm or admission.norm_band"
+    return Evidence(found.text, OUT_OF_BAND.replace("admission.norm_band", narrow))
 
 
 def _rejected(facts: DiagnosisFacts) -> Evidence | None:
@@ -156,7 +163,7 @@ def _unfit(facts: DiagnosisFacts) -> Evidence | None:
         return None
     advice = "; ".join(f"{reason}: {MENDED_BY[reason]}" for reason in sorted({*facts.unfit.values()} & MENDED_BY.keys()))
     listed = _listed([f"{agent} ({reason})" for agent, reason in sorted(facts.unfit.items())])
-    return Evidence(f"no part in it have {listed}", f"{advice}; {CHECK_SAYS}" if advice else CHECK_SAYS)
+    return Evidence(f"without {listed}", f"{advice}; {CHECK_SAYS}" if advice else CHECK_SAYS)
 
 
 def _slow(facts: DiagnosisFacts) -> Evidence | None:
@@ -217,6 +224,10 @@ def _listed(lines: Sequence[str]) -> str:
 # ---- the table
 
 GATE = f"what the loss did from round to round in this run (docs/run-file.md, gate); from {gate.ENOUGH} rounds on"
+OUT_OF_BAND = (
+    "if it is one agent, look at its rows and its machine, or leave it out; if it is many, the learning rate is too high, or "
+    "admission.norm_band is too narrow for this model"
+)
 SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "loss_out_of_proportion", "alarm", GATE,
@@ -233,8 +244,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "deltas_out_of_band", "warning", "any: of 96 honest visits that were measured none was (docs/benchmarks.md, poisoning)",
-        "if it is one agent, look at its rows and its machine, or leave it out; if it is many, the learning rate is too high, or "
-        "admission.norm_band is too narrow for this model", _out_of_band,
+        OUT_OF_BAND, _out_of_band,
     ),
     Symptom(
         "deltas_rejected", "warning", "any: of 96 honest visits that were measured none was (docs/benchmarks.md, poisoning)",

@@ -65,7 +65,7 @@ def test_a_run_starts_with_those_who_are_there_and_says_who_is_not(live: LiveCoo
         return [one["evidence"] for one in live.operator.get(f"/runs/{run['id']}/explanation")["symptoms"] if one["code"] == "agents_unfit"]
 
     pages = logged_in(live)
-    assert told() == [f"no part in it have {unfit.name} (data_invalid)"]
+    assert told() == [f"without {unfit.name} (data_invalid)"]
     assert 'class="s-paused">no part in it (data_invalid)' in pages.get(f"/admin/agents/{unfit.name}").text
     assert "its data fit, 1,000 rows or more" in pages.get(f"/admin/agents/{hand.name}").text
     say(unfit, run["id"], False, "not_consented")

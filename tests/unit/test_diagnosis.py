@@ -54,6 +54,18 @@ def test_every_line_of_the_table_is_tried_here() -> None:
     assert MENDED_BY.keys() <= ATTEMPT_CODES, "advice for what never happens"
 
 
+BAND, OF_BLOCK = "norm: the delta of layers.0 has 12 times", "norm: the delta of layers.0 has norm 1e4, more than 10 times its block's 75"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "settings"),
+    [([BAND], {"norm_band"}), ([OF_BLOCK], {"max_relative_norm"}), ([BAND, OF_BLOCK], {"norm_band", "max_relative_norm"})],
+)
+def test_the_setting_that_is_named_is_the_one_that_has_rejected(reasons: list[str], settings: set[str]) -> None:
+    (found,) = diagnose(DiagnosisFacts(rejected=[("eve", reason) for reason in reasons], judged=9))
+    assert {word for word in ("norm_band", "max_relative_norm") if word in found.advice} == settings
+
+
 @pytest.mark.parametrize("code", SHOWN)
 def test_a_symptom_is_seen_with_evidence_and_advice_and_alone(code: str) -> None:
     shown, evidence, advice = SHOWN[code]

@@ -75,7 +75,7 @@ def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str,
             there = ", ".join(f"{number} {standing.replace('_', ' ')}" for standing, number in sorted(counts.items())) or "nobody"
             return f"it is prepared and has not been started; agents it is open to: {there}", f"`fedcoord run start {run.name}`"
         case RunState.PAUSED:
-            return f"it is paused: {run.reason or 'nobody wrote down why'}", _mended(run, waits)
+            return run.reason or "nobody wrote down why", _mended(run, waits)
         case RunState.RUNNING:
             done = f"{run.rounds_done} of {run.rounds_total} rounds are done"
             return f"{done}, and round {run.rounds_done} is under way{_waits_in_short(waits)}", None
@@ -84,8 +84,8 @@ def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str,
     ended = f"after {run.rounds_done} of {run.rounds_total} rounds"
     if run.state == RunState.COMPLETED:
         how = run.conclusion.in_words() if run.conclusion is not None else "its last version is its model"
-        return f"it has ended {ended}{f' ({run.reason})' if run.reason else ''}: {how}{left}", f"`fedcoord run export {run.name} DIRECTORY`"
-    text = f"it is {run.state} {ended}: {run.reason or 'nobody wrote down why'}{left}"
+        return f"it ended {ended}{f' ({run.reason})' if run.reason else ''}: {how}{left}", f"`fedcoord run export {run.name} DIRECTORY`"
+    text = f"it ended {ended}: {run.reason or 'nobody wrote down why'}{left}"
     can = (
         f"its model so far: `fedcoord run export {run.name} DIRECTORY`"
         if run.prepared
