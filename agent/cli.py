@@ -108,7 +108,7 @@ def enroll(
         say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
-    for line in enrolment.next_steps(data, consented):
+    for line in enrolment.next_steps(data, consented, home):
         terminal.say(line)
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -172,14 +173,15 @@ def _first_files(texts: Mapping[Path, str]) -> Iterator[None]:
         raise
 
 
-def next_steps(data: Path | None, consented: Collection[str]) -> Iterator[str]:
-    """What is still missing in the new agent.toml, and what to do then."""
-    there = data is not None and data.expanduser().is_file()
+def next_steps(data: Path | None, consented: Collection[str], home: Path | None = None) -> Iterator[str]:
+    """What is still missing in the new agent.toml, and what to do then; `home` as it was given."""
+    there, given = data is not None and data.expanduser().is_file(), f" --home {shlex.quote(str(home))}" if home else ""
     if data is not None and not there:
-        yield f"there is no file {data}: bring it there, or correct `path` in it"
+        yield f"there is no file {data}: bring it there, or correct `path` in agent.toml"
     if not consented:
-        yield "no run may use your data yet: name runs in it, under `runs`"
-    yield "next: fedagent check, then fedagent run" if there and consented else "next: complete it, then fedagent check"
+        yield "no run may use your data yet: name runs in agent.toml, under `runs`"
+    check = f"fedagent check{given}"
+    yield f"next: {check}, then fedagent run{given}" if there and consented else f"next: complete it, then {check}"
 
 
 def enrol_again(home: Home, client: Client, token: str) -> None:

@@ -207,7 +207,7 @@ def test_rows_that_are_not_there_are_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n")
     for name, said in {
         "row.csv": ["there is no file", "row.csv", "next: complete it"],
-        "rows.csv": ["next: fedagent check, then fedagent run"],
+        "rows.csv": [f"next: fedagent check --home {tmp_path}/home-rows.csv, then fedagent run --home {tmp_path}"],
     }.items():
         with serving(coordinator) as server:
             home, data = str(tmp_path / f"home-{name}"), str(tmp_path / name)
