@@ -1,5 +1,6 @@
 """What operators do with a mouse and a keyboard, and that it is done."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_a_run_is_steered_from_its_page(tab: NewTab, stage: Stage) -> None:
     press(page, "Start", "Started.")
     badge(page, "running")
     stage.move(run)
-    expect(page.locator(".facts .big")).to_contain_text("1 of 1000")  # it came by itself
+    expect(page.locator(".facts .big")).to_contain_text(re.compile(r"[1-9]\d* of 1000"))  # it came by itself; two may have closed by then
     press(page, "Pause", "Paused.")
     badge(page, "paused")
     press(page, "Resume", "It goes on.")

@@ -63,7 +63,12 @@ def test_status_shows_the_visit_and_what_has_left(home: Home, shows: Showing) ->
     (home.cache).mkdir()
     (home.cache / "shard").write_bytes(b"x" * 30_000_000)
     text = seen(home)
-    for word in ("training, step 3 of 8, loss 0.250, 1,234 tokens/s", "spoken to again by", "cache: 30.0 MB of 20.0 GB", "no delta has left"):
+    for word in (
+        "training, step 3 of 8, loss 0.250, 1,234 tokens/s",
+        "spoken to again by",
+        "cache: 30.0 MB of 20.0 GB",
+        "no delta has left",
+    ):
         assert word in text
     drawn = io.StringIO()
     Terminal(file=drawn, width=60).print(status.draw(status.gathered(home, KEYS)))
