@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fedcybgd.coordinator.engine import device
@@ -69,8 +70,7 @@ class Streamed:
         looked_up = {name: self._assembled.module_of(name) for name in names if type(self._assembled.module_of(name)) is nn.Embedding}
         self._assembled.put(self._mapped(shard, looked_up))
         for name, module in looked_up.items():
-            _run_with(module, [(module, "weight", name)], lambda name=name: self._mapped(shard, [name]))  # type: ignore[misc]
-            module.register_forward_hook(lambda _module, _inputs, output: output.float())
+            _look_up(self.model, module, lambda name=name: self._mapped(shard, [name])[name])  # type: ignore[misc]
         self._assembled.put(self._read(shard, set(names) - set(looked_up)))
 
     def _is_tied(self, shard: ShardRef) -> bool:
@@ -139,6 +139,46 @@ def _dense(tensor: Tensor | QuantizedTensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+class _LookedUp(nn.Embedding):
+    """Embeddings that hold nothing: rows come from where the table is stored, and all of it where a model reads it without a look-up."""
+
+    stored: Callable[[], Tensor] | None
+    """None: the model does not run"""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        held = self._parameters["weight"]
+        assert held is not None
+        return held if self.stored is None else self.stored().float()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        assert self.stored is not None
+        return functional.embedding(ids, self.stored(), self.padding_idx).float()
+
+
+def _look_up(model: nn.Module, module: nn.Module, stored: Callable[[], Tensor]) -> None:
+    """Make `module`, which are embeddings of `model`, look its rows up in what is stored while `model` runs."""
+    held = module._parameters["weight"]
+    assert held is not None
+    _set(module, "weight", _nothing_of(held))
+    module.__class__ = _LookedUp
+
+    def let_go(*_: Any) -> None:
+        module.stored = None  # type: ignore[assignment]
+
+    def run(*_: Any) -> None:
+        module.stored = stored  # type: ignore[assignment]
+
+    let_go()
+    model.register_forward_pre_hook(run)
+    model.register_forward_hook(let_go, always_call=True)
+
+
+def _nothing_of(held: Tensor) -> Tensor:
+    # In float32, whatever it is stored in: some models make their masks in the dtype of their first parameter.
+    return held.to("meta", torch.float32 if held.is_floating_point() else held.dtype)
+
+
 def _run_with(layer: nn.Module, places: Iterable[tuple[nn.Module, str, str]], read: Callable[[], dict[str, Tensor]]) -> None:
     """Make `layer` read its tensors when it runs, and let go of them afterwards. `places`: module, attribute, canonical name."""
     inner = layer.forward
@@ -147,8 +187,7 @@ def _run_with(layer: nn.Module, places: Iterable[tuple[nn.Module, str, str]], re
     def release() -> None:
         for module, leaf, _ in places:
             held = _tensor(module, leaf)
-            # In float32, whatever it is stored in: some models make their masks in the dtype of their first parameter.
-            _set(module, leaf, held.to("meta", torch.float32 if held.is_floating_point() else held.dtype))
+            _set(module, leaf, _nothing_of(held))
 
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = read()

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.support.families import DECODER, FAMILIES, GPT2, TINY, config_of, make
+from tests.support.families import DECODER, GPT2, TEXT, TINY, config_of, make
 
 ROWS = 9
 LARGER = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -34,7 +34,7 @@ class Measured:
         from tests.support.models import word_piece
 
         self.task: Any
-        self.task, build = (WIDE if wide else FAMILIES)[family]
+        self.task, build = (WIDE if wide else TEXT)[family]
         self.model = build(layers)
         self.model.resize_token_embeddings(100)  # room for the tokenizer's
         generator = torch.Generator().manual_seed(3)

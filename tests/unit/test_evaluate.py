@@ -71,7 +71,7 @@ def as_transformers_says(measured: Measured) -> float:
     return total / count
 
 
-@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.bfloat16) for family in FAMILIES), *OTHERS])
+@pytest.mark.parametrize(("family", "dtype"), [*((family, torch.bfloat16) for family in (*FAMILIES, "deberta", "deberta-v3")), *OTHERS])
 def test_it_is_what_transformers_says_before_and_after_training(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     measured = Measured(family, tmp_path)
     blocks = stored_as(measured, dtype)

@@ -142,8 +142,10 @@ def test_embeddings_are_held_only_while_they_are_looked_up(family: str, tmp_path
     embeddings = [m for m in streamed.model.modules() if isinstance(m, torch.nn.Embedding)]
     held: list[bool] = []
     for module in embeddings:
-        module.register_forward_pre_hook(lambda module, _: held.append(module.weight.is_meta))
-        module.register_forward_hook(lambda module, _inputs, output: held.append(module.weight.is_meta or output.is_meta))
+        module.register_forward_pre_hook(lambda module, _: held.append(module._parameters["weight"].is_meta))
+        module.register_forward_hook(
+            lambda module, _inputs, output: held.append(module._parameters["weight"].is_meta and not output.is_meta)
+        )
     batch = next(rows.batches())
     with torch.inference_mode():
         logits = [forward_logits(model, batch) for model in (streamed.model, measured.model)]
