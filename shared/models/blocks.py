@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedcybgd.shared.contract.adapters import is_factor
 from fedcybgd.shared.contract.block_names import block_name
 from fedcybgd.shared.contract.errors import PartitionError
-from fedcybgd.shared.models.families import base_prefix, canonical, find_stack, is_norm
+from fedcybgd.shared.models.families import NOT_TRAINED, base_prefix, canonical, find_stack, is_norm
 from fedcybgd.shared.models.forward_pass import ForwardPass, follow
 
 Kind = Literal["embeddings", "layer", "norm", "pooler", "head", "adapters"]
@@ -75,11 +75,15 @@ def partition(model: nn.Module, layers_per_block: int = 1) -> list[BlockSpec]:
     belongs to the embeddings; so do tables that layers share. The model may be on the meta device. Tied tensors belong to
     the block that uses them first. Raises `PartitionError` for a model that cannot be split so.
     """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if isinstance(model_type, str) and model_type in NOT_TRAINED:
+        raise PartitionError(f"a {model_type} cannot be trained here: {NOT_TRAINED[model_type]}")
     stack = find_stack(model)
     if found := next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None):
         raise PartitionError(
             f"{type(model).__name__} has batch normalisation ({found}): its averages change with every pass, whoever trains"
         )
+    _check_own_layers(model, stack.path)
     prefix = base_prefix(model)
     tensors = own_tensors(model)
     course = follow(model, stack, tensors)
@@ -124,6 +128,15 @@ def layer_index(name: str, stack_path: str) -> int | None:
         return None
     segment = rest.split(".", 1)[0]
     return int(segment) if segment.isdigit() else None
+
+
+def _check_own_layers(model: nn.Module, stack_path: str) -> None:
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    for shared in names.values():
+        if len({layer_index(name, stack_path) for name in shared}) > 1:
+            raise PartitionError(f"a layer of {type(model).__name__} has weights that are another's too: {shared[-1]} is {shared[0]}")
 
 
 def _in_base(name: str, prefix: str) -> bool:

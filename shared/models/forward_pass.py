@@ -66,7 +66,7 @@ def follow(model: nn.Module, stack: Stack, tensors: dict[str, Tensor]) -> Forwar
             raise PartitionError(
                 f"the forward pass of {type(model).__name__} could not be followed: {type(error).__name__}: {error}"
             ) from error
-    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    tables = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Embedding}
     if asked := sorted(watch.asked_where & tables):
         raise PartitionError(
             f"{type(model).__name__} asks where {asked[0]} lies before it looks rows up in it; here such a table is elsewhere until then"

@@ -9,6 +9,7 @@ from torch import nn
 
 from fedcybgd.shared.contract.block_names import select
 from fedcybgd.shared.contract.errors import PartitionError
+from fedcybgd.shared.models.assembly import skeleton
 from fedcybgd.shared.models.blocks import BlockSpec, layer_index, own_tensors, partition
 from fedcybgd.shared.models.families import base_prefix, canonical, find_stack
 from tests.support.families import FAMILIES, IMAGES, MORE_FAMILIES, OPT, TINY, inputs_of
@@ -216,6 +217,23 @@ def test_a_model_that_sends_tokens_to_where_its_table_lies_is_refused() -> None:
     settings = transformers.Llama4TextConfig(**TINY, num_hidden_layers=2, num_key_value_heads=1, head_dim=8, intermediate_size_mlp=24)
     with pytest.raises(PartitionError, match=r"asks where .*embed_tokens.weight lies"):
         partition(transformers.Llama4ForCausalLM(settings))
+    sines = transformers.RoFormerConfig(**TINY, num_hidden_layers=2)  # a class of its own, which is there all the time
+    assert partition(transformers.RoFormerForSequenceClassification(sines))
+
+
+def test_a_model_whose_layers_share_weights_is_refused() -> None:
+    """A layer that is read when it runs has nothing at other times, and neither had the one that shares its weights."""
+    settings = transformers.ZambaConfig(
+        **TINY, num_hidden_layers=6, attn_layer_period=3, attn_layer_offset=2, attention_hidden_size=32, attention_head_dim=16,
+        n_mamba_heads=2, mamba_d_state=4, mamba_dt_rank=4,
+    )  # fmt: skip
+    with pytest.raises(PartitionError, match=r"weights that are another's too: \S+layers.5\S+ is \S+layers.2"):
+        partition(transformers.ZambaForCausalLM(settings))
+
+
+def test_a_model_that_goes_backwards_in_training_mode_alone_is_refused() -> None:
+    with pytest.raises(PartitionError, match="a reformer cannot be trained here"):
+        partition(skeleton(transformers.ReformerConfig(is_decoder=True).to_dict(), "causal-lm"))
 
 
 def test_layers_need_not_be_alike() -> None:
