@@ -39,6 +39,8 @@ TRIED_AT_ONCE = 2
 """Secrets that are tried at the same time for addresses from which many wrong ones came"""
 TRIED_WRONG, KEY_WRONG, NOTHING_WRONG = frozenset({200, 401, 409}), frozenset({401}), frozenset[int]()
 """Statuses of an answer by which a secret was wrong, or was good for nothing new: an enrolment that is said again spends no token"""
+OF_THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""No page of somebody else's can have these names: who is on this machine (in this container) may call by them, whatever names are listed"""
 FORM = b"application/x-www-form-urlencoded"
 
 
@@ -101,7 +103,7 @@ class Doorkeeper:
         answered = self._answering(scope, receive, send, body, place, slowed, wrong)
         try:
             check_path(scope["path"])
-            self._check_host(headings)
+            self._check_host(scope, headings)
             if self._through_proxies and rule.door is not Door.OPEN:
                 _check_way(scope)
             if rule.door is Door.KEY and (_shows_a_key(headings) or not body.whole):
@@ -146,10 +148,11 @@ class Doorkeeper:
 
         return answered
 
-    def _check_host(self, headings: Headings) -> None:
+    def _check_host(self, scope: Scope, headings: Headings) -> None:
         if self._hosts:
-            name = headings.get(b"host", b"").decode("latin-1").lower()
-            if (name if name.endswith("]") else name.rsplit(":", 1)[0]) not in self._hosts:
+            called = headings.get(b"host", b"").decode("latin-1").lower()
+            name = called if called.endswith("]") else called.rsplit(":", 1)[0]
+            if name not in self._hosts and not (name in OF_THIS_MACHINE and _from_this_machine(scope)):
                 raise HostUnknown("this coordinator is not called by that name; FEDCOORD_HOSTS lists the names that it has")
 
     def _enter(self, scope: Scope, shown: Shown, rule: Rule) -> None:
@@ -170,11 +173,15 @@ class Doorkeeper:
 
 def _check_way(scope: Scope) -> None:
     """Refuse who comes from another machine, and not by HTTPS through a proxy that is named."""
-    client = scope.get("client")
-    if scope["scheme"] != "https" and not (client and is_loopback(client[0])):
+    if scope["scheme"] != "https" and not _from_this_machine(scope):
         raise WayRefused(
             "this coordinator is reached by HTTPS through its proxy alone (FEDCOORD_PROXIES); the proxy must send X-Forwarded-Proto"
         )
+
+
+def _from_this_machine(scope: Scope) -> bool:
+    client = scope.get("client")
+    return bool(client and is_loopback(client[0]))
 
 
 def _shows_a_key(headings: Headings) -> bool:

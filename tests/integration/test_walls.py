@@ -247,11 +247,14 @@ def test_costly_calls_are_counted_apart_and_so_are_those_that_fill_the_audit_log
 
 
 def test_only_by_its_names(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(hosts="127.0.0.1, Coordinator.example")
-    for name in ("coordinator.example", "coordinator.example:443", "127.0.0.1:1"):
+    live = coordinators(hosts="Coordinator.example", proxies="127.0.0.1")
+    for name in ("coordinator.example", "coordinator.example:443", "127.0.0.1:1", "localhost", "[::1]:8440"):
         assert httpx.get(f"{live.url}/v1/health", headers={"Host": name}).status_code == 200
-    for name in ("evil.example", "coordinator.example.evil", ""):
+    for name in ("evil.example", "coordinator.example.evil", "127.0.0.1.evil.example", ""):
         refused(httpx.get(f"{live.url}/v1/health", headers={"Host": name}), 421, "host_unknown")
+    far = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+    refused(httpx.get(f"{live.url}/v1/health", headers={"Host": "localhost", **far}), 421, "host_unknown")
+    assert httpx.get(f"{live.url}/v1/health", headers={"Host": "coordinator.example", **far}).status_code == 200
 
 
 def test_others_come_by_https_through_the_proxy_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
