@@ -29,6 +29,7 @@ VERBS = {"enrol": "agent", "renew": "lease", "return": "assignment", "start": "r
 # Classes that are no things of ours: what others are made of, or of what.
 WITHOUT = {
     "Base": "tables", "Typed": "a column", "UtcDateTime": "a column", "Database": "itself", "OutageLog": "the database", "DatabaseAway": "the same",
+    "DatabaseEncodingUnusable": "the database",
     "DataAway": "rows",
     "Page": "a list", "Listed": "a list", "Order": "a list", "CursorInvalid": "a list", "Ref": "references", "Message": "messages",
     "ErrorBody": "errors", "FedError": "errors", "HeaderError": "a safetensors file", "TensorShape": "a tensor", "Section": "the run file",

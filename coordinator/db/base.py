@@ -12,11 +12,13 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from fedcybgd.coordinator.db import counts, lines, promises, signals
 from fedcybgd.coordinator.db.signals import Signals
 from fedcybgd.coordinator.db.typed import Typed
+from fedcybgd.coordinator.errors import CoordinatorError
 
 BESIDE = 10
 """Connections for what is no request: the lanes of jobs, the start, a person's command."""
 LISTENING = 1
 """And the one that hears other coordinators, on PostgreSQL"""
+ENCODING = {"client_encoding": "utf8"}
 LOST_AFTER = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """libpq's settings for a server that says nothing any more: whoever waits for it gets an error, and his thread back."""
 TOLD_APART = timedelta(seconds=1)
@@ -166,14 +168,29 @@ class Database:
         self.engine.dispose()
 
 
+class DatabaseEncodingUnusable(CoordinatorError):
+    """A database of PostgreSQL that cannot keep every text."""
+
+    code = "database_encoding"
+
+
+def _check_encoding(connection: Any, _record: Any) -> None:
+    if (found := connection.info.parameter_status("server_encoding")) != "UTF8":
+        raise DatabaseEncodingUnusable(
+            f"the database keeps texts as {found}, which has no place for every name and message; make one with ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
 def open_engine(url: str, connections: int = BESIDE) -> Engine:
     """An engine with a connection for everybody who may want one at the same time: nobody waits for one that waits for him."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
         given = make_url(url).query
-        options = {name: value for name, value in LOST_AFTER.items() if name not in given}
-        return create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True, connect_args=options, hide_parameters=True)
+        options = ENCODING | {name: value for name, value in LOST_AFTER.items() if name not in given}
+        engine = create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True, connect_args=options, hide_parameters=True)
+        event.listen(engine, "connect", _check_encoding)
+        return engine
     connect_args = {"check_same_thread": False, "timeout": 30}
     engine = create_engine(url, pool_size=connections, max_overflow=0, connect_args=connect_args, hide_parameters=True)
 

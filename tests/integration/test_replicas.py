@@ -18,7 +18,7 @@ from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.common import StoreDiffers
 from fedcybgd.coordinator.db import base, migrate
 from fedcybgd.coordinator.db.alone import SWEEPING, unless_another
-from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, utcnow
+from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, DatabaseEncodingUnusable, utcnow
 from fedcybgd.coordinator.db.models import Event, Replica
 from fedcybgd.coordinator.home import DatabaseUnusable, SchemaTooOld
 from fedcybgd.coordinator.serve import prepare_home
@@ -225,6 +225,13 @@ def test_the_schema_is_left_alone_where_it_is_said_so(postgres: PostgresServer, 
     with pytest.raises(DatabaseUnusable, match="newer"):
         prepare_home(settings)
     database.close()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_keep_every_text_is_refused(postgres: PostgresServer, tmp_path: Path, encoding: str) -> None:
+    url = postgres.new_database("template0", f"ENCODING '{encoding}' LOCALE 'C'")
+    with pytest.raises(DatabaseEncodingUnusable, match=encoding):
+        prepare_home(Settings(home=tmp_path, database_url=url))
 
 
 def test_three_of_them_fit_what_postgresql_gives_as_it_comes() -> None:

@@ -103,11 +103,11 @@ class PostgresServer:
         switch = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
         subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60, **switch)  # type: ignore[call-overload]
 
-    def new_database(self, template: str = "template1") -> str:
+    def new_database(self, template: str = "template1", options: str = "STRATEGY file_copy") -> str:
         name = f"fed_{uuid.uuid4().hex[:12]}"
         with psycopg.connect(f"postgresql://fed@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
             self._drop_left(connection)
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {options}")  # type: ignore[call-overload]
             self._made[name] = _test()
         return f"postgresql://fed@127.0.0.1:{self.port}/{name}"
 
