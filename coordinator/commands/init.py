@@ -54,7 +54,7 @@ def init(
     if task not in CLASSIFICATIONS and labels is not None:
         raise Invalid(f"--labels: {task} has no labels")
     directory, called, config = _model(model)
-    count = recipe_facts.counting(task, directory)
+    count = recipe_facts.counting(task, directory, config)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
     found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows, train)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)

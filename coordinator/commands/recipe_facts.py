@@ -1,6 +1,7 @@
 """Looks at rows and at a model for a recipe: what columns and labels there are, how long rows are, which blocks the model has."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,9 @@ LONGEST_NAME = 10_000
 """Characters of a label, as in a run file"""
 SPARSE = 8
 """Times as many labels as have a row are numbers of something else, unless somebody says that they are labels"""
-CHARACTERS_A_TOKEN = 3
-"""Where there is no tokenizer to ask: fewer than most have, so that rows are thought rather too long"""
+WORD = re.compile(r"[A-Za-z]+|\S|\n|\s{2,}")
+LETTERS_A_TOKEN = ((16_000, 3), (2_000, 2), (0, 1))
+"""Where there is no tokenizer to ask, by the size of its vocabulary: fewer than most have, so that rows are thought rather too long"""
 Count = Callable[[Row], int]
 """Tokens of an example"""
 
@@ -61,12 +63,20 @@ def model_of(name: str, config: Mapping[str, Any], task: RecipeTask, labels: int
     return RecipeModel(name, tuple(block.name for block in partition(made) if block.is_used), width, usable_positions(made))
 
 
-def counting(task: RecipeTask, directory: Path | None) -> Count:
-    """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters. Raises `DataError`."""
+def counting(task: RecipeTask, directory: Path | None, config: Mapping[str, Any]) -> Count:
+    """How the tokens of an example are counted: by the tokenizer in `directory`, or else from its characters. Raises `DataError`.
+
+    A character that is no letter of these is thought to be as many tokens as it has bytes: no tokenizer makes more of it.
+    """
     if task == IMAGES:  # the model says, and no row
         return lambda _: 0
     if directory is None:
-        return lambda row: 3 + sum(len(part) for part in _parts(row)) // CHARACTERS_A_TOKEN
+        vocabulary = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0
+        letters = next(letters for least, letters in LETTERS_A_TOKEN if vocabulary >= least)
+        return lambda row: (
+            3
+            + sum(-(-len(word) // letters) if word.isascii() else len(word.encode()) for part in _parts(row) for word in WORD.findall(part))
+        )
     from fedcybgd.shared.models.tokens import load_tokenizer
 
     tokenizer: Any = load_tokenizer(directory)

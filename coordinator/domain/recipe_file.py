@@ -81,5 +81,6 @@ def _length(task: Mapping[str, Any], rows: RecipeRows, counted: bool) -> str:
         return "tokens of a window"
     if rows.length > task["max_length"] and task["kind"] == "extractive-qa":
         return f"of a question and a window of its context; 99 of 100 have {rows.length} tokens or fewer, and are cut into several"
-    how = "have at most" if counted else "have, as their characters let one think, at most"
-    return f"99 of 100 held-out rows {how} {rows.length} tokens"
+    if counted:
+        return f"99 of 100 held-out rows have at most {rows.length} tokens"
+    return f"a guess by characters, rather too large: {rows.length} for 99 of 100 held-out rows; --model with the model's directory counts tokens"

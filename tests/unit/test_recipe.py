@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.run_file import checked, parse_run_file
 from fedcybgd.shared.contract.errors import DataError
 from tests.support import pictures
 
+STORIES = Path(__file__).parents[2] / "examples" / "models" / "stories260K"
 BERT = RecipeModel("minilm", ("embeddings", *(f"layers.{i}" for i in range(6)), "pooler", "head"), 384, 512)
 VIT = RecipeModel("vit", ("embeddings", *(f"layers.{i}" for i in range(5)), "norm", "head"), 64)
 LLAMA = RecipeModel("llama", ("embeddings", *(f"layers.{i}" for i in range(5)), "norm"), 64, 512)
@@ -82,7 +83,9 @@ def test_wider_models_take_smaller_steps() -> None:
 
 def test_images_are_learnt_one_block_after_another_and_have_no_length(tmp_path: Path) -> None:
     path = pictures.parquet(tmp_path / "held-out.parquet", [{"img": row["image"], "fine_label": row["label"]} for row in pictures.rows(9)])
-    found = recipe_facts.rows_of(path, "image-classification", {}, None, recipe_facts.counting("image-classification", tmp_path), path.name)
+    found = recipe_facts.rows_of(
+        path, "image-classification", {}, None, recipe_facts.counting("image-classification", tmp_path, {}), path.name
+    )
     assert (found.columns, found.labels, found.held_out) == ({"image": "img", "label": "fine_label"}, 2, 9)
     values = recipe("r", "image-classification", VIT, found)
     assert values["task"] == {"kind": "image-classification", "labels": 2}
@@ -128,8 +131,19 @@ def look(
     train: Path | None = None,
 ) -> RecipeRows:
     return recipe_facts.rows_of(
-        path, task, columns or {}, labels, recipe_facts.counting("text-classification", None), path.name, train=train
+        path, task, columns or {}, labels, recipe_facts.counting("text-classification", None, {}), path.name, train=train
     )
+
+
+@pytest.mark.parametrize("text", [
+    "Once upon a time there was a girl who lost her card on the train, and what did she do?", "我的卡在火车上丢了，请问怎么办？", "😀🎉 wow",
+    "Kraftfahrzeughaftpflichtversicherung, rückwirkend", "def f(x):\n    return {'a': x**2}",
+])  # fmt: skip
+def test_without_a_tokenizer_rows_are_thought_rather_too_long_than_cut(text: str) -> None:
+    """Three characters a token were half of what a vocabulary of 512 makes, and a tenth of it in other scripts."""
+    config = json.loads((STORIES / "config.json").read_text())
+    real, guessed = (recipe_facts.counting("causal-lm", place, config)({"text": text}) for place in (STORIES, None))
+    assert real <= guessed <= 2 * real + 3
 
 
 def test_columns_and_labels_are_found(tmp_path: Path) -> None:
@@ -149,7 +163,7 @@ def test_rows_of_agents_count_with_their_labels(tmp_path: Path) -> None:
     held_out = written(tmp_path, {"text": "a", "intent": "lost"}, {"text": "b", "intent": "card"})
     train = tmp_path / "train.csv"
     train.write_text("text,intent\na,pin\nb,lost\nc,lost\n")
-    count = recipe_facts.counting("text-classification", None)
+    count = recipe_facts.counting("text-classification", None, {})
     found = recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", None, train)
     assert (found.labels, found.held_out, found.rows_of_agents) == (("card", "lost", "pin"), 2, 3)
     assert recipe_facts.rows_of(held_out, "text-classification", {}, None, count, "held-out.jsonl", 50, train).rows_of_agents == 50
@@ -180,7 +194,7 @@ def test_questions_are_found(tmp_path: Path) -> None:
     row = {"query": "how many", "passage": "there were 308 of them", "answers": {"text": ["308"], "answer_start": [11]}}
     found = look(written(tmp_path, row, row), "extractive-qa")
     assert (found.columns, found.labels, found.held_out) == ({"question": "query", "context": "passage"}, None, 2)
-    assert found.length >= (len(row["query"]) + len(row["passage"])) // recipe_facts.CHARACTERS_A_TOKEN, "question and context count"
+    assert found.length > len((row["query"] + " " + row["passage"]).split()), "question and context count"
     with pytest.raises(DataError, match="row 1"):
         look(written(tmp_path, {**row, "answers": {"text": ["309"], "answer_start": [11]}}), "extractive-qa")
 
