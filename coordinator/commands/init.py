@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -27,7 +27,7 @@ SHOWN = 5
 
 
 def init(
-    task: Annotated[RecipeTask, typer.Option(help="What the model is to learn.")],
+    task: Annotated[RecipeTask, typer.Option(help=f"What the model is to learn: {', '.join(get_args(RecipeTask))}.", metavar="TASK")],
     data: Annotated[
         Path, typer.Option(help="Held-out rows: CSV, JSON Lines or Parquet. They stay with the coordinator.", exists=True, dir_okay=False)
     ],

@@ -21,12 +21,12 @@ terminal = Terminal()
 def track(
     run: Run,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Directory for TensorBoard's event files; needs '.[tensorboard]'.", file_okay=False)
+        Path | None, typer.Option(help="Directory for TensorBoard's event files; needs '.\\[tensorboard]'.", file_okay=False)
     ] = None,
     mlflow: Annotated[
-        str | None, typer.Option(help="URI of MLflow: of a server, or as in sqlite:///mlflow.db; needs '.[mlflow]'.", metavar="URI")
+        str | None, typer.Option(help="URI of MLflow: of a server, or as in sqlite:///mlflow.db; needs '.\\[mlflow]'.", metavar="URI")
     ] = None,
-    wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases; needs '.[wandb]'.", metavar="PROJECT")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases; needs '.\\[wandb]'.", metavar="PROJECT")] = None,
     experiment: Annotated[str, typer.Option(help="Of MLflow: the experiment that the run is put into.")] = "fedcybgd",
     labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Recall and F1 of each label of a classifier, too.")] = True,
     once: Annotated[bool, typer.Option("--once", help="Write what there is so far, and end.")] = False,

@@ -76,6 +76,8 @@ def test_help_ends_with_0_and_says_what_each_option_is(name: str, monkeypatch: p
     assert COMMANDS[name].help
     assert [p.opts for p in COMMANDS[name].params if p.param_type_name == "option" and not getattr(p, "help", None)] == []
     assert "--json" in out or name in WITHOUT_JSON
+    said = [word for p in COMMANDS[name].params for word in re.findall(r"\S*\[\S+", getattr(p, "help", None) or "")]
+    assert [word for word in said if word.replace("\\", "") not in out] == [], "what stands between brackets is taken for a style"
 
 
 @every_command
