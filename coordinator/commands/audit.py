@@ -28,7 +28,7 @@ def list_acts(last: Annotated[int, typer.Option(help="How many, of the newest.",
     if as_json:
         say_json(list[AuditEntry], list(found))
         return
-    table = Table("", "at", "who", "role", "from", "act", "what", "outcome")
+    table = Table("no.", "at", "who", "role", "from", "act", "what", "outcome")
     for one in found:
         who = one.name or one.caller
         table.add_row(

@@ -9,6 +9,7 @@ from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.operators import HeldOutView
+from fedcybgd.shared.contract.sizes import in_units
 from fedcybgd.shared.host.terminal import Terminal
 
 app = CoordinatorCommands(no_args_is_help=True, help="List and delete held-out files.")
@@ -22,10 +23,10 @@ def list_files(as_json: Json = False) -> None:
     if as_json:
         say_json(list[HeldOutView], files)
         return
-    table = Table("digest", "name", "MB", "uploaded", "runs")
+    table = Table("digest", "name", "size", "uploaded", "runs")
     for file in files:
         more = f" and {file.number_of_runs - len(file.runs)} more" if file.number_of_runs > len(file.runs) else ""
-        table.add_row(file.digest, file.name, f"{file.size / 1e6:.1f}", moment(file.created_at), ", ".join(file.runs) + more)
+        table.add_row(file.digest, file.name, in_units(file.size), moment(file.created_at), ", ".join(file.runs) + more)
     terminal.table(table)
 
 

@@ -19,6 +19,8 @@ IDS = {"id", "run", "token", "digest"}
 NAMES = {"name", "agent"}
 NARROWEST = 6
 """Characters that any other column needs"""
+WORD = 24
+"""Characters of the longest word that is kept whole in any column: a time has 19"""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -53,7 +55,13 @@ class Terminal(Console):
                 self.print(part, soft_wrap=isinstance(part, Text))
 
     def table(self, table: Table) -> None:
-        """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last."""
+        """Draw a table; what is too long for its column goes on in the next line and is never cut. Names and ids do so last.
+
+        Where not even words would stay whole, each row is drawn as lines, one for a column.
+        """
+        if self.is_terminal and table.rows and _needed(table) > self.width:
+            self._rows_as_lines(table)
+            return
         longest = [max(cell_len(str(cell)) for cell in [column.header, *column.cells]) for column in table.columns]
         for column, length in zip(table.columns, longest, strict=True):
             column.min_width = min(NARROWEST, length)
@@ -74,6 +82,27 @@ class Terminal(Console):
             self.print(table)
         finally:
             self._width = before
+
+    def _rows_as_lines(self, table: Table) -> None:
+        for number, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+            if number:
+                self.say("")
+            for column, cell in zip(table.columns, cells, strict=True):
+                if str(cell):
+                    said = Text.assemble((" ".join(f"{column.header}:".split()), "bold"), " ", cell)
+                    self.print(said, soft_wrap=column.header in IDS, overflow="fold")
+        if table.caption:
+            self.print(table.caption)
+
+
+def _needed(table: Table) -> int:
+    """Characters of a line in which every word of a table stays whole."""
+    longest = [
+        max((cell_len(word) for cell in [column.header, *column.cells] for word in str(cell).split()), default=0)
+        for column in table.columns
+    ]
+    words = sum(n if c.header in IDS else min(n, WORD) for c, n in zip(table.columns, longest, strict=True))
+    return words + (3 * len(longest) + 1 if table.box else len(longest))
 
 
 class PlainFormatter(logging.Formatter):

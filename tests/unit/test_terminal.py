@@ -51,9 +51,9 @@ HOSTILE = {
 each = pytest.mark.parametrize(("text", "shown"), HOSTILE.values(), ids=HOSTILE.keys())
 
 
-def printed(draw: Any) -> str:
+def printed(draw: Any, width: int = 100) -> str:
     file = io.StringIO()
-    terminal = Terminal(file=file, force_terminal=True, color_system=None, width=100)
+    terminal = Terminal(file=file, force_terminal=True, color_system=None, width=width)
     draw(terminal)
     return file.getvalue()
 
@@ -101,6 +101,18 @@ def test_ids_and_names_are_whole_however_narrow_the_terminal_is() -> None:
     out = printed(lambda t: t.table(table))
     assert "…" not in out
     assert out.count("N") == 100
+
+
+def test_a_row_is_lines_where_its_words_would_be_broken() -> None:
+    table = Table("name", "id", "state", "created", "why")
+    for name in ("one", "two"):
+        table.add_row(name, "run_0123456789abcdef", "completed", "2026-11-28T05:57:27", "")
+    wide, narrow = (printed(lambda t: t.table(table), width) for width in (90, 60))
+    assert wide.count("completed") == narrow.count("completed") == 2
+    assert "created: 2026-11-28T05:57:27" in narrow
+    assert "why" not in narrow, "there is nothing in it"
+    assert "┃" in wide
+    assert "┃" not in narrow
 
 
 @pytest.mark.parametrize("inside", [lambda t: t, Group, lambda t: Panel(Padding(Group(t), 0))], ids=["alone", "group", "panel"])
