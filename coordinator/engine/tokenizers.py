@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers import GenerationConfig
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from fedcybgd.coordinator.engine.model_directory import LARGEST_TEXT, ModelDirectory, ModelRefused
@@ -63,10 +64,12 @@ def import_tokenizer(store: EngineStore, folder: ModelDirectory, config: dict[st
         given = scratch / "given"
         _lay_out(folder, names, settings, config, given)
         _check_time(given)
+        of_generation = _readable_generation(given)
         tokenizer = _load(given, folder, _lacking(folder, config, settings))
         with _telling(folder):
             kept, notes = _portable(given, scratch, tokenizer, folder)
             _check_vocabulary(tokenizer, folder)
+            notes += of_generation
             notes += _unlike_its_file(given, tokenizer)
             notes += _check_rows(tokenizer, rows, folder)
             notes += _unknown_scripts(tokenizer)
@@ -121,6 +124,18 @@ def _lay_out(folder: ModelDirectory, names: Iterable[str], settings: dict[str, A
     if settings is not None and settings != folder.json("tokenizer_config.json"):
         (place / "tokenizer_config.json").write_text(json.dumps(settings))
     (place / "config.json").write_text(json.dumps(config))
+
+
+def _readable_generation(given: Path) -> list[str]:
+    """Let go of a generation_config.json that transformers would not read: an export with it could not be loaded."""
+    path = given / "generation_config.json"
+    try:
+        if path.exists():
+            GenerationConfig.from_pretrained(str(given), local_files_only=True)
+    except Exception as error:  # whatever settings of nonsense lead to
+        path.unlink()
+        return [f"its generation_config.json is left out, for transformers does not read it: {in_a_line(error)}"]
+    return []
 
 
 def _check_time(given: Path) -> None:

@@ -175,6 +175,16 @@ def test_a_tokenizer_that_has_all_it_needs_is_stored_byte_by_byte(folder: Path, 
         assert (place / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("settings", ['{"cache_implementation": "nope"}', '{"watermarking_config": 5}', '{"temperature": 0.5}'])
+def test_settings_of_generation_that_transformers_does_not_read_are_left_out(folder: Path, add: Any, settings: str) -> None:
+    """With them an export could not be loaded."""
+    word_piece(folder)
+    (folder / "generation_config.json").write_text(settings)
+    tried, is_read = add("bert"), "temperature" in settings
+    assert ("generation_config.json" in {f.name for f in tried.files}) is is_read
+    assert any("generation_config.json is left out" in note for note in tried.notes) is not is_read
+
+
 def test_scripts_that_a_tokenizer_does_not_know_are_said(folder: Path, add: Any) -> None:
     word_piece(folder)
     [note] = add("bert").notes
