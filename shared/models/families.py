@@ -27,7 +27,10 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(heads=True, own_config=True),
 }
 
-NOT_TRAINED = {"reformer": "its layers go backwards in training mode alone, with dropout and with hashes that are drawn anew"}
+NOT_TRAINED = {
+    "reformer": "its layers go backwards in training mode alone, with dropout and with hashes that are drawn anew",
+    "cpmant": "it takes the first tokens of a row for its padding, which others have at the end",
+}
 """Model types whose forward pass does not show why a visit could not train them, and why."""
 
 NORM_CLASS = re.compile(r"norm", re.IGNORECASE)

@@ -231,9 +231,12 @@ def test_a_model_whose_layers_share_weights_is_refused() -> None:
         partition(transformers.ZambaForCausalLM(settings))
 
 
-def test_a_model_that_goes_backwards_in_training_mode_alone_is_refused() -> None:
-    with pytest.raises(PartitionError, match="a reformer cannot be trained here"):
-        partition(skeleton(transformers.ReformerConfig(is_decoder=True).to_dict(), "causal-lm"))
+@pytest.mark.parametrize(
+    "settings", [transformers.ReformerConfig(is_decoder=True), transformers.CpmAntConfig()], ids=["reformer", "cpmant"]
+)
+def test_a_model_whose_code_does_not_go_with_visits_is_refused(settings: Any) -> None:
+    with pytest.raises(PartitionError, match=f"a {settings.model_type} cannot be trained here"):
+        partition(skeleton(settings.to_dict(), "causal-lm"))
 
 
 def test_layers_need_not_be_alike() -> None:
