@@ -16,8 +16,9 @@ EVERY_S = 3
 STYLE = """
 :root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; } p { margin: .2rem 0; } progress { width: 100%; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; border-bottom: 1px solid #8884; }
-.n { text-align: right; font-variant-numeric: tabular-nums; } .bad { color: #c0362c; } .mute { opacity: .7; }
+table { border-collapse: collapse; width: 100%; overflow-wrap: normal; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; border-bottom: 1px solid #8884; }
+.wide { overflow-x: auto; } td { white-space: nowrap; } .n { text-align: right; font-variant-numeric: tabular-nums; } .bad { color: #c0362c; } .mute { opacity: .7; }
 """
 HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'sha256-{HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -106,7 +107,7 @@ def _left(view: StatusReport) -> Iterator[str]:
         for one in reversed(view.sent)
     )
     heading = '<th>for</th><th>run</th><th class="n">deltas</th><th class="n">MB sent</th><th class="n">MB fetched</th><th>last</th>'
-    yield f"<table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table>"
+    yield f'<div class="wide"><table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def _said(text: object) -> str:
