@@ -49,7 +49,10 @@ class Delivery:
     def _submit(self) -> DeltaReceipt:
         metrics = self._metrics.model_copy(update={"bytes_up": self._client.bytes_sent - self._sent_before})
         submission = DeltaSubmission(attempt=self._assignment.attempt, digest=self.digest, metrics=metrics)
-        return self._client.submit(self._assignment.assignment_id, submission)
+        receipt = self._client.submit(self._assignment.assignment_id, submission)
+        if (receipt.assignment_id, receipt.attempt, receipt.digest) != (self._assignment.assignment_id, submission.attempt, self.digest):
+            raise Unreachable("what answers has taken another delta, it says: something on the way gives answers of others")
+        return receipt
 
     def _refused(self, error: CoordinatorSaid) -> NoReturn:
         """Raise what a refusal means for the visit."""
@@ -85,6 +88,10 @@ def send_file(client: Client, assignment_id: str, digest: str, path: Path, told:
             if client.upload_offset(assignment_id, digest).offset == begin and length > SHORT:
                 client.piece = max(SHORT, _half(length))
             raise
+        else:
+            if arrived.complete or arrived.offset > begin:
+                continue
+            raise Unreachable("of a piece that was sent nothing arrived, it says")
 
 
 def _half(length: int) -> int:

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from fedcybgd.agent.client import Client
+from fedcybgd.agent.errors import Unreachable
 from fedcybgd.agent.outbox import MOST, Outbox
+from fedcybgd.agent.sending import Delivery
 from fedcybgd.shared.contract.assignments import LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of
 from fedcybgd.shared.contract.manifests import Manifest, ShardRef
 from fedcybgd.shared.contract.training import ParameterGroup, TrainMetrics, TrainSettings
+from tests.support.hostile import Answer, serving
 
 METRICS = TrainMetrics(steps=3, rows=4, tokens=5, loss_first=2.5, loss_last=1.5, seconds=1, tokens_per_s=5)
 
@@ -39,6 +43,21 @@ def test_a_delta_is_found_again_after_a_restart(tmp_path: Path) -> None:
     path = fill(Outbox(tmp_path / "outbox"), assignment())
     assert Outbox(tmp_path / "outbox").find(assignment()) == (path, METRICS)
     assert path.read_bytes() == b"delta"
+
+
+@pytest.mark.parametrize("of", [{}, {"digest": "b" * 64}, {"assignment_id": f"asg_{2:016x}"}, {"attempt": 7}])
+def test_only_a_receipt_of_this_delta_is_one(tmp_path: Path, of: dict[str, Any]) -> None:
+    """Else it would be thrown away here for another, which something on the way has kept."""
+    path, work = fill(Outbox(tmp_path), assignment()), assignment()
+    taken = {"assignment_id": work.assignment_id, "attempt": work.attempt, "digest": digest_of(b"delta"), "state": "submitted"} | of
+    offset = Answer.json({"offset": 5, "complete": True})
+    with serving(lambda asked: offset if asked.method == "GET" else Answer.json(taken)) as server:
+        delivery = Delivery(Client(server.url, "fca_x"), work, path, METRICS, lambda _: None)
+        if not of:
+            assert delivery.attempt().digest == digest_of(b"delta")
+            return
+        with pytest.raises(Unreachable, match="another delta"):
+            delivery.attempt()
 
 
 def test_a_later_attempt_of_the_same_work_may_use_it(tmp_path: Path) -> None:

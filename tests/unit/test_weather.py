@@ -336,6 +336,14 @@ def test_a_limit_below_the_smallest_piece_is_said_and_waited_for(tmp_path: Path)
     assert is_retryable(said.value)
 
 
+def test_who_says_that_nothing_arrives_is_not_sent_it_without_end(tmp_path: Path) -> None:
+    (tmp_path / "delta").write_bytes(BLOB)
+    nothing = Answer.json({"offset": 0, "complete": False}, **{COORDINATOR: MINE})
+    with serving(lambda _: nothing) as server, pytest.raises(Unreachable, match="nothing arrived"):
+        send_file(Client(server.url, "fca_x"), asg(1), DIGEST, tmp_path / "delta", lambda _: None)
+    assert [asked.method for asked in server.asked] == ["GET", "PUT"]
+
+
 def test_requests_that_take_too_long_become_shorter(at_once: None, tmp_path: Path) -> None:
     size = 5 << 20
     (tmp_path / "delta").write_bytes(b"x" * size)
