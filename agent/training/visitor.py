@@ -26,7 +26,7 @@ from fedcybgd.agent.training.visit import Opened, Visit
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.training import TrainMetrics
-from fedcybgd.shared.files.configuration import read_configuration
+from fedcybgd.shared.files.configuration import plain, read_configuration
 from fedcybgd.shared.files.safetensors_header import read_header
 from fedcybgd.shared.models.layers import AssemblyError
 from fedcybgd.shared.tensors.codecs import names_in
@@ -84,7 +84,8 @@ class Visitor:
         for shard in request.shards:
             materialise(shard)
         _check_whole(request)
-        family = read_configuration(Path(request.files["config.json"])).get("model_type")
+        # Before anything of transformers reads it: sizes that no model has take its memory and time already with the tokenizer.
+        family = plain(read_configuration(Path(request.files["config.json"]))).get("model_type")
         compute = Compute(self.device, choose_precision(request.train.precision, self.device, family))
         partition = self._data(request)
         emulator = self._model(request, compute, partition.width)

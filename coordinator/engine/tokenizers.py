@@ -36,6 +36,8 @@ CONTINUED = "##"
 """What a piece of a word begins with that is not its first one; alone it is no text."""
 TRIAL_S = 60.0
 """Seconds that a tokenizer has for some forty short texts; the largest take two."""
+TRIAL_BYTES = 2 << 30
+"""What it may take for them; one with 256,000 pieces and 500,000 merges takes a tenth of it."""
 _in_time: set[str] = set()
 """Digests of tokenizer.json that were done in time: many models share one."""
 MOSTLY = 0.5
@@ -146,7 +148,7 @@ def _check_time(given: Path) -> None:
     program = Path(__file__).with_name("tokenizer_trial.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(program), str(path)], input=json.dumps([*SAMPLES.values(), *ODD]), capture_output=True, text=True,
+            [sys.executable, "-I", str(program), str(path), str(TRIAL_BYTES)], input=json.dumps([*SAMPLES.values(), *ODD]), capture_output=True, text=True,
             timeout=TRIAL_S, env={"TOKENIZERS_PARALLELISM": "false"}, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -154,6 +156,8 @@ def _check_time(given: Path) -> None:
             f"tokenizer.json takes more than {TRIAL_S:.0f} s for a few short texts: a regular expression in it may never end",
             seconds=TRIAL_S,
         ) from error
+    if done.returncode and "memory allocation" in done.stderr:
+        raise ModelRefused(f"tokenizer.json takes more than {TRIAL_BYTES / 1e9:.1f} GB of memory for a few short texts")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"its reader ended with status {done.returncode}"])[-1]
         raise ModelRefused(f"tokenizer.json cannot be used: {said[:300]}")

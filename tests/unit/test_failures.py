@@ -195,6 +195,8 @@ def _configured(request: TrainRequest, folder: Path, text: bytes) -> TrainReques
     [
         *((lambda request, folder, text=text: _configured(request, folder, text), "is no JSON")
           for text in (b"[]", b"null", b"3", b"", "{}".encode("utf-16"), b"[" * 100_000)),
+        # before the tokenizer, with which transformers would read it: so many labels take gigabytes
+        (lambda request, folder: _configured(request.model_copy(update={"files": {}}), folder, b'{"num_labels": 262145}'), "num_labels is 262145"),
         (lambda request, _: request.model_copy(update={"files": {}}), "no config.json"),
         (lambda request, _: request.model_copy(update={"dropped": [f"layers.{n}" for n in range(1, 9999)]}), "no layer"),
         (lambda request, _: _without_groups(request, []), "no block is to be trained"),

@@ -261,6 +261,17 @@ def test_an_expression_that_never_ends_is_refused(folder: Path, refused: Any, mo
     assert "may never end" in message or "cannot be used" in message
 
 
+def test_one_that_makes_gigabytes_of_a_short_text_is_refused(folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "TRIAL_BYTES", 300 << 20)
+    word_piece(folder)
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 32}
+    values["normalizer"] = {"type": "Sequence", "normalizers": [longer] * 5}
+    path.write_text(json.dumps(values))
+    assert "takes more than 0.3 GB of memory" in refused()
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "spm.model", "special_tokens_map.json"])
 def test_a_pointer_of_git_lfs_is_called_by_its_name(folder: Path, refused: Any, name: str) -> None:
     word_piece(folder)
