@@ -1,9 +1,9 @@
 """How a visit trains, and what it reports of itself."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from fedcybgd.shared.contract.adapters import MOST_MATRICES
 from fedcybgd.shared.contract.task import TaskSpec
@@ -68,6 +68,12 @@ class TrainSettings(Training, TaskSpec):
         "fresh", description="class_means: rows of the head that are zero are first set to the means of the agent's own rows"
     )
     seed: int = Field(ge=0, lt=2**64, description="from (run, round, block), never from the attempt")
+
+    @model_validator(mode="after")
+    def _each_block_once(self) -> Self:
+        if len(set(self.trained)) < len(self.trained):
+            raise ValueError("a block is trained in one group")
+        return self
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -157,6 +157,7 @@ def test_whatever_a_claim_is_answered_nothing_is_fetched_and_the_next_one_is_mad
         *({"lease_seconds": n} for n in (0, -1, float("nan"), float("inf"), 1e300)), {"max_delta_bytes": -1}, {"max_delta_bytes": 2**70},
         {"round": 10**30}, {"run_id": "/etc"}, {"run_id": "../../x"}, {"run_name": "[/]"}, {"run_name": "\x1b]52;c;x\x07"}, {"block": "a/b"},
         {"train__groups": [{"blocks": ["head"], "learning_rate": float("nan")}]}, {"train__max_grad_norm": float("nan")},
+        {"train__groups": [{"blocks": ["head"], "learning_rate": 1e-3}] * 2},
         {"train__max_length": 2**40}, {"manifest": {"files": [], "blocks": [entry] * 10_001}},
         {"manifest": {"files": [], "blocks": [{**entry, "size": -5}]}}, {"manifest": {"files": [], "blocks": [{**entry, "size": 2**64}]}},
     ]  # fmt: skip
