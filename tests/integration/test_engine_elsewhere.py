@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from typer.testing import CliRunner
 
 from fedcybgd.coordinator import elsewhere
@@ -20,6 +20,7 @@ from fedcybgd.coordinator.common import LABEL, StoreDiffers
 from fedcybgd.coordinator.db import migrate
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Job, Replica
+from fedcybgd.coordinator.domain.jobs.kinds import JobState
 from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.home import DatabaseUnusable, HomeUnusable, NoCoordinator, SchemaTooOld
 from fedcybgd.coordinator.serve import prepare_home
@@ -167,7 +168,9 @@ def test_a_run_that_waits_for_such_a_lane_says_so(coordinators: Callable[..., Li
         session.get_one(Replica, live.app.state.replica).lanes = ["quick"]
     run: Any = live.operator.post("/runs", run_file("bert", "all"))
 
-    def waits() -> str:
+    later: list[Any] = [live.operator.post("/runs", run_file("bert", "all")) for _ in range(2)]
+
+    def waits(run: Any = run) -> str:
         found: Any = live.operator.get(f"/runs/{run['id']}/explanation")
         return " ".join(wait["text"] for wait in found["waits"])
 
@@ -176,6 +179,12 @@ def test_a_run_that_waits_for_such_a_lane_says_so(coordinators: Callable[..., Li
         replicas.enter_engine(session, utcnow(), ["slow"])
     assert "is queued" in waits()
     assert "fedcoord engine" not in waits()
+    before = ["0 jobs of its lane are before it", "1 job of its lane is before it", "2 jobs of its lane are before it"]
+    assert [words in waits(one) for one, words in zip([run, *later], before, strict=True)] == [True] * 3
+    for made, said in [(run, "a job of the engine has failed"), (later[0], "2 jobs of the engine have failed")]:
+        with live.database.transaction() as session:
+            session.execute(update(Job).where(Job.subject == made["id"]).values(state=JobState.FAILED))
+        assert [alarm["message"] for alarm in live.operator.get("/status")["alarms"] if alarm["code"] == "jobs_failed"] == [said]
 
 
 def test_an_engine_is_no_coordinator(live: LiveCoordinator) -> None:

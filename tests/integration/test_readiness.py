@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.db.models import Agent
+from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.upkeep import standstill
 from fedcybgd.shared.contract.words import OFFERS
 from tests.support.browser import logged_in
@@ -231,6 +232,20 @@ def test_what_is_said_of_other_runs_is_not_kept(live: LiveCoordinator, model: st
     say(other, run["id"], False, "data_invalid")
     say(hand, "run_0123456789abcdef", True)
     assert standings(live, run["id"]) == {hand.name: "unheard"}
+    ids = {agent["name"]: agent["id"] for agent in live.operator.every("/agents")}
+
+    def said(of: Hand, most: int = 9) -> list[tuple[str, str | None]]:
+        with live.database.reading() as session:
+            return [(one.run_id, one.reason) for one in readiness.said_by(session, ids[of.name], most)]
+
+    assert said(hand) == [], "that it is asked is no word of its own"
+    say(hand, run["id"], False, "data_invalid")
+    second = draft(live, model, [hand])
+    say(hand, second["id"], False, "data_missing")
+    both = sorted([(run["name"], run["id"], "data_invalid"), (second["name"], second["id"], "data_missing")])
+    assert (said(hand), said(hand, 1), said(other)) == ([one[1:] for one in both], [both[0][1:]], [])
+    live.operator.post(f"/runs/{run['id']}/cancel")
+    assert said(hand) == [(second["id"], "data_missing")], "what has ended needs nothing"
 
 
 @pytest.mark.one_database
