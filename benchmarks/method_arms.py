@@ -74,6 +74,10 @@ ARMS: dict[str, Arm] = {
         6e-4, "block cycle", {"schedule": {**WAVES, "agents": "fixed"}, "compression": {"policy": "int4"}}, language_rate=6e-3, only=(),
     ),
     "blocks of two": Arm(6e-4, "block cycle", {"schedule": {**WAVES, "layers_per_block": 2}}, language_rate=6e-3, only=(), parts=2),
+    "blocks expanded": Arm(
+        6e-4, "block cycle",
+        {"schedule": WAVES, "compression": ROUNDED, "corrections": {"rank": 4, "learning_rate": 2e-3}}, language_rate=6e-3, only=(),
+    ),
     "strict": Arm(3e-4, "block cycle", {}),
     "strict fixed": Arm(3e-4, "block cycle", {"schedule": {"agents": "fixed"}}, only=("sst2",)),
     "whole": Arm(2e-4, "whole models", {"method": "whole"}),
@@ -120,6 +124,8 @@ def spec_of(task: str, arm: str, rate: float, seed: int, cycles: int, tiny: bool
     spec["compression"] = method.sections.get("compression", {"policy": "none" if averages == "whole" else "int8"})
     if averages:
         spec["method"] = averages
+    if "corrections" in method.sections:
+        spec["corrections"] = method.sections["corrections"]
     if "adapters" in method.sections:
         rank = 2 if tiny else method.sections["adapters"]["rank"] or EQUAL_RANK[what.labels is not None]
         spec["adapters"] = {**method.sections["adapters"], "rank": rank, "alpha": 2 * rank}
