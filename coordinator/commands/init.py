@@ -13,7 +13,7 @@ from fedcybgd.coordinator.commands import recipe_facts
 from fedcybgd.coordinator.commands.columns import Column, columns_of
 from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
-from fedcybgd.coordinator.domain.recipe import AGENTS, RecipeTask, recipe
+from fedcybgd.coordinator.domain.recipe import AGENTS, CORRECTED, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
 from fedcybgd.coordinator.errors import Invalid
@@ -43,6 +43,12 @@ def init(
     ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of all agents together; default: four for each held-out one.", min=1)] = None,
     labels: Annotated[int | None, typer.Option(help="How many labels, where not every one has a held-out row.", min=2, max=100_000)] = None,
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            "--corrections", help="Visits also correct the layers that they do not train: better scores, for more memory, time and bytes."
+        ),
+    ] = False,
     column: Column = [],  # noqa: B006 - typer reads it
     name: Annotated[str | None, typer.Option(help="Of the run; default: the data file's.")] = None,
     out: Annotated[Path, typer.Option(help="The run file to write.", dir_okay=False)] = Path("run.yaml"),
@@ -53,12 +59,17 @@ def init(
     check_free(out, force)
     if task not in CLASSIFICATIONS and labels is not None:
         raise Invalid(f"--labels: {task} has no labels")
+    if corrections and task not in CORRECTED:
+        raise Invalid(
+            f"--corrections: they were measured with {' and '.join(CORRECTED)} alone, not with {task}; a run file may have them all the same"
+        )
     directory, called, config = _model(model)
     count = recipe_facts.counting(task, directory, config)
     where = os.path.relpath(data.resolve(), out.resolve().parent)
     found = recipe_facts.rows_of(data, task, columns_of(column), labels, count, where, rows, train)
     outline = recipe_facts.model_of(called, config, task, found.num_labels or None)
-    text = written_recipe(recipe(name or _plain(data), task, outline, found, agents), outline, found, agents, directory is not None)
+    values = recipe(name or _plain(data), task, outline, found, agents, corrections)
+    text = written_recipe(values, outline, found, agents, directory is not None)
     parse_run_file(text, str(out))
     with new_file(out, force) as file:
         file.write(text)

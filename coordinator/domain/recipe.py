@@ -3,7 +3,7 @@
 Where each number comes from stands in docs/run-file.md. What they come to is measured by `python -m benchmarks.recipes`, which calls the same function.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,10 @@ LONGEST_WITH_CONTEXT = 384
 FEW = 300
 """Rows of an agent: from so many on a visit is one pass over them in batches of 32"""
 MANY_LABELS = 10
+CORRECTIONS = {"rank": 4, "learning_rate": 2e-3}
+"""At which both models of the measurements did well (docs/methods.md, docs/benchmarks.md)"""
+CORRECTED: Collection[RecipeTask] = ("text-classification", "causal-lm")
+"""Tasks whose visits were measured with corrections"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class RecipeRows:
         return self.labels if isinstance(self.labels, int) else len(self.labels or ())
 
 
-def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, agents: int = AGENTS) -> dict[str, Any]:
+def recipe(
+    name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, agents: int = AGENTS, corrections: bool = False
+) -> dict[str, Any]:
     """The values of a run file. With `keep_best`, and a score of the model before any training, the run ends with no worse a
     score than the base model has."""
     each = rows.rows_of_agents / agents
@@ -86,6 +92,7 @@ def recipe(name: str, task: RecipeTask, model: RecipeModel, rows: RecipeRows, ag
         "model": model.name,
         "task": {"kind": task, **_labels(rows), **({} if task == IMAGES else {"max_length": _max_length(task, model, rows)})},
         **parts,
+        **({"corrections": dict(CORRECTIONS)} if corrections else {}),
         "compression": {"policy": "int8", **({"trained": "int8"} if task == "text-classification" else {})},
         "delta": {"codec": "int8"},
         "evaluate": {"held_out": rows.file, **({"columns": dict(rows.columns)} if rows.columns else {}), "every": "cycle"},

@@ -67,6 +67,7 @@ def _said(values: Mapping[str, Any], model: RecipeModel, rows: RecipeRows, agent
     yield "train.learning_rate", "of the visited block; too high if the held-out loss rises from the first rounds on: halve it"
     if "always_learning_rate" in train:
         yield "train.always_learning_rate", "of the head"
+    yield "corrections.rank", "of small corrections that a visit makes to the layers that it does not train; without: less memory and time"
     yield "compression.policy", "frozen blocks in 8 bits: costs no quality, as measured; int4 for less memory"
     yield "compression.trained", "and what a visit trains begins so, too: far fewer bytes; its delta is added to the exact values"
     yield "evaluate.every", "and before the first round"

@@ -79,6 +79,13 @@ def test_what_it_writes_is_a_run(
     run = client.runs.create(out)
     assert run.prepared
     client.runs.cancel(run.id)
+    corrected = init(*words, name, "--force", "--corrections")
+    if task in ("text-classification", "causal-lm"):
+        assert client.runs.create(out).prepared
+        assert "\ncorrections:\n  rank: 4 " in out.read_text()
+    else:
+        assert isinstance(corrected.exception, FedError)
+        assert "--corrections: they were measured with" in corrected.exception.message
 
 
 def test_what_is_no_model_is_refused(live: LiveCoordinator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

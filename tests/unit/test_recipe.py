@@ -106,11 +106,13 @@ def test_rows_are_no_longer_than_the_model_takes() -> None:
     ("extractive-qa", BERT, rows(labels=None, columns={"context": "passage"})),
     ("image-classification", VIT, rows(labels=("cat", "dog"), columns={"image": "img"})),
 ])  # fmt: skip
-def test_what_is_written_is_the_recipe_and_a_run_file(task: RecipeTask, model: RecipeModel, found: RecipeRows) -> None:
-    values = recipe("intents", task, model, found)
+@pytest.mark.parametrize("corrections", [False, True])
+def test_what_is_written_is_the_recipe_and_a_run_file(task: RecipeTask, model: RecipeModel, found: RecipeRows, corrections: bool) -> None:
+    values = recipe("intents", task, model, found, corrections=corrections)
     text = written_recipe(values, model, found, 6, counted=True)
     assert yaml.safe_load(text) == values
     spec = parse_run_file(text)
+    assert (spec.corrections is not None) == corrections
     assert spec == checked(values)
     assert (spec.keep_best, spec.evaluate and spec.evaluate.every) == (True, "cycle"), (
         "the model before any training is scored, and kept if it is best"
