@@ -82,8 +82,10 @@ def run_file_of(name: str, model: Path, held_out: Path, rows: int, seed: int, ch
 
     kinds = {**dict.fromkeys(LANGUAGE, "causal-lm"), **dict.fromkeys(IMAGES, "image-classification"), QUESTIONS: "extractive-qa"}
     task: Any = kinds.get(name, "text-classification")
-    facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), recipe_facts.counting(task, model), held_out.name, rows)
-    outline = recipe_facts.model_of("model", recipe_facts.config_of(model), task, facts.num_labels or None)
+    config = recipe_facts.config_of(model)
+    count = recipe_facts.counting(task, model, config)
+    facts = recipe_facts.rows_of(held_out, task, {}, TASKS[name].get("labels"), count, held_out.name, rows)
+    outline = recipe_facts.model_of("model", config, task, facts.num_labels or None)
     values = recipe(name, task, outline, facts, AGENTS) | {"seed": seed}
     for section, fields in changes.items():
         values[section] = {**values.get(section, {}), **fields}
