@@ -27,15 +27,20 @@ class SettingsInvalid(FedError):
 
 
 def settings_of(**given: Any) -> Settings:
-    """Options go before variables. Raises `SettingsInvalid`, which names each wrong variable."""
+    """Options go before variables. Raises `typer.BadParameter` for an option, `SettingsInvalid`, which names each wrong variable, for the rest."""
+    options = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**options)
     except ValidationError as error:
-        lines = [
-            f"{PREFIX}{'_'.join(str(p) for p in e['loc']).upper()}: {problem_in_words(e)}{LINK if str(e['input']).startswith('tcp://') else ''}"
-            for e in error.errors()
-        ]
-        raise SettingsInvalid("settings are wrong:\n" + "\n".join(lines)) from error
+        for e in error.errors():
+            if (option := e["loc"][0]) in options:
+                raise typer.BadParameter(problem_in_words(e), param_hint=f"'--{str(option).replace('_', '-')}'") from error
+        raise SettingsInvalid(", and ".join(_of_variable(e) for e in error.errors())) from error
+
+
+def _of_variable(e: Any) -> str:
+    link = LINK if str(e["input"]).startswith("tcp://") else ""
+    return f"{PREFIX}{'_'.join(str(p) for p in e['loc']).upper()}: {problem_in_words(e)}{link}"
 
 
 def without_effect(variables: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Settings of the coordinator as people write them: a name that is none is told of, and a value that somebody else wrote is explained."""
 
 import pytest
+import typer
 
 from fedcybgd.coordinator.commands.given import SettingsInvalid, settings_of, without_effect
 from fedcybgd.coordinator.settings import Settings
@@ -44,3 +45,16 @@ def test_a_port_that_kubernetes_wrote_is_explained(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SettingsInvalid) as said:
         settings_of()
     assert "Kubernetes" not in said.value.message
+
+
+@pytest.mark.parametrize(("name", "value", "option"), [("port", 99999, "--port"), ("lanes", "fast", "--lanes")])
+def test_a_wrong_option_is_called_as_it_was_typed_and_a_wrong_variable_in_one_line(
+    name: str, value: object, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(typer.BadParameter) as of_option:
+        settings_of(**{name: value})
+    assert f"'{option}'" == of_option.value.param_hint
+    monkeypatch.setenv(f"FEDCOORD_{name.upper()}", str(value))
+    with pytest.raises(SettingsInvalid) as of_variable:
+        settings_of()
+    assert of_variable.value.message == f"FEDCOORD_{name.upper()}: {of_option.value.message}"
