@@ -4,27 +4,39 @@ import time
 from collections.abc import Callable
 
 from rich.live import Live
+from rich.text import Text
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands.run_view import draw
+from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import RunView
+from fedcybgd.shared.contract.words import FINAL
 from fedcybgd.shared.host.terminal import Terminal
 
-EVERY_S = 0.25
+EVERY_S = 0.5
 
 
-def followed(client: Client, run_id: str, terminal: Terminal, look: Callable[[RunView], None]) -> RunView:
-    """The run, once it has ended and everything is measured. `look` sees it each time, and may raise."""
+def followed(
+    client: Client, run: str, terminal: Terminal, look: Callable[[RunView], None] = lambda _: None, away_s: float | None = None
+) -> RunView:
+    """The run, once it has ended and everything is measured. `look` sees it each time, and may raise.
+
+    A coordinator that has answered before is waited for so many seconds when it is away.
+    """
     if terminal.is_terminal:
         with Live(console=terminal, refresh_per_second=4) as live:
-            return _until_the_end(client, run_id, look, lambda view: live.update(draw(view)))
-    return _until_the_end(client, run_id, look, Lines(terminal).show)
+            client.connection.notice = lambda text: live.update(Text(text, "yellow"))
+            return _until_the_end(client, run, away_s, look, lambda view: live.update(draw(view)))
+    client.connection.notice = lambda text: terminal.say(text)
+    return _until_the_end(client, run, away_s, look, Lines(terminal).show)
 
 
-def _until_the_end(client: Client, run_id: str, look: Callable[[RunView], None], show: Callable[[RunView], None]) -> RunView:
+def _until_the_end(
+    client: Client, run: str, away_s: float | None, look: Callable[[RunView], None], show: Callable[[RunView], None]
+) -> RunView:
     while True:
-        view = client.runs.get(run_id)
+        view = client.connection.patiently(lambda: client.runs.get(run), limit=away_s)
         look(view)
         show(view)
         if has_ended(view):
@@ -45,8 +57,9 @@ class Lines:
         if score is not None:
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             text += f"; after {score.after_rounds} rounds: held-out loss {score.loss:.4f}{accuracy}"
-        if view.state == "paused":
-            text += f"; paused: {view.reason}"
+        if view.state in {"paused", *FINAL}:
+            text += f"; {view.state}{f': {one_line(view.reason)}' if view.reason else ''}"
         if text != self._said:
             self._said = text
             self._terminal.say(text)
+            self._terminal.file.flush()

@@ -95,7 +95,7 @@ def _model(model: str) -> tuple[Path | None, str, JsonObject]:
     """Its directory where it is one on this machine, how runs call it, its configuration."""
     path = Path(model).expanduser()
     if path.is_dir():
-        return path, name_of(str(path.resolve())), recipe_facts.config_of(path)
+        return path, name_of(os.path.abspath(path)), recipe_facts.config_of(path)
     if "/" in model or path.exists():
         raise Invalid(f"--model {model}: there is no directory of that name, and no model of a coordinator is called so")
     view = Client().models.get(model)

@@ -13,7 +13,6 @@ from fedcybgd.coordinator.commands.completing import Model
 from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.output import Json, Yes, be_sure, moment, say_deleted, say_json
 from fedcybgd.shared.contract.model_uploads import ModelUploadEntry
-from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.views import ModelView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -31,10 +30,8 @@ def add(
 ) -> None:
     """Split a model into blocks and store them. Only safetensors weights; never remote code."""
     client = Client()
-    path = Path(source).expanduser()
-    chosen = name or name_of(str(path.resolve()) if path.exists() else source)
-    begun = client.models.add(source, chosen, wait_s=0)
-    with terminal.status(f"adding {chosen}"):
+    begun = client.models.add(source, name, wait_s=0)
+    with terminal.status(f"adding {begun.name}"):
         model = client.models.wait(begun.name)
     show(model, as_json)
 

@@ -1,6 +1,7 @@
 """How the commands write what the client gives: times, and whole answers as JSON."""
 
 import json
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
@@ -17,9 +18,18 @@ Facts = dict[str, str | int | float | bool | None]
 
 
 def be_sure(what: str, yes: bool) -> None:
-    """Ask before something is gone for good. Where nobody can answer it is not done."""
-    if not yes:
-        typer.confirm(f"{what} Go on?", abort=True, err=True)
+    """Ask before something is gone for good. Where nobody can answer it is not done. Raises `typer.Abort`, `typer.BadParameter`."""
+    if yes:
+        return
+    try:
+        agreed = typer.confirm(f"{what} Go on?", err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        typer.echo(err=True)
+        raise typer.BadParameter("nobody is there to answer, so nothing was done; this does it without asking", param_hint="'--yes'") from None
+    if not agreed:
+        raise typer.Abort
 
 
 def moment(at: datetime | None) -> str:

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from fedcybgd.client.client import Client
 from fedcybgd.client.connection import DAY_S
@@ -15,6 +13,7 @@ from fedcybgd.client.errors import ClientError, CoordinatorAway, RunStopped
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands import score_table, tracking
 from fedcybgd.coordinator.commands.completing import Agent, Run
+from fedcybgd.coordinator.commands.following import EVERY_S, followed
 from fedcybgd.coordinator.commands.given import CoordinatorCommands
 from fedcybgd.coordinator.commands.model_version import Version, model_version
 from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
@@ -200,22 +199,11 @@ def scores(
 def watch(
     run: Run, as_json: Annotated[bool, typer.Option("--json", help="A line of JSON whenever something has changed.")] = False
 ) -> None:
-    """Follow a run until it ends, also over restarts of the coordinator; leave with Ctrl-C, the run goes on."""
+    """Follow a run until it ends, also over restarts of the coordinator; leave with Ctrl-C, the run goes on. Into a file: a line for each round."""
     client = Client()
-    connection = client.connection
-    if as_json:
-        view = _told(client, run)
-        if view.state != "completed":
-            raise typer.Exit(Exit.FAILED)
-        return
-    with Live(console=terminal, refresh_per_second=4) as live:
-        connection.notice = lambda text: live.update(Text(text, "yellow"))
-        while True:
-            view = connection.patiently(lambda: client.runs.get(run), limit=DAY_S)
-            live.update(draw(view))
-            if has_ended(view):
-                break
-            time.sleep(0.5)
+    view = _told(client, run) if as_json else followed(client, run, terminal, away_s=DAY_S)
+    if not (as_json or terminal.is_terminal):
+        terminal.print(draw(view))
     if view.state != "completed":
         raise typer.Exit(Exit.FAILED)
 
@@ -230,7 +218,7 @@ def _told(client: Client, run: str) -> RunView:
             said = view
         if has_ended(view):
             return view
-        time.sleep(0.5)
+        time.sleep(EVERY_S)
 
 
 @app.command(name="list")

@@ -155,7 +155,7 @@ def agent_by_name(session: Session, name_or_id: str) -> Agent:
     """An agent by its name or id."""
     agent = session.scalar(select(Agent).where((Agent.name == name_or_id) | (Agent.id == name_or_id)))
     if agent is None:
-        raise NotFound(f"there is no agent {name_or_id!r}")
+        raise NotFound(f"there is no agent {name_or_id!r}; `fedcoord agents list` lists them")
     return agent
 
 

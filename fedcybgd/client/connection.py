@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedcybgd.client.errors import AnswerInvalid, BodyLimited, ClientError, CoordinatorAway, FileUnusable, KeyInvalid, Refused, TimedOut
-from fedcybgd.shared.contract.words import API, NEXT, ErrorBody, problem_in_words
+from fedcybgd.shared.contract.words import API, NAME_CHARACTERS, NEXT, ErrorBody, problem_in_words
 from fedcybgd.shared.host.addresses import DIRECT, AddressInvalid, address_of, check_way, hint
 from fedcybgd.shared.host.authorities import believed
 from fedcybgd.shared.host.bodies import BodyInvalid, whole
@@ -232,7 +232,9 @@ class Connection:
 
 
 def segment(name: str) -> str:
-    """A name as one part of a path, whatever characters it has."""
+    """A name as one part of a path, whatever characters it has. Raises `Refused` for what would be none, or several."""
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise Refused(404, "not_found", f"nothing is called {name!r}: a name has {NAME_CHARACTERS}", {})
     return quote(name, safe="")
 
 

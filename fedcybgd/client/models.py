@@ -1,5 +1,6 @@
 """`client.models`: base models."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,10 @@ class Models:
         call it, by default the last part of the source. With `wait_s=0` the answer comes at once; its state says `adding`.
         Raises `ModelFailed`, `TimedOut`, `Refused`.
         """
-        path = Path(source).expanduser()
+        path, called = Path(source).expanduser(), str(source)
         if path.exists():
-            source = path.resolve()
-        begun = self.begin(str(source), name or name_of(str(source)))
+            source, called = path.resolve(), os.path.abspath(path)  # a link is called as it was given
+        begun = self.begin(str(source), name or name_of(called))
         return self.wait(begun.name, timeout_s=wait_s) if wait_s else begun
 
     def begin(self, source: str, name: str) -> ModelView:
@@ -42,8 +43,9 @@ class Models:
         answer comes when all has arrived; its state says `adding`.
         Raises `FileUnusable`, `ModelFailed`, `TimedOut`, `CoordinatorAway`, `Refused` (`model_name_taken`, `model_files_refused`, …).
         """
-        folder, told = Path(directory).expanduser().resolve(), told or (lambda _: None)
-        asked = uploading.announced(folder, name or name_of(str(folder)), told)
+        given, told = Path(directory).expanduser(), told or (lambda _: None)
+        folder = given.resolve()
+        asked = uploading.announced(folder, name or name_of(os.path.abspath(given)), told)
         try:
             # It may be repeated: the same files are the same upload.
             view = self._connection.patiently(lambda: self._connection.do(ModelUploadView, "/model-uploads", asked))

@@ -116,12 +116,14 @@ SAID = {
     "json_invalid": "is no JSON: {error}",
 }  # fmt: skip
 """What is said for each kind of problem that pydantic finds"""
+OF_PATTERNS = {NAME: f"a name has {NAME_CHARACTERS}", ID: "is no id: one is a word, _ and 16 digits of 0-9 and a-f, as the lists show them"}
+"""The same for text that is none of ours"""
 
 
 def problem_in_words(problem: Any) -> str:
     """What pydantic says of a field that is wrong, as a person would say it. `problem`: one of the errors of a `ValidationError`."""
-    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
-        return f"a name has {NAME_CHARACTERS}"
+    if problem["type"] == "string_pattern_mismatch" and (said := OF_PATTERNS.get(problem["ctx"]["pattern"])) is not None:
+        return said
     if problem["type"] == "too_short":
         return f"has {problem['ctx']['actual_length'] or 'nothing'} in it, and needs at least {problem['ctx']['min_length']}"
     if (said := SAID.get(problem["type"])) is not None:

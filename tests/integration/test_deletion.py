@@ -166,6 +166,8 @@ def test_the_command_asks_before_something_is_gone(live: LiveCoordinator, model:
     run = ended(live, model, hand)
     asked = CliRunner().invoke(app, ["run", "delete", run], input="n\n")
     assert (asked.exit_code, "will be gone" in asked.output) == (1, True)
+    unheard = CliRunner().invoke(app, ["run", "delete", run], input="")
+    assert (unheard.exit_code, "'--yes': nobody is there to answer" in unheard.output) == (2, True), unheard.output
     assert live.operator.get(f"/runs/{run}")["id"] == run
     done = CliRunner().invoke(app, ["run", "delete", run, "--yes", "--json"])
     assert (done.exit_code, '"deleted": "run"' in done.output) == (0, True), done.output

@@ -61,9 +61,7 @@ def test_what_it_writes_is_a_run(
     assert out.read_text() == before
 
     client = Client(live.url, live.operator_key)
-    name = str(request.getfixturevalue(checkpoint).resolve().name)
-    if name not in {model.name for model in client.models.list()}:
-        live.add_model(name, request.getfixturevalue(checkpoint))
+    name = client.models.add(directory).name  # as the command that was said would
     run = client.runs.create(out)
     assert run.prepared
     client.runs.cancel(run.id)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from sqlalchemy import select
 
+from fedcybgd.client.client import Client
 from fedcybgd.coordinator.db.models import Event
 from fedcybgd.shared.files.safetensors_header import Header, copy_tensor, read_header
 from tests.support import models
@@ -142,9 +143,10 @@ def test_an_unknown_model_is_not_there(live: LiveCoordinator) -> None:
     refused(operator(live).get("/models/nobody-added-this"), 404, "not_found")
 
 
-def test_what_was_found_in_a_tokenizer_is_told(live: LiveCoordinator, bert: Path) -> None:
+def test_what_was_found_in_a_tokenizer_is_told(live: LiveCoordinator, bert: Path, tmp_path: Path) -> None:
     name = fresh("noted")
-    live.add_model(name, bert)
+    (tmp_path / name).symlink_to(bert)
+    assert Client(live.url, live.operator_key).models.add(tmp_path / name).name == name, "a link is called as it was given"
     with live.database.transaction() as session:
         [message] = session.scalars(select(Event.message).where(Event.code == "tokenizer_note", Event.message.contains(f"model {name}:")))
     assert "does not know: " in message

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedcybgd.agent.connection import connect, why
-from fedcybgd.client.connection import Connection
+from fedcybgd.client.connection import Connection, segment
 from fedcybgd.client.errors import (
     CoordinatorAway,
     DirectoryTaken,
@@ -78,6 +78,13 @@ def test_a_refusal_is_a_line_with_its_code_once(monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit, match="1"):
             cli.main()
     assert capsys.readouterr().err == "error: there is no run 'x' [not_found]\n"
+
+
+@pytest.mark.parametrize("name", ["", "..", "owner/name", "../../agents", "a\nb", "\udcff"])
+def test_what_nothing_can_be_called_is_no_part_of_a_path(name: str) -> None:
+    with pytest.raises(Refused, match="nothing is called .*: a name has letters") as refused:
+        segment(name)
+    assert (refused.value.status, refused.value.code) == (404, "not_found")
 
 
 @pytest.mark.parametrize("key", ["fco_ü", "fco_a\nb", "fco_a b", "“fco_x”", "fco_\x00x"])

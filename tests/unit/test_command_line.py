@@ -227,6 +227,9 @@ def test_watch_goes_on_over_a_restart_of_the_coordinator(how: list[str], monkeyp
     assert (code, said) == (Exit.DONE, []), err
     if how:
         assert [json.loads(line)["rounds_done"] for line in out.splitlines()] == [1, 2]
+    else:
+        assert [line.split(" rounds")[0].strip() for line in out.splitlines()[:5] if " of " in line] == ["1 of 2", "2 of 2"], "as they come"
+        assert out.count("waiting for it") == 2
 
 
 def test_a_variable_that_is_none_of_the_agents_is_told_of_beside_the_answer(

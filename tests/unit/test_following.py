@@ -29,6 +29,8 @@ def score(after: int, loss: float | None, accuracy: float | None = None) -> Eval
         ({"evaluations": [score(0, 2.5), score(1, None)]}, "  1 of 4 rounds; after 0 rounds: held-out loss 2.5000"),
         ({"evaluations": [score(0, 2.5), score(1, 1.5, 0.25)]}, "  1 of 4 rounds; after 1 rounds: held-out loss 1.5000, accuracy 25.00%"),
         ({"state": "paused", "reason": "by ann"}, "  1 of 4 rounds; paused: by ann"),
+        ({"state": "failed", "reason": "no\nroom"}, "  1 of 4 rounds; failed: no room"),
+        ({"state": "cancelled"}, "  1 of 4 rounds; cancelled"),
     ],
 )  # fmt: skip
 def test_a_line_has_the_last_score_that_is_one_and_is_said_once(said: dict[str, Any], line: str) -> None:
