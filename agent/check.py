@@ -61,8 +61,11 @@ def check(home: Home) -> Iterator[Finding]:
     yield Finding(True, "configuration", str(home.config))
     yield Finding(True, "policy", in_force(home, policy))
     yield from _device(home, config)
+    unread = set()
     for name, data in config.data.items():
-        yield from _data(name, data, home.data_path(data))
+        found = list(_data(name, data, home.data_path(data)))
+        unread |= {name for finding in found if not finding.ok}
+        yield from found
     if not patterns(config):
         said = 'write the names of runs into it: runs = ["intents"]; * and ? are wildcards'
         yield Finding(False, "consent", "no run may use any of the data: `runs` is empty everywhere", said)
@@ -93,11 +96,17 @@ def check(home: Home) -> Iterator[Finding]:
     if not me.runs:
         yield Finding(True, "runs", "none is open to this agent at present")
     verdicts = [judge(home, config, policy, run) for run in me.runs]
+    waiting: dict[str, list[str]] = {}
     for run, verdict in zip(me.runs, verdicts, strict=True):
-        yield _run(home, config, run, verdict, client)
+        if verdict.reason == "data_missing" and verdict.data in unread:
+            waiting.setdefault(verdict.data, []).append(run.name)  # what is wrong with the file has been said
+        else:
+            yield _run(home, config, run, verdict, client)
         if verdict.reason != "not_consented":
             yield from (Finding(None, f"run {run.name}", sentence, note=True) for sentence in what_deltas_tell(run))
             yield from _counts(home, config, run, verdict)
+    for name, runs in waiting.items():
+        yield Finding(None, f"run{'s' if len(runs) > 1 else ''} {', '.join(runs)}", f"no work is taken until data {name} can be read")
     try:
         report(client, config, verdicts)
     except AgentError as error:

@@ -101,14 +101,16 @@ def enroll(
         enrolment.check_agrees(place, there, address, data, consented, columns, plain_http, card)
         consented = sorted({run for one in there.data.values() for run in one.runs})
         data = data or place.data_path(next(iter(there.data.values())))
-    settings = template(address, str(data.expanduser().resolve()) if data else None, consented, plain_http, card, columns)
+    mapped = enrolment.well_known(data, columns) if there is None else {}
+    path = str(data.expanduser().resolve()) if data else None
+    settings = template(address, path, consented, plain_http, card, columns or mapped)
     believed = enrolment.coordinator_key(coordinator_key)
     answer = enrolment.enrol(place, address, enrolment.token_of(token, token_file, _typed_token), called, settings, believed, card)
     if as_json:
         say_json({"agent": answer.name, "agent_id": answer.agent_id, "settings": str(place.config), "runs": consented})
         return
     terminal.say(f"enrolled as {answer.name}; settings in {place.config}")
-    for line in enrolment.next_steps(data, consented, home):
+    for line in enrolment.next_steps(data, consented, home, mapped):
         terminal.say(line)
 
 

@@ -72,6 +72,10 @@ def load(home: Home) -> Credentials:
         raise NotEnrolled(
             f"this agent is not enrolled ({home.credentials} is not there); run `fedagent enroll URL`, which asks for the token"
         ) from error
+    except OSError as error:
+        raise NotEnrolled(
+            f"{home.credentials} cannot be read: {error.strerror or error}; make it a file that this user may read, or name another directory with --home"
+        ) from error
     except (ValueError, TypeError) as error:
         raise NotEnrolled(f"{home.credentials} is damaged; enrol again under another name") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,8 +21,11 @@ from fedcybgd.agent.settings import Card, Config, DeviceSection, Home, RunPatter
 from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolAnswer, EnrolRequest
 from fedcybgd.shared.contract.digests import Digest
+from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import NAME_CHARACTERS, Name
+from fedcybgd.shared.files.tables import column_names
+from fedcybgd.shared.files.well_known import clear_ones
 from fedcybgd.shared.host.addresses import address_of
 
 TOKEN = re.compile(r"fct_[A-Za-z0-9_-]{43}")
@@ -68,6 +72,16 @@ def columns_of(given: list[str]) -> dict[str, str]:
     if wrong := [each for each in given if not all(each.partition("="))]:
         raise ConfigError(f"--column {one_line(wrong[0])[:120]}: say FIELD=COLUMN, as in text=question")
     return found
+
+
+def well_known(data: Path | None, given: Mapping[str, str]) -> dict[str, str]:
+    """Field → column, where the file's own names leave no doubt and nobody has said anything of its columns."""
+    if data is None or given:
+        return {}
+    try:
+        return clear_ones(column_names(data.expanduser()) or [])
+    except (DataError, OSError):
+        return {}  # `fedagent check` says what is wrong with it
 
 
 def chosen_gpu(given: str | None) -> int | str | None:
@@ -173,11 +187,16 @@ def _first_files(texts: Mapping[Path, str]) -> Iterator[None]:
         raise
 
 
-def next_steps(data: Path | None, consented: Collection[str], home: Path | None = None) -> Iterator[str]:
-    """What is still missing in the new agent.toml, and what to do then; `home` as it was given."""
+def next_steps(
+    data: Path | None, consented: Collection[str], home: Path | None = None, mapped: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """What was found out for the new agent.toml, what is still missing there, and what to do then; `home` as it was given."""
     there, given = data is not None and data.expanduser().is_file(), f" --home {shlex.quote(str(home))}" if home else ""
     if data is not None and not there:
         yield f"there is no file {data}: bring it there, or correct `path` in agent.toml"
+    if mapped:
+        said = ", ".join(f"{field} is read from {column!r}" for field, column in mapped.items())
+        yield f"{said}: by the column's name; `columns` in agent.toml says it, if another is meant"
     if not consented:
         yield "no run may use your data yet: name runs in agent.toml, under `runs`"
     check = f"fedagent check{given}"

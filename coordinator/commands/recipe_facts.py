@@ -13,21 +13,8 @@ from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
 from fedcybgd.shared.files.labels import NUMBER, bare
 from fedcybgd.shared.files.tables import Row, examples, label_names_of, read_rows
+from fedcybgd.shared.files.well_known import ALIASES
 
-ALIASES: dict[RecipeTask, dict[str, Sequence[str]]] = {
-    "text-classification": {
-        "text": ("sentence", "sentence1", "question", "utterance", "review", "content", "premise"),
-        "text_pair": ("sentence2", "hypothesis"),
-        "label": ("intent", "class", "category", "target", "labels"),
-    },
-    "image-classification": {
-        "image": ("img", "picture", "pixels"),
-        "label": ("labels", "class", "category", "target", "fine_label"),
-    },
-    "causal-lm": {"text": ("content",), "prompt": ("question", "instruction"), "completion": ("answer", "response", "output")},
-    "extractive-qa": {"question": ("query",), "context": ("passage", "paragraph")},
-}
-"""What columns are called where they are not called as their field"""
 MEASURED = 2000
 """Rows whose tokens are counted"""
 MOST_LABELS = 1000

@@ -289,3 +289,18 @@ def test_a_login_page_before_the_coordinator_is_told_as_one(
     assert error.endswith("[login_page]\n")
     assert not Home(tmp_path).credentials.exists()
     assert not Home(tmp_path).config.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "columns"), [([], {"text": "sentence"}), (["--column", "text=remark"], {"text": "remark"})], ids=["nothing said", "said"]
+)
+def test_a_column_of_a_well_known_name_is_mapped_unless_somebody_says_which(words: list[str], columns: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"sentence": "a", "remark": "b", "label": 0}\n')
+    with serving(coordinator) as server:
+        data = ["--data", str(tmp_path / "rows.jsonl"), "--runs", "r"]
+        done = CliRunner().invoke(
+            cli.app, ["enroll", server.url, "--home", str(tmp_path / "home"), "--token", TOKEN, "--name", "laptop", *data, *words]
+        )
+    assert done.exit_code == 0, done.output
+    assert ("text is read from 'sentence'" in done.output) == (not words)
+    assert Home(tmp_path / "home").load_config().data["rows"].columns == columns
