@@ -48,7 +48,7 @@ def draw(view: PlanView) -> list[RenderableType]:
         parts.append(Text(f"the first cycle takes {down} from the coordinator; {once} where all agents share one site cache"))
     parts += [Text(f"problem: {problem}", "red") for problem in view.problems]
     able = [agent for agent in view.agents if agent.able]
-    parts += [_room(able), _traffic(able), *_visits(able)] if able else []
+    parts += [_room(able), _traffic(able), *_unknown(able), *_visits(able)] if able else []
     parts += [Text(f"{a.name} cannot take part: {a.message} ({a.reason})", "yellow") for a in view.agents if not a.able]
     if any("of memory are missing" in (why or "") for a in view.agents for why in (a.message, *(v.why_not for v in a.visits))):
         parts.append(Text(MORE_ROOM, "dim"))
@@ -76,6 +76,14 @@ def _traffic(agents: list[AgentPlan]) -> Table:
             f"{_hours(agent.training_hours)} + {_hours(agent.transfer_hours)}",
         )  # fmt: skip
     return table
+
+
+def _unknown(agents: list[AgentPlan]) -> list[RenderableType]:
+    """What it takes to know the hours that are not."""
+    training = "--rows and --tokens-per-s say it (those of a visit: fedagent status)" if any(a.training_hours is None for a in agents) else ""
+    transfer = "limits.bandwidth_mbit in agent.toml" if any(a.transfer_hours is None for a in agents) else ""
+    said = "; ".join(f"{what}: {how}" for what, how in (("training", training), ("transfer", transfer)) if how)
+    return [Text(f"? is not known yet. {said}", "dim")] if said else []
 
 
 def _visits(agents: list[AgentPlan]) -> list[RenderableType]:

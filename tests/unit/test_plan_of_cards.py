@@ -70,6 +70,7 @@ def test_four_cards_make_the_four_visits_of_a_wave_each_with_its_own_memory() ->
     text = told(spec, found)
     assert MORE_ROOM not in text
     assert "1 rounds, 4 blocks a cycle, 4 at once" in text
+    assert "? is not known yet. training: --rows and --tokens-per-s" in text, "what the hours lack"
 
 
 def test_cards_of_one_machine_that_share_a_cache_take_each_shard_once_from_the_coordinator() -> None:
