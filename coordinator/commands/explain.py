@@ -9,6 +9,7 @@ from rich.text import Text
 from fedcybgd.client.client import Client
 from fedcybgd.coordinator.commands.completing import Run
 from fedcybgd.coordinator.commands.output import Json, moment, say_json
+from fedcybgd.coordinator.domain.run import RunState
 from fedcybgd.shared.contract.explanations import ExplanationView
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host.terminal import Terminal
@@ -45,7 +46,8 @@ def lines(view: ExplanationView) -> Iterator[tuple[int, Text]]:
     yield 0, Text.assemble((view.run, "bold"), f" is {view.state}{since}: {one_line(view.text)}")
     if view.advice:
         yield ADVICE, _advice(view.advice)
-    yield 0, Text("it waits for:" if view.waits else "it waits for nothing")
+    if view.waits or view.state == RunState.RUNNING:  # of others it has been said what must happen
+        yield 0, Text("it waits for:" if view.waits else "it waits for nothing")
     for wait in view.waits:
         ends = {"lease": "its lease ends unless it is renewed", "agent": "anybody may stand in from then on"}.get(wait.kind, "until")
         yield 2, Text(one_line(wait.text) + (f"; {ends}: {moment(wait.until)} UTC" if wait.until else ""))

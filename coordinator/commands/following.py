@@ -11,7 +11,6 @@ from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands.run_view import draw
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.views import RunView
-from fedcybgd.shared.contract.words import FINAL
 from fedcybgd.shared.host.terminal import Terminal
 
 EVERY_S = 0.5
@@ -57,8 +56,9 @@ class Lines:
         if score is not None:
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             text += f"; after {score.after_rounds} rounds: held-out loss {score.loss:.4f}{accuracy}"
-        if view.state in {"paused", *FINAL}:
-            text += f"; {view.state}{f': {one_line(view.reason)}' if view.reason else ''}"
+        if view.state != "running":
+            reason = "it has not been started" if view.state == "draft" else view.reason
+            text += f"; {view.state}{f': {one_line(reason)}' if reason else ''}"
         if text != self._said:
             self._said = text
             self._terminal.say(text)

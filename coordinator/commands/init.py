@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from fedcybgd.client.client import Client
+from fedcybgd.client.models import name_of_directory
 from fedcybgd.coordinator.commands import recipe_facts
 from fedcybgd.coordinator.commands.columns import Column, columns_of
 from fedcybgd.coordinator.commands.new_file import Force, check_free, new_file
@@ -17,7 +18,6 @@ from fedcybgd.coordinator.domain.recipe import AGENTS, CORRECTED, RecipeTask, re
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
 from fedcybgd.coordinator.errors import Invalid
-from fedcybgd.shared.contract.operators import name_of
 from fedcybgd.shared.contract.words import CLASSIFICATIONS, JsonObject
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -95,7 +95,7 @@ def _model(model: str) -> tuple[Path | None, str, JsonObject]:
     """Its directory where it is one on this machine, how runs call it, its configuration."""
     path = Path(model).expanduser()
     if path.is_dir():
-        return path, name_of(os.path.abspath(path)), recipe_facts.config_of(path)
+        return path, name_of_directory(path), recipe_facts.config_of(path)
     if "/" in model or path.exists():
         raise Invalid(f"--model {model}: there is no directory of that name, and no model of a coordinator is called so")
     view = Client().models.get(model)

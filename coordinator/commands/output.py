@@ -27,7 +27,9 @@ def be_sure(what: str, yes: bool) -> None:
         if sys.stdin.isatty():
             raise
         typer.echo(err=True)
-        raise typer.BadParameter("nobody is there to answer, so nothing was done; this does it without asking", param_hint="'--yes'") from None
+        raise typer.BadParameter(
+            "nobody is there to answer, so nothing was done; this does it without asking", param_hint="'--yes'"
+        ) from None
     if not agreed:
         raise typer.Abort
 

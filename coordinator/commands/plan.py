@@ -80,7 +80,9 @@ def _traffic(agents: list[AgentPlan]) -> Table:
 
 def _unknown(agents: list[AgentPlan]) -> list[RenderableType]:
     """What it takes to know the hours that are not."""
-    training = "--rows and --tokens-per-s say it (those of a visit: fedagent status)" if any(a.training_hours is None for a in agents) else ""
+    training = (
+        "--rows and --tokens-per-s say it (those of a visit: fedagent status)" if any(a.training_hours is None for a in agents) else ""
+    )
     transfer = "limits.bandwidth_mbit in agent.toml" if any(a.transfer_hours is None for a in agents) else ""
     said = "; ".join(f"{what}: {how}" for what, how in (("training", training), ("transfer", transfer)) if how)
     return [Text(f"? is not known yet. {said}", "dim")] if said else []

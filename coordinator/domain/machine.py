@@ -22,6 +22,8 @@ class Machine(Generic[S, E]):
     events: type[E]
     start: S
     table: Mapping[tuple[S, E], S]
+    asked: frozenset[E] = frozenset()
+    """what people ask for, where the rest happens by itself; none named: all"""
 
     def after(self, state: S | str, event: E) -> S:
         """The state that `event` leads to; raises `InvalidTransition` (409) where the table has no entry."""
@@ -29,7 +31,7 @@ class Machine(Generic[S, E]):
         try:
             return self.table[state, event]
         except KeyError:
-            possible = sorted({str(e) for s, e in self.table if s == state})
+            possible = sorted({str(e) for s, e in self.table if s == state and e in (self.asked or self.events)})
             raise InvalidTransition(
                 f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun} that is {state} cannot {event}"
                 + (f"; it can {', '.join(possible)}" if possible else "; that state is final"),

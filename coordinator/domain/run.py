@@ -54,4 +54,5 @@ RUN = Machine(
         (RunState.PAUSED, RunEvent.FAIL): RunState.FAILED,
         (RunState.PAUSED, RunEvent.CANCEL): RunState.CANCELLED,
     },
+    frozenset({RunEvent.START, RunEvent.PAUSE, RunEvent.RESUME, RunEvent.CANCEL}),
 )  # fmt: skip

@@ -12,6 +12,11 @@ from fedcybgd.shared.contract.operators import ModelRequest, name_of
 from fedcybgd.shared.contract.views import ModelView
 
 
+def name_of_directory(path: Path) -> str:
+    """What its model is called if nobody says: a link is called as it was given."""
+    return name_of(os.path.normpath(path.absolute()))
+
+
 class Models:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -23,10 +28,10 @@ class Models:
         call it, by default the last part of the source. With `wait_s=0` the answer comes at once; its state says `adding`.
         Raises `ModelFailed`, `TimedOut`, `Refused`.
         """
-        path, called = Path(source).expanduser(), str(source)
+        path, called = Path(source).expanduser(), name_of(str(source))
         if path.exists():
-            source, called = path.resolve(), os.path.abspath(path)  # a link is called as it was given
-        begun = self.begin(str(source), name or name_of(called))
+            source, called = path.resolve(), name_of_directory(path)
+        begun = self.begin(str(source), name or called)
         return self.wait(begun.name, timeout_s=wait_s) if wait_s else begun
 
     def begin(self, source: str, name: str) -> ModelView:
@@ -45,7 +50,7 @@ class Models:
         """
         given, told = Path(directory).expanduser(), told or (lambda _: None)
         folder = given.resolve()
-        asked = uploading.announced(folder, name or name_of(os.path.abspath(given)), told)
+        asked = uploading.announced(folder, name or name_of_directory(given), told)
         try:
             # It may be repeated: the same files are the same upload.
             view = self._connection.patiently(lambda: self._connection.do(ModelUploadView, "/model-uploads", asked))

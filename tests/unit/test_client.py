@@ -82,7 +82,7 @@ def test_a_refusal_is_a_line_with_its_code_once(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("name", ["", "..", "owner/name", "../../agents", "a\nb", "\udcff"])
 def test_what_nothing_can_be_called_is_no_part_of_a_path(name: str) -> None:
-    with pytest.raises(Refused, match="nothing is called .*: a name has letters") as refused:
+    with pytest.raises(Refused, match=r"nothing is called .*: a name has letters") as refused:
         segment(name)
     assert (refused.value.status, refused.value.code) == (404, "not_found")
 

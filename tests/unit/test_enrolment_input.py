@@ -294,7 +294,9 @@ def test_a_login_page_before_the_coordinator_is_told_as_one(
 @pytest.mark.parametrize(
     ("words", "columns"), [([], {"text": "sentence"}), (["--column", "text=remark"], {"text": "remark"})], ids=["nothing said", "said"]
 )
-def test_a_column_of_a_well_known_name_is_mapped_unless_somebody_says_which(words: list[str], columns: dict[str, str], tmp_path: Path) -> None:
+def test_a_column_of_a_well_known_name_is_mapped_unless_somebody_says_which(
+    words: list[str], columns: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "rows.jsonl").write_text('{"sentence": "a", "remark": "b", "label": 0}\n')
     with serving(coordinator) as server:
         data = ["--data", str(tmp_path / "rows.jsonl"), "--runs", "r"]

@@ -4,9 +4,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy.orm import Session
 
+from fedcybgd.coordinator.commands.explain import lines
+from fedcybgd.coordinator.db.models import Run
 from fedcybgd.coordinator.domain.opening import FIRST, Claimant, Opening
-from fedcybgd.coordinator.services.read.explanation import not_taken
+from fedcybgd.coordinator.services.read.explanation import _stands, not_taken
 from fedcybgd.shared.contract.agents import ClaimRequest
 from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
 from fedcybgd.shared.contract.versions import ADAPTERS, SPOKEN
@@ -38,6 +41,24 @@ def test_nobody_speaks_the_protocol() -> None:
     assert found is not None
     assert "ann (1.0)" in found[0]
     assert "update" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [(1, "1 of 2 rounds are done, and round 1 is under way: 1 in the engine"),
+     (2, "all 2 rounds are done, and it ends once its model is made and scored: 1 in the engine")],
+)  # fmt: skip
+def test_where_all_rounds_are_done_no_other_is_under_way(done: int, said: str) -> None:
+    run = Run(state="running", rounds_done=done, rounds_total=2)
+    assert _stands(Session(), run, [WaitView(kind="job", text="the engine is at `conclude`")]) == (said, None)
+
+
+@pytest.mark.parametrize(("state", "said"), [("running", ["it waits for nothing"]), ("paused", []), ("completed", [])])
+def test_only_what_goes_on_can_wait_for_nothing(state: str, said: list[str]) -> None:
+    view = ExplanationView(
+        id="run_1", run="r", state=state, since=None, text="t", advice="do", rounds_done=0, rounds_total=2, waits=[], symptoms=[]
+    )
+    assert [text.plain for _, text in lines(view) if "waits" in text.plain] == said
 
 
 def test_what_is_read_by_a_program_has_each_line_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

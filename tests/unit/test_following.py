@@ -30,6 +30,7 @@ def score(after: int, loss: float | None, accuracy: float | None = None) -> Eval
         ({"evaluations": [score(0, 2.5), score(1, 1.5, 0.25)]}, "  1 of 4 rounds; after 1 rounds: held-out loss 1.5000, accuracy 25.00%"),
         ({"state": "paused", "reason": "by ann"}, "  1 of 4 rounds; paused: by ann"),
         ({"state": "failed", "reason": "no\nroom"}, "  1 of 4 rounds; failed: no room"),
+        ({"state": "draft"}, "  1 of 4 rounds; draft: it has not been started"),
         ({"state": "cancelled"}, "  1 of 4 rounds; cancelled"),
     ],
 )  # fmt: skip

@@ -76,6 +76,8 @@ def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str,
             return f"it is prepared and has not been started; agents it is open to: {there}", f"`fedcoord run start {run.name}`"
         case RunState.PAUSED:
             return run.reason or "nobody wrote down why", _mended(run, waits)
+        case RunState.RUNNING if run.rounds_done == run.rounds_total:
+            return f"all {run.rounds_total} rounds are done, and it ends once its model is made and scored{_waits_in_short(waits)}", None
         case RunState.RUNNING:
             done = f"{run.rounds_done} of {run.rounds_total} rounds are done"
             return f"{done}, and round {run.rounds_done} is under way{_waits_in_short(waits)}", None
