@@ -121,7 +121,9 @@ def _state(run: Any) -> int:
     for number in range(len(run.trained)):
         for order in run.spec.round(run.trained, AGENTS, number) if number < run.spec.rounds(run.trained) else ():
             codecs = run.plan(set(order.trained))
-            frozen = sum(run.shard(encoder, block, codecs[block.block]).size for block in run.blocks if block.block not in order.trained)
+            frozen = sum(
+                run.shard(encoder, block, codecs[block.block], set()).size for block in run.blocks if block.block not in order.trained
+            )
             held.append(frozen + 16 * (sum(parameters[name] for name in order.trained) + _factors(run, order)))
     return int(max(held))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import device
+from benchmarks.holdings import Holdings, Patches
 from benchmarks.reading import Order, Reading
 from fedcybgd.agent.fetching import cheapest
 from fedcybgd.agent.messages import DataSource, LocalShard, TrainRequest
@@ -27,7 +28,6 @@ from fedcybgd.coordinator.domain.jobs.payloads import (
     Change,
     EncodedRef,
     ImportPayload,
-    PatchMade,
     PreparePayload,
     Term,
 )
@@ -40,21 +40,11 @@ from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.evaluate import evaluate
 from fedcybgd.coordinator.engine.import_model import import_model
 from fedcybgd.coordinator.engine.prepare import prepare
-from fedcybgd.coordinator.services.emulators.shards import MAX_STEPS
 from fedcybgd.coordinator.storage import BlobStore, open_store
 from fedcybgd.shared.contract.digests import digest_of_file
-from fedcybgd.shared.contract.manifests import FileRef, PatchRef, ShardRef
+from fedcybgd.shared.contract.manifests import FileRef, ShardRef
 from fedcybgd.shared.contract.training import TrainMetrics, TrainSettings
 from fedcybgd.shared.files.safetensors_header import MAX_NUMBER
-
-
-@dataclass
-class Holdings:
-    """What one agent has in its cache, by digest, and what crossed its wire, in bytes."""
-
-    digests: set[str] = field(default_factory=set)
-    down: int = 0
-    up: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Reference:
     deltas: list[str] = field(default_factory=list)
     rounds_done: int = 0
     encoded: dict[tuple[str, str], EncodedRef] = field(default_factory=dict)
-    patches: dict[str, PatchMade] = field(default_factory=dict)
+    patches: Patches = field(default_factory=Patches)
     holdings: dict[int, Holdings] = field(default_factory=dict)
     influence: dict[str, float] = field(default_factory=dict)
     importance: dict[str, float] = field(default_factory=dict)
@@ -128,22 +118,15 @@ class Reference:
         assert not isinstance(plan, DoesNotFit), plan.reason
         return plan
 
-    def shard(self, encoder: ShardEncoder, block: ShardRef, codec: str) -> ShardRef:
-        """The block in a codec, with the patches that lead to it."""
+    def shard(self, encoder: ShardEncoder, block: ShardRef, codec: str, held: set[str]) -> ShardRef:
+        """The block in a codec, with the patches that lead to it from what is held."""
         key = (block.digest, codec)
         if key not in self.encoded:
             self.encoded[key] = encoder.encode(*key)
         made = self.encoded[key]
-        steps: list[PatchRef] = []
-        target, cost = made.digest, 0
-        while len(steps) < MAX_STEPS and target in self.patches:
-            step = self.patches[target]
-            if (cost := cost + step.size) >= made.packed.size:
-                break
-            steps.append(step)
-            target = step.base
+        way = self.patches.way(made.digest, held, made.packed.size)
         return ShardRef(
-            block=block.block, version=block.version, codec=codec, digest=made.digest, size=made.size, packed=made.packed, patches=steps
+            block=block.block, version=block.version, codec=codec, digest=made.digest, size=made.size, packed=made.packed, patches=way
         )
 
 
@@ -200,7 +183,7 @@ def run(
                 if set(own) & set(told["matrices"]):
                     term = Term(digest=made.digest, weight=spec.of_corrections(len(orders), cycle), scale=told["scale"])
                     corrections.setdefault(name, []).append((seat, term))
-        _apply(reference, number, terms, corrections)
+        _apply(reference, number, terms, corrections, len(partitions), len(orders))
         reference.rounds_done = number + 1
         after_round(number)
     return time.monotonic() - began
@@ -211,8 +194,8 @@ def _visit(reference: Reference, encoder: ShardEncoder, visitor: Visitor, data: 
     agent, spec, store = order.agent, reference.spec, reference.store
     trained = set(order.trained)
     codecs = reference.plan(trained)
-    shards = [reference.shard(encoder, b, codecs[b.block]) for b in reference.blocks if codecs[b.block] != "dropped"]
     held = reference.holdings.setdefault(agent, Holdings())
+    shards = [reference.shard(encoder, b, codecs[b.block], held.digests) for b in reference.blocks if codecs[b.block] != "dropped"]
     for ref in shards:
         held.down += sum(blob.size for blob in cheapest(ref, held.digests.__contains__).blobs if blob.digest not in held.digests)
         held.digests.add(ref.digest)
@@ -248,7 +231,14 @@ def _moved(reference: Reference, delta: str) -> list[bool]:
     return [] if rows is None else [bool(row.any()) for row in rows]
 
 
-def _apply(reference: Reference, number: int, terms: dict[str, list[Made]], corrections: dict[str, list[tuple[int, Term]]]) -> None:
+def _apply(
+    reference: Reference,
+    number: int,
+    terms: dict[str, list[Made]],
+    corrections: dict[str, list[tuple[int, Term]]],
+    agents: int,
+    seats: int,
+) -> None:
     spec = reference.spec
     changes = []
     for block in reference.blocks:
@@ -281,13 +271,13 @@ def _apply(reference: Reference, number: int, terms: dict[str, list[Made]], corr
     sources = {change.block.digest for change in changes}
     before = [ref for (source, _), ref in sorted(reference.encoded.items()) if source in sources]
     config = next(f for f in reference.file_refs if f.name == "config.json")
-    payload = ApplyPayload(round=number, changes=changes, before=before, config=config, task=spec.task.kind)
+    names = {change.block.digest: change.block.block for change in changes}
+    steps = reference.patches.before(number, agents, seats, [(names[ref.source], ref) for ref in before])
+    payload = ApplyPayload(round=number, changes=changes, before=before, steps=steps, config=config, task=spec.task.kind)
     changed = apply(reference.store, payload)
     reference.velocities |= changed.velocities
     reference.encoded |= {(ref.source, ref.codec): ref for ref in changed.shards}
-    for patch in changed.patches:
-        if patch.target != patch.base and (patch.target not in reference.patches or patch.size < reference.patches[patch.target].size):
-            reference.patches[patch.target] = patch
+    reference.patches.add(number, names.values(), changed.patches)
     new = {b.block: b for b in changed.blocks}
     reference.blocks = [new.get(b.block, b) for b in reference.blocks]
 

@@ -1,6 +1,7 @@
 """Applies accepted deltas to the blocks of a round: version v becomes v + 1, in every codec that agents will ask for."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from safetensors import safe_open
@@ -10,11 +11,14 @@ from fedcybgd.coordinator.engine.changes import open_admitted, open_deltas, open
 from fedcybgd.coordinator.engine.encode import ShardEncoder
 from fedcybgd.coordinator.engine.encoding import Encoding
 from fedcybgd.coordinator.engine.outer import new_velocity, old_velocity
-from fedcybgd.coordinator.engine.shards import as_bytes, shard_header
+from fedcybgd.coordinator.engine.planes import BY_NUMPY
+from fedcybgd.coordinator.engine.shards import as_bytes, shard_header, write_chunks
 from fedcybgd.coordinator.engine.threads import in_order
-from fedcybgd.coordinator.storage import EngineStore
+from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, EngineStore
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.files import lossless
+from fedcybgd.shared.files.lossless import PackedError
 from fedcybgd.shared.files.safetensors_header import pack_header
 from fedcybgd.shared.tensors.codecs import BITS, parse_codec
 from fedcybgd.shared.tensors.delta_file import DeltaFile, row_slices, some_rows
@@ -33,6 +37,8 @@ def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
         for change in payload.changes:
             old = {ref.codec: ref for ref in payload.before if ref.source == change.block.digest and ref.codec != EXACT}
             _apply_and_encode(store, encoder, change, deltas, old, result)
+    steps = {step.target: step for step in payload.steps}
+    result.patches += [over for patch in result.patches for over in _leaps(store, patch, steps)]
     return result
 
 
@@ -123,3 +129,19 @@ def _delta_as_step(store: EngineStore, change: Change, new: ShardRef) -> PatchMa
     if size >= new.size:
         return None
     return PatchMade(kind="delta", target=new.digest, base=change.block.digest, digest=term.digest, size=size, weight=term.weight)
+
+
+def _leaps(store: EngineStore, last: PatchMade, steps: Mapping[str, PatchMade]) -> Iterator[PatchMade]:
+    """Single patches over the last two, three … steps in a row, of which the very last was made now: changes of several rounds are smaller
+    together than one by one.
+    """
+    way = [last]
+    while last.kind == "difference" and (step := steps.get(way[0].base)) is not None and step not in way:
+        way.insert(0, step)
+        with contextlib.ExitStack() as stack:
+            try:
+                paths = [stack.enter_context(store.localised(step.digest)) for step in way]
+                digest, size = write_chunks(store, lossless.leap(paths, shard_header(store, last.target), BY_NUMPY))
+            except (BlobMissing, BlobDamaged, PackedError):  # of a step that is lost: whoever asks for it has the whole shard
+                return
+        yield PatchMade(kind="difference", target=last.target, base=step.base, digest=digest, size=size)

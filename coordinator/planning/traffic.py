@@ -37,7 +37,7 @@ NOTHING = frozenset[str]()
 Held = tuple[str, int, str]
 """block, version, codec; or seat, round and "delta" """
 _Part = tuple[str, Held]
-"""what is fetched in one: a shard that is "whole", or a "step" """
+"""what is fetched in one: a shard that is "whole", a "step", or a "leap" over several"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Movement:
         return round(sum(DELTA[self.delta_codec] * self._share(b) * delta_bytes([b], self.delta_codec) for b in blocks))
 
     def difference(self, block: BlockShape, codec: str, factor: float, model: ModelShape) -> int:
-        """Bytes of the patch to the next version of a frozen block; `factor` is the learning rate's decay so far."""
+        """Bytes of the patch to the next version of a frozen block; `factor` is the learning rate's decay so far, and goes with the root of the
+        number of changes where one patch is for several.
+        """
         bits = CODE_BITS + math.log2(self.learning_rate * factor * math.sqrt(self.steps * self.hidden))
         share = bits / 8 * DIFFERENCE[kind_of(codec)]
         return round(min(0.95, max(0.1, share)) * self._share(block) * shard_bytes(block, codec, model))
@@ -99,8 +101,10 @@ class _Step:
 class _State:
     blocks: dict[str, BlockShape]
     codecs: dict[tuple[str, int], set[str]] = field(default_factory=dict)
-    steps: dict[Held, _Step] = field(default_factory=dict)
-    """by the version that they lead to; they start from the one before"""
+    steps: dict[Held, dict[Held, _Step]] = field(default_factory=dict)
+    """by the version that they lead to, and by the one that they start from"""
+    changed: dict[str, list[int]] = field(default_factory=dict)
+    """block → the rounds in which it changed"""
     held: dict[str, set[Held]] = field(default_factory=dict)
     left: set[_Part] = field(default_factory=set)
     """what somebody has fetched: whole, or as a step"""
@@ -147,9 +151,9 @@ def simulate(
     for number in range(rounds):
         trained_by: dict[str, list[tuple[str, frozenset[str]]]] = {}
         cycle, _ = place_of(spec, visited, number)
-        change = changes[min(cycle, 1)]
+        change, seats = changes[min(cycle, 1)], 0
         for seat in method.seats(spec, visited, agents, number, common):
-            agent, turn = seat.agent or agents[turn % len(agents)], turn + 1
+            agent, turn, seats = seat.agent or agents[turn % len(agents)], turn + 1, seats + 1
             trained = frozenset({*seat.blocks, *seat.along(spec.schedule.always)})
             now = list(state.blocks.values())
             plan = plan_for(agent, now, trained)
@@ -176,7 +180,8 @@ def simulate(
             factors = state.blocks[ADAPTERS].tensors
             folded = [b.name for b in state.blocks.values() if any(factors_of(name)[0] in factors for name in b.tensors)]
             trained_by |= dict.fromkeys(folded, trained_by[ADAPTERS])
-        _apply(spec, state, number, trained_by, change, spec.train.learning_rate_decay**cycle, model)
+        between = math.ceil(len(agents) / max(1, seats))
+        _apply(spec, state, number, between, trained_by, change, spec.train.learning_rate_decay**cycle, model)
 
 
 def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model: ModelShape, others: bool) -> dict[_Part, int]:
@@ -189,24 +194,26 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
     if wanted in held:
         return {}
     whole = packed_bytes(block, codec, model)
-    best, path = min(whole, shard_bytes(block, codec, model)), [wanted]
-    taken, steps = {("whole", wanted): best}, dict[_Part, int]()
-    cost = paid = 0
-    target = wanted
-    for count in range(1, MAX_STEPS + 1):
-        step = state.steps.get(target)
-        if step is None or (cost := cost + step.size) >= whole:
-            break
-        if step.made_of is not None and step.made_of not in held and not others:
-            break
-        if step.made_of not in held:
-            paid += step.size
-            steps["step", step.made_of or target] = step.size
-        target = (block.name, block.version - count, codec)
-        if target in held:
-            if paid < best:
-                best, path, taken = paid, [(block.name, block.version - i, codec) for i in range(count)], steps
-            break
+    best, path, taken = (
+        min(whole, shard_bytes(block, codec, model)),
+        [wanted],
+        {("whole", wanted): min(whole, shard_bytes(block, codec, model))},
+    )
+    ways: dict[Held, tuple[int, list[Held], dict[_Part, int]]] = {wanted: (0, [wanted], {})}
+    for target in (reached := [wanted]):
+        cost, passed, steps = ways[target]
+        for base, step in state.steps.get(target, {}).items() if len(passed) <= MAX_STEPS else ():
+            if cost + step.size >= min(whole, ways[base][0] if base in ways else whole):
+                continue
+            if step.made_of is not None and step.made_of not in held and not others:
+                continue
+            paid = {("step" if base[1] == target[1] - 1 else "leap", step.made_of or target): step.size} if step.made_of not in held else {}
+            ways[base] = cost + step.size, [*passed, base], steps | paid
+            reached.append(base)
+    if had := [way for version, way in ways.items() if version in held]:
+        _, passed, steps = min(had, key=lambda way: way[0])
+        if sum(steps.values()) < best:
+            path, taken = passed, steps
     held.update(path)
     return taken
 
@@ -215,16 +222,23 @@ def _apply(
     spec: RunFile,
     state: _State,
     number: int,
+    between: int,
     trained_by: Mapping[str, list[tuple[str, frozenset[str]]]],
     change: Movement,
     decay: float,
     model: ModelShape,
 ) -> None:
-    """The next versions of the trained blocks, in the codecs of the present ones, with the steps to them."""
+    """The next versions of the trained blocks, in the codecs of the present ones, with the steps to them.
+
+    `between` rounds are from one visit of an agent to its next, or nearly twice as many: over what changed in them, one patch leads as well.
+    """
     for name, trainers in trained_by.items():
         old = state.blocks[name]
         new = state.blocks[name] = updated(old)
         codecs = state.codecs[name, new.version] = set(state.codecs.get((name, old.version), set()))
+        rounds = state.changed[name] = [*state.changed.get(name, ()), number]
+        turn, most = (sum(before > number - window for before in rounds) for window in (between, 2 * between - 1))
+        leaps = range(2, min(most, MAX_STEPS) + 1) if turn <= MAX_STEPS else ()
         for codec in codecs:
             made_of: Held | None = None
             if codec != EXACT:
@@ -235,5 +249,8 @@ def _apply(
                 size, made_of = change.delta(sent), (seat, number, "delta")
             else:
                 continue
+            steps = state.steps[name, new.version, codec] = {}
             if size < packed_bytes(new, codec, model):
-                state.steps[name, new.version, codec] = _Step(size, made_of)
+                steps[name, old.version, codec] = _Step(size, made_of)
+            for over in leaps if codec != EXACT else ():
+                steps[name, new.version - over, codec] = _Step(change.difference(new, codec, decay * math.sqrt(over), model), None)

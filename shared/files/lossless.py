@@ -13,7 +13,8 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -22,6 +23,7 @@ import zstandard
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.files.byte_planes import Arithmetic, add
 from fedcybgd.shared.files.safetensors_header import DTYPE_BITS, Header, first_header, read_header
+from fedcybgd.shared.files.whole_file import whole, write_whole
 
 MAGIC = b"FEDPACK1"
 PATCH_MAGIC = b"FEDPTCH1"
@@ -29,6 +31,7 @@ CHUNK = 1 << 20
 STORED, ZSTD = 0, 1
 _LENGTH = struct.Struct("<BI")
 _END = struct.Struct("<QI")
+SHORTER = "the base of the patch is shorter than the patch"
 _LEVEL = 1  # on byte planes, level 3 is slower and no smaller
 _WORTH = 0.99  # a plane that does not become smaller than this is stored, and the next ones of its run without a try
 _REST = 7
@@ -77,7 +80,7 @@ def unpack(source: Path, target: Path, limit: int) -> None:
     Raises `PackedError` when `source` is malformed, cut short, followed by more bytes, or unpacks to more than `limit` bytes.
     """
     with source.open("rb") as packed:
-        _write(unpacked(packed, limit), target)
+        write_whole(unpacked(packed, limit), target)
 
 
 def unpack_some(source: Path, target: Path, limit: int, names: Collection[str]) -> None:
@@ -85,7 +88,7 @@ def unpack_some(source: Path, target: Path, limit: int, names: Collection[str]) 
 
     What is left out is stepped over, and the check sum not looked at: the source is one that was unpacked whole before.
     """
-    with source.open("rb") as packed, _whole(target) as file:
+    with source.open("rb") as packed, whole(target) as file:
         header = first_header(unpacked(packed, limit), source.name)
         wanted = [(0, header.data_start)]
         wanted += [
@@ -139,10 +142,25 @@ def difference_read(old: Path, head: bytes, header: Header, new: Readable, arith
         yield from _pack_chunks(_chunks(header, new), arithmetic or Arithmetic(), base)
 
 
+def leap(patches: Sequence[Path], header: Header, arithmetic: Arithmetic | None = None) -> Iterator[bytes]:
+    """One patch in the place of several in a row, the first step first, between files with this header, of which none has to be there.
+
+    Byte for byte the `difference` from where the first patch starts to where the last one leads. Raises `PackedError` for what are no such patches.
+    """
+    with contextlib.ExitStack() as stack:
+        steps = [stack.enter_context(patch.open("rb")) for patch in patches]
+        steps[-1].seek(-_END.size, os.SEEK_END)
+        _, crc = _END.unpack(_exactly(steps[-1], _END.size))  # of the file that it leads to
+        steps[-1].seek(0)
+        limit = header.data_start + max((tensor.end for tensor in header.tensors.values()), default=0)
+        yield PATCH_MAGIC
+        yield from _pack_chunks(_chunks(header, _Sum(steps, limit)), arithmetic or Arithmetic(), crc_of_target=crc)
+
+
 def apply_difference(old: Path, patch: Path, target: Path, limit: int) -> None:
     """Write the file that `patch` makes of `old` to `target`; errors as `unpack`, and when `old` is not the patch's base."""
     with old.open("rb") as base, patch.open("rb") as packed:
-        _write(_unpack_chunks(packed, PATCH_MAGIC, limit, base), target)
+        write_whole(_unpack_chunks(packed, PATCH_MAGIC, limit, base), target)
 
 
 def _header_bytes(path: Path) -> bytes:
@@ -168,14 +186,27 @@ def _chunks(header: Header, file: Readable) -> Iterator[tuple[int, int, bytes]]:
             yield number, width, data
 
 
-def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], arithmetic: Arithmetic, base: BinaryIO | None = None) -> Iterator[bytes]:
+class _Sum:
+    """What several patches of one layout add together to each byte: chunk by chunk, as it is asked for."""
+
+    def __init__(self, patches: Sequence[BinaryIO], limit: int) -> None:
+        self._patches, self._decompressor = [(patch, _heads(patch, PATCH_MAGIC, limit)) for patch in patches], zstandard.ZstdDecompressor()
+
+    def read(self, n: int, /) -> bytes:
+        chunks = [_planes(patch, *next(heads, (1, 0)), self._decompressor) for patch, heads in self._patches]
+        return reduce(add, chunks) if all(len(chunk) == n for chunk in chunks) else b""
+
+
+def _pack_chunks(
+    chunks: Iterable[tuple[int, int, bytes]], arithmetic: Arithmetic, base: BinaryIO | None = None, crc_of_target: int | None = None
+) -> Iterator[bytes]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     resting: dict[tuple[int, int], int] = {}  # (run, plane) → chunks for which the plane is stored without a try
     total = crc = 0
     for run, width, data in chunks:
         total += len(data)
         crc = zlib.crc32(data, crc)
-        coded = data if base is None else arithmetic.subtract(data, _of_base(base, len(data)))
+        coded = data if base is None else arithmetic.subtract(data, _exactly(base, len(data), SHORTER))
         out = [_LENGTH.pack(width, len(data))]
         for i, plane in enumerate(arithmetic.split(coded, width)):
             rest = resting.get((run, i), 0)
@@ -186,7 +217,7 @@ def _pack_chunks(chunks: Iterable[tuple[int, int, bytes]], arithmetic: Arithmeti
                 resting[run, i] = rest - 1 if rest else _REST
                 out += [_LENGTH.pack(STORED, len(plane)), plane]
         yield b"".join(out)
-    yield b"\0" + _END.pack(total, crc)
+    yield b"\0" + _END.pack(total, crc if crc_of_target is None else crc_of_target)
 
 
 def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | None = None) -> Iterator[bytes]:
@@ -194,7 +225,7 @@ def _unpack_chunks(packed: BinaryIO, magic: bytes, limit: int, base: BinaryIO | 
     total = crc = 0
     for width, length in _heads(packed, magic, limit):
         data = _planes(packed, width, length, decompressor)
-        out = data if base is None else add(data, _of_base(base, length))
+        out = data if base is None else add(data, _exactly(base, length, SHORTER))
         total, crc = total + length, zlib.crc32(out, crc)
         yield out
     _check_end(packed, total, crc)
@@ -276,37 +307,8 @@ def _plane(packed: BinaryIO, length: int, decompressor: zstandard.ZstdDecompress
     return plane
 
 
-def _exactly(file: BinaryIO, n: int) -> bytes:
+def _exactly(file: BinaryIO, n: int, short: str = "the file is cut short") -> bytes:
     data = file.read(n)
     if len(data) < n:
-        raise PackedError("the file is cut short")
+        raise PackedError(short)
     return data
-
-
-def _of_base(base: BinaryIO, length: int) -> bytes:
-    data = base.read(length)
-    if len(data) < length:
-        raise PackedError("the base of the patch is shorter than the patch")
-    return data
-
-
-def _write(chunks: Iterable[bytes], target: Path) -> None:
-    with _whole(target) as file:
-        for chunk in chunks:
-            file.write(chunk)
-
-
-@contextlib.contextmanager
-def _whole(target: Path) -> Iterator[BinaryIO]:
-    """A file that is `target` once all is written, and nothing before."""
-    aside = target.with_name(target.name + ".part")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from fedcybgd.agent.assignment_run import fetch
 from fedcybgd.agent.errors import Unreachable, VisitFailed
 from fedcybgd.agent.training.shards import materialise
-from fedcybgd.coordinator.db.models import Agent, Exposure
+from fedcybgd.coordinator.db.models import Agent, Exposure, Patch
 from fedcybgd.shared.contract.assignments import LeasedAssignment, UploadOffset
 from fedcybgd.shared.contract.digests import digest_of_file
 from tests.support.light import LightAgent, traffic
@@ -115,6 +115,26 @@ def test_a_chain_of_two_steps_leads_to_the_present_shard(live: LiveCoordinator, 
     assert ref.patches[0].digest in late.fetched
     assert ref.patches[1].digest not in late.fetched
     assert digest_of_file(late.cache.path(ref.digest)) == ref.digest
+
+
+def test_who_comes_again_after_several_rounds_gets_one_patch_over_all_of_them(live: LiveCoordinator, model: str, tmp_path: Path) -> None:
+    both = pair(live, tmp_path)
+    compression = {"policy": "int8", "trained": "int8"}
+    run = begin(live, model, both, schedule={"cycles": 5, "blocks": ["layers.0"], "agents": "rotating"}, compression=compression)
+    had: dict[str, str] = {}
+    for _ in range(5):
+        agent, assignment = next_visit(live, run, both)
+        ref = next(b for b in assignment.manifest.blocks if b.block == "layers.0")
+        agent.visit(assignment)
+        assert digest_of_file(agent.cache.path(ref.digest)) == ref.digest
+        if (before := had.get(agent.name)) is not None:
+            over = ref.patches[0]
+            assert (over.base, over.kind, over.digest in agent.fetched) == (before, "difference", True)
+            with live.database.reading() as session:
+                found = session.scalars(select(Patch).where(Patch.kind == "difference", Patch.digest != over.digest)).all()
+            assert over.size < sum(step.size for step in found if step.base == before or step.target == ref.digest)
+        had[agent.name] = ref.digest
+    assert sorted(had) == sorted(a.name for a in both)
 
 
 def test_the_delta_of_another_is_no_step_unless_the_run_file_says_so(live: LiveCoordinator, model: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 from fedcybgd.coordinator.domain.aggregate import Aggregate
 from fedcybgd.coordinator.domain.jobs.candidates import CandidateBlock
-from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, Term
+from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, ApplyResult, Change, EncodedRef, PatchMade, Term
 from fedcybgd.coordinator.engine.aggregate import AGGREGATES
 from fedcybgd.coordinator.engine.apply import add_deltas, apply
 from fedcybgd.coordinator.engine.candidates import average
@@ -151,6 +151,31 @@ def test_the_new_version_is_there_in_the_codecs_in_use(tmp_path: Path, store: Bl
     assert (steps[new].kind, steps[new].base, steps[new].digest) == ("delta", layer.digest, digest)
     assert (steps[int8].kind, steps[int8].base) == ("difference", before[1].digest)
     assert int4 not in steps, "nobody holds what it could start from"
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_over_the_steps_so_far_one_patch_leads_as_well(tmp_path: Path, store: BlobStore, codec: str) -> None:
+    present, encoder = put(store, "layers.0", LAYER), ShardEncoder(store, None, None)
+    shards, steps = [encoder.encode(present.digest, codec)], list[PatchMade]()
+    for number in range(3):
+        digest, _ = delta(store, tmp_path, "int8", True, number, LAYER)
+        change = Change(block=present, terms=[Term(digest=digest, weight=0.5)])
+        result = apply(store, ApplyPayload(round=number, changes=[change], before=shards[-1:], steps=steps))
+        present = result.blocks[0]
+        shards += result.shards
+        differences = [patch for patch in result.patches if patch.kind == "difference"]
+        assert [p.base for p in differences] == [shards[i].digest for i in range(number, -1, -1)], "from each version so far"
+        steps.append(differences[0])
+    over = differences[-1]
+    assert (over.base, over.target) == (shards[0].digest, shards[-1].digest)
+    expected = lossless.difference(store.path(over.base), store.path(over.target))
+    assert store.path(over.digest).read_bytes() == b"".join(expected)
+    assert over.size < sum(step.size for step in steps)
+    store.path(steps[0].digest).unlink()
+    again = apply(store, ApplyPayload(round=2, changes=[change], before=shards[-2:-1], steps=steps[:2]))
+    assert again.patches == [p for p in result.patches if p != over], (
+        "the first step is lost, and whoever is so far behind takes the whole shard"
+    )
 
 
 def test_packed_exact_is_made_with_the_rest_where_the_change_says_so(tmp_path: Path, store: BlobStore) -> None:

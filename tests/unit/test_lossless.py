@@ -1,6 +1,7 @@
 """Packing loses nothing, patches are small, and hostile or damaged bytes leave nothing behind."""
 
 import io
+import itertools
 import struct
 import tracemalloc
 import zlib
@@ -23,6 +24,7 @@ from fedcybgd.shared.files.lossless import (
     apply_difference,
     difference,
     is_packed,
+    leap,
     pack,
     unpack,
     unpack_some,
@@ -132,6 +134,24 @@ def test_any_file_comes_back(tmp_path: Path, kinds: list[tuple[torch.dtype, int]
     source = saved(tmp_path / "shard", tensors)
     unpack(written(tmp_path / "packed", pack(source)), tmp_path / "out", LIMIT)
     assert (tmp_path / "out").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_leap_is_the_difference_from_where_its_steps_begin(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lossless, "CHUNK", 256)
+
+    def moved(tensor: torch.Tensor, by: int) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(by))
+        return tensor if tensor.dtype == torch.bool else (tensor + by * noise).to(tensor.dtype)
+
+    files = [saved(tmp_path / f"v{v}", {name: moved(tensor, v) for name, tensor in MIXED.items()}) for v in range(steps + 1)]
+    patches = [written(tmp_path / f"p{v}", difference(*pair)) for v, pair in enumerate(itertools.pairwise(files))]
+    header, expected = read_header(files[0]), b"".join(difference(files[0], files[-1]))
+    for file in files:
+        file.unlink()
+    assert b"".join(leap(patches, header)) == expected
+    with pytest.raises(PackedError):
+        list(leap([*patches, written(tmp_path / "other", pack(saved(tmp_path / "short", {"a": normal(3)})))], header))
 
 
 def test_bytes_of_bf16_weights_become_fewer(tmp_path: Path) -> None:

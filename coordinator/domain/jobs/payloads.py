@@ -155,6 +155,8 @@ class ApplyPayload(BaseModel):
     task: Task | None = None
     before: list[EncodedRef] = []
     """the blocks as they are, in every codec that agents may hold: the new version is made in each of them, with patches"""
+    steps: list[PatchMade] = []
+    """to blocks as they are, from versions that agents still hold: with the next one each chain of them becomes one patch"""
     halved: bool = False
     """it was applied whole before, and the gate found it too much"""
 

@@ -1,13 +1,15 @@
 """Shards in their codecs: which there are, which must be made, and the manifest that an agent gets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
-from fedcybgd.coordinator.db.models import Assignment, Block, EncodedShard, Patch, Run
+from fedcybgd.coordinator.db.models import Assignment, Block, BlockVersion, EncodedShard, Patch, Round, Run, StoredManifest
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.payloads import ApplyPayload, Change, EncodedRef, EncodePayload, EncodeResult, PatchMade
 from fedcybgd.coordinator.domain.jobs.registry import APPLY, ENCODE, Done
@@ -17,6 +19,8 @@ from fedcybgd.shared.contract.manifests import BlobRef, FileRef, Manifest, Patch
 
 Encoded = Row[str, str, str, int, str, int]
 """What `ENCODED` finds"""
+Step = Row[str, str, str, str, int, float]
+"""What `PATCHES` finds"""
 MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
 # Columns alone: a lease reads hundreds of such rows, and none of them changes.
@@ -36,8 +40,7 @@ def manifest(
         request(session, run, missing, now)
         return None
     made = [known[b.digest, codecs[b.name]] for b in held]
-    own = None if run.spec.compression.delta_patches else agent_id
-    ways = _ways(session, {shard.digest: shard.packed_size for shard in made}, own)
+    ways = _ways(session, {shard.digest: shard.packed_size for shard in made}, run.id, agent_id, run.spec.compression.delta_patches)
     refs = [_ref(b, shard, ways) for b, shard in zip(held, made, strict=True)]
     return Manifest(files=run.files, blocks=refs, dropped=[b.name for b in blocks if codecs[b.name] == DROPPED])
 
@@ -54,30 +57,59 @@ def _ref(block: Block, made: Encoded, ways: Mapping[str, list[PatchRef]]) -> Sha
     )  # fmt: skip
 
 
-def _ways(session: Session, shards: Mapping[str, int], only_of: str | None) -> dict[str, list[PatchRef]]:
+def _ways(session: Session, shards: Mapping[str, int], run_id: str, agent_id: str, others: bool) -> dict[str, list[PatchRef]]:
     """The way back from each of these shards through older ones, as long as it costs less than the whole: a step of all in one query.
 
-    `shards`: what each costs as a whole, packed. `only_of` is the one agent whose deltas may be steps; None: anybody's.
+    `shards`: what each costs as a whole, packed. `others`: any agent's deltas may be steps, and not only its own. Where there is a choice,
+    the way is the cheapest to what this agent got last; without that it goes from version to version.
     """
-    ways: dict[str, list[PatchRef]] = {digest: [] for digest in shards}
-    left, at = dict(shards), {digest: digest for digest in shards}
+    steps: dict[str, list[Step]] = {}
+    left = dict(shards)
+    at = set(left)
     for _ in range(MAX_STEPS):
-        steps = PATCHES.where(Patch.target.in_(set(at.values())))
-        if only_of is not None:
-            own = select(Assignment.id).where(Assignment.agent_id == only_of, Assignment.applied, Assignment.delta_digest == Patch.digest)
-            steps = steps.where((Patch.kind != "delta") | own.exists())
-        rows = session.execute(steps.order_by(Patch.size.desc(), Patch.base.desc()))
-        cheapest = {row.target: row for row in rows}
-        reached = {digest: cheapest[target] for digest, target in at.items() if target in cheapest}
-        at = {}
-        for digest, row in reached.items():
-            if row.size < left[digest]:
-                left[digest] -= row.size
-                ways[digest].append(PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size))
-                at[digest] = row.base
+        query = PATCHES.where(Patch.target.in_(at))
+        if not others:
+            own = select(Assignment.id).where(Assignment.agent_id == agent_id, Assignment.applied, Assignment.delta_digest == Patch.digest)
+            query = query.where((Patch.kind != "delta") | own.exists())
+        at = set()
+        for row in session.execute(query.order_by(Patch.size, Patch.base)):
+            steps.setdefault(row.target, []).append(row)
+            if row.size < left[row.target]:
+                if row.base not in left:
+                    at.add(row.base)
+                left[row.base] = max(left.get(row.base, 0), left[row.target] - row.size)
         if not at:
             break
-    return ways
+    chosen = any(len(rows) > 1 for rows in steps.values())
+    held = _got_last(session, run_id, agent_id) if chosen else frozenset[str]()
+    return {digest: [_patch(row) for row in _way(digest, whole, steps, held)] for digest, whole in shards.items()}
+
+
+def _way(target: str, whole: int, steps: Mapping[str, Sequence[Step]], held: Collection[str]) -> list[Step]:
+    """The cheapest way to what is held, then on from there; or the smallest step each time. It costs less than the whole, and ends in time."""
+    ways = {target: (0, list[Step]())}
+    for at in (reached := [target]):
+        cost, way = ways[at]
+        for step in steps.get(at, ()) if len(way) < MAX_STEPS else ():
+            if cost + step.size < min(whole, ways.get(step.base, (whole, []))[0]):
+                ways[step.base] = cost + step.size, [*way, step]
+                reached.append(step.base)
+    cost, way = min((ways[digest] for digest in held if digest in ways), key=lambda found: found[0], default=ways[target])
+    while len(way) < MAX_STEPS and (on := steps.get(way[-1].base if way else target)) and cost + on[0].size < whole:
+        cost, way = cost + on[0].size, [*way, on[0]]
+    return way
+
+
+def _got_last(session: Session, run_id: str, agent_id: str) -> frozenset[str]:
+    """The shards that an agent was last given in a run."""
+    assignments = select(StoredManifest.content).join(Assignment, Assignment.manifest_digest == StoredManifest.digest)
+    last = assignments.where(Assignment.agent_id == agent_id, Assignment.run_id == run_id).order_by(Assignment.leased_at.desc()).limit(1)
+    manifest = session.scalar(last)
+    return frozenset(ref.digest for ref in manifest.blocks) if manifest is not None else frozenset()
+
+
+def _patch(row: Step) -> PatchRef:
+    return PatchRef(kind=row.kind, base=row.base, weight=row.weight, digest=row.digest, size=row.size)
 
 
 def _known(session: Session, sources: Sequence[str], codecs: Iterable[str] | None = None) -> dict[tuple[str, str], Encoded]:
@@ -109,16 +141,42 @@ def request_ahead(session: Session, run: Run, codecs: Mapping[str, Iterable[str]
     request(session, run, [ref.model_copy(update={"codec": codec}) for ref, codec in wanted if (ref.digest, codec) not in known], now)
 
 
-def apply(session: Session, run: Run, round: int, members: Sequence[Assignment], changes: list[Change], now: datetime) -> None:
+def apply(session: Session, run: Run, round: Round, members: Sequence[Assignment], changes: list[Change], now: datetime) -> None:
     """Have deltas added to their blocks; the new versions are made in every codec in which the old ones are known, packed exact only where
     the change says so.
     """
     known = _known(session, [change.block.digest for change in changes])
+    before = [encoded_ref(known[key]) for key in sorted(known)]
+    blocks = {change.block.digest: change.block.block for change in changes}
     payload = ApplyPayload(
-        round=round, changes=changes, assignments=[a.id for a in members], config=config_of(run),
-        task=run.spec.task.kind, before=[encoded_ref(known[key]) for key in sorted(known)],
+        round=round.number, changes=changes, assignments=[a.id for a in members], config=config_of(run),
+        task=run.spec.task.kind, before=before, steps=_steps(session, run, round, {ref.digest: blocks[ref.source] for ref in before}),
     )  # fmt: skip
     jobs.enqueue(session, APPLY, run.id, payload, now)
+
+
+def _steps(session: Session, run: Run, round: Round, shards: Mapping[str, str]) -> list[PatchMade]:
+    """The steps to these shards (digest → block) from the older ones that agents hold who come again after this round.
+
+    In turn an agent comes again after so many rounds as it takes all, or, as turns move on by one, after nearly twice as many.
+    """
+    turn = math.ceil(len(run.participants) / max(1, len(round.seats)))
+    changed = select(BlockVersion.block, BlockVersion.round).where(
+        BlockVersion.run_id == run.id, BlockVersion.round > round.number + 1 - 2 * turn
+    )
+    found_in = session.execute(changed).all() if turn > 1 else ()
+    changes = Counter(block for block, _ in found_in)
+    in_turn = Counter(block for block, number in found_in if number is not None and number > round.number - turn)
+    left = {digest: min(changes[b], MAX_STEPS - 1) for digest, b in shards.items() if changes[b] and in_turn[b] < MAX_STEPS}
+    found: list[PatchMade] = []
+    while left:
+        rows = PATCHES.where(Patch.target.in_(left), Patch.kind == "difference").order_by(Patch.size.desc(), Patch.base.desc())
+        smallest = {row.target: row for row in session.execute(rows)}  # of several it is the step from one version to the next
+        found += [
+            PatchMade(target=row.target, kind="difference", base=row.base, digest=row.digest, size=row.size) for row in smallest.values()
+        ]
+        left = {row.base: left[row.target] - 1 for row in smallest.values() if left[row.target] > 1}
+    return found
 
 
 def encoded(session: Session, done: Done[EncodePayload, EncodeResult]) -> None:

@@ -47,7 +47,7 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
         record(session, now, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
-    shards.apply(session, run, number, accepted, _changes(session, run, spec, round, accepted), now)
+    shards.apply(session, run, round, accepted, _changes(session, run, spec, round, accepted), now)
 
 
 def being_applied(session: Session, run: Run, payload: ApplyPayload) -> Round | None:
