@@ -170,6 +170,9 @@ class TrainerProcess:
         if self._starting and 0 < self._limit <= STARTS_WITHIN and code not in ENDED_BY_OTHERS:
             text = f"the training process ended before it could train ({_cause(code)}): limits.memory_gb = {self._limit / 1e9:g} is too little for it"
             return VisitFailed("memory_limit", text)
+        if self._limit and code == -signal.SIGABRT:  # what C++ does where it gets no memory and nobody asks
+            text = f"the training process was aborted, most likely because limits.memory_gb = {self._limit / 1e9:g} is too little for this visit"
+            return VisitFailed("out_of_memory", text)
         return VisitFailed("trainer_died", f"the training process died ({_cause(code)}); a new one is started")
 
     def _look_after(self, watch: Watch, lost: threading.Event) -> None:

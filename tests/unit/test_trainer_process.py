@@ -230,6 +230,8 @@ def test_what_a_process_trains_on_is_heard_before_the_first_visit() -> None:
         ("sys.exit(1)", 8, "trainer_died"),
         ("import os\nos.kill(os.getpid(), 9)", 0.3, "trainer_died"),
         (SAY + READ + "sys.exit(1)", 0.3, "trainer_died"),
+        (SAY + READ + "import os\nos.abort()", 0.3, "out_of_memory"),
+        (SAY + READ + "import os\nos.abort()", None, "trainer_died"),
     ],
 )
 def test_a_process_that_cannot_begin_within_its_limit_is_not_begun_for_every_visit(script: str, memory_gb: float, reason: str) -> None:
