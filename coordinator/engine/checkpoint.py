@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
+from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused, is_within
 from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, read_header
 
 WEIGHTS = "model.safetensors"
@@ -81,6 +81,6 @@ def _listed(folder: ModelDirectory, index: str) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelRefused(f"{folder.place(index)} is no index of a checkpoint")
     names = sorted(set(weight_map.values()))
-    if absent := [name for name in names if Path(name).name == name and not folder.has(name)]:
+    if absent := [name for name in names if is_within(name) and not folder.has(name)]:
         raise ModelRefused(f"files of the checkpoint are missing: {', '.join(absent)}")
     return names

@@ -25,6 +25,11 @@ class ModelRefused(Invalid):
     code = "model_refused"
 
 
+def is_within(name: str) -> bool:
+    """Whether a file of this name lies in the directory, or in one inside it."""
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
 class ModelDirectory:
     """The files of one model, by name. Links are followed inside the directory, to the blobs of the hub's cache and to `beside`, no further."""
 
@@ -61,8 +66,8 @@ class ModelDirectory:
         return place.is_symlink() or place.exists()
 
     def file(self, name: str) -> Path:
-        """The regular file that is called `name`. Raises `ModelRefused` for one that is not there, is none, or lies elsewhere."""
-        if Path(name).name != name:
+        """The regular file that is called `name`, which may lie in a directory inside. Raises `ModelRefused` for one that is not there, is none, or lies elsewhere."""
+        if not is_within(name):
             raise ModelRefused(f"{self}: {name} is no name of a file in this directory")
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise ModelRefused(f"{self}: the name of {name} is no UTF-8; give it another, or take it out")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ OF_ONE_CALL = frozenset(
 OF_THE_WEIGHTS = frozenset({"torch_dtype", "dtype"})
 """Fields that name a dtype: weights have the one that they are stored in, and are computed with in float32 or as a run says."""
 
+QUANTIZATION = "quantization_config"
+"""The field that says how the checkpoint's weights are quantized: where it says nothing, transformers loads no model that has it."""
 QUANTIZED = "this checkpoint is quantized; add the original one, whose weights are floats"
 
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
@@ -49,6 +52,8 @@ MOST: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 13),
 }  # fmt: skip
 MOST_NESTED = 32
+PROBABILITY = re.compile(r"dropout|pdrop|layerdrop|drop_path|_prob$")
+"""Fields that torch takes for a probability, many of them in the first training step only."""
 NO_NUMBER = "__float__"
 """As transformers writes numbers into a config.json that JSON has not: {"__float__": "Infinity"}."""
 NO_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -73,7 +78,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
     """Whether a configuration, or that of a part, says that the checkpoint's weights are no floats."""
-    return any(part.get("quantization_config") for part in (config, *(v for v in config.values() if isinstance(v, Mapping))))
+    return any(part.get(QUANTIZATION) for part in (config, *(v for v in config.values() if isinstance(v, Mapping))))
 
 
 def without(config: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def in_a_line(error: Exception) -> str:
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without `MACHINE_FIELDS` and `OF_ONE_CALL`, at every depth; with what JSON has not as `NO_NUMBER`.
 
-    Raises `ModelUnknown` for one that names code of its own, at whatever depth, or sizes that no model has.
+    Raises `ModelUnknown` for one that names code of its own, at whatever depth, sizes that no model has, or what is no number or probability.
     """
     result = _plain(dict(config), "")
     assert isinstance(result, dict)
@@ -103,15 +108,22 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def with_numbers(value: Any) -> Any:
     """The same with every `NO_NUMBER` as the number that it means."""
     if isinstance(value, dict):
-        name = value.get(NO_NUMBER) if len(value) == 1 else None
-        known = NO_NUMBERS.get(name) if isinstance(name, str) else None
-        return known if known is not None else {name: with_numbers(inner) for name, inner in value.items()}
+        known = _number(value)
+        return known if known is not value else {name: with_numbers(inner) for name, inner in value.items()}
     return [with_numbers(inner) for inner in value] if isinstance(value, list) else value
 
 
+def _number(value: Any) -> Any:
+    """The number that a `NO_NUMBER` means; of anything else itself."""
+    name = value.get(NO_NUMBER) if isinstance(value, dict) and len(value) == 1 else None
+    return NO_NUMBERS.get(name, value) if isinstance(name, str) else value
+
+
 def _plain(value: Any, path: str) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {NO_NUMBER: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(number := _number(value), float) and not math.isfinite(number):
+        if math.isnan(number):
+            raise ModelUnknown(f"config.json: {path} is NaN, which is no number")
+        return {NO_NUMBER: "Infinity" if number > 0 else "-Infinity"}
     if path.count(".") > MOST_NESTED:
         raise ModelUnknown(f"config.json is nested too deeply at {path[:60]}…")
     if isinstance(value, dict):
@@ -124,7 +136,7 @@ def _plain(value: Any, path: str) -> Any:
                     "where transformers has a class of its own for this model_type, auto_map can be taken out of the file"
                 )
             _check_size(name, inner, where)
-            if name not in MACHINE_FIELDS and name not in OF_ONE_CALL:
+            if name not in MACHINE_FIELDS and name not in OF_ONE_CALL and (inner or name != QUANTIZATION):
                 result[name] = _plain(inner, where)
         return result
     if isinstance(value, list):
@@ -134,7 +146,9 @@ def _plain(value: Any, path: str) -> Any:
 
 def _check_size(name: str, value: Any, where: str) -> None:
     most = MOST.get(name)
-    found = value if isinstance(value, list) else [value]
+    found = [_number(number) for number in (value if isinstance(value, list) else [value])]
+    if PROBABILITY.search(name) and any(isinstance(number, int | float) and not 0 <= number <= 1 for number in found):
+        raise ModelUnknown(f"config.json: {where} is {value!r:.40}, and must be a probability from 0 to 1")
     if most is not None and any(isinstance(number, int | float) and not -1 <= number <= most for number in found):
         raise ModelUnknown(f"config.json: {where} is {value!r:.40}; a model has {most:,} at the most")
 

@@ -147,9 +147,15 @@ def test_an_architecture_that_is_no_model_is_not_called(folder: Path, name: str,
         {"max_position_embeddings": 10**10},
         {"hidden_size": -2},
         {"inner": {"num_hidden_layers": 10**9}},
+        {"hidden_dropout_prob": math.nan},
+        {"layer_norm_eps": {"__float__": "NaN"}},
+        {"inner": [{"x": math.nan}]},
+        {"attention_dropout": 1.5},
+        {"hidden_dropout_prob": {"__float__": "Infinity"}},
+        {"classifier_dropout": -0.1},
     ],
 )
-def test_sizes_that_no_model_has_are_refused_at_once(folder: Path, values: dict[str, Any], add: Callable[[Path], ImportResult]) -> None:
+def test_numbers_that_no_model_has_are_refused_at_once(folder: Path, values: dict[str, Any], add: Callable[[Path], ImportResult]) -> None:
     edit(folder, **values)
     began = time.monotonic()
     assert next(iter(values)) in refused(add, folder) or "inner" in values
@@ -178,6 +184,13 @@ def test_infinity_in_a_configuration_is_kept(folder: Path, written: Any, add: Ca
     assert list(settings_of(answer.config).time_step_limit) == [0.0, math.inf]
 
 
+@pytest.mark.parametrize("nothing", [{}, None])
+def test_what_says_nothing_of_quantization_is_left_out(folder: Path, nothing: Any, add: Callable[[Path], ImportResult]) -> None:
+    """transformers takes a model for a quantized one because the field is there, and then finds no method in it."""
+    edit(folder, quantization_config=nothing)
+    assert "quantization_config" not in add(folder).config
+
+
 def test_an_adapter_is_called_by_its_name(folder: Path, add: Callable[[Path], ImportResult]) -> None:
     (folder / "adapter_config.json").write_text("{}")
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
@@ -187,11 +200,18 @@ def test_an_adapter_is_called_by_its_name(folder: Path, add: Callable[[Path], Im
 def test_weights_are_the_files_that_transformers_loads(folder: Path, add: Callable[[Path], ImportResult]) -> None:
     (folder / "training_state.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "absent.safetensors"}}')
-    assert len(add(folder).blocks) == 4
-    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    whole = add(folder)
+    assert len(whole.blocks) == 4
+    (folder / "parts").mkdir()
+    (folder / "model.safetensors").rename(folder / "parts" / "weights.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "parts/weights.safetensors"}}')
+    assert [block.digest for block in add(folder).blocks] == [block.digest for block in whole.blocks]
+    (folder / "parts" / "weights.safetensors").rename(folder / "weights.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "absent.safetensors"}}')
     assert "absent.safetensors" in refused(add, folder)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../weights.safetensors"}}')
-    assert "no name of a file in this directory" in refused(add, folder)
+    for name in ("../weights.safetensors", "parts/../weights.safetensors", str(folder / "weights.safetensors"), "./weights.safetensors"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        assert "no name of a file in this directory" in refused(add, folder)
     (folder / "model.safetensors.index.json").unlink()
     assert "neither model.safetensors nor" in refused(add, folder)
     (folder / "weights.safetensors").rename(folder / "model-00001-of-00001.safetensors")
