@@ -8,6 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.heads import bound_heads
 from fedcybgd.agent.signing import Signer
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
 from fedcybgd.shared.contract.words import API
@@ -34,7 +35,7 @@ def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx
     try:
         verify = ssl.create_default_context(cafile=str(authority)) if authority is not None else believed(httpx.create_ssl_context)
         auth = key if isinstance(key, Signer) else None
-        return httpx.Client(
+        client = httpx.Client(
             base_url=url.rstrip("/") + API, headers=headers, auth=auth, timeout=TIMEOUT, follow_redirects=False, verify=verify,
             mounts=DIRECT,
         )  # fmt: skip
@@ -42,6 +43,7 @@ def connect(url: str, key: str | Signer, authority: Path | None = None) -> httpx
         raise ConfigError(
             f"the connection cannot be set up ({error}): look at the URL, SSL_CERT_FILE, HTTPS_PROXY and HTTP_PROXY"
         ) from error
+    return bound_heads(client)
 
 
 def why(url: str, error: Exception) -> str:

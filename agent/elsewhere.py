@@ -16,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from fedcybgd.agent.errors import Unreachable
+from fedcybgd.agent.heads import bound_heads
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import ELSEWHERE
 from fedcybgd.shared.host.authorities import believed
@@ -145,10 +146,11 @@ class OtherHosts:
         """For a host that is asked by its address one of its own: a connection is another's to whom another certificate belongs. None: for all others."""
         if self._http is None or self._http[0] != host:
             self.close()
-            self._http = host, httpx.Client(
+            client = httpx.Client(
                 headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT, follow_redirects=False, trust_env=host is None,
                 verify=believed(httpx.create_ssl_context),
             )  # fmt: skip
+            self._http = host, bound_heads(client)
         return self._http[1]
 
     def _refused(self, where: str, why: str) -> OtherHostFailed:

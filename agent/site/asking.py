@@ -13,6 +13,7 @@ import httpx
 from fedcybgd.agent.answers import identity_of
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.errors import AgentError, Unreachable, VisitFailed
+from fedcybgd.agent.heads import bound_heads
 from fedcybgd.shared.contract.manifests import BlobRef, FileRef
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION
@@ -179,7 +180,8 @@ class _Watched(httpx.SyncByteStream):
 
 def _connect(url: str) -> httpx.Client:
     """It is of the site: no proxy leads there."""
-    return httpx.Client(
+    client = httpx.Client(
         base_url=url.rstrip("/"), headers={"Accept-Encoding": "identity", VERSION: str(SPOKEN)}, timeout=TIMEOUT, trust_env=False,
         follow_redirects=False, verify=believed(httpx.create_ssl_context),
     )  # fmt: skip
+    return bound_heads(client)
