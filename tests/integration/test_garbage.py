@@ -74,11 +74,18 @@ def test_the_step_to_a_version_that_nobody_has_packed_is_not_forgotten(live: Liv
         assert session.get(EncodedShard, (present, "exact")) is None, "nobody has asked for it packed"
         session.execute(delete(Patch).where(Patch.target == present))  # whatever the sizes are of so small a block
         session.add(Patch(target=present, base="a" * 64, kind="delta", digest=delta, size=1, weight=1.0))
+        steps = [(present, "b", 2), ("a", "b", 1), ("a", "c", 2), ("b", "c", 1), ("c", "d", 1), ("d", "e", 1)]
+        for target, base, over in steps:
+            ends = {"target": target if target == present else target * 64, "base": base * 64}
+            session.add(Patch(**ends, kind="difference", digest=(target[:1] + base) * 32, size=over, weight=1.0))
     now = utcnow()
     for later in (KEEP, 3 * KEEP):
         tidy(settings, live.database, live.store, now + later)
     with live.database.reading() as session:
-        assert session.scalars(select(Patch.digest).where(Patch.target == present)).all() == [delta]
+        found = session.execute(select(Patch.target, Patch.base).where(Patch.base.in_([letter * 64 for letter in "abcde"]))).all()
+        kept = {(target if target == present else target[0], base[0]) for target, base in found}
+        # Over several versions only to the present one; and no further back than so many steps lead.
+        assert kept == {(present, "a"), (present, "b"), ("a", "b"), ("b", "c"), ("c", "d")}
     assert live.store.has(delta), "who trained it goes on from its own delta"
     live.operator.post(f"/runs/{run}/cancel")
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydantic import JsonValue
 from sqlalchemy import Select, delete, exists, insert, or_, select, tuple_
@@ -34,7 +34,8 @@ UNFINISHED = (AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.S
 ENDED = tuple(state for state in RunState if RUN.is_final(state))
 EXPORTS_KEPT = timedelta(days=1)
 CHUNK = 5000
-"""Digests in one statement."""
+"""Digests, or pairs of them, in one statement."""
+Digests = TypeVar("Digests", str, tuple[str, str])
 
 
 def needed(session: Session, now: datetime) -> set[str]:
@@ -101,28 +102,31 @@ class _Shown:
 
     shards: list[_Shard]
     patches: dict[str, list[_Step]]
-    """by their targets"""
+    """by their targets, the smallest first: from the version before"""
 
 
 def _written(session: Session) -> _Shown:
     patches: dict[str, list[_Step]] = {}
-    for row in session.execute(select(Patch.target, Patch.base, Patch.digest)):
+    for row in session.execute(select(Patch.target, Patch.base, Patch.digest).order_by(Patch.size, Patch.base)):
         patches.setdefault(row.target, []).append(_Step(*row))
     shards = session.execute(select(EncodedShard.source, EncodedShard.digest, EncodedShard.packed_digest))
     return _Shown([_Shard(*row) for row in shards], patches)
 
 
 def _present(session: Session, written: _Shown) -> _Shown:
-    """Of that, the encoded shards of blocks that a model or a run has now, and the steps that lead to them and to the exact ones."""
+    """Of that, the encoded shards of blocks that a model or a run has now, and the steps that lead to them and to the exact ones; only the last of them
+    over several versions.
+    """
     sources = set(session.scalars(select(Block.digest)))
     for blocks in session.scalars(select(Model.blocks)):
         sources |= {entry.digest for entry in blocks}
     shards = [row for row in written.shards if row.source in sources]
     patches: dict[str, list[_Step]] = {}
     targets = {row.digest for row in shards} | sources
-    for _ in range(MAX_STEPS):
-        patches |= {target: written.patches[target] for target in targets if target in written.patches}
-        targets = {patch.base for target in targets for patch in written.patches.get(target, [])} - patches.keys()
+    for back in range(MAX_STEPS):
+        steps = {target: written.patches[target] for target in targets if target in written.patches}
+        patches |= steps if back == 0 else {target: found[:1] for target, found in steps.items()}
+        targets = {found[0].base for found in steps.values()} - patches.keys()
     return _Shown(shards, patches)
 
 
@@ -153,8 +157,8 @@ class Judged:
     """what is none any more"""
     sources: set[str]
     """exact shards that nobody has now: what is written of their codecs is forgotten"""
-    targets: set[str]
-    """shards that are nobody's aim: so are the steps to them"""
+    steps: set[tuple[str, str]]
+    """target and base of patches to what is nobody's aim, and of those over several versions to an older one"""
 
 
 def judge(session: Session, stored: Mapping[str, float], now: datetime, grace: timedelta) -> Judged:
@@ -179,10 +183,11 @@ def judge(session: Session, stored: Mapping[str, float], now: datetime, grace: t
     return judged
 
 
-def _forgotten(session: Session) -> tuple[set[str], set[str]]:
+def _forgotten(session: Session) -> tuple[set[str], set[tuple[str, str]]]:
     written = _written(session)
     present = _present(session, written)
-    return {row.source for row in written.shards} - {row.source for row in present.shards}, written.patches.keys() - present.patches.keys()
+    all_steps, kept = ({(step.target, step.base) for found in shown.patches.values() for step in found} for shown in (written, present))
+    return {row.source for row in written.shards} - {row.source for row in present.shards}, all_steps - kept
 
 
 def note(session: Session, judged: Judged) -> None:
@@ -194,12 +199,12 @@ def note(session: Session, judged: Judged) -> None:
     for chunk in _chunks(judged.sources):
         in_use = exists().where(Block.digest == EncodedShard.source)
         session.execute(delete(EncodedShard).where(EncodedShard.source.in_(chunk), ~in_use))
-    for chunk in _chunks(judged.targets):
+    for steps in _chunks(judged.steps):
         aimed_at = or_(exists().where(EncodedShard.digest == Patch.target), exists().where(Block.digest == Patch.target))
-        session.execute(delete(Patch).where(Patch.target.in_(chunk), ~aimed_at))
+        session.execute(delete(Patch).where(tuple_(Patch.target, Patch.base).in_(steps), ~aimed_at))
 
 
-def _chunks(digests: Collection[str]) -> Iterator[list[str]]:
+def _chunks(digests: Collection[Digests]) -> Iterator[list[Digests]]:
     ordered = sorted(digests)
     return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))
 
