@@ -38,7 +38,7 @@ def apply(store: EngineStore, payload: ApplyPayload) -> ApplyResult:
             old = {ref.codec: ref for ref in payload.before if ref.source == change.block.digest and ref.codec != EXACT}
             _apply_and_encode(store, encoder, change, deltas, old, result)
     steps = {step.target: step for step in payload.steps}
-    result.patches += [over for patch in result.patches for over in _leaps(store, patch, steps)]
+    result.patches += [over for found in in_order(lambda patch: list(_leaps(store, patch, steps)), [*result.patches]) for over in found]
     return result
 
 

@@ -16,4 +16,8 @@ def subtract(new: bytes, old: bytes) -> bytes:
     return np.subtract(np.frombuffer(new, np.uint8), np.frombuffer(old, np.uint8), dtype=np.uint8).tobytes()
 
 
-BY_NUMPY = Arithmetic(split, subtract)
+def add(patch: bytes, old: bytes) -> bytes:
+    return np.add(np.frombuffer(patch, np.uint8), np.frombuffer(old, np.uint8), dtype=np.uint8).tobytes()
+
+
+BY_NUMPY = Arithmetic(split, subtract, add)

@@ -40,7 +40,8 @@ def _lanes(left: bytes, right: bytes, *, subtract: bool) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How chunks are taken apart, and subtracted: the same bytes, whoever does it."""
+    """How chunks are taken apart, subtracted and added: the same bytes, whoever does it."""
 
     split: Callable[[bytes, int], Sequence[bytes]] = split
     subtract: Callable[[bytes, bytes], bytes] = subtract
+    add: Callable[[bytes, bytes], bytes] = add

@@ -153,8 +153,9 @@ def leap(patches: Sequence[Path], header: Header, arithmetic: Arithmetic | None 
         _, crc = _END.unpack(_exactly(steps[-1], _END.size))  # of the file that it leads to
         steps[-1].seek(0)
         limit = header.data_start + max((tensor.end for tensor in header.tensors.values()), default=0)
+        by = arithmetic or Arithmetic()
         yield PATCH_MAGIC
-        yield from _pack_chunks(_chunks(header, _Sum(steps, limit)), arithmetic or Arithmetic(), crc_of_target=crc)
+        yield from _pack_chunks(_chunks(header, _Sum(steps, limit, by)), by, crc_of_target=crc)
 
 
 def apply_difference(old: Path, patch: Path, target: Path, limit: int) -> None:
@@ -189,12 +190,13 @@ def _chunks(header: Header, file: Readable) -> Iterator[tuple[int, int, bytes]]:
 class _Sum:
     """What several patches of one layout add together to each byte: chunk by chunk, as it is asked for."""
 
-    def __init__(self, patches: Sequence[BinaryIO], limit: int) -> None:
+    def __init__(self, patches: Sequence[BinaryIO], limit: int, arithmetic: Arithmetic) -> None:
+        self._add = arithmetic.add
         self._patches, self._decompressor = [(patch, _heads(patch, PATCH_MAGIC, limit)) for patch in patches], zstandard.ZstdDecompressor()
 
     def read(self, n: int, /) -> bytes:
         chunks = [_planes(patch, *next(heads, (1, 0)), self._decompressor) for patch, heads in self._patches]
-        return reduce(add, chunks) if all(len(chunk) == n for chunk in chunks) else b""
+        return reduce(self._add, chunks) if all(len(chunk) == n for chunk in chunks) else b""
 
 
 def _pack_chunks(

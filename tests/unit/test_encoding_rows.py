@@ -72,5 +72,6 @@ def test_numpy_takes_chunks_apart_as_slices_do(width: int) -> None:
     data, old = (random.Random(seed).randbytes(8 * 33) for seed in (1, 2))
     assert BY_NUMPY.split(data, width) == Arithmetic().split(data, width)
     assert BY_NUMPY.subtract(data, old) == Arithmetic().subtract(data, old)
+    assert BY_NUMPY.add(data, old) == Arithmetic().add(data, old)
     with pytest.raises(lossless.PackedError, match="shorter"):
         BY_NUMPY.subtract(data, old[1:])

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from fedcybgd.coordinator.engine.planes import BY_NUMPY
 from fedcybgd.shared.contract.errors import HeaderError
 from fedcybgd.shared.files import byte_planes, lossless
 from fedcybgd.shared.files.lossless import (
@@ -149,7 +150,7 @@ def test_a_leap_is_the_difference_from_where_its_steps_begin(tmp_path: Path, ste
     header, expected = read_header(files[0]), b"".join(difference(files[0], files[-1]))
     for file in files:
         file.unlink()
-    assert b"".join(leap(patches, header)) == expected
+    assert b"".join(leap(patches, header)) == b"".join(leap(patches, header, BY_NUMPY)) == expected
     with pytest.raises(PackedError):
         list(leap([*patches, written(tmp_path / "other", pack(saved(tmp_path / "short", {"a": normal(3)})))], header))
 
