@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from fedcybgd.coordinator.db.base import Database
+from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.coordinator.services.agents import readiness
 from fedcybgd.coordinator.services.upkeep import standstill
@@ -238,7 +238,9 @@ def test_what_is_said_of_other_runs_is_not_kept(live: LiveCoordinator, model: st
         with live.database.reading() as session:
             return [(one.run_id, one.reason) for one in readiness.said_by(session, ids[of.name], most)]
 
-    assert said(hand) == [], "that it is asked is no word of its own"
+    with live.database.transaction() as session:
+        readiness.refused(session, run["id"], ids[hand.name], "asg_0123456789abcdef", None, utcnow())
+    assert said(hand) == [], "that it is not asked for a visit is no word of its own"
     say(hand, run["id"], False, "data_invalid")
     second = draft(live, model, [hand])
     say(hand, second["id"], False, "data_missing")
