@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import ipaddress
+import itertools
 import logging
 import os
 import signal
@@ -56,6 +57,10 @@ class CannotListen(CoordinatorError):
 
 class PlainHttpRefused(CoordinatorError):
     code = "plain_http_refused"
+
+
+class TooFewFiles(CoordinatorError):
+    code = "too_few_files"
 
 
 class Server(uvicorn.Server):
@@ -155,6 +160,11 @@ def agents_served(files: int, threads: int) -> int:
     return max(0, files - 3 * (threads + BESIDE) - threads - 64)
 
 
+def files_needed() -> int:
+    """The fewest with which anybody is answered."""
+    return next(files for files in itertools.count() if agents_served(files, FEWEST_THREADS) > 0)
+
+
 def threads_for(files: int, threads: int) -> int:
     """As many as are wanted, if half of all files are left for connections then; else fewer."""
     return next((n for n in range(threads, FEWEST_THREADS, -1) if agents_served(files, n) >= files // 2), FEWEST_THREADS)
@@ -183,7 +193,12 @@ def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None]
             settings.threads,
         )
         settings = settings.model_copy(update={"threads": threads})
-    if (agents := agents_served(files, threads)) < MANY:
+    if (agents := agents_served(files, threads)) == 0:
+        raise TooFewFiles(
+            f"this process may have {files} files open, too few to answer anybody; allow it {files_needed()} or more, better thousands "
+            "(`ulimit -n`, LimitNOFILE= of systemd)"
+        )
+    if agents < MANY:
         log.warning(
             "this process may have %d files open, enough for about %d agents at the same time; `ulimit -Hn` or LimitNOFILE= allows more",
             files, agents,

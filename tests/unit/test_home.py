@@ -37,7 +37,7 @@ from fedcybgd.coordinator.home import (
     understood,
     write_secret,
 )
-from fedcybgd.coordinator.serve import agents_served, bind, prepare_home
+from fedcybgd.coordinator.serve import agents_served, bind, files_needed, prepare_home
 from fedcybgd.coordinator.settings import Settings
 
 HOLD = "import sys, time; from pathlib import Path; from coordinator.home import occupied; from coordinator.settings import Settings\n"
@@ -215,6 +215,16 @@ def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "512 (512, 512)\n"
     assert (agents_served(512, 40), agents_served(1024, 40), agents_served(64, 40)) == (258, 770, 0)
+
+
+def test_a_coordinator_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedcybgd.coordinator.cli", "serve", "--home", str(tmp_path / "c"), "--port", "0"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"64 files open, too few to answer anybody; allow it {files_needed()} or more" in done.stderr
+    assert "[too_few_files]" in done.stderr
 
 
 @pytest.fixture
