@@ -103,6 +103,8 @@ def check(home: Home) -> Iterator[Finding]:
         else:
             yield _run(home, config, run, verdict, client)
         if verdict.reason != "not_consented":
+            yield from _room(config, run)
+        if verdict.reason != "not_consented":
             yield from (Finding(None, f"run {run.name}", sentence, note=True) for sentence in what_deltas_tell(run))
             yield from _counts(home, config, run, verdict)
     for name, runs in waiting.items():
@@ -243,6 +245,16 @@ def _run(home: Home, config: Config, run: RunOffer, verdict: Verdict, client: Cl
     if cut and run.task == "extractive-qa":
         found += f"; contexts of {cut:,} rows are cut into windows of {run.max_length} tokens"
     return Finding(True, what, found)
+
+
+def _room(config: Config, run: RunOffer) -> Iterator[Finding]:
+    """Whether the disk that is allowed can hold the model at all."""
+    least, may = run.visits and run.visits.least_disk_bytes, int(config.limits.disk_gb * 1e9)
+    if least and least > may:
+        text = f"its model takes {in_units(least)} of disk at the least, and limits.disk_gb allows {in_units(may)}"
+        yield Finding(
+            False, f"run {run.name}", text, "raise limits.disk_gb in agent.toml; until then its visits are given back (disk_limit)"
+        )
 
 
 def _counts(home: Home, config: Config, run: RunOffer, verdict: Verdict) -> Iterator[Finding]:

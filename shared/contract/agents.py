@@ -10,7 +10,7 @@ from fedcybgd.shared.contract.plain import PlainText
 from fedcybgd.shared.contract.signatures import PUBLIC_KEY
 from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
-from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, CorrectedLayers, Count, Id, Name, Word
+from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, CorrectedLayers, Count, Id, Name, Size, Word
 
 PublicKey = Annotated[str, StringConstraints(pattern=PUBLIC_KEY)]
 Secret = Annotated[str, StringConstraints(max_length=200, pattern=r"^[!-~]+$")]
@@ -74,6 +74,9 @@ class VisitOffer(BaseModel):
         None, description="which layers a visit corrects that it does not train: all of these blocks, or those above its own; null: none"
     )
     weighed_by_rows: bool = Field(False, description="a delta counts by the rows that it was trained on")
+    least_disk_bytes: Size | None = Field(
+        None, description="what the model takes of an agent's disk at the least; null: the policy goes by what each agent has room for"
+    )
 
 
 class RunOffer(BaseModel):

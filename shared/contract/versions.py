@@ -21,7 +21,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN = Version(1, 8)
+SPOKEN = Version(1, 9)
 SIGNING = Version(1, 2)
 """From this one on a coordinator takes public keys."""
 LABEL_SKEW = Version(1, 3)

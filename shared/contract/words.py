@@ -113,7 +113,7 @@ SAID = {
     "string_too_long": "must have {max_length} characters or fewer", "too_long": "has {actual_length} in it, and may have {max_length}",
     "string_pattern_mismatch": "must look like {pattern}", "missing": "is missing", "extra_forbidden": "is not known",
     "model_attributes_type": "must be an object of JSON, sent with Content-Type: application/json",  # also a body that FastAPI has not read as JSON
-    "json_invalid": "is no JSON: {error}",
+    "json_invalid": "is no JSON: {error}", "string_unicode": "must be text in UTF-8",
 }  # fmt: skip
 """What is said for each kind of problem that pydantic finds"""
 OF_PATTERNS = {NAME: f"a name has {NAME_CHARACTERS}", ID: "is no id: one is a word, _ and 16 digits of 0-9 and a-f, as the lists show them"}

@@ -13,6 +13,7 @@ from fedcybgd.coordinator.cli import app
 from fedcybgd.shared.contract.agents import ClaimRequest, DeclaredLimits
 from fedcybgd.shared.contract.plans import PlanView
 from tests.support.live import LiveCoordinator
+from tests.support.visits import Hand
 
 SPEC: dict[str, Any] = {
     "name": "planned",
@@ -144,3 +145,13 @@ def test_the_command_draws_it_and_gives_it_as_json(coordinator: LiveCoordinator,
     file.write_text(yaml.safe_dump({**SPEC, "shedule": {}}))
     wrong = CliRunner().invoke(app, ["plan", str(file)])
     assert "shedule: there is no such field" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(("policy", "least"), [("none", True), ("int8", True), ("int4", True), ("auto", False)])
+def test_an_agent_is_told_what_a_run_takes_of_its_disk_at_the_least(coordinator: LiveCoordinator, policy: str, least: bool) -> None:
+    hand = Hand(coordinator)
+    spec = {**SPEC, "name": f"for-{policy}", "compression": {"policy": policy}}
+    run = coordinator.create_run(spec)
+    [told] = [offer for offer in hand.http.get("/agents/me").json()["runs"] if offer["run_id"] == run["id"]]
+    bytes_told, planned = told["visits"]["least_disk_bytes"], max(agent.disk_needed or 0 for agent in plan(coordinator, spec).agents)
+    assert 0 < planned / 4 < bytes_told <= planned if least else bytes_told is None, (planned, bytes_told)

@@ -38,6 +38,7 @@ class Named(BaseModel, extra="forbid"):
         ("pair", ["a"], "has 1 in it, and needs at least 2"),
         ("id", "x", "is no id: one is a word, _ and 16 digits of 0-9 and a-f, as the lists show them"),
         ("id", 7, "must be text"),
+        ("id", "run_\udcff", "must be text in UTF-8"),
         ("size", "many", "must be a whole number"),
         ("size", 1.5, "must be a whole number"),
         ("size", 0, "must be 1 or more"),

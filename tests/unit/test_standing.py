@@ -354,3 +354,21 @@ def test_settings_that_change_how_it_trains_make_a_new_training_process(scene: S
     scene.worker._one()
     assert [config.limits.memory_gb for config in made] == [None, 3]
     assert scene.coordinator.claims[-1]["limits"]["memory_bytes"] == 3_000_000_000
+
+
+@pytest.mark.parametrize(("least", "wrong"), [(None, False), (20 * 10**9, False), (30 * 10**9, True)])
+def test_check_says_where_the_disk_that_is_allowed_cannot_hold_the_model(scene: Scene, least: int | None, wrong: bool) -> None:
+    scene.coordinator.visits = {"blocks": ["layers.0"], "batch_size": 8, "delta_patches": False, "least_disk_bytes": least}
+    result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)])
+    assert (": its model takes 30.0 GB of disk at the least, and limits.disk_gb allows 20.0 GB" in result.output) == wrong
+    assert ("raise limits.disk_gb" in result.output) == wrong
+
+
+def test_check_says_a_missing_file_once_for_all_runs_that_wait_for_it(scene: Scene) -> None:
+    scene.write("*")
+    scene.rows.unlink()
+    result = CliRunner().invoke(cli.app, ["check", "--home", str(scene.home.path)])
+    assert result.exit_code == 1
+    assert result.output.count("rows.jsonl") == 1, result.output
+    assert "no    runs mine, other: no work is taken until data a can be read" in result.output
+    assert {told["reason"] for told in scene.coordinator.told[-1].values()} == {"data_missing"}

@@ -127,7 +127,10 @@ def known(session: Session, key: str, now: datetime, lock: bool = False) -> Oper
     found = select(Operator).where(Operator.key_hash == keys.key_hash(key))
     operator = session.scalar(found.with_for_update() if lock else found)
     if operator is None:
-        raise Unauthorized("this needs an operator's key (Authorization: Bearer fco_…); `fedcoord operators recover` makes a new one")
+        what = "this key is no operator's, or no longer" if key else "this needs an operator's key (Authorization: Bearer fco_…)"
+        raise Unauthorized(
+            f"{what}; an owner makes a new one (`fedcoord operators rotate NAME`), or `fedcoord operators recover` on the coordinator's machine"
+        )
     check(operator, now)
     return operator
 
