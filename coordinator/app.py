@@ -278,7 +278,7 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
     if not is_away(error):
         return _unknown_error(request, error)
     request.app.state.outages.say(error)
-    return answer_of(DatabaseAway())
+    return answer_of(DatabaseAway(error))
 
 
 def _http_error(request: Request, error: Exception) -> Response:

@@ -44,7 +44,7 @@ class Recognition:
             if not is_away(error):
                 raise
             scope["app"].state.outages.say(error)
-            raise DatabaseAway from error
+            raise DatabaseAway(error) from error
 
     async def _owner(self, scope: Scope) -> Recognised | None:
         request, state = Request(scope), scope["app"].state

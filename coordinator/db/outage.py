@@ -21,8 +21,9 @@ class DatabaseAway(CoordinatorError):
     code = "database_away"
     status = 503
 
-    def __init__(self) -> None:
-        super().__init__("the coordinator's database is away; nothing was changed that was not answered. Ask again later")
+    def __init__(self, error: BaseException) -> None:
+        what = "the disk of the coordinator's database is full" if is_full(error) else "the coordinator's database is away"
+        super().__init__(f"{what}; nothing was changed that was not answered. Ask again later")
 
 
 def is_away(error: BaseException) -> bool:

@@ -56,7 +56,14 @@ def clear(directory: Path, before: frozenset[str], files: list[FileRef]) -> None
 
 def write_card(directory: Path, run: RunSummary, after_rounds: int | None, files: list[FileRef]) -> None:
     card = Card(run=run.name, run_id=run.id, model=run.model, after_rounds=after_rounds, files={f.name: f.digest for f in files})
-    inside(directory, CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    place = inside(directory, CARD)
+    aside = inside(directory, f".{CARD}.part")
+    try:  # half a card would be nobody's, and the directory not empty
+        aside.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        aside.replace(place)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_provenance(directory: Path, connection: Connection, run_id: str, export_id: str) -> None:

@@ -11,11 +11,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import exc
 
+from fedcybgd.client.errors import FileUnusable
+from fedcybgd.client.exports import claim
 from fedcybgd.coordinator.api.shortages import answer_shortages
-from fedcybgd.coordinator.db.outage import OutageLog
+from fedcybgd.coordinator.db.outage import DatabaseAway, OutageLog
 from fedcybgd.coordinator.storage import StoreFull, full, open_store, open_uploads
 from fedcybgd.coordinator.storage.full import FullDisks, full_disk_told
 from fedcybgd.coordinator.storage.uploads import UploadKey
+from fedcybgd.shared.contract.views import RunSummary
 from fedcybgd.shared.files.disk import says_full
 from fedcybgd.shared.host.rarely import Rarely
 
@@ -149,6 +152,25 @@ def test_a_full_database_is_a_full_disk(caplog: pytest.LogCaptureFixture) -> Non
     assert disks.names == ["database"]
     said = [record.name for record in caplog.records if record.name in ("fedcoord.disk", "fedcoord.database")]
     assert said == ["fedcoord.disk", "fedcoord.database"]
+    answer = DatabaseAway(exc.OperationalError("INSERT", {}, cause))
+    assert (answer.code, answer.message.partition(";")[0]) == ("database_away", "the disk of the coordinator's database is full")
+
+
+def test_a_full_disk_leaves_nothing_of_an_export_that_another_try_takes_for_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunSummary.model_construct(id="run_0123456789abcdef", name="intents", model="m")
+
+    def no_room(path: Path, _text: str, **_: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", no_room)
+        with pytest.raises(FileUnusable, match="No space left"):
+            claim(tmp_path / "out", run, force=False)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert claim(tmp_path / "out", run, force=False) == frozenset()
 
 
 @pytest.mark.parametrize(
