@@ -7,7 +7,7 @@ from functools import partial
 from fedcybgd.coordinator.bucket_uploads import BucketUploads
 from fedcybgd.coordinator.db.base import Database
 from fedcybgd.coordinator.jobs.engine import NewEngine
-from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from fedcybgd.coordinator.jobs.engine_process import EngineProcess, check_shared_memory
 from fedcybgd.coordinator.jobs.ray_cluster import RayCluster
 from fedcybgd.coordinator.jobs.ray_engine import RayEngine
 from fedcybgd.coordinator.places import place_of
@@ -37,9 +37,11 @@ def local(settings: Settings, database: Database) -> Parts:
 
 
 def engine_of(settings: Settings) -> NewEngine:
-    """Raises `RayUnusable` or `RayNodeUnfit` where there are jobs to do and the cluster that is named cannot do them."""
+    """Where there are jobs to do, raises `SharedMemoryMissing`; or, of a cluster that is named and cannot do them, `RayUnusable` or `RayNodeUnfit`."""
     place, threads, device = place_of(settings), settings.engine_threads, settings.engine_device
     if settings.engine is None or not settings.own_lanes:
+        if settings.own_lanes:
+            check_shared_memory()
         return partial(EngineProcess, place, threads, device)
     cluster = RayCluster(settings.engine, place, threads, device)
     cluster.check()

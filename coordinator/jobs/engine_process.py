@@ -1,5 +1,6 @@
 """The engine as a process of its own on this machine, warm before the first job comes."""
 
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
+from fedcybgd.coordinator.errors import CoordinatorError
 from fedcybgd.coordinator.jobs.engine import HUNG_S
 from fedcybgd.coordinator.storage import Place, open_place
 from fedcybgd.shared.contract.errors import FedError
@@ -38,6 +40,24 @@ PRELOADED = "fedcybgd.coordinator.engine.preloaded"
 """What all engines of a coordinator import once, and have in memory that they share."""
 COMMANDS = "fedcybgd.coordinator.commands."
 """What a program of ours consists of: Python begins each process with the program that starts it, so these are imported once, too."""
+
+
+class SharedMemoryMissing(CoordinatorError):
+    code = "shared_memory_missing"
+
+
+def check_shared_memory() -> None:
+    """Raise `SharedMemoryMissing` where processes cannot share a lock or a number: no engine would ever begin."""
+    try:
+        context = get_context("fork")
+        context.Lock()
+        context.RawValue(c_double)
+    except (OSError, ImportError) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC:  # which passes
+            raise SharedMemoryMissing(
+                f"engines need shared memory, and this system gives none ({error}): /dev/shm must be there, and writable "
+                "(of a container: a tmpfs at /dev/shm)"
+            ) from error
 
 
 class EngineProcess:

@@ -1,5 +1,6 @@
 """The engine's process tells what it uses of the processor: one that works, and one that hangs. One that hangs can be ended."""
 
+import errno
 import os
 import signal
 import time
@@ -14,9 +15,36 @@ import pytest
 
 from fedcybgd.coordinator.engine.device import CPU, CardMissing, chosen, measure_on
 from fedcybgd.coordinator.jobs import engine_process
-from fedcybgd.coordinator.jobs.engine_process import EngineProcess
+from fedcybgd.coordinator.jobs.engine_process import EngineProcess, SharedMemoryMissing
+from fedcybgd.coordinator.parts import engine_of
+from fedcybgd.coordinator.settings import Settings
 from tests.support.played import IMPORTED
 from tests.support.processes import wait_for
+
+
+class NothingShared:
+    """What a context gives where /dev/shm is read-only."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def Lock(self) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EROFS, "Read-only file system"), ImportError("no sem_open"), OSError(errno.ENOSPC, "full")]
+)
+def test_a_coordinator_whose_engines_could_never_begin_does_not_start(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "get_context", lambda _: NothingShared(error))
+    engine_of(Settings(home=tmp_path, lanes="none"))
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        engine_of(Settings(home=tmp_path))
+    else:
+        with pytest.raises(SharedMemoryMissing, match="/dev/shm"):
+            engine_of(Settings(home=tmp_path))
 
 
 def work_then_hang(used: Any, hang: Any) -> None:
