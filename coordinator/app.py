@@ -168,6 +168,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             absence.watch()
             with database.transaction() as session:
                 missing.tell(session, parts.store, utcnow())
+                missing.tell_of_key(session, signing_secret(settings), utcnow())
                 common.tell_of_connections(session, settings.at_once + BESIDE + LISTENING, utcnow())
     except CoordinatorError as error:
         app.state.refused = error

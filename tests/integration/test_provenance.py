@@ -240,6 +240,9 @@ def test_a_backup_has_the_key_sealed_and_not_its_secret(made: Made, tmp_path: Pa
         client = wire(again, again.operator_key)
         assert wire(again).get("/key").json() == wire(made.live).get("/key").json()
         refused(client.get(path), 409, "signing_key_sealed")
+        told = [event["message"] for event in again.operator.get("/status")["last_errors"] if event["code"] == "signing_key_sealed"]
+        assert len(told) == 1, "from its start on"
+        assert "copy signing.secret" in told[0]
         shutil.copy(made.live.settings.signing_secret, again.settings.signing_secret)
         assert client.get(path).json()["key"] == wire(made.live).get("/key").json()["key"]
         again.settings.signing_secret.unlink()
