@@ -33,7 +33,7 @@ FORM_COOKIE = "fedcoord_form"
 PATH = "/admin"
 FORM_S = 3600
 templates = Jinja2Templates(Path(__file__).parent / "templates")
-for _write in (writing.count, writing.long, writing.fixed, writing.percent, writing.moment, writing.coded):
+for _write in (writing.count, writing.long, writing.fixed, writing.percent, writing.moment, writing.coded, writing.seconds):
     templates.env.filters[_write.__name__] = _write
 templates.env.filters["size"] = in_units
 DONE = {

@@ -1,9 +1,13 @@
 """How pages write numbers and times; all of it is text, and escaped where it stands in a page."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from markupsafe import Markup
+
+from fedcybgd.shared.contract.run_views import PhaseView
 
 CODE = re.compile(r"`([^`]+)`")
 
@@ -27,6 +31,14 @@ def long(seconds: float | None) -> str:
     if seconds < 6000:
         return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
+def seconds(phases: Iterable[PhaseView], now: datetime) -> dict[str, float]:
+    """How long each kind of them took, where it took any time; what goes on counts until now."""
+    took = defaultdict[str, float](float)
+    for phase in phases:
+        took[phase.kind] += ((phase.ends or now) - phase.begins).total_seconds()
+    return {kind: spent for kind, spent in took.items() if spent}
 
 
 def fixed(number: float | None, digits: int = 4) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from fedcybgd.coordinator.db.base import Database, UtcDateTime
@@ -63,15 +64,20 @@ class Order:
         self._keys = [column.label(f"key_{number}") for number, column in enumerate(columns)]
         self._here = tuple_(*columns)
         self._by = [column.desc() if newest_first else column for column in columns]
+        # By what they select: that costs more than asking.
+        self._statements: WeakKeyDictionary[Select[*tuple[Any, ...]], Select[*tuple[Any, ...]]] = WeakKeyDictionary()
 
-    def page(self, session: Session, query: Select[*tuple[Any, ...]], page: Page) -> Listed[Any]:
-        """A page of what `query` selects, as rows. Raises `CursorInvalid`."""
+    def page(self, session: Session, query: Select[*tuple[Any, ...]], page: Page, **given: Any) -> Listed[Any]:
+        """A page of what `query` selects, as rows; `given` are the values that it leaves open. Raises `CursorInvalid`."""
+        statement = self._statements.get(query)
+        if statement is None:
+            statement = query.add_columns(*self._keys).order_by(*self._by).limit(bindparam("rows_of_page"))
+            self._statements[query] = statement
         if page.after is not None:
             last = tuple_(*self._values(page.after), types=[column.type for column in self._columns])
-            query = query.where(self._here < last if self._newest_first else self._here > last)
-        rows = session.execute(
-            query.add_columns(*self._keys).order_by(*self._by).limit(page.limit + 1)
-        ).all()  # one more shows whether there is a next page
+            statement = statement.where(self._here < last if self._newest_first else self._here > last)
+        # One more shows whether there is a next page.
+        rows = session.execute(statement, {**given, "rows_of_page": page.limit + 1}).all()
         shown = rows[: page.limit]
         more = len(rows) > len(shown)
         return Listed(shown, BETWEEN.join(_text(value) for value in shown[-1][-len(self._keys) :]) if more else None)

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, String, and_, bindparam, func, select
+from sqlalchemy import ColumnElement, Row, String, and_, bindparam, func, select
 from sqlalchemy.orm import Session, defer
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, Evaluation, Event, Fidelity, Job, Round, Run
@@ -16,7 +16,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import NotFound
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
-from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.measured import FidelityNumbers, Score
 
 LOOKED_AT = 8
 """Scores, the newest: of which one is looked for that came to a number"""
@@ -29,7 +29,39 @@ WITH_TENSORS = select(Block).where(Block.run_id == _OF_RUN).order_by(Block.posit
 BLOCKS = WITH_TENSORS.options(defer(Block.tensors, raiseload=True))
 SHARDS = select(Block.name, Block.version, Block.digest, Block.size).where(Block.run_id == _OF_RUN).order_by(Block.position)
 LAST_ROUND = select(Round).where(Round.run_id == _OF_RUN).order_by(Round.number.desc()).limit(1)
-LAST_EVALUATIONS = select(Evaluation).where(Evaluation.run_id == _OF_RUN).order_by(Evaluation.after_rounds.desc()).limit(bindparam("most"))
+LAST_NUMBER = select(Round.number).where(Round.run_id == _OF_RUN).order_by(Round.number.desc()).limit(1)
+LAST_EVALUATIONS = (
+    select(Evaluation.after_rounds, Evaluation.created_at, Evaluation.metrics)
+    .where(Evaluation.run_id == _OF_RUN)
+    .order_by(Evaluation.after_rounds.desc())
+    .limit(bindparam("most"))
+)
+
+APPLIED = (
+    select(Assignment.round, func.count())
+    .where(Assignment.run_id == _OF_RUN, Assignment.round.between(bindparam("first"), bindparam("last")), Assignment.applied)
+    .group_by(Assignment.round)
+)
+# Looked for by the state, which few have, and not among all of the run's.
+WAITING = (
+    select(Assignment)
+    .where(Assignment.state == AssignmentState.PENDING, func.coalesce(Assignment.run_id, "") == _OF_RUN)
+    .order_by(Assignment.id)
+)
+COUNTED_JOBS = (
+    select(Job.state, Job.kind, func.count()).where(Job.subject == _OF_RUN, Job.state.in_(OPEN_JOBS)).group_by(Job.state, Job.kind)
+)
+UNMEASURED = (
+    select(func.count())
+    .select_from(Job)
+    .where(Job.subject == _OF_RUN, Job.state == JobState.FAILED, Job.kind.in_(kinds_that(OnFailure.GOES_ON)))
+)
+AGENT_NAME = select(Agent.name).where(Agent.id == bindparam("agent"))
+FIDELITIES = (
+    select(Fidelity.round, Fidelity.block, Fidelity.metrics)
+    .where(Fidelity.run_id == _OF_RUN, Fidelity.round.between(bindparam("first"), bindparam("last")))
+    .order_by(Fidelity.round, Fidelity.block, Fidelity.created_at)
+)
 
 
 def run_by_name(session: Session, name_or_id: str, lock: bool = False) -> Run:
@@ -73,19 +105,20 @@ def last_round(session: Session, run_id: str) -> Round | None:
     return session.scalar(LAST_ROUND, {"run_id": run_id})
 
 
+def last_number(session: Session, run_id: str) -> int | None:
+    """Of the round that was opened last."""
+    return session.scalar(LAST_NUMBER, {"run_id": run_id})
+
+
 def applied_in(session: Session, run_id: str, first: int, last: int) -> dict[int, int]:
     """From round `first` to `last`: how many of a round's deltas are part of the blocks."""
-    chosen = (Assignment.run_id == run_id) & Assignment.round.between(first, last) & Assignment.applied
-    return {row[0]: row[1] for row in session.execute(select(Assignment.round, func.count()).where(chosen).group_by(Assignment.round))}
+    return {row[0]: row[1] for row in session.execute(APPLIED, {"run_id": run_id, "first": first, "last": last})}
 
 
 def pending_in(session: Session, run_id: str, lock: bool = False) -> Sequence[Assignment]:
     """The assignments of a run that nobody holds."""
-    of_run = func.coalesce(Assignment.run_id, "") == run_id  # looked for by the state, which few have, and not among all of the run's
-    query = select(Assignment).where(Assignment.state == AssignmentState.PENDING, of_run).order_by(Assignment.id)
-    if lock:
-        query = query.with_for_update().execution_options(populate_existing=True)
-    return session.scalars(query).all()
+    query = WAITING.with_for_update().execution_options(populate_existing=True) if lock else WAITING
+    return session.scalars(query, {"run_id": run_id}).all()
 
 
 def leased_to(session: Session, agent_id: str) -> Sequence[str]:
@@ -96,11 +129,8 @@ def leased_to(session: Session, agent_id: str) -> Sequence[str]:
 
 def job_counts(session: Session, subject: str) -> dict[str, Counter[str]]:
     """State → kind → number of the jobs of a run or model that are not done."""
-    counted = (
-        select(Job.state, Job.kind, func.count()).where(Job.subject == subject, Job.state.in_(OPEN_JOBS)).group_by(Job.state, Job.kind)
-    )
     found: dict[str, Counter[str]] = defaultdict(Counter)
-    for state, kind, number in session.execute(counted):
+    for state, kind, number in session.execute(COUNTED_JOBS, {"run_id": subject}):
         found[state][kind] = number
     return found
 
@@ -112,13 +142,12 @@ def jobs_by_state(session: Session) -> dict[str, int]:
 
 
 def failed_measurements(session: Session, run_id: str) -> int:
-    failed = (Job.subject == run_id) & (Job.state == JobState.FAILED) & Job.kind.in_(kinds_that(OnFailure.GOES_ON))
-    return session.scalar(select(func.count()).select_from(Job).where(failed)) or 0
+    return session.scalar(UNMEASURED, {"run_id": run_id}) or 0
 
 
-def last_evaluations(session: Session, run_id: str, limit: int) -> Sequence[Evaluation]:
-    """The newest ones, the newest last."""
-    return session.scalars(LAST_EVALUATIONS, {"run_id": run_id, "most": limit}).all()[::-1]
+def last_evaluations(session: Session, run_id: str, limit: int) -> Sequence[Row[int, datetime, Score]]:
+    """The newest ones, the newest last: after how many rounds, when, and what."""
+    return session.execute(LAST_EVALUATIONS, {"run_id": run_id, "most": limit}).all()[::-1]
 
 
 def final_score(session: Session, run: Run) -> Score | None:
@@ -142,13 +171,19 @@ def agents(session: Session) -> Sequence[Agent]:
 
 def is_open_to(run: Run, spec: RunFile) -> ColumnElement[bool]:
     """Whether a run is open to an agent: one that its file names, that is not revoked, and that was not taken out."""
-    may = and_(Agent.state != AgentState.REVOKED, Agent.id.not_in(run.without))
-    return may if spec.agents == "all" else and_(may, Agent.name.in_(spec.agents))
+    return is_open(None if spec.agents == "all" else spec.agents, run.without)
+
+
+def is_open(named: Sequence[str] | None, without: Sequence[str]) -> ColumnElement[bool]:
+    """Whether an agent may take part where some are named (None: all may), and some were taken out."""
+    may = [Agent.state != AgentState.REVOKED]
+    may += [Agent.id.not_in(without)] if without else []
+    return and_(*may, *([] if named is None else [Agent.name.in_(named)]))
 
 
 def agent_name(session: Session, agent_id: str | None) -> str:
     """For people: the name of an agent, or ? where there is none."""
-    return session.scalar(select(Agent.name).where(Agent.id == agent_id)) or "?"
+    return session.scalar(AGENT_NAME, {"agent": agent_id}) or "?"
 
 
 def agent_by_name(session: Session, name_or_id: str) -> Agent:
@@ -182,7 +217,6 @@ def last_troubles(session: Session, limit: int) -> list[Event]:
     return sorted((event for query in newest for event in session.scalars(query)), key=lambda event: -event.id)[:limit]
 
 
-def fidelity_in(session: Session, run_id: str, first: int, last: int) -> Sequence[Fidelity]:
-    """What was measured of emulators in the rounds from `first` to `last`."""
-    chosen = (Fidelity.run_id == run_id) & Fidelity.round.between(first, last)
-    return session.scalars(select(Fidelity).where(chosen).order_by(Fidelity.round, Fidelity.block, Fidelity.created_at)).all()
+def fidelity_in(session: Session, run_id: str, first: int, last: int) -> Sequence[Row[int, str, FidelityNumbers]]:
+    """What was measured of emulators in the rounds from `first` to `last`: round, block, numbers."""
+    return session.execute(FIDELITIES, {"run_id": run_id, "first": first, "last": last}).all()

@@ -7,6 +7,7 @@ proportion to those before.
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from statistics import median
 
 from fedcybgd.coordinator.domain.band import SIGMA
@@ -27,6 +28,12 @@ class GateVerdict(StrEnum):
 
 def verdicts(losses: Sequence[float]) -> list[GateVerdict]:
     """Of each round, by the losses before the first one and after each. What was out of proportion is no measure for those that follow."""
+    return list(_verdicts(tuple(losses)))
+
+
+@lru_cache(maxsize=256)
+def _verdicts(losses: tuple[float, ...]) -> tuple[GateVerdict, ...]:
+    """Kept, for pages ask for the same again and again."""
     found: list[GateVerdict] = []
     changes: list[float] = []
     for number in range(1, len(losses)):
@@ -34,7 +41,7 @@ def verdicts(losses: Sequence[float]) -> list[GateVerdict]:
         found.append(_verdict(change, losses[number - 1], max(losses[:number]), changes))
         if found[-1] == GateVerdict.FINE:
             changes.append(change)
-    return found
+    return tuple(found)
 
 
 def verdict(losses: Sequence[float], after: float | None) -> GateVerdict:

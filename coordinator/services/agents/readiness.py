@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, func, select
+from sqlalchemy import Select, Text, bindparam, cast, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -20,6 +21,9 @@ from fedcybgd.shared.contract.words import FINAL
 NOT_CONSENTED: UnfitReason = "not_consented"
 ROWS_HIDDEN: UnfitReason = "rows_hidden"
 """Of an agent that does not say how many rows it has, where deltas are weighed by them."""
+MADE = 256
+"""Statements about the members of so many runs are kept: to make one costs more than asking."""
+Members = Select[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,25 +89,22 @@ def newcomers(session: Session, run: Run, spec: RunFile) -> list[str]:
 
 def somebody_able(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
     """Whether anybody else could take work of a run, now or when it is back."""
-    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(_fits()), excluded)
+    return _anybody(session, _one_able(open_to(run, spec)), excluded)
 
 
 def somebody_there(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
     """Whether anybody else is there who takes part."""
-    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(_takes_part()), excluded)
+    return _anybody(session, _one_there(open_to(run, spec)), excluded)
 
 
 def somebody_present(session: Session, run: Run, spec: RunFile, excluded: Collection[str]) -> bool:
     """Whether anybody else is there whose data may fit, be it in quarantine, which ends by itself."""
-    present = (Agent.state == AgentState.ACTIVE) & _fits()
-    return _anybody(session, open_to(run, spec).with_only_columns(Agent.id).where(present), excluded)
+    return _anybody(session, _one_present(open_to(run, spec)), excluded)
 
 
 def there(session: Session, run_id: str, agents: Collection[str]) -> set[str]:
     """Those of them with whom it makes sense to plan."""
-    said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run_id)
-    found = select(Agent.id).join(Readiness, said, isouter=True).where(Agent.id.in_(set(agents)), _takes_part())
-    return set(session.scalars(found))
+    return set(session.scalars(THERE, {"run": run_id, "agents": list(set(agents))}))
 
 
 def refused(session: Session, run_id: str, agent_id: str, assignment_id: str, reason: str | None, now: datetime) -> None:
@@ -123,9 +124,7 @@ def forget_refusals(session: Session, run_id: str) -> None:
 
 def unfit(session: Session, run: Run, most: int) -> dict[str, str]:
     """Name and reason of agents that have no part in a run though their owners have consented to it: something is to be mended there."""
-    wrong = (Readiness.fits.is_(False)) & (Readiness.reason != NOT_CONSENTED)
-    rows = session.execute(open_to(run, run.spec).where(wrong).order_by(Agent.name).limit(most))
-    return {row.name: row.reason for row in rows}
+    return {row.name: row.reason for row in session.execute(_unfit(open_to(run, run.spec)), {"most": most})}
 
 
 def said_by(session: Session, agent_id: str, most: int) -> Sequence[Any]:
@@ -164,12 +163,17 @@ def listed(members: Sequence[Member], most: int = 8) -> str:
     return ", ".join(said_in_words(m) for m in members[:most]) + more
 
 
-def open_to(run: Run, spec: RunFile) -> Select[*tuple[Any, ...]]:
+def open_to(run: Run, spec: RunFile) -> Members:
     """What there is to know of the members of a run, in no order."""
+    return _open_to(run.id, None if spec.agents == "all" else tuple(spec.agents), tuple(run.without))
+
+
+@lru_cache(MADE)
+def _open_to(run_id: str, named: tuple[str, ...] | None, without: tuple[str, ...]) -> Members:
     of_agent = (Agent.id, Agent.name, Agent.state, Agent.last_seen_at, Agent.quarantined_until)
     columns = (*of_agent, Readiness.fits, Readiness.reason, Readiness.rows, Readiness.exact)
-    said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run.id)
-    return select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(queries.is_open_to(run, spec))
+    said = (Readiness.agent_id == Agent.id) & (Readiness.run_id == run_id)
+    return select(*columns).select_from(Agent).join(Readiness, said, isouter=True).where(queries.is_open(named, without))
 
 
 def _fits() -> Any:
@@ -182,5 +186,37 @@ def _takes_part() -> Any:
     return (Agent.state == AgentState.ACTIVE) & Agent.quarantined_until.is_(None) & _fits()
 
 
-def _anybody(session: Session, query: Any, excluded: Collection[str]) -> bool:
-    return session.scalar(query.where(Agent.id.not_in(excluded)).limit(1)) is not None
+THERE = (
+    select(Agent.id)
+    .join(Readiness, (Readiness.agent_id == Agent.id) & (Readiness.run_id == bindparam("run")), isouter=True)
+    .where(Agent.id.in_(bindparam("agents", expanding=True)), _takes_part())
+)
+
+
+@lru_cache(MADE)
+def _one_able(members: Members) -> Members:
+    return _one(members, _fits())
+
+
+@lru_cache(MADE)
+def _one_there(members: Members) -> Members:
+    return _one(members, _takes_part())
+
+
+@lru_cache(MADE)
+def _one_present(members: Members) -> Members:
+    return _one(members, (Agent.state == AgentState.ACTIVE) & _fits())
+
+
+def _one(members: Members, which: Any) -> Members:
+    return members.with_only_columns(Agent.id).where(which, Agent.id.not_in(bindparam("excluded", expanding=True))).limit(1)
+
+
+@lru_cache(MADE)
+def _unfit(members: Members) -> Members:
+    wrong = (Readiness.fits.is_(False)) & (Readiness.reason != NOT_CONSENTED)
+    return members.where(wrong).order_by(Agent.name).limit(bindparam("most"))
+
+
+def _anybody(session: Session, one: Members, excluded: Collection[str]) -> bool:
+    return session.scalar(one, {"excluded": list(excluded)}) is not None

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -16,6 +16,14 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.measure import calibration, label_skew
 from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.shared.contract.measured import Failure, Score, Spent
+
+LOSSES = (
+    select(Round.loss_before, Round.loss_after)
+    .where(Round.run_id == bindparam("run"), Round.number < bindparam("rounds"))
+    .order_by(Round.number.desc())
+    .limit(REMEMBERED)
+)
+"""Made once: that costs more than asking."""
 
 
 def evaluate_if_due(session: Session, run: Run, after_rounds: int, now: datetime) -> None:
@@ -93,8 +101,7 @@ def loss_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
 
 def losses_until(session: Session, run_id: str, rounds: int) -> tuple[list[float], bool]:
     """The losses until after so many rounds, and whether the last of them is known."""
-    query = select(Round.loss_before, Round.loss_after).where(Round.run_id == run_id, Round.number < rounds)
-    rows = session.execute(query.order_by(Round.number.desc()).limit(REMEMBERED)).all()[::-1]
+    rows = session.execute(LOSSES, {"run": run_id, "rounds": rounds}).all()[::-1]
     if not rows:
         now = session.scalar(select(Round.loss_before).where(Round.run_id == run_id, Round.number == rounds))
         return ([] if now is None else [now]), now is not None

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, bindparam, select
 from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db.models import Agent, Assignment, Block, BlockVersion, EncodedShard, Run
@@ -24,16 +24,30 @@ PRESENT = and_(BlockVersion.run_id == Block.run_id, BlockVersion.block == Block.
 BLOCK_ROWS = select(
     Block.name, Block.kind, Block.version, Block.digest, Block.size, Block.num_parameters, Block.position, Block.influence,
     BlockVersion.origin, BlockVersion.round, BlockVersion.made_at,
-).join(BlockVersion, PRESENT, isouter=True)  # fmt: skip
+).join(BlockVersion, PRESENT, isouter=True).where(Block.run_id == bindparam("run"))  # fmt: skip
 VERSION_ROWS = select(
     BlockVersion.version, BlockVersion.origin, BlockVersion.parent, BlockVersion.round, BlockVersion.digest, BlockVersion.size,
     BlockVersion.kept, BlockVersion.made_at,
+).where(BlockVersion.run_id == bindparam("run"), BlockVersion.block == bindparam("block"))  # fmt: skip
+VERDICT_ROWS = (
+    select(
+        Assignment.id, Assignment.round, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.judged_at,
+        Agent.name.label("agent"),
+    )
+    .join(Agent, Agent.id == Assignment.agent_id, isouter=True)
+    .where(Assignment.run_id == bindparam("run"))
+    .order_by(Assignment.round.desc(), Assignment.seat, Assignment.id)
+    .limit(JUDGED)
 )  # fmt: skip
-VERDICT_ROWS = select(
-    Assignment.id, Assignment.round, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.judged_at,
-    Agent.name.label("agent"),
-).join(Agent, Agent.id == Assignment.agent_id, isouter=True)  # fmt: skip
-TOLD = select(Assignment.id, Assignment.measured, Assignment.metrics)
+"""Assignments without what is large in them, those of the newest round first"""
+ACCEPTED = VERDICT_ROWS.where(Assignment.round.in_(bindparam("rounds", expanding=True)), Assignment.applied)
+REJECTED = VERDICT_ROWS.where(Assignment.round >= bindparam("since"), Assignment.state == AssignmentState.REJECTED)
+TOLD = select(Assignment.id, Assignment.measured, Assignment.metrics).where(Assignment.id.in_(bindparam("ids", expanding=True)))
+SIZES = (
+    select(EncodedShard.source, EncodedShard.codec, EncodedShard.packed_size)
+    .where(EncodedShard.source.in_(bindparam("digests", expanding=True)))
+    .order_by(EncodedShard.source, EncodedShard.codec)
+)
 HOLDER, MEANT = aliased(Agent), aliased(Agent)
 HOLDER_ROWS = (
     select(
@@ -42,18 +56,23 @@ HOLDER_ROWS = (
     )
     .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
     .join(MEANT, MEANT.id == Assignment.meant_for, isouter=True)
-    .where(Assignment.state.in_((AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)))
+    .where(
+        Assignment.run_id == bindparam("run"), Assignment.round == bindparam("round"),
+        Assignment.state.in_((AssignmentState.PENDING, AssignmentState.LEASED, AssignmentState.SUBMITTED)),
+    )
+    .order_by(Assignment.seat, Assignment.id)
+    .limit(HELD)
 )  # fmt: skip
 
 
 def of_run(session: Session, run: Run, page: Page) -> Listed[BlockMapView]:
     """In the order of the model."""
-    found = BLOCKS.page(session, BLOCK_ROWS.where(Block.run_id == run.id), page)
+    found = BLOCKS.page(session, BLOCK_ROWS, page, run=run.id)
     trained = {*run.trained_blocks, *run.spec.schedule.always} if run.prepared else set()
     rounds = {row.round for row in found.items if row.origin == VersionOrigin.APPLIED}
-    accepted = _judged(session, run.id, Assignment.round.in_(rounds), Assignment.applied)
+    accepted = session.execute(ACCEPTED, {"run": run.id, "rounds": sorted(rounds)})
     since = max(min(rounds, default=run.rounds_done), run.rounds_done - CYCLES * max(1, len(run.trained_blocks)))
-    rejected = _judged(session, run.id, Assignment.round >= since, Assignment.state == AssignmentState.REJECTED)
+    rejected = session.execute(REJECTED, {"run": run.id, "since": since}).all()
     by_round: dict[int, list[Any]] = defaultdict(list)
     for visit in accepted:
         by_round[visit.round].append(visit)
@@ -80,11 +99,10 @@ def versions_of(session: Session, run: Run, block: str, page: Page) -> Listed[Ve
     """The newest first. Raises `NotFound`."""
     if session.scalar(select(Block.position).where(Block.run_id == run.id, Block.name == block)) is None:
         raise NotFound(f"run {run.name} has no block {block!r}")
-    found = VERSIONS.page(session, VERSION_ROWS.where(BlockVersion.run_id == run.id, BlockVersion.block == block), page)
+    found = VERSIONS.page(session, VERSION_ROWS, page, run=run.id, block=block)
     rounds = {row.round for row in found.items if row.origin == VersionOrigin.APPLIED}
-    accepted = _judged(session, run.id, Assignment.round.in_(rounds), Assignment.applied)
     chosen: dict[int, list[Any]] = defaultdict(list)
-    for row in accepted:
+    for row in session.execute(ACCEPTED, {"run": run.id, "rounds": sorted(rounds)}):
         if len(chosen[row.round]) < A_FEW:
             chosen[row.round].append(row)
     told = _told(session, {row.id for rows in chosen.values() for row in rows})
@@ -96,12 +114,6 @@ def versions_of(session: Session, run: Run, block: str, page: Page) -> Listed[Ve
     return found.map(view)
 
 
-def _judged(session: Session, run_id: str, *which: Any) -> Sequence[Any]:
-    """Assignments without what is large in them, those of the newest round first."""
-    query = VERDICT_ROWS.where(Assignment.run_id == run_id, *which)
-    return session.execute(query.order_by(Assignment.round.desc(), Assignment.seat, Assignment.id).limit(JUDGED)).all()
-
-
 def _of_block(of_round: Sequence[Any], block: str) -> Any:
     """Of a round that one whose visited block it is, else the first: the block was trained along in it."""
     return next((row for row in of_round if block in row.blocks), of_round[0] if of_round else None)
@@ -109,7 +121,7 @@ def _of_block(of_round: Sequence[Any], block: str) -> Any:
 
 def _told(session: Session, ids: Collection[str]) -> dict[str, Any]:
     """What was measured of the deltas of some assignments, and what their agents said."""
-    return {row.id: row for row in session.execute(TOLD.where(Assignment.id.in_(ids)))} if ids else {}
+    return {row.id: row for row in session.execute(TOLD, {"ids": list(ids)})} if ids else {}
 
 
 def _verdict(row: Any, block: str, told: dict[str, Any]) -> VerdictView | None:
@@ -127,9 +139,8 @@ def _verdict(row: Any, block: str, told: dict[str, Any]) -> VerdictView | None:
 
 def _sizes(session: Session, digests: Collection[str]) -> dict[str, dict[str, int]]:
     """Digest of a shard → codec → bytes on the wire."""
-    query = select(EncodedShard.source, EncodedShard.codec, EncodedShard.packed_size).where(EncodedShard.source.in_(digests))
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    for source, codec, size in session.execute(query.order_by(EncodedShard.source, EncodedShard.codec)):
+    for source, codec, size in session.execute(SIZES, {"digests": list(digests)}):
         found[source][codec] = size
     return found
 
@@ -137,8 +148,7 @@ def _sizes(session: Session, digests: Collection[str]) -> dict[str, dict[str, in
 def _holders(session: Session, run: Run) -> dict[str, list[HolderView]]:
     """Block → who is at it in the present round."""
     found: dict[str, list[HolderView]] = defaultdict(list)
-    query = HOLDER_ROWS.where(Assignment.run_id == run.id, Assignment.round == run.rounds_done)
-    for row in session.execute(query.order_by(Assignment.seat, Assignment.id).limit(HELD)):
+    for row in session.execute(HOLDER_ROWS, {"run": run.id, "round": run.rounds_done}):
         view = HolderView(**{name: getattr(row, name) for name in HolderView.model_fields})
         for block in row.blocks:
             if len(found[block]) < A_FEW:

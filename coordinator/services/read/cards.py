@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Assignment, Evaluation, Model, Round, Run
@@ -11,6 +11,17 @@ from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.coordinator.services.read import lists, pace, status
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.shared.contract.views import AnchorView, BytesView, EvaluationView, PaceView, RunSummary
+
+# Statements are made once: that costs more than asking.
+MODEL_NAME = select(Model.name).where(Model.id == bindparam("model"))
+LAST_SCORES = lists.EVALUATION_ROWS.where(Evaluation.run_id == bindparam("run")).order_by(Evaluation.after_rounds.desc()).limit(5)
+FIRST_SCORE = lists.EVALUATION_ROWS.where(Evaluation.run_id == bindparam("run"), Evaluation.after_rounds == 0)
+ROUND_BLOCKS = select(Round.blocks).where(Round.run_id == bindparam("run"), Round.number == bindparam("round"))
+STATES = (
+    select(Assignment.state, func.count())
+    .where(Assignment.run_id == bindparam("run"), Assignment.round == bindparam("round"))
+    .group_by(Assignment.state)
+)
 
 
 @dataclass(frozen=True)
@@ -39,29 +50,29 @@ def going(session: Session, now: datetime, limit: int) -> list[RunCard]:
 
 
 def of_run(session: Session, run: Run, now: datetime) -> RunCard:
-    return _card(session, run, session.scalars(select(Model.name).where(Model.id == run.model_id)).one(), now)
+    return _card(session, run, session.scalars(MODEL_NAME, {"model": run.model_id}).one(), now)
 
 
 def last_score(session: Session, run_id: str) -> EvaluationView | None:
     """The newest of a run that came to a number, among the last few."""
-    newest = select(Evaluation).where(Evaluation.run_id == run_id).order_by(Evaluation.after_rounds.desc()).limit(5)
-    return next((lists.evaluation(row) for row in session.scalars(newest) if row.metrics.loss is not None), None)
+    newest = session.execute(LAST_SCORES, {"run": run_id})
+    return next((lists.evaluation(row) for row in newest if row.metrics.loss is not None), None)
 
 
 def first_score(session: Session, run_id: str) -> EvaluationView | None:
     """Of the model before any training."""
-    row = session.get(Evaluation, (run_id, 0))
+    row = session.execute(FIRST_SCORE, {"run": run_id}).one_or_none()
     return lists.evaluation(row) if row is not None and row.metrics.loss is not None else None
 
 
 def _card(session: Session, run: Run, model: str, now: datetime) -> RunCard:
     last, kept = last_score(session, run.id), run.conclusion.score if run.conclusion is not None else None
-    names = session.scalar(select(Round.blocks).where(Round.run_id == run.id, Round.number == run.rounds_done))
-    states = select(Assignment.state, func.count()).where(Assignment.run_id == run.id, Assignment.round == run.rounds_done)
+    of_round = {"run": run.id, "round": run.rounds_done}
+    names = session.scalar(ROUND_BLOCKS, of_round)
     return RunCard(
         RunSummary(model=model, **{name: getattr(run, name) for name in RunSummary.model_fields if name != "model"}),
         pace.of_run(session, run, now), first_score(session, run.id),
         last.ended_with(kept) if last is not None else None, status.anchor_view(session, run.id), called(names) if names else "",
-        {row[0]: row[1] for row in session.execute(states.group_by(Assignment.state))},
+        {row[0]: row[1] for row in session.execute(STATES, of_round)},
         ledgers.bytes_of(ledgers.totals(session, run.id)),
     )  # fmt: skip

@@ -29,11 +29,20 @@ EVENTS, FIDELITIES, SCORES = 500, 32, 16
 EVER = datetime(2000, 1, 1, tzinfo=UTC)
 """Before any time that was written down: an index knows what is later, and not what is none"""
 # Statements are made once: that costs more than asking.
-VISIT_ROWS = select(Assignment.agent_id, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.metrics).order_by(
-    Assignment.round.desc(), Assignment.seat.desc(), Assignment.id
+VISIT_ROWS = (
+    select(Assignment.agent_id, Assignment.blocks, Assignment.state, Assignment.reason, Assignment.metrics)
+    .where(Assignment.run_id == bindparam("run"), Assignment.state.in_(JUDGED))
+    .order_by(Assignment.round.desc(), Assignment.seat.desc(), Assignment.id)
+    .limit(diagnosis.LOOKED_AT)
 )
+WHO = select(Agent.id, Agent.name, Agent.limits).where(Agent.id.in_(bindparam("agents", expanding=True)))
 IN_QUARANTINE = select(Agent.id, Agent.name, Agent.quarantined_until).where(Agent.quarantined_until > EVER)
-FIDELITY_ROWS = select(Fidelity.block, Fidelity.metrics).order_by(Fidelity.round.desc(), Fidelity.block.desc()).limit(FIDELITIES)
+FIDELITY_ROWS = (
+    select(Fidelity.block, Fidelity.metrics)
+    .where(Fidelity.run_id == bindparam("run"))
+    .order_by(Fidelity.round.desc(), Fidelity.block.desc())
+    .limit(FIDELITIES)
+)
 NEWEST = (
     select(Event.id, Event.at, Event.code, Event.message, Event.level, Event.agent_id)
     .where(Event.run_id == bindparam("run"))
@@ -53,14 +62,15 @@ SAID_ONCE = (
     .order_by(Event.id.desc())
     .limit(10)
 )
-
-
 LEASES = (
     select(Assignment.blocks, Assignment.leased_at, Assignment.lease_expires_at, Assignment.progress, Agent.name)
     .join(Agent, Agent.id == Assignment.agent_id)
     .where(Assignment.run_id == bindparam("run"), Assignment.round == bindparam("round"), Assignment.state == AssignmentState.LEASED)
     .order_by(Assignment.lease_expires_at)
     .limit(diagnosis.LOOKED_AT)
+)
+RUNNING = select(Job.kind, func.coalesce(Job.moved_at, Job.started_at)).where(
+    Job.subject == bindparam("run"), Job.state == JobState.RUNNING
 )
 
 
@@ -84,10 +94,8 @@ def of(session: Session, run: Run, now: datetime) -> list[SymptomResult]:
 
 
 def facts_of(session: Session, run: Run, now: datetime) -> DiagnosisFacts:
-    mine = (Assignment.run_id == run.id) & Assignment.state.in_(JUDGED)
-    visits = session.execute(VISIT_ROWS.where(mine).limit(diagnosis.LOOKED_AT)).all()
-    who = select(Agent.id, Agent.name, Agent.limits).where(Agent.id.in_({v.agent_id for v in visits}))
-    agents = {row.id: row for row in session.execute(who)}
+    visits = session.execute(VISIT_ROWS, {"run": run.id}).all()
+    agents = {row.id: row for row in session.execute(WHO, {"agents": list({v.agent_id for v in visits})})}
     in_quarantine = session.execute(IN_QUARANTINE).all()
     participants = set(run.participants) if in_quarantine else set()
     names = {agent_id: row.name for agent_id, row in agents.items()}
@@ -146,12 +154,11 @@ def _held(session: Session, run: Run, told: Told, now: datetime) -> Iterator[Hel
 def _cosines(session: Session, run_id: str) -> dict[str, float]:
     """Emulator → the newest fidelity of it."""
     found = dict[str, float]()
-    for block, metrics in session.execute(FIDELITY_ROWS.where(Fidelity.run_id == run_id)):
+    for block, metrics in session.execute(FIDELITY_ROWS, {"run": run_id}):
         if metrics.cosine is not None:
             found.setdefault(f"{block} in {metrics.plan}", metrics.cosine)
     return found
 
 
 def _still(session: Session, run_id: str, now: datetime) -> dict[str, float]:
-    running = select(Job.kind, func.coalesce(Job.moved_at, Job.started_at)).where(Job.subject == run_id, Job.state == JobState.RUNNING)
-    return {kind: (now - moved).total_seconds() for kind, moved in session.execute(running) if moved is not None}
+    return {kind: (now - moved).total_seconds() for kind, moved in session.execute(RUNNING, {"run": run_id}) if moved is not None}

@@ -1,9 +1,10 @@
 """Explains a run: where it stands and why, what it waits for, and what somebody can do about it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries
@@ -33,13 +34,16 @@ BUSY_ROWS = (
         Assignment.submitted_at, Agent.name,
     )
     .join(Agent, Agent.id == Assignment.agent_id)
-    .where(Assignment.state.in_((AssignmentState.LEASED, AssignmentState.SUBMITTED)))
+    .where(
+        Assignment.run_id == bindparam("run"), Assignment.round == bindparam("round"),
+        Assignment.state.in_((AssignmentState.LEASED, AssignmentState.SUBMITTED)),
+    )
     .order_by(Assignment.seat, Assignment.id)
     .limit(SHOWN)
 )  # fmt: skip
 JOB_ROWS = (
     select(Job.kind, Job.state, Job.lane, Job.created_at, Job.started_at, Job.tries)
-    .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
+    .where(Job.subject == bindparam("run"), Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
     .order_by(Job.created_at, Job.id)
     .limit(SHOWN)
 )
@@ -117,8 +121,8 @@ def _waits_in_short(waits: Sequence[WaitView]) -> str:
 
 
 def _waits(session: Session, run: Run, claimants: Sequence[Claimant], now: datetime) -> Iterator[WaitView]:
-    if not RUN.is_final(run.state) and (newest := queries.last_round(session, run.id)) is not None:
-        yield from _in_round(session, run, newest.number, now)
+    if not RUN.is_final(run.state) and (newest := queries.last_number(session, run.id)) is not None:
+        yield from _in_round(session, run, newest, now)
     if run.state == RunState.RUNNING:
         yield from _pending(session, run, claimants, now)
     yield from _jobs(session, run, now)
@@ -126,7 +130,7 @@ def _waits(session: Session, run: Run, claimants: Sequence[Claimant], now: datet
 
 def _in_round(session: Session, run: Run, number: int, now: datetime) -> Iterator[WaitView]:
     """Work that somebody has, and deltas that have come."""
-    for row in session.execute(BUSY_ROWS.where(Assignment.run_id == run.id, Assignment.round == number)):
+    for row in session.execute(BUSY_ROWS, {"run": run.id, "round": number}):
         block = ", ".join(row.blocks)
         if row.state == AssignmentState.SUBMITTED:
             text = f"the delta of {row.name} for {block} is being judged, {_ago(row.submitted_at, now)}"
@@ -224,8 +228,9 @@ def _no_room(session: Session, run: Run, assignment: Assignment) -> str | None:
 
 def _jobs(session: Session, run: Run, now: datetime) -> Iterator[WaitView]:
     """Its own jobs, and how many of others stand before those that are queued; of several of one kind the first, and how many there are."""
-    queued, told = queries.job_counts(session, run.id)[JobState.QUEUED], set[str]()
-    for row in session.execute(JOB_ROWS.where(Job.subject == run.id)):
+    rows = session.execute(JOB_ROWS, {"run": run.id}).all()
+    queued, told = queries.job_counts(session, run.id)[JobState.QUEUED] if rows else Counter[str](), set[str]()
+    for row in rows:
         if row.state == JobState.RUNNING:
             tries = f", begun {row.tries} times" if row.tries > 1 else ""
             yield WaitView(kind="job", text=f"the engine is at `{row.kind}`, begun {_ago(row.started_at, now)}{tries}")

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
@@ -71,6 +71,7 @@ OPERATOR_ROWS = select(*_columns(Operator, OperatorView))
 MODEL_ROWS = select(*_columns(Model, ModelView))
 RUN_ROWS = select(*_columns(Run, RunSummary, "model"), Model.name.label("model")).join(Model, Model.id == Run.model_id)
 ROUND_ROWS = select(*_columns(Round, RoundView, "applied", "fidelity"))
+ROUNDS_OF_RUN = ROUND_ROWS.where(Round.run_id == bindparam("run"))
 ASSIGNMENT_ROWS = (
     select(*_columns(Assignment, AssignmentView, "block", "agent", "meant_for"), HOLDER.name.label("agent"), MEANT.name.label("meant_for"))
     .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
@@ -134,7 +135,7 @@ def rounds(session: Session, name: str, page: Page) -> Listed[RoundView]:
 
 
 def rounds_of(session: Session, run_id: str, page: Page) -> Listed[RoundView]:
-    found = ROUNDS.page(session, ROUND_ROWS.where(Round.run_id == run_id), page)
+    found = ROUNDS.page(session, ROUNDS_OF_RUN, page, run=run_id)
     if not found.items:
         return Listed([], None)
     numbers = found.items[-1].number, found.items[0].number

@@ -1,6 +1,6 @@
 """The scores of a run against what they had cost, thinned so that a picture of ten thousand rounds is as small as one of ten."""
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Evaluation, Model, Round, Run
@@ -13,13 +13,28 @@ from fedcybgd.shared.contract.views import EvaluationView
 BFLOAT16 = 2
 """Bytes of a weight"""
 DIRECTIONS = 2
+# Statements are made once: that costs more than asking.
+MINE = Evaluation.run_id == bindparam("run")
+AT = select(func.min(Evaluation.after_rounds).label("rounds")).where(MINE).cte("at", recursive=True)
+LATER = select(func.min(Evaluation.after_rounds)).where(MINE, Evaluation.after_rounds >= AT.c.rounds + bindparam("spacing")).correlate(AT)
+APART = select(AT.union_all(select(LATER.scalar_subquery()).where(AT.c.rounds.is_not(None))).c.rounds)
+LAST_SCORED = select(func.max(Evaluation.after_rounds)).where(MINE)
+SCORES = lists.EVALUATION_ROWS.where(MINE, Evaluation.after_rounds.in_(bindparam("at", expanding=True))).order_by(Evaluation.after_rounds)
+OF_RUN = Round.run_id == bindparam("run")
+FIRST_LOSS = select(Round.loss_before, Round.opened_at).where(OF_RUN, Round.number == 0)
+LOSSES = (
+    select(Round.number, Round.loss_after, Round.closed_at)
+    .where(OF_RUN, Round.number.in_(bindparam("numbers", expanding=True)))
+    .order_by(Round.number)
+)
+PARAMETERS = select(Model.num_parameters).where(Model.id == bindparam("model"))
 
 
 def of_run(session: Session, run: Run, points: int) -> SeriesView:
     """At most about so many points of each kind, evenly spread over the rounds so far."""
     spacing = max(1, -(-run.rounds_done // points))
     visits = visits_of(session, run)
-    parameters = session.scalars(select(Model.num_parameters).where(Model.id == run.model_id)).one()
+    parameters = session.scalars(PARAMETERS, {"model": run.model_id}).one()
     return SeriesView(
         spacing=spacing, evaluations=_evaluations(session, run.id, spacing),
         losses=_losses(session, run, spacing), bytes=ledgers.bytes_of(ledgers.totals(session, run.id)),
@@ -46,24 +61,18 @@ def _seats(session: Session, run: Run, number: int) -> int:
 
 def _evaluations(session: Session, run_id: str, spacing: int) -> list[EvaluationView]:
     """The first, then the next one that is so many rounds later, and so on, and the last: each is found by itself in the index."""
-    mine = Evaluation.run_id == run_id
-    at = select(func.min(Evaluation.after_rounds).label("rounds")).where(mine).cte("at", recursive=True)
-    later = select(func.min(Evaluation.after_rounds)).where(mine, Evaluation.after_rounds >= at.c.rounds + spacing).correlate(at)
-    apart = select(at.union_all(select(later.scalar_subquery()).where(at.c.rounds.is_not(None))).c.rounds)
-    chosen = [rounds for rounds in session.scalars(apart) if rounds is not None]
-    last = session.scalar(select(func.max(Evaluation.after_rounds)).where(mine))
-    here = Evaluation.after_rounds.in_({*chosen, *([] if last is None else [last])})
-    rows = session.execute(lists.EVALUATION_ROWS.where(mine, here).order_by(Evaluation.after_rounds))
-    return [lists.evaluation(row) for row in rows]
+    chosen = {rounds for rounds in session.scalars(APART, {"run": run_id, "spacing": spacing}) if rounds is not None}
+    if (last := session.scalar(LAST_SCORED, {"run": run_id})) is not None:
+        chosen.add(last)
+    return [lists.evaluation(row) for row in session.execute(SCORES, {"run": run_id, "at": sorted(chosen)})]
 
 
 def _losses(session: Session, run: Run, spacing: int) -> list[LossView]:
     """The loss before the first round, and after rounds that are evenly apart."""
     numbers = sorted({*range(spacing - 1, run.rounds_done, spacing), run.rounds_done - 1} - {-1})
-    first = session.execute(select(Round.loss_before, Round.opened_at).where(Round.run_id == run.id, Round.number == 0)).one_or_none()
+    first = session.execute(FIRST_LOSS, {"run": run.id}).one_or_none()
     found = [LossView(after_rounds=0, loss=first[0], at=first[1])] if first is not None and first[0] is not None else []
-    columns = select(Round.number, Round.loss_after, Round.closed_at)
-    rows = session.execute(columns.where(Round.run_id == run.id, Round.number.in_(numbers)).order_by(Round.number))
+    rows = session.execute(LOSSES, {"run": run.id, "numbers": numbers})
     return found + [
         LossView(after_rounds=row.number + 1, loss=row.loss_after, at=row.closed_at) for row in rows if row.loss_after is not None
     ]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session, aliased
 
 from fedcybgd.coordinator.db import queries
@@ -25,16 +25,19 @@ VISIT_ROWS = (
     .join(HOLDER, HOLDER.id == Assignment.agent_id, isouter=True)
     .join(MEANT, MEANT.id == Assignment.meant_for, isouter=True)
 )  # fmt: skip
+# Statements are made once: that costs more than asking.
+VISITS_OF_RUN = VISIT_ROWS.where(Assignment.run_id == bindparam("run"))
+VISITS_OF_AGENT = VISIT_ROWS.where(Assignment.agent_id == bindparam("agent"))
 
 
 def of_run(session: Session, name: str, page: Page) -> Listed[VisitView]:
     """The newest round first."""
-    return VISITS.page(session, VISIT_ROWS.where(Assignment.run_id == queries.run_id(session, name)), page).map(_visit)
+    return VISITS.page(session, VISITS_OF_RUN, page, run=queries.run_id(session, name)).map(_visit)
 
 
 def of_agent(session: Session, name: str, page: Page) -> Listed[VisitView]:
     """Visits that an agent has or had, of all runs, the newest first."""
-    return OF_AGENT.page(session, VISIT_ROWS.where(Assignment.agent_id == queries.agent_by_name(session, name).id), page).map(_visit)
+    return OF_AGENT.page(session, VISITS_OF_AGENT, page, agent=queries.agent_by_name(session, name).id).map(_visit)
 
 
 def _visit(row: Any) -> VisitView:

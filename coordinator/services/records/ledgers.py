@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import counts
@@ -10,6 +10,10 @@ from fedcybgd.coordinator.db.models import Exposure, Run, Traffic, TrafficTotal
 from fedcybgd.coordinator.db.upsert import upsert
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.views import BytesView
+
+TOTALS = select(TrafficTotal.kind, func.sum(TrafficTotal.bytes)).group_by(TrafficTotal.kind)
+TOTALS_OF_RUN = TOTALS.where(TrafficTotal.run_id == bindparam("run"))
+"""Made once: that costs more than asking."""
 
 
 def expose(session: Session, agent_id: str, run_id: str, ref: ShardRef, now: datetime) -> None:
@@ -36,8 +40,7 @@ def count(session: Session, run_id: str, round: int, agent_id: str, kind: str, a
 
 def totals(session: Session, run_id: str | None = None) -> dict[str, int]:
     """Bytes per kind, of a run or of all."""
-    query = select(TrafficTotal.kind, func.sum(TrafficTotal.bytes)).group_by(TrafficTotal.kind)
-    rows = session.execute(query if run_id is None else query.where(TrafficTotal.run_id == run_id))
+    rows = session.execute(TOTALS) if run_id is None else session.execute(TOTALS_OF_RUN, {"run": run_id})
     return {kind: int(total) for kind, total in rows}
 
 
