@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import queries, signals
@@ -23,11 +23,17 @@ Step = Row[str, str, str, str, int, float]
 """What `PATCHES` finds"""
 MAX_STEPS = 4
 """Patches in a row: beyond that, the whole shard is hardly larger."""
-# Columns alone: a lease reads hundreds of such rows, and none of them changes.
+# Columns alone: a lease reads hundreds of such rows, and none of them changes. Statements are made once: that costs more than asking.
 PATCHES = select(Patch.target, Patch.base, Patch.kind, Patch.digest, Patch.size, Patch.weight)
+STEPS = PATCHES.where(Patch.target.in_(bindparam("targets", expanding=True))).order_by(Patch.size, Patch.base)
+OF_ITS_OWN = select(Assignment.id).where(
+    Assignment.agent_id == bindparam("agent"), Assignment.applied, Assignment.delta_digest == Patch.digest
+)
+OWN_STEPS = STEPS.where((Patch.kind != "delta") | OF_ITS_OWN.exists())
 ENCODED = select(
     EncodedShard.source, EncodedShard.codec, EncodedShard.digest, EncodedShard.size, EncodedShard.packed_digest, EncodedShard.packed_size
-)
+).where(EncodedShard.source.in_(bindparam("sources", expanding=True)))
+ENCODED_IN = ENCODED.where(EncodedShard.codec.in_(bindparam("codecs", expanding=True)))
 
 
 def manifest(
@@ -67,12 +73,9 @@ def _ways(session: Session, shards: Mapping[str, int], run_id: str, agent_id: st
     left = dict(shards)
     at = set(left)
     for _ in range(MAX_STEPS):
-        query = PATCHES.where(Patch.target.in_(at))
-        if not others:
-            own = select(Assignment.id).where(Assignment.agent_id == agent_id, Assignment.applied, Assignment.delta_digest == Patch.digest)
-            query = query.where((Patch.kind != "delta") | own.exists())
+        rows = session.execute(STEPS if others else OWN_STEPS, {"targets": list(at), "agent": agent_id})
         at = set()
-        for row in session.execute(query.order_by(Patch.size, Patch.base)):
+        for row in rows:
             steps.setdefault(row.target, []).append(row)
             if row.size < left[row.target]:
                 if row.base not in left:
@@ -114,8 +117,8 @@ def _patch(row: Step) -> PatchRef:
 
 def _known(session: Session, sources: Sequence[str], codecs: Iterable[str] | None = None) -> dict[tuple[str, str], Encoded]:
     """By source and codec: in some codecs, or in all."""
-    query = ENCODED.where(EncodedShard.source.in_(sources))
-    rows = session.execute(query if codecs is None else query.where(EncodedShard.codec.in_(sorted(set(codecs)))))
+    given = {"sources": list(sources), "codecs": sorted(set(codecs or ()))}
+    rows = session.execute(ENCODED if codecs is None else ENCODED_IN, given)
     return {(row.source, row.codec): row for row in rows}
 
 
