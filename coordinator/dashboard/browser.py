@@ -24,7 +24,7 @@ from fedcybgd.coordinator.domain.role import Role
 from fedcybgd.coordinator.errors import CoordinatorError, Forbidden, Unauthorized
 from fedcybgd.coordinator.services.agents import logins, operators
 from fedcybgd.shared.contract.errors import FedError
-from fedcybgd.shared.contract.sizes import in_units
+from fedcybgd.shared.contract.sizes import counted, in_units
 from fedcybgd.shared.contract.words import problem_in_words
 
 COOKIE = "fedcoord_session"
@@ -35,7 +35,7 @@ FORM_S = 3600
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 for _write in (writing.count, writing.long, writing.fixed, writing.percent, writing.moment, writing.coded, writing.seconds):
     templates.env.filters[_write.__name__] = _write
-templates.env.filters["size"] = in_units
+templates.env.filters |= {"size": in_units, "counted": counted}
 DONE = {
     "started": "Started.", "paused": "Paused. What is being trained may still be sent, and is applied.", "resumed": "It goes on.",
     "cancelled": "Cancelled. What was applied stays, and can be exported.",

@@ -15,6 +15,8 @@ from tests.support.processes import wait_for
 from tests.support.visits import Hand
 
 NAMES = ["amiens", "bergen"]
+LONG = "a-run-that-goes-on-and-has-a-name-as-long-as-people-give"
+"""Name of the run that goes on"""
 
 
 class Stage:
@@ -30,7 +32,10 @@ class Stage:
         self.cookies = {role: self._logged_in(key) for role, key in self.keys.items()}
         self.ended = self.start("short", cycles=1)
         wait_for(lambda: self._worked() and self.live.state_of("short") == "completed")
-        self.run = self.start("long")
+        self.run = self.start(LONG)
+        said = {"runs": [{"run_id": self.run, "fits": True, "rows": 64, "exact": True}]}
+        for agent in self.agents:
+            agent.http.put("/agents/me/readiness", json=said).raise_for_status()
         for _ in range(2):
             self.move(self.run)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.stage import Stage
+from tests.browser.stage import LONG, Stage
 from tests.browser.tab import Tab
 
 AT_ONCE_S, LOOKS_EVERY_S = 1.0, 10.0
@@ -28,9 +28,9 @@ def test_what_happens_is_seen_within_a_second(tab: NewTab, stage: Stage) -> None
 
 
 def test_a_run_is_watched_from_near(tab: NewTab, stage: Stage) -> None:
-    page = tab("viewer").open("/admin/runs/long")
+    page = tab("viewer").open(f"/admin/runs/{LONG}")
     expect(page.locator("#why + p")).to_contain_text("is under way")
-    done = stage.client.runs.get("long").rounds_done
+    done = stage.client.runs.get(LONG).rounds_done
     stage.move(stage.run)
     expect(page.locator(".facts .big")).not_to_contain_text(f" {done} of 1000")
     block = page.locator("[id='b-layers.0']")
@@ -61,7 +61,7 @@ def renewed(page: Page) -> None:
 
 
 def test_what_is_typed_stays(tab: NewTab, stage: Stage) -> None:
-    page = tab("operator").open("/admin/runs/long")
+    page = tab("operator").open(f"/admin/runs/{LONG}")
     page.locator("#a-back summary").click()
     page.get_by_label("rounds, or best").fill("17")
     renewed(page)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+from playwright.sync_api import expect
 
+from tests.browser.stage import LONG
 from tests.browser.tab import Tab
 
 PAGES = {
-    "overview": "/admin", "runs": "/admin/runs", "run": "/admin/runs/long", "ended": "/admin/runs/short?x=minutes",
-    "block": "/admin/runs/long/blocks/layers.0", "compare": "/admin/compare?run=long&run=short", "nothing to compare": "/admin/compare",
+    "overview": "/admin", "runs": "/admin/runs", "run": f"/admin/runs/{LONG}", "ended": "/admin/runs/short?x=minutes",
+    "block": f"/admin/runs/{LONG}/blocks/layers.0", "compare": f"/admin/compare?run={LONG}&run=short", "nothing to compare": "/admin/compare",
     "agents": "/admin/agents", "agent": "/admin/agents/amiens", "models": "/admin/models", "events": "/admin/events", "audit": "/admin/audit",
     "refused": "/admin/runs/nobody",
 }  # fmt: skip
@@ -41,4 +43,7 @@ def test_the_api_is_shown(tab: Callable[..., Tab]) -> None:
     page.evaluate(FEWER)
     page.locator(".opblock-summary-control").first.click()
     page.locator(".opblock-body").first.wait_for()
+    assert here.barriers(COLOURS) == []
+    here.dark()
+    expect(page.locator("html")).to_have_css("background-color", "rgb(28, 32, 34)")  # Swagger UI's own
     assert here.barriers(COLOURS) == []

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from fedcybgd.agent.client import Client
 from fedcybgd.coordinator.db.models import Agent
 from fedcybgd.shared.contract.agents import DeviceInfo, EnrolRequest
-from tests.browser.stage import Stage
+from tests.browser.stage import LONG, Stage
 from tests.browser.tab import Tab
 from tests.support.models import tiny_bert
 from tests.support.processes import wait_for
@@ -119,10 +119,10 @@ def test_agents_are_let_in_let_out_and_shut_out(tab: NewTab, stage: Stage) -> No
 
 def test_runs_are_compared(tab: NewTab, stage: Stage) -> None:
     page = tab("viewer").open("/admin/runs")
-    for name in ("short", "long"):
+    for name in ("short", LONG):
         page.get_by_label(f"compare {name}").check()
     press(page, "Compare the chosen ones")
-    assert set(page.locator("tbody th").all_inner_texts()) == {"short", "long"}
+    assert set(page.locator("tbody th").all_inner_texts()) == {"short", LONG}
     for word, axis in (("rounds", "rounds"), ("minutes", "minutes"), ("bytes", "MB sent and received")):
         page.get_by_role("link", name=word, exact=True).click()
         expect(page.get_by_role("link", name=word, exact=True)).to_have_attribute("aria-current", "true")
@@ -150,7 +150,7 @@ def test_events_and_acts_are_looked_through(tab: NewTab, stage: Stage) -> None:
 
 def test_a_viewer_finds_nothing_to_act_with(tab: NewTab) -> None:
     here = tab("viewer")
-    for path in ("/admin", "/admin/runs/long", "/admin/runs/short", "/admin/agents", "/admin/agents/amiens", "/admin/models"):
+    for path in ("/admin", f"/admin/runs/{LONG}", "/admin/runs/short", "/admin/agents", "/admin/agents/amiens", "/admin/models"):
         page = here.open(path)
         assert page.locator("main h1").count() == 1
         assert page.locator("main form[method=post]").count() == 0, path

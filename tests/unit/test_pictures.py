@@ -12,7 +12,7 @@ from fedcybgd.coordinator.pictures.axis import labels, spread, ticks, written
 from fedcybgd.coordinator.pictures.curves import Curve, Level, curves, legend
 from fedcybgd.coordinator.pictures.gantt import MOST_LANES, fitted, gantt
 from fedcybgd.shared.contract.run_views import EventEntry, PhaseView, VisitView
-from fedcybgd.shared.contract.sizes import in_units
+from fedcybgd.shared.contract.sizes import counted, in_units
 from fedcybgd.shared.contract.views import EvaluationView
 
 HOSTILE = "<script>alert('1')</script>\"&"
@@ -61,6 +61,7 @@ def test_an_axis_goes_no_farther_than_what_there_can_be_and_its_ticks_are_told_a
 def test_numbers_are_short() -> None:
     assert [written(v) for v in (0, 0.25, 12000, 1e-6, 999.5)] == ["0", "0.25", "12,000", "1e-06", "999.5"]
     assert [in_units(v) for v in (None, 12, 2048, 5e6, 2e9)] == ["–", "12 B", "2.0 kB", "5.0 MB", "2.0 GB"]
+    assert [counted(v, "round") for v in (0, 1, 1000, 12_000)] == ["0 rounds", "1 round", "1000 rounds", "12,000 rounds"]
     assert [count(v) for v in (None, 5, 9999, 22713216)] == ["–", "5", "9,999", "22.7 M"]
     assert [long(v) for v in (None, 5, 150, 3600, 7200, 200000)] == ["–", "5 s", "2.5 min", "60 min", "2.0 h", "2.3 days"]
 
