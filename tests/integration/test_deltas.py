@@ -128,6 +128,8 @@ def test_a_delta_of_wrong_numbers_is_rejected_and_another_agent_is_asked(
     assert (second["state"], second["block"], second["meant_for"]) == ("pending", "layers.0", None)
     assert (view["state"], state_of(live, run)["blocks"]) == ("running", blocks)
     assert "delta_rejected" in events(live, run)
+    said = next(a for a in live.operator.get("/status")["alarms"] if (a["code"], a["run"]) == ("deltas_rejected", run))
+    assert said["message"].startswith(f"1 delta of {run} was rejected within a day, of {hand.name}; the last: delta of {hand.name}")
     assert hand.submit(assignment, digest_of(data)).json() == receipt.json(), "a repeat is answered as before"
     assert hand.claim(run) is None, "seeds do not come from the attempt: it would send the same again"
     assert hand.http.get(f"/assignments/{assignment.assignment_id}").json()["state"] == "rejected"

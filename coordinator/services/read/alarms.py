@@ -14,11 +14,13 @@ from fedcybgd.coordinator.domain.model import ModelState
 from fedcybgd.coordinator.domain.run import RUN, RunState, is_wanted
 from fedcybgd.coordinator.services.read import pace
 from fedcybgd.coordinator.services.records import replicas
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import AlarmView, JobView
 
 NAMED, RUNS, LOOKED_AT = 5, 20, 200
 RECENT = timedelta(hours=24)
 """What was longer ago is history"""
+REJECTED = "delta_rejected"
 HANGS_S = 60.0
 FAILED = (RunState.FAILED,)
 LATER = aliased(Run)
@@ -108,30 +110,29 @@ def _lanes(session: Session, now: datetime) -> Iterator[AlarmView]:
         if lane not in replicas.lanes_done(session, now):
             yield AlarmView(
                 level="error", code="lane_unattended", count=count, since=since,
-                message=f"{count} jobs wait in the lane {lane}, and no process is there that does them",
+                message=f"{counted(count, 'job')} {'waits' if count == 1 else 'wait'} in the lane {lane}, and no process is there that does them",
                 advice=f"Start `fedcoord engine --lanes {lane}`, or a coordinator with FEDCOORD_LANES=all.",
             )  # fmt: skip
 
 
 def _rejections(session: Session, now: datetime) -> Iterator[AlarmView]:
-    """By run: among the newest warnings, and not older than a day."""
+    """By run: the newest ones, and not older than a day."""
     newest = (
-        select(Event.code, Event.at, Event.message, Event.run_id, Agent.name, Run.name)
+        select(Event.at, Event.message, Event.run_id, Agent.name, Run.name)
         .join(Run, Run.id == Event.run_id)
         .join(Agent, Agent.id == Event.agent_id, isouter=True)
-        .where(Event.level == "warning")
+        .where(Event.code == REJECTED, Event.at >= now - RECENT)
         .order_by(Event.id.desc())
         .limit(LOOKED_AT)
     )
     rejected = defaultdict(list)
-    for code, at, message, run_id, agent, run in session.execute(newest):
-        if code == "delta_rejected" and at >= now - RECENT:
-            rejected[run_id, run].append((at, message, agent))
+    for at, message, run_id, agent, run in session.execute(newest):
+        rejected[run_id, run].append((at, message, agent))
     for (run_id, run), them in rejected.items():
-        who = sorted({agent for _, _, agent in them if agent})
+        who, number = sorted({agent for _, _, agent in them if agent}), counted(len(them), "delta")
         yield AlarmView(
             level="warning", code="deltas_rejected", count=len(them), run=run, run_id=run_id, since=them[-1][0],
-            message=f"{len(them)} deltas of {run} were rejected within a day, of {_listed(who, len(who))}; the last: {them[0][1]}",
+            message=f"{number} of {run} {'was' if len(them) == 1 else 'were'} rejected within a day, of {_listed(who, len(who))}; the last: {them[0][1]}",
             advice="They are no part of the model. If it is always the same agent, look at its data, or revoke it.",
         )  # fmt: skip
 
