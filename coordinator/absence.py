@@ -90,5 +90,5 @@ class Absence:
     def _mend(self, session: Session, now: Moment, lost: timedelta) -> None:
         extended = leases.after_absence(session, now.wall, lost)
         text = f"for {lost.total_seconds():.0f} s" if lost > timedelta() else f"(its clock was set back by {-lost.total_seconds():.0f} s)"
-        message = f"the coordinator could not work {text}: it slept, was stopped, lost its database, or its clock was set; {extended} leases hold on"
+        message = f"the coordinator could not work {text}: it slept, was stopped, lost its database, or its clock was set; leases that hold on: {extended}"
         record(session, now.wall, "warning", "coordinator_absent", message)

@@ -201,7 +201,7 @@ def _hangs(facts: DiagnosisFacts) -> Evidence | None:
 
 
 def _unmeasured(facts: DiagnosisFacts) -> Evidence | None:
-    return Evidence(f"{facts.unmeasured} scores, losses or fidelities could not be measured") if facts.unmeasured else None
+    return Evidence(f"of scores, losses and fidelities {facts.unmeasured:,} could not be measured") if facts.unmeasured else None
 
 
 def _told(code: str) -> Callable[[DiagnosisFacts], Evidence | None]:

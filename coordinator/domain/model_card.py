@@ -8,6 +8,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile, written
 from fedcybgd.shared.contract.digests import Digest, digest_of
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import cells, kind_of, loss, measures
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import BytesView
 from fedcybgd.shared.contract.words import ExportForm, Task
 
@@ -70,10 +71,10 @@ def model_card(facts: CardFacts) -> str:
     lines = [
         "---", f"library_name: {library}", f"pipeline_tag: {PIPELINES[task]}", "tags: [federated-learning, fedcybgd]", "---", "",
         f"# {facts.run}", "",
-        f"{_trained(facts)}, fine-tuned together by {facts.agents} agents on data that stayed with them.", "",
+        f"{_trained(facts)}, fine-tuned together by {counted(facts.agents, 'agent')} on data that stayed with them.", "",
         "| | |", "|---|---|",
         f"| base model | `{facts.base}`, weights `{base_digest(facts.base_blocks)}` |",
-        f"| method | `{facts.spec.method}`, {facts.rounds_done} of {facts.rounds_total} rounds |",
+        f"| method | `{facts.spec.method}`, {facts.rounds_done} of {counted(facts.rounds_total, 'round')} |",
         f"| sent to agents, received | {facts.sent.down / 1e6:,.1f} MB, {facts.sent.up / 1e6:,.1f} MB; the model has {facts.whole_model_bytes / 1e6:,.1f} MB |",
         f"| made with | fedcybgd {facts.made_with} |", "",
         "How the weights came to be, delta by delta and signed, stands in `provenance.json`; `fedcoord verify provenance.json` checks it.", "",

@@ -20,6 +20,7 @@ from fedcybgd.coordinator.engine.streaming import Streamed
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import Row, examples
 from fedcybgd.shared.models.answering import answers
@@ -86,7 +87,7 @@ def evaluate(store: EngineStore, payload: EvaluatePayload) -> EvaluateResult:
         found = _predicted(store, payload, streamed, encoder)
     if not math.isfinite(found.loss):
         raise NotFinite(
-            f"the loss after {payload.after_rounds} rounds is {found.loss}: the weights have grown too large, or are not finite"
+            f"the loss after {counted(payload.after_rounds, 'round')} is {found.loss}: the weights have grown too large, or are not finite"
         )
     return found.model_copy(update={"seconds": time.monotonic() - began})
 

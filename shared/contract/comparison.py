@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import EvaluationView, RunSummary
 from fedcybgd.shared.contract.words import FINAL
 
@@ -51,7 +52,7 @@ def doubts(runs: Sequence[RunScores]) -> Iterator[str]:
     """Sentences, for people: why the scores say less than they seem to."""
     for run in runs:
         if run.view.state not in FINAL:
-            yield f"{run.called} is {run.view.state}, after {run.view.rounds_done} of {run.view.rounds_total} rounds"
+            yield f"{run.called} is {run.view.state}, after {run.view.rounds_done} of {counted(run.view.rounds_total, 'round')}"
         if run.last is None:
             yield f"{run.called} has no score"
     scored = [run for run in runs if run.last is not None]

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedcybgd.shared.contract.sizes import counted
+
 
 class Failure(BaseModel):
     """Why there is no number where one was wanted."""
@@ -133,8 +135,8 @@ class Conclusion(BaseModel):
     def in_words(self) -> str:
         """What the run ended with, and instead of what."""
         names = {
-            "last": "its last version", "average": f"the average of the versions of its last {self.rounds} rounds",
-            "best": f"the best version, after {self.best_after} rounds",
+            "last": "its last version", "average": f"the average of the versions of its last {counted(self.rounds, 'round')}",
+            "best": f"the best version, after {counted(self.best_after, 'round')}",
         }  # fmt: skip
         found = {name: f"{text} ({self.scores[name].in_words()})" if name in self.scores else text for name, text in names.items()}
         instead = f", and not with {' or '.join(found[name] for name in self.without)}" if self.without else ""

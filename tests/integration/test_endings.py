@@ -272,7 +272,7 @@ def test_a_run_without_a_better_score_ends_early_and_says_so(live: LiveCoordinat
     models = expect(live, hand, run, [9, -18, -1])
     view = settled(live, run)
     assert (view["state"], view["rounds_done"], view["rounds_total"], view["conclusion"]["kept"]) == ("completed", 3, 18, "best")
-    assert view["reason"].startswith("ended early, after 3 of 18 rounds: the last 2 scores were no better than the one after 1 rounds")
+    assert view["reason"].startswith("ended early, after 3 of 18 rounds: the last 2 scores were no better than the one after 1 round (")
     assert view["reason"] in completed(live, run)
     assert hand.claim(run) is None
     assert is_mean(live, run, models[:1])

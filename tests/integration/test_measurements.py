@@ -133,7 +133,7 @@ def test_a_failed_measurement_is_kept_and_shown_as_failed(coordinators: Callable
     assert "could not be measured" in text
     assert "failed: blob_missing" in text
     html = page(live, run)
-    assert f"{view['failed_measurements']} scores, losses or fidelities could not be measured" in html
+    assert f"of scores, losses and fidelities {view['failed_measurements']} could not be measured" in html
     assert html.count("failed: blob_missing") >= 3
     assert "-1.0" not in json.dumps(view)
     assert "-1.000" not in html

@@ -15,6 +15,7 @@ from fedcybgd.coordinator.db.base import utcnow
 from fedcybgd.coordinator.provenance import check
 from fedcybgd.coordinator.sweeper import tidy
 from fedcybgd.coordinator.verify import verify
+from fedcybgd.shared.contract.sizes import counted
 from tests.integration.test_methods import blocks_of, drawn
 from tests.support import provenance_checker
 from tests.support.light import LightAgent
@@ -82,7 +83,7 @@ def test_a_run_that_was_taken_back_ends_in_the_same_bytes(live: LiveCoordinator,
         view = runs(live).rollback(run, rounds)
         assert (view.state, view.rounds_done) == ("paused", rounds)
         assert view.reason is not None
-        assert f"after {rounds} rounds" in view.reason
+        assert f"after {counted(rounds, 'round')};" in view.reason
         assert runs(live).explain(run).advice == f"`fedcoord run resume {run}`", "nothing is to be mended"
         assert [a["level"] for a in live.operator.get("/status")["alarms"] if a["run"] == run] == ["warning"]
         assert digests(live, run) == models[rounds]
@@ -163,7 +164,8 @@ def test_a_round_that_is_not_there_or_not_kept_is_refused_and_nothing_changes(li
         settled(live, run)
         tidy(live.settings, live.database, live.store, utcnow() + timedelta(hours=2 * number))
     now = digests(live, run)
-    refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 6}), 404, "round_unknown")
+    said = refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 6}), 404, "round_unknown").message
+    assert said.endswith("what it was is there after 0 to 5 of them")
     refused(client.post(f"/runs/{run}/rollback", json={"after_rounds": 1}), 409, "versions_not_kept")
     for query, status, code in (
         ("after_rounds=6", 404, "round_unknown"),

@@ -33,6 +33,11 @@ def paused(live: LiveCoordinator, run: str) -> str:
     return str(view["reason"])
 
 
+def told(live: LiveCoordinator, run: str) -> str:
+    """What the event of a pause says."""
+    return str(next(e["message"] for e in live.operator.get(f"/runs/{run}")["events"] if e["code"] == "run_paused"))
+
+
 def shut_away(live: LiveCoordinator, run: str, broken: Hand, healthy: Hand) -> None:
     """Let it fail at two visits, which the other does."""
     for _ in range(2):
@@ -125,7 +130,9 @@ def test_where_everybody_fails_the_run_pauses_with_the_number(live: LiveCoordina
         fail(who, run)
     assert live.operator.get(f"/runs/{run}")["state"] == "running", "one of them has failed once only"
     fail(other, run)
-    assert "4 attempts failed" in paused(live, run)
+    reason = paused(live, run)
+    assert "4 attempts failed" in reason
+    assert told(live, run) == f"run {run} paused: {reason}; mend it, then resume"
     live.operator.post(f"/runs/{run}/resume")
     hand.take(run)
 
@@ -159,7 +166,9 @@ def test_a_dead_and_an_excluded_participant_are_nobody_left_to_ask(live: LiveCoo
 def test_a_run_goes_on_by_itself_when_a_silent_agent_is_heard_of(live: LiveCoordinator, model: str, hand: Hand) -> None:
     run = start_run(live, model, [hand])
     hush(live, hand)
-    assert f"1 silent ({hand.name} since " in paused(live, run)
+    reason = paused(live, run)
+    assert f"1 silent ({hand.name} since " in reason
+    assert told(live, run) == f"run {run} paused: {reason}; then it goes on by itself", "it says what is needed; and nobody resumes it"
     hand.deliver(hand.take(run))
     view = settled(live, run)
     assert (view["state"], view["reason"], view["rounds_done"]) == ("running", None, 1)

@@ -39,7 +39,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "agents_slow": ({"token_seconds": {**OTHERS, "eve": [("a", 0.5), ("b", 5.0), ("b", 0.1)]}}, "eve takes 4.2 times", "steps"),
     "memory_near_limit": ({"memory": {"eve": (95, 100)}}, "eve", "memory_gb"),
     "score_flat": ({"scores": [Score(loss=1.0, accuracy=None, rows=1, seconds=0)] * 6}, "last 5 scores", "stop"),
-    "unmeasured": ({"unmeasured": 2}, "2 scores", "status"),
+    "unmeasured": ({"unmeasured": 2}, "2 could not be measured", "status"),
 }  # fmt: skip
 
 

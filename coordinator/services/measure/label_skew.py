@@ -11,6 +11,7 @@ from fedcybgd.coordinator.domain import label_skew
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.shared.contract.measured import Score
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.training import TrainMetrics
 
 LOOKED_AT = 64
@@ -82,7 +83,7 @@ def look_at_score(session: Session, run_id: str, after_rounds: int, score: Score
         return
     run = session.get_one(Run, run_id)
     text = (
-        f"after {after_rounds} rounds no held-out row of {score.labels_never_right} of {score.labels_held_out} labels is right, and visits raised the "
+        f"after {counted(after_rounds, 'round')} no held-out row of {score.labels_never_right} of {score.labels_held_out} labels is right, and visits raised the "
         f"held-out loss: agents seem to have unlike labels, and each visit unlearns those that its rows lack; {label_skew.remedy(run.spec)}"
     )
     record(session, now, "warning", "labels_forgotten", text, run_id=run.id)

@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.services.measure import calibration, label_skew
 from fedcybgd.coordinator.services.records import jobs, ledgers
 from fedcybgd.shared.contract.measured import Failure, Score, Spent
+from fedcybgd.shared.contract.sizes import counted
 
 LOSSES = (
     select(Round.loss_before, Round.loss_after)
@@ -93,7 +94,7 @@ def loss_measured(session: Session, done: Done[EvaluatePayload, EvaluateResult])
 
 
 def loss_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
-    why = calibration.failed(session, failed, f"the loss on the calibration rows after {failed.payload.after_rounds} rounds")
+    why = calibration.failed(session, failed, f"the loss on the calibration rows after {counted(failed.payload.after_rounds, 'round')}")
     for round in _rounds_at(session, failed.subject, failed.payload):
         if round is not None:
             round.loss_failed = why
@@ -160,7 +161,7 @@ def score_of(found: EvaluateResult) -> Score:
 
 def score_failed(session: Session, failed: Failed[EvaluatePayload]) -> None:
     after_rounds = failed.payload.after_rounds
-    why = calibration.failed(session, failed, f"the score after {after_rounds} rounds")
+    why = calibration.failed(session, failed, f"the score after {counted(after_rounds, 'round')}")
     _keep_score(session, failed.subject, after_rounds, _no_score(why, failed.payload.spent), failed.now)
 
 

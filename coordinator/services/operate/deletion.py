@@ -16,6 +16,7 @@ from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.operate import held_out, models
 from fedcybgd.coordinator.services.records.events import record
+from fedcybgd.shared.contract.sizes import counted
 
 UNUSED = timedelta(days=1)
 """A held-out file that no run has is kept for so long: it comes before the run that it is for."""
@@ -80,7 +81,9 @@ def delete_ended_run(session: Session, before: datetime, now: datetime) -> bool:
 def _forget_run(session: Session, run: Run, now: datetime) -> None:
     if (why := _busy(session, run, now)) is not None:
         raise RunBusy(f"{why} run {run.name} ({run.id}); delete it in a moment")
-    text = f"run {run.name} ({run.id}) of {run.created_at:%Y-%m-%d} was deleted; it was {run.state} after {run.rounds_done} rounds"
+    text = (
+        f"run {run.name} ({run.id}) of {run.created_at:%Y-%m-%d} was deleted; it was {run.state} after {counted(run.rounds_done, 'round')}"
+    )
     # Before the events of the run go: SQLite gives the id of the last one again, and who goes on by id would not hear of it.
     record(session, now, "warning", "run_deleted", text)
     session.flush()

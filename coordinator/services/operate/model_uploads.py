@@ -19,6 +19,7 @@ from fedcybgd.coordinator.storage import BlobStore, Uploads
 from fedcybgd.coordinator.storage.uploads import UploadKey
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.model_uploads import ModelFileView, ModelUploadEntry, ModelUploadRequest, ModelUploadView, source_of
+from fedcybgd.shared.contract.sizes import counted
 
 MOST_OPEN = 20
 """Uploads that are under way at the same time"""
@@ -49,7 +50,11 @@ def begin(session: Session, store: BlobStore, asked: ModelUploadRequest, by: str
     session.execute(row.on_conflict_do_nothing())
     total = sum(file.size for file in files)
     record(
-        session, now, "info", "model_upload_begun", f"{by} uploads model {asked.name} ({upload_id}): {len(files)} files, {total:,} bytes"
+        session,
+        now,
+        "info",
+        "model_upload_begun",
+        f"{by} uploads model {asked.name} ({upload_id}): {counted(len(files), 'file')}, {total:,} bytes",
     )
     return session.get_one(ModelUpload, upload_id)
 

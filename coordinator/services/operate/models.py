@@ -16,6 +16,7 @@ from fedcybgd.coordinator.services.records import jobs, keys
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import models as states
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.sizes import counted
 
 
 class ModelNameTaken(Conflict):
@@ -59,7 +60,11 @@ def imported(session: Session, done: Done[ImportPayload, ImportResult]) -> None:
     states.imported(model)
     session.execute(delete(ModelUpload).where(ModelUpload.id == done.payload.upload))
     record(
-        session, done.now, "info", "model_added", f"model {model.name}: {len(result.blocks)} blocks, {result.num_parameters:,} parameters"
+        session,
+        done.now,
+        "info",
+        "model_added",
+        f"model {model.name}: {counted(len(result.blocks), 'block')}, {counted(result.num_parameters, 'parameter')}",
     )
     for note in result.notes:
         record(session, done.now, "info", "tokenizer_note", f"model {model.name}: {note}")

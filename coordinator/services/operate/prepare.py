@@ -24,6 +24,7 @@ from fedcybgd.coordinator.services.path import ahead
 from fedcybgd.coordinator.services.records import jobs, keys, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.files.labels import check_names
 
 
@@ -112,9 +113,14 @@ def prepared(session: Session, done: Done[PreparePayload, PrepareResult]) -> Non
     if not calibration.request_influence(session, run, spec, now):  # else it goes on once that is measured
         _goes_on(session, run, now)
     choose.request_ahead(session, run, ahead.trained(session, run, spec, 0), now)
-    rows = f", {result.held_out_rows:,} held-out rows" if result.held_out_rows is not None else ""
+    rows = f", {counted(result.held_out_rows, 'held-out row')}" if result.held_out_rows is not None else ""
     record(
-        session, now, "info", "run_prepared", f"run {run.name}: {len(result.blocks)} blocks, {run.rounds_total} rounds{rows}", run_id=run.id
+        session,
+        now,
+        "info",
+        "run_prepared",
+        f"run {run.name}: {counted(len(result.blocks), 'block')}, {counted(run.rounds_total, 'round')}{rows}",
+        run_id=run.id,
     )
 
 

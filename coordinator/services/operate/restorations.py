@@ -13,6 +13,7 @@ from fedcybgd.coordinator.services.measure import scores
 from fedcybgd.coordinator.services.records import versions
 from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.sizes import counted
 
 Line = Sequence[BlockVersion]
 """The lineage of a block's present version, the youngest first"""
@@ -44,7 +45,8 @@ def rounds_of(session: Session, run: Run, after_rounds: int | None) -> int:
             raise NeverScored(f"no model of run {run.name} was scored yet (`evaluate` in its run file): say after how many rounds")
         after_rounds = best.after_rounds
     if not 0 <= after_rounds <= run.rounds_done:
-        raise RoundUnknown(f"run {run.name} has done {run.rounds_done} rounds: what it was is there after 0 to {run.rounds_done} of them")
+        there = f"after 0 to {run.rounds_done} of them" if run.rounds_done else "before them, after 0"
+        raise RoundUnknown(f"run {run.name} has done {counted(run.rounds_done, 'round')}: what it was is there {there}")
     return after_rounds
 
 
@@ -69,7 +71,7 @@ def restoration(name: str, line: Line, present: ShardRef, was_there: Callable[[B
     """A block as the youngest version of its line that was there. Raises `VersionsGone`."""
     target = next((row for row in line if was_there(row)), None)
     if target is None:
-        raise VersionsGone(f"block {name}: what it was after {after_rounds} rounds was before its history began")
+        raise VersionsGone(f"block {name}: what it was after {counted(after_rounds, 'round')} was before its history began")
     return Restoration(present=present, target=_ref(target), velocity=target.velocity, way=_way(line, target, present))
 
 

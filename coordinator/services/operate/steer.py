@@ -20,6 +20,7 @@ from fedcybgd.coordinator.services.path import give_up, open_round
 from fedcybgd.coordinator.services.records import jobs
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
+from fedcybgd.shared.contract.sizes import counted
 
 
 class NoAgents(Conflict):
@@ -52,7 +53,7 @@ def start(session: Session, name: str, now: datetime, anyway: bool = False) -> R
         now,
         "info",
         "run_started",
-        f"run {run.name} started with {len(run.participants)} agents{_without_gate(run)}",
+        f"run {run.name} started with {counted(len(run.participants), 'agent')}{_without_gate(run)}",
         run_id=run.id,
     )
     scores.evaluate_if_due(session, run, 0, now)

@@ -19,6 +19,7 @@ from fedcybgd.coordinator.services.path import open_round
 from fedcybgd.coordinator.services.records import jobs, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds, runs
+from fedcybgd.shared.contract.sizes import counted
 
 
 def restored(session: Session, done: Done[RestorePayload, RestoreResult]) -> None:
@@ -36,8 +37,12 @@ def restored(session: Session, done: Done[RestorePayload, RestoreResult]) -> Non
     _go_back(session, run, {block.name: block for block in blocks}, done)
     dropped = _undo_rounds(session, run, payload, now)
     runs.undo(run, payload.after_rounds, "", now)
-    said = _reopen(session, run, payload, now) if payload.without is not None else f"taken back to after {payload.after_rounds} rounds"
-    run.reason = f"{said}; {dropped} rounds are dropped. {UNDONE}"
+    said = (
+        _reopen(session, run, payload, now)
+        if payload.without is not None
+        else f"taken back to after {counted(payload.after_rounds, 'round')}"
+    )
+    run.reason = f"{said}; {counted(dropped, 'round')} {'is' if dropped == 1 else 'are'} dropped. {UNDONE}"
     record(session, now, "warning", "run_rolled_back", f"run {run.name} {run.reason}", run_id=run.id)
     signals.openings_changed(session)
 
@@ -92,5 +97,6 @@ def _reopen(session: Session, run: Run, payload: RestorePayload, now: datetime) 
     for seat in round.seats:
         if seat.number not in taken:
             open_round.assign(session, run, run.spec, seat, now, there=there, excluded=[agent.id])
-    deltas = f"{len(payload.replayed)} deltas of others in round {round.number} are as they were, {len(round.seats) - len(taken)} seats are trained again"
-    return f"without {agent.name}: {deltas}"
+    kept, again = len(payload.replayed), len(round.seats) - len(taken)
+    deltas = f"{counted(kept, 'delta')} of others in round {round.number} {'is as it was' if kept == 1 else 'are as they were'}"
+    return f"without {agent.name}: {deltas}, {counted(again, 'seat')} {'is' if again == 1 else 'are'} trained again"

@@ -22,6 +22,7 @@ from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import assignments, rounds
 from fedcybgd.shared.contract.adapters import ADAPTERS, factors_of
 from fedcybgd.shared.contract.manifests import ShardRef
+from fedcybgd.shared.contract.sizes import counted
 
 
 def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None:
@@ -44,7 +45,8 @@ def apply_if_due(session: Session, run: Run, number: int, now: datetime) -> None
         if deadline is None or now < deadline or run.state != RunState.RUNNING:
             return
         late = ", ".join(_withdraw(session, a, now) for a in missing)
-        text = f"round {number}: {len(accepted)} of {len(waiting)} deltas came in time and are applied; trained again: {late}"
+        came = f"{len(accepted)} of {counted(len(waiting), 'delta')} came in time and {'is' if len(accepted) == 1 else 'are'} applied"
+        text = f"round {number}: {came}; trained again: {late}"
         record(session, now, "warning", "wave_deadline", text, run_id=run.id)
     rounds.apply(round, complete=not missing)
     shards.apply(session, run, round, accepted, _changes(session, run, spec, round, accepted), now)

@@ -21,6 +21,7 @@ from fedcybgd.coordinator.services.records import jobs, versions
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import runs
 from fedcybgd.shared.contract.measured import Conclusion, HeadCalibrationScores, Score
+from fedcybgd.shared.contract.sizes import counted
 
 Lines = Mapping[str, list[KeptVersion]]
 """Block → what its present version is made of, the youngest first"""
@@ -52,8 +53,9 @@ def _stopped(session: Session, run: Run) -> str | None:
         return None
     best = scores.best_of(session, run)
     assert best is not None
-    than = f"the one after {best.after_rounds} rounds ({best.metrics.in_words()})"
-    return f"ended early, after {run.rounds_done} of {run.rounds_total} rounds: the last {since} scores were no better than {than}"
+    than = f"the one after {counted(best.after_rounds, 'round')} ({best.metrics.in_words()})"
+    those = f"the last {counted(since, 'score')} {'was' if since == 1 else 'were'}"
+    return f"ended early, after {run.rounds_done} of {counted(run.rounds_total, 'round')}: {those} no better than {than}"
 
 
 def go_on(session: Session, run: Run, now: datetime) -> None:
@@ -189,10 +191,11 @@ def failed(session: Session, failed: Failed[ConcludePayload]) -> None:
 
 def _finish(session: Session, run: Run, how: str, now: datetime) -> None:
     early = _stopped(session, run) if run.rounds_done < run.rounds_total else None
+    after = f"completed after {counted(run.rounds_done, 'round')}"
     runs.finish(run, early, now)
     unmeasured = queries.failed_measurements(session, run.id)
-    text = f"; {unmeasured} measurements failed, the events before say why" if unmeasured else ""
+    text = f"; {counted(unmeasured, 'measurement')} failed, the events before say why" if unmeasured else ""
     record(
         session, now, "warning" if unmeasured else "info", "run_completed",
-        f"run {run.name} {early or f'completed after {run.rounds_done} rounds'}{how}{text}", run_id=run.id,
+        f"run {run.name} {early or after}{how}{text}", run_id=run.id,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from fedcybgd.coordinator.services.states import agents as states
 from fedcybgd.coordinator.services.states import assignments, runs
 from fedcybgd.shared.contract.agents import MENDABLE_REASONS
 from fedcybgd.shared.contract.assignments import COORDINATORS_OWN, LASTING_REASONS
+from fedcybgd.shared.contract.sizes import counted
 
 
 def failed_attempt(
@@ -100,7 +101,7 @@ def pause_if_hopeless(session: Session, run: Run, assignment: Assignment, why: s
         needed = outlook.of(session, run, assignment, now).text
         halt(session, run, f"no agent is left that could try: {why}; {needed}", now, True, agent_id)
     elif assignment.failures >= spec.schedule.max_attempts and not outlook.somebody_healthy(session, run, assignment):
-        halt(session, run, f"{assignment.failures} attempts failed: {why}", now, agent_id=agent_id)
+        halt(session, run, f"{counted(assignment.failures, 'attempt')} failed: {why}", now, agent_id=agent_id)
     elif not exposure_budget.somebody_may(session, run, spec, assignment):
         limit = spec.exposure.max_exact_blocks
         text = f"no agent is left that may see block {assignment.called} within max_exact_blocks of {limit}: {why}"
@@ -128,8 +129,15 @@ def pause(session: Session, run: Run, reason: str, now: datetime) -> None:
 
 def halt(session: Session, run: Run, reason: str, now: datetime, waits_for_agents: bool = False, agent_id: str | None = None) -> None:
     runs.pause(run, reason[:2000], now, waits_for_agents)
-    record_by(session, now, "error", "run_paused", f"run {run.name} paused: {run.reason}; mend it, then resume", run.id, agent_id)
+    record_by(session, now, "error", "run_paused", f"run {run.name} paused: {_advised(reason[:2000], waits_for_agents)}", run.id, agent_id)
     signals.openings_changed(session)
+
+
+def _advised(reason: str, waits_for_agents: bool = False) -> str:
+    """A reason with what is to be done, where it does not say so itself."""
+    if waits_for_agents:
+        return f"{reason}; then it goes on by itself"
+    return reason if "resume" in reason else f"{reason}; mend it, then resume"
 
 
 def encoding_failed(session: Session, failed: Failed[EncodePayload]) -> None:
@@ -145,4 +153,4 @@ def engine_failed(session: Session, failed: Failed[BaseModel]) -> None:
     if run.state == RunState.RUNNING:
         runs.pause(run, message, failed.now)
         signals.openings_changed(session)
-    record(session, failed.now, "error", failed.code, f"run {run.name} paused: {message}; mend it, then resume", run_id=run.id)
+    record(session, failed.now, "error", failed.code, f"run {run.name} paused: {_advised(message)}", run_id=run.id)

@@ -21,6 +21,7 @@ from fedcybgd.coordinator.services.read import diagnosis
 from fedcybgd.coordinator.services.records import replicas
 from fedcybgd.shared.contract.assignments import Progress
 from fedcybgd.shared.contract.explanations import ExplanationView, SymptomView, WaitView
+from fedcybgd.shared.contract.sizes import counted
 
 NAMED = 5
 """Of agents that wait for work and get none of this run, so many by name"""
@@ -83,11 +84,11 @@ def _stands(session: Session, run: Run, waits: Sequence[WaitView]) -> tuple[str,
         case RunState.RUNNING if run.rounds_done == run.rounds_total:
             return f"all {run.rounds_total} rounds are done, and it ends once its model is made and scored{_waits_in_short(waits)}", None
         case RunState.RUNNING:
-            done = f"{run.rounds_done} of {run.rounds_total} rounds are done"
+            done = f"{run.rounds_done} of {counted(run.rounds_total, 'round')} {'is' if run.rounds_done == 1 else 'are'} done"
             return f"{done}, and round {run.rounds_done} is under way{_waits_in_short(waits)}", None
     jobs = sum(wait.kind == "job" for wait in waits)
-    left = f"; {jobs} measurements are still made" if jobs else ""
-    ended = f"after {run.rounds_done} of {run.rounds_total} rounds"
+    left = f"; {counted(jobs, 'measurement')} {'is' if jobs == 1 else 'are'} still made" if jobs else ""
+    ended = f"after {run.rounds_done} of {counted(run.rounds_total, 'round')}"
     if run.state == RunState.COMPLETED:
         how = run.conclusion.in_words() if run.conclusion is not None else "its last version is its model"
         return f"it ended {ended}{f' ({run.reason})' if run.reason else ''}: {how}{left}", f"`fedcoord run export {run.name} DIRECTORY`"

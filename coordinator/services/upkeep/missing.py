@@ -9,6 +9,7 @@ from fedcybgd.coordinator.services.records import signing
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.upkeep import garbage
 from fedcybgd.coordinator.storage import BlobStore
+from fedcybgd.shared.contract.sizes import counted
 
 SHOWN = 5
 
@@ -20,7 +21,9 @@ def tell(session: Session, store: BlobStore, now: datetime) -> None:
     if lacking:
         names = "; ".join(f"{mending.names_of(session, digest)} ({digest})" for digest in lacking[:SHOWN])
         more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        text = f"{len(lacking)} blobs that are needed are missing: {names}{more}; put them back into blobs/, from a backup for instance"
+        are = "is" if len(lacking) == 1 else "are"
+        said = f"{counted(len(lacking), 'blob')} that {are} needed {are} missing: {names}{more}"
+        text = f"{said}; put what is missing back into blobs/, from a backup for instance"
         record(session, now, "error", "blobs_missing", text)
 
 
