@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         40, ge=4, le=1000, description="requests that speak to the database at the same time; it is asked for ten connections more"
     )
-    silent_after_s: float = Field(90, gt=0, description="seconds without a sign of life after which an agent counts as silent")
+    silent_after_s: float = Field(
+        90,
+        gt=0,
+        description="seconds without a sign of life after which an agent counts as silent. Signs are written down every 30: with fewer than 60 idle agents come and go",
+    )
     sweep_every_s: float = Field(1.0, gt=0, description="seconds between two looks for lapsed leases")
     max_held_out_bytes: int = Field(1 << 30, gt=0, description="the largest held-out file that may be uploaded")
     max_model_bytes: int = Field(1 << 38, gt=0, description="the largest model that may be uploaded: the bytes of all its files")
