@@ -147,7 +147,7 @@ def _plain(value: Any, path: str) -> Any:
 def _check_size(name: str, value: Any, where: str) -> None:
     most = MOST.get(name)
     found = [_number(number) for number in (value if isinstance(value, list) else [value])]
-    if PROBABILITY.search(name) and any(isinstance(number, int | float) and not 0 <= number <= 1 for number in found):
+    if PROBABILITY.search(str(name)) and any(isinstance(number, int | float) and not 0 <= number <= 1 for number in found):
         raise ModelUnknown(f"config.json: {where} is {value!r:.40}, and must be a probability from 0 to 1")
     if most is not None and any(isinstance(number, int | float) and not -1 <= number <= most for number in found):
         raise ModelUnknown(f"config.json: {where} is {value!r:.40}; a model has {most:,} at the most")

@@ -93,7 +93,7 @@ def test_a_wrong_run_file_names_field_and_line(federation: Federation, tmp_path:
 def test_a_wrong_key_and_a_wrong_address_are_one_line_each(federation: Federation) -> None:
     wrong = fedcoord(federation, "status", key="fco_wrong")
     assert wrong.returncode == 1
-    assert "operator's key" in wrong.stderr
+    assert "no operator's" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     nowhere = subprocess.run(
         [sys.executable, "-m", "fedcybgd.coordinator.cli", "status"], capture_output=True, text=True, timeout=60,

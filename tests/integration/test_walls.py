@@ -67,7 +67,7 @@ def test_a_stranger_is_answered_before_the_body_is_sent(live: LiveCoordinator, p
 
 
 @pytest.mark.parametrize(
-    ("key", "said"), [("nonsense", "an operator's begins with fco_"), ("fca_x", "fedagent enroll"), ("fco_x", "an operator's key")]
+    ("key", "said"), [("nonsense", "an operator's begins with fco_"), ("fca_x", "fedagent enroll"), ("fco_x", "no operator's")]
 )
 def test_what_a_wrong_key_hears_is_of_the_kind_that_it_is(live: LiveCoordinator, key: str, said: str) -> None:
     assert said in refused(wire(live, key).get("/status"), 401, "unauthorized").message

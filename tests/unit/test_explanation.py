@@ -45,7 +45,7 @@ def test_nobody_speaks_the_protocol() -> None:
 
 @pytest.mark.parametrize(
     ("done", "said"),
-    [(1, "1 of 2 rounds are done, and round 1 is under way: 1 in the engine"),
+    [(1, "1 of 2 rounds is done, and round 1 is under way: 1 in the engine"),
      (2, "all 2 rounds are done, and it ends once its model is made and scored: 1 in the engine")],
 )  # fmt: skip
 def test_where_all_rounds_are_done_no_other_is_under_way(done: int, said: str) -> None:
