@@ -194,11 +194,8 @@ def _fetch(state: _State, held: set[Held], block: BlockShape, codec: str, model:
     if wanted in held:
         return {}
     whole = packed_bytes(block, codec, model)
-    best, path, taken = (
-        min(whole, shard_bytes(block, codec, model)),
-        [wanted],
-        {("whole", wanted): min(whole, shard_bytes(block, codec, model))},
-    )
+    best, path = min(whole, shard_bytes(block, codec, model)), [wanted]
+    taken = {("whole", wanted): best}
     ways: dict[Held, tuple[int, list[Held], dict[_Part, int]]] = {wanted: (0, [wanted], {})}
     for target in (reached := [wanted]):
         cost, passed, steps = ways[target]
