@@ -171,6 +171,9 @@ def test_over_the_steps_so_far_one_patch_leads_as_well(tmp_path: Path, store: Bl
     expected = lossless.difference(store.path(over.base), store.path(over.target))
     assert store.path(over.digest).read_bytes() == b"".join(expected)
     assert over.size < sum(step.size for step in steps)
+    round_about = steps[0].model_copy(update={"target": shards[0].digest, "base": shards[2].digest})
+    turned = apply(store, ApplyPayload(round=2, changes=[change], before=shards[-2:-1], steps=[*steps[:2], round_about]))
+    assert turned.patches[: len(result.patches)] == result.patches, "what was taken back and made again comes to an end"
     store.path(steps[0].digest).unlink()
     again = apply(store, ApplyPayload(round=2, changes=[change], before=shards[-2:-1], steps=steps[:2]))
     assert again.patches == [p for p in result.patches if p != over], (
