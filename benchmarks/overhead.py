@@ -3,8 +3,12 @@
     python -m benchmarks.overhead [--json FILE] [--repeats N]
 
 Both sides are warm (processes started, torch and the model's code imported) and train with one thread; on the system's side
-the CPU time of all its processes counts, and the first visits still download the model and read the rows. Both must end in
+the CPU time of all its processes counts, and the first visits still download the model and read the rows. All must end in
 the same blocks, to the bit.
+
+The system runs twice, in turns: `seen`, as it is, while Prometheus reads its metrics every 15 seconds and somebody follows its events; and `unseen`,
+without counters, events and their lines in the log, and with nobody who asks. What the difference comes to is told of all processes but the trainers,
+which are the same on both sides and whose noise is greater than it.
 """
 
 import contextlib
@@ -15,19 +19,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from benchmarks import banking77
 from benchmarks.bare import BareRequest, BareResult
 from benchmarks.report import arguments, finish, spread
 from benchmarks.system import ENVIRONMENT, System
 from benchmarks.turnaround import turnarounds
+from fedcybgd import FedError
 from fedcybgd.shared.contract.views import AssignmentView
 
-TARGETS = {"wall_ratio": 1.15, "cpu_ratio": 1.10, "turnaround_ms_median": 150, "start_s": 2}
+TARGETS = {"wall_ratio": 1.15, "cpu_ratio": 1.10, "seen_percent": 1, "turnaround_ms_median": 150, "start_s": 2}
+SCRAPE_S = 15.0
+"""as Prometheus has it in docs/operating.md"""
 TASK = {"kind": "text-classification", "labels": banking77.LABELS, "max_length": 64}
 AGENTS = [f"agent-{i}" for i in range(4)]
 STARTERS = ["starter-0", "starter-1", "starter-2"]
@@ -51,10 +62,35 @@ class Side:
     cpu_s: float
     train_s: float
     digests: dict[str, str]
+    around_s: float = 0.0
+    """CPU time of web process, engine and daemons"""
 
 
-def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path], tiny: Path) -> Side:
-    with System(folder, dict(zip(AGENTS, partitions, strict=True))) as system:
+@contextlib.contextmanager
+def followed(system: System) -> Iterator[list[int]]:
+    """Somebody reads metrics and follows events; the answer counts both."""
+    over, asked, key = threading.Event(), [0, 0], {"Authorization": f"Bearer {system.coordinator.key}"}
+
+    def scrape() -> None:
+        with httpx.Client(base_url=system.url, headers=key) as prometheus:
+            while not over.is_set():
+                prometheus.get("/metrics").raise_for_status()
+                asked[0] += 1
+                over.wait(SCRAPE_S)
+
+    def follow() -> None:
+        with contextlib.suppress(FedError):  # it ends with the system
+            for _ in system.client.events():
+                asked[1] += 1
+
+    for work in (scrape, follow):
+        threading.Thread(target=work, daemon=True).start()
+    yield asked
+    over.set()
+
+
+def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path], tiny: Path, unseen: bool = False) -> Side:
+    with System(folder, dict(zip(AGENTS, partitions, strict=True)), unseen=unseen) as system:
         system.add_model("tiny", tiny)
         system.add_model("minilm", banking77.minilm())
         warm_up = system.create_run(WARM_UP)
@@ -62,15 +98,20 @@ def through_the_system(spec: dict[str, Any], folder: Path, partitions: list[Path
         system.wait_for(warm_up)
         run_id = system.create_run(spec)
         system.wait_until_idle()
-        cpu = system.cpu_seconds()
-        began = system.start(run_id)
-        run = system.wait_for(run_id)
-        cpu = system.cpu_seconds() - cpu
-        print("   CPU s by process: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in cpu.items()))
+        with contextlib.nullcontext([0, 0]) if unseen else followed(system) as asked:
+            cpu = system.cpu_seconds()
+            began = system.start(run_id)
+            run = system.wait_for(run_id)
+            cpu = system.cpu_seconds() - cpu
+        print("   CPU s by process: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in cpu.items())
+              + f"; metrics read {asked[0]} times, {asked[1]} events followed")  # fmt: skip
+        told = next(system.client.events(0, timeout_s=2), None)
+        assert (told is None) == unseen, "an unseen system writes no events, any other does"
         visits = system.visits(run_id)
         print(f"   web process: at most {system.web_memory_peak() / 1e6:.0f} MB; {run.bytes.down / 1e6:.0f} MB down, "
               f"{run.bytes.up / 1e6:.0f} MB up; claims answered {spread(_gaps_ms([v for v, _ in visits]), 'ms')} after a delta")  # fmt: skip
-        return Side(_at(run.ended_at) - began, cpu.total(), sum(m.seconds for _, m in visits), {b.name: b.digest for b in run.blocks})
+        return Side(_at(run.ended_at) - began, cpu.total(), sum(m.seconds for _, m in visits), {b.name: b.digest for b in run.blocks},
+                    cpu.total() - cpu["trainers"])  # fmt: skip
 
 
 def in_one_process(spec: dict[str, Any], partitions: list[Path], tiny: Path) -> Side:
@@ -114,7 +155,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this folder and leave it, for a look at the logs")
     options = parser.parse_args()
     spec = RUN | {"train": RUN["train"] | {"steps": options.steps}}
-    system_sides, bare_sides = [], []
+    system_sides, unseen_sides, bare_sides = [], [], []
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         partitions = banking77.partitions(folder / "rows", len(AGENTS))
@@ -124,11 +165,14 @@ def main() -> None:
             for label, sides, measure in (
                 ("bare process", bare_sides, lambda: in_one_process(spec, partitions, tiny)),
                 ("system", system_sides, lambda i=i: through_the_system(spec, folder / f"system-{i}", partitions, tiny)),
+                ("unseen", unseen_sides, lambda i=i: through_the_system(spec, folder / f"unseen-{i}", partitions, tiny, unseen=True)),
             ):
                 side = measure()
                 sides.append(side)
                 print(f"{label:14}{side.wall_s:10.2f}{side.cpu_s:10.2f}{side.train_s:26.2f}", flush=True)
-        assert all(s.digests == system_sides[0].digests for s in [*system_sides, *bare_sides]), "the two sides ended in different models"
+        assert all(s.digests == system_sides[0].digests for s in [*system_sides, *unseen_sides, *bare_sides]), (
+            "the two sides ended in different models"
+        )
         print("all sides ended in the same blocks, to the bit")
         with System(folder / "quick", dict.fromkeys(STARTERS, partitions[0])) as system:
             system.add_model("minilm", banking77.minilm())
@@ -136,9 +180,15 @@ def main() -> None:
             print(f"run start to first training step, model never seen before: {spread(seconds, 's', 2)} (least / median / greatest)")
             gaps = turnarounds(system, TASK, folder)
             print(f"last byte of a delta to the answer of the next claim, {len(gaps)} times: {spread(gaps, 'ms')}")
+    around = [[s.around_s for s in sides] for sides in (system_sides, unseen_sides)]
+    seen_s = statistics.median(around[0]) - statistics.median(around[1])
+    print(
+        f"CPU of web process, engine and daemons: seen {spread(around[0], 's', 2)}, unseen {spread(around[1], 's', 2)}; {seen_s:.2f} s of it for being seen"
+    )
     figures = {
         "wall_ratio": statistics.median(s.wall_s for s in system_sides) / statistics.median(s.wall_s for s in bare_sides),
         "cpu_ratio": statistics.median(s.cpu_s for s in system_sides) / statistics.median(s.cpu_s for s in bare_sides),
+        "seen_percent": 100 * seen_s / statistics.median(s.cpu_s for s in system_sides),
         "turnaround_ms_median": statistics.median(gaps),
         "start_s": statistics.median(seconds),
     }

@@ -1,5 +1,6 @@
 """A whole system as real processes: `fedcoord serve` with its engine, and `fedagent run` with its trainer."""
 
+import os
 import re
 import time
 from collections import Counter
@@ -17,16 +18,23 @@ from fedcybgd.shared.contract.views import AssignmentView, RunView
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Of every process that is measured, on both sides of every comparison."""
+UNSEEN = Path(__file__).with_name("unseen")
+"""First on its path, this takes metrics and events from a process"""
 IDLE_S = 1.0
-IDLE_CPU_S, SEVERAL_IDLE_CPU_S = 0.02, 0.06
+IDLE_CPU_S, SEVERAL_IDLE_CPU_S = 0.04, 0.06
 """Of one coordinator, and of each of several: those look around more, on another database."""
 
 
 class System:
     """Use as a context manager; all its processes are warm and idle once it is entered, and gone after it."""
 
-    def __init__(self, folder: Path, partitions: Mapping[str, Path], coordinators: int = 1, **settings: str | float | Path) -> None:
-        """`partitions`: the rows of each agent, by its name; `settings`: of every coordinator, as `Coordinator.local` takes them."""
+    def __init__(
+        self, folder: Path, partitions: Mapping[str, Path], coordinators: int = 1, unseen: bool = False, **settings: str | float | Path
+    ) -> None:
+        """`partitions`: the rows of each agent, by its name; `settings`: of every coordinator, as `Coordinator.local` takes them. `unseen`: none of
+        its processes counts anything for metrics, or writes events down."""
+        path = os.pathsep.join(filter(None, [str(UNSEEN), os.environ.get("PYTHONPATH")]))
+        self._environment = ENVIRONMENT | ({"PYTHONPATH": path} if unseen else {})
         self._folder, self._partitions = folder, partitions
         self._number, self._settings = coordinators, settings
         self._stack = ExitStack()
@@ -44,7 +52,7 @@ class System:
             for name, data in self._partitions.items():
                 agent = Agent.local(
                     self.url, self.coordinator.token(), name, data=data, runs=["*"], home=self._folder / name,
-                    settings={"device": {"threads": 1}}, log=self._folder / f"{name}.log", environment=ENVIRONMENT,
+                    settings={"device": {"threads": 1}}, log=self._folder / f"{name}.log", environment=self._environment,
                 )  # fmt: skip
                 self._agents.append(stack.enter_context(agent))
             self.wait_until_idle()
@@ -56,7 +64,7 @@ class System:
 
     def _coordinator(self, number: int) -> Coordinator:
         home = self._folder / f"coordinator-{number}" if number else self.home
-        return Coordinator.local(home, log=home.with_suffix(".log"), environment=ENVIRONMENT, **self._settings)
+        return Coordinator.local(home, log=home.with_suffix(".log"), environment=self._environment, **self._settings)
 
     def cpu_seconds(self) -> Counter[str]:
         """CPU time of all processes so far, by what they are: web, engine, daemons, trainers."""
