@@ -29,6 +29,7 @@ from fedcybgd.shared.host.terminal import Terminal
 app = CoordinatorCommands(no_args_is_help=True, help="Create, steer, watch and export runs.")
 terminal = Terminal()
 Anyway = Annotated[bool, typer.Option("--anyway", help="Count all agents in from the start, whether they are there or not.")]
+Watched = Annotated[bool, typer.Option("--watch", help="Follow it until it ends, as `run watch` does.")]
 
 
 @app.command()
@@ -36,9 +37,12 @@ def create(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", exists=True, dir_okay=False)],
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
     anyway: Anyway = False,
+    watched: Watched = False,
     as_json: Json = False,
 ) -> None:
     """Create a run from a run file; its blocks and its head are prepared."""
+    if watched and not start:
+        raise typer.BadParameter("--watch is for a run that is started: add --start")
     client = Client()
     run = client.runs.create(file)
     if as_json and not start:
@@ -56,7 +60,7 @@ def create(
     except ClientError as error:
         client.runs.cancel(run.id)
         raise RunStopped(f"run {run.name} was not started, and is cancelled: its name is free again. {error}") from error
-    say_who(client, view, as_json)
+    _begun(client, view, watched, as_json)
 
 
 @app.command()
@@ -79,10 +83,18 @@ def anchor(
 
 
 @app.command(name="start")
-def begin(run: Run, anyway: Anyway = False, as_json: Json = False) -> None:
+def begin(run: Run, anyway: Anyway = False, watched: Watched = False, as_json: Json = False) -> None:
     """Open the first round with the agents that are there; say who takes part, and who does not yet."""
     client = Client()
-    say_who(client, client.runs.start(run, anyway=anyway), as_json)
+    _begun(client, client.runs.start(run, anyway=anyway), watched, as_json)
+
+
+def _begun(client: Client, view: RunView, watched: bool, as_json: bool) -> None:
+    """Say who takes part, and follow the run if that is asked for; then JSON has all of it in its lines."""
+    if not (watched and as_json):
+        say_who(client, view, as_json)
+    if watched:
+        watch(view.id, as_json)
 
 
 def say_who(client: Client, view: RunView, as_json: bool) -> None:

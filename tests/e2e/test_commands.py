@@ -47,12 +47,13 @@ def test_a_run_from_file_to_exported_directory(federation: Federation, tmp_path:
     values = spec("by-hand", steps=60)
     values["evaluate"] = {"held_out": "held-out.jsonl", "every": "cycle"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    created = fedcoord(federation, "run", "create", str(tmp_path / "run.yaml"), "--start")
+    created = fedcoord(federation, "run", "create", str(tmp_path / "run.yaml"), "--start", "--watch")
     assert created.returncode == 0, created.stderr
     assert "4 rounds" in created.stdout
-    watched = fedcoord(federation, "run", "watch", "by-hand")
-    assert watched.returncode == 0, watched.stdout
-    assert " 4 of 4 rounds" in watched.stdout
+    assert " 4 of 4 rounds" in created.stdout
+    watched = fedcoord(federation, "run", "watch", "by-hand", "--json")
+    assert watched.returncode == 0, watched.stderr
+    assert json.loads(watched.stdout)["state"] == "completed"
     assert "run by-hand: completed, 4 of 4 rounds" in fedcoord(federation, "status").stdout
     view = federation.operator.get("/runs/by-hand")
     assert [e["after_rounds"] for e in view["evaluations"]] == [0, 2, 4]

@@ -246,6 +246,7 @@ def test_a_variable_that_is_none_of_the_agents_is_told_of_beside_the_answer(
     ("words", "said"),
     [
         ("fedcoord run rollback r abc", "must be a whole number"),
+        ("fedcoord run create /dev/null --watch", "add --start"),
         ("fedcoord agents token --uses 0", "must be 1 or more"),
         ("fedcoord operators add x --role boss", "'boss' is not one of 'viewer', 'operator', 'owner'."),
         ("fedagent run --page x", "must be a whole number"),
