@@ -32,7 +32,7 @@ def list_models(session: ReadDep, page: PageDep, response: Response) -> list[Mod
     dependencies=[OperatorDep],
 )  # fmt: skip
 def delete(name: str, session: WriteDep) -> Response:
-    """A model that no run is of."""
+    """A model that no run is of, also one that waits to be added."""
     deletion.delete_model(session, name, now())
     return Response(status_code=204)
 

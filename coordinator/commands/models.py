@@ -31,9 +31,7 @@ def add(
     """Split a model into blocks and store them. Only safetensors weights; never remote code."""
     client = Client()
     begun = client.models.add(source, name, wait_s=0)
-    with terminal.status(f"adding {begun.name}"):
-        model = client.models.wait(begun.name)
-    show(model, as_json)
+    show(_added(client, begun.name, Terminal(stderr=True)), as_json)
 
 
 @app.command()
@@ -55,9 +53,20 @@ def upload(
             progress.update(shown[far.phase], completed=far.done, total=far.size, visible=True)
 
         begun = client.models.upload(directory, name, wait_s=0, told=told)
-    with console.status(f"adding {begun.name}"):
-        model = client.models.wait(begun.name)
-    show(model, as_json)
+    show(_added(client, begun.name, console), as_json)
+
+
+def _added(client: Client, name: str, console: Terminal) -> ModelView:
+    """Waits for it, and says once what it waits for, where it does."""
+    said = set()
+
+    def told(model: ModelView) -> None:
+        if model.reason and model.id not in said:
+            said.add(model.id)
+            console.say(f"{name} waits: {model.reason}")
+
+    with console.status(f"adding {name}"):
+        return client.models.wait(name, told=told)
 
 
 @app.command()
@@ -106,6 +115,9 @@ def list_models(as_json: Json = False) -> None:
     for model in models:
         table.add_row(model.name, model.state, f"{model.num_parameters:,}", str(len(model.blocks)), model.source)
     terminal.table(table)
+    for model in models:
+        if model.reason:
+            terminal.say(f"{model.name}: {model.reason}")
 
 
 @app.command(name="show")
@@ -116,7 +128,7 @@ def show_model(name: Model, as_json: Json = False) -> None:
 
 @app.command()
 def delete(name: Model, yes: Yes = False, as_json: Json = False) -> None:
-    """Delete a model that no run is of."""
+    """Delete a model that no run is of, also one that waits to be added."""
     client = Client()
     model = client.models.get(name)
     be_sure(f"Model {model.name} ({model.id}), from {model.source}, will be gone here.", yes)

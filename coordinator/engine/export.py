@@ -18,6 +18,7 @@ from fedcybgd.coordinator.engine.shards import (
     from_blob,
     from_tensor,
     shard_header,
+    size_of,
     write_blob,
     write_json,
     write_shard,
@@ -36,7 +37,7 @@ def export(store: EngineStore, payload: ExportPayload) -> ExportResult:
     """Store `model.safetensors` with the task model's own names, copied from the shards; memory holds a chunk of 1 MiB.
 
     Matrices that have an adapter are joined with it, one at a time. A form for peft has the adapters and what was trained beside them. Raises
-    `ExportRefused`.
+    `ExportRefused`; `DiskTooSmall` and `NoRoomYet` before the weights are written.
     """
     for block in payload.restorations:
         make_again(store, block)
@@ -52,7 +53,9 @@ def export(store: EngineStore, payload: ExportPayload) -> ExportResult:
         files = [write_json(store, CONFIG, config) if file.name == CONFIG else file for file in files]
     else:
         scale = 0.0
-    digest, size = write_shard(store, list(joined(store, model, payload.blocks, scale)), {"format": "pt"})
+    pieces = list(joined(store, model, payload.blocks, scale))
+    store.check_room(size_of(pieces))
+    digest, size = write_shard(store, pieces, {"format": "pt"})
     weights = FileRef(name="model.safetensors", digest=digest, size=size)
     return ExportResult(after_rounds=payload.after_rounds, files=[*files, weights, *_card(store, payload.card)])
 

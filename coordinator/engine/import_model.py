@@ -13,7 +13,7 @@ from fedcybgd.coordinator.engine.fitting import FittedBlock, fit
 from fedcybgd.coordinator.engine.given import given
 from fedcybgd.coordinator.engine.model_directory import ModelDirectory, ModelRefused
 from fedcybgd.coordinator.engine.preprocessing import import_preprocessing, takes_images
-from fedcybgd.coordinator.engine.shards import Piece, write_shard
+from fedcybgd.coordinator.engine.shards import Piece, size_of, write_shard
 from fedcybgd.coordinator.engine.tokenizers import import_tokenizer
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.files.configuration import OF_THE_WEIGHTS, QUANTIZED, ModelUnknown, is_quantized, plain, without
@@ -28,7 +28,7 @@ def import_model(store: EngineStore, payload: ImportPayload) -> ImportResult:
 
     Peak memory is that of the headers and a chunk of 1 MiB; where transformers makes one tensor of several (experts), it is that of these.
     Raises `ModelRefused` for pickled weights, models that need remote code, and tensors that are missing, unknown, of the wrong
-    shape or with numbers that are none, by name.
+    shape or with numbers that are none, by name; `DiskTooSmall` and `NoRoomYet` before anything is written.
     """
     with given(store, payload) as folder:
         return _imported(store, folder)
@@ -40,6 +40,7 @@ def _imported(store: EngineStore, folder: ModelDirectory) -> ImportResult:
     checkpoint = read_checkpoint(folder, found.get("transformers_weights"))
     _check_number_of_layers(config, checkpoint)
     fitted = fit(config, checkpoint)
+    store.check_room(size_of(found.piece(spec.name) for block in fitted.blocks for spec, found in block.tensors))
     of_rows = (
         import_preprocessing(store, folder, config)
         if takes_images(config)

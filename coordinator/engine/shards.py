@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from fedcybgd.coordinator.storage import EngineStore
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.files.safetensors_header import Header, TensorInfo, copy_tensor, header_of, pack_header
-from fedcybgd.shared.tensors.dtypes import DTYPE_NAMES
+from fedcybgd.shared.tensors.dtypes import DTYPE_NAMES, DTYPES
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def write_shard(store: EngineStore, pieces: Sequence[Piece], metadata: dict[str,
             for chunk in piece.read():
                 writer.write(chunk)
     return writer.digest, writer.size
+
+
+def size_of(pieces: Iterable[Piece]) -> int:
+    """Bytes of their numbers, without the headers of what is written."""
+    return sum(math.prod(piece.shape) * DTYPES[piece.dtype].itemsize for piece in pieces)
 
 
 def write_blob(store: EngineStore, data: bytes) -> tuple[str, int]:

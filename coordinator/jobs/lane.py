@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fedcybgd.coordinator.db.base import Database, utcnow
 from fedcybgd.coordinator.db.outage import reason
-from fedcybgd.coordinator.domain.jobs.kinds import JobKind
+from fedcybgd.coordinator.domain.jobs.kinds import STANDS_ASIDE, JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold
 from fedcybgd.coordinator.domain.jobs.mending import LOST
 from fedcybgd.coordinator.errors import CoordinatorError
@@ -18,7 +18,7 @@ from fedcybgd.coordinator.jobs.engine import HUNG_S, Engine, EngineAway, NewEngi
 from fedcybgd.coordinator.jobs.patience import LaneStopped, Patience
 from fedcybgd.coordinator.jobs.taking import Queue, Taken
 from fedcybgd.coordinator.services.emulators import mending
-from fedcybgd.coordinator.storage import StorageAway, StoreFull
+from fedcybgd.coordinator.storage import NoRoomYet, StorageAway, StoreFull
 from fedcybgd.shared.contract.errors import FedError
 from fedcybgd.shared.host import logs
 from fedcybgd.shared.host.exhausted import says_exhausted
@@ -151,12 +151,15 @@ class LaneThread:
 
     def _run_once(self, job: Taken) -> BaseModel:
         """Raises what the engine raised, `BrokenExecutor` if it died of the job. A full disk, or what is away, is waited for: that is nobody's failure."""
-        return self._patience.take(f"write what job {job.id} ({job.kind}) makes", lambda: self._result(job), self._passes)
+        what = f"write what job {job.id} ({job.kind}) makes"
+        return self._patience.take(what, lambda: self._result(job), lambda error: self._passes(job, error))
 
-    def _passes(self, error: Exception) -> bool:
+    def _passes(self, job: Taken, error: Exception) -> bool:
         if isinstance(error, StoreFull):
-            self._full(error)
-        return isinstance(error, StoreFull | StorageAway | EngineAway)
+            if not isinstance(error, NoRoomYet):
+                self._full(error)
+            return job.kind not in STANDS_ASIDE
+        return isinstance(error, StorageAway | EngineAway)
 
     def _result(self, job: Taken) -> BaseModel:
         running = self._patience.take("start the engine", lambda: self._begin(job), lambda error: isinstance(error, CANNOT_START))
@@ -183,6 +186,9 @@ class LaneThread:
     def _failed(self, job: Taken, error: Exception) -> None:
         if self._patience.ended:
             raise LaneStopped
+        if isinstance(error, StoreFull):
+            self._queue.set_aside(job, error)
+            return
         if died := isinstance(error, BrokenExecutor):
             self._engine = None
         if short := not isinstance(error, FedError) and says_exhausted(error):

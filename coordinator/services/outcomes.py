@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db import signals
-from fedcybgd.coordinator.db.models import Job
+from fedcybgd.coordinator.db.models import Job, Model, Run
 from fedcybgd.coordinator.domain.jobs import registry
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind
 from fedcybgd.coordinator.domain.jobs.lease import Hold, is_held
@@ -17,6 +17,7 @@ from fedcybgd.coordinator.domain.jobs.registry import MOST_DEATHS, Done, Failed,
 from fedcybgd.coordinator.services.emulators import fidelity, shards
 from fedcybgd.coordinator.services.operate import exports, models, prepare, undo
 from fedcybgd.coordinator.services.path import close_round, conclude, gated, give_up, harm, judge, lost_delta, scored
+from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.services.states import jobs as states
 from fedcybgd.shared.contract.plain import plain
 
@@ -85,6 +86,21 @@ def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, e
         signals.start_lane(session, job.lane)
         return
     OUTCOMES[JobKind(job.kind)].fail(session, job, code, plain(message), now)  # a name of a file may be what no database stores
+
+
+def wait(session: Session, hold: Hold, code: str, message: str, now: datetime) -> None:
+    """There is no room for what a job makes: it waits for it as if it had not begun, and is told of once."""
+    if (job := _held(session, hold)) is None:
+        return
+    begins = job.error is None
+    states.stand_aside(job, code, message)
+    model, run = session.get(Model, job.subject), session.get(Run, job.subject)
+    if model is not None:
+        model.reason = message
+    if begins:
+        of = f"model {model.name}" if model is not None else f"run {run.name}" if run is not None else job.subject
+        text = f"the {job.kind} of {of} waits for room: {message}"
+        record(session, now, "warning", code, text, run_id=run.id if run is not None else None)
 
 
 def _held(session: Session, hold: Hold) -> Job | None:

@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing, BlobStore, BlobWriter, EngineStore, StoreFull
+from fedcybgd.coordinator.storage.base import (
+    BlobCorrupt,
+    BlobDamaged,
+    BlobMissing,
+    BlobStore,
+    BlobWriter,
+    DiskTooSmall,
+    EngineStore,
+    NoRoomYet,
+    StoreFull,
+)
 from fedcybgd.coordinator.storage.bucket import StorageAway, StorageUnusable, label, reach
 from fedcybgd.coordinator.storage.cache import BlobCache
 from fedcybgd.coordinator.storage.local import LocalBlobStore
@@ -18,7 +28,9 @@ __all__ = [
     "BlobMissing",
     "BlobStore",
     "BlobWriter",
+    "DiskTooSmall",
     "EngineStore",
+    "NoRoomYet",
     "OverlayStore",
     "Place",
     "StorageAway",

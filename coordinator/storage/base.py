@@ -26,6 +26,17 @@ class StoreFull(CoordinatorError):
     status = 507
 
 
+class NoRoomYet(StoreFull):
+    """Nothing was begun that does not fit as things are; the disk has room for others."""
+
+
+class DiskTooSmall(CoordinatorError):
+    """It would not fit if nothing else lay there."""
+
+    code = "disk_too_small"
+    status = 507
+
+
 class BlobCorrupt(CoordinatorError):
     code = "digest_mismatch"
     status = 422
@@ -104,6 +115,10 @@ class EngineStore(BlobStore, Protocol):
 
     def adopt(self, path: Path, digest: str) -> None:
         """Move the local file at `path` in, verified; on `BlobCorrupt` (its bytes are not `digest`) or `StoreFull` it stays there."""
+        ...
+
+    def check_room(self, size: int) -> None:
+        """Raises `NoRoomYet` where so many bytes more are known not to fit at present, and `DiskTooSmall` where they never would."""
         ...
 
     def scratch(self) -> AbstractContextManager[Path]:

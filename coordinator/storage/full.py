@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedcybgd.coordinator.storage.base import StoreFull
+from fedcybgd.coordinator.storage.base import DiskTooSmall, NoRoomYet, StoreFull
 from fedcybgd.shared.host.rarely import Rarely
 
 log = logging.getLogger("fedcoord.disk")
@@ -34,6 +34,15 @@ def full(place: Path, needed: int) -> StoreFull:
     return StoreFull(
         "the coordinator's disk is full; what arrived is kept and nothing was lost, try again later", place=str(place), needed=needed
     )
+
+
+def check_room(place: Path, size: int) -> None:
+    """Raises `NoRoomYet` where so many bytes do not fit into `place` at present, and `DiskTooSmall` where its whole disk has fewer."""
+    if (total := _total(place)) < size:
+        raise DiskTooSmall(f"{size:,} bytes are needed in {place}, and its whole disk has {total:,}", place=str(place), needed=size)
+    if (free := _free(place)) < size:
+        text = f"{size:,} bytes are needed in {place}, and {free:,} are free; it goes on by itself once there is room"
+        raise NoRoomYet(text, place=str(place), needed=size)
 
 
 @dataclass(frozen=True)
@@ -99,3 +108,7 @@ def _free(place: Path) -> int:
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def _total(place: Path) -> int:
+    return shutil.disk_usage(place).total

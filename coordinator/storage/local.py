@@ -11,7 +11,7 @@ from typing import BinaryIO
 from fedcybgd.coordinator.storage import scratch
 from fedcybgd.coordinator.storage.base import BlobCorrupt, BlobDamaged, BlobMissing
 from fedcybgd.coordinator.storage.blob_file import BlobFile
-from fedcybgd.coordinator.storage.full import full_disk_told
+from fedcybgd.coordinator.storage.full import check_room, full_disk_told
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.files.verified import Verifier
 from fedcybgd.shared.files.volumes import move, settle
@@ -141,6 +141,9 @@ class LocalBlobStore:
         place.parent.mkdir(exist_ok=True)
         move(path, place)
         settle(place.parent)
+
+    def check_room(self, size: int) -> None:
+        check_room(self._root, size)
 
     def scratch(self) -> AbstractContextManager[Path]:
         return scratch.folder(self._aside)

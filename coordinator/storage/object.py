@@ -167,6 +167,9 @@ class ObjectBlobStore:
         held = list(self.bucket.list(HOLDS))
         return bool(held) and self._now() - max(hold.modified for hold in held) < HOLD_ENDS_S
 
+    def check_room(self, size: int) -> None:
+        """What object storage has room for nobody knows beforehand."""
+
     def scratch(self) -> AbstractContextManager[Path]:
         return scratch.folder(self._cache.aside)
 

@@ -1,12 +1,12 @@
 """`client.models`: base models."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedcybgd.client import uploading
 from fedcybgd.client.connection import DAY_S, Connection, segment
-from fedcybgd.client.errors import CoordinatorAway, ModelFailed, Refused
+from fedcybgd.client.errors import CoordinatorAway, FileUnusable, ModelFailed, Refused
 from fedcybgd.shared.contract.model_uploads import ModelUploadEntry, ModelUploadRequest, ModelUploadView, source_of
 from fedcybgd.shared.contract.operators import ModelRequest, name_of
 from fedcybgd.shared.contract.views import ModelView
@@ -26,9 +26,12 @@ class Models:
 
         `source` is a directory on the coordinator's machine, or a hub id (owner/name or owner/name@revision); `name` is how runs
         call it, by default the last part of the source. With `wait_s=0` the answer comes at once; its state says `adding`.
-        Raises `ModelFailed`, `TimedOut`, `Refused`.
+        Raises `FileUnusable`, `ModelFailed`, `TimedOut`, `Refused`.
         """
         path, called = Path(source).expanduser(), name_of(str(source))
+        if path.is_file():
+            text = f"{source} is a file: give the directory that it lies in, with config.json and the tokenizer beside the weights"
+            raise FileUnusable(text)
         if path.exists():
             source, called = path.resolve(), name_of_directory(path)
         begun = self.begin(str(source), name or called)
@@ -85,9 +88,15 @@ class Models:
         """Forget an upload, and what has arrived of it. Raises `Refused` with `not_found`."""
         self._connection.send("POST", f"/model-uploads/{segment(upload_id)}/delete")
 
-    def wait(self, name: str, *, timeout_s: float = DAY_S) -> ModelView:
-        """The model, once it is ready. Raises `ModelFailed`, `TimedOut`."""
-        model = self._connection.wait(lambda: self.get(name), lambda m: m.state != "adding", limit=timeout_s)
+    def wait(self, name: str, *, timeout_s: float = DAY_S, told: Callable[[ModelView], None] | None = None) -> ModelView:
+        """The model, once it is ready. `told` hears each look at one that is not; its `reason` says what it waits for. Raises `ModelFailed`, `TimedOut`."""
+
+        def is_added(model: ModelView) -> bool:
+            if model.state == "adding" and told is not None:
+                told(model)
+            return model.state != "adding"
+
+        model = self._connection.wait(lambda: self.get(name), is_added, limit=timeout_s)
         if model.state != "ready":
             raise ModelFailed(f"model {model.name} was not added: {model.reason}", name=name)
         return model
@@ -97,7 +106,7 @@ class Models:
         return self._connection.read(ModelView, f"/models/{segment(name)}")
 
     def delete(self, name: str) -> None:
-        """Delete a model that no run is of. Raises `Refused` (`model_in_use`)."""
+        """Delete a model that no run is of, also one that waits to be added. Raises `Refused` (`model_in_use`)."""
         self._connection.send("POST", f"/models/{segment(name)}/delete")
 
     def list(self) -> Iterator[ModelView]:

@@ -20,7 +20,7 @@ from fedcybgd.coordinator.storage import BlobMissing
 from fedcybgd.coordinator.storage.local import LocalBlobWriter
 from tests.support.live import LiveCoordinator
 from tests.support.processes import wait_for
-from tests.support.visits import Hand, events, last_visit, operator, refused, settled, start_run, state_of, versions, wire
+from tests.support.visits import Hand, events, fresh, last_visit, operator, refused, settled, start_run, state_of, versions, wire
 
 pytestmark = pytest.mark.database_decides
 
@@ -141,6 +141,49 @@ def test_a_full_disk_is_waited_for_and_said(
     for source in ("fedcoord.disk", "fedcoord.events"):
         assert len([r for r in caplog.records if r.name == source and "is full" in r.getMessage()]) <= 1
     assert not [record for record in caplog.records if record.exc_info and record.name == "fedcoord.jobs"]
+
+
+def codes_of(live: LiveCoordinator, name: str) -> list[str]:
+    with live.database.reading() as session:
+        return list(session.scalars(select(Event.code).where(Event.message.contains(name)).order_by(Event.id)))
+
+
+@pytest.mark.one_database
+def test_a_model_for_which_there_is_no_room_lets_others_go_first_and_can_be_deleted(
+    live: LiveCoordinator, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"name": fresh("large"), "source": str(bert)}
+
+    def look(name: str = named["name"]) -> Any:
+        return live.operator.get(f"/models/{name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fedcybgd.coordinator.storage.full, "_free", lambda _: 1000)
+        live.operator.post("/models", named)
+        wait_for(lambda: look()["reason"])
+        assert look()["state"] == "adding"
+        assert "and 1,000 are free" in look()["reason"]
+        assert [one["code"] for one in live.operator.get("/status")["alarms"] if named["name"] in one["message"]] == ["models_wait"]
+        live.operator.post("/models", {"name": (other := fresh("nowhere")), "source": "/no/such/directory"})
+        wait_for(lambda: look(other)["state"] == "failed")
+        wait_for(lambda: operator(live).post(f"/models/{named['name']}/delete").status_code == 204)  # not while it is tried again
+        refused(operator(live).get(f"/models/{named['name']}"), 404, "not_found")
+        live.operator.post("/models", named)
+        wait_for(lambda: look()["reason"])
+    wait_for(lambda: look()["state"] == "ready")
+    assert look()["reason"] is None
+    assert codes_of(live, named["name"])[:4] == ["disk_full", "model_deleted", "disk_full", "model_added"]
+
+
+@pytest.mark.one_database
+def test_a_model_that_no_disk_of_this_size_could_hold_is_refused(
+    live: LiveCoordinator, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fedcybgd.coordinator.storage.full, "_total", lambda _: 1000)
+    live.operator.post("/models", {"name": (name := fresh("huge")), "source": str(bert)})
+    wait_for(lambda: live.operator.get(f"/models/{name}")["state"] == "failed")
+    assert "and its whole disk has 1,000" in live.operator.get(f"/models/{name}")["reason"]
+    assert codes_of(live, name) == ["disk_too_small"]
 
 
 def test_a_disk_that_fills_while_a_shard_is_written_leaves_no_half_of_one(

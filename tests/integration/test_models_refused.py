@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedcybgd.client.client import Client
+from fedcybgd.client.errors import FileUnusable
 from tests.support import models
 from tests.support.live import LiveCoordinator
 from tests.support.visits import copy_of, fresh, operator, refused, run_file
@@ -197,6 +199,13 @@ def test_a_name_whose_import_failed_can_be_used_again(live: LiveCoordinator, ber
     assert (model["reason"], model["source"], len(model["blocks"])) == (None, str(bert), 4)
     assert failed["name"] not in told()
     refused(operator(live).post("/models", json={"name": model["name"], "source": str(bert)}), 409, "model_name_taken")
+
+
+def test_a_file_is_refused_before_it_waits_for_anything(live: LiveCoordinator, bert: Path) -> None:
+    before = live.operator.every("/models")
+    with pytest.raises(FileUnusable, match="give the directory that it lies in"):
+        Client(live.url, live.operator_key).models.add(bert / "config.json", wait_s=0)
+    assert live.operator.every("/models") == before
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,9 @@ class MemoryStore:
         put(self.memory, data, digest)
         path.unlink()
 
+    def check_room(self, size: int) -> None:
+        pass
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,10 @@ GIVES_WAY = frozenset({JobKind.ENCODE})
 """Of these one for each block of a model may wait: after each that was done, another kind is next."""
 
 
+STANDS_ASIDE = frozenset({JobKind.IMPORT, JobKind.EXPORT})
+"""Write a whole model, and nothing that comes after waits for them: one for which there is no room lets the others of its lane go first."""
+
+
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"

@@ -11,7 +11,6 @@ from fedcybgd.coordinator.db.models import Agent, Assignment, Event, HeldOut, Jo
 from fedcybgd.coordinator.domain.agent import AgentState
 from fedcybgd.coordinator.domain.assignment import AssignmentState
 from fedcybgd.coordinator.domain.jobs.kinds import JobKind, JobState
-from fedcybgd.coordinator.domain.model import ModelState
 from fedcybgd.coordinator.domain.run import RUN, RunState
 from fedcybgd.coordinator.errors import Conflict, NotFound
 from fedcybgd.coordinator.services.operate import held_out, models
@@ -140,11 +139,13 @@ def delete_export(session: Session, name: str, export_id: str, now: datetime) ->
 
 
 def delete_model(session: Session, name: str, now: datetime) -> None:
-    """A model that no run is of. Raises `ModelInUse`."""
+    """A model that no run is of, also one that waits to be added. Raises `ModelInUse`."""
     model = models.by_name(session, name)
-    session.refresh(model, with_for_update=True)  # a run that is created meanwhile waits, and finds none
-    if model.state == ModelState.ADDING:
-        raise ModelInUse(f"model {model.name} is still being added; delete it when that is over")
+    # Its jobs first, as whoever writes what came of one; a run that is created meanwhile waits, and finds no model.
+    states = session.scalars(select(Job.state).where(Job.subject == model.id).order_by(Job.id).with_for_update()).all()
+    session.refresh(model, with_for_update=True)
+    if JobState.RUNNING in states:
+        raise ModelInUse(f"model {model.name} is being added at this moment; delete it when that is over")
     if names := _names(session, Run.model_id == model.id):
         raise ModelInUse(f"model {model.name} has runs: {names}. Delete these first")
     session.execute(delete(Job).where(Job.subject == model.id))

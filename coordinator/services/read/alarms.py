@@ -94,13 +94,19 @@ def _jobs(session: Session, jobs: dict[str, int], running: Sequence[JobView]) ->
 
 def _models(session: Session) -> Iterator[AlarmView]:
     """A model that was added at another try is there."""
-    wrong = Model.state == ModelState.FAILED
-    if names := session.scalars(select(Model.name).where(wrong).order_by(Model.created_at.desc()).limit(NAMED)).all():
-        count = session.scalar(select(func.count()).select_from(Model).where(wrong)) or len(names)
-        yield AlarmView(
-            level="warning", code="models_failed", count=count, advice="The page of models says why: add it again, or delete it.",
-            message=f"{'a model was' if count == 1 else f'{count} models were'} not added: {_listed(names, count)}",
-        )  # fmt: skip
+    for which, code, one, more, what, advice in (
+        (Model.state == ModelState.FAILED, "models_failed", "was", "were", "not added", "why: add it again, or delete it."),
+        (
+            (Model.state == ModelState.ADDING) & Model.reason.is_not(None), "models_wait", "waits", "wait", "to be added",
+            "what for: make room, or delete it.",
+        ),
+    ):  # fmt: skip
+        if names := session.scalars(select(Model.name).where(which).order_by(Model.created_at.desc()).limit(NAMED)).all():
+            count = session.scalar(select(func.count()).select_from(Model).where(which)) or len(names)
+            yield AlarmView(
+                level="warning", code=code, count=count, advice=f"The page of models says {advice}",
+                message=f"{f'a model {one}' if count == 1 else f'{count} models {more}'} {what}: {_listed(names, count)}",
+            )  # fmt: skip
 
 
 def _lanes(session: Session, now: datetime) -> Iterator[AlarmView]:

@@ -57,11 +57,13 @@ def facts_of_unfinished(session: Session, job_type: JobType[P, R], subject: str,
     return [tuple(str(value) for value in row) for row in session.execute(select(*fields).where(waiting))]
 
 
-def take(session: Session, lane: str, owner: str, now: datetime, last: Collection[str] = ()) -> Job | None:
-    """The oldest waiting job of a lane, which `owner` does from now on; one of the kinds in `last` where there is no other."""
+def take(
+    session: Session, lane: str, owner: str, now: datetime, last: Collection[str] = (), without: Collection[str] = ()
+) -> Job | None:  # fmt: skip
+    """The oldest waiting job of a lane, which `owner` does from now on; one of the kinds in `last` where there is no other, none of those `without`."""
     job = session.scalar(
         select(Job)
-        .where(Job.state == JobState.QUEUED, Job.lane == lane)
+        .where(Job.state == JobState.QUEUED, Job.lane == lane, *([Job.id.not_in(without)] if without else []))
         .order_by(*([Job.kind.in_(last)] if last else []), Job.created_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)

@@ -29,6 +29,7 @@ def skip(row: Job, now: datetime) -> None:
 def finish(row: Job, result: BaseModel, now: datetime) -> None:
     _go(row, JobEvent.FINISH)
     row.result, row.ended_at = result, now
+    row.error = row.error_code = None
     _count(row, now)
 
 
@@ -43,6 +44,12 @@ def interrupt(row: Job, engine_died: bool = False) -> None:
     _go(row, JobEvent.INTERRUPT)
     row.deaths += engine_died
     row.owner = row.lease_expires_at = row.started_at = row.moved_at = None
+
+
+def stand_aside(row: Job, code: str, message: str) -> None:
+    """There is no room for what it makes: it waits again, and says for what."""
+    interrupt(row)
+    row.error_code, row.error = code, message
 
 
 def repeat(row: Job) -> None:

@@ -11,6 +11,7 @@ def add_again(row: Model) -> None:
 
 def imported(row: Model) -> None:
     _go(row, ModelEvent.IMPORTED)
+    row.reason = None
 
 
 def fail(row: Model, reason: str | None) -> None:
