@@ -72,7 +72,7 @@ class Doorkeeper:
         self._hosts = hosts
         self._through_proxies = through_proxies
         self._failures, self._calls = Buckets(bounds.failures), Buckets(bounds.calls)
-        self._costly, self._rare = Buckets(bounds.costly), Buckets(bounds.rare)
+        self._costly, self._rare, self._keyless = Buckets(bounds.costly), Buckets(bounds.rare), Buckets(bounds.keyless)
         self._few = asyncio.Semaphore(TRIED_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +102,10 @@ class Doorkeeper:
         wrong = TRIED_WRONG if rule.door is Door.TRIED else KEY_WRONG if _shows_a_key(headings) else NOTHING_WRONG
         answered = self._answering(scope, receive, send, body, place, slowed, wrong)
         try:
+            if not (rule.door is Door.TRIED or rule.free or _shows_a_key(headings)) and (
+                wait := self._keyless.take(place, time.monotonic())
+            ):
+                raise _too_many(wait, "too many calls without a key from this address")
             check_path(scope["path"])
             self._check_host(scope, headings)
             if self._through_proxies and rule.door is not Door.OPEN:

@@ -23,7 +23,7 @@ class Door(Enum):
     KEY = "key"
     """needs a key, which is looked at before the body is read"""
     OPEN = "open"
-    """needs none, and costs nothing"""
+    """needs none: pages, and what they are made of"""
     TRIED = "tried"
     """needs none, and asks the database whether a secret in the body is right"""
 
@@ -39,6 +39,8 @@ class Rule:
     """writes what is never deleted, though no operator asks for it"""
     form: bool = False
     """takes a form, and nothing else"""
+    free: bool = False
+    """asked by whoever looks whether this coordinator lives, as often as it likes"""
 
 
 KEYED = Rule(Door.KEY)
@@ -46,6 +48,7 @@ STREAM = Rule(Door.KEY, most=None)
 COSTLY = Rule(Door.KEY, costly=True)
 RARE = Rule(Door.KEY, rare=True)
 PAGE = Rule(Door.OPEN, most=FORM_AT_MOST)
+HEALTH = Rule(Door.OPEN, most=FORM_AT_MOST, free=True)
 LOGIN = Rule(Door.TRIED, most=FORM_AT_MOST, form=True)
 FORM = Rule(Door.OPEN, most=FORM_AT_MOST, form=True)
 RULES: tuple[tuple[str, str, Rule], ...] = (
@@ -53,7 +56,7 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
     ("PUT", rf"{API}/held-out/[^/]+", STREAM),
     ("PUT", rf"{API}/model-uploads/[^/]+/[^/]+", STREAM),
     ("POST", rf"{API}/agents", Rule(Door.TRIED, most=ENROLMENT_AT_MOST)),
-    ("GET", rf"{API}/health(/ready)?", PAGE),
+    ("GET", rf"{API}/health(/ready)?", HEALTH),
     ("GET", "/metrics", KEYED),
     ("POST", rf"{API}/(plan|models|model-uploads/[^/]+/add|runs|runs/[^/]+/exports?)", COSTLY),
     ("POST", f"{API}/agents/me/key", RARE),
@@ -88,9 +91,12 @@ class HowOften:
     """calls with one key that begin work of seconds"""
     rare: Rate
     """calls of one agent that write into the audit log; a key that holds for the shortest time that can be set is changed as often"""
+    keyless: Rate
+    """what is asked from one address without a key: pages with all that they load, also of who is logged in"""
 
 
 HONEST = HowOften(
-    failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2), rare=Rate(at_once=20, per_s=1 / 30)
+    failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2), rare=Rate(at_once=20, per_s=1 / 30),
+    keyless=Rate(at_once=500, per_s=20),
 )  # fmt: skip
 """What an honest agent or operator does is a tenth of it."""

@@ -164,7 +164,7 @@ def test_a_waiting_claim_is_no_slow_request(live: LiveCoordinator, hand: Hand, m
 
 
 def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(Rate(5, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare))
+    live = coordinators(bounds=HowOften(Rate(5, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare, OFTEN.keyless))
     hand = Hand(live)
     wrong = wire(live, "fca_" + "x" * 43)
     seen = [wrong.post("/assignments/claim", json={}).status_code for _ in range(8)]
@@ -185,7 +185,7 @@ def test_wrong_keys_are_slowed_and_good_ones_are_not(coordinators: Callable[...,
 
 @pytest.mark.parametrize("status", [409, 200])
 def test_a_token_that_is_spent_is_a_wrong_one(coordinators: Callable[..., LiveCoordinator], status: int) -> None:
-    live = coordinators(bounds=HowOften(Rate(3, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare))
+    live = coordinators(bounds=HowOften(Rate(3, 0.01), OFTEN.calls, OFTEN.costly, OFTEN.rare, OFTEN.keyless))
     token = live.operator.post("/enrolment-tokens", {})["token"]
     again = {"public_key": Signer(new_private_key()).public_key} if status == 200 else {}  # what was said before is answered the same
     names = ["agent" if again else f"agent-{number}" for number in range(6)]
@@ -194,18 +194,34 @@ def test_a_token_that_is_spent_is_a_wrong_one(coordinators: Callable[..., LiveCo
 
 
 def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly, OFTEN.rare))
+    live = coordinators(bounds=HowOften(OFTEN.failures, Rate(10, 0.01), OFTEN.costly, OFTEN.rare, OFTEN.keyless))
     hand, other = Hand(live), Hand(live)
     seen = {hand.http.get("/agents/me").status_code for _ in range(20)}
     assert seen == {200, 429}
     assert other.http.get("/agents/me").status_code == 200
 
 
+def test_who_shows_no_key_floods_no_page(coordinators: Callable[..., LiveCoordinator]) -> None:
+    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, OFTEN.costly, OFTEN.rare, Rate(15, 0.01)))
+
+    def seen(path: str, place: str) -> list[int]:
+        with httpx.Client(headers={"X-Forwarded-For": place}) as http:
+            return [http.get(live.url + path).status_code for _ in range(18)]
+
+    paths = {"/docs": 200, "/admin": 200, "/admin/files/admin.js": 200, "/openapi.json": 200, "/nothing": 404, "/v1/status": 401}
+    for number, (path, status) in enumerate(paths.items()):
+        assert seen(path, f"192.0.2.{number}") == [status] * 15 + [429] * 3
+        assert set(seen("/v1/health", f"192.0.2.{number}")) == {200}
+    hand = Hand(live)
+    hand.http.headers["X-Forwarded-For"] = "192.0.2.0"
+    assert hand.http.get("/agents/me").status_code == 200
+
+
 @pytest.mark.parametrize("shown", ["sent again", "old", "of another body", "the public key"])
 def test_what_is_no_proof_spends_the_rate_of_its_address_and_not_of_its_agent(
     coordinators: Callable[..., LiveCoordinator], shown: str
 ) -> None:
-    live = coordinators(bounds=HowOften(Rate(5, 0.001), Rate(10, 0.001), OFTEN.costly, OFTEN.rare))
+    live = coordinators(bounds=HowOften(Rate(5, 0.001), Rate(10, 0.001), OFTEN.costly, OFTEN.rare, OFTEN.keyless))
     _, signer, _ = enrolled(live)
     http, _ = signed(live, signer)
     claim = httpx.Request("POST", f"{live.url}/v1/assignments/claim?wait=0", json={"runs": ["none-such"]})
@@ -233,7 +249,7 @@ def test_what_is_no_proof_spends_the_rate_of_its_address_and_not_of_its_agent(
 
 
 def test_costly_calls_are_counted_apart_and_so_are_those_that_fill_the_audit_log(coordinators: Callable[..., LiveCoordinator]) -> None:
-    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, Rate(2, 0.01), Rate(2, 0.01)))
+    live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, Rate(2, 0.01), Rate(2, 0.01), OFTEN.keyless))
     client = wire(live, live.operator_key)
     assert [client.post("/models", json={}).status_code for _ in range(4)] == [422, 422, 429, 429]
     assert client.get("/status").status_code == 200

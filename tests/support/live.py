@@ -40,7 +40,7 @@ from tests.support.engines import EngineThread
 from tests.support.migrated import begin_with_schema
 from tests.support.processes import wait_for
 
-OFTEN = HowOften(*[Rate(1e9, 1e9)] * 4)
+OFTEN = HowOften(*[Rate(1e9, 1e9)] * 5)
 """Tests ask faster than anybody else does."""
 LOOKS_S, RESTS_S = 0.25, 1.0
 """Between two looks for what time changes, while a test uses the coordinator and while none does: ten a second took 7 % of a core."""
