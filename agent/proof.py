@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcybgd.agent.errors import CoordinatorKeyDiffers
 from fedcybgd.shared.contract.provenance import fingerprint
-from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text, asked_by
+from fedcybgd.shared.contract.signatures import CHALLENGE, PROOF, PROOF_KEY, answered_text, asked_by, public_bytes
 from fedcybgd.shared.contract.words import API
 
 
@@ -54,7 +54,7 @@ def _signed_by(answer: httpx.Response, content: bytes) -> str | None:
     by = asked_by(request.headers.get_list)
     text = answered_text(request.headers[CHALLENGE], request.method, asked, query, by, answer.status_code, content)
     try:
-        public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key, validate=True))
+        public = Ed25519PublicKey.from_public_bytes(public_bytes(key))
         public.verify(base64.b64decode(answer.headers.get(PROOF, ""), validate=True), text)
     except (InvalidSignature, ValueError):
         return None

@@ -1,7 +1,6 @@
 """Checks a provenance file without the database that it comes from: signature, chain, and whatever bytes there are."""
 
 import base64
-import binascii
 import hashlib
 import json
 import tempfile
@@ -26,6 +25,7 @@ from fedcybgd.shared.contract.codec import EXACT
 from fedcybgd.shared.contract.digests import digest_of, digest_of_file
 from fedcybgd.shared.contract.manifests import ShardRef
 from fedcybgd.shared.contract.provenance import CARD, FILE, Provenance, ProvenanceAdapters, ProvenanceOuter, ProvenanceVersion, fingerprint
+from fedcybgd.shared.contract.signatures import public_bytes
 from fedcybgd.shared.contract.words import problem_in_words
 from fedcybgd.shared.files.safetensors_header import header_of
 
@@ -132,12 +132,14 @@ def read(path: Path) -> Provenance:
 
 def check_signature(file: Provenance, key: str | None) -> None:
     try:
-        public = base64.b64decode(file.key, validate=True)
+        public = public_bytes(file.key)
         if key is not None and key.strip() not in (file.key, digest_of(public)):
             raise SigningKeyUnlike(f"the file is signed with {fingerprint(file.key)}, and not with the key that was given")
         Ed25519PublicKey.from_public_bytes(public).verify(base64.b64decode(file.signature, validate=True), file.signed())
-    except (InvalidSignature, ValueError, binascii.Error) as error:
+    except InvalidSignature as error:
         raise SignatureInvalid("the signature is not one of this file: something in it was changed after it was signed") from error
+    except ValueError as error:
+        raise SignatureInvalid(f"the signature is not one of this file: {error}") from error
 
 
 def _versions(file: Provenance) -> Versions:

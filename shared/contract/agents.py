@@ -3,16 +3,17 @@
 from datetime import datetime
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from fedcybgd.shared.contract.manifests import FileRef
 from fedcybgd.shared.contract.plain import PlainText
-from fedcybgd.shared.contract.signatures import PUBLIC_KEY
+from fedcybgd.shared.contract.signatures import PUBLIC_KEY, strong_key
 from fedcybgd.shared.contract.task import LabelName
 from fedcybgd.shared.contract.versions import or_else
 from fedcybgd.shared.contract.words import MOST_BLOCKS, MOST_FILES, MOST_STEPS, AgentMessage, CorrectedLayers, Count, Id, Name, Size, Word
 
 PublicKey = Annotated[str, StringConstraints(pattern=PUBLIC_KEY)]
+StrongKey = Annotated[PublicKey, AfterValidator(strong_key)]
 Secret = Annotated[str, StringConstraints(max_length=200, pattern=r"^[!-~]+$")]
 
 
@@ -31,7 +32,7 @@ class EnrolRequest(AgentMessage):
     name: Name
     device: DeviceInfo = DeviceInfo()
     version: PlainText = Field("", max_length=40)
-    public_key: PublicKey | None = Field(None, description="Ed25519, in base64; with it the agent signs its requests, and gets no secret")
+    public_key: StrongKey | None = Field(None, description="Ed25519, in base64; with it the agent signs its requests, and gets no secret")
     agent_id: Id | None = Field(None, description="its own, if it is enrolled and asks for another key: its name may be another by now")
 
 
@@ -43,7 +44,7 @@ class EnrolAnswer(BaseModel):
 
 
 class KeyRequest(AgentMessage):
-    public_key: PublicKey | None = Field(None, description="Ed25519, in base64; the agent signs with it from now on")
+    public_key: StrongKey | None = Field(None, description="Ed25519, in base64; the agent signs with it from now on")
 
 
 class NewKey(BaseModel):

@@ -19,6 +19,19 @@ WINDOW_S = 60
 AHEAD_S = 5
 """And in the future: what lies there could be signed before a restart, and sent again after it."""
 PUBLIC_KEY = r"^[A-Za-z0-9+/]{43}=$"
+_SMALL = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""The points of Ed25519 whose order divides 8, as they can be written, without their sign: anybody can make signatures that are good under these."""
 _PARAMETERS = re.compile(
     r'\("@method" "@path" "@query"(?P<body> "content-digest")?\)'
     r';created=(?P<created>[0-9]{1,12});nonce="(?P<nonce>[A-Za-z0-9_-]{22,64})";keyid="(?P<key_id>[0-9a-f]{64})";alg="ed25519"'
@@ -39,6 +52,22 @@ class SignatureParameters:
     def text(self) -> str:
         covered = '("@method" "@path" "@query"' + (' "content-digest")' if self.with_body else ")")
         return f'{covered};created={self.created};nonce="{self.nonce}";keyid="{self.key_id}";alg="ed25519"'
+
+
+def public_bytes(public_key: str) -> bytes:
+    """The 32 bytes of a public key. Raises `ValueError` for a text that is none, and for a key under which anybody can sign."""
+    key = base64.b64decode(public_key, validate=True)
+    if len(key) != 32:
+        raise ValueError("an Ed25519 public key has 32 bytes")
+    if key[:31] + bytes([key[31] & 0x7F]) in _SMALL:
+        raise ValueError("this is a weak Ed25519 key (a point of small order), under which anybody can sign; make another")
+    return key
+
+
+def strong_key(public_key: str) -> str:
+    """It, as it is. Raises `ValueError` as `public_bytes` does."""
+    public_bytes(public_key)
+    return public_key
 
 
 def key_id(public_key: str) -> str:

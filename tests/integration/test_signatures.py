@@ -372,5 +372,6 @@ def test_who_signs_does_not_go_back_to_a_secret(live: LiveCoordinator) -> None:
     _, signer, _ = enrolled(live)
     http, _ = signed(live, signer)
     refused(http.post("/agents/me/key"), 422, "public_key_needed")
-    refused(http.post("/agents/me/key", json={"public_key": "x"}), 422, "invalid_request")
+    for key, why in (("x", "must look like"), (base64.b64encode(bytes(32)).decode(), "weak")):
+        assert why in refused(http.post("/agents/me/key", json={"public_key": key}), 422, "invalid_request").message
     assert http.get("/agents/me").status_code == 200

@@ -2,18 +2,23 @@
 
 import base64
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import ValidationError
 
 from fedcybgd.agent import signing
 from fedcybgd.agent.signing import Signer
 from fedcybgd.coordinator.replays import Replays, SignatureRepeated, SignatureStale
 from fedcybgd.shared.contract import signatures
+from fedcybgd.shared.contract.agents import KeyRequest
 from fedcybgd.shared.contract.signatures import AHEAD_S, TIME, WINDOW_S, SignatureParameters
 
+NEUTRAL = b"\1" + bytes(31)
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
@@ -41,6 +46,30 @@ def test_the_worked_example_is_what_an_agent_sends(monkeypatch: pytest.MonkeyPat
     said = signatures.read_parameters(headings["Signature-Input"])
     path, _, query = target.partition("?")
     assert signatures.signed_text(said, method, path, query, headings["Content-Digest"]).decode() == shown("signed")
+
+
+def forged(key: bytes) -> bytes | None:
+    """A signature of whoever has no private key, that is good under this public one."""
+    for message in range(64):
+        with suppress(InvalidSignature):
+            Ed25519PublicKey.from_public_bytes(key).verify(NEUTRAL + bytes(32), text := b"message %d" % message)
+            return text
+    return None
+
+
+@pytest.mark.parametrize("y", sorted(signatures._SMALL))
+@pytest.mark.parametrize("sign", [0, 0x80])
+def test_a_key_under_which_anybody_can_sign_is_none(y: bytes, sign: int) -> None:
+    key = y[:31] + bytes([y[31] | sign])
+    assert forged(key), "this one is not weak"
+    said = base64.b64encode(key).decode()
+    with pytest.raises(ValueError, match="weak"):
+        signatures.public_bytes(said)
+    with pytest.raises(ValidationError, match="weak"):
+        KeyRequest(public_key=said)
+    good = Signer(signing.new_private_key()).public_key
+    assert KeyRequest(public_key=good).public_key == good
+    assert forged(signatures.public_bytes(good)) is None
 
 
 @pytest.mark.parametrize(
