@@ -22,7 +22,9 @@ from fedcybgd.coordinator.db.base import BESIDE, LISTENING, Database, DatabaseEn
 from fedcybgd.coordinator.db.models import Event, Replica
 from fedcybgd.coordinator.home import DatabaseUnusable, SchemaTooOld
 from fedcybgd.coordinator.serve import prepare_home
+from fedcybgd.coordinator.services.operate import webhooks
 from fedcybgd.coordinator.services.records import instance, replicas
+from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage.full import FullDisks
 from tests.support.live import LiveCoordinator
@@ -168,6 +170,30 @@ def test_of_a_disk_that_they_share_one_event_tells(database: Database, tmp_path:
         sweeper.tell_of_disks(database, disks)
     with database.reading() as session:
         assert session.scalars(select(Event.code)).all() == ["disk_full"]
+
+
+def test_a_webhook_waits_for_an_event_that_is_committed_late(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "SETTLED", timedelta())
+    address = webhooks.address_of("https://nowhere.example/hook")
+
+    def told() -> int | None:
+        with database.transaction() as session:
+            event = webhooks.take(session, address, "info", utcnow())
+            if event is not None:
+                webhooks.taken(session, address, event, utcnow())
+            return event
+
+    with database.transaction() as session:
+        webhooks.begin(session, address, utcnow())
+    with database.transaction() as late:
+        record(late, utcnow(), "info", "late", "begun first")
+        late.flush()
+        with database.transaction() as session:
+            record(session, utcnow(), "info", "soon", "committed first")
+        assert told() is None
+    with database.reading() as session:
+        ids = list(session.scalars(select(Event.id).order_by(Event.id)))
+    assert [told(), told(), told()] == [*ids, None]
 
 
 # ---- what they have in common

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from fedcybgd.coordinator.db.models import Event, Webhook
@@ -15,7 +15,13 @@ HELD = timedelta(seconds=60)
 OWN = ("webhook_refused", "webhook_taken")
 """Not told: a receiver that takes so many a second would be told of each that it did not take, and never be through."""
 SETTLED = timedelta(seconds=5)
-"""Ids of events are given in another order than they are committed in: one this old has none before it that is still to come."""
+"""Ids of events are given in another order than they are committed in: one this old has none before it that is still to come, unless of a transaction
+that lasts longer."""
+LONG = text(
+    "SELECT min(xact_start) FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+    " AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
+)
+"""When the oldest transaction began that has written, and lasts longer than `SETTLED`"""
 
 
 def address_of(url: str) -> str:
@@ -46,10 +52,15 @@ def take(session: Session, address: str, least: Level, now: datetime) -> int | N
 
 
 def _next(session: Session, told: int, least: Level, now: datetime) -> int | None:
-    settled = Event.at < now - SETTLED if session.get_bind().dialect.name == "postgresql" else Event.id > told
+    settled = Event.at < _settled_before(session, now) if session.get_bind().dialect.name == "postgresql" else Event.id > told
     settled = settled | (Event.at > now + SETTLED)  # of a clock that was ahead
     wanted = (Event.id > told) & Event.level.in_(levels_from(least)) & Event.code.not_in(OWN) & settled
     return session.scalar(select(Event.id).where(wanted).order_by(Event.id).limit(1))
+
+
+def _settled_before(session: Session, now: datetime) -> datetime:
+    oldest: datetime | None = session.scalar(LONG, {"seconds": SETTLED.total_seconds()})
+    return (now if oldest is None else min(now, oldest)) - SETTLED
 
 
 def taken(session: Session, address: str, event: int, now: datetime) -> None:
