@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import String, Table, cast, func, select, update
+from sqlalchemy import String, Table, cast, event, func, select, update
 from typer.testing import CliRunner
 
 from fedcybgd.coordinator.cli import app
 from fedcybgd.coordinator.db.base import Base, utcnow
 from fedcybgd.coordinator.db.models import Assignment, Block, Job, Run
 from fedcybgd.coordinator.domain.jobs.kinds import JobState
+from fedcybgd.coordinator.services.operate.deletion import delete_ended_run
 from fedcybgd.coordinator.services.records import ledgers
 from fedcybgd.coordinator.services.records.events import record
 from fedcybgd.coordinator.sweeper import tidy
@@ -158,6 +159,30 @@ def test_runs_that_ended_long_ago_are_deleted_where_that_is_wanted(live: LiveCoo
     tidy(live.settings.model_copy(update={"keep_runs_s": 30 * 86400.0}), live.database, live.store, utcnow())
     refused(operator(live).get(f"/runs/{old}"), 404, "not_found")
     assert {live.operator.get(f"/runs/{run}")["id"] for run in (new, going_on)} == {new, live.operator.get(f"/runs/{going_on}")["id"]}
+
+
+def test_of_the_runs_that_ended_long_ago_one_is_read_at_a_time(live: LiveCoordinator, model: str, hand: Hand) -> None:
+    busy, *old = [ended(live, model, hand) for _ in range(3)]
+    with live.database.transaction() as session:
+        session.execute(update(Run).where(Run.id.in_([busy, *old])).values(ended_at=utcnow() - YEAR))
+        session.execute(update(Run).where(Run.id == busy).values(ended_at=utcnow() - 2 * YEAR))
+        session.execute(
+            update(Job)
+            .where(Job.id == select(func.max(Job.id)).where(Job.subject == busy).scalar_subquery())
+            .values(state=JobState.RUNNING)
+        )
+    read, before = list[str](), utcnow() - YEAR / 2
+    listened = (Run, "load", lambda run, _: read.append(run.id))
+    event.listen(*listened)
+    for deleted in (min(old), max(old), None):
+        read.clear()
+        with live.database.transaction() as session:
+            assert delete_ended_run(session, before, utcnow()) == (deleted is not None)
+        assert [run for run in (busy, deleted) if run] == read
+    event.remove(*listened)
+    with live.database.transaction() as session:
+        session.execute(update(Job).where(Job.subject == busy, Job.state == JobState.RUNNING).values(state=JobState.DONE))
+        assert delete_ended_run(session, before, utcnow())
 
 
 def test_the_command_asks_before_something_is_gone(live: LiveCoordinator, model: str, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,10 +70,12 @@ def delete_run(session: Session, name: str, now: datetime) -> None:
 def delete_ended_run(session: Session, before: datetime, now: datetime) -> bool:
     """The run that ended first, if that was before then and nobody is at it; whether there was one."""
     over = Run.state.in_([state for state in RunState if RUN.is_final(state)]) & (Run.ended_at < before)
-    for run in session.scalars(select(Run).where(over).order_by(Run.ended_at).with_for_update(skip_locked=True)):
+    looked = select(Run).order_by(Run.ended_at, Run.id).limit(1).with_for_update(skip_locked=True)
+    while (run := session.scalar(looked.where(over))) is not None:  # one at a time: there may be thousands
         if _busy(session, run, now) is None:
             _forget_run(session, run, now)
             return True
+        over &= (Run.ended_at > run.ended_at) | ((Run.ended_at == run.ended_at) & (Run.id > run.id))
     return False
 
 
