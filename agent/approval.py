@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fedcybgd.agent import credentials, reaching
 from fedcybgd.agent.consent import NotConsented, chosen
-from fedcybgd.agent.errors import AgentError, ConfigError
+from fedcybgd.agent.errors import AgentDiskFull, AgentError, ConfigError
 from fedcybgd.agent.policy import PolicyRefused, check_offer
 from fedcybgd.agent.readiness import Verdict, judge, report
 from fedcybgd.agent.settings import ONLY, Config, Home
@@ -16,6 +16,7 @@ from fedcybgd.agent.telling import FIRST_MEANS, LABELS_GO, what_deltas_tell
 from fedcybgd.shared.contract.agents import RunOffer
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.words import CLASSIFICATIONS
+from fedcybgd.shared.files.disk import disk_reason
 
 SECTION = re.compile(r"^\s*\[\s*(.+?)\s*\]\s*(#.*)?$")
 RUNS = re.compile(r"^(\s*runs\s*=\s*)\[(.*?)\](.*)$", re.DOTALL)
@@ -134,7 +135,10 @@ def _replace(home: Home, before: str, after: str) -> None:
     part = file.with_name(f"{file.name}.new")
     try:
         was = file.stat()
-        part.write_text(after, encoding="utf-8")
+        with part.open("w", encoding="utf-8") as opened:
+            opened.write(after)
+            opened.flush()
+            os.fsync(opened.fileno())  # some file systems find out only then that there is no room
         part.chmod(was.st_mode & 0o777)
         if os.name == "posix" and os.geteuid() == 0:
             os.chown(part, was.st_uid, was.st_gid)
@@ -142,6 +146,7 @@ def _replace(home: Home, before: str, after: str) -> None:
             raise ConfigError(f"{home.config} was changed meanwhile; try again")
         part.replace(file)
     except OSError as error:
-        raise ConfigError(f"{home.config} cannot be written: {error.strerror or error}") from error
+        kind = AgentDiskFull if disk_reason(error) == "disk_full" else ConfigError
+        raise kind(f"{home.config} cannot be written, and is as it was: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -301,7 +301,7 @@ def policy_file(home: HomeOption = None, as_json: Json = False) -> None:
     place.ready()
     if place.policy.exists():
         raise ConfigError(f"{place.policy} is there already; `fedagent config` shows what is in force")
-    place.policy.write_text(policy.template(), encoding="utf-8")
+    credentials.write_whole(place.policy, policy.template(), 0o666)  # as any file that is made here: who runs the daemon may be another
     if as_json:
         say_json({"file": str(place.policy)})
         return

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -50,11 +51,11 @@ def _write(path: Path, values: dict[str, str | None]) -> None:
     write_whole(path, json.dumps(values))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """For its owner's eyes only, and whole or not at all."""
+def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
+    """For its owner's eyes only, unless another `mode` is given, and whole or not at all."""
     aside = path.with_suffix(".part")
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -62,6 +63,8 @@ def write_whole(path: Path, text: str) -> None:
         settle(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # whoever is told of a full disk is to know which
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise
 
 

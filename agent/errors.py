@@ -3,6 +3,7 @@
 FedError (shared)
 └── AgentError
     ├── ConfigError         the agent's own file is wrong
+    │   └── AgentDiskFull       there is no room for it on its disk
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
     │   ├── KeyRefused      its key is void: no use to go on
@@ -34,6 +35,10 @@ class AgentError(FedError):
 
 class ConfigError(AgentError):
     code = "config_invalid"
+
+
+class AgentDiskFull(ConfigError):
+    code = "disk_full"
 
 
 class NotEnrolled(AgentError):

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,9 +47,13 @@ def write(home: Home, file: Path, force: bool = False) -> int:
     text = json.dumps(redacted(made(home, mine), home, secrets, _places(home)), indent=2, default=str) + "\n"
     if any(secret in text for secret in secrets):
         raise ReportUnsafe("a key would be in the report; nothing is written")
+    new = not file.exists()
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
+        if new:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         raise AgentError(f"{file}: {error.strerror or error}; choose another file") from error
     return len(text.encode())
 

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.errors import AgentDiskFull, ConfigError
 from fedcybgd.agent.messages import TrainingOptions
 from fedcybgd.shared.contract.agents import DeclaredLimits
 from fedcybgd.shared.contract.words import problem_in_words
@@ -153,7 +154,10 @@ class Home:
         except OSError as error:
             why = {"disk_full": "its disk is full: free space", "disk_unwritable": "it cannot be written: give it to this user"}
             advice = why.get(disk_reason(error) or "", "make it a directory")
-            raise ConfigError(f"{self.path}: {error.strerror or error}; {advice}, or name another one with --home") from error
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+            kind = AgentDiskFull if disk_reason(error) == "disk_full" else ConfigError
+            raise kind(f"{self.path}: {error.strerror or error}; {advice}, or name another one with --home") from error
 
     def load_config(self) -> Config:
         """Read agent.toml. Raises `ConfigError`, which names each wrong field."""

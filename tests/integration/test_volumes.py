@@ -1,5 +1,6 @@
-"""Blobs, uploads, an agent's cache and its outbox on volumes of their own: a run goes through all the same. And a start where none has room."""
+"""Blobs, uploads, an agent's cache and its outbox on volumes of their own: a run goes through all the same. And starts and writes where there is no room."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fedcybgd.agent import approval, credentials
+from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.settings import ONLY, Home
 from fedcybgd.coordinator.home import occupied
 from fedcybgd.coordinator.serve import prepare_home
 from fedcybgd.coordinator.settings import Settings
@@ -55,3 +59,22 @@ def test_a_start_on_a_full_disk_says_so_in_a_line(tmp_path: Path) -> None:
     said = done.stderr.strip().splitlines()[-1]
     assert "coordinator.db is full; free space" in said
     assert said.endswith("[disk_full]")
+
+
+def test_on_a_full_disk_no_file_of_an_agent_is_half_written(tmp_path: Path) -> None:
+    with small_volume(tmp_path, 1 << 20) as volume:
+        home = Home(volume / "agent")
+        home.ready()
+        before = f'coordinator = "http://127.0.0.1:1"\n\n[data]\npath = "/rows.csv"\nruns = ["a"]\n{"# mine" * 3000}\n'
+        home.config.write_text(before)
+        ballast = fill(volume)
+        with pytest.raises(ConfigError) as full:
+            home.ready()
+        assert (full.value.code, sorted(home.path.iterdir())) == ("disk_full", [home.config])
+        os.truncate(ballast, ballast.stat().st_size - 8192)
+        with pytest.raises(ConfigError) as full:
+            approval._replace(home, before, approval.with_run(before, ONLY, "b"))
+        assert full.value.code == "disk_full"
+        with pytest.raises(OSError, match="policy"):
+            credentials.write_whole(home.policy, "# a rule\n" * 3000, 0o666)
+        assert (home.config.read_text(), sorted(home.path.iterdir())) == (before, [home.config])
