@@ -11,6 +11,7 @@ from fedcybgd.agent.loopback import LoopbackPort
 from fedcybgd.agent.settings import Home
 from fedcybgd.agent.status import StatusReport, at, cached, for_anybody, gathered, site_cache
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.sizes import counted
 
 EVERY_S = 3
 STYLE = """
@@ -53,7 +54,7 @@ def _parts(view: StatusReport) -> Iterator[str]:
     if status is None:
         yield "<p>It has not said anything yet.</p>"
     else:
-        yield f"<p><b>{_said(status['state'])}</b> since {at(status['at'])}; {status['visits']} visits done</p>"
+        yield f"<p><b>{_said(status['state'])}</b> since {at(status['at'])}; {counted(status['visits'], 'visit')} done</p>"
         if status.get("block"):
             yield from _visit(status)
         yield from _contact(status)

@@ -21,7 +21,7 @@ from fedcybgd.agent.errors import AgentError
 from fedcybgd.agent.sent import Sent
 from fedcybgd.agent.settings import Home
 from fedcybgd.shared.contract.plain import one_line
-from fedcybgd.shared.contract.sizes import in_units
+from fedcybgd.shared.contract.sizes import counted, in_units
 
 HANGS_AFTER_S = 900.0
 """Without a sign it hangs: longer than anything that it does between two"""
@@ -129,7 +129,7 @@ def parts(view: StatusReport) -> Iterator[RenderableType]:
         return
     status = view.status
     state = status["state"] if view.alive else "not running"
-    yield Text(f"{state} (at {at(status['at'])}), {status['visits']} visits done")
+    yield Text(f"{state} (at {at(status['at'])}), {counted(status['visits'], 'visit')} done")
     if view.alive and status.get("block"):
         yield from _visit(status)
     if view.alive:

@@ -36,6 +36,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "cifar10": {},
     "sst2-2000": {"task": "sst2", "train": 2000, "selection": 300, "unseen": 500},
     "sst2-6000": {"task": "sst2", "train": 6000, "selection": 500, "unseen": 872},
+    "sst2-12000": {"task": "sst2", "train": 12000, "selection": 500, "unseen": 872},
 }
 LANGUAGE, QUESTIONS, IMAGES = ("shakespeare", "gsm8k"), "xquad", ("mnist", "cifar10")
 OF_THE_END = ("average_versions", "keep_best", "calibrate", "stop")

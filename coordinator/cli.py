@@ -1,5 +1,6 @@
 """`fedcoord`: run a coordinator, and steer one over its REST API."""
 
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.host import interrupt  # noqa: F401 - first, as it says
 
 # isort: split
@@ -181,7 +182,7 @@ def backup(
     if as_json:
         say_json(Facts, {"directory": str(directory), "blobs": done.blobs, "copied": done.copied, "bytes": done.bytes})
     else:
-        terminal.say(f"{done.blobs} blobs, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
+        terminal.say(f"{counted(done.blobs, 'blob')}, {done.copied} of them new, {done.bytes / 1e6:,.0f} MB in {directory}")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from fedcybgd.coordinator.services.records import audit
 from fedcybgd.coordinator.settings import Settings
 from fedcybgd.coordinator.storage import BlobDamaged, BlobMissing, EngineStore, Place, open_overlay, open_place
 from fedcybgd.shared.contract.manifests import FileRef
+from fedcybgd.shared.contract.sizes import counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Verified:
     """of the audit log: to be compared with one that was kept elsewhere"""
 
     def __str__(self) -> str:
-        blocks = f"{self.versions} versions, {self.made_again} of them made again of {self.deltas} deltas in {self.rounds} rounds"
+        blocks = f"{counted(self.versions, 'version')}, {self.made_again} of them made again of {counted(self.deltas, 'delta')} in {counted(self.rounds, 'round')}"
         acts = f"the {self.acts} acts of the audit log are as they were written, the last with hash {self.last_hash}"
         return f"the model is what the log says: {blocks}; {acts}"
 

@@ -10,6 +10,7 @@ from fedcybgd.client.client import Client
 from fedcybgd.client.runs import has_ended
 from fedcybgd.coordinator.commands.run_view import draw
 from fedcybgd.shared.contract.plain import one_line
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import RunView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -55,7 +56,7 @@ class Lines:
         text = f"{view.rounds_done:>3} of {view.rounds_total} rounds"
         if score is not None:
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
-            text += f"; after {score.after_rounds} rounds: held-out loss {score.loss:.4f}{accuracy}"
+            text += f"; after {counted(score.after_rounds, 'round')}: held-out loss {score.loss:.4f}{accuracy}"
         if view.state != "running":
             reason = "it has not been started" if view.state == "draft" else view.reason
             text += f"; {view.state}{f': {one_line(reason)}' if reason else ''}"

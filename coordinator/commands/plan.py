@@ -13,6 +13,7 @@ from fedcybgd.coordinator.commands.output import Json, say_json
 from fedcybgd.coordinator.domain.compression import plan_key
 from fedcybgd.coordinator.domain.seat import called
 from fedcybgd.shared.contract.plans import AgentPlan, PlanView
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.host.terminal import Terminal
 
 terminal = Terminal()
@@ -41,7 +42,7 @@ def draw(view: PlanView) -> list[RenderableType]:
     known = "sizes of its prepared shards" if view.prepared else "sizes estimated from shapes"
     hours = f", about {view.hours:.1f} hours" if view.hours is not None else ""
     at_once = f", {view.at_once} at once" if view.at_once > 1 else ""
-    heading = f"{view.run} over {view.model}: {view.rounds} rounds, {len(view.visited)} blocks a cycle{at_once}{hours} ({known})"
+    heading = f"{view.run} over {view.model}: {counted(view.rounds, 'round')}, {counted(len(view.visited), 'block')} a cycle{at_once}{hours} ({known})"
     parts: list[RenderableType] = [Text(heading)]
     if view.first_cycle_down_once < view.first_cycle_down:
         down, once = _mb(view.first_cycle_down), _mb(view.first_cycle_down_once)

@@ -22,6 +22,7 @@ from fedcybgd.coordinator.domain.run_file import EvaluateSection, RunFile
 from fedcybgd.coordinator.errors import Invalid
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.provenance import CARD, FILE
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.contract.words import JsonObject
 from fedcybgd.shared.files.table_format import TableFormat
@@ -89,7 +90,7 @@ def predict(
         rows.check(new_tokens)
         with _weights(asked, wanted) as (directory, after_rounds):
             tally = _predict(asked, directory, rows, new_tokens, file, as_json and out is None)
-    model = f"{asked.called}{'' if after_rounds is None else f' after {after_rounds} rounds'}"
+    model = asked.called if after_rounds is None else f"{asked.called} after {counted(after_rounds, 'round')}"
     if not as_json:
         tally.show(terminal, model)
         if out is not None:

@@ -10,6 +10,7 @@ from fedcybgd.coordinator.domain.label_tally import LabelTally
 from fedcybgd.coordinator.domain.mean_loss import MeanLoss
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.predictions import Prediction
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.task import TaskSpec
 from fedcybgd.shared.files.tables import Row
 from fedcybgd.shared.host.terminal import Terminal
@@ -75,7 +76,7 @@ class PredictionTally:
         terminal.say(f"{model} ({self._spec.task}):")
         terminal.table(self._table)
         more = f" (the first {SHOWN} are shown)" if self._rows > SHOWN else ""
-        terminal.say(f"{self._rows:,} rows{more}")
+        terminal.say(f"{counted(self._rows, 'row')}{more}")
         for line in self._lines():
             terminal.say(line)
 

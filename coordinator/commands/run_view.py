@@ -10,6 +10,7 @@ from rich.text import Text
 from fedcybgd.coordinator.commands.output import moment
 from fedcybgd.coordinator.commands.score_table import scores
 from fedcybgd.shared.contract.assignments import Progress
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.training import TrainMetrics
 from fedcybgd.shared.contract.views import MemberView, RunView
 
@@ -33,7 +34,7 @@ def _heading(run: RunView) -> Text:
         "  ",
         (run.state, STYLES.get(run.state, "")),
         f"  model {run.model}, ",
-        f"{run.participant_count} agents",
+        counted(run.participant_count, "agent"),
     )
     if run.reason:
         text.append(f"\n{run.reason}", "" if run.state == "completed" else "red")

@@ -21,6 +21,7 @@ from fedcybgd.coordinator.commands.output import Facts, Json, Yes, be_sure, mome
 from fedcybgd.coordinator.commands.run_view import draw, members_in_words
 from fedcybgd.shared.contract.manifests import ExportView
 from fedcybgd.shared.contract.provenance import fingerprint
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import EvaluationView, LabelScoresView, RunSummary, RunView
 from fedcybgd.shared.contract.words import FINAL, ExportForm
 from fedcybgd.shared.host.exits import Exit
@@ -48,7 +49,7 @@ def create(
     if as_json and not start:
         say_json(RunView, run)
     elif not as_json:
-        terminal.say(f"run {run.name} ({run.id}): {run.rounds_total} rounds over {len(run.blocks)} blocks")
+        terminal.say(f"run {run.name} ({run.id}): {counted(run.rounds_total, 'round')} over {counted(len(run.blocks), 'block')}")
         for note in run.notes:
             terminal.say(f"note: {note}")
     if not start:
@@ -76,7 +77,7 @@ def anchor(
     if as_json and not start:
         say_json(RunView, made)
     elif not as_json:
-        terminal.say(f"run {made.name} ({made.id}), the anchor of {made.anchor_of}: {made.rounds_total} visits")
+        terminal.say(f"run {made.name} ({made.id}), the anchor of {made.anchor_of}: {counted(made.rounds_total, 'visit')}")
         terminal.say(f"agents train it whose owners let a run of that name use their rows (`runs` in agent.toml: {made.name})")
     if start:
         say_who(client, client.runs.start(made.id, anyway=anyway), as_json)
@@ -102,7 +103,9 @@ def say_who(client: Client, view: RunView, as_json: bool) -> None:
     if as_json:
         say_json(RunView, view)
         return
-    terminal.say(f"run {view.name} is {view.state}; {view.participant_count} agents take part")
+    terminal.say(
+        f"run {view.name} is {view.state}; {counted(view.participant_count, 'agent')} {'takes' if view.participant_count == 1 else 'take'} part"
+    )
     for line in members_in_words(list(client.runs.members(view.id))):
         terminal.say(line)
 
@@ -130,7 +133,10 @@ def delete(run: Run, yes: Yes = False, as_json: Json = False) -> None:
     """Delete all that is kept of a run that has ended: its model, its history, its scores. What was exported elsewhere stays."""
     client = Client()
     view = client.runs.get(run)
-    be_sure(f"Run {view.name} ({view.id}) of {moment(view.created_at)}, {view.state} after {view.rounds_done} rounds, will be gone.", yes)
+    be_sure(
+        f"Run {view.name} ({view.id}) of {moment(view.created_at)}, {view.state} after {counted(view.rounds_done, 'round')}, will be gone.",
+        yes,
+    )
     client.runs.delete(view.id)
     say_deleted("run", view.name, view.id, as_json)
 
@@ -282,4 +288,4 @@ def provenance(
     if as_json:
         say_json(Facts, {"versions": len(made.versions), "file": str(output), "signed_with": fingerprint(made.key)})
     else:
-        terminal.say(f"{len(made.versions)} versions in {output}, signed with {fingerprint(made.key)}")
+        terminal.say(f"{counted(len(made.versions), 'version')} in {output}, signed with {fingerprint(made.key)}")

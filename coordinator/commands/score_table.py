@@ -7,6 +7,7 @@ from rich.text import Text
 
 from fedcybgd.shared.contract.measured import Score
 from fedcybgd.shared.contract.score_words import ScoreKind, cells, kind_of, loss, measures
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import AnchorView, EvaluationView, LabelScoresView, RunView
 
 SHOWN = 8
@@ -55,7 +56,7 @@ def of_labels(found: LabelScoresView) -> Table:
         shares = ("–" if share is None else f"{share:.1%}" for share in (one.recall, one.precision, one.f1))
         called = str(one.label) if one.name is None else f"{one.label} {one.name}"
         table.add_row(called, *shares, f"{one.rows:,}", f"{one.guessed:,}", f"{one.right:,}")
-    table.caption = f"after {found.after_rounds} rounds; {len(found.scores)} of {found.labels} labels"
+    table.caption = f"after {counted(found.after_rounds, 'round')}; {len(found.scores)} of {found.labels} labels"
     return table
 
 
@@ -67,7 +68,7 @@ def _of_anchor(anchor: AnchorView, kind: ScoreKind) -> list[str | Text]:
 
 
 def _told_of(e: EvaluationView) -> str:
-    said = [f"± is a standard error; {e.rows:,} rows"]
+    said = [f"± is a standard error; {counted(e.rows, 'row')}"]
     if e.majority is not None:
         said.append(f"saying the commonest label always: {e.majority:.2%}")
     if e.labels_never_right:

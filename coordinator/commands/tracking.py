@@ -12,6 +12,7 @@ from fedcybgd.client.trackers.tensorboard import TensorBoard
 from fedcybgd.client.trackers.wandb import WandB
 from fedcybgd.coordinator.commands.completing import Run
 from fedcybgd.coordinator.commands.output import Facts, Json, say_json
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.host.terminal import Terminal
 
 EVERY_S = 2.0
@@ -46,4 +47,6 @@ def track(
     if as_json:
         say_json(Facts, {"run": view.name, "run_id": view.id, "state": view.state, "rounds_done": view.rounds_done, "points": written})
     else:
-        terminal.say(f"run {view.name} ({view.id}) is {view.state}, {view.rounds_done} rounds done: {written:,} points written")
+        terminal.say(
+            f"run {view.name} ({view.id}) is {view.state}, {counted(view.rounds_done, 'round')} done: {counted(written, 'point')} written"
+        )

@@ -30,6 +30,7 @@ from fedcybgd.local.federation import Federation
 from fedcybgd.local.rows import Portion, TrialRows
 from fedcybgd.local.split import Split
 from fedcybgd.shared.contract.digests import digest_of_file
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import RunView
 from fedcybgd.shared.host import interrupt, machine
 from fedcybgd.shared.host.terminal import Terminal
@@ -149,7 +150,7 @@ def _looked_through(
         notes.append("the run file has no `evaluate`: nothing will be scored")
     if spec.agents != "all":
         if agents not in (None, len(spec.agents)):
-            raise Invalid(f"--agents {agents}: the run file names {len(spec.agents)} agents: {', '.join(spec.agents)}")
+            raise Invalid(f"--agents {agents}: the run file names {counted(len(spec.agents), 'agent')}: {', '.join(spec.agents)}")
         agents = len(spec.agents)
     elif agents is None and how.kind != "column":
         agents = AGENTS
@@ -220,7 +221,7 @@ def _tried(trial: Trial, folder: Path, terminal: Terminal, anchor: bool, chaos: 
 
         def follow(run: RunView) -> RunView:
             client.runs.start(run.id)
-            terminal.say(f"run {run.name}: {run.rounds_total} rounds over {len(run.blocks)} blocks")
+            terminal.say(f"run {run.name}: {counted(run.rounds_total, 'round')} over {counted(len(run.blocks), 'block')}")
             return followed(client, run.id, terminal, look)
 
         def look(view: RunView) -> None:

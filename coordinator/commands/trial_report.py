@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from fedcybgd.coordinator.commands.score_table import scores
 from fedcybgd.local.rows import Portion
 from fedcybgd.local.split import Split
+from fedcybgd.shared.contract.sizes import counted
 from fedcybgd.shared.contract.views import RunView
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -35,10 +36,10 @@ def say_portions(portions: Sequence[Portion], split: Split, terminal: Terminal) 
     }
     terminal.say(f"{sum(portion.rows for portion in portions):,} rows are dealt out {named[split.kind]}:")
     for portion in portions[:SHOWN]:
-        labels = f", {len(portion.labels)} label{'s' if len(portion.labels) > 1 else ''}" if portion.labels else ""
+        labels = f", {counted(len(portion.labels), 'label')}" if portion.labels else ""
         commonest = f", the commonest on {max(portion.labels.values()) / portion.rows:.0%}" if len(portion.labels) > 1 else ""
         of = f" ({', '.join(portion.values[:3])}{' …' if len(portion.values) > 3 else ''})" if portion.values else ""
-        terminal.say(f"  {portion.name}{of}: {portion.rows:,} rows{labels}{commonest}")
+        terminal.say(f"  {portion.name}{of}: {counted(portion.rows, 'row')}{labels}{commonest}")
     if len(portions) > SHOWN:
         terminal.say(f"  and {len(portions) - SHOWN} more")
 
@@ -47,7 +48,7 @@ def say(report: TrialReport, terminal: Terminal) -> None:
     run = report.run
     rounds = f"{run.rounds_done} of {run.rounds_total} rounds"
     terminal.say(
-        f"\nrun {run.name} is {run.state} after {rounds} and {report.visits} visits, in {report.seconds / 60:.1f} minutes with all that is around it"
+        f"\nrun {run.name} is {run.state} after {rounds} and {counted(report.visits, 'visit')}, in {report.seconds / 60:.1f} minutes with all that is around it"
     )
     if run.conclusion is not None:
         terminal.say(run.conclusion.in_words())

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence, Set
 
 from fedcybgd.coordinator.domain.run_file import RunFile
 from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.shared.contract.sizes import counted
 
 
 class ExposureBudgetTooSmall(Invalid):
@@ -76,13 +77,13 @@ def check_exposure(spec: RunFile, visited: Sequence[str], common: Set[str], agen
         }.get(spec.compression.policy, f"every visit brings {', '.join(sorted(common)) or 'no common block'}")
         raise ExposureBudgetTooSmall(
             f"exposure.max_exact_blocks is {limit}, but {why}{', and the visited block' if own else ''}: "
-            f"{len(common) + bool(own)} blocks at least",
+            f"{counted(len(common) + bool(own), 'block')} at least",
             limit=limit, common=len(common), visited=len(own),
         )  # fmt: skip
     if agents is not None and agents * room < len(own):
         raise ExposureBudgetTooSmall(
             f"exposure.max_exact_blocks is {limit}; {len(common)} of them are common, so {agents} agents may see {agents} × {room} = "
-            f"{agents * room} visited blocks, but the run visits {len(own)}: enrol {-(-len(own) // room)} agents, or allow "
-            f"{len(common) + -(-len(own) // agents)} blocks",
+            f"{agents * room} visited blocks, but the run visits {len(own)}: enrol {counted(-(-len(own) // room), 'agent')}, or allow "
+            f"{counted(len(common) + -(-len(own) // agents), 'block')}",
             limit=limit, common=len(common), visited=len(own), agents=agents,
         )  # fmt: skip

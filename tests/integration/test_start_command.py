@@ -35,7 +35,7 @@ def test_a_start_says_who_takes_part(live: LiveCoordinator, model: str, hand: Ha
     started = fedcoord(live, "run", "start", spec["name"])
     assert started.exit_code == 0, started.output
     lines = started.output.splitlines()
-    assert lines[0] == f"run {spec['name']} is running; 1 agents take part"
+    assert lines[0] == f"run {spec['name']} is running; 1 agent takes part"
     assert f"  {hand.name}: ready, 1,000 rows or more" in lines
     assert f"  {absent.name}: never seen: `fedagent run` was not started there yet" in lines
     assert f"  {unfit.name}: no data that fit (data_missing); `fedagent check` on its machine says more" in lines

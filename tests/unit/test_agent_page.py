@@ -56,7 +56,7 @@ def test_it_says_what_the_agent_does_and_what_has_left(page: PagePort, home: Hom
     text = asked(page.url).text
     for word in (
         "berlin", "agt_0123456789abcdef", "step 8 of 8, loss 0.250, 1,234 tokens/s", "spoken to again by", "cache: 30.0 MB of 20.0 GB",
-        "all walls stand", "data_invalid: the agent&#x27;s own log says more", "1 visits done", '<td class="n">2.5</td><td class="n">7.0</td>',
+        "all walls stand", "data_invalid: the agent&#x27;s own log says more", "1 visit done", '<td class="n">2.5</td><td class="n">7.0</td>',
     ):  # fmt: skip
         assert word in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3, "the visit, the refusal and what has left"

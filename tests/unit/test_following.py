@@ -27,7 +27,7 @@ def score(after: int, loss: float | None, accuracy: float | None = None) -> Eval
         ({}, "  1 of 4 rounds"),
         ({"evaluations": [score(0, None)]}, "  1 of 4 rounds"),
         ({"evaluations": [score(0, 2.5), score(1, None)]}, "  1 of 4 rounds; after 0 rounds: held-out loss 2.5000"),
-        ({"evaluations": [score(0, 2.5), score(1, 1.5, 0.25)]}, "  1 of 4 rounds; after 1 rounds: held-out loss 1.5000, accuracy 25.00%"),
+        ({"evaluations": [score(0, 2.5), score(1, 1.5, 0.25)]}, "  1 of 4 rounds; after 1 round: held-out loss 1.5000, accuracy 25.00%"),
         ({"state": "paused", "reason": "by ann"}, "  1 of 4 rounds; paused: by ann"),
         ({"state": "failed", "reason": "no\nroom"}, "  1 of 4 rounds; failed: no room"),
         ({"state": "draft"}, "  1 of 4 rounds; draft: it has not been started"),

@@ -69,7 +69,7 @@ def test_four_cards_make_the_four_visits_of_a_wave_each_with_its_own_memory() ->
     assert all(agent.memory_needed < CARD for agent in found.agents)
     text = told(spec, found)
     assert MORE_ROOM not in text
-    assert "1 rounds, 4 blocks a cycle, 4 at once" in text
+    assert "1 round, 4 blocks a cycle, 4 at once" in text
     assert "? is not known yet. training: --rows and --tokens-per-s" in text, "what the hours lack"
 
 
