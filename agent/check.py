@@ -12,7 +12,7 @@ import psutil
 from fedcybgd.agent import credentials, reaching
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.consent import Ambiguous, NotConsented, chosen, patterns, source_of
-from fedcybgd.agent.device import GpuMissing, cards_visible, find_device
+from fedcybgd.agent.device import GpuMissing, cards_visible, find_device, why_none
 from fedcybgd.agent.errors import AgentError
 from fedcybgd.agent.lengths import TokenizerSlow, standing, token_lengths
 from fedcybgd.agent.policy import fingerprint, in_force
@@ -144,6 +144,9 @@ def _device(home: Home, config: Config) -> Iterator[Finding]:
         yield Finding(False, "device", f"{wanted} was asked for, found only {found}", "set device.kind to auto, or install the driver")
     else:
         yield Finding(True, "device", found)
+    if device.kind == "cpu" and wanted != "cpu" and (why := why_none()) is not None:
+        advice = "mend the driver (after an update of it start the machine again); until then this machine trains without a GPU"
+        yield Finding(None, "GPU", f"nvidia-smi lists none: {why}", advice)
     if device.kind == "cuda" and config.device.gpu is None and (count := cards_visible()) > 1:
         said = f"one of {count}, the first; a visit is on one and never spread over several"
         yield Finding(None, "GPUs", said, "to use them all run an agent for each, with a --home of its own: fedagent enroll --gpu N")

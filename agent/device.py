@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.shared.contract.agents import DeviceInfo
+from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.host.machine import cores, memory_total
 
 # Numbers of cards mean the same to nvidia-smi and to torch only in this order.
@@ -20,6 +22,10 @@ LISTED = re.compile(r"GPU (\d{1,3}): (.*?)\(UUID")
 PART = re.compile(r"\s+MIG (\S*?(\d{1,4})gb\S*)\s.*\(UUID: (MIG-[^)]+)\)")
 PART_USABLE = 0.9
 """A part called 1g.5gb has 4,864 MiB, one called 3g.20gb 19,968: 0.95 and 0.975 of it; of a large card less"""
+LINE = re.compile(r"((?:GPU|MIG)-[^,]*,)?(.*?),\s*(?:(\d{1,3}(?:[.,'\s]\d{3}){1,2}|\d{1,9})(?:[.,]\d{1,2})?\s*(?:MiB)?|(\[.*\]?|N/A.*))")
+"""`GPU-1b2c…, NVIDIA H100, 81559`, with or without the first; thousands may stand apart, and there may be a fraction"""
+NONE_THERE = "No devices were found"
+ANSWERS_WITHIN_S = 10.0
 GONE = ("unknown error", "is lost", "requires reset")
 """What is said in the place of a card's memory when the driver has lost it: CUDA does not see it either"""
 
@@ -48,10 +54,11 @@ def find_device(wanted: str = "auto", gpu: int | str | None = None) -> DeviceInf
     memory = memory_total()
     cpu = DeviceInfo(kind="cpu", name=_cpu_name(), cores=cores(), memory_bytes=memory)
     if wanted in ("auto", "cuda") and (card := _chosen(gpu)) is not None:
-        return cpu.model_copy(update={"kind": "cuda", "name": card.name[:200], "accelerator_bytes": card.memory_bytes or memory})
+        return cpu.model_copy(update={"kind": "cuda", "name": one_line(card.name)[:200], "accelerator_bytes": card.memory_bytes or memory})
     if wanted in ("auto", "cuda") and gpu is not None:
         count = len(_cards())
-        there = f"nvidia-smi lists {count}, counted from 0" if count else "nvidia-smi lists none, or is not on the PATH"
+        none = f"lists none: {why}" if (why := why_none()) is not None else "lists none, or is not on the PATH"
+        there = f"nvidia-smi lists {count}, counted from 0" if count else f"nvidia-smi {none}"
         raise GpuMissing(f"device.gpu = {gpu} is no GPU of this machine: {there}; correct agent.toml")
     if wanted in ("auto", "mps") and sys.platform == "darwin" and platform.machine() == "arm64":
         return cpu.model_copy(update={"kind": "mps", "accelerator_bytes": memory})
@@ -91,7 +98,7 @@ def _undivided(card: Card | None) -> Card | None:
 
 def _cards(with_uuid: bool = False) -> list[Card]:
     output = _ask(f"--query-gpu={'uuid,' if with_uuid else ''}name,memory.total", "--format=csv,noheader,nounits")
-    return [card for number, line in enumerate(output.splitlines()) if (card := _card(line, number)) is not None]
+    return _listed(output)
 
 
 def _parts() -> list[Card]:
@@ -105,31 +112,52 @@ def _parts() -> list[Card]:
     return found
 
 
+def why_none() -> str | None:
+    """What keeps nvidia-smi from listing any card, in its own words where it has some; None: it is not there, or finds nothing wrong."""
+    said = _say("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    if said is None or _listed(said.text) or NONE_THERE in said.text:
+        return None
+    return one_line(said.text)[:300] or (f"it ended with status {said.failed}" if said.failed else None)
+
+
 def _ask(*arguments: str) -> str:
-    """What nvidia-smi says; nothing where it is not there or fails."""
+    return said.text if (said := _say(*arguments)) is not None else ""
+
+
+def _say(*arguments: str) -> "_Said | None":
+    """What nvidia-smi says, also where it fails: it does so of one card of several, too. None: it is not there."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=OF_WINDOWS)
     if program is None:
-        return ""
+        return None
+    asked = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8-sig", "errors": "replace"}
     try:
-        return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=10, check=True, env={**os.environ, **CARD_ORDER}
-        ).stdout
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ""
+        process = subprocess.Popen([program, *arguments], env={**os.environ, **CARD_ORDER}, **asked)  # type: ignore[call-overload]
+    except OSError as error:
+        return _Said(f"{program}: {error.strerror}", 1)
+    try:
+        return _Said(process.communicate(timeout=ANSWERS_WITHIN_S)[0], process.returncode)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: no signal reaches a process that hangs within the driver
+        return _Said(f"it did not answer within {ANSWERS_WITHIN_S:g} s", 1)
 
 
-def _card(line: str, number: int) -> Card | None:
-    """`GPU-1b2c…, NVIDIA H100, 81559`, with or without the first; the last is [N/A] where card and system share their memory."""
-    front, comma, last = line.rpartition(",")
-    if not comma:
-        return None
-    uuid, _, name = front.partition(",") if front.strip().startswith(("GPU-", "MIG-")) else ("", "", front)
-    last = last.strip().removesuffix("MiB").strip()
-    if last.isascii() and last.isdigit():
-        return Card(name.strip(), int(last) << 20, uuid.strip(), number)
-    if any(word in last.lower() for word in GONE):
-        return None
-    return Card(name.strip(), None, uuid.strip(), number) if last.startswith(("[", "N/A")) else None
+class _Said(NamedTuple):
+    text: str
+    failed: int
+    """its exit status"""
+
+
+def _listed(output: str) -> list[Card]:
+    lines = [found for line in output.splitlines() if (found := LINE.fullmatch(line.strip())) is not None]
+    return [card for number, line in enumerate(lines) if (card := _card(line, number)) is not None]
+
+
+def _card(line: re.Match[str], number: int) -> Card | None:
+    """Its memory is [N/A] where card and system share theirs."""
+    uuid, name, memory, word = (line[1] or "").strip(), line[2].strip(), line[3], line[4]
+    if memory is not None:
+        return Card(name, int(re.sub(r"\D", "", memory)) << 20, uuid, number)
+    return None if any(gone in word.lower() for gone in GONE) else Card(name, None, uuid, number)
 
 
 def _cpu_name() -> str:

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from fedcybgd.agent import check, enrolment, settings
+from fedcybgd.agent import check, device, enrolment, settings
 from fedcybgd.agent.device import GpuMissing, cards_visible, find_device
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import Config, Home, declared
@@ -139,7 +142,9 @@ CARDS: list[tuple[str, str | None, int | str | None, str, str]] = [
     ("NVIDIA Thor, [Not Supported]", "0", None, "cuda", "Thor"), ("NVIDIA, Model X, 100", None, None, "cuda", "Model X"),
     ("No devices were found", None, None, "cpu", ""), ("", None, None, "cpu", ""), ("NVIDIA L4, 100 MiB", None, None, "cuda", "L4"),
     ("NVIDIA A100, [GPU is lost]", None, None, "cpu", ""), ("NVIDIA A100, [Unknown Error]\n" + ONE, None, None, "cuda", "H100"),
-    (ONE, "²", None, "cpu", ""),
+    (ONE, "²", None, "cpu", ""), ("\ufeffNVIDIA L4, 100\r\n", None, None, "cuda", "NVIDIA L4"), ("NVIDIA H100, 81,559", None, None, "cuda", "H100"),
+    ("NVIDIA H100, 81.559 MiB", None, None, "cuda", "H100"), ("NVIDIA H100, 81559.00", None, None, "cuda", "H100"),
+    ("NVIDIA H100, " + "9" * 5000, None, None, "cpu", ""), ("NVIDIA \u202eL4, 100", None, None, "cuda", "NVIDIA L4"),
 ]  # fmt: skip
 
 
@@ -154,6 +159,7 @@ def test_the_card_that_training_will_see(
     assert found.kind == kind
     if kind == "cuda":
         assert name in found.name
+        assert found.name.isprintable()
         unified = "[" in output and "H100" not in found.name
         assert found.accelerator_bytes == (memory_total() if unified else {"T400": 4096, "H100": 81559}.get(name, 100) << 20)
 
@@ -191,9 +197,46 @@ def test_of_a_divided_card_a_part_counts(
     assert found.accelerator_bytes == (4096 << 20 if gib == 4 else int(gib * 0.9 * GIB))
 
 
-def test_a_driver_that_fails_means_no_card(smi: Any) -> None:
-    smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver", 9)
-    assert find_device().kind == "cpu"
+def device_findings(home: Path, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, check.Finding]:
+    monkeypatch.setattr(check, "_trial", lambda *_: check.Finding(None, "training", "not tried here"))
+    return {one.what: one for one in check._device(Home(home), config(device=wanted))}
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "kind", "told"),
+    [("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver", 9, "cpu", "communicate"),
+     ("Failed to initialize NVML: Driver/library version mismatch", 0, "cpu", "mismatch"), ("", 139, "cpu", "status 139"),
+     ("Unable to determine the device handle for GPU0000:02:00.0: GPU is lost", 15, "cpu", "is lost"),
+     (ONE + "\nWARNING: infoROM is corrupted at gpu 0000:01:00.0", 14, "cuda", None), ("No devices were found", 6, "cpu", None)],
+)  # fmt: skip
+def test_what_keeps_a_driver_from_listing_cards_is_told(
+    smi: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str, status: int, kind: str, told: str | None
+) -> None:
+    smi(output, status)
+    assert find_device().kind == kind
+    found = device_findings(tmp_path, {}, monkeypatch).get("GPU")
+    assert (found is None) is (told is None)
+    if found is not None and told is not None:
+        assert (found.ok, told in found.found, "mend the driver" in found.advice) == (None, True, True)
+        with pytest.raises(GpuMissing, match=f"lists none: .*{told}"):
+            find_device("auto", 0)
+    assert "GPU" not in device_findings(tmp_path, {"kind": "cpu"}, monkeypatch), "who wants none is not told"
+
+
+def test_a_driver_in_which_nvidia_smi_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the kernel no signal reaches it."""
+    started: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: started.append(process))
+    monkeypatch.setattr(device, "ANSWERS_WITHIN_S", 0.1)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began = time.monotonic()
+    found = find_device()
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+    assert (found.kind, bool(started)) == ("cpu", True)
+    assert time.monotonic() - began < 30
 
 
 def test_the_chosen_card_is_the_one_that_the_training_process_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -229,9 +272,9 @@ def test_check_says_that_an_agent_takes_one_card_of_several(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert cards_visible() == count
     monkeypatch.setattr(check, "_trial", lambda *_: check.Finding(None, "training", "not tried here"))
-    for device, told in (({}, count > 1), ({"gpu": 1}, False), ({"kind": "cpu"}, False)):
-        found = [one for one in check._device(Home(tmp_path), config(device=device)) if one.what == "GPUs"]
-        assert bool(found) is told, device
+    for section, told in (({}, count > 1), ({"gpu": 1}, False), ({"kind": "cpu"}, False)):
+        found = [one for one in check._device(Home(tmp_path), config(device=section)) if one.what == "GPUs"]
+        assert bool(found) is told, section
         assert all("one of 2" in one.found and "--gpu" in one.advice and one.ok is None for one in found)
 
 
