@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedcybgd.agent.errors import LoginPage, NotTheCoordinator
+from fedcybgd.agent.errors import LoginPage, NotTheCoordinator, ProxyBodyLimit
 from fedcybgd.shared.contract import versions
 from fedcybgd.shared.contract.plain import one_line
 from fedcybgd.shared.contract.versions import SPOKEN, VERSION, Version
@@ -60,6 +60,18 @@ def object_of(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def error_of_another(url: str, answer: httpx.Response) -> NotTheCoordinator:
+    """What an answer is that is an error, and not the coordinator's."""
+    if answer.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return something_else(url, answer.status_code, answer.headers)
+    size = int(answer.request.headers.get("content-length", 0))
+    return ProxyBodyLimit(
+        f"something between here and {url} answered 413 to a body of {size} bytes: a limit of a proxy "
+        "(client_max_body_size in nginx); its operator has to raise it",
+        size,
+    )
 
 
 def something_else(url: str, status: int, headers: httpx.Headers) -> NotTheCoordinator:

@@ -184,6 +184,8 @@ class ShardCache:
                     last = self._spend(last)
         if have > size:
             part.unlink()
+            if resumed:  # by something on the way that does not know how: from the start it may be as it should
+                raise Unreachable(f"more bytes came of {part.stem[:12]} than were lacking; starting over")
             raise VisitFailed("shard_corrupt", f"shard {part.stem[:12]} has more bytes than the {size} that were announced")
         return resumed > 0
 
@@ -245,9 +247,9 @@ def _of(name: str) -> str:
 
 def _goes_on(part: Path, have: int, answer: httpx.Response) -> int:
     """From where on an answer brings bytes, of which `have` are there: what a proxy sends may not be the range that was asked for."""
-    if answer.status_code != 206:
-        return 0
     said = RANGE.match(answer.headers.get("content-range", ""))
+    if answer.status_code != 206 and said is None:
+        return 0
     begin = have if said is None else int(said[1])
     if begin > have:
         part.unlink(missing_ok=True)

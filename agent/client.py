@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from fedcybgd.agent.answers import ErrorSaid, body_of, identity_of, object_of, something_else, speaks, wait_said
+from fedcybgd.agent.answers import ErrorSaid, body_of, error_of_another, identity_of, object_of, something_else, speaks, wait_said
 from fedcybgd.agent.connection import connect, why
 from fedcybgd.agent.elsewhere import OtherHosts
 from fedcybgd.agent.errors import (
@@ -23,7 +23,6 @@ from fedcybgd.agent.errors import (
     CoordinatorSaid,
     KeyRefused,
     ManifestInvalid,
-    ProxyBodyLimit,
     SignatureRefused,
     Unreachable,
     VersionRefused,
@@ -185,7 +184,7 @@ class Client:
                 sent_to = self._sent_to(answer)
                 if sent_to is None and answer.status_code not in ((200, 206, 304, 416) if more else (200, 206, 416)):
                     self._raise(answer, body_of(answer, MOST_JSON))
-                if "html" in answer.headers.get("content-type", ""):
+                if "html" in answer.headers.get("content-type", "") and identity_of(answer.headers) is None:
                     raise something_else(self.url, answer.status_code, answer.headers)
                 if sent_to is None:
                     yield answer
@@ -217,7 +216,7 @@ class Client:
             file.seek(offset)
             return self._model(
                 UploadOffset, "PUT", f"/assignments/{assignment_id}/upload/{digest}", params={"offset": offset},
-                content=body(), headers={"Content-Length": str(size)}, sends=size,
+                content=body(), headers={"Content-Length": str(size)},
             )  # fmt: skip
 
     def submit(self, assignment_id: str, submission: DeltaSubmission) -> DeltaReceipt:
@@ -233,10 +232,8 @@ class Client:
         except ValidationError as error:
             raise something_else(self.url, answer.status_code, answer.headers) from error
 
-    def _call(
-        self, method: str, path: str, limit: int = MOST_JSON, sends: int | None = None, digest: str | None = None, **arguments: Any
-    ) -> httpx.Response:
-        """A good answer with its whole body; `sends` is the size of a large body that goes out, `digest` that of the one that is to come."""
+    def _call(self, method: str, path: str, limit: int = MOST_JSON, digest: str | None = None, **arguments: Any) -> httpx.Response:
+        """A good answer with its whole body, of which `digest` is known before."""
         headers = self.proof.headings() | arguments.pop("headers", {})
         try:
             with self._http.stream(method, path, headers=headers, **arguments) as answer:
@@ -245,7 +242,7 @@ class Client:
         except (httpx.HTTPError, BodyInvalid) as error:
             raise Unreachable(f"no coordinator answers at {self.url}: {why(self.url, error)}") from error
         if not answer.is_success:
-            self._raise(answer, content, sends)
+            self._raise(answer, content)
         if digest is None:
             self.proof.check(answer, content)
         elif digest_of(content) != digest:
@@ -266,21 +263,15 @@ class Client:
                 "Was it started with another home or database? It is asked again until the right one is back"
             )
 
-    def _raise(self, answer: httpx.Response, content: bytes, sends: int | None = None) -> None:
+    def _raise(self, answer: httpx.Response, content: bytes) -> None:
         status, headers = answer.status_code, answer.headers
         try:
             # A gateway's errors may have a code, or a message, too; a coordinator of a later version may say more than is known here.
             body = ErrorSaid.model_validate_json(content, extra="forbid" if identity_of(headers) is None else "ignore")
         except ValidationError:
-            if status == 413:
-                raise ProxyBodyLimit(
-                    f"something between here and {self.url} answered 413 to a body of {sends or 0} bytes: a limit of a proxy "
-                    "(client_max_body_size in nginx); its operator has to raise it",
-                    sends or 0,
-                ) from None
-            raise something_else(self.url, status, headers) from None
+            raise error_of_another(self.url, answer) from None
         if not self._is_ours(body, identity_of(headers)):
-            raise something_else(self.url, status, headers)
+            raise error_of_another(self.url, answer)
         self.proof.check(answer, content)
         raise KINDS.get(body.code, CoordinatorSaid)(status, body.code, one_line(body.message), body.detail)
 

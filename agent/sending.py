@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedcybgd.agent.client import Client
-from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, Unreachable, VisitFailed
+from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, ProxyBodyLimit, Unreachable, VisitFailed
 from fedcybgd.shared.contract.assignments import DeltaReceipt, DeltaSubmission, LeasedAssignment
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.training import TrainMetrics
@@ -83,10 +83,13 @@ def send_file(client: Client, assignment_id: str, digest: str, path: Path, told:
             if length <= SMALLEST:
                 raise
             client.piece = max(SMALLEST, _half(length))
-        except Unreachable:
+        except Unreachable as error:
             # Cut, and nothing was kept: a proxy that reads bodies whole before it hands them on, and ends requests that take long.
-            if client.upload_offset(assignment_id, digest).offset == begin and length > SHORT:
-                client.piece = max(SHORT, _half(length))
+            # Or one that does not say by 413 that a body is too large for it.
+            refused = isinstance(error, NotTheCoordinator) and 400 <= (error.status or 0) < 500
+            least = SMALLEST if refused else SHORT
+            if client.upload_offset(assignment_id, digest).offset == begin and length > least:
+                client.piece = max(least, _half(length))
             raise
         else:
             if arrived.complete or arrived.offset > begin:

@@ -19,12 +19,10 @@ from fedcybgd.agent.errors import (
     KeyRefused,
     LoginPage,
     NotTheCoordinator,
-    ProxyBodyLimit,
     Unreachable,
     VisitFailed,
 )
 from fedcybgd.agent.retry import is_retryable, patiently
-from fedcybgd.agent.sending import SMALLEST, send_file
 from fedcybgd.shared.contract.agents import ClaimRequest, EnrolRequest
 from fedcybgd.shared.contract.assignments import DeltaSubmission, RenewRequest, ReturnRequest
 from fedcybgd.shared.contract.digests import digest_of
@@ -278,6 +276,24 @@ def test_another_range_than_was_asked_for_is_put_where_it_belongs_or_had_anew(tm
                 fetched(server.url, tmp_path)
 
 
+RESUMED: dict[str, tuple[int, int, dict[str, str]]] = {
+    "as one part of several": (206, -99, {"Content-Type": "multipart/byteranges; boundary=x"}),
+    "as if it were whole": (200, 0, {"Content-Range": f"bytes 5000-{len(BLOB) - 1}/{len(BLOB)}"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", RESUMED)
+def test_a_transfer_that_something_on_the_way_resumes_in_another_way_comes_through(tmp_path: Path, how: str) -> None:
+    status, more, headers = RESUMED[how]
+    again = Answer(status, b"-" * -more + BLOB[5000:], headers)
+    answers = iter(
+        [Answer(200, BLOB[:5000], announced=len(BLOB)), again, Answer(200, BLOB, {"Content-Type": "text/html", COORDINATOR: MINE})]
+    )
+    with serving(lambda _: next(answers)) as server:
+        got, asked = patiently(lambda: fetched(server.url, tmp_path), 5, pause=lambda _: None), len(server.asked)
+    assert (got == BLOB, asked) == (True, 3 if more else 2)
+
+
 @pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
 def test_no_more_is_written_than_was_announced(tmp_path: Path, headers: dict[str, str]) -> None:
     flood = b"\0" * 50_000_000
@@ -292,66 +308,6 @@ def test_a_login_page_is_no_shard(tmp_path: Path) -> None:
     with serving(lambda _: Answer.page(200)) as server, pytest.raises(NotTheCoordinator):
         fetched(server.url, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-class Receiver:
-    """Takes uploads through a proxy that lets bodies of `most` bytes through; a cut one is forgotten."""
-
-    def __init__(self, most: int, longest: int = 1 << 40) -> None:
-        self.most, self.longest, self.data = most, longest, b""
-
-    def __call__(self, asked: Asked) -> Answer:
-        if asked.method == "PUT":
-            if len(asked.body) > self.most:
-                return Answer.page(413)
-            if len(asked.body) > self.longest:
-                return Answer.page(504)
-            assert asked.path.endswith(f"offset={len(self.data)}")
-            self.data += asked.body
-        return Answer.json({"offset": len(self.data), "complete": False}, **{COORDINATOR: MINE})
-
-
-@pytest.mark.parametrize("most", [1 << 20, 1_000_000, 20_000])
-def test_a_delta_goes_through_a_limit_of_bodies_in_pieces(tmp_path: Path, most: int) -> None:
-    (tmp_path / "delta").write_bytes(BLOB)
-    told: list[Exception] = []
-    receiver = Receiver(most)
-    with serving(receiver) as server:
-        client = Client(server.url, "fca_x")
-        send_file(client, asg(1), DIGEST, tmp_path / "delta", told.append)
-        assert receiver.data == BLOB
-        first = told[0] if told else None
-        assert (first is None) == (most >= len(BLOB))
-        if isinstance(first, ProxyBodyLimit):
-            assert (first.trouble.code, first.trouble.status, first.trouble.bytes) == ("proxy_body_limit", 413, len(BLOB))
-        receiver.data, before = b"", len(told)
-        send_file(client, asg(1), DIGEST, tmp_path / "delta", told.append)
-        assert len(told) == before, "the size that gets through is remembered"
-
-
-def test_a_limit_below_the_smallest_piece_is_said_and_waited_for(tmp_path: Path) -> None:
-    (tmp_path / "delta").write_bytes(BLOB)
-    with serving(Receiver(SMALLEST - 1)) as server, pytest.raises(ProxyBodyLimit, match="413 to a body of 16384 bytes") as said:
-        send_file(Client(server.url, "fca_x"), asg(1), DIGEST, tmp_path / "delta", lambda _: None)
-    assert is_retryable(said.value)
-
-
-def test_who_says_that_nothing_arrives_is_not_sent_it_without_end(tmp_path: Path) -> None:
-    (tmp_path / "delta").write_bytes(BLOB)
-    nothing = Answer.json({"offset": 0, "complete": False}, **{COORDINATOR: MINE})
-    with serving(lambda _: nothing) as server, pytest.raises(Unreachable, match="nothing arrived"):
-        send_file(Client(server.url, "fca_x"), asg(1), DIGEST, tmp_path / "delta", lambda _: None)
-    assert [asked.method for asked in server.asked] == ["GET", "PUT"]
-
-
-def test_requests_that_take_too_long_become_shorter(at_once: None, tmp_path: Path) -> None:
-    size = 5 << 20
-    (tmp_path / "delta").write_bytes(b"x" * size)
-    receiver = Receiver(1 << 40, longest=3 << 20)
-    with serving(receiver) as server:
-        client = Client(server.url, "fca_x")
-        patiently(lambda: send_file(client, asg(1), DIGEST, tmp_path / "delta", lambda _: None))
-    assert len(receiver.data) == size
 
 
 # ---- the environment ---------------------------------------------------------------------------------------------------
