@@ -33,7 +33,9 @@ from fedcybgd.shared.files.images import bytes_on_disk
 
 log = logging.getLogger("fedagent")
 ENOUGH = 1 << 20
-"""Bytes that a cut transfer must have brought to be gone on with at once."""
+"""Bytes that a cut transfer must have brought to be gone on with at once,"""
+LONG_S = 5.0
+"""unless it went on for so long: then the line is slow."""
 LEASE_CODES = frozenset({"stale_attempt", "lease_lost", "not_found"})
 
 
@@ -228,11 +230,12 @@ def fetch_blob(tools: Tools, assignment: LeasedAssignment, ref: FileRef | BlobRe
     """One blob. A transfer that is cut again and again, as by a proxy with a time limit, goes on at once where it got further."""
     site = tools.site or SiteCache(tools.client)
     while True:
-        before = tools.cache.bytes_fetched
+        before, began = tools.cache.bytes_fetched, time.monotonic()
         try:
             return tools.cache.get(ref.digest, ref.size, lambda offset: site.shard(assignment.assignment_id, ref, offset))
         except Unreachable as error:
-            if not site.heard(error) and tools.cache.bytes_fetched - before < ENOUGH:
+            enough = 1 if time.monotonic() - began >= LONG_S else ENOUGH
+            if not site.heard(error) and tools.cache.bytes_fetched - before < enough:
                 raise
         except VisitFailed as error:
             if error.reason != "shard_corrupt" or not (site.heard(error) or tools.client.elsewhere.blame()):

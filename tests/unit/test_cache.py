@@ -5,15 +5,18 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 import fedcybgd.agent.cache
+from fedcybgd.agent import assignment_run
 from fedcybgd.agent.cache import ShardCache
 from fedcybgd.agent.errors import Unreachable, VisitFailed
 from fedcybgd.shared.contract.digests import digest_of
+from fedcybgd.shared.contract.manifests import BlobRef
 
 DATA = bytes(range(256)) * 40
 DIGEST = digest_of(DATA)
@@ -55,6 +58,19 @@ class Body(httpx.SyncByteStream):
         yield self._data[: self._cut_at]
         if self._cut_at is not None:
             raise httpx.ReadError("the wire was cut")
+
+
+@pytest.mark.parametrize("long_s", [0.0, 60.0])
+def test_a_transfer_that_is_cut_by_its_time_goes_on_at_once_where_the_line_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_s: float
+) -> None:
+    monkeypatch.setattr(assignment_run, "LONG_S", long_s)
+    coordinator = Coordinator(cut_at=3000)
+    site: Any = SimpleNamespace(heard=lambda _: False, shard=lambda _assignment, _ref, offset: coordinator.fetch(offset))
+    tools: Any = SimpleNamespace(cache=ShardCache(tmp_path, 10**6), site=site)
+    with pytest.raises(Unreachable) if long_s else contextlib.nullcontext():
+        path = assignment_run.fetch_blob(tools, SimpleNamespace(assignment_id="asg"), BlobRef(digest=DIGEST, size=SIZE))  # type: ignore[arg-type]
+        assert path.read_bytes() == DATA
 
 
 def never(offset: int) -> Any:
