@@ -1,6 +1,5 @@
 """`fedcoord try`: the whole federation on one machine, with real processes."""
 
-import os
 import re
 import tempfile
 import time
@@ -263,18 +262,14 @@ def _start(federation: Federation, portions: Sequence[Portion], spec: RunFile, t
         images = portion.images if portion.images.exists() else None
         federation.start_agent(portion.name, portion.path, runs, threads, images, told)
 
-    with ThreadPoolExecutor(max(2, _cores())) as pool:
+    with ThreadPoolExecutor(max(2, machine.cores())) as pool:
         list(pool.map(start, portions))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _threads(spec: RunFile, agents: int) -> int:
     """Of each training process, so that those of one round share the processors."""
     at_once = spec.schedule.wave if spec.method == "block-cycle" else agents
-    return max(1, _cores() // max(1, min(at_once, agents)))
+    return max(1, machine.cores() // max(1, min(at_once, agents)))
 
 
 def _all_there(client: Client, agents: int) -> None:

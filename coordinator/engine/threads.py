@@ -1,10 +1,11 @@
 """Several threads at one job: torch, zstandard, hashes and files let go of the interpreter while they work."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from fedcybgd.shared.host import machine
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,18 +25,18 @@ def allow(cores: int) -> None:
 
 
 def cores() -> int:
-    """That this process may use, and no more than `MOST`."""
-    return min(_Allowed.cores, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """That this process may use, also within the limits of a container, and no more than `MOST`."""
+    return min(_Allowed.cores, machine.cores())
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """What `function` makes of each item, in their order: by as many threads as there are cores, and as many results ahead."""
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(most := cores()) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > cores():
+                if len(waiting) > most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

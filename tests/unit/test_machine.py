@@ -16,6 +16,7 @@ from fedcybgd.agent.device import GpuMissing, cards_visible, find_device
 from fedcybgd.agent.errors import ConfigError
 from fedcybgd.agent.settings import Config, Home, declared
 from fedcybgd.agent.trainer_process import TrainerProcess
+from fedcybgd.coordinator.engine import threads
 from fedcybgd.shared.contract.agents import DeviceInfo
 from fedcybgd.shared.host import machine
 from fedcybgd.shared.host.machine import Limits, cores, limits, memory_available, memory_total
@@ -95,6 +96,11 @@ def test_the_strictest_limit_of_all_groups_counts(name: str, tmp_path: Path) -> 
 def test_a_machine_without_groups_is_as_psutil_says(tmp_path: Path) -> None:
     assert limits(tmp_path / "none", tmp_path / "none") == Limits()
     assert memory_total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total
+
+
+def test_an_engine_spreads_a_job_over_no_more_cores_than_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "limits", lambda *_: Limits(cores=1.5))
+    assert threads.cores() == 1
 
 
 def config(**more: Any) -> Config:
