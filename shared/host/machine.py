@@ -45,15 +45,23 @@ def limits(root: Path = CGROUPS, mine: Path = MINE) -> Limits:
 
 
 def memory_total(root: Path = CGROUPS, mine: Path = MINE) -> int:
-    total = int(psutil.virtual_memory().total)
+    total = _of_machine("total", "SC_PHYS_PAGES")
     limit = limits(root, mine).memory_bytes
     return total if limit is None else min(total, limit)
 
 
 def memory_available(root: Path = CGROUPS, mine: Path = MINE) -> int:
-    available = int(psutil.virtual_memory().available)
+    available = _of_machine("available", "SC_AVPHYS_PAGES")
     left = limits(root, mine).memory_left
     return available if left is None else min(available, left)
+
+
+def _of_machine(what: str, pages: str) -> int:
+    """Bytes of memory; where /proc/meminfo cannot be read (lxcfs that has ended, say), as the kernel itself answers."""
+    try:
+        return int(getattr(psutil.virtual_memory(), what))
+    except (OSError, ValueError, LookupError):
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cores(root: Path = CGROUPS, mine: Path = MINE) -> int:
@@ -84,7 +92,7 @@ def _groups(root: Path, mine: Path) -> Iterator[Path]:
     In a container the paths may be those of the host, which are not there; the top of what is mounted is its own group then.
     """
     try:
-        lines = mine.read_text().splitlines()
+        lines = mine.read_text("utf-8", "surrogateescape").splitlines()  # names of groups are bytes, as those of files
     except OSError:
         lines = []
     for line in lines or ["0::/"]:

@@ -29,7 +29,7 @@ def tree(root: Path, mine: str, files: dict[str, str]) -> tuple[Path, Path]:
     for name, text in files.items():
         (root / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "cgroup" / name).write_text(text + "\n")
-    (root / "self").write_text(mine)
+    (root / "self").write_bytes(os.fsencode(mine))
     return root / "cgroup", root / "self"
 
 
@@ -76,6 +76,7 @@ TREES: dict[str, tuple[str, dict[str, str], Limits]] = {
         "5:memory:/x\n0::/x\n", {"unified/x/memory.max": str(GIB), "unified/x/cpu.max": "200000 100000"}, Limits(GIB, GIB, 2.0),
     ),
     "no number of bytes": ("0::/a\n", {"a/memory.max": "-1", "a/memory.high": "0"}, Limits()),
+    "a name that is no UTF-8": ("0::/caf\udce9\n", {"memory.max": str(GIB)}, Limits(GIB, GIB, None)),
     "nonsense": ("garbage\n0::/a\n", {"a/memory.max": "lots", "a/cpu.max": "x y z"}, Limits()),
     "nothing": ("", {}, Limits()),
 }  # fmt: skip
@@ -96,6 +97,20 @@ def test_the_strictest_limit_of_all_groups_counts(name: str, tmp_path: Path) -> 
 def test_a_machine_without_groups_is_as_psutil_says(tmp_path: Path) -> None:
     assert limits(tmp_path / "none", tmp_path / "none") == Limits()
     assert memory_total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("text", [None, "", "MemTotal: lots\n", "garbage\n"])
+def test_a_machine_that_does_not_tell_its_memory_in_a_file_is_asked_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    """As in a container of LXC whose lxcfs has ended."""
+    total, proc = psutil.virtual_memory().total, tmp_path / "proc"
+    proc.mkdir()
+    if text is not None:
+        (proc / "meminfo").write_text(text)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(proc))
+    assert abs(memory_total(tmp_path, tmp_path / "none") - total) < GIB
+    assert 0 < memory_available(tmp_path, tmp_path / "none") <= total
 
 
 def test_an_engine_spreads_a_job_over_no_more_cores_than_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
