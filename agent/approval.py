@@ -90,7 +90,7 @@ def _offered(offers: list[RunOffer], name: str) -> RunOffer:
     found = [offer for offer in offers if name in (offer.name, offer.run_id)]
     if not found:
         there = ", ".join(sorted(offer.name for offer in offers)) or "none"
-        raise RunNotOpen(f"no run {one_line(name)[:120]!r} is open to this agent; those that are: {there}")
+        raise RunNotOpen(f"no run {name[:120]!r} is open to this agent; those that are: {there}")
     return found[0]
 
 

@@ -53,7 +53,7 @@ def agent_name(given: str | None) -> str:
         return TypeAdapter(Name).validate_python(given)
     except ValidationError as error:
         raise ConfigError(
-            f"{one_line(given)[:120]!r} is no name for an agent: a name has {NAME_CHARACTERS}; choose another --name"
+            f"{given[:120]!r} is no name for an agent: a name has {NAME_CHARACTERS}; choose another --name"
         ) from error
 
 
@@ -63,7 +63,7 @@ def run_patterns(given: list[str]) -> list[str]:
         return TypeAdapter(list[RunPattern]).validate_python(names)
     except ValidationError as error:
         wrong = names[int(error.errors()[0]["loc"][0])]
-        raise ConfigError(f"{one_line(wrong)[:120]!r} is no name of a run: a name has {NAME_CHARACTERS}; * and ? are wildcards") from error
+        raise ConfigError(f"{wrong[:120]!r} is no name of a run: a name has {NAME_CHARACTERS}; * and ? are wildcards") from error
 
 
 def columns_of(given: list[str]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def chosen_gpu(given: str | None) -> int | str | None:
     try:
         return TypeAdapter[int | str](int if given.isdecimal() else Card).validate_python(given)
     except ValidationError as error:
-        raise ConfigError(f"{one_line(given)[:120]!r} is no GPU: give its number as nvidia-smi counts, or its UUID (GPU-…)") from error
+        raise ConfigError(f"{given[:120]!r} is no GPU: give its number as nvidia-smi counts, or its UUID (GPU-…)") from error
 
 
 def device_of(home: Home, gpu: int | str | None = None) -> DeviceInfo:
@@ -106,7 +106,7 @@ def coordinator_key(given: str | None) -> str | None:
         return None if given is None else TypeAdapter(Digest).validate_python(given.strip().lower())
     except ValidationError as error:
         raise ConfigError(
-            f"{one_line(given or '')[:120]!r} is no fingerprint: it has 64 digits of 0-9 and a-f; `fedcoord status` shows it to the operator"
+            f"{(given or '')[:120]!r} is no fingerprint: it has 64 digits of 0-9 and a-f; `fedcoord status` shows it to the operator"
         ) from error
 
 

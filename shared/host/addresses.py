@@ -29,7 +29,7 @@ def address_of(text: str) -> str:
     url = text.strip().rstrip("/")
     if re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", url) is None:
         raise AddressInvalid(
-            f"{one_line(text)[:120]!r} is no address of a coordinator; it begins with http:// or https://, then comes the host, "
+            f"{text[:120]!r} is no address of a coordinator; it begins with http:// or https://, then comes the host, "
             "as in https://coordinator.example"
         )
     _parts(url)
@@ -46,7 +46,7 @@ def _parts(url: str) -> SplitResult:
         if parts.port == 0:
             raise ValueError("port 0 is none")
     except ValueError as error:
-        raise AddressInvalid(f"{one_line(url)[:120]!r} is no address of a coordinator: {one_line(str(error))[:200]}") from error
+        raise AddressInvalid(f"{url[:120]!r} is no address of a coordinator: {one_line(str(error))[:200]}") from error
     return parts
 
 
