@@ -70,7 +70,8 @@ def test_a_token_used_eight_times_at_once_makes_one_agent(live: LiveCoordinator)
 
 def test_a_taken_name_is_refused_and_spends_no_token(live: LiveCoordinator, hand: Hand) -> None:
     good = token(live)
-    refused(enrol(live, good, hand.name), 409, "agent_name_taken")
+    for taken in (hand.name, live.operator.get(f"/agents/{hand.name}")["id"]):
+        refused(enrol(live, good, taken), 409, "agent_name_taken")
     assert enrol(live, good, fresh("another")).status_code == 201
 
 

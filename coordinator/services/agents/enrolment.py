@@ -118,8 +118,8 @@ def _check(token: EnrolmentToken | None, now: datetime) -> None:
 
 def _new(session: Session, request: EnrolRequest, now: datetime) -> Agent:
     taken = NameTaken(f"there is an agent named {request.name!r} already; enrol under another name")
-    if session.scalar(select(Agent.id).where(Agent.name == request.name)) is not None:
-        raise taken
+    if session.scalar(select(Agent.id).where((Agent.name == request.name) | (Agent.id == request.name))) is not None:
+        raise taken  # by its id, too: operators call agents by either
     agent = Agent(
         id=keys.new_id("agt"), name=request.name, key_hash=keys.nobodys(), state=AGENT.start,
         device=request.device, limits=DeclaredLimits(), version=request.version, enrolled_at=now,
