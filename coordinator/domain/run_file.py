@@ -265,7 +265,8 @@ def _problem(error: Any) -> str:
         return "this field is missing"
     message = problem_in_words(error)
     shown = error.get("input")
-    return message if isinstance(shown, (dict, list)) else f"{message} (not {shown!r:.60})"
+    quoted = ", as YAML reads it; in quotes it is text" if error["type"] == "string_type" else ""  # no, 0x1F, 2024-01-01
+    return message if isinstance(shown, (dict, list)) else f"{message} (not {shown!r:.60}{quoted})"
 
 
 def _field(loc: tuple[int | str, ...], values: Any) -> str:

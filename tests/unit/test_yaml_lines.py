@@ -21,6 +21,8 @@ LAUGHS = "".join(f"k{n}: &k{n} {{{', '.join(f'x{i}: *k{n - 1}' for i in range(9)
         (f"{GOOD}seed: !!int ''\n", "a value cannot be read"),
         (f"{GOOD}keep_best: !!bool x\n", "a value cannot be read"),
         (f"{GOOD}keep_best: !!timestamp x\n", "a value cannot be read"),
+        (f"{GOOD}agents: [ok, no]\n", "line 4: agents.1: must be text (not False, as YAML reads it; in quotes it is text)"),
+        (f"{GOOD}agents: [0x1F]\n", "agents.0: must be text (not 31, as YAML reads it; in quotes it is text)"),
         (GOOD + "".join(f"k{n}: 1\n" for n in range(5000)), "line 4: k0: there is no such field"),
     ],
 )
