@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,9 +66,9 @@ def object_of(content: bytes) -> dict[str, Any] | None:
 
 def error_of_another(url: str, answer: httpx.Response) -> NotTheCoordinator:
     """What an answer is that is an error, and not the coordinator's."""
-    if answer.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-        return something_else(url, answer.status_code, answer.headers)
     size = int(answer.request.headers.get("content-length", 0))
+    if answer.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE or not size:
+        return something_else(url, answer.status_code, answer.headers)
     return ProxyBodyLimit(
         f"something between here and {url} answered 413 to a body of {size} bytes: a limit of a proxy "
         "(client_max_body_size in nginx); its operator has to raise it",
@@ -85,7 +87,18 @@ def something_else(url: str, status: int, headers: httpx.Headers) -> NotTheCoord
         page = f" Another program's page, if the port is wrong; else {LOGIN}" if 200 <= status < 300 else f" This looks like {LOGIN}"
         login = f"{page}: log in with a browser on this machine, then try again."
         return LoginPage(f"{said}{login}{leads}", status)
-    return NotTheCoordinator(f"{said}{leads}{other}", status)
+    return NotTheCoordinator(f"{said}{leads}{other}", status, _retry_after_s(headers) if status in (429, 503) else 0.0)
+
+
+def _retry_after_s(headers: httpx.Headers) -> float:
+    """Seconds, also where a time is said; 0 where neither is."""
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,6}", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def _asks_to_log_in(url: str, status: int, headers: httpx.Headers) -> bool:

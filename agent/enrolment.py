@@ -52,9 +52,7 @@ def agent_name(given: str | None) -> str:
     try:
         return TypeAdapter(Name).validate_python(given)
     except ValidationError as error:
-        raise ConfigError(
-            f"{given[:120]!r} is no name for an agent: a name has {NAME_CHARACTERS}; choose another --name"
-        ) from error
+        raise ConfigError(f"{given[:120]!r} is no name for an agent: a name has {NAME_CHARACTERS}; choose another --name") from error
 
 
 def run_patterns(given: list[str]) -> list[str]:

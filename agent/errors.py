@@ -83,9 +83,10 @@ class NotTheCoordinator(Unreachable):
 
     code = "not_a_coordinator"
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, retry_after_s: float = 0.0) -> None:
+        """`retry_after_s`: for how long it asked to be left alone."""
         super().__init__(message)
-        self.status = status
+        self.status, self.retry_after_s = status, retry_after_s
 
     @property
     def trouble(self) -> Trouble:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import httpx
 
-from fedcybgd.agent.errors import CoordinatorSaid, ProxyBodyLimit, SignatureRefused, Unreachable
+from fedcybgd.agent.errors import CoordinatorSaid, NotTheCoordinator, ProxyBodyLimit, SignatureRefused, Unreachable
 
 T = TypeVar("T")
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
@@ -84,6 +84,8 @@ def _unheard(failures: int) -> float:
 
 
 def _asked(error: Exception) -> float:
-    """Seconds that the coordinator asked to be left alone for; not for longer than its operator would understand."""
+    """Seconds that the coordinator, or what answers in its place, asked to be left alone for; not for longer than its operator would understand."""
+    if isinstance(error, NotTheCoordinator):  # which says so of all that it stands in front of
+        return min(WAIT_MAX_S, error.retry_after_s)
     asked = error.detail.get("retry_after_s") if isinstance(error, CoordinatorSaid) else None
     return min(LONG_WAIT_S, asked) if isinstance(asked, int | float) and asked > 0 else 0.0

@@ -31,7 +31,9 @@ def coordinator(asked: Asked) -> Answer:
     return Answer.json({"agent_id": "agt_" + 16 * "0", "name": name, "key": "fca_x"}, 201)
 
 
-@pytest.mark.parametrize("name", ["Dr. Müller's laptop", "", "a b", "-x", ".x", "ü", "x" * 101, "x\n", "x\0", "\x1b[2J", "[/]", "x ", "x\u200f"])
+@pytest.mark.parametrize(
+    "name", ["Dr. Müller's laptop", "", "a b", "-x", ".x", "ü", "x" * 101, "x\n", "x\0", "\x1b[2J", "[/]", "x ", "x\u200f"]
+)
 def test_a_name_that_is_none_is_said_in_a_line(name: str, tmp_path: Path) -> None:
     error = enroll(tmp_path, "http://127.0.0.1:1", "--token", TOKEN, "--name", name)
     assert error is not None

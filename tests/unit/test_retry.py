@@ -1,8 +1,12 @@
 """What may be different the next time is tried again; everything else is left alone."""
 
+import time
+from email.utils import formatdate
+
 import httpx
 import pytest
 
+from fedcybgd.agent.answers import something_else
 from fedcybgd.agent.errors import (
     AgentError,
     ConfigError,
@@ -181,3 +185,14 @@ def test_an_agent_stays_away_as_long_as_it_is_asked_to(asked: object, least: flo
 
     patiently(call, pause=waits.append)
     assert least <= waits[0] < least + 1.3
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "least"), [(429, "120", 60), (503, "7", 7), (503, "date", 20), (429, "soon", 0.2), (429, "-5", 0.2), (404, "7", 0.2)]
+)
+def test_what_stands_in_front_of_a_coordinator_is_left_alone_as_long_as_it_asks(status: int, said: str, least: float) -> None:
+    said = formatdate(time.time() + 21, usegmt=True) if said == "date" else said
+    slept: list[float] = []
+    error = something_else("http://c", status, httpx.Headers({"Retry-After": said}))
+    assert patiently(Flaky(error), pause=slept.append) == "answer"
+    assert least - 0.5 <= slept[0] < least + 2
