@@ -97,6 +97,6 @@ class HowOften:
 
 HONEST = HowOften(
     failures=Rate(at_once=60, per_s=2), calls=Rate(at_once=500, per_s=50), costly=Rate(at_once=60, per_s=2), rare=Rate(at_once=20, per_s=1 / 30),
-    keyless=Rate(at_once=500, per_s=20),
+    keyless=Rate(at_once=500, per_s=50),
 )  # fmt: skip
 """What an honest agent or operator does is a tenth of it."""
