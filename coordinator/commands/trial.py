@@ -1,6 +1,7 @@
 """`fedcoord try`: the whole federation on one machine, with real processes."""
 
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from fedcybgd.local.rows import Portion, TrialRows
 from fedcybgd.local.split import Split
 from fedcybgd.shared.contract.digests import digest_of_file
 from fedcybgd.shared.contract.sizes import counted
-from fedcybgd.shared.contract.views import RunView
+from fedcybgd.shared.contract.views import ModelView, RunView
 from fedcybgd.shared.host import interrupt, machine
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -42,6 +43,8 @@ READY_S = 120.0
 
 AGENT_BYTES = 450_000_000
 """That a process with torch and the daemon beside it take before there is any model in them"""
+PLACE_BYTES = 4 << 20
+"""That databases and logs take at the least"""
 
 
 class ModelNotGiven(Invalid):
@@ -52,6 +55,12 @@ class TooLittleMemory(Invalid):
     """So many agents would make the machine end processes, and not only these."""
 
     code = "too_little_memory"
+
+
+class TooLittleRoom(Invalid):
+    """A disk that fills would have all processes wait for somebody to free space, who is not there."""
+
+    code = "too_little_room"
 
 
 def try_run(
@@ -197,6 +206,7 @@ def _place(keep: Path | None) -> Iterator[Path]:
 
 def _tried(trial: Trial, folder: Path, terminal: Terminal, anchor: bool, chaos: bool, export: Path | None) -> TrialReport:
     began, spec = time.monotonic(), trial.spec
+    _check_room(trial, folder)
     for note in trial.notes:
         terminal.say(f"note: {note}", "yellow")
     with terminal.status("dealing out the rows"):
@@ -212,7 +222,7 @@ def _tried(trial: Trial, folder: Path, terminal: Terminal, anchor: bool, chaos: 
         with terminal.status("adding the model, block by block, and starting agents"):
             client.models.add(trial.model, spec.model, wait_s=0)
             _start(federation, portions, spec, trial.threads or _threads(spec, len(portions)))
-            client.models.wait(spec.model)
+            client.models.wait(spec.model, told=_not_without_room)
         with terminal.status("preparing the run"):
             run = client.runs.create(trial.file)
             _all_there(client, len(portions))
@@ -242,6 +252,20 @@ def _tried(trial: Trial, folder: Path, terminal: Terminal, anchor: bool, chaos: 
         run=run, agents={portion.name: portion.rows for portion in portions}, visits=len(visits), seconds=time.monotonic() - began,
         killed=unrest.killed if unrest is not None else [], export=None if export is None else str(export),
     )  # fmt: skip
+
+
+def _check_room(trial: Trial, folder: Path) -> None:
+    weights = Path(trial.model).expanduser().glob("*.safetensors")
+    needed = PLACE_BYTES + trial.rows.path.stat().st_size + sum(file.stat().st_size for file in weights)
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise TooLittleRoom(
+            f"{folder}: {needed:,} bytes and more are needed there, and {free:,} are free; name another place by TMPDIR, or by --keep DIRECTORY"
+        )
+
+
+def _not_without_room(model: ModelView) -> None:
+    if model.reason is not None:
+        raise TooLittleRoom(f"model {model.name} waits, and nobody makes room here: {model.reason}")
 
 
 def _check_memory(agents: int) -> None:
