@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedcybgd.agent import credentials, policy
 from fedcybgd.agent.client import Client
 from fedcybgd.agent.device import find_device
-from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers
+from fedcybgd.agent.errors import AgentError, ConfigError, CoordinatorKeyDiffers, OptionWrong
 from fedcybgd.agent.proof import Proof
 from fedcybgd.agent.settings import Card, Config, DeviceSection, Home, RunPattern
 from fedcybgd.agent.signing import Signer
@@ -68,7 +68,7 @@ def columns_of(given: list[str]) -> dict[str, str]:
     """Field → column, as given."""
     found = dict(each.partition("=")[::2] for each in given)
     if wrong := [each for each in given if not all(each.partition("="))]:
-        raise ConfigError(f"--column {one_line(wrong[0])[:120]}: say FIELD=COLUMN, as in text=question")
+        raise OptionWrong(f"--column {one_line(wrong[0])[:120]}: say FIELD=COLUMN, as in text=question")
     return found
 
 

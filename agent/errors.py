@@ -3,6 +3,7 @@
 FedError (shared)
 └── AgentError
     ├── ConfigError         the agent's own file is wrong
+    │   ├── OptionWrong         of a command line
     │   └── AgentDiskFull       there is no room for it on its disk
     ├── NotEnrolled         there is no key yet
     ├── CoordinatorSaid     an answer that is not 2xx: code, status
@@ -35,6 +36,12 @@ class AgentError(FedError):
 
 class ConfigError(AgentError):
     code = "config_invalid"
+
+
+class OptionWrong(ConfigError):
+    """What was given on a command line."""
+
+    usage = True
 
 
 class AgentDiskFull(ConfigError):

@@ -8,6 +8,7 @@ FedError (shared)                       what both sides know
     ├── Conflict                        409  not in this state
     │   └── domain: InvalidTransition, StaleAttempt, LeaseLost
     ├── Invalid                         422  the content is wrong
+    │   ├── OptionInvalid       of a command line
     │   └── domain: DeltaRefused
     ├── TooLarge                        413  more bytes than announced beforehand
     ├── storage: BlobMissing 404, BlobCorrupt 422, BlobDamaged 503, StoreFull 507, StorageAway 503
@@ -49,6 +50,12 @@ class Conflict(CoordinatorError):
 class Invalid(CoordinatorError):
     code = "invalid"
     status = 422
+
+
+class OptionInvalid(Invalid):
+    """What was given on a command line."""
+
+    usage = True
 
 
 class TooLarge(CoordinatorError):

@@ -11,7 +11,7 @@ import typer
 from platformdirs import user_cache_path
 
 from fedcybgd.agent.alone import alone
-from fedcybgd.agent.errors import ConfigError
+from fedcybgd.agent.errors import ConfigError, OptionWrong
 from fedcybgd.shared.host import started
 from fedcybgd.shared.host.addresses import PlainAddress, address_of, check_way, is_loopback
 from fedcybgd.shared.host.machine import raise_open_files
@@ -102,7 +102,7 @@ def _certificate(certificate: Path | None, key: Path | None) -> ssl.SSLContext |
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
-        raise ConfigError("--tls-certificate and --tls-key go together")
+        raise OptionWrong("--tls-certificate and --tls-key go together")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedcybgd.coordinator.domain.run_file import EvaluateSection
-from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.errors import OptionInvalid
 from fedcybgd.shared.files.table_format import TableFormat
 from fedcybgd.shared.files.tables import SUFFIXES, column_names
 
@@ -17,7 +17,7 @@ def columns_of(said: list[str]) -> dict[str, str]:
     """Field → column."""
     found = dict(each.partition("=")[::2] for each in said)
     if wrong := [field for field, column in found.items() if not field or not column]:
-        raise Invalid(f"--column {wrong[0]}: say FIELD=COLUMN, as in text=question")
+        raise OptionInvalid(f"--column {wrong[0]}: say FIELD=COLUMN, as in text=question")
     return found
 
 

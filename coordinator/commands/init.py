@@ -17,7 +17,7 @@ from fedcybgd.coordinator.commands.output import Facts, Json, say_json
 from fedcybgd.coordinator.domain.recipe import AGENTS, CORRECTED, RecipeTask, recipe
 from fedcybgd.coordinator.domain.recipe_file import written_recipe
 from fedcybgd.coordinator.domain.run_file import parse_run_file
-from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.errors import Invalid, OptionInvalid
 from fedcybgd.shared.contract.words import CLASSIFICATIONS, JsonObject
 from fedcybgd.shared.host.terminal import Terminal
 
@@ -58,9 +58,9 @@ def init(
     """Write a run file with values to start from, chosen by the held-out rows, the model and the number of agents."""
     check_free(out, force)
     if task not in CLASSIFICATIONS and labels is not None:
-        raise Invalid(f"--labels: {task} has no labels")
+        raise OptionInvalid(f"--labels: {task} has no labels")
     if corrections and task not in CORRECTED:
-        raise Invalid(
+        raise OptionInvalid(
             f"--corrections: they were measured with {' and '.join(CORRECTED)} alone, not with {task}; a run file may have them all the same"
         )
     directory, called, config = _model(model)
@@ -97,7 +97,7 @@ def _model(model: str) -> tuple[Path | None, str, JsonObject]:
     if path.is_dir():
         return path, name_of_directory(path), recipe_facts.config_of(path)
     if "/" in model or path.exists():
-        raise Invalid(f"--model {model}: there is no directory of that name, and no model of a coordinator is called so")
+        raise OptionInvalid(f"--model {model}: there is no directory of that name, and no model of a coordinator is called so")
     view = Client().models.get(model)
     if view.state != "ready" or not view.config:
         raise Invalid(f"--model {model}: the model is {view.state}{f', {view.reason}' if view.reason else ''}")

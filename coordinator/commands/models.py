@@ -37,7 +37,10 @@ def add(
 @app.command()
 def upload(
     directory: Annotated[
-        Path, typer.Argument(help="A directory on this machine, with config.json, the tokenizer's files and *.safetensors.")
+        Path,
+        typer.Argument(
+            help="A directory on this machine, with config.json, the tokenizer's files and *.safetensors.", exists=True, file_okay=False
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="How runs call it; default: the name of the directory.")] = None,
     as_json: Json = False,

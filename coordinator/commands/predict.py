@@ -19,7 +19,7 @@ from fedcybgd.coordinator.commands.new_file import Force, RowsFile, rows_file
 from fedcybgd.coordinator.commands.output import Facts, say_json
 from fedcybgd.coordinator.commands.prediction_tally import PredictionTally
 from fedcybgd.coordinator.domain.run_file import EvaluateSection, RunFile
-from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.errors import Invalid, OptionInvalid
 from fedcybgd.shared.contract.errors import DataError
 from fedcybgd.shared.contract.provenance import CARD, FILE
 from fedcybgd.shared.contract.sizes import counted
@@ -84,7 +84,7 @@ def predict(
         wanted = model_version(version)
         asked = _of_directory(what, version) if Path(what).expanduser().is_dir() else _of_run(what)
         if asked.spec.task != "causal-lm" and new_tokens is not None:
-            raise Invalid(f"--max-new-tokens: {asked.called} is a {asked.spec.task}, which writes no text")
+            raise OptionInvalid(f"--max-new-tokens: {asked.called} is a {asked.spec.task}, which writes no text")
         columns = mapped(asked.held_out, data, columns_of(column))
         rows = AskedRows(data, asked.spec, columns, read_as(asked.held_out, data), images)
         rows.check(new_tokens)
@@ -104,7 +104,7 @@ def _of_directory(what: str, version: str | None) -> Asked:
 
     directory = Path(what).expanduser()
     if version is not None:
-        raise Invalid(f"--version: {what} is a directory with one model; of a run there are several")
+        raise OptionInvalid(f"--version: {what} is a directory with one model; of a run there are several")
     card, spec = _read(directory / CARD), _run_file(directory)
     if card and card.get("after_rounds") is None:
         raise Invalid(f"{what} is an export whose files are not all there; run `fedcoord run export` again")
@@ -132,7 +132,7 @@ def _read(file: Path) -> JsonObject:
 
 def _of_run(what: str) -> Asked:
     if "/" in what or Path(what).exists():
-        raise Invalid(f"{what}: there is no directory of that name, and no run is called so")
+        raise OptionInvalid(f"{what}: there is no directory of that name, and no run is called so")
     run = Client().runs.get(what)
     spec = RunFile.model_validate(run.spec)
     return Asked(f"the model of run {run.name}", spec.task.spec, spec.evaluate, run_id=run.id)

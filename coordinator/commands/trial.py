@@ -24,7 +24,7 @@ from fedcybgd.coordinator.commands.output import Json, say_json
 from fedcybgd.coordinator.commands.trial_report import TrialReport
 from fedcybgd.coordinator.domain.anchor import anchor_name
 from fedcybgd.coordinator.domain.run_file import RunFile
-from fedcybgd.coordinator.errors import Invalid
+from fedcybgd.coordinator.errors import Invalid, OptionInvalid
 from fedcybgd.local.chaos import Chaos
 from fedcybgd.local.federation import Federation
 from fedcybgd.local.rows import Portion, TrialRows
@@ -49,6 +49,7 @@ PLACE_BYTES = 4 << 20
 
 class ModelNotGiven(Invalid):
     code = "model_not_given"
+    usage = True
 
 
 class TooLittleMemory(Invalid):
@@ -158,7 +159,7 @@ def _looked_through(
         notes.append("the run file has no `evaluate`: nothing will be scored")
     if spec.agents != "all":
         if agents not in (None, len(spec.agents)):
-            raise Invalid(f"--agents {agents}: the run file names {counted(len(spec.agents), 'agent')}: {', '.join(spec.agents)}")
+            raise OptionInvalid(f"--agents {agents}: the run file names {counted(len(spec.agents), 'agent')}: {', '.join(spec.agents)}")
         agents = len(spec.agents)
     elif agents is None and how.kind != "column":
         agents = AGENTS

@@ -54,3 +54,4 @@ class KeyUnknown(LocalError):
 
 class SplitInvalid(LocalError):
     code = "split_invalid"
+    usage = True

@@ -14,6 +14,8 @@ class FedError(Exception):
     """An error with a stable `code`, a message for a person, and `detail` for a program."""
 
     code = "error"
+    usage = False
+    """whether a command line is wrong, and nothing was tried"""
 
     def __init__(self, message: str, **detail: Any) -> None:
         # A name of a file or of a column may hold half a character, which nobody can send or store.

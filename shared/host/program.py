@@ -48,7 +48,7 @@ def ended(app: Callable[[], object]) -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except FedError as error:
-        _fail(f"{error.message} [{error.code}]")
+        _fail(f"{error.message} [{error.code}]", Exit.USAGE if error.usage else Exit.FAILED)
     except BrokenPipeError:
         _give_up_output()
         sys.exit(Exit.FAILED)
@@ -84,6 +84,6 @@ def _give_up_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(why: str) -> None:
+def _fail(why: str, status: Exit = Exit.FAILED) -> None:
     Terminal(stderr=True).say(f"error: {why}", "red")
-    sys.exit(Exit.FAILED)
+    sys.exit(status)

@@ -105,7 +105,7 @@ def test_what_cannot_be_done_ends_with_1_and_one_line(name: str, monkeypatch: py
 
 def _needed(command: Any, folder: Path) -> Iterator[str]:
     """What the command must be given: a file that is there, a role that there is, else a word."""
-    given = {"file": folder / "given.yaml", "data": folder / "given.yaml", "role": "viewer", "task": "causal-lm"}
+    given = {"file": folder / "given.yaml", "data": folder / "given.yaml", "directory": folder, "role": "viewer", "task": "causal-lm"}
     (folder / "given.yaml").write_text("name: x\nmodel: x\ntask: {kind: causal-lm}\n")
     for parameter in command.params:
         if parameter.required:
@@ -250,6 +250,12 @@ def test_a_variable_that_is_none_of_the_agents_is_told_of_beside_the_answer(
         ("fedcoord agents token --uses 0", "must be 1 or more"),
         ("fedcoord operators add x --role boss", "'boss' is not one of 'viewer', 'operator', 'owner'."),
         ("fedagent run --page x", "must be a whole number"),
+        ("fedcoord init --task causal-lm --data /dev/null --model ./nowhere", "--model ./nowhere: there is no directory of that name"),
+        ("fedcoord init --task causal-lm --data /dev/null --model . --labels 3", "--labels: causal-lm has no labels"),
+        ("fedcoord predict ./nowhere --data /dev/null", "./nowhere: there is no directory of that name"),
+        ("fedcoord models upload ./nowhere", "'./nowhere' does not exist"),
+        ("fedagent enroll http://127.0.0.1:1 --column text", "--column text: say FIELD=COLUMN"),
+        ("fedagent serve-cache http://127.0.0.1:1 --tls-key k", "go together"),
     ],
 )
 def test_what_is_wrong_with_an_option_is_said_in_words(
