@@ -78,12 +78,15 @@ def complete(session: Session, hold: Hold, result: BaseModel, now: datetime) -> 
 
 
 def fail(session: Session, hold: Hold, code: str, message: str, now: datetime, engine_died: bool = False) -> None:
-    """Record that a job failed; `engine_died` lets it wait again, until too many have."""
+    """Record that a job failed; `engine_died` lets it wait again, until too many have, and is told of."""
     if (job := _held(session, hold)) is None:
         return
     if engine_died and job.deaths + 1 < MOST_DEATHS:
         states.interrupt(job, engine_died=True)
         signals.start_lane(session, job.lane)
+        of, run_id = _whose(session, job)
+        text = f"the {job.kind} of {of} is begun again, after try {job.deaths} of {MOST_DEATHS}: {plain(message)}"
+        record(session, now, "warning", code, text, run_id=run_id)
         return
     OUTCOMES[JobKind(job.kind)].fail(session, job, code, plain(message), now)  # a name of a file may be what no database stores
 
@@ -94,13 +97,19 @@ def wait(session: Session, hold: Hold, code: str, message: str, now: datetime) -
         return
     begins = job.error is None
     states.stand_aside(job, code, message)
-    model, run = session.get(Model, job.subject), session.get(Run, job.subject)
-    if model is not None:
+    if (model := session.get(Model, job.subject)) is not None:
         model.reason = message
     if begins:
-        of = f"model {model.name}" if model is not None else f"run {run.name}" if run is not None else job.subject
-        text = f"the {job.kind} of {of} waits for room: {message}"
-        record(session, now, "warning", code, text, run_id=run.id if run is not None else None)
+        of, run_id = _whose(session, job)
+        record(session, now, "warning", code, f"the {job.kind} of {of} waits for room: {message}", run_id=run_id)
+
+
+def _whose(session: Session, job: Job) -> tuple[str, str | None]:
+    """What people call what a job is for; and the run's id where it is one."""
+    if (run := session.get(Run, job.subject)) is not None:
+        return f"run {run.name}", run.id
+    model = session.get(Model, job.subject)
+    return f"model {model.name}" if model is not None else job.subject, None
 
 
 def _held(session: Session, hold: Hold) -> Job | None:

@@ -287,6 +287,10 @@ class TestJobs:
                 outcomes.fail(session, hold, "worker_died", "killed", utcnow(), engine_died=True)
             found = job(database, job_id)
             assert (found.state, found.tries) == ("queued" if died < 3 else "failed", 4 + died)
+        with database.reading() as session:
+            told = session.execute(select(Event.level, Event.message).where(Event.code == "worker_died").order_by(Event.id)).all()
+        assert [level for level, _ in told] == ["warning", "warning", "error"]
+        assert [f"is begun again, after try {number} of 3: killed" in text for number, (_, text) in enumerate(told[:2], 1)] == [True, True]
 
     def test_who_slept_while_nobody_was_there_keeps_what_he_had(self, database: Database) -> None:
         job_id = submit(database)
