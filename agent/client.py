@@ -102,6 +102,8 @@ class Client:
         """Identity of the coordinator that this agent is enrolled at; learned from its first good answer"""
         self.piece: int | None = None
         """Bytes of an upload that something on the way lets through at once, once that was found out"""
+        self.cuts = 0
+        """Pieces of uploads one after another that were cut, and nothing of them kept"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
         self.answered_at = 0.0
@@ -238,7 +240,7 @@ class Client:
         try:
             with self._http.stream(method, path, headers=headers, **arguments) as answer:
                 self._recognise(answer)
-                content = body_of(answer, limit)
+                content = self._content(answer, limit)
         except (httpx.HTTPError, BodyInvalid) as error:
             raise Unreachable(f"no coordinator answers at {self.url}: {why(self.url, error)}") from error
         if not answer.is_success:
@@ -254,6 +256,15 @@ class Client:
         self.headings_come = VERSION in answer.headers
         headers = {name: value for name, value in answer.headers.items() if name not in ABOUT_THE_BYTES}
         return httpx.Response(answer.status_code, headers=headers, content=content)
+
+    def _content(self, answer: httpx.Response, limit: int) -> bytes:
+        """The whole body. Of an error that is not the coordinator's the head says enough, where the connection was closed on it."""
+        try:
+            return body_of(answer, limit)
+        except (httpx.HTTPError, BodyInvalid):
+            if answer.is_success or identity_of(answer.headers) is not None:
+                raise
+            return b""
 
     def _recognise(self, answer: httpx.Response) -> None:
         said = identity_of(answer.headers)

@@ -13,7 +13,9 @@ from fedcybgd.shared.contract.training import TrainMetrics
 SMALLEST = 16 << 10
 """A proxy that takes less than this is waited for: a person has to raise its limit."""
 SHORT = 1 << 20
-"""Pieces are not made smaller than this because of cuts alone."""
+"""Pieces are not made smaller than this because of a cut or two: networks have them."""
+CUTS = 3
+"""So many one after another are a limit that closes the connection in place of saying so."""
 
 
 class DeltaDamaged(Exception):
@@ -87,11 +89,16 @@ def send_file(client: Client, assignment_id: str, digest: str, path: Path, told:
             # Cut, and nothing was kept: a proxy that reads bodies whole before it hands them on, and ends requests that take long.
             # Or one that does not say by 413 that a body is too large for it.
             refused = isinstance(error, NotTheCoordinator) and 400 <= (error.status or 0) < 500
-            least = SMALLEST if refused else SHORT
-            if client.upload_offset(assignment_id, digest).offset == begin and length > least:
-                client.piece = max(least, _half(length))
+            if client.upload_offset(assignment_id, digest).offset == begin:
+                client.cuts += 1
+                least = SMALLEST if refused or client.cuts >= CUTS else SHORT
+                if length > least:
+                    client.piece = max(least, _half(length))
+            else:
+                client.cuts = 0
             raise
         else:
+            client.cuts = 0
             if arrived.complete or arrived.offset > begin:
                 continue
             raise Unreachable("of a piece that was sent nothing arrived, it says")

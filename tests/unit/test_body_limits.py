@@ -100,3 +100,16 @@ def test_a_limit_that_is_not_called_one_is_got_through_too(at_once: None, tmp_pa
         patiently(lambda: send_file(client, asg(1), DIGEST, tmp_path / "delta", lambda _: None), timeout=5, waited=told.append)
     assert receiver.data == BLOB
     assert {type(error) for error in told} == {NotTheCoordinator}
+
+
+@pytest.mark.parametrize("status", [413, 200], ids=["after its head", "without a word"])
+def test_a_limit_that_closes_the_connection_is_got_through_too(at_once: None, tmp_path: Path, status: int) -> None:
+    """What a proxy answers before it was sent all is often lost with the connection, or half of it."""
+    (tmp_path / "delta").write_bytes(BLOB)
+    receiver, told = Receiver(100_000, refusal=Answer(status, b"<", {"Content-Type": "text/html"}, announced=99)), list[Exception]()
+    with serving(receiver) as server:
+        client = Client(server.url, "fca_x")
+        patiently(lambda: send_file(client, asg(1), DIGEST, tmp_path / "delta", told.append), timeout=5, waited=told.append)
+    assert receiver.data == BLOB
+    assert {type(error) for error in told} == {ProxyBodyLimit if status == 413 else Unreachable}
+    assert status == 413 or len(told) > 3, "a cut or two make no piece smaller"
