@@ -323,9 +323,8 @@ def test_commands_upload_list_and_discard(live: LiveCoordinator, bert: Path, tmp
     (folder / "notes").mkdir()
     made = json.loads(run("upload", str(folder), "--json"))
     assert (made["name"], made["state"]) == (name, "ready")
-    for wrong, word in ((tmp_path / "nowhere", "no directory"), (tmp_path, "no config.json")):
-        result = CliRunner().invoke(app, ["models", "upload", str(wrong)], env=environment)
-        assert word in str(result.exception)
+    wrong = CliRunner().invoke(app, ["models", "upload", str(tmp_path)], env=environment)
+    assert "no config.json" in str(wrong.exception)
     bare, asked = tmp_path / "bare", len(live.operator.every("/model-uploads"))
     bare.mkdir()
     for file in ("config.json", "model.safetensors"):
