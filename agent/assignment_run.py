@@ -289,7 +289,7 @@ def send(tools: Tools, assignment: LeasedAssignment, delta: Path, metrics: Train
     if size > assignment.max_delta_bytes:
         raise VisitFailed("delta_refused", f"the delta has {size} bytes, the coordinator takes {assignment.max_delta_bytes}")
     delivery = Delivery(tools.client, assignment, delta, metrics, tools.told)
-    receipt = patiently(delivery.attempt, waited=tools.told, pause=tools.pause)
+    receipt = patiently(delivery.attempt, waited=tools.told, pause=tools.pause, further=lambda: tools.client.further)
     # Once it is applied, it is the way from the block as received to the block's next version.
     try:
         tools.cache.adopt(delta, delivery.digest)

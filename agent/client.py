@@ -104,6 +104,8 @@ class Client:
         """Bytes of an upload that something on the way lets through at once, once that was found out"""
         self.cuts = 0
         """Pieces of uploads one after another that were cut, and nothing of them kept"""
+        self.further = 0
+        """How often an upload got further"""
         self.bytes_sent = 0
         """Bytes of deltas that were sent"""
         self.answered_at = 0.0

@@ -39,12 +39,14 @@ def patiently(
     timeout: float | None = None,
     waited: Callable[[Exception], None] | None = None,
     pause: Callable[[float], None] = time.sleep,
+    further: Callable[[], int] = int,
 ) -> T:
     """Call until it works; without `timeout` for as long as it takes: an agent must outlast a coordinator that is away for a weekend.
 
-    `waited` hears of every failure that is tried again. `pause` waits between two calls, and may raise to end the waiting.
+    `waited` hears of every failure that is tried again. `pause` waits between two calls, and may raise to end the waiting. `further` counts what has
+    been got done: failures before it grew make no later wait longer.
     """
-    began, failures = time.monotonic(), Counter[str]()
+    began, failures, done = time.monotonic(), Counter[str](), further()
     while True:
         try:
             return call()
@@ -55,6 +57,8 @@ def patiently(
                 waited(error)
             if timeout is not None and time.monotonic() - began >= timeout:
                 raise
+            if further() > done:
+                failures, done = Counter(), further()
             kind = _kind(error)
             wait = _wait(error, failures[kind])
             failures[kind] += 1

@@ -95,11 +95,12 @@ def send_file(client: Client, assignment_id: str, digest: str, path: Path, told:
                 if length > least:
                     client.piece = max(least, _half(length))
             else:
-                client.cuts = 0
+                client.cuts, client.further = 0, client.further + 1
             raise
         else:
             client.cuts = 0
             if arrived.complete or arrived.offset > begin:
+                client.further += 1
                 continue
             raise Unreachable("of a piece that was sent nothing arrived, it says")
 

@@ -62,6 +62,7 @@ def test_a_delta_goes_through_a_limit_of_bodies_in_pieces(tmp_path: Path, most: 
         receiver.data, before = b"", len(told)
         send_file(client, asg(1), DIGEST, tmp_path / "delta", told.append)
         assert len(told) == before, "the size that gets through is remembered"
+        assert client.further == 2 * -(-len(BLOB) // (client.piece or len(BLOB))), "each piece that arrived"
 
 
 def test_a_limit_below_the_smallest_piece_is_said_and_waited_for(tmp_path: Path) -> None:

@@ -139,6 +139,12 @@ def test_waits_grow_and_are_not_the_same_for_all_agents() -> None:
     assert first[-1] >= 60
 
 
+def test_what_gets_further_between_its_failures_is_gone_on_with_soon() -> None:
+    slept: list[float] = []
+    assert patiently(Flaky(*(Unreachable("cut") for _ in range(30))), pause=slept.append, further=lambda: len(slept) // 3) == "answer"
+    assert max(slept) < 2.1, "no three of them had got nowhere"
+
+
 UNHEARD = [Unreachable("x"), httpx.ConnectError("refused"), NotTheCoordinator("bad gateway", 502)]
 
 
