@@ -7,8 +7,8 @@ the CPU time of all its processes counts, and the first visits still download th
 the same blocks, to the bit.
 
 The system runs twice, in turns: `seen`, as it is, while Prometheus reads its metrics every 15 seconds and somebody follows its events; and `unseen`,
-without counters, events and their lines in the log, and with nobody who asks. What the difference comes to is told of all processes but the trainers,
-which are the same on both sides and whose noise is greater than it.
+without counters, events and their lines in the log, and with nobody who asks. What the other processes take is told as a share of what the trainers of
+the same system take, for these do the same work on both sides while the speed of a machine goes up and down by more than the difference.
 """
 
 import contextlib
@@ -180,15 +180,14 @@ def main() -> None:
             print(f"run start to first training step, model never seen before: {spread(seconds, 's', 2)} (least / median / greatest)")
             gaps = turnarounds(system, TASK, folder)
             print(f"last byte of a delta to the answer of the next claim, {len(gaps)} times: {spread(gaps, 'ms')}")
-    around = [[s.around_s for s in sides] for sides in (system_sides, unseen_sides)]
-    seen_s = statistics.median(around[0]) - statistics.median(around[1])
-    print(
-        f"CPU of web process, engine and daemons: seen {spread(around[0], 's', 2)}, unseen {spread(around[1], 's', 2)}; {seen_s:.2f} s of it for being seen"
-    )
+    seen, unseen = ([s.around_s / (s.cpu_s - s.around_s) for s in sides] for sides in (system_sides, unseen_sides))
+    trainers = statistics.median(1 - s.around_s / s.cpu_s for s in system_sides)
+    for name, parts in (("seen", seen), ("unseen", unseen)):
+        print(f"web process, engine and daemons, of the CPU time of the trainers, {name}: {spread([100 * part for part in parts], '%', 2)}")
     figures = {
         "wall_ratio": statistics.median(s.wall_s for s in system_sides) / statistics.median(s.wall_s for s in bare_sides),
         "cpu_ratio": statistics.median(s.cpu_s for s in system_sides) / statistics.median(s.cpu_s for s in bare_sides),
-        "seen_percent": 100 * seen_s / statistics.median(s.cpu_s for s in system_sides),
+        "seen_percent": 100 * (statistics.median(seen) - statistics.median(unseen)) * trainers,
         "turnaround_ms_median": statistics.median(gaps),
         "start_s": statistics.median(seconds),
     }
