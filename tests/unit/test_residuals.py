@@ -62,7 +62,7 @@ class Trainer:
 class Coordinator:
     """Takes deltas, unless it is told to refuse or to die."""
 
-    bytes_sent = 0
+    bytes_sent = further = 0
     piece: int | None = None
 
     def __init__(self) -> None:
