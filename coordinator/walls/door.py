@@ -102,9 +102,7 @@ class Doorkeeper:
         wrong = TRIED_WRONG if rule.door is Door.TRIED else KEY_WRONG if _shows_a_key(headings) else NOTHING_WRONG
         answered = self._answering(scope, receive, send, body, place, slowed, wrong)
         try:
-            if not (rule.door is Door.TRIED or rule.free or _shows_a_key(headings)) and (
-                wait := self._keyless.take(place, time.monotonic())
-            ):
+            if _is_keyless(rule, headings) and (wait := self._keyless.take(place, time.monotonic())):
                 raise _too_many(wait, "too many calls without a key from this address")
             check_path(scope["path"])
             self._check_host(scope, headings)
@@ -190,6 +188,11 @@ def _from_this_machine(scope: Scope) -> bool:
 
 def _shows_a_key(headings: Headings) -> bool:
     return b"authorization" in headings or SIGNATURE_INPUT.lower().encode() in headings
+
+
+def _is_keyless(rule: Rule, headings: Headings) -> bool:
+    """Whether no key will be looked at; one that is shown where none is needed may be anything."""
+    return not rule.free and (rule.door is Door.OPEN or (rule.door is Door.KEY and not _shows_a_key(headings)))
 
 
 def _says_the_time(message: Message) -> bool:

@@ -204,14 +204,16 @@ def test_one_key_that_floods_is_slowed_alone(coordinators: Callable[..., LiveCoo
 def test_who_shows_no_key_floods_no_page(coordinators: Callable[..., LiveCoordinator]) -> None:
     live = coordinators(bounds=HowOften(OFTEN.failures, OFTEN.calls, OFTEN.costly, OFTEN.rare, Rate(15, 0.01)))
 
-    def seen(path: str, place: str) -> list[int]:
-        with httpx.Client(headers={"X-Forwarded-For": place}) as http:
+    def seen(path: str, place: str, **headers: str) -> list[int]:
+        with httpx.Client(headers={"X-Forwarded-For": place, **headers}) as http:
             return [http.get(live.url + path).status_code for _ in range(18)]
 
     paths = {"/docs": 200, "/admin": 200, "/admin/files/admin.js": 200, "/openapi.json": 200, "/nothing": 404, "/v1/status": 401}
     for number, (path, status) in enumerate(paths.items()):
         assert seen(path, f"192.0.2.{number}") == [status] * 15 + [429] * 3
         assert set(seen("/v1/health", f"192.0.2.{number}")) == {200}
+    for number, path in enumerate(("/docs", "/nothing")):
+        assert seen(path, f"198.51.100.{number}", Authorization="Bearer x")[15:] == [429] * 3, "nobody looks whether that is a key"
     hand = Hand(live)
     hand.http.headers["X-Forwarded-For"] = "192.0.2.0"
     assert hand.http.get("/agents/me").status_code == 200
